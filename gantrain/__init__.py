@@ -1,0 +1,16 @@
+"""gantrain: a GAN trainer in which weight averaging is a first-class experiment."""
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["load_generator", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that `gantrain --help` does not wait for torch.
+    if name == "load_generator":
+        from gantrain.sampling import load_generator
+
+        return load_generator
+    raise AttributeError(f"module 'gantrain' has no attribute {name!r}")

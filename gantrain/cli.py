@@ -1,0 +1,137 @@
+"""The `gantrain` command: parse, call, format errors. torch is imported by the verbs, not for the help."""
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gantrain import __version__
+from gantrain.errors import UserError
+
+USER_ERROR = 2
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+OVERRIDES_HELP = "section.key=value, as often as needed; the value is read as YAML"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 when it is done, 2 on a user's mistake, 130 on Ctrl-C."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.call(arguments)
+    except UserError as error:
+        complain(str(error))
+        return USER_ERROR
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        complain(f"{error.filename or 'writing'}: {error.strerror}; make room (or rights) there and run the same command again")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on from the last checkpoint")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def complain(text: str) -> None:
+    """One line on standard error, from the main process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"gantrain: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="gantrain", description="Train GANs, and follow, score and sample many averages of their weights.")
+    top.add_argument("--version", action="version", version=f"gantrain {__version__}")
+    verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = verbs.add_parser("train", help="train; the same command on the same run_dir resumes")
+    train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
+    train.set_defaults(call=call_train)
+
+    show = verbs.add_parser("config", help="print the resolved configuration")
+    show.add_argument("config", metavar="CONFIG")
+    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
+    show.set_defaults(call=call_config)
+
+    sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
+    sample.add_argument("run", metavar="RUN", help="a run folder")
+    sample.add_argument("--average", default="ema", metavar="NAME", help="an average's name, or live (default: ema)")
+    sample.add_argument("--num", type=int, default=64, help="how many images (default: 64)")
+    sample.add_argument("--labels", metavar="0,3", help="classes, taken in turn (default: all of them)")
+    sample.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
+    sample.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
+    sample.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    sample.add_argument("--out", default="samples.png", help="a .png for a grid, or a folder/ for numbered PNGs (default: samples.png)")
+    sample.set_defaults(call=call_sample)
+
+    evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages")
+    evaluate.add_argument("run", metavar="RUN", help="a run folder")
+    evaluate.add_argument("--average", default="all", metavar="NAME", help="names with commas between, live among them, or all (default)")
+    evaluate.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples)")
+    evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json)")
+    evaluate.add_argument("overrides", nargs="*", metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
+    evaluate.set_defaults(call=call_evaluate)
+    return top
+
+
+def call_train(arguments: argparse.Namespace) -> None:
+    from gantrain import config as configuration
+
+    config = configuration.load(arguments.config, arguments.overrides)
+    from gantrain.distributed import finish
+    from gantrain.trainer import Trainer
+
+    trainer = Trainer(config)
+    try:
+        trainer.train()
+    except BaseException:
+        trainer.tracker.close(exit_code=1)
+        raise
+    finish(trainer.accelerator)
+
+
+def call_config(arguments: argparse.Namespace) -> None:
+    from gantrain import config as configuration
+
+    print(configuration.to_yaml(configuration.load(arguments.config, arguments.overrides)), end="")
+
+
+def call_sample(arguments: argparse.Namespace) -> None:
+    from gantrain.sampling import write_samples
+
+    labels = whole_numbers(arguments.labels, "--labels") if arguments.labels is not None else None
+    written = write_samples(
+        arguments.run, Path(arguments.out), as_folder=arguments.out.endswith(("/", os.sep)), average=arguments.average, num=arguments.num,
+        labels=labels, truncation=arguments.truncation, seed=arguments.seed, kimg=arguments.kimg,
+    )  # fmt: skip
+    print(written)
+
+
+def call_evaluate(arguments: argparse.Namespace) -> None:
+    from gantrain.distributed import finish
+    from gantrain.evaluation import evaluate_run
+
+    names = None if arguments.average == "all" else arguments.average.split(",")
+    report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, arguments.overrides)
+    if accelerator.is_main_process:
+        print(report)
+    finish(accelerator)
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers with commas between."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option}: {text!r} is no list of whole numbers; write for example {option} 0,3") from None

@@ -1,0 +1,98 @@
+"""A folder of images, one sub-folder a class."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from gantrain.data.imageset import ImageSet, Source
+from gantrain.errors import InvalidField, UserError, check
+from gantrain.plugins import one_line
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Source):
+    """Images under `root/CLASS/**`, centre-cropped to a square and resized with antialiasing.
+
+    Classes are the sub-folders of `root` in sorted order. With `labels: false` the images may also lie in `root` itself.
+
+    Attributes:
+        root: the folder.
+        channels: 3 (RGB) or 1 (grey); images are converted.
+        filter: "bicubic", "lanczos", "bilinear" or "box"; each looks at every source pixel when it shrinks.
+    """
+
+    root: str = ""
+    channels: int = 3
+    filter: Literal["bicubic", "lanczos", "bilinear", "box"] = "lanczos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "channels", self.channels in (1, 3), "must be 1 or 3")
+
+    def build(self) -> ImageSet:
+        if not self.root:
+            raise InvalidField("root", self.root, "must name the folder of images")
+        root = Path(self.root)
+        if not root.is_dir():
+            raise UserError(f"data.root: there is no folder {self.root!r}")
+        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        files: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            found = images_under(root / name)
+            files += found
+            labels += [label] * len(found)
+        if not self.labels:
+            loose = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS)
+            files, labels, classes = loose + files, [0] * (len(loose) + len(files)), ["all"]
+        if not files:
+            raise UserError(f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))})")
+        listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in files)
+        return ImageSet(
+            name=f"folder/{root.name}",
+            labels=torch.tensor(labels),
+            class_names=classes,
+            channels=self.channels,
+            resolution=self.resolution,
+            decode=Decoder(files, self.resolution, self.channels, self.filter),
+            identity=f"{self.filter}\n{listing}",
+        )
+
+
+def images_under(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted."""
+    found = []
+    for directory, _, names in os.walk(folder, followlinks=True):
+        found += [Path(directory) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+    return sorted(found)
+
+
+class Decoder:
+    """Decodes file number i to uint8 `[channels, resolution, resolution]`."""
+
+    def __init__(self, files: list[Path], resolution: int, channels: int, filter: str):
+        self.files, self.resolution = files, resolution
+        self.mode = "RGB" if channels == 3 else "L"
+        self.filter = Image.Resampling[filter.upper()]
+
+    def __call__(self, index: int) -> torch.Tensor:
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                image = image.convert(self.mode)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: does not decode as an image ({one_line(error)}); replace or delete it") from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        size = (self.resolution, self.resolution)
+        image = image.resize(size, self.filter, box=(left, top, left + side, top + side))
+        pixels = torch.from_numpy(np.array(image))
+        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()

@@ -1,0 +1,112 @@
+"""A data set as the trainer sees it: uint8 images of one size, labels, names."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gantrain.errors import UserError, check
+
+Where = Literal["auto", "device", "host", "disk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What every data set has in its `data:` section.
+
+    Attributes:
+        resolution: height and width of the images handed out.
+        flip: mirror every image with probability one half.
+        labels: false trains without classes, whatever the data has.
+        keep_in: where the images live: "device", "host" (memory), "disk" (decoded as they are needed), or "auto", the
+            first of these in which they fit.
+        workers: processes a training process that decode ahead when the images stay on disk.
+    """
+
+    resolution: int = 32
+    flip: bool = False
+    labels: bool = True
+    keep_in: Where = "auto"
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        check(self, "resolution", self.resolution >= 1, "must be at least 1")
+        check(self, "workers", self.workers >= 0, "must be at least 0")
+
+
+@dataclass
+class ImageSet(Dataset):
+    """Images `[C, resolution, resolution]` uint8 with integer labels, in memory or decoded on demand.
+
+    Attributes:
+        name: for messages and records.
+        labels: int64 `[N]`.
+        class_names: one a class; labels index it.
+        channels, resolution: of every image.
+        pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
+        decode: index to uint8 `[C, H, W]`; raises `UserError` naming the file. Needed when `pixels` is None.
+        identity: what the fingerprint of a set that stays on disk is made of.
+    """
+
+    name: str
+    labels: Tensor
+    class_names: list[str]
+    channels: int
+    resolution: int
+    pixels: Tensor | None = None
+    decode: Callable[[int], Tensor] | None = None
+    identity: str = ""
+    _fingerprint: str = field(default="", repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | UserError, int]:
+        """(image, label); the image is the error itself where it does not decode, since a worker process cannot raise it whole."""
+        try:
+            image = self.decode(index) if self.pixels is None else self.pixels[index]
+        except UserError as error:
+            image = error
+        return image, int(self.labels[index])
+
+    def unlabelled(self) -> ImageSet:
+        """The same images as a single class."""
+        self.labels, self.class_names = torch.zeros_like(self.labels), ["all"]
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory once decoded."""
+        return len(self) * self.channels * self.resolution**2
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: the pixels where they are in memory, else the list of files with their sizes."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution}".encode())
+            digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
+            if self.pixels is None:
+                digest.update(self.identity.encode())
+            else:
+                for chunk in self.pixels.split(4096):
+                    digest.update(chunk.cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def collate(items: list[tuple[Tensor | UserError, int]]) -> tuple[Tensor, Tensor] | UserError:
+    """A batch of decoded images and labels, or the first error among them."""
+    for image, _ in items:
+        if isinstance(image, UserError):
+            return image
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])

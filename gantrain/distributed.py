@@ -1,0 +1,72 @@
+"""One Accelerator for the whole program: devices, processes, precision."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor
+
+from gantrain.errors import UserError
+from gantrain.plugins import one_line
+
+T = TypeVar("T")
+
+# Metrics of many samples keep one process busy while the others wait for it.
+PATIENCE = timedelta(hours=2)
+
+
+def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
+    """The Accelerator that `accelerate launch` or `torchrun` has prepared the environment for; one process otherwise.
+
+    Raises:
+        UserError: the device cannot compute in this precision.
+    """
+    # Each rank keeps its own BatchNorm statistics while training; they are averaged where they are read.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Accelerate cannot yet pass the argument that replaces broadcast_buffers in newer releases of torch.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+    try:
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no" if mixed_precision == "fp32" else mixed_precision,
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except ValueError as error:
+        raise UserError(f"mixed_precision: {mixed_precision} does not run here ({one_line(error)}); use fp32 or bf16") from error
+
+
+def local_processes() -> int:
+    """How many processes of this run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def sum_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    """A function that sums a tensor over all processes."""
+    return lambda tensor: accelerator.reduce(tensor, reduction="sum")
+
+
+def from_main(accelerator: Accelerator, value: T) -> T:
+    """The main process's `value`, on every process."""
+    box: list[Any] = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(box)
+    return box[0]
+
+
+def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """`do()` on each machine's first process, then on the others: so that one downloads and the others find it there."""
+    with accelerator.local_main_process_first():
+        return do()
+
+
+def finish(accelerator: Accelerator) -> None:
+    """Leave the process group, so that whichever process ends last does not abort."""
+    accelerator.end_training()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

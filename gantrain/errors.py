@@ -1,0 +1,41 @@
+"""A user's mistake, as one line.
+
+Everything in gantrain that refuses an input raises a `UserError`. The command line prints its text and exits with
+status 2; a library user catches a `ValueError`. A bug of ours is never a `UserError`.
+"""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The text names the key or the file, the value, and the remedy, in one line."""
+
+
+class InvalidField(UserError):
+    """A value out of range in a dataclass of the configuration.
+
+    Raised by `check` inside `__post_init__`, where a section knows its own fields but not where it stands in the file;
+    `gantrain.config` catches it and puts the source and the full key in front.
+    """
+
+    def __init__(self, field: str, value: Any, remedy: str):
+        self.field, self.value, self.remedy = field, value, remedy
+        super().__init__(f"{field}: {remedy}, got {value!r}")
+
+
+def check(section: Any, field: str, holds: bool, remedy: str) -> None:
+    """Raise `InvalidField` for `section.field` unless `holds`. `remedy` completes the sentence "FIELD must ..."."""
+    if not holds:
+        raise InvalidField(field, getattr(section, field), remedy)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint such as `; did you mean 'decay'?`, or else the list of what is known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else "; nothing is known here"

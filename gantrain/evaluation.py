@@ -1,0 +1,253 @@
+"""Scores: generator to samples to features to metrics, over all processes, leaving no trace on training."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gantrain.averaging import LIVE, recalibrate
+from gantrain.averaging.average import named_weights, write_buffers, write_weights
+from gantrain.config import Config, load
+from gantrain.data import ImageSet, decode_all, permuted, prepare
+from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
+from gantrain.errors import UserError, did_you_mean
+from gantrain.images import to_uint8
+from gantrain.metrics import METRICS, FeatureSet
+from gantrain.metrics.reference import cached, fingerprint, keep
+from gantrain.plugins import find
+from gantrain.sampling import CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run
+from gantrain.tracking import as_json, better_when_higher
+
+Scores = dict[str, dict[str, float]]  # average -> metric -> value
+
+
+class Evaluator:
+    """Scores generators against one data set.
+
+    The samples are a function of (seed, position) alone, cut into chunks that the processes share out, and the features
+    are put back in order: the scores do not depend on how many processes there are.
+
+    Args:
+        config: of the run; its `eval` section says what is computed.
+        images: the real images.
+        accelerator: of the program.
+        show_progress: draw a bar on a terminal.
+    """
+
+    def __init__(self, config: Config, images: ImageSet, accelerator: Accelerator, show_progress: bool = True):
+        self.config, self.images, self.accelerator = config, images, accelerator
+        self.show_progress = show_progress and accelerator.is_main_process
+        self.metrics = [find("metric", METRICS, name)() for name in config.eval.metrics]
+        self.prefix = config.eval.features.metric_prefix
+        self._extractor = None
+        self._reference: FeatureSet | None = None
+        self._reference_print = ""
+
+    @property
+    def extractor(self):
+        """The feature extractor, built at first use; one process a machine downloads it first."""
+        if self._extractor is None:
+            features = self.config.eval.features
+            if hasattr(features, "fetch"):
+                main_first(self.accelerator, features.fetch)
+            self._extractor = features.build(self.accelerator.device)
+        return self._extractor
+
+    @property
+    def num_reference(self) -> int:
+        wanted = self.config.eval.reference_samples
+        return len(self.images) if wanted is None else min(wanted, len(self.images))
+
+    def protocol(self) -> dict[str, object]:
+        """What a score must be quoted with."""
+        return {
+            "eval/num_samples": self.config.eval.num_samples,
+            "eval/reference": f"{self.images.name} ({self.num_reference} images)",
+            "eval/reference_fingerprint": self._reference_print,
+            "eval/features": self.extractor.identity,
+            "eval/batchnorm": self.config.eval.batchnorm,
+            "eval/truncation": self.config.eval.truncation,
+        }
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, the global random state may be used; afterwards it is as before."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            yield
+
+    def score(self, names: list[str], materialize: Callable[[str, nn.Module], None], generator: nn.Module) -> Scores:
+        """Scores of several weights of one architecture.
+
+        Args:
+            names: of averages, or "live".
+            materialize: writes the named weights into a module.
+            generator: a module for that, apart from the one in training.
+
+        Returns:
+            On the main process metrics by name; elsewhere empty mappings.
+        """
+        with self.apart():
+            reference = self.reference()
+            scores = {}
+            for name in names:
+                materialize(name, generator)
+                self.fit_batchnorm(generator)
+                scores[name] = self.metrics_of(self.features_of(generator, name), reference)
+            return scores
+
+    def fit_batchnorm(self, generator: nn.Module) -> None:
+        """BatchNorm statistics for the weights at hand, by the configured policy; then evaluation mode."""
+        if self.config.eval.batchnorm == "recalibrate":
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
+            recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
+        generator.eval()
+
+    def features_of(self, generator: nn.Module, name: str = LIVE) -> FeatureSet | None:
+        """Features of `num_samples` generated images; None but on the main process."""
+        e = self.config.eval
+
+        def chunk(start: int, count: int) -> Tensor:
+            z, y = draw(self.config.seed, "eval", start, count, generator.dim_z, generator.num_classes, self.accelerator.device, e.truncation)
+            return to_uint8(generator(z, y))
+
+        return self.extract(chunk, e.num_samples, f"score {name}")
+
+    def reference(self) -> FeatureSet | None:
+        """Features of the real images, from the cache where they were computed before; None but on the main process."""
+        if not self._reference_print:
+            self._reference_print = fingerprint(self.images.fingerprint, self.num_reference, self.extractor.identity)
+            main = self.accelerator.is_main_process
+            self._reference = cached(self._reference_print) if main else None
+            if not from_main(self.accelerator, self._reference is not None):
+                # A fixed shuffle, so that fewer than all are a sample of all.
+                order = torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
+
+                def chunk(start: int, count: int) -> Tensor:
+                    chosen = order[start : start + count]
+                    if self.images.pixels is not None:
+                        return self.images.pixels[chosen.to(self.images.pixels.device)].to(self.accelerator.device)
+                    return decode_all(self.images, chosen.tolist()).to(self.accelerator.device)
+
+                self._reference = self.extract(chunk, self.num_reference, "reference")
+                if main:
+                    keep(self._reference_print, self._reference)
+        return self._reference
+
+    @torch.no_grad()
+    def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str) -> FeatureSet | None:
+        """Features of images 0 .. total - 1 in order, each process extracting every W-th chunk; None but on the main one.
+
+        Args:
+            chunk: (start, count) to uint8 images `[count, C, H, W]` on this process's device.
+        """
+        size, world, rank = self.config.eval.batch_size, self.accelerator.num_processes, self.accelerator.process_index
+        chunks = -(-total // size)
+        rows, width = [], 0
+        for turn in tqdm(range(-(-chunks // world)), desc=title, leave=False, disable=None if self.show_progress else True):
+            # Where there is no chunk left for this process it does the last one again, since all must take part.
+            start = min(turn * world + rank, chunks - 1) * size
+            count = min(size, total - start)
+            features, logits = self.extractor.extract(chunk(start, count))
+            width = features.shape[1]
+            both = torch.cat([features.float(), logits.float()], dim=1)
+            if world > 1:
+                padded = both.new_zeros(size, both.shape[1])
+                padded[:count] = both
+                both = self.accelerator.gather(padded)
+            rows.append(both.cpu())
+        if not self.accelerator.is_main_process:
+            return None
+        everything = torch.cat(rows)[:total]
+        return FeatureSet(everything[:, :width].contiguous(), everything[:, width:].contiguous())
+
+    def metrics_of(self, fake: FeatureSet | None, real: FeatureSet | None) -> dict[str, float]:
+        """All configured metrics with their extractor's prefix; nan where a generator puts out no numbers."""
+        if fake is None or real is None:
+            return {}
+        if not (torch.isfinite(fake.features).all() and torch.isfinite(fake.logits).all()):
+            probe = FeatureSet(real.features[:64], real.logits[:64])
+            return {self.prefix + name: float("nan") for metric in self.metrics for name in metric.compute(probe, probe)}
+        return {self.prefix + name: value for metric in self.metrics for name, value in metric.compute(fake, real).items()}
+
+
+def as_keys(scores: Scores) -> dict[str, float]:
+    """Scores under their full names, eval/AVERAGE/METRIC."""
+    return {f"eval/{name}/{metric}": value for name, metrics in scores.items() for metric, value in metrics.items()}
+
+
+def table(scores: Scores) -> str:
+    """Scores as text, an average a row, the best of each column marked with a star."""
+    metrics = [m for m in next(iter(scores.values()), {}) if not m.endswith("_std")]
+    best = {}
+    for metric in metrics:
+        higher = better_when_higher(metric)
+        values = {name: row[metric] for name, row in scores.items() if row[metric] == row[metric]}
+        if higher is not None and values and len(scores) > 1:
+            best[metric] = (max if higher else min)(values, key=values.get)
+    width = max([len("average"), *(len(name) for name in scores)])
+    columns = [max(len(m), 9) + 1 for m in metrics]
+    lines = ["  ".join(["average".ljust(width), *(m.rjust(c - 1) + " " for m, c in zip(metrics, columns))])]
+    for name, row in scores.items():
+        cells = [f"{row[m]:{c - 1}.4f}" + ("*" if best.get(m) == name else " ") for m, c in zip(metrics, columns)]
+        lines.append("  ".join([name.ljust(width), *cells]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def evaluate_run(
+    run: str | Path,
+    names: list[str] | None = None,
+    num_samples: int | None = None,
+    kimg: float | None = None,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[str, Accelerator]:
+    """Score a run's checkpoint and write the scores as JSON.
+
+    Args:
+        run: a run folder.
+        names: averages, "live" among them; None is all of them.
+        num_samples: generated images a score; None is the run's own.
+        kimg: which checkpoint; None is the newest.
+        out: where the JSON goes; None is RUN/evaluations/<nimg>.json.
+        overrides: changes to the run's configuration, `section.key=value`.
+
+    Returns:
+        The table as text, and the Accelerator that was used.
+
+    Raises:
+        UserError: as `load_generator`.
+    """
+    number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
+    _, path = open_run(run, kimg)
+    config = load(Path(run) / CONFIG_FILE, [*overrides, *number])
+    there = averages_of(path)
+    for name in names or ():
+        if name not in there:
+            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
+    accelerator = make_accelerator()
+    images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes()))
+    evaluator = Evaluator(config, images, accelerator)
+    generator = load_weights(config, path, LIVE).to(accelerator.device)
+    scores = evaluator.score(names or there, lambda name, into: load_into(config, path, name, into), generator)
+    if not accelerator.is_main_process:
+        return "", accelerator
+    target = Path(out) if out is not None else Path(run) / "evaluations" / f"{path.name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record = {"nimg": int(path.name), "scores": scores, **evaluator.protocol()}
+    target.write_text(json.dumps(as_json(record), indent=1) + "\n")
+    return f"{run} at {int(path.name) / 1000:g} kimg, {config.eval.num_samples} samples; also in {target}\n{table(scores)}", accelerator
+
+
+def load_into(config: Config, path: Path, name: str, into: nn.Module) -> None:
+    """Write a checkpoint's average into a generator."""
+    source = load_weights(config, path, name)
+    write_weights(named_weights(source), into)
+    write_buffers(source.named_buffers(), into)

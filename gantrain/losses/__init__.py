@@ -1,0 +1,10 @@
+"""Losses: `discriminator(logits_real, logits_fake)` and `generator(logits_real, logits_fake)`, each a scalar to minimise.
+
+Logits are `[N]`. `generator_sees_real` says whether the generator's loss uses `logits_real`; where it is false the
+update saves D a forward and passes None.
+"""
+from gantrain.losses.hinge import Hinge
+from gantrain.losses.nonsaturating import NonSaturating
+from gantrain.losses.relativistic import Relativistic
+
+LOSSES: dict[str, type] = {"hinge": Hinge, "nonsaturating": NonSaturating, "relativistic": Relativistic}

@@ -1,0 +1,24 @@
+"""Inception score (Salimans et al. 2016)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gantrain.errors import check
+from gantrain.metrics.featureset import FeatureSet
+
+
+@dataclass(frozen=True)
+class InceptionScore:
+    """exp of the mean divergence of p(y|x) from p(y), over `splits` parts; from 1 to the number of classes, higher is better."""
+
+    splits: int = 10
+
+    def __post_init__(self) -> None:
+        check(self, "splits", self.splits >= 1, "must be at least 1")
+
+    def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+        splits = min(self.splits, len(features_fake))
+        score = isc_features_to_metric(features_fake.logits, splits=splits)
+        return {"is": score[KEY_METRIC_ISC_MEAN], "is_std": score[KEY_METRIC_ISC_STD]}

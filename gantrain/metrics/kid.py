@@ -1,0 +1,33 @@
+"""Kernel inception distance (Bińkowski et al. 2018)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gantrain.errors import check
+from gantrain.metrics.featureset import FeatureSet
+
+
+@dataclass(frozen=True)
+class Kid:
+    """Unbiased squared MMD with a cubic kernel over random subsets; 0 is best, slightly negative values are its noise.
+
+    Attributes:
+        subsets: how many subsets are drawn.
+        subset_size: images in each; at most half of the smaller set is taken.
+    """
+
+    subsets: int = 100
+    subset_size: int = 1000
+
+    def __post_init__(self) -> None:
+        check(self, "subsets", self.subsets >= 1, "must be at least 1")
+        check(self, "subset_size", self.subset_size >= 2, "must be at least 2")
+
+    def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+        size = min(self.subset_size, len(features_fake) // 2, len(features_real) // 2)
+        score = kid_features_to_metric(
+            features_fake.features, features_real.features, kid_subsets=self.subsets, kid_subset_size=size, verbose=False
+        )
+        return {"kid": score[KEY_METRIC_KID_MEAN], "kid_std": score[KEY_METRIC_KID_STD]}

@@ -1,0 +1,40 @@
+"""Improved precision and recall (Kynkäänniemi et al. 2019)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gantrain.errors import check
+from gantrain.metrics.featureset import FeatureSet
+
+WHOLE_MATRIX = 10_000  # up to here all distances fit into memory at once
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Share of generated images within the reach of real ones (precision) and of real within generated (recall), in 0..1.
+
+    Attributes:
+        neighbors: the reach of an image is the distance to its so-many-th neighbour.
+        batch_size: rows of the distance matrix computed at once, above 10,000 images.
+    """
+
+    neighbors: int = 3
+    batch_size: int = 2500
+
+    def __post_init__(self) -> None:
+        check(self, "neighbors", self.neighbors >= 1, "must be at least 1")
+        check(self, "batch_size", self.batch_size >= 1, "must be at least 1")
+
+    def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+        bounded = max(len(features_fake), len(features_real)) > WHOLE_MATRIX
+        score = prc_features_to_metric(
+            features_fake.features,
+            features_real.features,
+            prc_neighborhood=self.neighbors,
+            prc_batch_size=self.batch_size if bounded else WHOLE_MATRIX,
+            save_cpu_ram=bounded,
+            verbose=False,
+        )
+        return {"precision": score[KEY_METRIC_PRECISION], "recall": score[KEY_METRIC_RECALL]}

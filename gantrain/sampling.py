@@ -1,0 +1,238 @@
+"""Latents and labels, generators from run folders, and pictures of samples."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gantrain import checkpoint, randomness
+from gantrain.averaging import LIVE, recalibrate
+from gantrain.averaging.average import write_buffers, write_weights
+from gantrain.averaging.batchnorm import POLICIES
+from gantrain.config import Config, load
+from gantrain.errors import UserError, did_you_mean
+from gantrain.images import to_uint8
+
+AVERAGE_PREFIX = "average."  # of a checkpoint's group of tensors
+CONFIG_FILE = "config.yaml"
+
+
+def draw(
+    seed: int, purpose: str, start: int, count: int, dim_z: int, num_classes: int, device: torch.device | str = "cpu", truncation: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Latents `[count, dim_z]` and uniform labels `[count]` of positions start .. start + count - 1 of a stream."""
+    z = randomness.normal(seed, f"{purpose}/z", start, count, dim_z, truncation)
+    y = randomness.integers(seed, f"{purpose}/y", start, count, num_classes)
+    return z.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+# ---- generators from run folders -------------------------------------------------------------------------------------
+
+
+def load_generator(
+    run: str | Path,
+    average: str = "ema",
+    kimg: float | None = None,
+    device: torch.device | str = "cpu",
+    batchnorm: str | None = None,
+    truncation: float | None = None,
+) -> nn.Module:
+    """A trained generator, ready to sample.
+
+        generator = gantrain.load_generator("runs/digits", average="ema")
+        z = torch.randn(16, generator.dim_z)                   # latents [N, dim_z], standard normal
+        y = torch.randint(generator.num_classes, (16,))        # labels [N], int64 in [0, num_classes)
+        x = generator(z, y)                                    # images [N, channels, resolution, resolution] in [-1, 1]
+
+    Args:
+        run: a run folder.
+        average: name of an average in the run's configuration, or "live" for the weights that were trained.
+        kimg: which checkpoint, in thousands of images; None is the newest.
+        device: where the generator goes.
+        batchnorm: "recalibrate" or "copy"; None is what the run's evaluation uses.
+        truncation: the truncation that will be sampled with, for "recalibrate"; None is the run's evaluation's.
+
+    Returns:
+        The architecture's generator in evaluation mode, without gradients, carrying `dim_z`, `num_classes`,
+        `resolution` and `channels`.
+
+    Raises:
+        UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
+    """
+    config, path = open_run(run, kimg)
+    names = averages_of(path)
+    if average not in names:
+        raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
+    generator = load_weights(config, path, average).to(device)
+    policy = batchnorm or config.eval.batchnorm
+    if policy not in POLICIES:
+        raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
+    if policy == "recalibrate":
+        cut = config.eval.truncation if truncation is None else truncation
+        recalibrate(generator, calibration_batches(config, generator, cut), config.eval.recalibration_batches)
+    return generator.eval().requires_grad_(False)
+
+
+def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
+    """A run's configuration and one of its checkpoints, the newest whole one unless `kimg` says which.
+
+    Raises:
+        UserError: not a run folder, or no such checkpoint.
+    """
+    run = Path(run)
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+    config = load(run / CONFIG_FILE)
+    store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
+    if kimg is None:
+        path = store.newest()
+        if path is None:
+            raise UserError(f"{run}: has no checkpoint yet")
+        return config, path
+    path = store.folder / f"{round(kimg * 1000):012d}"
+    if path not in store.paths():
+        there = ", ".join(f"{int(p.name) / 1000:g}" for p in store.paths())
+        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {there or 'none'}")
+    return config, path
+
+
+def averages_of(path: Path) -> list[str]:
+    """What a checkpoint can be sampled from: "live" and every average that has begun."""
+    state = checkpoint.read(path, groups=[]).state
+    return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0)]
+
+
+def load_weights(config: Config, path: Path, average: str) -> nn.Module:
+    """A generator with an average's weights and the live buffers, BatchNorm statistics among them."""
+    groups = ["g"] if average == LIVE else ["g", AVERAGE_PREFIX + average]
+    snapshot = checkpoint.read(path, groups)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
+        generator, _ = config.model.build(config.data.resolution, *snapshot.state["shape"])
+    live = snapshot.tensors["g"]
+    names = {name for name, _ in generator.named_parameters()}
+    weights = snapshot.tensors[groups[-1]] if average != LIVE else {k: v for k, v in live.items() if k in names}
+    write_weights(weights, generator)
+    write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
+    return generator
+
+
+def calibration_batches(
+    config: Config, generator: nn.Module, truncation: float | None, rank: int = 0, world: int = 1
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """This process's share of the batches for recalibrating BatchNorm: (index, (z, y))."""
+    size = config.eval.batch_size
+    device = next(generator.parameters()).device
+    for index in range(rank, config.eval.recalibration_batches, world):
+        yield index, draw(config.seed, "calibration", index * size, size, generator.dim_z, generator.num_classes, device, truncation)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Tensor:
+    """Images of latents and labels as uint8 `[N, C, H, W]` on the CPU, batch by batch."""
+    return torch.cat([to_uint8(generator(*part)).cpu() for part in zip(z.split(batch_size), y.split(batch_size))])
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 `[C, H, W]`, C 1 or 3, to a picture."""
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def enlargement(resolution: int) -> int:
+    """How much small images are enlarged in a grid, so that a person sees them."""
+    return max(1, 48 // resolution)
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """A sheet of images `[N, C, H, W]` uint8, row by row; small ones enlarged by whole factors."""
+    factor = enlargement(images.shape[-1])
+    height, width = images.shape[-2] * factor + gap, images.shape[-1] * factor + gap
+    rows = -(-len(images) // columns)
+    mode = "L" if images.shape[1] == 1 else "RGB"
+    sheet = Image.new(mode, (columns * width + gap, rows * height + gap), 255 if mode == "L" else (255, 255, 255))
+    for i, image in enumerate(images):
+        picture = to_pil(image).resize((width - gap, height - gap), Image.Resampling.NEAREST)
+        sheet.paste(picture, (gap + i % columns * width, gap + i // columns * height))
+    return sheet
+
+
+def side_by_side(sheets: Sequence[tuple[str, Image.Image]], margin: int = 12) -> Image.Image:
+    """Sheets of one size next to each other, each under its caption."""
+    font = ImageFont.load_default(size=20)
+    head = 30
+    width = sum(sheet.width for _, sheet in sheets) + margin * (len(sheets) + 1)
+    picture = Image.new("RGB", (width, max(sheet.height for _, sheet in sheets) + head + margin), (255, 255, 255))
+    pen = ImageDraw.Draw(picture)
+    left = margin
+    for caption, sheet in sheets:
+        while caption and pen.textlength(caption, font=font) > sheet.width:
+            caption = caption[:-1]
+        pen.text((left, 3), caption, fill=(0, 0, 0), font=font)
+        picture.paste(sheet.convert("RGB"), (left, head))
+        left += sheet.width + margin
+    return picture
+
+
+def class_sheet_inputs(seed: int, dim_z: int, num_classes: int, rows: int, classes: int) -> tuple[Tensor, Tensor, int]:
+    """(z, y, columns) of a sheet with a class a column and fixed z: the same for every average and at every time."""
+    columns = min(classes, num_classes) if num_classes > 1 else rows
+    z = randomness.normal(seed, "sheet/z", 0, rows * columns, dim_z)
+    # Spread over all classes where there are more of them than columns.
+    shown = torch.arange(columns) * num_classes // columns if num_classes > 1 else torch.zeros(columns, dtype=torch.int64)
+    return z, shown.repeat(rows), columns
+
+
+def write_samples(
+    run: str | Path,
+    out: Path,
+    as_folder: bool = False,
+    average: str = "ema",
+    num: int = 64,
+    labels: Sequence[int] | None = None,
+    truncation: float | None = None,
+    seed: int = 0,
+    kimg: float | None = None,
+) -> str:
+    """Draw `num` images into a grid, or into a folder of numbered PNGs; a line that says what was written.
+
+    Args:
+        labels: classes, taken in turn; None takes all of the run's.
+        as_folder: `out` is a folder.
+        The rest as `load_generator`.
+
+    Raises:
+        UserError: a label, a number or a path that cannot be.
+    """
+    if num < 1:
+        raise UserError(f"--num: must be at least 1, got {num}")
+    if truncation is not None and not 0 < truncation < float("inf"):
+        raise UserError(f"--truncation: must be above 0, got {truncation:g}")
+    if seed < 0:
+        raise UserError(f"--seed: must be at least 0, got {seed}")
+    if not as_folder and out.suffix.lower() != ".png":
+        raise UserError(f"--out: {str(out)!r} is neither a .png nor a folder; write {str(out) + '.png'!r} for a grid or {str(out) + '/'!r} for numbered files")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = load_generator(run, average, kimg, device, truncation=truncation)
+    for label in labels or ():
+        if not 0 <= label < generator.num_classes:
+            raise UserError(f"--labels: there is no class {label}; the run has 0 to {generator.num_classes - 1}")
+    classes = torch.tensor(labels if labels else range(generator.num_classes))
+    z = randomness.normal(seed, "sample/z", 0, num, generator.dim_z, truncation).to(device)
+    y = classes[torch.arange(num) % len(classes)].to(device)
+    images = generate(generator, z, y)
+    if as_folder:
+        out.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(tqdm(images, desc="write", leave=False, disable=None)):
+            to_pil(image).save(out / f"{i:06d}.png")
+        return f"{num} images of {average} in {out}/"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    columns = min(num, len(classes)) if 1 < len(classes) <= 16 else max(1, round(num**0.5))
+    grid(images, columns).save(out)
+    return f"{num} images of {average} in {out}"

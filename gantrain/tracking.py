@@ -1,0 +1,252 @@
+"""What a run says of itself: a console line, metrics.jsonl, and Weights & Biases.
+
+`metrics.jsonl` is the record of truth: one flushed line an event, so that a kill loses nothing. W&B is a view of it; when
+W&B fails, training goes on.
+"""
+from __future__ import annotations
+
+import json
+import math
+import netrc
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from gantrain.config import Wandb
+from gantrain.metrics import HIGHER_IS_BETTER
+from gantrain.plugins import one_line
+
+METRICS_FILE = "metrics.jsonl"
+SUPERSEDED_FILE = "metrics.superseded.jsonl"
+WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
+
+
+class Tracker:
+    """Speaks for the run; on every process but the main one it is silent and writes nothing.
+
+    Args:
+        run_dir: the run folder.
+        enabled: whether this is the main process.
+    """
+
+    def __init__(self, run_dir: Path, enabled: bool = True):
+        self.run_dir, self.enabled = run_dir, enabled
+        self.path = run_dir / METRICS_FILE
+        self._file = None
+        self._wandb: WandbRun | None = None
+
+    def open(self, keep_bytes: int = 0) -> None:
+        """Open metrics.jsonl for appending after its first `keep_bytes` bytes.
+
+        What stands behind them was written after the checkpoint that the run goes on from, and will be written again; it
+        is moved to metrics.superseded.jsonl.
+        """
+        if not self.enabled:
+            return
+        self.path.touch()
+        with open(self.path, "rb+") as file:
+            file.seek(keep_bytes)
+            tail = file.read()
+            if tail:
+                with open(self.run_dir / SUPERSEDED_FILE, "ab") as superseded:
+                    superseded.write(tail if tail.endswith(b"\n") else tail + b"\n")
+                file.truncate(keep_bytes)
+        self._file = open(self.path, "a", buffering=1, encoding="utf-8")
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl so far; what `open` wants after a resume."""
+        return self._file.tell() if self._file else 0
+
+    def start_wandb(self, settings: Wandb, run_id: str, config: Mapping[str, Any]) -> None:
+        """Open or continue the W&B run `run_id`."""
+        if self.enabled and settings.mode != "disabled":
+            self._wandb = WandbRun.start(settings, run_id, config, self.run_dir, self.say)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.enabled:
+            print(text, flush=True)
+
+    def log(self, nimg: int, values: Mapping[str, Any]) -> None:
+        """A line of numbers at `nimg` images."""
+        self._write({"nimg": nimg, **values})
+        if self._wandb:
+            self._wandb.log({"kimg": nimg / 1000, **values})
+
+    def event(self, nimg: int, name: str, **fields: Any) -> None:
+        """Something that happens once."""
+        self._write({"nimg": nimg, "event": name, **fields})
+
+    def image(self, nimg: int, key: str, path: Path, caption: str) -> None:
+        """Show a picture that is already on disk."""
+        if self._wandb:
+            self._wandb.image(key, path, caption, {"kimg": nimg / 1000})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final numbers of the run."""
+        if self._wandb:
+            self._wandb.summary(values)
+
+    def close(self, exit_code: int = 0) -> None:
+        if self._wandb:
+            self._wandb.finish(exit_code)
+            self._wandb = None
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps({k: as_json(v) for k, v in line.items()}, allow_nan=False) + "\n")
+
+
+def as_json(value: Any) -> Any:
+    """A value for strict JSON: "nan", "inf" and "-inf" as words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(v) for v in value]
+    return value
+
+
+class WandbRun:
+    """A W&B run that cannot stop the training: the first call that fails ends it with one line."""
+
+    def __init__(self, run: Any, module: Any, say: Callable[[str], None]):
+        self._run, self._module, self._say = run, module, say
+        self._defined: set[str] = set()
+
+    @classmethod
+    def start(cls, settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> WandbRun | None:
+        """Online where that works, else offline; None where neither does."""
+        try:
+            import wandb
+
+            mode = os.environ.get("WANDB_MODE") or settings.mode
+            if mode == "disabled":
+                return None
+            if mode == "auto":
+                mode = "online" if has_key() else "offline"
+            arguments = {
+                "project": settings.project,
+                "entity": settings.entity,
+                "name": settings.name or run_dir.name,
+                "id": run_id,
+                "resume": "allow",
+                "dir": str(run_dir),
+                "config": dict(config),
+                "settings": wandb.Settings(silent=True, console="off", init_timeout=WANDB_PATIENCE),
+            }
+            try:
+                run = wandb.init(mode=mode, **arguments)
+            except Exception as error:  # no key, no network, no such entity: the run matters more than its dashboard
+                if mode == "offline":
+                    raise
+                say(f"wandb: cannot go online ({one_line(error)[:160]}); going on offline")
+                wandb.teardown()
+                mode, run = "offline", wandb.init(mode="offline", **arguments)
+            run.define_metric("kimg", hidden=True)
+            run.define_metric("*", step_metric="kimg")
+            say(f"wandb: {run.url}" if mode == "online" else f"wandb: offline; show the run with `wandb sync {Path(run.dir).parent}`")
+            return cls(run, wandb, say)
+        except Exception as error:
+            say(f"wandb: not available ({one_line(error)[:160]}); metrics.jsonl has everything")
+            return None
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        def send() -> None:
+            for key in values:
+                if key.startswith("eval/") and key not in self._defined:
+                    self._defined.add(key)
+                    higher = better_when_higher(key)
+                    if higher is not None:
+                        self._run.define_metric(key, step_metric="kimg", summary="max" if higher else "min")
+            self._run.log(dict(values))  # never with step=: W&B drops what is logged below the highest step
+
+        self._guarded(send)
+
+    def image(self, key: str, path: Path, caption: str, values: Mapping[str, Any]) -> None:
+        self._guarded(lambda: self._run.log({key: self._module.Image(str(path), caption=caption), **values}))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._guarded(lambda: self._run.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        self._guarded(lambda: self._run.finish(exit_code=exit_code))
+
+    def _guarded(self, call: Callable[[], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._run = None
+            self._say(f"wandb: stopped ({one_line(error)[:160]}); training goes on, metrics.jsonl has everything")
+
+
+def has_key() -> bool:
+    """Whether W&B has a key to log in with, without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    for path in [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]:
+        if path and Path(path).expanduser().is_file():
+            try:
+                return netrc.netrc(Path(path).expanduser()).authenticators(host or "") is not None
+            except (netrc.NetrcParseError, OSError):
+                return False
+    return False
+
+
+def new_run_id() -> str:
+    return uuid.uuid4().hex[:8]
+
+
+def better_when_higher(key: str) -> bool | None:
+    """For a key such as eval/ema/digits_fid: whether higher is better; None where it is no score."""
+    name = key.rpartition("/")[2]
+    for metric, higher in HIGHER_IS_BETTER.items():
+        if name == metric or name.endswith("_" + metric):
+            return higher
+    return None
+
+
+class Progress:
+    """The console line: where the run is, how fast, and how long it will take."""
+
+    def __init__(self, total_nimg: int, nimg: int):
+        self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
+        self.last_time, self.last_nimg = self.started_at, nimg
+
+    def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, float]:
+        """(line, images per second since the line before)."""
+        now = time.monotonic()
+        rate = (nimg - self.last_nimg) / max(now - self.last_time, 1e-9)
+        overall = (nimg - self.start) / max(now - self.started_at, 1e-9)
+        left = duration((self.total - nimg) / overall) if overall > 0 else "?"
+        self.last_time, self.last_nimg = now, nimg
+        text = (
+            f"{nimg / 1000:9.1f} kimg {nimg / self.total:4.0%} | {duration(now - self.started_at):>7} left {left:>7} | {rate:7.0f} img/s"
+            f" | loss D {values.get('loss/d', math.nan):6.3f} G {values.get('loss/g', math.nan):6.3f}"
+            f" | D(real) {values.get('logits/real', math.nan):6.2f} D(fake) {values.get('logits/fake', math.nan):6.2f}"
+            f" | batch {values.get('batch/size', 0):.0f} | {values.get('memory/gib', math.nan):.1f} GiB"
+        )
+        return text, rate
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m05s, 2h07m or 4d03h."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"

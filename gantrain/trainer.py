@@ -1,0 +1,363 @@
+"""The trainer: maintenance first, then one update; one clock."""
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from gantrain import __version__, checkpoint, clock, config as configuration, sampling
+from gantrain.averaging import LIVE, AverageBank
+from gantrain.averaging.average import write_buffers, write_weights
+from gantrain.batching import BatchState, rounds_of
+from gantrain.config import Config
+from gantrain.data import RealBatches, audit, prepare
+from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
+from gantrain.errors import UserError
+from gantrain.evaluation import Evaluator, Scores, as_keys, table
+from gantrain.images import to_float
+from gantrain.tracking import Progress, Tracker, new_run_id
+from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, set_lr
+
+# What may change when a run is taken up again: nothing in it touches what has been trained so far.
+MAY_CHANGE = ("run_dir", "total_kimg", "eval.", "checkpoint.", "tracking.", "performance.", "data.root", "data.keep_in", "data.workers", "data.download")
+
+
+class Trainer:
+    """A run: from its configuration to its last checkpoint. The same configuration and folder resume it.
+
+    Args:
+        config: the whole run.
+        accelerator: of the program; None makes one.
+
+    Raises:
+        UserError: the folder holds another run, the data cannot be right, the batch does not divide over the processes.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator | None = None):
+        self.config = config
+        self.accelerator = accelerator or make_accelerator(config.mixed_precision)
+        self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        self.run_dir = Path(config.run_dir)
+        self.tracker = Tracker(self.run_dir, self.main)
+        self.changes = from_main(self.accelerator, open_run_folder(config, self.run_dir) if self.main else None)
+        set_performance(config)
+        self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
+        self.tracker.say(f"data: {audit(self.images)}")
+        self.nimg, self.previous_nimg = 0, -1  # -1: before the first image, so that everything periodic is done once at 0
+        self.batch_size = config.batching.propose(BatchState(0, 0))
+        self.micro_batch, self.rounds = rounds_of(self.batch_size, getattr(config.batching, "micro_batch", None), self.accelerator.num_processes)
+        self.G, self.D, self.averaged = self.build_players()
+        self.bank = AverageBank(self.G.network, config.averagers)
+        self.evaluator = Evaluator(config, self.images, self.accelerator)
+        self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", config.checkpoint.keep_last, self.tracker.say)
+        self.stats: dict[str, Tensor] = {}
+        self.stats_count = 0
+        self.scores: Scores = {}
+        self.wandb_id = new_run_id()
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Scores:
+        """Train to the end; the last scores (on the main process). Whatever is due is done before the next update."""
+        c, total = self.config, clock.images(self.config.total_kimg)
+        self.start()
+        while True:
+            done = self.nimg >= total and self.previous_nimg < self.nimg
+            if self.due(c.tracking.every_kimg) or self.due(c.checkpoint.every_kimg) or done:
+                self.log()
+            if self.due(c.eval.every_kimg) or done:
+                self.evaluate()
+            if self.due(c.tracking.samples_every_kimg) or done:
+                self.draw_samples()
+            if self.due(c.checkpoint.every_kimg) or done:
+                self.save()
+            if self.nimg >= total:
+                break
+            self.update()
+        self.end()
+        return self.scores
+
+    def due(self, every_kimg: float | None) -> bool:
+        return clock.due(every_kimg, self.previous_nimg, self.nimg)
+
+    def update(self) -> None:
+        """D phases on fresh data, one G phase, then the averages."""
+        c, loss, k = self.config, self.config.loss, self.rounds
+        after = self.nimg + self.batch_size
+        multiplier = c.optim.lr_tail.multiplier(after)
+        set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
+        set_lr(self.D.optimizer, c.optim.lr_d * multiplier)
+        real: list[Batch] = []
+        for s in range(c.optim.d_steps):
+            real = [] if loss.generator_sees_real else real
+            self.add_stats(discriminator_phase(self.G, self.D, loss, zip(self.real(k, real), self.noise(f"d{s}", k)), k))
+        self.add_stats(generator_phase(self.G, self.D, loss, zip(real or [None] * k, self.noise("g", k)), k))
+        self.stats_count += 1
+        self.previous_nimg, self.nimg = self.nimg, after
+        self.bank.update(self.nimg)
+
+    def real(self, k: int, kept: list[Batch]) -> Iterator[Batch]:
+        """This process's k real micro-batches of the next D phase; also put into `kept` if the loss of G wants them."""
+        for _ in range(k):
+            x, y = self.real_batches.next()
+            x = to_float(x)
+            batch = (x.contiguous(memory_format=torch.channels_last) if self.config.performance.channels_last else x, y)
+            if self.config.loss.generator_sees_real:
+                kept.append(batch)
+            yield batch
+
+    def noise(self, purpose: str, k: int) -> Iterator[Batch]:
+        """This process's k micro-batches of latents and labels, by position in the image stream."""
+        g, b, world, rank = self.G.network, self.micro_batch, self.accelerator.num_processes, self.accelerator.process_index
+        for j in range(k):
+            start = self.nimg + (j * world + rank) * b
+            yield sampling.draw(self.config.seed, purpose, start, b, g.dim_z, g.num_classes, self.device)
+
+    # ---- building ----------------------------------------------------------------------------------------------------
+
+    def build_players(self) -> tuple[Player, Player, nn.Module]:
+        """(G, D, a generator apart for averages), the same on every process."""
+        c = self.config
+        shape = (c.data.resolution, self.images.channels, self.images.num_classes)
+        torch.manual_seed(c.seed)
+        generator, discriminator = c.model.build(*shape)
+        with torch.random.fork_rng(devices=[]):
+            averaged, _ = c.model.build(*shape)
+        layout = torch.channels_last if c.performance.channels_last else torch.contiguous_format
+        for network in (generator, discriminator, averaged):
+            network.to(self.device, memory_format=layout)
+            if c.performance.compile:
+                network.compile()
+        exempt = {p for name, p in generator.named_parameters() if name.startswith("shared")}
+        g = self.player(generator, c.optim.lr_g, c.optim.orthogonal_g, exempt)
+        d = self.player(discriminator, c.optim.lr_d, c.optim.orthogonal_d, set())
+        return g, d, averaged.requires_grad_(False)
+
+    def player(self, network: nn.Module, lr: float, orthogonal: float, exempt: set[Tensor]) -> Player:
+        wrapped = self.accelerator.prepare_model(network)
+        return Player(
+            network=network,
+            wrapped=wrapped,
+            optimizer=make_adam(network, lr, self.config.optim.betas, self.config.optim.eps),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.mixed_precision == "fp16"),
+            orthogonal=orthogonal,
+            exempt=exempt,
+            no_sync=functools.partial(self.accelerator.no_sync, wrapped),
+        )
+
+    def start(self) -> None:
+        """Take up the newest whole checkpoint if there is one, and open the record."""
+        path = from_main(self.accelerator, self.store.newest() if self.main else None)
+        state = self.load(path) if path else {}
+        self.store.clear_drafts() if self.main else None
+        self.tracker.open(state.get("metrics_bytes", 0))
+        position = self.nimg * self.config.optim.d_steps
+        self.real_batches = RealBatches(
+            self.images, self.config.seed, self.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
+            position, self.device, self.config.data.flip, self.config.data.workers,
+        )  # fmt: skip
+        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**configuration.to_dict(self.config), **self.facts()})
+        self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}))
+        self.tracker.say(self.headline(path))
+        self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the record needs to know of this program and machine."""
+        count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
+        return {
+            "gantrain": __version__,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
+            "processes": self.accelerator.num_processes,
+            "micro_batch": self.micro_batch,
+            "parameters": {"g": count(self.G.network), "d": count(self.D.network)},
+            "data_fingerprint": self.images.fingerprint,
+        }
+
+    def headline(self, path: Path | None) -> str:
+        f = self.facts()
+        return (
+            f"run: {self.run_dir}, {'resumed at' if path else 'from'} {self.nimg / 1000:g} of {self.config.total_kimg:g} kimg;"
+            f" G {f['parameters']['g']:,} and D {f['parameters']['d']:,} parameters; batch {self.batch_size} = {self.micro_batch} images"
+            f" x {f['processes']} process{'es' if f['processes'] > 1 else ''} x {self.rounds} round{'s' if self.rounds > 1 else ''};"
+            f" {f['device']}, {self.config.mixed_precision}; averages: {', '.join(self.bank) or 'none'}"
+        )
+
+    # ---- maintenance -------------------------------------------------------------------------------------------------
+
+    def add_stats(self, stats: dict[str, Tensor]) -> None:
+        """Sum statistics where they are, on the device: no sync until a line is due."""
+        for name, value in stats.items():
+            self.stats[name] = self.stats[name] + value if name in self.stats else value
+
+    def log(self) -> None:
+        """A line for the console and the record: means since the last one."""
+        if not self.stats_count:
+            return
+        names = sorted(self.stats)
+        steps = torch.tensor([self.config.optim.d_steps if n in ("loss/d", "logits/real", "logits/fake", "grad_norm/d") else 1 for n in names])
+        sums = torch.stack([self.stats[n] for n in names]).float()
+        means = self.accelerator.reduce(sums, reduction="mean").cpu() / (steps * self.stats_count)
+        values = dict(zip(names, means.tolist()))
+        values |= {"batch/size": self.batch_size, "batch/rounds": self.rounds, "memory/gib": memory_gib(self.device)}
+        values |= {"lr/g": self.G.optimizer.param_groups[0]["lr"], "lr/d": self.D.optimizer.param_groups[0]["lr"]}
+        values["reals_seen"] = self.nimg * self.config.optim.d_steps
+        line, rate = self.progress.line(self.nimg, values)
+        self.tracker.say(line)
+        self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate})
+        self.stats, self.stats_count = {}, 0
+
+    def evaluate(self) -> None:
+        """Score the live weights and every average that has begun."""
+        average_running_statistics(self.G.network, self.accelerator)
+        self.scores = self.evaluator.score([LIVE, *self.bank.started()], self.bank.materialize, self.averaged)
+        if self.main:
+            self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
+            self.tracker.say(f"scores at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples):\n{table(self.scores)}")
+
+    def draw_samples(self) -> None:
+        """A picture: the same z through the live weights and every average, side by side."""
+        average_running_statistics(self.G.network, self.accelerator)
+        t = self.config.tracking
+        sheets = []
+        with self.evaluator.apart():
+            z, y, columns = sampling.class_sheet_inputs(self.config.seed, self.averaged.dim_z, self.averaged.num_classes, t.sample_rows, t.sample_classes)
+            for name in [LIVE, *self.bank.started()]:
+                self.bank.materialize(name, self.averaged)
+                self.evaluator.fit_batchnorm(self.averaged)
+                if self.main:
+                    images = sampling.generate(self.averaged, z.to(self.device), y.to(self.device), self.config.eval.batch_size)
+                    sheets.append((f"{name} at {self.nimg / 1000:g} kimg", sampling.grid(images, columns)))
+        if self.main:
+            path = self.run_dir / "samples" / f"{self.nimg:012d}.png"
+            path.parent.mkdir(exist_ok=True)
+            sampling.side_by_side(sheets).save(path)
+            self.tracker.image(self.nimg, "samples", path, ", ".join(caption for caption, _ in sheets))
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the run goes on from."""
+        average_running_statistics(self.G.network, self.accelerator)
+        average_running_statistics(self.D.network, self.accelerator)
+        if self.main:
+            self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}")
+            self.store.save(self.nimg, self.tensors(), self.state())
+        self.accelerator.wait_for_everyone()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        averages = {sampling.AVERAGE_PREFIX + name: shadows for name, shadows in self.bank.tensors().items()}
+        return {
+            "g": self.G.network.state_dict(),
+            "d": self.D.network.state_dict(),
+            "optimizer_g": optimizer_tensors(self.G.optimizer, self.G.network),
+            "optimizer_d": optimizer_tensors(self.D.optimizer, self.D.network),
+            **averages,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "gantrain": __version__,
+            "shape": [self.images.channels, self.images.num_classes],
+            "averages": self.bank.state(),
+            "scalers": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
+            "metrics_bytes": self.tracker.position(),
+            "wandb_id": self.wandb_id,
+            "data_fingerprint": self.images.fingerprint,
+            "scores": {name: {k: v for k, v in row.items() if v == v} for name, row in self.scores.items()},
+        }
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Put everything back from a checkpoint; its state."""
+        snapshot = checkpoint.read(path)
+        state = snapshot.state
+        if state["data_fingerprint"] != self.images.fingerprint:
+            raise UserError(f"data: {self.images.name} is not what {self.run_dir} was trained on (other images or labels); use another run_dir")
+        for player, group in ((self.G, "g"), (self.D, "d")):
+            parameters = {name for name, _ in player.network.named_parameters()}
+            write_weights({k: v for k, v in snapshot.tensors[group].items() if k in parameters}, player.network)
+            write_buffers(((k, v) for k, v in snapshot.tensors[group].items() if k not in parameters), player.network)
+            load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{group}"])
+            if state["scalers"][group]:
+                player.scaler.load_state_dict(state["scalers"][group])
+        shadows = {name: snapshot.tensors.get(sampling.AVERAGE_PREFIX + name, {}) for name in state["averages"]}
+        self.bank.load(shadows, state["averages"])
+        self.wandb_id, self.scores = state["wandb_id"], state["scores"]
+        self.nimg = self.previous_nimg = snapshot.nimg
+        return state
+
+    def end(self) -> None:
+        """Close the record with the final table."""
+        self.tracker.event(self.nimg, "end")
+        self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
+        if self.main and self.scores:
+            picture = self.run_dir / "samples" / f"{self.nimg:012d}.png"
+            self.tracker.say(f"\ndone: {self.run_dir} at {self.nimg / 1000:g} kimg; samples in {picture}\n{table(self.scores)}")
+        self.tracker.close()
+
+    def bar(self, items, total: int):
+        """A progress bar for long preparations, on a terminal only."""
+        return tqdm(items, total=total, desc="data", leave=False, disable=None if self.main else True)
+
+
+def open_run_folder(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Create a run folder, or make sure that it holds this very run; what has changed in what may change.
+
+    Raises:
+        UserError: the folder holds a run of another configuration; the differing keys are named.
+    """
+    saved_path = run_dir / sampling.CONFIG_FILE
+    changed = {}
+    if saved_path.is_file():
+        different = configuration.differing_keys(configuration.load(saved_path), config)
+        refused = {k: v for k, v in different.items() if not k.startswith(MAY_CHANGE)}
+        if refused:
+            named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
+            more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
+            raise UserError(f"run_dir: {run_dir} holds a run of another configuration: {named}{more}; give these back, or use another run_dir")
+        changed = {k: [old, new] for k, (old, new) in different.items() if k != "run_dir"}
+    elif run_dir.is_dir() and (run_dir / "checkpoints").is_dir():
+        raise UserError(f"run_dir: {run_dir} has checkpoints but no {sampling.CONFIG_FILE}; put it back, or use another run_dir")
+    elif run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    draft = saved_path.with_suffix(".yaml.writing")
+    draft.write_text(configuration.to_yaml(config), encoding="utf-8")
+    draft.replace(saved_path)
+    return changed
+
+
+def set_performance(config: Config) -> None:
+    """Global switches of torch that belong to speed."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.performance.tf32
+    torch.backends.cudnn.benchmark = True
+
+
+@torch.no_grad()
+def average_running_statistics(network: nn.Module, accelerator: Accelerator) -> None:
+    """Replace BatchNorm's running statistics, which each process keeps of its own micro-batches, by their mean."""
+    if accelerator.num_processes == 1:
+        return
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    buffers = [buffer for m in norms for buffer in (m.running_mean, m.running_var)]
+    flat = torch.cat([b.flatten() for b in buffers])
+    mean = sum_over_processes(accelerator)(flat) / accelerator.num_processes
+    for buffer, value in zip(buffers, mean.split([b.numel() for b in buffers])):
+        buffer.copy_(value.view_as(buffer))
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process so far: of the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

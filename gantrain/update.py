@@ -1,0 +1,159 @@
+"""One update of the game: D phases, then a G phase, each of k rounds of micro-batches. Pure tensor code."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gantrain.models.layers import frozen_power_iteration
+
+Stats = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]  # (images or latents, labels) of one micro-batch
+
+
+@dataclass
+class Player:
+    """One network with what its updates need.
+
+    Attributes:
+        network: the plain module. The other player's phase calls this one.
+        wrapped: what this player's own phase calls: the module, or DistributedDataParallel around it.
+        optimizer: of its parameters.
+        scaler: of its loss under fp16; otherwise disabled.
+        orthogonal: weight of orthogonal regularisation, 0 for none.
+        exempt: parameters that orthogonal regularisation leaves alone.
+        no_sync: while it lasts, backward passes leave gradients on their own process.
+    """
+
+    network: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    orthogonal: float = 0.0
+    exempt: set[Tensor] = field(default_factory=set)
+    no_sync: Callable[[], AbstractContextManager] = nullcontext
+
+
+def discriminator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch, Batch]], k: int) -> Stats:
+    """One optimizer step of D on k rounds.
+
+    Args:
+        rounds: k pairs ((x_real `[b, C, H, W]` in [-1, 1], labels), (z `[b, dim_z]`, labels)).
+    """
+
+    def term(batch: tuple[Batch, Batch]) -> tuple[Tensor, Stats]:
+        (x_real, y_real), (z, y_fake) = batch
+        with torch.no_grad():
+            x_fake = G.network(z, y_fake)
+        # One forward for both: half the launches, and under DDP the only safe way where D has buffers.
+        logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+        logits_real, logits_fake = logits.float().chunk(2)
+        value = loss.discriminator(logits_real, logits_fake)
+        return value, {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
+
+    return step(D, G, term, rounds, k)
+
+
+def generator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int) -> Stats:
+    """One optimizer step of G on k rounds; the real batch may be None where the loss does not look at it."""
+
+    def term(batch: tuple[Batch | None, Batch]) -> tuple[Tensor, Stats]:
+        real, (z, y_fake) = batch
+        x_fake = G.wrapped(z, y_fake)
+        if real is None:
+            logits_real, logits_fake = None, D.network(x_fake, y_fake).float()
+        else:
+            x_real, y_real = real
+            logits = D.network(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+            logits_real, logits_fake = logits.float().chunk(2)
+        value = loss.generator(logits_real, logits_fake)
+        return value, {"loss/g": value}
+
+    trained = [p for p in D.network.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        return step(G, D, term, rounds, k)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int) -> Stats:
+    """Accumulate the gradient of the mean of `term` over k rounds, regularise it, and let the optimizer step.
+
+    Gradients are exchanged between processes once, in the last round. Spectral norms are iterated once, in the first.
+    """
+    player.optimizer.zero_grad(set_to_none=True)
+    total: Stats = {}
+    for j, batch in enumerate(rounds):
+        # no_sync must span the forward too: DDP decides there whether this backward will exchange gradients.
+        sync = nullcontext() if j == k - 1 else player.no_sync()
+        norms = nullcontext() if j == 0 else frozen_power_iteration(player.network)
+        others = nullcontext() if j == 0 else frozen_power_iteration(other.network)
+        with sync, norms, others:
+            value, stats = term(batch)
+            player.scaler.scale(value / k).backward()
+        for name, stat in stats.items():
+            total[name] = total.get(name, 0.0) + stat.detach() / k
+    player.scaler.unscale_(player.optimizer)
+    add_orthogonal_gradient(player)
+    gradients = [p.grad for p in player.network.parameters() if p.grad is not None]
+    total["grad_norm/" + ("d" if "loss/d" in total else "g")] = nn.utils.get_total_norm(gradients)
+    player.scaler.step(player.optimizer)
+    player.scaler.update()
+    return total
+
+
+@torch.no_grad()
+def add_orthogonal_gradient(player: Player) -> None:
+    """Add the gradient of beta * ||W W^T o (1 - I)||_F^2 over every weight matrix W, filters as rows.
+
+    Brock et al. 2019, Eq. 3: rows are pushed to be orthogonal, their lengths are left alone. The gradient is
+    4 beta (W W^T o (1 - I)) W, written down instead of differentiated. (The authors' PyTorch release has 2 in place of 4:
+    its strength s is our weight s / 2.)
+    """
+    if not player.orthogonal:
+        return
+    for weight in player.network.parameters():
+        if weight.dim() < 2 or weight.grad is None or weight in player.exempt:
+            continue
+        w = weight.flatten(1)
+        gram = w @ w.T
+        gram.fill_diagonal_(0.0)
+        weight.grad.add_((gram @ w).view_as(weight), alpha=4.0 * player.orthogonal)
+
+
+def make_adam(network: nn.Module, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
+    """Adam over a network's parameters, fused where the device has it."""
+    parameters = list(network.parameters())
+    fused = parameters[0].device.type in ("cuda", "cpu")
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """An optimizer's state as tensors named parameter/entry, for saving."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in network.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+@torch.no_grad()
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put saved state back, each entry laid out in memory as the optimizer lays it out: like its parameter."""
+    parameters = dict(network.named_parameters())
+    for full, value in tensors.items():
+        name, _, entry = full.rpartition("/")
+        parameter = parameters[name]
+        like = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape and value.dim() else torch.empty_like(value, device=parameter.device)
+        optimizer.state[parameter][entry] = like.copy_(value)
