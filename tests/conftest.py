@@ -1,0 +1,92 @@
+"""One torch thread a process, no network, nothing outside the test's own folders."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch is imported, here and in every process that a test starts: two threads that fight for a core cost six times.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+
+# A digits run of a second: everything real, only small.
+TINY = [
+    "model.ch=2",
+    "model.dim_z=8",
+    "batching.batch_size=16",
+    "optim.d_steps=2",
+    "total_kimg=0.32",
+    "eval.every_kimg=0.16",
+    "eval.num_samples=64",
+    "eval.batch_size=32",
+    "eval.reference_samples=64",
+    "eval.recalibration_batches=2",
+    "eval.metrics=[fid,is]",
+    "checkpoint.every_kimg=0.08",
+    "tracking.every_kimg=0.08",
+    "tracking.samples_every_kimg=0.16",
+    "tracking.sample_rows=2",
+    "averagers.swa.start_kimg=0.16",
+    "averagers.swa.every_kimg=0.032",
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(tmp_path_factory, monkeypatch):
+    """One thread, and a reference cache that lives as long as the test session."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "gantrain-cache"))
+
+
+@pytest.fixture
+def gantrain():
+    """Runs the real command: `gantrain("train", path, ...)` gives the finished process with its text."""
+
+    def run(*arguments: object, check: bool = True, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, "-m", "gantrain", *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=kwargs.pop("cwd", ROOT), **kwargs
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def launch():
+    """Runs this Python's `accelerate launch --multi_gpu` with so many processes, which on a CPU machine speak gloo."""
+
+    def run(processes: int, *arguments: object, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else ["--cpu"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0"]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(TESTS)}
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def lines_of(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def error_of(done: subprocess.CompletedProcess) -> str:
+    """The single line that a refused command says."""
+    assert done.returncode == 2, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert "Traceback" not in done.stderr and len(lines) == 1, done.stderr
+    assert lines[0].startswith("gantrain: error: ")
+    return lines[0]
