@@ -225,6 +225,10 @@ class Sources:
     default: str
 
     def __call__(self, key: str) -> str:
+        if key not in self.of_key:  # a section: where one of its keys was set
+            inside = [source for other, source in self.of_key.items() if other.startswith(f"{key}.")]
+            if inside:
+                return inside[-1]
         while key not in self.of_key and "." in key:
             key = key.rpartition(".")[0]
         return self.of_key.get(key, self.default)
@@ -248,8 +252,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
             of_key[key] = source
         try:
             merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{source}: {one_line(error)}") from None
+        except (OmegaConfBaseException, TypeError, ValueError) as error:  # a list where a section was, say
+            key = next(iter(of_layer := dict(leaves(layer))), "")
+            raise ConfigError(f"{source}: {key}={shortened(of_layer.get(key))} does not fit what stands there ({one_line(error)})") from None
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -293,7 +298,9 @@ def escaped(value: Any) -> Any:
         return {key: escaped(one) for key, one in value.items()}
     if isinstance(value, list):
         return [escaped(one) for one in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    return value
 
 
 def differing_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
@@ -476,7 +483,7 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # conversions from what YAML gives are wanted here
-            holder.value = value
+            holder.value = escaped(value)
             return OmegaConf.to_object(holder).value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
         raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}") from None

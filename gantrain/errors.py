@@ -13,6 +13,9 @@ from typing import Any
 class UserError(ValueError):
     """A mistake that the user can mend. The text names the key or the file, the value, and the remedy, in one line."""
 
+    def __init__(self, text: str):
+        super().__init__(" ".join(text.split()))  # a quoted value may hold line breaks
+
 
 class InvalidField(UserError):
     """A value out of range in a dataclass of the configuration.

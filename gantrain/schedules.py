@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gantrain.clock import images
 from gantrain.errors import check
 
 
@@ -36,16 +37,18 @@ class LrTail:
         check(self, "low", 0 < self.low <= self.high, f"must be above 0 and at most high ({self.high})")
         check(self, "cycle_kimg", 0 < self.cycle_kimg < float("inf"), "must be above 0")
 
-    def multiplier(self, nimg: int) -> float:
-        """What the learning rates are multiplied by for the update that ends at `nimg` images."""
-        since_start = nimg / 1000 - self.start_kimg
-        if self.kind == "none" or since_start <= -self.anneal_kimg:
+    def multiplier(self, before: int, after: int) -> float:
+        """What the learning rates are multiplied by for the update that takes the clock from `before` to `after` images."""
+        if self.kind == "none":
             return 1.0
-        if since_start <= 0:
-            return self.high + (1.0 - self.high) * (-since_start / self.anneal_kimg if self.anneal_kimg else 1.0)
+        start, anneal = round(self.start_kimg * 1000), round(self.anneal_kimg * 1000)
+        if after <= start:
+            way = max(0, after - (start - anneal)) / anneal if anneal else 0.0
+            return 1.0 + (self.high - 1.0) * way
         if self.kind == "constant":
             return self.high
-        # The paper's t(i) = (mod(i - 1, c) + 1) / c: in (0, 1], 1 on the last update of a cycle.
-        position = since_start % self.cycle_kimg or self.cycle_kimg
-        t = position / self.cycle_kimg
+        # The paper's t(i) = (mod(i - 1, c) + 1) / c, in images; an update that runs over the end of a cycle closes it, so
+        # that an average which collects there sees the lowest rate.
+        cycle = images(self.cycle_kimg)
+        t = min(1.0, ((max(before, start) - start) % cycle + after - before) / cycle)
         return (1.0 - t) * self.high + t * self.low

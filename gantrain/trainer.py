@@ -93,7 +93,7 @@ class Trainer:
         """D phases on fresh data, one G phase, then the averages."""
         c, loss, k = self.config, self.config.loss, self.rounds
         after = self.nimg + self.batch_size
-        multiplier = c.optim.lr_tail.multiplier(after)
+        multiplier = c.optim.lr_tail.multiplier(self.nimg, after)
         set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
         set_lr(self.D.optimizer, c.optim.lr_d * multiplier)
         real: list[Batch] = []

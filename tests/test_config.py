@@ -1,0 +1,215 @@
+"""The configuration: what it takes, what it refuses, and in which words."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+from conftest import ROOT, error_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gantrain import config as configuration
+from gantrain.averaging import Ema, EmaSteps, Swa
+from gantrain.config import Config, ConfigError, load
+from gantrain.errors import UserError
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+def written(tmp_path, text: str):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_configuration_loads_and_loads_back_equal(path, tmp_path):
+    config = load(path)
+    assert load(written(tmp_path, configuration.to_yaml(config))) == config
+    assert configuration.build(configuration.to_dict(config)) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_configuration_says_how_to_run_it(path):
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#")).lower()
+    for word in (f"gantrain train configs/{path.name}", "hardware", "duration", "expected", "source", "run by us"):
+        assert word in head, f"the head of {path.name} does not say: {word}"
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    assert load(written(tmp_path, "")) == Config()
+
+
+def test_sections_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().optim.lr_g = 1.0
+
+
+def test_values_are_converted_to_their_types(tmp_path):
+    config = load(written(tmp_path, "optim: {lr_g: 1e-4, betas: [0, 0.9]}\nmodel: {ch: 4}\neval: {every_kimg: null, metrics: [fid]}\n"))
+    assert config.optim.lr_g == 1e-4 and config.optim.betas == (0.0, 0.9)
+    assert config.eval.every_kimg is None and config.eval.metrics == ("fid",)
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier():
+    config = load(DIGITS, ["optim.lr_g=1e-5", "optim.lr_g=3e-5", "averagers.long={name: ema, half_life_kimg: 50}", "data.flip=true"])
+    assert config.optim.lr_g == 3e-5 and config.data.flip
+    assert config.averagers["long"] == Ema(half_life_kimg=50)
+    assert config.optim.lr_d == load(DIGITS).optim.lr_d
+
+
+def test_plugins_are_chosen_by_name():
+    config = load(DIGITS, ["averagers.b={name: ema_steps, decay: 0.99}", "averagers.c={name: swa, start_kimg: 1}"])
+    assert isinstance(config.averagers["b"], EmaSteps) and isinstance(config.averagers["c"], Swa)
+
+
+def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantrain):
+    (tmp_path / "my_losses.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\nclass Bare: pass\n"
+    )
+    shown = gantrain("config", DIGITS, "loss={name: 'my_losses:Scaled', scale: 2}", cwd=tmp_path)
+    assert yaml.safe_load(shown.stdout)["loss"] == {"name": "my_losses:Scaled", "scale": 2.0}
+    assert "must be a dataclass" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Bare", cwd=tmp_path, check=False))
+    assert "did you mean 'Scaled'" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Scald", cwd=tmp_path, check=False))
+    assert "is it on PYTHONPATH?" in error_of(gantrain("config", DIGITS, "loss.name=no_such:Loss", cwd=tmp_path, check=False))
+
+
+REFUSALS = [
+    # overrides, what the line must say
+    (["averagers.ema.half_lfie_kimg=5"], r"command line: averagers.ema.half_lfie_kimg=5: no such key of ema; did you mean 'half_life_kimg'\?"),
+    (["optm.lr_g=1"], r"command line: optm=.*no such key; did you mean 'optim'\?"),
+    (["optim.lr_g=fast"], r"command line: optim.lr_g must be a number, got 'fast'"),
+    (["optim.lr_g=-1"], r"command line: optim.lr_g must be above 0, got -1.0"),
+    (["optim.lr_g=.nan"], r"optim.lr_g must be above 0, got nan"),
+    (["optim.betas=[0.5]"], r"optim.betas must be a list of 2, each a number, got \[0.5\]"),
+    (["optim.betas=[0.0, 1.0]"], r"optim.betas must both be in \[0, 1\)"),
+    (["optim.d_steps=1.5"], r"optim.d_steps must be a whole number, got 1.5"),
+    (["seed=true"], r"seed must be a whole number, got True"),
+    (["data.flip=perhaps"], r"data.flip must be true or false, got 'perhaps'"),
+    (["mixed_precision=no"], r"mixed_precision must be one of fp32, bf16, fp16, got False"),
+    (["loss.name=hing"], r"command line: loss.name: no loss 'hing'; did you mean 'hinge'\?"),
+    (["loss=hinge"], r"loss is a section such as \{name: hinge\}, got 'hinge'"),
+    (["averagers=ema"], r"averagers maps free names to averagers, got 'ema'"),
+    (["averagers.x={decay: 0.9}"], r"averagers.x.name is missing; choose a averager from ema, ema_steps, swa"),
+    (["averagers.live={name: ema}"], r"averagers.live a free name has letters"),
+    (["averagers.ema.half_life_kimg=0"], r"averagers.ema.half_life_kimg must be above 0, got 0.0"),
+    (["eval.metrics=[fid, fdi]"], r"eval.metrics must name metrics \(no metric 'fdi'; did you mean 'fid'\?\)"),
+    (["eval.batchnorm=recalibate"], r"eval.batchnorm must be one of recalibrate, copy"),
+    (["batching.micro_batch=7"], r"batching.micro_batch must divide batch_size \(64\), got 7"),
+    (["data.resolution=20"], r"data.resolution: biggan has no network for 20; choose from 8, 16, 32, 64, 128, 256"),
+    (["model.attention_resolution=64"], r"model.attention_resolution: .* no place for attention at 64; choose from 8"),
+    (["model.hierarchical_z=true"], r"model.hierarchical_z needs shared_embedding above 0"),
+    (["model.hierarchical_z=true", "model.shared_embedding=16"], r"model.dim_z: hierarchical_z cuts z into 3 chunks .* 64 does not divide, 63 does"),
+    (["averagers.swa.start_kimg=100"], r"averagers.swa.start_kimg=100 is not before total_kimg=80"),
+    (["optim.lr_tail={kind: constant, start_kimg: 90}"], r"optim.lr_tail.start_kimg=90 is not before total_kimg=80"),
+    (["total_kimg"], r"'total_kimg' is no override; write section.key=value"),
+    (["=3"], r"'=3' is no override"),
+    (["a..b=3"], r"'a..b' is no key"),
+    (["optim.lr_g=[1"], r"command line: optim.lr_g: is not YAML"),
+    (["run_dir=${no.such}"], r"run_dir: .*no.such"),
+    (["total_kimg.x=1"], r"total_kimg"),
+]
+
+
+@pytest.mark.parametrize("overrides, words", REFUSALS, ids=[" ".join(o) for o, _ in REFUSALS])
+def test_a_mistake_is_one_line_with_key_value_and_remedy(overrides, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        load(DIGITS, overrides)
+    assert "\n" not in str(caught.value)
+
+
+FILE_REFUSALS = [
+    ("optim: {lr_g: 1}\noptim: {lr_d: 1}\n", r"run.yaml: is not YAML: key 'optim' stands twice \(line 2"),
+    ("optim:\n  lr_g: [1\n", r"run.yaml: is not YAML"),
+    ("- 1\n- 2\n", r"run.yaml: must hold sections and keys, got \[1, 2\]"),
+    ("1: 2\n", r"run.yaml: 1: a key must be a word, got 1; put it in quotes"),
+    ("optim: 3\n", r"run.yaml: optim is a section with keys of its own, got 3"),
+    ("optim: {lr_gg: 3}\n", r"run.yaml: optim.lr_gg=3: no such key; did you mean 'lr_g'\?"),
+    ("data: {name: !!python/object/apply:os.system [echo]}\n", r"run.yaml: is not YAML"),
+]
+
+
+@pytest.mark.parametrize("text, words", FILE_REFUSALS)
+def test_a_mistake_in_a_file_names_the_file(tmp_path, text, words):
+    with pytest.raises(ConfigError, match=words):
+        load(written(tmp_path, text))
+
+
+def test_a_missing_file_gets_a_hint(gantrain):
+    line = error_of(gantrain("config", "configs/digit.yaml", check=False))
+    assert "configs/digit.yaml: there is no such file; did you mean 'digits.yaml'?" in line
+    assert "cannot be read" in error_of(gantrain("config", "configs", check=False))
+
+
+def test_the_command_answers_a_misspelt_key_in_one_line(gantrain, tmp_path):
+    line = error_of(gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", "averagers.ema.half_lfie_kimg=5", check=False))
+    assert "did you mean 'half_life_kimg'?" in line and not (tmp_path / "run").exists()
+
+
+def test_the_command_prints_a_configuration_that_loads_back_equal(gantrain, tmp_path):
+    overrides = ["optim.lr_g=0.0003", "run_dir='a\\${b}'", "tracking.wandb.name='yes'", "eval.truncation=0.5"]
+    shown = gantrain("config", DIGITS, *overrides).stdout
+    assert load(written(tmp_path, shown)) == load(DIGITS, overrides)
+
+
+def test_a_reference_to_another_key_is_resolved():
+    assert load(DIGITS, ["optim.lr_d=${optim.lr_g}", "optim.lr_g=1e-3"]).optim.lr_d == 1e-3
+
+
+def test_differing_keys_are_named_with_both_values():
+    a, b = load(DIGITS), load(DIGITS, ["seed=3", "averagers.more={name: ema}"])
+    assert configuration.differing_keys(a, a) == {}
+    different = configuration.differing_keys(a, b)
+    assert different["seed"] == (0, 3) and different["averagers.more.name"] == ("absent", "ema")
+
+
+# ---- any mess at all -------------------------------------------------------------------------------------------------
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["", "live", "${", "${a}", "${seed}", "fid", "biggan", "1e-4"])
+)
+messes = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)), max_leaves=6)
+known_keys = [k for k, _ in configuration.leaves(configuration.to_dict(load(DIGITS)))]
+sections = sorted({k.rpartition(".")[0] for k in known_keys if "." in k})
+keys = st.one_of(st.sampled_from(known_keys), st.sampled_from(sections), st.text(min_size=1, max_size=12), st.builds(".".join, st.lists(st.text(max_size=4), max_size=4)))
+
+
+def load_or_refuse(path, overrides=()) -> None:
+    """Loading gives a configuration or a ConfigError of one line; anything else fails the test."""
+    try:
+        assert isinstance(load(path, overrides), Config)
+    except UserError as error:
+        assert isinstance(error, ConfigError) and "\n" not in str(error) and str(error).strip()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(st.tuples(keys, messes), min_size=1, max_size=3))
+def test_no_override_gives_a_traceback(values):
+    load_or_refuse(DIGITS, [f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...')}" for key, value in values])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.one_of(st.text(max_size=60), st.builds(yaml.safe_dump, st.dictionaries(keys, messes, max_size=4))))
+def test_no_file_gives_a_traceback(tmp_path, text):
+    path = tmp_path / "mess.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    load_or_refuse(path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(known_keys), value=scalars)
+def test_no_value_gives_a_traceback_and_what_loads_loads_back(tmp_path, key, value):
+    path = tmp_path / "one.yaml"
+    nested: object = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    path.write_text(yaml.safe_dump(nested))
+    try:
+        config = load(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    path.write_text(configuration.to_yaml(config), encoding="utf-8")
+    assert load(path) == config

@@ -1,0 +1,139 @@
+"""What every loss must do, and the formulas."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from gantrain.losses import LOSSES, Hinge, NonSaturating, Relativistic
+
+
+@pytest.fixture(params=LOSSES.values(), ids=LOSSES)
+def loss(request):
+    return request.param()
+
+
+def logits(seed: int, count: int = 32, scale: float = 2.0) -> torch.Tensor:
+    return (torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).requires_grad_()
+
+
+def undecided(seed: int, count: int = 32) -> torch.Tensor:
+    """Logits in (0.1, 0.5), where no loss holds a real or a fake image for settled, or for settled too far."""
+    return (torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.4 + 0.1).requires_grad_()
+
+
+def of_generator(loss, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """G's loss as the update asks for it: with real logits only where they are wanted."""
+    return loss.generator(real if loss.generator_sees_real else None, fake)
+
+
+# ---- every loss ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_is_a_frozen_dataclass_that_says_what_it_needs(loss):
+    assert dataclasses.is_dataclass(loss) and type(loss).__dataclass_params__.frozen
+    assert isinstance(loss.generator_sees_real, bool)
+    assert "generator_sees_real" not in {f.name for f in dataclasses.fields(loss)}  # a fact, no hyper-parameter
+    assert loss == type(loss)()
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0, 1e4])
+def test_losses_are_finite_scalars_with_finite_gradients(loss, scale):
+    real, fake = logits(0, scale=scale), logits(1, scale=scale)
+    for value in (loss.discriminator(real, fake), of_generator(loss, real, fake)):
+        assert value.shape == () and torch.isfinite(value)
+        gradient = torch.autograd.grad(value, fake)[0]
+        assert gradient.shape == fake.shape and torch.isfinite(gradient).all()
+
+
+def test_gradient_reaches_every_undecided_logit(loss):
+    real, fake = undecided(0), undecided(1)
+    of_real, of_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
+    assert (of_real < 0).all() and (of_fake > 0).all()  # going downhill raises D(x) and lowers D(G(z))
+    assert (torch.autograd.grad(of_generator(loss, real, fake), fake)[0] < 0).all()
+
+
+def test_the_players_pull_in_opposite_directions(loss):
+    real, fake = undecided(0), undecided(1)
+    assert loss.discriminator(real + 0.1, fake) < loss.discriminator(real, fake) < loss.discriminator(real, fake + 0.1)
+    assert of_generator(loss, real, fake + 0.1) < of_generator(loss, real, fake)
+
+
+def test_a_loss_is_the_mean_over_the_batch(loss):
+    real, fake = logits(0), logits(1)
+    for f in (loss.discriminator, lambda r, x: of_generator(loss, r, x)):
+        torch.testing.assert_close(f(real.repeat(2), fake.repeat(2)), f(real, fake))
+        halves = (f(real[:16], fake[:16]) + f(real[16:], fake[16:])) / 2
+        torch.testing.assert_close(halves, f(real, fake))  # so rounds divided by their number are the whole
+
+
+def test_the_order_of_pairs_does_not_matter(loss):
+    real, fake, order = logits(0), logits(1), torch.randperm(32, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(loss.discriminator(real[order], fake[order]), loss.discriminator(real, fake))
+    torch.testing.assert_close(of_generator(loss, real[order], fake[order]), of_generator(loss, real, fake))
+
+
+def test_real_logits_matter_to_the_generator_exactly_where_the_loss_says(loss):
+    real, fake = undecided(0), undecided(1)
+    if loss.generator_sees_real:
+        gradient = torch.autograd.grad(loss.generator(real, fake), real)[0]
+        assert (gradient != 0).all()
+        assert loss.generator(real + 1, fake) != loss.generator(real, fake)
+    else:
+        assert torch.equal(loss.generator(None, fake), loss.generator(real, fake))
+        assert torch.autograd.grad(loss.generator(real, fake), real, allow_unused=True)[0] is None
+
+
+# ---- formulas --------------------------------------------------------------------------------------------------------
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    """log(1 + e^x)."""
+    return np.logaddexp(0, x)
+
+
+FORMULAS = {
+    Hinge: (lambda r, f: np.maximum(0, 1 - r).mean() + np.maximum(0, 1 + f).mean(), lambda r, f: -f.mean()),
+    NonSaturating: (
+        # -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))), and -log sigmoid(D(G(z)))
+        lambda r, f: -np.log(1 / (1 + np.exp(-r))).mean() - np.log(1 - 1 / (1 + np.exp(-f))).mean(),
+        lambda r, f: -np.log(1 / (1 + np.exp(-f))).mean(),
+    ),
+    Relativistic: (lambda r, f: softplus(f - r).mean(), lambda r, f: softplus(r - f).mean()),
+}
+
+
+@pytest.mark.parametrize("cls", FORMULAS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_formula(cls, seed):
+    real, fake = logits(seed).detach(), logits(seed + 10).detach()
+    of_d, of_g = FORMULAS[cls]
+    assert float(cls().discriminator(real, fake)) == pytest.approx(of_d(real.numpy(), fake.numpy()), rel=1e-9)
+    assert float(cls().generator(real, fake)) == pytest.approx(of_g(real.numpy(), fake.numpy()), rel=1e-9)
+
+
+def test_hinge_by_hand():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    assert float(Hinge().discriminator(real, fake)) == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3)
+    assert float(Hinge().generator(None, fake)) == pytest.approx(2 / 3)
+
+
+def test_hinge_lets_go_of_logits_beyond_the_margin():
+    real, fake = torch.tensor([1.5, 0.5], requires_grad=True), torch.tensor([-1.5, -0.5], requires_grad=True)
+    Hinge().discriminator(real, fake).backward()
+    assert real.grad.tolist() == [0, -0.5] and fake.grad.tolist() == [0, 0.5]
+
+
+@pytest.mark.parametrize("cls, at_zero", [(Hinge, (2.0, 0.0)), (NonSaturating, (2 * np.log(2), np.log(2))), (Relativistic, (np.log(2), np.log(2)))])
+def test_values_of_a_discriminator_that_knows_nothing(cls, at_zero):
+    zero = torch.zeros(4, dtype=torch.float64)
+    assert float(cls().discriminator(zero, zero)) == pytest.approx(at_zero[0])
+    assert float(cls().generator(zero, zero)) == pytest.approx(at_zero[1])
+
+
+def test_the_relativistic_loss_sees_differences_only():
+    real, fake = logits(0), logits(1)
+    torch.testing.assert_close(Relativistic().discriminator(real + 7, fake + 7), Relativistic().discriminator(real, fake))
+    torch.testing.assert_close(Relativistic().generator(real, fake), Relativistic().discriminator(fake, real))
