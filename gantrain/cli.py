@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gantrain import __version__
 from gantrain.errors import UserError
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         arguments.call(arguments)
     except UserError as error:
@@ -48,8 +49,29 @@ def complain(text: str) -> None:
         print(f"gantrain: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="gantrain", description="Train GANs, and follow, score and sample many averages of their weights.")
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message}; see `{self.prog} --help`")
+        self.exit(USER_ERROR)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; KEY=VALUE may stand before and after options, which argparse alone does not allow."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    strangers = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if strangers:
+        top.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def parser() -> Parser:
+    """The command line of every verb."""
+    top = Parser(prog="gantrain", description="Train GANs, and follow, score and sample many averages of their weights.")
     top.add_argument("--version", action="version", version=f"gantrain {__version__}")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

@@ -50,7 +50,7 @@ def discriminator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch
             x_fake = G.network(z, y_fake)
         # One forward for both: half the launches, and under DDP the only safe way where D has buffers.
         logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
-        logits_real, logits_fake = logits.float().chunk(2)
+        logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         return value, {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
 
@@ -64,11 +64,11 @@ def generator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch | N
         real, (z, y_fake) = batch
         x_fake = G.wrapped(z, y_fake)
         if real is None:
-            logits_real, logits_fake = None, D.network(x_fake, y_fake).float()
+            logits_real, logits_fake = None, full_precision(D.network(x_fake, y_fake))
         else:
             x_real, y_real = real
             logits = D.network(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
-            logits_real, logits_fake = logits.float().chunk(2)
+            logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.generator(logits_real, logits_fake)
         return value, {"loss/g": value}
 
@@ -106,6 +106,11 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
     player.scaler.step(player.optimizer)
     player.scaler.update()
     return total
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Losses are computed in fp32 at least, whatever the networks compute in."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 @torch.no_grad()

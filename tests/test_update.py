@@ -1,0 +1,190 @@
+"""One update of the game, in one process; tests/test_distributed.py has the same with several."""
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from game import gradients, networks, noise, player, real, rounds
+from torch import nn
+
+from gantrain.losses import LOSSES, Hinge, Relativistic
+from gantrain.update import (
+    add_orthogonal_gradient,
+    discriminator_phase,
+    generator_phase,
+    load_optimizer_tensors,
+    make_adam,
+    optimizer_tensors,
+)
+
+CUTS = [(24, 1), (12, 2), (6, 4), (3, 8), (1, 24)]
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("b, k", CUTS[1:])
+@pytest.mark.parametrize("loss", [Hinge(), LOSSES["nonsaturating"]()], ids=["hinge", "nonsaturating"])
+def test_rounds_leave_the_gradient_what_it_was(b, k, loss):
+    """k rounds of b images are one batch of b k, for D and for G, spectral norm included, to float64 rounding."""
+    found = []
+    for cut in (CUTS[0], (b, k)):
+        g, d = (player(n) for n in networks())
+        discriminator_phase(g, d, loss, rounds(*cut), cut[1])
+        of_d = gradients(d.network)
+        generator_phase(g, d, loss, rounds(*cut, with_real=False), cut[1])
+        found.append((of_d, gradients(g.network)))
+    close(found[0][0], found[1][0])
+    close(found[0][1], found[1][1])
+
+
+def test_the_gradients_are_those_of_the_hinge_game():
+    """Against the loss written out and differentiated on copies, without the update's code."""
+    G, D = networks(spectral_norm=False)
+    (x, y), (z, c) = real(0, 10), noise(0, 10)
+    g_copy, d_copy = copy.deepcopy(G), copy.deepcopy(D)
+    fake = g_copy(z, c)
+    value = F.relu(1 - d_copy(x, y)).mean() + F.relu(1 + d_copy(fake.detach(), c)).mean()
+    value.backward()
+    g, d = player(G), player(D)
+    stats = discriminator_phase(g, d, Hinge(), rounds(10, 1), 1)
+    close(gradients(D), gradients(d_copy))
+    assert stats["loss/d"].item() == pytest.approx(value.item(), rel=1e-6)
+    assert stats["logits/real"].item() == pytest.approx(d_copy(x, y).mean().item(), rel=1e-6)
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in d_copy.parameters()))
+    assert stats["grad_norm/d"].item() == pytest.approx(norm.item(), rel=1e-6)
+    d_copy.load_state_dict(D.state_dict())  # D has moved
+    d_copy.requires_grad_(False)
+    (-d_copy(fake, c).mean()).backward()
+    generator_phase(g, d, Hinge(), rounds(10, 1, with_real=False), 1)
+    close(gradients(G), gradients(g_copy))
+
+
+def test_a_relativistic_generator_sees_real_logits():
+    G, D = networks(spectral_norm=False)
+    (x, y), (z, c) = real(0, 10), noise(0, 10)
+    g_copy = copy.deepcopy(G)
+    D.requires_grad_(False)
+    F.softplus(D(x, y) - D(g_copy(z, c), c)).mean().backward()
+    D.requires_grad_(True)
+    generator_phase(player(G), player(D), Relativistic(), rounds(10, 1), 1)
+    close(gradients(G), gradients(g_copy))
+
+
+def test_a_phase_leaves_the_other_player_alone():
+    g, d = (player(n) for n in networks())
+    weights_g = copy.deepcopy(dict(g.network.named_parameters()))
+    discriminator_phase(g, d, Hinge(), rounds(4, 2), 2)
+    assert all(p.grad is None for p in g.network.parameters())
+    assert all(torch.equal(p, weights_g[n]) for n, p in g.network.named_parameters())
+    weights_d, grads_d = copy.deepcopy(dict(d.network.named_parameters())), gradients(d.network)
+    generator_phase(g, d, Hinge(), rounds(4, 2, with_real=False), 2)
+    assert all(torch.equal(p, weights_d[n]) for n, p in d.network.named_parameters())
+    close(gradients(d.network), grads_d)
+
+
+def test_d_is_thawed_after_an_exception():
+    g, d = (player(n) for n in networks())
+    frozen = next(d.network.parameters()).requires_grad_(False)
+
+    def broken():
+        raise RuntimeError("no batch")
+        yield
+
+    with pytest.raises(RuntimeError, match="no batch"):
+        generator_phase(g, d, Hinge(), broken(), 1)
+    assert not frozen.requires_grad and sum(p.requires_grad for p in d.network.parameters()) == len(list(d.network.parameters())) - 1
+
+
+def test_spectral_norms_iterate_once_a_phase_however_many_rounds():
+    vectors = []
+    for cut in CUTS[:3]:
+        g, d = (player(n) for n in networks())
+        discriminator_phase(g, d, Hinge(), rounds(*cut), cut[1])
+        vectors.append({k: v for n in (g, d) for k, v in n.network.state_dict().items() if k.endswith(("._u", "._v"))})
+    start = {k: v for n in networks() for k, v in n.state_dict().items() if k.endswith(("._u", "._v"))}
+    for other in vectors[1:]:
+        assert all(torch.equal(vectors[0][k], other[k]) for k in other)
+    assert any(not torch.equal(vectors[0][k], start[k]) for k in start)
+
+
+def test_the_orthogonal_gradient_is_that_of_the_papers_penalty():
+    """beta ||W W^T o (1 - I)||_F^2, differentiated by torch (Brock et al. 2019, Eq. 3)."""
+    beta = 3e-3
+    g, _ = networks()
+    exempt = {g.blocks[0].norm1.gain.weight}
+    p = player(g, orthogonal=beta, exempt=exempt)
+    penalised = [w for w in g.parameters() if w.dim() > 1 and w not in exempt]
+    for w in g.parameters():
+        w.grad = torch.ones_like(w)
+    add_orthogonal_gradient(p)
+    for w in g.parameters():
+        expected = torch.ones_like(w)
+        if any(w is one for one in penalised):
+            leaf = w.detach().clone().requires_grad_(True)
+            gram = leaf.flatten(1) @ leaf.flatten(1).T
+            (beta * (gram * (1 - torch.eye(len(gram)))).square().sum()).backward()
+            expected = expected + leaf.grad
+        torch.testing.assert_close(w.grad, expected)
+
+
+def test_a_scaled_loss_gives_the_same_step_and_an_overflow_skips_it():
+    """fp16's scaler, one a player: the scale is taken out before anything reads the gradient."""
+    found = []
+    for scaler in (torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=2.0**10)):
+        g, d = networks()
+        d = player(d, scaler=scaler)
+        stats = discriminator_phase(player(g), d, Hinge(), rounds(4, 3), 3)
+        found.append((gradients(d.network), copy.deepcopy(d.network.state_dict()), stats["grad_norm/d"]))
+    close(found[0][0], found[1][0])
+    close(found[0][1], found[1][1])
+    assert found[0][2] == pytest.approx(found[1][2].item())
+    before = copy.deepcopy(dict(d.network.named_parameters()))
+    poisoned = [((torch.full((4, 1, 8, 8), float("inf"), dtype=torch.float64), torch.zeros(4, dtype=torch.int64)), noise(0, 4))]
+    discriminator_phase(player(g), d, Hinge(), poisoned, 1)
+    assert all(torch.equal(p, before[n]) for n, p in d.network.named_parameters())
+    assert d.scaler.get_scale() == 2.0**9
+
+
+def test_adam_is_fused_and_is_adam():
+    torch.manual_seed(0)
+    a = nn.Linear(4, 3).double()
+    b = copy.deepcopy(a)
+    ours, theirs = make_adam(a, 1e-2, (0.0, 0.99), 1e-8), torch.optim.Adam(b.parameters(), lr=1e-2, betas=(0.0, 0.99), eps=1e-8, foreach=False)
+    assert ours.param_groups[0]["fused"]
+    for step in range(5):
+        x = torch.full((2, 4), 1.0 + step, dtype=torch.float64)
+        for network, optimizer in ((a, ours), (b, theirs)):
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(a.weight, b.weight, rtol=1e-12, atol=0)
+
+
+def test_optimizer_state_goes_through_tensors_bit_for_bit():
+    """Also with convolutions in channels_last order, whose moments must lie in memory as the weights do."""
+    torch.manual_seed(0)
+    a = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    first = make_adam(a, 1e-2, (0.5, 0.99), 1e-8)
+
+    def step(network, optimizer):
+        optimizer.zero_grad()
+        torch.manual_seed(1)
+        network(torch.randn(2, 4, 6, 6)).square().sum().backward()
+        optimizer.step()
+
+    step(a, first)
+    b = copy.deepcopy(a)
+    second = make_adam(b, 1e-2, (0.5, 0.99), 1e-8)
+    saved = {k: v.clone().contiguous() for k, v in optimizer_tensors(first, a).items()}
+    load_optimizer_tensors(second, b, saved)
+    assert second.state[b.weight]["exp_avg"].stride() == b.weight.stride() == first.state[a.weight]["exp_avg"].stride()
+    for _ in range(3):
+        step(a, first)
+        step(b, second)
+    assert torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)

@@ -1,0 +1,52 @@
+"""What the processes of tests/test_distributed.py run: `workers.py CASE FOLDER`."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from game import gradients, networks, player, rounds
+from safetensors.torch import save_file
+
+from gantrain.distributed import finish, from_main, make_accelerator, sum_over_processes
+from gantrain.losses import Hinge
+from gantrain.trainer import average_running_statistics
+from gantrain.update import discriminator_phase, generator_phase
+
+
+def gradient(accelerator, folder: Path) -> None:
+    """The gradients of both players for several cuts of an update, with one pair of DDP objects throughout."""
+    g, d = (player(n, accelerator) for n in networks())
+    start = [{k: v.clone() for k, v in p.network.state_dict().items()} for p in (g, d)]
+    for b, k in [(4, 1), (4, 2), (4, 4), (3, 3)]:
+        for p, state in zip((g, d), start):
+            p.network.load_state_dict(state)
+        cut = dict(b=b, k=k, world=accelerator.num_processes, rank=accelerator.process_index)
+        discriminator_phase(g, d, Hinge(), rounds(**cut), k)
+        of_d = gradients(d.network)
+        d.network.load_state_dict(start[1])
+        generator_phase(g, d, Hinge(), rounds(**cut, with_real=False), k)
+        for name, tensors in (("d", of_d), ("g", gradients(g.network))):
+            for tensor in tensors.values():  # every process holds the same
+                assert torch.equal(accelerator.gather(tensor[None])[0], tensor) or accelerator.is_main_process
+            if accelerator.is_main_process:
+                save_file(tensors, folder / f"{name}-{b}-{k}.safetensors")
+
+
+def helpers(accelerator, folder: Path) -> None:
+    """Broadcasts, sums and the mean of BatchNorm's running statistics."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    assert from_main(accelerator, {"rank": rank}) == {"rank": 0}
+    assert sum_over_processes(accelerator)(torch.tensor([1.0 + rank])).item() == world * (world + 1) / 2
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean.fill_(float(rank))
+    average_running_statistics(norm, accelerator)
+    assert norm.running_mean.tolist() == [(world - 1) / 2] * 3
+
+
+if __name__ == "__main__":
+    accelerator = make_accelerator()
+    folder = Path(sys.argv[2])
+    {"gradient": gradient, "helpers": helpers}[sys.argv[1]](accelerator, folder)
+    (folder / f"world-{accelerator.process_index}").write_text(str(accelerator.num_processes))
+    finish(accelerator)
