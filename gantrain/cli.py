@@ -61,9 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; KEY=VALUE may stand before and after options, which argparse alone does not allow."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
-    strangers = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
-    if strangers:
-        top.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments

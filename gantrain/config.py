@@ -513,17 +513,17 @@ def first_line(error: BaseException) -> str:
 
 def check_across(config: Config, sources: Sources) -> None:
     """What no section can see alone."""
-    total = config.total_kimg
     if hasattr(config.model, "require_resolution"):
         try:
             config.model.require_resolution(config.data.resolution)
         except UserError as error:
             raise ConfigError(f"{sources(str(error).partition(':')[0])}: {error}") from None
-    tail = config.optim.lr_tail
-    if tail.kind != "none" and tail.start_kimg >= total:
-        raise ConfigError(f"{sources('optim.lr_tail.start_kimg')}: optim.lr_tail.start_kimg={tail.start_kimg:g} is not before total_kimg={total:g}; the tail would never begin")
-    for name, averager in config.averagers.items():
-        start = getattr(averager, "start_kimg", 0)
-        if start >= total:
-            key = f"averagers.{name}.start_kimg"
-            raise ConfigError(f"{sources(key)}: {key}={start:g} is not before total_kimg={total:g}; the average would never begin")
+
+
+def notes(config: Config) -> list[str]:
+    """What a user should know of a configuration that is no mistake: settings without effect."""
+    total = config.total_kimg
+    starts = {f"averagers.{name}.start_kimg": getattr(one, "start_kimg", 0) for name, one in config.averagers.items()}
+    if config.optim.lr_tail.kind != "none":
+        starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
+    return [f"{key}={start:g} is not before total_kimg={total:g}: it will have no effect" for key, start in starts.items() if start >= total]

@@ -32,13 +32,16 @@ def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
     # Accelerate cannot yet pass the argument that replaces broadcast_buffers in newer releases of torch.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="no" if mixed_precision == "fp32" else mixed_precision,
             kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
         raise UserError(f"mixed_precision: {mixed_precision} does not run here ({one_line(error)}); use fp32 or bf16") from error
+    if mixed_precision != "fp32" and not accelerator.native_amp:  # Accelerate leaves fp16 on a CPU out without a word
+        raise UserError(f"mixed_precision: {mixed_precision} does not run on {accelerator.device.type}; use fp32 or bf16")
+    return accelerator
 
 
 def local_processes() -> int:

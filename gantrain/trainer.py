@@ -168,6 +168,8 @@ class Trainer:
         self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**configuration.to_dict(self.config), **self.facts()})
         self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}))
         self.tracker.say(self.headline(path))
+        for note in configuration.notes(self.config):
+            self.tracker.say(f"note: {note}")
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
 
     def facts(self) -> dict[str, Any]:
@@ -271,7 +273,7 @@ class Trainer:
             "metrics_bytes": self.tracker.position(),
             "wandb_id": self.wandb_id,
             "data_fingerprint": self.images.fingerprint,
-            "scores": {name: {k: v for k, v in row.items() if v == v} for name, row in self.scores.items()},
+            "scores": [[name, list(row.items())] for name, row in self.scores.items()],
         }
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -289,7 +291,7 @@ class Trainer:
                 player.scaler.load_state_dict(state["scalers"][group])
         shadows = {name: snapshot.tensors.get(sampling.AVERAGE_PREFIX + name, {}) for name in state["averages"]}
         self.bank.load(shadows, state["averages"])
-        self.wandb_id, self.scores = state["wandb_id"], state["scores"]
+        self.wandb_id, self.scores = state["wandb_id"], {name: dict(row) for name, row in state["scores"]}
         self.nimg = self.previous_nimg = snapshot.nimg
         return state
 

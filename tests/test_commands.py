@@ -1,0 +1,318 @@
+"""Whole commands at tiny size: train, resume, refuse."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, TESTS, TINY, error_of, lines_of
+from PIL import Image
+from safetensors.torch import load_file
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+def train(gantrain, run: Path, *overrides: str, config: Path = DIGITS, **kwargs) -> subprocess.CompletedProcess:
+    return gantrain("train", config, f"run_dir={run}", *TINY, *overrides, **kwargs)
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def same_run(a: Path, b: Path) -> None:
+    """Bit-identical weights, optimizers, averages and scores, and the same losses on the way."""
+    files = sorted(p.name for p in newest(a).glob("*.safetensors"))
+    assert newest(a).name == newest(b).name and files == sorted(p.name for p in newest(b).glob("*.safetensors"))
+    for name in files:
+        assert (newest(a) / name).read_bytes() == (newest(b) / name).read_bytes(), f"{name} differs"
+
+    def told(run: Path, part: str) -> list[str]:
+        lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if f'"{part}/' in line]
+        return lines if part == "eval" else [json.dumps({k: v for k, v in json.loads(x).items() if not k.startswith(("throughput", "memory"))}) for x in lines]
+
+    assert told(a, "eval") and told(a, "eval") == told(b, "eval")
+    assert told(a, "loss") and told(a, "loss") == told(b, "loss")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A run of 60 updates that nothing disturbed, and what it said."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, "total_kimg=0.96"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run, done.stdout
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    run, said = finished
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "samples"}
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["000000000880", "000000000960"]
+    lines = lines_of(run)
+    assert all("nimg" in line for line in lines)
+    assert lines[0]["event"] == "start" and lines[-1] == {"nimg": 960, "event": "end"}
+    training = [line for line in lines if "loss/d" in line]
+    assert [line["nimg"] for line in training] == [80 * i for i in range(1, 13)]
+    for line in training:
+        assert {"loss/g", "logits/real", "logits/fake", "batch/size", "batch/rounds", "throughput/img_per_s", "reals_seen", "lr/g", "lr/d"} <= line.keys()
+        assert line["batch/size"] == 16 and line["batch/rounds"] == 1 and line["reals_seen"] == 2 * line["nimg"]
+    scores = [line for line in lines if "eval/live/digits_fid" in line]
+    assert [line["nimg"] for line in scores] == [160 * i for i in range(7)]
+    assert "eval/ema/digits_fid" not in scores[0] and "eval/ema/digits_fid" in scores[1]
+    assert "eval/swa/digits_fid" in scores[1]
+    for line in scores:
+        assert line["eval/num_samples"] == 64 and line["eval/reference"] == "digits (64 images)" and line["eval/batchnorm"] == "recalibrate"
+        assert len(line["eval/reference_fingerprint"]) == 16 and line["eval/features"].startswith("digits-classifier/64/")
+    assert "data: digits: 1,797 images, 10 classes" in said
+    assert "batch 16 = 16 images x 1 process x 1 round" in said
+    assert said.rstrip().splitlines()[-4].split() == ["live", *[f"{scores[-1][f'eval/live/digits_{m}']:.4f}" for m in ("fid", "is")]] or "*" in said
+
+
+def test_samples_show_every_average_side_by_side(finished):
+    """Four sheets of 2 x 10 digits, 16 pixels enlarged three times, and none of them blank."""
+    pictures = sorted((finished[0] / "samples").glob("*.png"))
+    assert [p.stem for p in pictures] == [f"{160 * i:012d}" for i in range(7)]
+    picture = np.asarray(Image.open(pictures[-1]).convert("L"))
+    sheet = 10 * (16 * 3 + 2) + 2
+    assert picture.shape[1] == 4 * sheet + 5 * 12
+    for i in range(4):
+        part = picture[40:, 12 + i * (sheet + 12) :][:, :sheet]
+        assert part.std() > 10 and len(np.unique(part)) > 50
+
+
+def test_the_same_command_on_a_finished_run_repeats_its_table(finished, gantrain):
+    run, said = finished
+    before = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")}
+    again = train(gantrain, run, "total_kimg=0.96")
+    assert "resumed at 0.96 of 0.96 kimg" in again.stdout
+    assert again.stdout.split("done:")[1] == said.split("done:")[1]
+    assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")} == before
+
+
+def kill_when(run: Path, ready, *overrides: str) -> bool:
+    """Start the run and SIGKILL it when `ready(run)`; False when it ended before."""
+    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    while process.poll() is None:
+        if ready(run):
+            process.send_signal(signal.SIGKILL)
+            break
+    return process.wait() == -signal.SIGKILL
+
+
+def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(finished, gantrain, tmp_path):
+    """SIGKILL before the first line, while training, scoring, drawing and writing; then the run goes on to the same bits."""
+    run, dice = tmp_path / "run", random.Random(0)
+
+    def lines(n: int):
+        wanted = [n]
+
+        def ready(run: Path) -> bool:
+            path = run / "metrics.jsonl"
+            if not path.is_file() or path.read_text().count("\n") < wanted[0]:
+                time.sleep(0.001)
+                return False
+            time.sleep(dice.random() * 0.05)
+            return True
+
+        return ready
+
+    def writing(run: Path) -> bool:
+        return any(run.glob("checkpoints/.writing-*/*"))
+
+    def drawing(run: Path) -> bool:
+        return (run / "samples" / "000000000480.png").exists()
+
+    kills = [kill_when(run, ready, "total_kimg=0.96") for ready in (lambda run: run.exists(), lines(1), lines(9), writing, drawing, lines(22))]
+    assert sum(kills) >= 5, "the run ended before it could be killed"
+    train(gantrain, run, "total_kimg=0.96")
+    same_run(finished[0], run)
+    assert (run / "metrics.superseded.jsonl").read_text().strip()
+    events = [line["event"] for line in lines_of(run) if "event" in line]
+    assert events[0] == "start" and events[-1] == "end" and "resume" in events
+
+
+def test_a_run_may_be_made_longer_and_is_the_longer_run(finished, gantrain, tmp_path):
+    run = tmp_path / "run"
+    train(gantrain, run, "total_kimg=0.48")
+    longer = train(gantrain, run, "total_kimg=0.96")
+    assert "resumed at 0.48 of 0.96 kimg" in longer.stdout
+    same_run(finished[0], run)
+    resumed = next(line for line in lines_of(run) if line.get("event") == "resume")
+    assert resumed["changed"] == {"total_kimg": [0.48, 0.96]}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(finished, gantrain, tmp_path):
+    run = tmp_path / "run"
+    train(gantrain, run, "total_kimg=0.48")
+    broken = newest(run) / "average.ema.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-9])
+    done = train(gantrain, run, "total_kimg=0.96")
+    assert f"{broken}: has" in done.stdout and "passed over" in done.stdout and "resumed at 0.4 of 0.96 kimg" in done.stdout
+    same_run(finished[0], run)
+
+
+def test_a_run_folder_of_another_configuration_is_refused(finished, gantrain):
+    run, _ = finished
+    before = (run / "config.yaml").read_text(), (run / "metrics.jsonl").read_text()
+    line = error_of(train(gantrain, run, "total_kimg=0.96", "optim.lr_g=1e-5", "averagers.ema.half_life_kimg=3", check=False))
+    assert "holds a run of another configuration" in line and "use another run_dir" in line
+    assert "optim.lr_g (0.0004 there, 1e-05 now)" in line and "averagers.ema.half_life_kimg (10.0 there, 3.0 now)" in line
+    assert before == ((run / "config.yaml").read_text(), (run / "metrics.jsonl").read_text())
+
+
+def test_a_full_disk_while_writing_a_checkpoint_loses_nothing(finished, gantrain, tmp_path):
+    """The system refuses files over a size; the checkpoint before stays whole, and with room the run goes on to the same bits."""
+    run = tmp_path / "run"
+    train(gantrain, run, "total_kimg=0.48")
+    kept = newest(run)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # noqa: E731
+    line = error_of(train(gantrain, run, "total_kimg=0.96", check=False, preexec_fn=limit))
+    assert "checkpoints/000000000560: the checkpoint could not be written (File too large)" in line
+    assert "the one at 0.48 kimg is whole; make room and run the same command again" in line
+    assert newest(run) == kept and not list(run.glob("checkpoints/.writing-*"))
+    train(gantrain, run, "total_kimg=0.96")
+    same_run(finished[0], run)
+
+
+# ---- other data ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Two classes of eight noisy pictures."""
+    dice = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(dice.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def folder(root: Path) -> list[str]:
+    return [f"data={{name: folder, root: '{root}', resolution: 16}}", "eval.reference_samples=16", "total_kimg=0.16"]
+
+
+@pytest.mark.parametrize("keep_in", ["auto", "disk"])
+def test_a_folder_of_pictures_trains(gantrain, pictures, tmp_path, keep_in):
+    done = train(gantrain, tmp_path / "run", *folder(pictures), f"data.keep_in={keep_in}", "data.flip=true", "data.workers=1")
+    assert "folder/pictures: 16 images, 2 classes (smallest 'cats' 8, largest 'cats' 8), 3 x 16 x 16" in done.stdout
+    assert ("on disk" if keep_in == "disk" else "in memory") in done.stdout
+
+
+def test_a_corrupt_image_is_named(gantrain, pictures, tmp_path):
+    (pictures / "dogs" / "3.png").write_bytes(b"no picture")
+    (pictures / "cats" / "5.png").write_bytes((pictures / "cats" / "5.png").read_bytes()[:100])
+    line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), check=False))
+    assert str(pictures / "dogs" / "3.png") in line and str(pictures / "cats" / "5.png") in line and "replace or delete it" in line
+
+
+def test_an_empty_class_folder_is_named(gantrain, pictures, tmp_path):
+    (pictures / "emus").mkdir()
+    line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), check=False))
+    assert "has no image of class emus; fill or delete the empty class folders" in line
+
+
+def test_a_folder_above_the_classes_is_recognised(gantrain, pictures, tmp_path):
+    """The mistake that turned every label to 0 elsewhere: root one folder too high."""
+    (pictures.parent / "above").mkdir()
+    pictures.rename(pictures.parent / "above" / "train")
+    line = error_of(train(gantrain, tmp_path / "run", *folder(pictures.parent / "above"), check=False))
+    assert "has a single class, 'train'" in line and "set data.labels=false" in line
+
+
+def test_other_pictures_under_the_same_name_are_refused(gantrain, pictures, tmp_path):
+    train(gantrain, tmp_path / "run", *folder(pictures))
+    (pictures / "dogs" / "3.png").unlink()
+    line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), "total_kimg=0.32", check=False))
+    assert "is not what" in line and "was trained on (other images or labels); use another run_dir" in line
+
+
+# ---- other ways to train ---------------------------------------------------------------------------------------------
+
+WAYS = {
+    "unconditional": ["data.labels=false"],
+    "relativistic": ["loss.name=relativistic", "batching.micro_batch=8"],
+    "orthogonal": ["optim.orthogonal_g=1e-4", "optim.orthogonal_d=1e-4"],
+    "bf16": ["mixed_precision=bf16"],
+    "hierarchical": ["model={name: biggan, ch: 8, dim_z: 9, shared_embedding: 4, hierarchical_z: true, attention_resolution: 8}"],
+    "no averages, no scores": ["eval.every_kimg=null", "eval.batchnorm=copy"],
+    "inception truncation": ["eval.truncation=0.7"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=WAYS.keys())
+def test_other_ways_train_and_resume(gantrain, tmp_path, way):
+    """Each trains, is killed by a shorter total, and goes on to finite weights."""
+    run = tmp_path / "run"
+    train(gantrain, run, *WAYS[way], "total_kimg=0.16")
+    train(gantrain, run, *WAYS[way], "total_kimg=0.24")
+    assert newest(run).name == "000000000240"
+    assert all(bool(t.isfinite().all()) for f in newest(run).glob("*.safetensors") for t in load_file(f).values())
+
+
+def test_fp16_on_a_cpu_is_refused(gantrain, tmp_path):
+    line = error_of(train(gantrain, tmp_path / "run", "mixed_precision=fp16", check=False))
+    assert "mixed_precision: fp16 does not run on cpu; use fp32 or bf16" in line
+
+
+def test_bf16_computes_in_bf16(gantrain, tmp_path):
+    """Losses near fp32's, and off by more than fp32 rounds and less than bf16 does."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        train(gantrain, tmp_path / precision, f"mixed_precision={precision}", "total_kimg=0.016", "tracking.every_kimg=0.016", "eval.every_kimg=null")
+        losses[precision] = next(line["loss/d"] for line in lines_of(tmp_path / precision) if "loss/d" in line)
+    assert 1e-5 < abs(losses["bf16"] / losses["fp32"] - 1) < 2e-2
+
+
+def test_the_tail_lowers_the_rates(gantrain, tmp_path):
+    train(gantrain, tmp_path / "run", "optim.lr_tail={kind: constant, start_kimg: 0.16, high: 0.5}")
+    rates = {line["nimg"]: line["lr/g"] for line in lines_of(tmp_path / "run") if "lr/g" in line}
+    assert rates == {80: 4e-4, 160: 4e-4, 240: 2e-4, 320: 2e-4}
+
+
+def test_a_plugin_from_outside_trains_and_samples(gantrain, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    train(gantrain, tmp_path / "run", "model.name=plain_networks:PlainBigGAN", "total_kimg=0.16", env=environment)
+    said = gantrain("sample", tmp_path / "run", "--num", 4, "--out", tmp_path / "four.png", env=environment)
+    assert "4 images of ema" in said.stdout and (tmp_path / "four.png").is_file()
+
+
+def test_the_help_does_not_wait_for_torch():
+    check = "import sys\nfrom gantrain.cli import run\ntry:\n    run(['--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0 and "follow, score and sample many averages" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        ([], "the following arguments are required: COMMAND"),
+        (["train", "configs/digits.yaml", "--seed", "3"], "unrecognized arguments: --seed 3; see `gantrain --help`"),
+        (["sample", "runs/none", "lr=3"], "unrecognized arguments: lr=3"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(gantrain, arguments, words):
+    assert words in error_of(gantrain(*arguments, check=False))
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={tmp_path / 'run'}", *TINY, "total_kimg=100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if "kimg" in line and "img/s" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "interrupted; the same command goes on from the last checkpoint" in errors
