@@ -180,7 +180,7 @@ class Performance:
 
     Attributes:
         channels_last: keep images and convolution weights in NHWC order.
-        compile: compile both networks with torch.compile.
+        compile: compile both networks with torch.compile; the first updates then take minutes.
         tf32: let CUDA matrix products and convolutions round their inputs to TF32.
     """
 

@@ -77,10 +77,15 @@ class Evaluator:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside, the global random state may be used; afterwards it is as before."""
+        """Inside, the global random state may be used and nothing is rounded to TF32; afterwards both are as before."""
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            yield
+        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
     def score(self, names: list[str], materialize: Callable[[str, nn.Module], None], generator: nn.Module) -> Scores:
         """Scores of several weights of one architecture.

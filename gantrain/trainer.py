@@ -135,8 +135,9 @@ class Trainer:
         layout = torch.channels_last if c.performance.channels_last else torch.contiguous_format
         for network in (generator, discriminator, averaged):
             network.to(self.device, memory_format=layout)
-            if c.performance.compile:
-                network.compile()
+        if c.performance.compile:
+            generator.compile()
+            discriminator.compile()
         exempt = {p for name, p in generator.named_parameters() if name.startswith("shared")}
         g = self.player(generator, c.optim.lr_g, c.optim.orthogonal_g, exempt)
         d = self.player(discriminator, c.optim.lr_d, c.optim.orthogonal_d, set())

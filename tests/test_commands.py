@@ -4,10 +4,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -316,3 +318,24 @@ def test_ctrl_c_is_one_line(tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
     assert "interrupted; the same command goes on from the last checkpoint" in errors
+
+
+def python_blocks() -> list[str]:
+    """The Python that the README shows."""
+    return [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)]
+
+
+def test_the_readmes_sampling_runs(finished, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(finished[0])
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(next(block for block in python_blocks() if "load_generator" in block), names)
+    assert names["x"].shape == (16, 1, 16, 16) and names["x"].abs().max() <= 1
+
+
+def test_the_readmes_plugin_averages(gantrain, tmp_path):
+    source = next(block for block in python_blocks() if "class Halves" in block)
+    (tmp_path / "my_module.py").write_text("from dataclasses import dataclass\n" + source)
+    train(gantrain, tmp_path / "run", "averagers.halves={name: 'my_module:Halves', every_kimg: 0.08}", cwd=tmp_path)
+    assert "eval/halves/digits_fid" in [line for line in lines_of(tmp_path / "run") if "eval/live/digits_fid" in line][-1]

@@ -33,6 +33,13 @@ DIGITS = ROOT / "configs" / "digits.yaml"
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    """What is compared here is computed on one device, in this process and in the commands."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 # ---- the evaluator ---------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +130,8 @@ def test_scoring_leaves_no_trace_on_training(images):
             {k: v.clone() for k, v in live.state_dict().items()},
             {k: p.grad.clone() for k, p in live.named_parameters()},
             {k: v.clone() for k, v in bank.tensors()["ema"].items()},
-            {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.random.get_state()[1].astype(np.int64)), "python": torch.tensor(random.getstate()[1])},
+            {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.random.get_state()[1].astype(np.int64))},
+            {"python": torch.tensor(random.getstate()[1])},
         ]
 
     modes, before = [m.training for m in live.modules()], everything()
@@ -309,6 +317,14 @@ def test_table_of_one_row_has_no_best_and_of_none_is_empty():
     assert table({}).split() == ["average"]
 
 
+def test_table_of_rows_that_lack_a_metric():
+    """As a checkpoint keeps scores, nan left out: a finished run, called again, shows them; the missing ones are nan and never the best."""
+    head, live, ema = table({"live": {}, "ema": {"fid": 1.0}}).splitlines()
+    assert head.split() == ["average", "fid"] and live.split() == ["live", "nan"] and ema.split()[0] == "ema" and ema.split()[1].startswith("1.0000")
+    _, live, ema = table({"live": {"fid": 1.0, "is": 2.0}, "ema": {"is": 3.0}}).splitlines()
+    assert live.split() == ["live", "1.0000*", "2.0000"] and ema.split() == ["ema", "nan", "3.0000*"]
+
+
 # ---- a trained run ---------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +332,7 @@ def test_table_of_one_row_has_no_best_and_of_none_is_empty():
 def run(tmp_path_factory) -> Path:
     """A tiny run with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("evaluation") / "tiny"
-    environment = {**os.environ, "GANTRAIN_CACHE": str(tmp_path_factory.getbasetemp() / "gantrain-cache")}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GANTRAIN_CACHE": str(tmp_path_factory.getbasetemp() / "gantrain-cache")}
     command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={folder}", *TINY, "checkpoint.keep_last=9"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

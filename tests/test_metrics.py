@@ -393,7 +393,7 @@ def test_digits_scores_are_torch_fidelitys(source, digits, tmp_path):
 def test_inception_scores_are_torch_fidelitys(inception_weights, digits):
     """The published network and layer, with random weights."""
     images, _ = digits
-    fake, real = (x.expand(-1, 3, -1, -1).contiguous() for x in (with_noise(images[:10], 0.02), images[10:20]))
+    fake, real = (x.expand(-1, 3, -1, -1).contiguous() for x in (with_noise(images[:10], 0.02), images[10:22]))
     extract = InceptionFeatures(weights=str(inception_weights)).build(CPU).extract
     ours = our_scores(extract, fake, real, 5, 2, 6)
     theirs = fidelity_scores(

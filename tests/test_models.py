@@ -21,6 +21,11 @@ RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 CLASSES = 5
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
@@ -57,7 +62,6 @@ def test_an_architecture_is_a_frozen_dataclass(cls):
 @pytest.mark.parametrize("num_classes", [1, CLASSES])
 def test_what_an_architecture_builds(cls, shape, num_classes):
     resolution, channels = shape
-    torch.manual_seed(0)
     G, D = small(cls).build(resolution, channels, num_classes)
     assert (G.num_classes, G.resolution, G.channels) == (num_classes, resolution, channels) and G.dim_z >= 1
     z, y = noise_and_labels(G)
@@ -71,7 +75,6 @@ def test_what_an_architecture_builds(cls, shape, num_classes):
 
 
 def test_gradients_reach_every_parameter(cls, shape):
-    torch.manual_seed(0)
     G, D = small(cls).build(*shape, CLASSES)
     z, y = noise_and_labels(G)
     x_real = torch.rand(6, shape[1], shape[0], shape[0]) * 2 - 1
@@ -152,21 +155,20 @@ def test_every_resolution_has_networks(resolution):
         z, y = noise_and_labels(G, 2)
         x = G(z, y)
         assert x.shape == (2, 3, resolution, resolution) and torch.isfinite(D(x, y)).all()
-        assert G.first.out_features // 16 % config.ch == 0
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_attention_stands_at_the_resolution_that_is_asked_for(resolution):
     for place in attention_places(resolution):
-        with torch.device("meta"):
-            G, D = BigGAN(ch=8, dim_z=8, attention_resolution=place, init="normal").build(resolution, 3, CLASSES)
-            seen = []
-            for network in (G, D):
-                found = [m for m in network.modules() if isinstance(m, SelfAttention)]
-                assert len(found) == 1
-                found[0].register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
-            y = torch.zeros(2, dtype=torch.int64)
-            assert D(G(torch.zeros(2, 8), y), y).shape == (2,)
+        G, D = BigGAN(ch=8, dim_z=8, attention_resolution=place, init="normal", spectral_norm=False).build(resolution, 3, CLASSES)
+        seen = []
+        for network in (G.eval(), D):
+            found = [m for m in network.modules() if isinstance(m, SelfAttention)]
+            assert len(found) == 1
+            found[0].register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+        z, y = noise_and_labels(G, 1)
+        with torch.no_grad():
+            assert D(G(z, y), y).shape == (1,)
         assert seen == [(place, place)] * 2
 
 
@@ -256,7 +258,8 @@ def test_the_generator_computes_what_is_published(config, resolution):
     for i, block in enumerate(G.blocks):
         h = published_generator_block(block, h, torch.cat([condition, chunks[i + 1]], dim=1) if config.hierarchical_z else condition)
         if h.shape[2] == config.attention_resolution:
-            h = explicit_attention(G.attention[str(i)], h)
+            (attention,) = G.attention.values()
+            h = explicit_attention(attention, h)
     h = batch_norm(h, G.last_norm) * G.last_norm.weight[:, None, None] + G.last_norm.bias[:, None, None]
     torch.testing.assert_close(G(z, y), torch.tanh(G.last(h.relu())), rtol=1e-10, atol=1e-12)
 
@@ -266,11 +269,12 @@ def test_the_generator_computes_what_is_published(config, resolution):
 def test_the_discriminator_computes_what_is_published(config, resolution):
     D = shaken(config.build(resolution, 3, CLASSES)[1])
     x, y = torch.rand(6, 3, resolution, resolution, dtype=torch.float64) * 2 - 1, torch.arange(6) % CLASSES
-    h = x
-    for i, block in enumerate(D.blocks):
+    h, attentions = x, list(D.attention.values())
+    for block in D.blocks:
         h = published_discriminator_block(block, h)
-        if h.shape[2] == config.attention_resolution and str(i) in D.attention:
-            h = explicit_attention(D.attention[str(i)], h)
+        if attentions and h.shape[2] == config.attention_resolution:  # the first map of this size
+            h = explicit_attention(attentions.pop(), h)
+    assert not attentions
     h = h.relu().sum(dim=(2, 3))
     expected = torch.einsum("nc,c->n", h, D.last.weight[0]) + D.last.bias + torch.einsum("nc,nc->n", D.embed.weight[y], h)
     torch.testing.assert_close(D(x, y), expected, rtol=1e-10, atol=1e-12)
@@ -403,7 +407,6 @@ def original(layer: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("config", [VARIANTS["attention"], VARIANTS["hierarchical"]], ids=["attention", "hierarchical"])
 def test_every_weight_has_spectral_norm_one_once_the_iteration_has_settled(config):
-    torch.manual_seed(0)
     G, D = dataclasses.replace(config, init="normal", power_iterations=20).build(16, 3, CLASSES)
     z, y = noise_and_labels(G, 2)
     with torch.no_grad():
@@ -412,7 +415,7 @@ def test_every_weight_has_spectral_norm_one_once_the_iteration_has_settled(confi
     G.eval(), D.eval()
     for network in (G, D):
         for name, layer in normed(network).items():
-            norm = torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2)
+            norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2)
             assert float(norm) == pytest.approx(1, abs=2e-3), name
             before = torch.linalg.matrix_norm(original(layer).flatten(1), ord=2)
             torch.testing.assert_close(layer.weight * before, original(layer), rtol=3e-3, atol=1e-4)
@@ -435,7 +438,6 @@ def test_orthogonal_weights_are_left_alone_by_their_norm():
 
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_a_training_forward_iterates_as_often_as_asked(iterations):
-    torch.manual_seed(0)
     layer = Layers("normal", power_iterations=iterations).conv(3, 5)
     (norm,) = layer.parametrizations.weight
     w, u, v = original(layer).detach().flatten(1).double().numpy(), norm._u.double().numpy(), norm._v.double().numpy()
@@ -460,17 +462,18 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_frozen_norms_are_not_iterated():
     G, D = dataclasses.replace(VARIANTS["cifar"], init="normal").build(16, 3, CLASSES)
     z, y = noise_and_labels(G)
-    before, statistics = {**vectors(G), **{f"d.{k}": v for k, v in vectors(D).items()}}, G.last_norm.running_mean.clone()
-    assert before
+    before, statistics = (vectors(G), vectors(D)), G.last_norm.running_mean.clone()
+    assert all(before)
     with frozen_power_iteration(G), frozen_power_iteration(D):
         first = D(G(z, y), y)
         assert torch.equal(D(G(z, y), y), first)  # every round of an update sees the same weights
         assert G.training and D.training
-    assert equal({**vectors(G), **{f"d.{k}": v for k, v in vectors(D).items()}}, before)
+    assert equal(vectors(G), before[0]) and equal(vectors(D), before[1])
     assert not torch.equal(G.last_norm.running_mean, statistics)  # BatchNorm goes on
     D(G(z, y), y)
-    after = {**vectors(G), **{f"d.{k}": v for k, v in vectors(D).items()}}
-    assert not any(torch.equal(after[k], before[k]) for k in before if before[k].numel() > 1)
+    for network, old in zip((G, D), before):
+        same = [name for name, vector in vectors(network).items() if torch.equal(vector, old[name])]
+        assert all(name.startswith("last.") and network is D for name in same)  # a single row needs no iteration
 
 
 def test_frozen_norms_still_let_gradients_through():
@@ -512,7 +515,6 @@ def test_orthogonal_weights_are_orthonormal(shape):
 
 
 def test_normal_weights_are_normal():
-    torch.manual_seed(0)
     weight = torch.empty(200, 100)
     initialize(weight, "normal")
     assert stats.kstest(weight.flatten().numpy(), stats.norm(0, 0.02).cdf).pvalue > 1e-3
@@ -520,7 +522,6 @@ def test_normal_weights_are_normal():
 
 @pytest.mark.parametrize("init", ["orthogonal", "normal"])
 def test_the_networks_start_as_asked(init):
-    torch.manual_seed(0)
     for network in BigGAN(ch=16, dim_z=64, init=init).build(32, 3, 10):
         weights = [original(m) if is_parametrized(m) else m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
         for w in (w.detach().flatten(1).double() for w in weights):
@@ -544,7 +545,6 @@ def test_convolutions_keep_height_and_width():
 
 
 def test_conditional_batch_norm_is_the_formula():
-    torch.manual_seed(0)
     norm = ConditionalBatchNorm2d(3, nn.Embedding(CLASSES, 3), nn.Embedding(CLASSES, 3), eps=1e-2).double()
     x, y = torch.randn(6, 3, 5, 4, dtype=torch.float64) * 3 + 1, torch.tensor([0, 1, 4, 4, 2, 0])
     gain, bias, values = (t.detach().numpy() for t in (norm.gain.weight, norm.bias.weight, x))
@@ -581,7 +581,6 @@ def test_self_attention_starts_as_the_identity():
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 6)])
 def test_self_attention_is_a_softmax_over_positions(size):
-    torch.manual_seed(0)
     attention = SelfAttention(Layers("orthogonal"), 16).double().eval()
     nn.init.constant_(attention.gamma, 0.7)
     x = 2 * torch.randn(3, 16, *size, dtype=torch.float64)

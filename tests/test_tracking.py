@@ -118,6 +118,22 @@ def test_a_resume_at_the_very_end_moves_nothing(tracker, tmp_path):
     assert tracker.path.read_bytes() == before and not (tmp_path / "metrics.superseded.jsonl").exists()
 
 
+def test_a_record_that_is_shorter_than_the_checkpoint_says(tmp_path):
+    """After a power cut the checkpoint, which is synced, may know more than the record: what is there stays, and every line is whole."""
+    first = Tracker(tmp_path)
+    first.open()
+    first.log(100, {"x": 1})
+    first.log(200, {"x": 2})
+    position = first.position()
+    first.close()
+    first.path.write_bytes(first.path.read_bytes()[:-5])
+    second = Tracker(tmp_path)
+    second.open(position)
+    second.log(300, {"x": 3})
+    second.close()
+    assert [line["x"] for line in strict(second.path.read_text())] == [1, 3]
+
+
 def test_a_process_that_is_not_the_main_one_writes_and_says_nothing(tmp_path, capsys):
     silent = Tracker(tmp_path, enabled=False)
     silent.open(10)
@@ -149,7 +165,10 @@ def test_better_when_higher_is_silent_on_what_is_no_score(key):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (59.9, "59s"), (60, "1m00s"), (185, "3m05s"), (3599, "59m59s"), (3600, "1h00m"), (7620, "2h07m"), (86399, "23h59m"), (86400, "1d00h"), (356400, "4d03h")],
+    [
+        *((0, "0s"), (42, "42s"), (59.9, "59s"), (60, "1m00s"), (185, "3m05s"), (3599, "59m59s")),
+        *((3600, "1h00m"), (7620, "2h07m"), (86399, "23h59m"), (86400, "1d00h"), (356400, "4d03h")),
+    ],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
@@ -213,6 +232,15 @@ def test_netrc_entry_without_a_password_is_no_key(no_key):
     (no_key / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password \"\"\n")
     (no_key / ".netrc").chmod(0o600)
     assert not has_key()
+
+
+@pytest.mark.parametrize("host", [None, "http://localhost:8080"], ids=["cloud", "own server"])
+def test_key_after_wandb_login(host, no_key, tmp_path):
+    """What the installed W&B's own `wandb login` leaves behind is found, under whatever machine's name it has written it."""
+    command = [sys.executable, "-m", "wandb", "login", "--no-verify", *(["--host", host] if host else []), "0" * 40]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and (no_key / ".netrc").is_file(), done.stdout + done.stderr
+    assert has_key(), (no_key / ".netrc").read_text().splitlines()[0]
 
 
 def test_key_of_a_server_with_a_port(no_key, monkeypatch):

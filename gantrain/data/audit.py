@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import torch
 
 from gantrain.data.imageset import ImageSet, Source
@@ -12,7 +13,7 @@ from gantrain.errors import UserError
 
 NAMED = 10  # how many broken files one message names
 LOOKED_AT = 256  # how many images are decoded to look at a set that stays on disk
-SHARE_OF_MEMORY = 0.5  # of what is free, for images in memory
+SHARE_OF_MEMORY = 0.5  # of what is available, for images in memory
 SHARE_OF_DEVICE = 0.25  # of what is free on an accelerator, whose memory training needs
 
 
@@ -70,17 +71,9 @@ def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: 
         return "disk" if keep_in == "disk" and images.pixels is None else "host" if keep_in == "disk" else keep_in
     if device.type == "cuda" and images.bytes < SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    if images.pixels is not None or images.bytes * processes_here < SHARE_OF_MEMORY * free_memory():
+    if images.pixels is not None or images.bytes * processes_here < SHARE_OF_MEMORY * psutil.virtual_memory().available:
         return "host"
     return "disk"
-
-
-def free_memory() -> int:
-    """Bytes of memory that the system says are free."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 4 * 2**30
 
 
 def decode_all(
