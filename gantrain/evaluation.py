@@ -25,6 +25,7 @@ from gantrain.sampling import CONFIG_FILE, averages_of, calibration_batches, dra
 from gantrain.tracking import as_json, better_when_higher
 
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
+FEWEST = 8  # images of a reference: fewer have no third neighbour among the halves that metrics take
 
 
 class Evaluator:
@@ -46,6 +47,8 @@ class Evaluator:
         self.metrics = [find("metric", METRICS, name)() for name in config.eval.metrics]
         self.prefix = config.eval.features.metric_prefix
         self._extractor = None
+        if self.num_reference < FEWEST:
+            raise UserError(f"data: {images.name} has {len(images)} images; scores need at least {FEWEST}")
         self._reference: FeatureSet | None = None
         self._reference_print = ""
 
@@ -66,13 +69,15 @@ class Evaluator:
 
     def protocol(self) -> dict[str, object]:
         """What a score must be quoted with."""
+        e = self.config.eval
         return {
-            "eval/num_samples": self.config.eval.num_samples,
+            "eval/num_samples": e.num_samples,
             "eval/reference": f"{self.images.name} ({self.num_reference} images)",
             "eval/reference_fingerprint": self._reference_print,
             "eval/features": self.extractor.identity,
-            "eval/batchnorm": self.config.eval.batchnorm,
-            "eval/truncation": self.config.eval.truncation,
+            "eval/batchnorm": e.batchnorm,
+            "eval/recalibration": f"{e.recalibration_batches} x {e.batch_size}" if e.batchnorm == "recalibrate" else None,
+            "eval/truncation": e.truncation,
         }
 
     @contextmanager
@@ -121,7 +126,7 @@ class Evaluator:
 
         def chunk(start: int, count: int) -> Tensor:
             z, y = draw(self.config.seed, "eval", start, count, generator.dim_z, generator.num_classes, self.accelerator.device, e.truncation)
-            return to_uint8(generator(z, y))
+            return generator(z, y)
 
         return self.extract(chunk, e.num_samples, f"score {name}")
 
@@ -160,9 +165,12 @@ class Evaluator:
             # Where there is no chunk left for this process it does the last one again, since all must take part.
             start = min(turn * world + rank, chunks - 1) * size
             count = min(size, total - start)
-            features, logits = self.extractor.extract(chunk(start, count))
+            x = chunk(start, count)
+            features, logits = self.extractor.extract(to_uint8(x) if x.is_floating_point() else x)
             width = features.shape[1]
             both = torch.cat([features.float(), logits.float()], dim=1)
+            if x.is_floating_point():  # bytes cannot say nan
+                both = both.masked_fill(~torch.isfinite(x).flatten(1).all(dim=1)[:, None], float("nan"))
             if world > 1:
                 padded = both.new_zeros(size, both.shape[1])
                 padded[:count] = both
@@ -190,18 +198,18 @@ def as_keys(scores: Scores) -> dict[str, float]:
 
 def table(scores: Scores) -> str:
     """Scores as text, an average a row, the best of each column marked with a star."""
-    metrics = [m for m in next(iter(scores.values()), {}) if not m.endswith("_std")]
+    metrics = [m for m in dict.fromkeys(m for row in scores.values() for m in row) if not m.endswith("_std")]
     best = {}
     for metric in metrics:
         higher = better_when_higher(metric)
-        values = {name: row[metric] for name, row in scores.items() if row[metric] == row[metric]}
+        values = {name: row[metric] for name, row in scores.items() if metric in row and row[metric] == row[metric]}
         if higher is not None and values and len(scores) > 1:
             best[metric] = (max if higher else min)(values, key=values.get)
     width = max([len("average"), *(len(name) for name in scores)])
     columns = [max(len(m), 9) + 1 for m in metrics]
     lines = ["  ".join(["average".ljust(width), *(m.rjust(c - 1) + " " for m, c in zip(metrics, columns))])]
     for name, row in scores.items():
-        cells = [f"{row[m]:{c - 1}.4f}" + ("*" if best.get(m) == name else " ") for m, c in zip(metrics, columns)]
+        cells = [f"{row.get(m, float('nan')):{c - 1}.4f}" + ("*" if best.get(m) == name else " ") for m, c in zip(metrics, columns)]
         lines.append("  ".join([name.ljust(width), *cells]))
     return "\n".join(line.rstrip() for line in lines)
 

@@ -1,6 +1,7 @@
 """Latents and labels, generators from run folders, and pictures of samples."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
         if path is None:
             raise UserError(f"{run}: has no checkpoint yet")
         return config, path
-    path = store.folder / f"{round(kimg * 1000):012d}"
+    path = store.folder / (f"{round(kimg * 1000):012d}" if math.isfinite(kimg) else "none")
     if path not in store.paths():
         there = ", ".join(f"{int(p.name) / 1000:g}" for p in store.paths())
         raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {there or 'none'}")
@@ -218,6 +219,13 @@ def write_samples(
         raise UserError(f"--seed: must be at least 0, got {seed}")
     if not as_folder and out.suffix.lower() != ".png":
         raise UserError(f"--out: {str(out)!r} is neither a .png nor a folder; write {str(out) + '.png'!r} for a grid or {str(out) + '/'!r} for numbered files")
+    folder = out if as_folder else out.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out: {str(folder)!r} is or lies below a file, not a folder") from None
+    if as_folder and any(out.glob("*.png")):  # older ones among them would end up in somebody's FID
+        raise UserError(f"--out: {str(out)!r} holds PNGs already; empty it or choose another folder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(run, average, kimg, device, truncation=truncation)
     for label in labels or ():
@@ -228,11 +236,9 @@ def write_samples(
     y = classes[torch.arange(num) % len(classes)].to(device)
     images = generate(generator, z, y)
     if as_folder:
-        out.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(tqdm(images, desc="write", leave=False, disable=None)):
             to_pil(image).save(out / f"{i:06d}.png")
         return f"{num} images of {average} in {out}/"
-    out.parent.mkdir(parents=True, exist_ok=True)
     columns = min(num, len(classes)) if 1 < len(classes) <= 16 else max(1, round(num**0.5))
     grid(images, columns).save(out)
     return f"{num} images of {average} in {out}"

@@ -5,6 +5,7 @@ W&B fails, training goes on.
 """
 from __future__ import annotations
 
+import configparser
 import json
 import math
 import netrc
@@ -49,6 +50,8 @@ class Tracker:
             return
         self.path.touch()
         with open(self.path, "rb+") as file:
+            kept = file.read(keep_bytes)
+            keep_bytes = kept.rfind(b"\n") + 1  # a power cut may have taken what the checkpoint saw
             file.seek(keep_bytes)
             tail = file.read()
             if tail:
@@ -58,8 +61,12 @@ class Tracker:
         self._file = open(self.path, "a", buffering=1, encoding="utf-8")
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl so far; what `open` wants after a resume."""
-        return self._file.tell() if self._file else 0
+        """Bytes of metrics.jsonl so far, which are on disk then; what `open` wants after a resume."""
+        if not self._file:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
     def start_wandb(self, settings: Wandb, run_id: str, config: Mapping[str, Any]) -> None:
         """Open or continue the W&B run `run_id`."""
@@ -194,14 +201,21 @@ def has_key() -> bool:
     """Whether W&B has a key to log in with, without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    for path in [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]:
-        if path and Path(path).expanduser().is_file():
-            try:
-                return netrc.netrc(Path(path).expanduser()).authenticators(host or "") is not None
-            except (netrc.NetrcParseError, OSError):
-                return False
-    return False
+    import wandb
+
+    saved = configparser.ConfigParser()
+    saved.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    url = os.environ.get("WANDB_BASE_URL") or saved.get("default", "base_url", fallback=wandb.Settings().base_url)
+    hosts = [urlparse(url).netloc, *(["api.wandb.ai"] if url == wandb.Settings().base_url else [])]
+    if os.environ.get("NETRC"):
+        path = Path(os.environ["NETRC"]).expanduser()
+    else:
+        path = next((p for p in (Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()) if p.exists()), None)
+    try:
+        known = netrc.netrc(path) if path else None
+    except (netrc.NetrcParseError, OSError):
+        return False
+    return known is not None and any((known.authenticators(host) or ("", "", ""))[2] for host in hosts)
 
 
 def new_run_id() -> str:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -34,6 +34,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@settings(deadline=None)
 @given(data=st.data(), width=st.sampled_from([1, 3, 4, 5, 8, 120]), start=st.sampled_from([0, 1, 7, 2**32 - 3, 10**12]))
 def test_a_slice_has_the_numbers_of_the_whole(draw, data, width, start):
     whole = draw(start, 30, width)
@@ -85,7 +86,7 @@ def test_streams_of_another_seed_or_purpose_are_independent(other):
 
 
 def test_seed_and_purpose_are_not_run_together():
-    assert randomness.key(1, "2/a") != randomness.key(12, "a")
+    assert randomness.key(1, "2a") != randomness.key(12, "a")
     assert len({randomness.key(seed, purpose) for seed in range(50) for purpose in ("z", "y", "flip", "0", "1")}) == 250
 
 
@@ -213,6 +214,7 @@ def multiples(every: int, before: int, after: int) -> int:
     return sum(1 for i in range(max(before + 1, 0), after + 1) if i % every == 0)
 
 
+@settings(deadline=None)
 @given(every=st.integers(1, 400), before=st.integers(-1, 2000), step=st.integers(0, 900))
 @example(every=1, before=-1, step=1)
 @example(every=100, before=99, step=1)
@@ -222,6 +224,7 @@ def test_due_is_whether_a_multiple_was_passed(every, before, step):
     assert clock.due(every / 1000, before, before + step) == (multiples(every, before, before + step) > 0)
 
 
+@settings(deadline=None)
 @given(every=st.integers(50, 400), batches=st.lists(st.integers(1, 50), min_size=1, max_size=200))
 def test_it_fires_once_for_each_multiple_when_batches_are_smaller(every, batches):
     """Whatever the batch does on the way, and whether or not it divides."""

@@ -162,7 +162,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes, it is the file's fault
         raise UserError(f"{path}: holds no weights that can be read safely ({type(error).__name__}); give torch-fidelity's .pth or a .safetensors") from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise UserError(f"{path}: holds no dictionary of weights; give torch-fidelity's .pth or a .safetensors")
     return state, digest
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -40,4 +41,5 @@ def keep(print_: str, features: FeatureSet) -> None:
         draft.write_bytes(to_bytes({"features": features.features.contiguous(), "logits": features.logits.contiguous()}))
         os.replace(draft, folder / f"reference-{print_}.safetensors")
     except OSError:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
