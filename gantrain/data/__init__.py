@@ -1,5 +1,5 @@
 """Data sets: `build()` gives images as uint8 `[C, H, W]` with labels; the stream says which comes when."""
-from gantrain.data.audit import audit, decode_all, prepare
+from gantrain.data.intake import audit, decode_all, prepare
 from gantrain.data.digits import Digits
 from gantrain.data.folder import Folder
 from gantrain.data.imageset import ImageSet, Source

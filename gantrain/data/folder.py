@@ -40,7 +40,7 @@ class Folder(Source):
     def build(self) -> ImageSet:
         if not self.root:
             raise InvalidField("root", self.root, "must name the folder of images")
-        root = Path(self.root)
+        root = Path(self.root).expanduser()
         if not root.is_dir():
             raise UserError(f"data.root: there is no folder {self.root!r}")
         classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
@@ -86,13 +86,21 @@ class Decoder:
     def __call__(self, index: int) -> torch.Tensor:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
-                image = image.convert(self.mode)
+            with Image.open(path) as opened:
+                image = eight_bits(opened).convert(self.mode)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: does not decode as an image ({one_line(error)}); replace or delete it") from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         size = (self.resolution, self.resolution)
-        image = image.resize(size, self.filter, box=(left, top, left + side, top + side))
+        # Cropped first: a filter that is given a box looks beyond it.
+        image = image.crop((left, top, left + side, top + side)).resize(size, self.filter)
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey picture at 8 bits, any other as it is; Pillow's own conversion would clip it to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))

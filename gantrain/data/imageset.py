@@ -51,7 +51,7 @@ class ImageSet(Dataset):
         channels, resolution: of every image.
         pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
         decode: index to uint8 `[C, H, W]`; raises `UserError` naming the file. Needed when `pixels` is None.
-        identity: what the fingerprint of a set that stays on disk is made of.
+        identity: what the fingerprint of a set of files is made of.
     """
 
     name: str
@@ -91,11 +91,14 @@ class ImageSet(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: the pixels where they are in memory, else the list of files with their sizes."""
+        """SHA-256 of the content: of the list of files with their sizes where images come from files, else of the pixels.
+
+        It does not depend on whether files have been decoded into memory.
+        """
         if not self._fingerprint:
             digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution}".encode())
             digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
-            if self.pixels is None:
+            if self.decode is not None:
                 digest.update(self.identity.encode())
             else:
                 for chunk in self.pixels.split(4096):

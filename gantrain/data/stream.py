@@ -124,7 +124,7 @@ class RealBatches:
         if self._loaded is not None:
             batch = next(self._loaded)
             if isinstance(batch, UserError):
-                raise batch
+                raise UserError(str(batch))  # a new one: the batch itself would hold on to the workers through its traceback
             x, y = batch
         else:
             indices = torch.from_numpy(permuted(self.seed, positions, len(self.images)))

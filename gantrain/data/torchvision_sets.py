@@ -102,10 +102,11 @@ class Stl10(Source):
             raise UserError("data.labels: STL-10's unlabeled split has no classes; set data.labels=false")
         try:
             data = STL10(self.root, split=self.split, download=self.download)
-        except (RuntimeError, OSError) as error:
+            names = list(data.classes)
+        except (RuntimeError, OSError, AttributeError) as error:  # the last where only class_names.txt is missing
             raise not_there("STL-10", self.root, "stl10_binary", "https://ai.stanford.edu/~acoates/stl10/", error) from error
         labels = torch.from_numpy(np.maximum(data.labels, 0).astype(np.int64))
-        names = list(data.classes) if self.split != "unlabeled" else ["all"]
+        names = names if self.split != "unlabeled" else ["all"]
         pixels = resized(torch.from_numpy(data.data), self.resolution)
         return ImageSet(f"stl10/{self.split}", labels, names, 3, self.resolution, pixels)
 
@@ -116,8 +117,9 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     Raises:
         UserError: the release is neither there nor to be had, or a file of it is cut short.
     """
-    folder = Path(source.root) / release.folder
-    if not folder.is_dir() and source.download:
+    folder = Path(source.root).expanduser() / release.folder
+    needed = [*release.files[source.split], release.names]
+    if source.download and not all((folder / name).is_file() for name in needed):
         from torchvision.datasets.utils import download_and_extract_archive
 
         try:
@@ -126,7 +128,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
             raise not_there(release.title, source.root, release.folder, release.url, error) from error
     images, labels = [], []
     record = release.label_bytes + 3 * 32 * 32
-    for name in [*release.files[source.split], release.names]:
+    for name in needed:
         if not (folder / name).is_file():
             raise not_there(release.title, source.root, release.folder, release.url, FileNotFoundError(f"no {folder / name}"))
     for name in release.files[source.split]:
@@ -147,7 +149,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
 def not_there(title: str, root: str, folder: str, url: str, error: Exception) -> UserError:
     """The one line for a set that is neither on disk nor downloadable."""
     return UserError(
-        f"data.root: {title} is not under {root!r} and could not be fetched ({one_line(error)});"
+        f"data.root: {title} is not under {root!r} ({one_line(error)});"
         f" get {url} where there is network and unpack it to {Path(root) / folder}"
     )
 

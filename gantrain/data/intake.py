@@ -39,7 +39,7 @@ def prepare(
     if where != "disk":
         if images.pixels is None:
             images.pixels = decode_all(images, range(len(images)), progress)
-        images.fingerprint  # from the bytes in memory, before they move
+        images.fingerprint  # from the bytes where they are, before they move
         if where == "device":
             images.pixels, images.labels = images.pixels.to(device), images.labels.to(device)
     return images
@@ -103,7 +103,7 @@ def audit(images: ImageSet) -> str:
     """One line about a data set: images, classes, smallest and largest class, size, range, where it lives.
 
     Raises:
-        UserError: every image looked at is one flat colour, or one of them does not decode.
+        UserError: all pixels looked at are equal, or an image does not decode.
     """
     if images.pixels is not None:
         seen, looked = images.pixels, "all"
