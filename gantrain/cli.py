@@ -107,9 +107,9 @@ def parser() -> Parser:
 
 
 def call_train(arguments: argparse.Namespace) -> None:
-    from gantrain import config as configuration
+    from gantrain import loading
 
-    config = configuration.load(arguments.config, arguments.overrides)
+    config = loading.load(arguments.config, arguments.overrides)
     from gantrain.distributed import finish
     from gantrain.trainer import Trainer
 
@@ -123,9 +123,9 @@ def call_train(arguments: argparse.Namespace) -> None:
 
 
 def call_config(arguments: argparse.Namespace) -> None:
-    from gantrain import config as configuration
+    from gantrain import loading
 
-    print(configuration.to_yaml(configuration.load(arguments.config, arguments.overrides)), end="")
+    print(loading.to_yaml(loading.load(arguments.config, arguments.overrides)), end="")
 
 
 def call_sample(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,8 @@ from gantrain.plugins import one_line
 
 T = TypeVar("T")
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names and Accelerate's
+
 # Metrics of many samples keep one process busy while the others wait for it.
 PATIENCE = timedelta(hours=2)
 
@@ -34,7 +36,7 @@ def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
     try:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision="no" if mixed_precision == "fp32" else mixed_precision,
+            mixed_precision=PRECISIONS[mixed_precision],
             kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
-from gantrain.config import Config, load
+from gantrain.config import Config
 from gantrain.data import ImageSet, decode_all, permuted, prepare
 from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
+from gantrain.loading import load
 from gantrain.metrics import METRICS, FeatureSet
 from gantrain.metrics.reference import cached, fingerprint, keep
 from gantrain.plugins import find

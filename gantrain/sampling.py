@@ -14,12 +14,14 @@ from gantrain import checkpoint, randomness
 from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import POLICIES
-from gantrain.config import Config, load
+from gantrain.config import Config
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
+from gantrain.loading import load
 
 AVERAGE_PREFIX = "average."  # of a checkpoint's group of tensors
 CONFIG_FILE = "config.yaml"
+SHEETS_A_ROW = 4
 
 
 def draw(
@@ -165,19 +167,19 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
 
 
 def side_by_side(sheets: Sequence[tuple[str, Image.Image]], margin: int = 12) -> Image.Image:
-    """Sheets of one size next to each other, each under its caption."""
+    """Sheets of one size next to each other, four a row, each under its caption."""
     font = ImageFont.load_default(size=20)
     head = 30
-    width = sum(sheet.width for _, sheet in sheets) + margin * (len(sheets) + 1)
-    picture = Image.new("RGB", (width, max(sheet.height for _, sheet in sheets) + head + margin), (255, 255, 255))
+    wide, high = sheets[0][1].width + margin, sheets[0][1].height + head + margin
+    columns, rows = min(len(sheets), SHEETS_A_ROW), -(-len(sheets) // SHEETS_A_ROW)
+    picture = Image.new("RGB", (columns * wide + margin, rows * high), (255, 255, 255))
     pen = ImageDraw.Draw(picture)
-    left = margin
-    for caption, sheet in sheets:
+    for i, (caption, sheet) in enumerate(sheets):
+        left, top = margin + i % SHEETS_A_ROW * wide, i // SHEETS_A_ROW * high
         while caption and pen.textlength(caption, font=font) > sheet.width:
             caption = caption[:-1]
-        pen.text((left, 3), caption, fill=(0, 0, 0), font=font)
-        picture.paste(sheet.convert("RGB"), (left, head))
-        left += sheet.width + margin
+        pen.text((left, top + 3), caption, fill=(0, 0, 0), font=font)
+        picture.paste(sheet.convert("RGB"), (left, top + head))
     return picture
 
 

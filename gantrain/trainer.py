@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from gantrain import __version__, checkpoint, clock, config as configuration, sampling
+from gantrain import __version__, checkpoint, clock, loading, sampling
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.batching import BatchState, rounds_of
-from gantrain.config import Config
+from gantrain.config import Config, notes
 from gantrain.data import RealBatches, audit, prepare
-from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
+from gantrain.distributed import PRECISIONS, from_main, local_processes, main_first, make_accelerator, sum_over_processes
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
@@ -45,6 +45,8 @@ class Trainer:
     def __init__(self, config: Config, accelerator: Accelerator | None = None):
         self.config = config
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
+        if self.accelerator.mixed_precision != PRECISIONS[config.mixed_precision]:
+            raise UserError(f"mixed_precision: the Accelerator of this program computes in {self.accelerator.mixed_precision!r}, not in {config.mixed_precision}")
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.run_dir = Path(config.run_dir)
         self.tracker = Tracker(self.run_dir, self.main)
@@ -166,10 +168,10 @@ class Trainer:
             self.images, self.config.seed, self.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
             position, self.device, self.config.data.flip, self.config.data.workers,
         )  # fmt: skip
-        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**configuration.to_dict(self.config), **self.facts()})
+        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts()})
         self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}))
         self.tracker.say(self.headline(path))
-        for note in configuration.notes(self.config):
+        for note in notes(self.config):
             self.tracker.say(f"note: {note}")
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
 
@@ -319,7 +321,7 @@ def open_run_folder(config: Config, run_dir: Path) -> dict[str, Any]:
     saved_path = run_dir / sampling.CONFIG_FILE
     changed = {}
     if saved_path.is_file():
-        different = configuration.differing_keys(configuration.load(saved_path), config)
+        different = loading.differing_keys(loading.load(saved_path), config)
         refused = {k: v for k, v in different.items() if not k.startswith(MAY_CHANGE)}
         if refused:
             named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
@@ -332,7 +334,7 @@ def open_run_folder(config: Config, run_dir: Path) -> dict[str, Any]:
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
     run_dir.mkdir(parents=True, exist_ok=True)
     draft = saved_path.with_suffix(".yaml.writing")
-    draft.write_text(configuration.to_yaml(config), encoding="utf-8")
+    draft.write_text(loading.to_yaml(config), encoding="utf-8")
     draft.replace(saved_path)
     return changed
 

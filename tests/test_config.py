@@ -9,9 +9,10 @@ from conftest import ROOT, error_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gantrain import config as configuration
+from gantrain import loading as configuration
 from gantrain.averaging import Ema, EmaSteps, Swa
-from gantrain.config import Config, ConfigError, load
+from gantrain.config import Config, notes
+from gantrain.loading import ConfigError, load
 from gantrain.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -58,6 +59,10 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier():
     assert config.optim.lr_g == 3e-5 and config.data.flip
     assert config.averagers["long"] == Ema(half_life_kimg=50)
     assert config.optim.lr_d == load(DIGITS).optim.lr_d
+
+
+def test_null_takes_an_averager_out():
+    assert list(load(DIGITS, ["averagers.swa=null"]).averagers) == ["ema", "ema_short"]
 
 
 def test_plugins_are_chosen_by_name():
@@ -157,8 +162,8 @@ def test_a_reference_to_another_key_is_resolved():
 
 
 def test_a_setting_without_effect_is_noted_and_no_mistake():
-    assert configuration.notes(load(DIGITS)) == []
-    noted = configuration.notes(load(DIGITS, ["total_kimg=10", "optim.lr_tail={kind: constant, start_kimg: 90}"]))
+    assert notes(load(DIGITS)) == []
+    noted = notes(load(DIGITS, ["total_kimg=10", "optim.lr_tail={kind: constant, start_kimg: 90}"]))
     assert noted == [
         "averagers.swa.start_kimg=40 is not before total_kimg=10: it will have no effect",
         "optim.lr_tail.start_kimg=90 is not before total_kimg=10: it will have no effect",

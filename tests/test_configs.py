@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, lines_of
 from PIL import Image
 
-from gantrain.config import load
+from gantrain.loading import load
 from gantrain.update import make_adam
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gantrain
-from gantrain import cli, config as configuration, randomness
+from gantrain import cli, randomness
+from gantrain import loading as configuration
 from gantrain.averaging import AverageBank, Ema
 from gantrain.config import Config
 from gantrain.data import prepare

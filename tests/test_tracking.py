@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, TINY, lines_of
 from PIL import Image
 
-from gantrain import config as configuration
+from gantrain import loading as configuration
 from gantrain.config import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
 from gantrain.tracking import Progress, Tracker, WandbRun, as_json, better_when_higher, duration, has_key

@@ -1,7 +1,7 @@
 """How long an update takes, and what a setting costs or saves.
 
     python tools/benchmark.py configs/digits.yaml
-    python tools/benchmark.py configs/digits.yaml --against performance.channels_last=false --against "averagers={}"
+    python tools/benchmark.py configs/digits.yaml --against performance.channels_last=false --against "averagers.swa=null averagers.ema_short=null"
 
 Every `--against` is the same configuration with overrides (several with spaces between). The variants take turns, A B A B,
 so that a machine that slows down slows them all. Prints medians and spreads over the turns; `--json PATH` writes them.
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from gantrain import __version__
-from gantrain.config import load
+from gantrain.loading import load
 from gantrain.distributed import finish, make_accelerator
 from gantrain.trainer import Trainer
 

@@ -1,0 +1,331 @@
+"""From YAML files and `section.key=value` overrides to a `Config`, and every mistake in one line.
+
+OmegaConf merges, resolves references and converts values; the walk over sections is ours, because a message must name
+source, full key, value and remedy.
+"""
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gantrain.config import Config
+from gantrain.errors import InvalidField, UserError, did_you_mean
+from gantrain.plugins import find, name_of, one_line
+
+
+class ConfigError(UserError):
+    """A mistake in a configuration."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each key was last set, for messages."""
+
+    of_key: Mapping[str, str]
+    default: str
+
+    def __call__(self, key: str) -> str:
+        if key not in self.of_key:  # a section: where one of its keys was set
+            inside = [source for other, source in self.of_key.items() if other.startswith(f"{key}.")]
+            if inside:
+                return inside[-1]
+        while key not in self.of_key and "." in key:
+            key = key.rpartition(".")[0]
+        return self.of_key.get(key, self.default)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file with `section.key=value` overrides on top.
+
+    Raises:
+        ConfigError: one line naming source, full key, value and remedy.
+    """
+    path = Path(path)
+    values, of_key = {}, {}
+    layers = [(str(path), read_yaml(path)), *(("command line", parse_override(text)) for text in overrides)]
+    merged = OmegaConf.create({})
+    for source, layer in layers:
+        for key, value in leaves(layer):
+            clash = next((k for k in of_key if key.startswith(f"{k}.") and not isinstance(select(merged, k), DictConfig)), None)
+            if clash is not None and source == "command line":
+                raise ConfigError(f"{source}: {key}: {clash} is a single value ({select(merged, clash)!r}), not a section")
+            of_key[key] = source
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:  # a list where a section was, say
+            key = next(iter(of_layer := dict(leaves(layer))), "")
+            raise ConfigError(f"{source}: {key}={shortened(of_layer.get(key))} does not fit what stands there ({one_line(error)})") from None
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{path}: {key + ': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value") from None
+    return build(values, Sources(of_key, str(path)))
+
+
+def build(values: Mapping[str, Any], sources: Sources | None = None) -> Config:
+    """A configuration from plain nested values, as `to_dict` gives them."""
+    config = section(Config, values, "", sources or Sources({}, "configuration"))
+    check_across(config, sources or Sources({}, "configuration"))
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values that `build` turns back into an equal configuration."""
+    result: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        table = f.metadata.get("table")
+        if f.metadata.get("mapping"):
+            result[f.name] = {name: {"name": name_of(table, one), **to_dict(one)} for name, one in value.items()}
+        elif table is not None:
+            result[f.name] = {"name": name_of(table, value), **to_dict(value)}
+        elif dataclasses.is_dataclass(value):
+            result[f.name] = to_dict(value)
+        else:
+            result[f.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that loads back equal."""
+    return yaml.safe_dump(escaped(to_dict(config)), sort_keys=False, allow_unicode=True, width=120)
+
+
+def escaped(value: Any) -> Any:
+    """The same values, with every literal `${` written so that OmegaConf does not read it as a reference."""
+    if isinstance(value, dict):
+        return {key: escaped(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [escaped(one) for one in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    return value
+
+
+def differing_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Full keys at which two configurations differ, with both values ("absent" where one has no such key)."""
+    flat_a, flat_b = dict(leaves(to_dict(a))), dict(leaves(to_dict(b)))
+    keys = [*flat_a, *(k for k in flat_b if k not in flat_a)]
+    return {k: (flat_a.get(k, "absent"), flat_b.get(k, "absent")) for k in keys if flat_a.get(k, "absent") != flat_b.get(k, "absent")}
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that stands twice and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path(".")
+        hint = did_you_mean(path.name, [p.name for p in folder.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise ConfigError(f"{path}: there is no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration ({one_line(error)})") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds."""
+    try:
+        values = yaml.load(text, StrictLoader)  # noqa: S506 - derived from SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{source}: is not YAML: {getattr(error, 'problem', None) or one_line(error)}{where}") from None
+    except (ValueError, RecursionError, TypeError, OverflowError) as error:  # an impossible date, a number of a million digits
+        raise ConfigError(f"{source}: is not YAML that can be read: {one_line(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: must hold sections and keys, got {shortened(values)}")
+    return string_keys(values, source)
+
+
+def string_keys(values: dict, source: str, where: str = "") -> dict[str, Any]:
+    """The same mapping, refused where a key is no string."""
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{source}: {where}{key}: a key must be a word, got {key!r}; put it in quotes")
+        if isinstance(value, dict):
+            string_keys(value, source, f"{where}{key}.")
+    return values
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`section.key=value` as nested mappings; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"command line: {text!r} is no override; write section.key=value")
+    parts = key.split(".")
+    if not all(re.fullmatch(r"[\w-]+", part) for part in parts):
+        raise ConfigError(f"command line: {key!r} is no key; write section.key=value, with words between the dots")
+    nested = parse_yaml(f"value: {value}" if not value.startswith("\n") else value, f"command line: {key}")
+    if list(nested) != ["value"]:
+        raise ConfigError(f"command line: {key}: {value!r} is not one value")
+    result: Any = nested["value"]
+    for part in reversed(parts):
+        result = {part: result}
+    return result
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(full key, value) of everything that is no section."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def select(values: DictConfig, key: str) -> Any:
+    """The value at a full key, None where there is none."""
+    node: Any = values
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return None
+        node = node._get_node(part)
+    return node if isinstance(node, DictConfig) else OmegaConf.to_container(OmegaConf.create({"v": node}))["v"]
+
+
+# ---- walking over sections -------------------------------------------------------------------------------------------
+
+
+def section(cls: type, values: Any, path: str, sources: Sources, table_name: bool = False) -> Any:
+    """An instance of a section's dataclass from plain values.
+
+    Args:
+        cls: the dataclass.
+        values: a mapping of its fields.
+        path: full key of the section, "" for the whole.
+        sources: where each key was set.
+        table_name: the mapping also holds `name`, which chose the class.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{sources(path)}: {path} is a section with keys of its own, got {shortened(values)}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        full = f"{path}.{key}" if path else key
+        if key == "name" and table_name:
+            continue
+        if key not in fields:
+            owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
+            raise ConfigError(f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{did_you_mean(key, fields)}")
+        arguments[key] = field_value(fields[key], hints[key], value, full, sources)
+    try:
+        return cls(**arguments)
+    except InvalidField as error:
+        full = f"{path}.{error.field}" if path else error.field
+        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {error.value!r}") from None
+    except TypeError as error:
+        raise ConfigError(f"{sources(path)}: {path}: {one_line(error)}") from None
+
+
+def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources: Sources) -> Any:
+    """One field's value: a section, a plug-in, plug-ins by name, or a leaf of the declared type."""
+    table = f.metadata.get("table")
+    if f.metadata.get("mapping"):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{sources(full)}: {full} maps free names to {f.metadata['kind']}s, got {shortened(value)}")
+        # null takes out one that a file has put in
+        return {name: plugin_value(f, None, one, f"{full}.{name}", sources) for name, one in value.items() if one is not None}
+    if table is not None:
+        return plugin_value(f, f.default_factory, value, full, sources)
+    if dataclasses.is_dataclass(hint):
+        return section(hint, value, full, sources)
+    return leaf(hint, value, full, sources)
+
+
+def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: str, sources: Sources) -> Any:
+    """A plug-in from its section; without `name:` it is the default class, where there is one."""
+    kind, table = f.metadata["kind"], f.metadata["table"]
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shortened(value)}")
+    if value.get("name") is None and default is None:
+        raise ConfigError(f"{sources(full)}: {full}.name is missing; choose a {kind} from {', '.join(sorted(table))}")
+    try:
+        cls = default if value.get("name") is None else find(kind, table, value["name"])
+    except UserError as error:
+        raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
+    return section(cls, value, full, sources, table_name=True)
+
+
+def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
+    """A value converted to its declared type by OmegaConf, or a message that says what was wanted."""
+    if hint is Any:
+        return value
+    holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # conversions from what YAML gives are wanted here
+            holder.value = escaped(value)
+            return OmegaConf.to_object(holder).value
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
+        raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}") from None
+
+
+def described(hint: Any) -> str:
+    """A type in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of {'values' if args[-1] is ... else len(args)}, each {described(args[0])}"
+    if type(None) in args:
+        return " or ".join([*(described(a) for a in args if a is not type(None)), "null"])
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(hint, str(hint))
+
+
+def shortened(value: Any) -> str:
+    """A value for a message, on one line and not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_across(config: Config, sources: Sources) -> None:
+    """What no section can see alone."""
+    if hasattr(config.model, "require_resolution"):
+        try:
+            config.model.require_resolution(config.data.resolution)
+        except UserError as error:
+            raise ConfigError(f"{sources(str(error).partition(':')[0])}: {error}") from None
