@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -149,6 +150,20 @@ def test_a_scaled_loss_gives_the_same_step_and_an_overflow_skips_it():
     discriminator_phase(player(g), d, Hinge(), poisoned, 1)
     assert all(torch.equal(p, before[n]) for n, p in d.network.named_parameters())
     assert d.scaler.get_scale() == 2.0**9
+
+
+def test_a_scaler_goes_through_a_checkpoint():
+    """As JSON, which is how the trainer saves it: the same scale and the same distance to the next growth."""
+    scaler, other = (torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3) for _ in range(2))
+    (G, D), scales = networks(), []
+    for _ in range(2):
+        discriminator_phase(player(G), player(D, scaler=scaler), Hinge(), rounds(4, 1), 1)
+    other.load_state_dict(json.loads(json.dumps(scaler.state_dict())))
+    assert other.state_dict() == scaler.state_dict()
+    for one in (scaler, other):
+        discriminator_phase(player(G), player(D, scaler=one), Hinge(), rounds(4, 1), 1)
+        scales.append(one.get_scale())
+    assert scales == [2.0**9, 2.0**9]
 
 
 def test_adam_is_fused_and_is_adam():

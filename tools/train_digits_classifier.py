@@ -26,14 +26,14 @@ HELD_OUT = 450
 VARIANCE = 0.25
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, seed: int) -> DigitsClassifier:
-    """A classifier trained for EPOCHS on uint8 images."""
+def train(images: torch.Tensor, labels: torch.Tensor, seed: int, epochs: int) -> DigitsClassifier:
+    """A classifier trained on uint8 images."""
     torch.manual_seed(seed)
     network = DigitsClassifier()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    steps = EPOCHS * (len(images) // BATCH)
+    steps = epochs * (len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
             # Smoothed labels keep the features of a well-learnt image from growing without end.
             loss = F.cross_entropy(network(images[chosen])[1], labels[chosen], label_smoothing=0.03)
@@ -65,14 +65,15 @@ def accuracy(network: DigitsClassifier, images: torch.Tensor, labels: torch.Tens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}, as shipped")
     parser.add_argument("--out", type=Path, default=DIGITS_WEIGHTS, help="where the weights go; the record goes beside them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = Digits().build()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed))
     held, rest = order[:HELD_OUT], order[HELD_OUT:]
-    held_out = accuracy(train(data.pixels[rest], data.labels[rest], arguments.seed), data.pixels[held], data.labels[held])
-    network = train(data.pixels, data.labels, arguments.seed)
+    held_out = accuracy(train(data.pixels[rest], data.labels[rest], arguments.seed, arguments.epochs), data.pixels[held], data.labels[held])
+    network = train(data.pixels, data.labels, arguments.seed, arguments.epochs)
     set_scale(network, data.pixels)
     weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     record = {
@@ -83,6 +84,7 @@ def main() -> None:
         "accuracy_on_all": round(accuracy(network, data.pixels, data.labels), 4),
         "made_by": "tools/train_digits_classifier.py",
         "seed": arguments.seed,
+        "epochs": arguments.epochs,
         "torch": torch.__version__,
     }
     arguments.out.write_bytes(weights)
