@@ -85,7 +85,7 @@ class CheckpointStore:
             before = self.paths()
             kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is none before it"
             raise UserError(f"{target}: the checkpoint could not be written ({error.strerror or error}); {kept}; make room and run the same command again") from error
-        for old in self.paths()[: -self.keep_last]:
+        for old in [p for p in self.paths() if p <= target][: -self.keep_last]:  # later ones were passed over as damaged
             shutil.rmtree(old, ignore_errors=True)
         return target
 

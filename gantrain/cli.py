@@ -5,6 +5,7 @@ import argparse
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +14,8 @@ from gantrain import __version__
 from gantrain.errors import UserError
 
 USER_ERROR = 2
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # full or closed disks
+SECONDS_FOR_MAIN = 3  # what all processes run into, the main one says; the launcher has ended the others by then
 OVERRIDES_HELP = "section.key=value, as often as needed; the value is read as YAML"
 
 
@@ -30,23 +32,26 @@ def run(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(str(error))
         return USER_ERROR
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in OF_THE_MACHINE and error.filename is None:
             raise
-        complain(f"{error.filename or 'writing'}: {error.strerror}; make room (or rights) there and run the same command again")
+        complain(f"{error.filename or 'a file of the run'}: {error.strerror}; mend this and run the same command again")
         return USER_ERROR
     except KeyboardInterrupt:
         complain("interrupted; the same command goes on from the last checkpoint")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def complain(text: str) -> None:
-    """One line on standard error, from the main process only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"gantrain: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    """One line on standard error; another process than the main one speaks only of what it alone has run into."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(SECONDS_FOR_MAIN)
+    print(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,12 +81,12 @@ def parser() -> Parser:
 
     train = verbs.add_parser("train", help="train; the same command on the same run_dir resumes")
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
+    train.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     train.set_defaults(call=call_train)
 
     show = verbs.add_parser("config", help="print the resolved configuration")
     show.add_argument("config", metavar="CONFIG")
-    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP)
+    show.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     show.set_defaults(call=call_config)
 
     sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
@@ -100,8 +105,8 @@ def parser() -> Parser:
     evaluate.add_argument("--average", default="all", metavar="NAME", help="names with commas between, live among them, or all (default)")
     evaluate.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples)")
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
-    evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json)")
-    evaluate.add_argument("overrides", nargs="*", metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
+    evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name)")
+    evaluate.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
     evaluate.set_defaults(call=call_evaluate)
     return top
 

@@ -196,7 +196,7 @@ class Config:
     performance: Performance = field(default_factory=Performance)
 
     def __post_init__(self) -> None:
-        check(self, "run_dir", bool(self.run_dir), "must name a folder")
+        check(self, "run_dir", bool(self.run_dir) and "\0" not in self.run_dir, "must name a folder")
         check(self, "seed", 0 <= self.seed < 2**63, "must be in [0, 2**63)")
         check(self, "total_kimg", 0 < self.total_kimg < float("inf"), "must be above 0")
         for name in self.averagers:

@@ -1,6 +1,7 @@
 """Scores: generator to samples to features to metrics, over all processes, leaving no trace on training."""
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -198,19 +199,20 @@ def as_keys(scores: Scores) -> dict[str, float]:
 
 
 def table(scores: Scores) -> str:
-    """Scores as text, an average a row, the best of each column marked with a star."""
+    """Scores as text, an average a row, the best of each column marked with a star unless all are equal."""
     metrics = [m for m in dict.fromkeys(m for row in scores.values() for m in row) if not m.endswith("_std")]
     best = {}
     for metric in metrics:
         higher = better_when_higher(metric)
         values = {name: row[metric] for name, row in scores.items() if metric in row and row[metric] == row[metric]}
-        if higher is not None and values and len(scores) > 1:
-            best[metric] = (max if higher else min)(values, key=values.get)
+        if higher is not None and len(scores) > 1 and (len(set(values.values())) > 1 or len(values) == 1):
+            winner = (max if higher else min)(values.values())
+            best[metric] = {name for name, value in values.items() if value == winner}
     width = max([len("average"), *(len(name) for name in scores)])
     columns = [max(len(m), 9) + 1 for m in metrics]
     lines = ["  ".join(["average".ljust(width), *(m.rjust(c - 1) + " " for m, c in zip(metrics, columns))])]
     for name, row in scores.items():
-        cells = [f"{row.get(m, float('nan')):{c - 1}.4f}" + ("*" if best.get(m) == name else " ") for m, c in zip(metrics, columns)]
+        cells = [f"{row.get(m, float('nan')):{c - 1}.4f}" + ("*" if name in best.get(m, ()) else " ") for m, c in zip(metrics, columns)]
         lines.append("  ".join([name.ljust(width), *cells]))
     return "\n".join(line.rstrip() for line in lines)
 
@@ -230,7 +232,7 @@ def evaluate_run(
         names: averages, "live" among them; None is all of them.
         num_samples: generated images a score; None is the run's own.
         kimg: which checkpoint; None is the newest.
-        out: where the JSON goes; None is RUN/evaluations/<nimg>.json.
+        out: where the JSON goes; None is RUN/evaluations/<nimg>.json, with a number where that is taken.
         overrides: changes to the run's configuration, `section.key=value`.
 
     Returns:
@@ -239,8 +241,16 @@ def evaluate_run(
     Raises:
         UserError: as `load_generator`.
     """
+    if num_samples is not None and num_samples < 16:
+        raise UserError(f"--num: must be at least 16, got {num_samples}")
+    for override in overrides:
+        if not override.startswith(("eval.", "data.")):
+            raise UserError(f"{override}: `evaluate` takes overrides of eval and data only; the rest is what was trained")
     number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
     _, path = open_run(run, kimg)
+    target = Path(out) if out is not None else free_name(Path(run) / "evaluations", path.name)
+    if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
+        raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
     config = load(Path(run) / CONFIG_FILE, [*overrides, *number])
     there = averages_of(path)
     for name in names or ():
@@ -253,11 +263,16 @@ def evaluate_run(
     scores = evaluator.score(names or there, lambda name, into: load_into(config, path, name, into), generator)
     if not accelerator.is_main_process:
         return "", accelerator
-    target = Path(out) if out is not None else Path(run) / "evaluations" / f"{path.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     record = {"nimg": int(path.name), "scores": scores, **evaluator.protocol()}
     target.write_text(json.dumps(as_json(record), indent=1) + "\n")
     return f"{run} at {int(path.name) / 1000:g} kimg, {config.eval.num_samples} samples; also in {target}\n{table(scores)}", accelerator
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """The first of stem.json, stem-2.json, ... that is free: an evaluation never overwrites another."""
+    names = (f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in itertools.count(1))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def load_into(config: Config, path: Path, name: str, into: nn.Module) -> None:

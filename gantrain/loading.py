@@ -56,20 +56,24 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     merged = OmegaConf.create({})
     for source, layer in layers:
         for key, value in leaves(layer):
+            standing = select(merged, key)
+            if value == {} and isinstance(standing, DictConfig) and len(standing):
+                raise ConfigError(f"{source}: {key}={{}} takes nothing out; write {key}.{next(iter(standing))}=null for each that shall go")
             clash = next((k for k in of_key if key.startswith(f"{k}.") and not isinstance(select(merged, k), DictConfig)), None)
             if clash is not None and source == "command line":
                 raise ConfigError(f"{source}: {key}: {clash} is a single value ({select(merged, clash)!r}), not a section")
             of_key[key] = source
         try:
             merged = OmegaConf.merge(merged, layer)
-        except (OmegaConfBaseException, TypeError, ValueError) as error:  # a list where a section was, say
+        except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:  # a list where a section was, say
             key = next(iter(of_layer := dict(leaves(layer))), "")
             raise ConfigError(f"{source}: {key}={shortened(of_layer.get(key))} does not fit what stands there ({one_line(error)})") from None
     try:
         values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"{path}: {key + ': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value") from None
+        source = Sources(of_key, str(path))(key or "")
+        raise ConfigError(f"{source}: {key + ': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value") from None
     return build(values, Sources(of_key, str(path)))
 
 
@@ -152,7 +156,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path(".")
         hint = did_you_mean(path.name, [p.name for p in folder.glob("*.yaml")]) if path.parent.is_dir() else ""
-        raise ConfigError(f"{path}: there is no such file{hint}") from None
+        beside = Path("configs") / f"{path.name}.yaml"
+        raise ConfigError(f"{path}: there is no such file{f'; is it {beside}?' if beside.is_file() else hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration ({one_line(error)})") from None
     return parse_yaml(text, str(path))
@@ -170,9 +175,19 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: is not YAML that can be read: {one_line(error)}") from None
     if values is None:
         return {}
+    if holds_itself(values):
+        raise ConfigError(f"{source}: a value holds itself (&anchor and *alias); write it out")
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: must hold sections and keys, got {shortened(values)}")
     return string_keys(values, source)
+
+
+def holds_itself(value: Any, inside: tuple[int, ...] = ()) -> bool:
+    """Whether a value can be reached from itself, which YAML allows."""
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return id(value) in inside or any(holds_itself(part, (*inside, id(value))) for part in parts)
 
 
 def string_keys(values: dict, source: str, where: str = "") -> dict[str, Any]:
@@ -276,9 +291,10 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
     """A plug-in from its section; without `name:` it is the default class, where there is one."""
     kind, table = f.metadata["kind"], f.metadata["table"]
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shortened(value)}")
+        out = "; null takes it out" if default is None else ""
+        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shortened(value)}{out}")
     if value.get("name") is None and default is None:
-        raise ConfigError(f"{sources(full)}: {full}.name is missing; choose a {kind} from {', '.join(sorted(table))}")
+        raise ConfigError(f"{sources(full)}: {full}.name is missing; known {kind}s are {', '.join(sorted(table))}")
     try:
         cls = default if value.get("name") is None else find(kind, table, value["name"])
     except UserError as error:
@@ -324,7 +340,7 @@ def first_line(error: BaseException) -> str:
 
 def check_across(config: Config, sources: Sources) -> None:
     """What no section can see alone."""
-    if hasattr(config.model, "require_resolution"):
+    if hasattr(config.model, "require_resolution") and hasattr(config.data, "resolution"):
         try:
             config.model.require_resolution(config.data.resolution)
         except UserError as error:

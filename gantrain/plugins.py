@@ -14,6 +14,18 @@ from typing import Any
 from gantrain.errors import UserError, did_you_mean
 
 
+# What a class from outside must have to be of its kind.
+CONTRACTS = {
+    "averager": ["weight"],
+    "loss": ["discriminator", "generator"],
+    "architecture": ["build"],
+    "data set": ["build"],
+    "metric": ["compute"],
+    "batch policy": ["propose"],
+    "feature extractor": ["build"],
+}
+
+
 def find(kind: str, table: dict[str, type], name: str) -> type:
     """The class that `name` stands for.
 
@@ -31,14 +43,19 @@ def find(kind: str, table: dict[str, type], name: str) -> type:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:
+    except ImportError as error:
         raise UserError(f"{kind} {name!r}: cannot import {module_name!r} ({one_line(error)}); is it on PYTHONPATH?") from error
+    except Exception as error:  # whatever the module's own code does wrong
+        raise UserError(f"{kind} {name!r}: {module_name!r} fails on import ({type(error).__name__}: {one_line(error)})") from error
     found = getattr(module, class_name, None)
     if found is None:
         classes = [n for n, v in vars(module).items() if isinstance(v, type)]
         raise UserError(f"{kind} {name!r}: {module_name} has no {class_name!r}{did_you_mean(class_name, classes)}")
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{kind} {name!r} must be a dataclass whose fields are its hyper-parameters")
+    lacking = [method for method in CONTRACTS.get(kind, ()) if not callable(getattr(found, method, None))]
+    if lacking and not (kind == "averager" and hasattr(found, "update")):
+        raise UserError(f"{kind} {name!r} has no method {lacking[0]!r}, which every {kind} has")
     return found
 
 

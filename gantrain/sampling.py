@@ -1,6 +1,7 @@
 """Latents and labels, generators from run folders, and pictures of samples."""
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,8 @@ def load_generator(
     """
     config, path = open_run(run, kimg)
     names = averages_of(path)
+    if average not in names and average in config.averagers:
+        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
     if average not in names:
         raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
     generator = load_weights(config, path, average).to(device)
@@ -114,7 +117,7 @@ def load_weights(config: Config, path: Path, average: str) -> nn.Module:
     groups = ["g"] if average == LIVE else ["g", AVERAGE_PREFIX + average]
     snapshot = checkpoint.read(path, groups)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
-        generator, _ = config.model.build(config.data.resolution, *snapshot.state["shape"])
+        generator, _ = config.model.build(*snapshot.state["shape"])
     live = snapshot.tensors["g"]
     names = {name for name, _ in generator.named_parameters()}
     weights = snapshot.tensors[groups[-1]] if average != LIVE else {k: v for k, v in live.items() if k in names}
@@ -168,7 +171,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
 
 def side_by_side(sheets: Sequence[tuple[str, Image.Image]], margin: int = 12) -> Image.Image:
     """Sheets of one size next to each other, four a row, each under its caption."""
-    font = ImageFont.load_default(size=20)
+    font = functools.cache(lambda size: ImageFont.load_default(size=size))
     head = 30
     wide, high = sheets[0][1].width + margin, sheets[0][1].height + head + margin
     columns, rows = min(len(sheets), SHEETS_A_ROW), -(-len(sheets) // SHEETS_A_ROW)
@@ -176,9 +179,10 @@ def side_by_side(sheets: Sequence[tuple[str, Image.Image]], margin: int = 12) ->
     pen = ImageDraw.Draw(picture)
     for i, (caption, sheet) in enumerate(sheets):
         left, top = margin + i % SHEETS_A_ROW * wide, i // SHEETS_A_ROW * high
-        while caption and pen.textlength(caption, font=font) > sheet.width:
-            caption = caption[:-1]
-        pen.text((left, top + 3), caption, fill=(0, 0, 0), font=font)
+        size = 20
+        while size > 6 and pen.textlength(caption, font=font(size)) > sheet.width:
+            size -= 1
+        pen.text((left, top + head - 5), caption, fill=(0, 0, 0), font=font(size), anchor="ls")
         picture.paste(sheet.convert("RGB"), (left, top + head))
     return picture
 
@@ -221,6 +225,9 @@ def write_samples(
         raise UserError(f"--seed: must be at least 0, got {seed}")
     if not as_folder and out.suffix.lower() != ".png":
         raise UserError(f"--out: {str(out)!r} is neither a .png nor a folder; write {str(out) + '.png'!r} for a grid or {str(out) + '/'!r} for numbered files")
+    open_run(run, kimg)  # before a folder is made for nothing
+    if not as_folder and out.is_dir():
+        raise UserError(f"--out: {str(out)!r} is a folder; end it with / for numbered files")
     folder = out if as_folder else out.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +239,8 @@ def write_samples(
     generator = load_generator(run, average, kimg, device, truncation=truncation)
     for label in labels or ():
         if not 0 <= label < generator.num_classes:
-            raise UserError(f"--labels: there is no class {label}; the run has 0 to {generator.num_classes - 1}")
+            known = f"0 to {generator.num_classes - 1}" if generator.num_classes > 1 else "no classes"
+            raise UserError(f"--labels: there is no class {label}; the run has {known}")
     classes = torch.tensor(labels if labels else range(generator.num_classes))
     z = randomness.normal(seed, "sample/z", 0, num, generator.dim_z, truncation).to(device)
     y = classes[torch.arange(num) % len(classes)].to(device)
@@ -241,6 +249,7 @@ def write_samples(
         for i, image in enumerate(tqdm(images, desc="write", leave=False, disable=None)):
             to_pil(image).save(out / f"{i:06d}.png")
         return f"{num} images of {average} in {out}/"
-    columns = min(num, len(classes)) if 1 < len(classes) <= 16 else max(1, round(num**0.5))
+    # A class a column; few classes are repeated until the sheet is about square.
+    columns = min(num, len(classes) * max(1, round(num**0.5 / len(classes)))) if len(classes) <= 16 else max(1, round(num**0.5))
     grid(images, columns).save(out)
     return f"{num} images of {average} in {out}"

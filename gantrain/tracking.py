@@ -10,6 +10,7 @@ import json
 import math
 import netrc
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -75,8 +76,12 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
-        if self.enabled:
+        if not self.enabled:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:  # nobody listens any more; the training goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
         """A line of numbers at `nimg` images."""
@@ -138,8 +143,10 @@ class WandbRun:
             mode = os.environ.get("WANDB_MODE") or settings.mode
             if mode == "disabled":
                 return None
-            if mode == "auto":
-                mode = "online" if has_key() else "offline"
+            if mode not in ("offline", "dryrun"):  # W&B's own older words are dryrun and run
+                if mode != "auto" and not has_key():
+                    say("wandb: no key found, `wandb login` sets one; going on offline")
+                mode = "online" if has_key() else "offline"  # without a key, online would ask on the terminal
             arguments = {
                 "project": settings.project,
                 "entity": settings.entity,
@@ -150,6 +157,8 @@ class WandbRun:
                 "config": dict(config),
                 "settings": wandb.Settings(silent=True, console="off", init_timeout=WANDB_PATIENCE),
             }
+            if mode == "online":
+                say("wandb: connecting ...")
             try:
                 run = wandb.init(mode=mode, **arguments)
             except Exception as error:  # no key, no network, no such entity: the run matters more than its dashboard
@@ -237,16 +246,22 @@ class Progress:
     def __init__(self, total_nimg: int, nimg: int):
         self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
         self.last_time, self.last_nimg = self.started_at, nimg
+        self.paused = self.total_paused = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Time that was not spent on training, so that it counts neither in the rate nor in what is to go."""
+        self.paused += seconds
 
     def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, float]:
         """(line, images per second since the line before)."""
         now = time.monotonic()
-        rate = (nimg - self.last_nimg) / max(now - self.last_time, 1e-9)
-        overall = (nimg - self.start) / max(now - self.started_at, 1e-9)
+        rate = (nimg - self.last_nimg) / max(now - self.last_time - self.paused, 1e-9)
+        self.total_paused, self.paused = self.total_paused + self.paused, 0.0
+        overall = (nimg - self.start) / max(now - self.started_at - self.total_paused, 1e-9)
         left = duration((self.total - nimg) / overall) if overall > 0 else "?"
         self.last_time, self.last_nimg = now, nimg
         text = (
-            f"{nimg / 1000:9.1f} kimg {nimg / self.total:4.0%} | {duration(now - self.started_at):>7} left {left:>7} | {rate:7.0f} img/s"
+            f"{nimg / 1000:9.1f} kimg {nimg / self.total:4.0%} | {duration(now - self.started_at):>6} + {left:>6} to go | {rate:6.0f} img/s"
             f" | loss D {values.get('loss/d', math.nan):6.3f} G {values.get('loss/g', math.nan):6.3f}"
             f" | D(real) {values.get('logits/real', math.nan):6.2f} D(fake) {values.get('logits/fake', math.nan):6.2f}"
             f" | batch {values.get('batch/size', 0):.0f} | {values.get('memory/gib', math.nan):.1f} GiB"

@@ -1,12 +1,16 @@
 """The trainer: maintenance first, then one update; one clock."""
 from __future__ import annotations
 
+import fcntl
 import functools
+import os
+import platform
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +29,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
 from gantrain.tracking import Progress, Tracker, new_run_id
-from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, set_lr
+from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, sees_real, set_lr
 
 # What may change when a run is taken up again: nothing in it touches what has been trained so far.
 MAY_CHANGE = ("run_dir", "total_kimg", "eval.", "checkpoint.", "tracking.", "performance.", "data.root", "data.keep_in", "data.workers", "data.download")
@@ -48,9 +52,9 @@ class Trainer:
         if self.accelerator.mixed_precision != PRECISIONS[config.mixed_precision]:
             raise UserError(f"mixed_precision: the Accelerator of this program computes in {self.accelerator.mixed_precision!r}, not in {config.mixed_precision}")
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
-        self.run_dir = Path(config.run_dir)
+        self.run_dir = Path(config.run_dir).expanduser()
         self.tracker = Tracker(self.run_dir, self.main)
-        self.changes = from_main(self.accelerator, open_run_folder(config, self.run_dir) if self.main else None)
+        self.changes = from_main(self.accelerator, look_into(self.run_dir, config) if self.main else None)
         set_performance(config)
         self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
         self.tracker.say(f"data: {audit(self.images)}")
@@ -64,7 +68,9 @@ class Trainer:
         self.stats: dict[str, Tensor] = {}
         self.stats_count = 0
         self.scores: Scores = {}
+        self.scored = 0  # samples behind them
         self.wandb_id = new_run_id()
+        self.notes = notes(config)  # what a person should know, said once at the start
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -93,16 +99,18 @@ class Trainer:
 
     def update(self) -> None:
         """D phases on fresh data, one G phase, then the averages."""
-        c, loss, k = self.config, self.config.loss, self.rounds
+        c, loss = self.config, self.config.loss
+        self.batch_size = c.batching.propose(BatchState(self.nimg, self.batch_size))
+        self.rounds = k = rounds_of(self.batch_size, self.micro_batch, self.accelerator.num_processes)[1]
         after = self.nimg + self.batch_size
         multiplier = c.optim.lr_tail.multiplier(self.nimg, after)
         set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
         set_lr(self.D.optimizer, c.optim.lr_d * multiplier)
-        real: list[Batch] = []
+        kept: list[Batch] = []  # the last D phase's real images, where the loss of G looks at real ones
         for s in range(c.optim.d_steps):
-            real = [] if loss.generator_sees_real else real
-            self.add_stats(discriminator_phase(self.G, self.D, loss, zip(self.real(k, real), self.noise(f"d{s}", k)), k))
-        self.add_stats(generator_phase(self.G, self.D, loss, zip(real or [None] * k, self.noise("g", k)), k))
+            kept.clear()
+            self.add_stats(discriminator_phase(self.G, self.D, loss, zip(self.real(k, kept), self.noise(f"d{s}", k)), k))
+        self.add_stats(generator_phase(self.G, self.D, loss, zip(kept or [None] * k, self.noise("g", k)), k))
         self.stats_count += 1
         self.previous_nimg, self.nimg = self.nimg, after
         self.bank.update(self.nimg)
@@ -113,7 +121,7 @@ class Trainer:
             x, y = self.real_batches.next()
             x = to_float(x)
             batch = (x.contiguous(memory_format=torch.channels_last) if self.config.performance.channels_last else x, y)
-            if self.config.loss.generator_sees_real:
+            if sees_real(self.config.loss):
                 kept.append(batch)
             yield batch
 
@@ -124,12 +132,17 @@ class Trainer:
             start = self.nimg + (j * world + rank) * b
             yield sampling.draw(self.config.seed, purpose, start, b, g.dim_z, g.num_classes, self.device)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(resolution, channels, classes) that the networks are built for."""
+        return self.images.resolution, self.images.channels, self.images.num_classes
+
     # ---- building ----------------------------------------------------------------------------------------------------
 
     def build_players(self) -> tuple[Player, Player, nn.Module]:
         """(G, D, a generator apart for averages), the same on every process."""
         c = self.config
-        shape = (c.data.resolution, self.images.channels, self.images.num_classes)
+        shape = self.shape
         torch.manual_seed(c.seed)
         generator, discriminator = c.model.build(*shape)
         with torch.random.fork_rng(devices=[]):
@@ -140,12 +153,12 @@ class Trainer:
         if c.performance.compile:
             generator.compile()
             discriminator.compile()
-        exempt = {p for name, p in generator.named_parameters() if name.startswith("shared")}
-        g = self.player(generator, c.optim.lr_g, c.optim.orthogonal_g, exempt)
-        d = self.player(discriminator, c.optim.lr_d, c.optim.orthogonal_d, set())
+        g = self.player(generator, c.optim.lr_g, c.optim.orthogonal_g)
+        d = self.player(discriminator, c.optim.lr_d, c.optim.orthogonal_d)
         return g, d, averaged.requires_grad_(False)
 
-    def player(self, network: nn.Module, lr: float, orthogonal: float, exempt: set[Tensor]) -> Player:
+    def player(self, network: nn.Module, lr: float, orthogonal: float) -> Player:
+        """A network with its optimizer, scaler and wrapper."""
         wrapped = self.accelerator.prepare_model(network)
         return Player(
             network=network,
@@ -153,26 +166,32 @@ class Trainer:
             optimizer=make_adam(network, lr, self.config.optim.betas, self.config.optim.eps),
             scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.mixed_precision == "fp16"),
             orthogonal=orthogonal,
-            exempt=exempt,
+            exempt=set(getattr(network, "exempt_from_orthogonal", ())),
             no_sync=functools.partial(self.accelerator.no_sync, wrapped),
         )
 
     def start(self) -> None:
         """Take up the newest whole checkpoint if there is one, and open the record."""
+        if self.main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.lock = locked(self.run_dir)
+        self.evaluator.extractor  # noqa: B018 - weights that cannot be had are missed now and not after the training
         path = from_main(self.accelerator, self.store.newest() if self.main else None)
         state = self.load(path) if path else {}
         self.store.clear_drafts() if self.main else None
+        if self.main:
+            write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
         position = self.nimg * self.config.optim.d_steps
         self.real_batches = RealBatches(
             self.images, self.config.seed, self.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
-            position, self.device, self.config.data.flip, self.config.data.workers,
+            position, self.device, getattr(self.config.data, "flip", False), getattr(self.config.data, "workers", 4),
         )  # fmt: skip
-        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts()})
-        self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}))
+        self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}), **({"notes": self.notes} if self.notes else {}))
         self.tracker.say(self.headline(path))
-        for note in notes(self.config):
+        for note in self.notes:
             self.tracker.say(f"note: {note}")
+        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts()})
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
 
     def facts(self) -> dict[str, Any]:
@@ -224,10 +243,15 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the live weights and every average that has begun."""
         average_running_statistics(self.G.network, self.accelerator)
-        self.scores = self.evaluator.score([LIVE, *self.bank.started()], self.bank.materialize, self.averaged)
+        names = [LIVE, *self.bank.started()]
+        self.tracker.say(f"scoring {', '.join(names)} at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples each)")
+        began = time.monotonic()
+        self.scores, self.scored = self.evaluator.score(names, self.bank.materialize, self.averaged), self.config.eval.num_samples
         if self.main:
             self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
-            self.tracker.say(f"scores at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples):\n{table(self.scores)}")
+            if self.nimg < clock.images(self.config.total_kimg):  # the last table is the end's
+                self.tracker.say(table(self.scores))
+        self.progress.pause(time.monotonic() - began)
 
     def draw_samples(self) -> None:
         """A picture: the same z through the live weights and every average, side by side."""
@@ -270,12 +294,15 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         return {
             "gantrain": __version__,
-            "shape": [self.images.channels, self.images.num_classes],
+            "shape": list(self.shape),
             "averages": self.bank.state(),
             "scalers": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
             "metrics_bytes": self.tracker.position(),
             "wandb_id": self.wandb_id,
             "data_fingerprint": self.images.fingerprint,
+            "data_listing": self.images.listing,
+            "micro_batch": self.micro_batch,
+            "scored": self.scored,
             "scores": [[name, list(row.items())] for name, row in self.scores.items()],
         }
 
@@ -283,8 +310,12 @@ class Trainer:
         """Put everything back from a checkpoint; its state."""
         snapshot = checkpoint.read(path)
         state = snapshot.state
-        if state["data_fingerprint"] != self.images.fingerprint:
+        if state["data_listing"] != self.images.listing:
             raise UserError(f"data: {self.images.name} is not what {self.run_dir} was trained on (other images or labels); use another run_dir")
+        if state["data_fingerprint"] != self.images.fingerprint:  # a broken file replaced, say
+            self.notes.append(f"the content of {self.images.name} has changed since {path.name}; its names and labels have not")
+        if state["micro_batch"] != self.micro_batch:
+            self.notes.append(f"BatchNorm saw {state['micro_batch']} images at a time and sees {self.micro_batch} from here on; batching.micro_batch={state['micro_batch']} keeps it")
         for player, group in ((self.G, "g"), (self.D, "d")):
             parameters = {name for name, _ in player.network.named_parameters()}
             write_weights({k: v for k, v in snapshot.tensors[group].items() if k in parameters}, player.network)
@@ -294,8 +325,10 @@ class Trainer:
                 player.scaler.load_state_dict(state["scalers"][group])
         shadows = {name: snapshot.tensors.get(sampling.AVERAGE_PREFIX + name, {}) for name in state["averages"]}
         self.bank.load(shadows, state["averages"])
-        self.wandb_id, self.scores = state["wandb_id"], {name: dict(row) for name, row in state["scores"]}
+        self.wandb_id, self.scored, self.scores = state["wandb_id"], state["scored"], {name: dict(row) for name, row in state["scores"]}
         self.nimg = self.previous_nimg = snapshot.nimg
+        if self.nimg > clock.images(self.config.total_kimg):
+            self.notes.append(f"the run is past total_kimg={self.config.total_kimg:g} already; it stays as it is")
         return state
 
     def end(self) -> None:
@@ -304,39 +337,66 @@ class Trainer:
         self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
         if self.main and self.scores:
             picture = self.run_dir / "samples" / f"{self.nimg:012d}.png"
-            self.tracker.say(f"\ndone: {self.run_dir} at {self.nimg / 1000:g} kimg; samples in {picture}\n{table(self.scores)}")
+            self.tracker.say(f"\ndone: {self.run_dir} at {self.nimg / 1000:g} kimg; samples in {picture}; scores of {self.scored} samples:\n{table(self.scores)}")
         self.tracker.close()
+        self.lock = None
 
     def bar(self, items, total: int):
         """A progress bar for long preparations, on a terminal only."""
         return tqdm(items, total=total, desc="data", leave=False, disable=None if self.main else True)
 
 
-def open_run_folder(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Create a run folder, or make sure that it holds this very run; what has changed in what may change.
+def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
+    """Make sure that a run folder is free or holds this very run; what has changed in what may change.
+
+    Nothing is written: a run that is refused for its data leaves the folder as it was.
 
     Raises:
         UserError: the folder holds a run of another configuration; the differing keys are named.
     """
-    saved_path = run_dir / sampling.CONFIG_FILE
-    changed = {}
-    if saved_path.is_file():
-        different = loading.differing_keys(loading.load(saved_path), config)
-        refused = {k: v for k, v in different.items() if not k.startswith(MAY_CHANGE)}
-        if refused:
-            named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
-            more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
-            raise UserError(f"run_dir: {run_dir} holds a run of another configuration: {named}{more}; give these back, or use another run_dir")
-        changed = {k: [old, new] for k, (old, new) in different.items() if k != "run_dir"}
-    elif run_dir.is_dir() and (run_dir / "checkpoints").is_dir():
-        raise UserError(f"run_dir: {run_dir} has checkpoints but no {sampling.CONFIG_FILE}; put it back, or use another run_dir")
-    elif run_dir.exists() and not run_dir.is_dir():
+    saved = run_dir / sampling.CONFIG_FILE
+    if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
+    if not checkpoint.CheckpointStore(run_dir / "checkpoints").paths():
+        return {}  # nothing has been trained
+    if not saved.is_file():
+        raise UserError(f"run_dir: {run_dir} has checkpoints but no {sampling.CONFIG_FILE}; put it back, or use another run_dir")
+    different = loading.differing_keys(loading.load(saved), config)
+    refused = {k: v for k, v in different.items() if not k.startswith(MAY_CHANGE)}
+    if refused:
+        named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
+        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
+        raise UserError(f"run_dir: {run_dir} holds a run of another configuration: {named}{more}; give these back, or use another run_dir")
+    return {k: [old, new] for k, (old, new) in different.items() if k != "run_dir"}
+
+
+def locked(run_dir: Path) -> IO[str]:
+    """The run folder's lock, held as long as the returned file is open: a dead owner holds nothing.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    file = open(run_dir / ".lock", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def write_config(config: Config, run_dir: Path) -> None:
+    """Create the run folder and put the resolved configuration into it, whole or not at all."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    draft = saved_path.with_suffix(".yaml.writing")
+    draft = run_dir / f"{sampling.CONFIG_FILE}.writing"
     draft.write_text(loading.to_yaml(config), encoding="utf-8")
-    draft.replace(saved_path)
-    return changed
+    draft.replace(run_dir / sampling.CONFIG_FILE)
 
 
 def set_performance(config: Config) -> None:

@@ -108,6 +108,11 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
     return total
 
 
+def sees_real(loss) -> bool:
+    """Whether the generator's loss looks at real logits; one that does not say is given them."""
+    return getattr(loss, "generator_sees_real", True)
+
+
 def full_precision(logits: Tensor) -> Tensor:
     """Losses are computed in fp32 at least, whatever the networks compute in."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

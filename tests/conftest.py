@@ -1,10 +1,13 @@
 """One torch thread a process, no network, nothing outside the test's own folders."""
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 # Before torch is imported, here and in every process that a test starts: two threads that fight for a core cost six times.
@@ -13,6 +16,7 @@ os.environ["WANDB_MODE"] = "disabled"
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
@@ -48,17 +52,40 @@ def quiet_machine(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def gantrain():
-    """Runs the real command: `gantrain("train", path, ...)` gives the finished process with its text."""
+    """Runs the command line: `gantrain("train", path, ...)` gives exit status and text.
 
-    def run(*arguments: object, check: bool = True, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, "-m", "gantrain", *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=kwargs.pop("cwd", ROOT), **kwargs
-        )
+    In this process, since starting Python and torch costs more than a tiny run; with any keyword of `subprocess.run`, in
+    a process of its own.
+    """
+
+    def run(*arguments: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "gantrain", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=kwargs.pop("cwd", ROOT), **kwargs) if kwargs else here(command)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
 
     return run
+
+
+def here(command: list[str]) -> subprocess.CompletedProcess:
+    """The command in this process, from the project's root."""
+    from gantrain import cli
+
+    out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
+    AcceleratorState._reset_state(reset_partial_state=True)  # it outlives a run, and with it the precision
+    os.chdir(ROOT)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                status = cli.run(command[3:])
+            except SystemExit as end:  # of argparse
+                status = end.code
+    finally:
+        os.chdir(before)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        gc.collect()
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

@@ -140,6 +140,20 @@ def test_an_average_that_has_not_begun_says_so():
     assert bank.started() == ["swa", "ema"]
 
 
+def test_an_average_that_is_no_step_updates_itself():
+    class Largest:
+        def update(self, shadows, live, nimg, previous_nimg, num_averaged):
+            for name, shadow in shadows.items():
+                torch.maximum(shadow, live[name], out=shadow)
+
+    live = torch.zeros(2)
+    average = Average(Largest(), {"w": live})
+    for nimg, value in ((64, 3.0), (128, -1.0)):
+        live.fill_(value)
+        average.update(nimg)
+    assert average.shadows["w"].tolist() == [3.0, 3.0] and average.num_averaged == 2 and average.previous_nimg == 128
+
+
 def test_bf16_weights_move_an_fp32_average():
     """A bf16 average of decay 0.9999 never moves: 1e-4 of the difference is below half a unit in the last place."""
     live = torch.ones(4, dtype=torch.bfloat16)

@@ -110,6 +110,14 @@ def test_a_damaged_one_is_written_anew(store):
     assert read(path).tensors["g"]["a.weight"][0, 0] == 3.0
 
 
+def test_a_later_damaged_one_does_not_push_out_what_is_whole(store):
+    store.keep_last = 1
+    later = store.save(3000, tensors(1.0), {})
+    (later / "g.safetensors").write_bytes(b"")
+    store.save(1500, tensors(1.0), {})
+    assert store.newest().name == "000000001500"
+
+
 def test_what_a_kill_left_is_no_checkpoint_and_is_cleared(store):
     store.save(1000, tensors(1.0), {})
     draft = store.folder / ".writing-000000002000"

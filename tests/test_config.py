@@ -72,12 +72,17 @@ def test_plugins_are_chosen_by_name():
 
 def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantrain):
     (tmp_path / "my_losses.py").write_text(
-        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\nclass Bare: pass\n"
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\n"
+        "    def discriminator(self, logits_real, logits_fake): pass\n    def generator(self, logits_real, logits_fake): pass\nclass Bare: pass\n"
     )
     shown = gantrain("config", DIGITS, "loss={name: 'my_losses:Scaled', scale: 2}", cwd=tmp_path)
     assert yaml.safe_load(shown.stdout)["loss"] == {"name": "my_losses:Scaled", "scale": 2.0}
     assert "must be a dataclass" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Bare", cwd=tmp_path, check=False))
     assert "did you mean 'Scaled'" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Scald", cwd=tmp_path, check=False))
+    (tmp_path / "broken.py").write_text("def :")
+    assert "'broken' fails on import (SyntaxError: " in error_of(gantrain("config", DIGITS, "loss.name=broken:Loss", cwd=tmp_path, check=False))
+    line = error_of(gantrain("config", DIGITS, "loss.name=gantrain.averaging:Ema", cwd=tmp_path, check=False))
+    assert "loss 'gantrain.averaging:Ema' has no method 'discriminator', which every loss has" in line
     assert "is it on PYTHONPATH?" in error_of(gantrain("config", DIGITS, "loss.name=no_such:Loss", cwd=tmp_path, check=False))
 
 
@@ -97,7 +102,9 @@ REFUSALS = [
     (["loss.name=hing"], r"command line: loss.name: no loss 'hing'; did you mean 'hinge'\?"),
     (["loss=hinge"], r"loss is a section such as \{name: hinge\}, got 'hinge'"),
     (["averagers=ema"], r"averagers maps free names to averagers, got 'ema'"),
-    (["averagers.x={decay: 0.9}"], r"averagers.x.name is missing; choose a averager from ema, ema_steps, swa"),
+    (["averagers.x={decay: 0.9}"], r"averagers.x.name is missing; known averagers are ema, ema_steps, swa"),
+    (["averagers={}"], r"command line: averagers=\{\} takes nothing out; write averagers.ema=null for each that shall go"),
+    (["averagers.ema=off"], r"averagers.ema is a section such as \{name: ema\}, got False; null takes it out"),
     (["averagers.live={name: ema}"], r"averagers.live a free name has letters"),
     (["averagers.ema.half_life_kimg=0"], r"averagers.ema.half_life_kimg must be above 0, got 0.0"),
     (["eval.metrics=[fid, fdi]"], r"eval.metrics must name metrics \(no metric 'fdi'; did you mean 'fid'\?\)"),
@@ -111,7 +118,9 @@ REFUSALS = [
     (["=3"], r"'=3' is no override"),
     (["a..b=3"], r"'a..b' is no key"),
     (["optim.lr_g=[1"], r"command line: optim.lr_g: is not YAML"),
-    (["run_dir=${no.such}"], r"run_dir: .*no.such"),
+    (["run_dir=${no.such}"], r"command line: run_dir: .*no.such"),
+    (['run_dir="a\\0b"'], r"command line: run_dir must name a folder"),
+    (["run_dir=&a [*a]"], r"command line: run_dir: a value holds itself"),
     (["total_kimg.x=1"], r"total_kimg"),
 ]
 
@@ -130,6 +139,7 @@ FILE_REFUSALS = [
     ("1: 2\n", r"run.yaml: 1: a key must be a word, got 1; put it in quotes"),
     ("optim: 3\n", r"run.yaml: optim is a section with keys of its own, got 3"),
     ("optim: {lr_gg: 3}\n", r"run.yaml: optim.lr_gg=3: no such key; did you mean 'lr_g'\?"),
+    ("optim: &a {lr_g: *a}\n", r"run.yaml: a value holds itself"),
     ("data: {name: !!python/object/apply:os.system [echo]}\n", r"run.yaml: is not YAML"),
 ]
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 import gc
 import hashlib
 import io
@@ -546,7 +547,7 @@ def test_classes_are_the_sub_folders_in_sorted_order_however_deep_the_files_lie(
     images = Folder(root=str(tmp_path), resolution=8).build()
     assert images.class_names == ["Bee", "ant", "zebra"]
     assert images.labels.tolist() == [0, 1, 1, 1, 2]
-    files = [str(path.relative_to(tmp_path)) for path in images.decode.files]
+    files = [str(images.decode.path(i).relative_to(tmp_path)) for i in range(len(images))]
     assert files == ["Bee/1.bmp", "ant/a.png", "ant/b.PNG", "ant/deep/er/a.jpg", "zebra/1.png"]
     assert images.name == f"folder/{tmp_path.name}"
 
@@ -560,13 +561,28 @@ def test_without_labels_images_may_lie_loose(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InvalidField, match="root: must name the folder of images, got ''"):
+    with pytest.raises(UserError, match="data.root must name the folder of images, got ''"):
         Folder().build()
     with pytest.raises(UserError, match=r"data\.root: there is no folder '.*nowhere'"):
         Folder(root=str(tmp_path / "nowhere")).build()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.root: there is no folder '.*file'"):
         Folder(root=str(tmp_path / "file")).build()
+
+
+def test_pictures_are_taken_as_a_person_sees_them(tmp_path):
+    """Turned by EXIF, transparency on white; 32-bit pixels, whose range nobody states, are refused."""
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "a.png", exif=exif)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "b.png")
+    images = Folder(root=str(tmp_path), resolution=8, channels=1, labels=False).build()
+    assert torch.equal(images.decode(0)[0], torch.from_numpy(np.array(picture)).flip(0, 1))
+    assert images.decode(1).min() == 255
+    Image.new("I", (8, 8), 30_000).save(tmp_path / "b.tif")
+    with pytest.raises(UserError, match=r"b\.tif: does not decode as an image \(32-bit pixels\)"):
+        Folder(root=str(tmp_path), resolution=8, labels=False).build().decode(2)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
@@ -680,15 +696,16 @@ def test_a_bomb_of_an_image_is_refused(tmp_path, monkeypatch):
 
 def test_images_are_decoded_in_order_and_counted(tmp_path):
     images = Folder(root=str(cats_and_dogs(tmp_path)), resolution=8).build()
+    assert torch.equal(decode_all(images, [4, 0, 6]), torch.stack([images[4][0], images[0][0], images[6][0]]))
     counted = []
 
-    def progress(items, total):
-        for item in items:
-            counted.append(total)
-            yield item
+    def progress(blocks, total):
+        for block in blocks:
+            counted.append((len(block), total))
+            yield block
 
-    pixels = decode_all(images, [4, 0, 6], progress)
-    assert torch.equal(pixels, torch.stack([images[4][0], images[0][0], images[6][0]])) and counted == [3, 3, 3]
+    prepare(Folder(root=str(tmp_path), resolution=8, keep_in="host", labels=False), CPU, progress=progress)
+    assert counted == [(len(images), 1)]
 
 
 # ---- the audit -------------------------------------------------------------------------------------------------------
@@ -804,7 +821,7 @@ def test_a_fingerprint_does_not_depend_on_the_layout_in_memory():
 
 def test_the_fingerprint_of_files_knows_names_and_sizes(tmp_path):
     def fingerprint(**kwargs) -> str:
-        return Folder(root=str(root), resolution=8, **kwargs).build().fingerprint
+        return prepare(Folder(root=str(root), resolution=8, **kwargs), CPU).fingerprint
 
     root = cats_and_dogs(tmp_path)
     first = fingerprint()
@@ -814,7 +831,57 @@ def test_the_fingerprint_of_files_knows_names_and_sizes(tmp_path):
     (root / "cat" / "9.png").write_bytes((root / "cat" / "9.png").read_bytes() + b"\0")
     longer = fingerprint()
     (root / "cat" / "9.png").rename(root / "dog" / "9.png")
-    assert len({first, renamed, longer, fingerprint()}) == 4
+    moved = fingerprint()
+    data = bytearray((root / "dog" / "9.png").read_bytes())
+    data[-1] ^= 1  # behind the picture's end: the same size, the same pixels, other bytes
+    (root / "dog" / "9.png").write_bytes(data)
+    assert len({first, renamed, longer, moved, fingerprint()}) == 5
+
+
+def test_files_on_disk_are_all_decoded_before_a_run_and_only_once(tmp_path, monkeypatch):
+    """A broken one is named before training; a second start reads nothing, until a file changes."""
+    monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path / "cache"))
+    root, read = cats_and_dogs(tmp_path / "pictures"), []
+    source = Folder(root=str(root), resolution=8, keep_in="disk")
+    from gantrain.data.folder import Decoder
+
+    whole = Decoder.read
+    monkeypatch.setattr(Decoder, "read", lambda self, index: read.append(index) or whole(self, index))
+    first = prepare(source, CPU)
+    count = len(read)
+    assert first.pixels is None and sorted(read) == list(range(len(first)))
+    assert prepare(source, CPU).fingerprint == first.fingerprint and len(read) == count
+    (root / "cat" / "0.png").write_bytes(b"spoilt")
+    with pytest.raises(UserError, match="0.png: does not decode"):
+        prepare(source, CPU)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A data set from outside with nothing but what the contract asks for."""
+
+    size: int = 8
+    dtype: torch.dtype = torch.uint8
+
+    def build(self):
+        class Plain(torch.utils.data.Dataset):
+            num_classes = 2
+
+            def __len__(plain):
+                return 20
+
+            def __getitem__(plain, index):
+                return torch.full((3, self.size, self.size), index * 10, dtype=self.dtype), index % 2
+
+        return Plain()
+
+
+def test_a_plain_data_set_from_outside_is_taken():
+    images = prepare(Squares(), CPU)
+    assert (images.channels, images.resolution, images.num_classes, len(images)) == (3, 8, 2, 20)
+    assert torch.equal(images.pixels[7], torch.full((3, 8, 8), 70, dtype=torch.uint8)) and images.labels.tolist() == [0, 1] * 10
+    with pytest.raises(UserError, match="Squares must give square uint8 images .* gives torch.float32"):
+        prepare(Squares(dtype=torch.float32), CPU)
 
 
 def test_a_fingerprint_does_not_depend_on_where_the_images_live(tmp_path):

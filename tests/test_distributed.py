@@ -66,7 +66,8 @@ def twenty_updates(launch, run, processes: int, *overrides: str) -> None:
 
 def test_two_processes_train_to_the_weights_of_one(launch, runs):
     """20 updates of the digits BigGAN without BatchNorm: one process with 16 images, two with 8, two with two rounds of 4."""
-    plain = ["model.name=plain_networks:PlainBigGAN"]
+    # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
+    plain = ["model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3"]
     twenty_updates(launch, runs / "one", 1, *plain)
     twenty_updates(launch, runs / "two", 2, *plain)
     twenty_updates(launch, runs / "rounds", 2, *plain, "batching.micro_batch=4")
@@ -75,16 +76,19 @@ def test_two_processes_train_to_the_weights_of_one(launch, runs):
         found = checkpoints(runs / other)
         assert found.keys() == one.keys()
         for name, tensor in one.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_with_batchnorm_the_weights_depend_on_the_micro_batch_alone(launch, runs):
     """With 8 images a micro-batch, two rounds on one process are one round on two."""
-    twenty_updates(launch, runs / "bn-one", 1, "batching.micro_batch=8")
-    twenty_updates(launch, runs / "bn-two", 2, "batching.micro_batch=8")
+    twenty_updates(launch, runs / "bn-one", 1, "batching.micro_batch=8", "optim.eps=1e-3")
+    twenty_updates(launch, runs / "bn-two", 2, "batching.micro_batch=8", "optim.eps=1e-3")
     one, two = checkpoints(runs / "bn-one"), checkpoints(runs / "bn-two")
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+    # Running statistics: two processes see half as many forwards each, and what is saved is their mean.
+    running = [load_file(sorted((runs / name / "checkpoints").iterdir())[-1] / "g.safetensors")["last_norm.running_mean"] for name in ("bn-one", "bn-two")]
+    assert not torch.equal(*running)
 
 
 def test_one_two_and_three_processes_score_alike(launch, runs):
@@ -98,6 +102,19 @@ def test_one_two_and_three_processes_score_alike(launch, runs):
         scores.append(json.loads(out.read_text())["scores"])
     assert set(scores[0]) == {"live", "ema", "ema_short", "swa"} and len(scores[0]["ema"]) == 7
     assert scores[0] == scores[1] == scores[2]
+
+
+def test_what_one_process_alone_runs_into_is_said(launch, tmp_path):
+    """An image that breaks in the second process's share."""
+    from PIL import Image
+
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.effect_noise((16, 16), 60).save(tmp_path / "data" / name / f"{i}.png")
+    settings = [f"data={{name: folder, root: '{tmp_path / 'data'}', resolution: 16, keep_in: disk, workers: 0}}", "eval.reference_samples=16"]
+    done = launch(2, TESTS / "workers.py", "spoil", tmp_path, DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *settings, check=False)
+    assert done.returncode != 0 and "process 1: " in done.stderr and "does not decode as an image" in done.stderr
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_every_process(launch, tmp_path):

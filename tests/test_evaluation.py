@@ -401,7 +401,7 @@ def test_evaluate_refuses_what_it_cannot_score(refused, run, tmp_path):
     assert "no average 'swa' at 0.08 kimg; " in refused("evaluate", run, "--average", "swa", "--kimg", 0.08)  # it begins at 0.16
     assert "has no checkpoint at 0.1 kimg; it has 0, 0.08, 0.16, 0.24, 0.32" in refused("evaluate", run, "--kimg", 0.1)
     assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in refused("evaluate", tmp_path)
-    assert "eval.num_samples must be at least 16, got 8" in refused("evaluate", run, "--num", 8)
+    assert "--num: must be at least 16, got 8" in refused("evaluate", run, "--num", 8)
     assert "eval.batchnrm" in (words := refused("evaluate", run, "eval.batchnrm=copy")) and "did you mean 'batchnorm'?" in words
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text((run / "config.yaml").read_text())
@@ -486,7 +486,7 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         (["--out", "picture"], "--out: 'picture' is neither a .png nor a folder; write 'picture.png' for a grid or 'picture/' for numbered files"),
         (["--out", "picture.jpg"], "--out: 'picture.jpg' is neither a .png nor a folder"),
         (["--average", "swaa"], "no average 'swaa' at 0.32 kimg; did you mean 'swa'?"),
-        (["--average", "swa", "--kimg", "0.08"], "no average 'swa' at 0.08 kimg"),
+        (["--average", "swa", "--kimg", "0.08"], "average 'swa' has not begun at 0.08 kimg; there are live, ema, ema_short"),
         (["--kimg", "3"], "has no checkpoint at 3 kimg; it has 0, 0.08, 0.16, 0.24, 0.32"),
     ],
 )

@@ -11,7 +11,7 @@ from conftest import ROOT
 from gantrain import config as configuration
 
 FLOORS = [
-    {"errors", "plugins", "randomness", "images", "clock", "torchvision_ops"},
+    {"errors", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
     {"config", "loading", "sampling", "checkpoint", "tracking", "update", "distributed"},
     {"evaluation", "trainer"},
@@ -72,6 +72,12 @@ def test_the_loop_syncs_with_the_device_only_where_a_line_is_due():
     assert len(hot) == 4
     for text in [update, *hot]:
         assert not re.search(r"\.(item|cpu|tolist|numpy)\(", text)
+
+
+def test_nothing_is_left_to_fill_in():
+    for path in [ROOT / "README.md", *(ROOT / "configs").glob("*.yaml"), *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text()
+        assert len(text) > 200 and not re.search(r"(README|HEAD)_[A-Z]+|placeholder", text), path
 
 
 def test_readme_and_ci_have_the_two_commands():

@@ -184,7 +184,7 @@ def test_progress_line_says_where_and_how_fast(monkeypatch):
     now[0] = 4.0
     text, rate = progress.line(300, {"loss/d": 1.25, "loss/g": -0.5, "logits/real": 2.0, "logits/fake": -3.0, "batch/size": 16})
     assert rate == pytest.approx(100)
-    for words in ("0.3 kimg", " 30%", "4s", "left     14s", "100 img/s", "D  1.250", "G -0.500", "D(real)   2.00", "D(fake)  -3.00", "batch 16"):
+    for words in ("0.3 kimg", " 30%", "4s", "    14s to go", "100 img/s", "D  1.250", "G -0.500", "D(real)   2.00", "D(fake)  -3.00", "batch 16"):
         assert words in text
     assert "\n" not in text
 
@@ -415,6 +415,7 @@ def test_wandb_key_without_network_goes_on_offline(tmp_path, cache):
     done = start(tmp_path / "tiny", "tracking.wandb.mode=online", "total_kimg=0.2", cache=cache, code=code, **nowhere)
     said = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
     (folder,) = (tmp_path / "tiny" / "wandb").glob("offline-run-*")
+    assert said.pop(0) == "wandb: connecting ..."
     assert len(said) == 2 and said[0].startswith("wandb: cannot go online (") and said[0].endswith("); going on offline")
     assert said[1] == f"wandb: offline; show the run with `wandb sync {folder}`"
     assert "Traceback" not in done.stdout + done.stderr

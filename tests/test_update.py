@@ -7,10 +7,14 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT, TINY
 from game import gradients, networks, noise, player, real, rounds
 from torch import nn
 
+from gantrain import sampling
+from gantrain.loading import load
 from gantrain.losses import LOSSES, Hinge, Relativistic
+from gantrain.trainer import Trainer
 from gantrain.update import (
     add_orthogonal_gradient,
     discriminator_phase,
@@ -150,6 +154,40 @@ def test_a_scaled_loss_gives_the_same_step_and_an_overflow_skips_it():
     discriminator_phase(player(g), d, Hinge(), poisoned, 1)
     assert all(torch.equal(p, before[n]) for n, p in d.network.named_parameters())
     assert d.scaler.get_scale() == 2.0**9
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+def test_an_update_draws_fresh_latents_and_images_for_every_phase(loss, tmp_path, monkeypatch):
+    """Two updates of 3 D steps and one G step: no latents twice, every position of the real stream once."""
+    trainer = Trainer(load(ROOT / "configs" / "digits.yaml", [*TINY, "optim.d_steps=3", f"loss.name={loss}", f"run_dir={tmp_path}", "batching.micro_batch=8"]))
+    trainer.start()
+    latents, positions = [], []
+    draw = sampling.draw
+    monkeypatch.setattr(sampling, "draw", lambda *a, **k: latents.append(draw(*a, **k)[0]) or draw(*a, **k))
+    taken = trainer.real_batches.sampler.positions
+    monkeypatch.setattr(trainer.real_batches.sampler, "positions", lambda turn: positions.extend(taken(turn).tolist()) or taken(turn))
+    for _ in range(2):
+        trainer.update()
+    rows = torch.cat(latents)
+    assert len(rows) == 2 * 4 * 16 == len(rows.unique(dim=0))
+    assert positions == list(range(2 * 3 * 16))
+    trainer.tracker.close()
+
+
+def test_a_checkpoint_restores_the_scalers(tmp_path):
+    """Through the trainer's own save and load."""
+    settings = [*TINY, f"run_dir={tmp_path}"]
+    scales = []
+    for _ in range(2):
+        trainer = Trainer(load(ROOT / "configs" / "digits.yaml", settings))
+        for player_, scale in ((trainer.G, 2.0**5), (trainer.D, 2.0**7)):
+            player_.scaler = torch.amp.GradScaler("cpu", init_scale=scale if not scales else 1.0)
+            player_.scaler.scale(torch.zeros(()))  # a scaler begins at its first use
+        trainer.start()
+        scales.append((trainer.G.scaler.get_scale(), trainer.D.scaler.get_scale()))
+        trainer.save()
+        trainer.tracker.close()
+    assert scales == [(2.0**5, 2.0**7)] * 2
 
 
 def test_a_scaler_goes_through_a_checkpoint():

@@ -44,7 +44,32 @@ def helpers(accelerator, folder: Path) -> None:
     assert norm.running_mean.tolist() == [(world - 1) / 2] * 3
 
 
+def spoil(folder: Path) -> None:
+    """Train, with every image unreadable for the second process once training has begun."""
+    import os
+
+    from gantrain import cli
+    from gantrain.data.folder import Decoder
+    from gantrain.errors import UserError
+    from gantrain.trainer import Trainer
+
+    update = Trainer.update
+
+    def spoilt(trainer: Trainer) -> None:
+        if os.environ["RANK"] == "1":
+            def read(self, index: int):
+                raise UserError(f"{self.path(index)}: does not decode as an image")
+
+            Decoder.read = read
+        update(trainer)
+
+    Trainer.update = spoilt
+    cli.main(["train", *sys.argv[3:]])
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "spoil":
+        spoil(Path(sys.argv[2]))
     accelerator = make_accelerator()
     folder = Path(sys.argv[2])
     {"gradient": gradient, "helpers": helpers}[sys.argv[1]](accelerator, folder)

@@ -13,7 +13,11 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.c
 
 
 class Averager(Protocol):
-    """The rule of an average; a frozen dataclass listed in `AVERAGERS`."""
+    """The rule of an average; a frozen dataclass listed in `AVERAGERS`.
+
+    One that is no step towards the live weights has, instead of `weight`, a method
+    `update(shadows, live, nimg, previous_nimg, num_averaged)` that changes the shadows (fp32 tensors by name) in place.
+    """
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
         """How far the average moves to the live weights now, in [0, 1].
@@ -80,6 +84,10 @@ class Average:
     @torch.no_grad()
     def update(self, nimg: int) -> None:
         """Take in the live weights as they stand at `nimg` images."""
+        if hasattr(self.averager, "update"):  # an average that is no step towards the live weights
+            self.averager.update(self.shadows, self._live, nimg, self.previous_nimg, self.num_averaged)
+            self.previous_nimg, self.num_averaged = nimg, self.num_averaged + 1
+            return
         weight = self.averager.weight(nimg, self.previous_nimg, self.num_averaged)
         self.previous_nimg = nimg
         if weight <= 0.0:

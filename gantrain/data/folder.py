@@ -1,6 +1,8 @@
 """A folder of images, one sub-folder a class."""
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gantrain.data.imageset import ImageSet, Source
-from gantrain.errors import InvalidField, UserError, check
+from gantrain.errors import UserError, check
 from gantrain.plugins import one_line
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -39,7 +41,7 @@ class Folder(Source):
 
     def build(self) -> ImageSet:
         if not self.root:
-            raise InvalidField("root", self.root, "must name the folder of images")
+            raise UserError("data.root must name the folder of images, got ''")
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise UserError(f"data.root: there is no folder {self.root!r}")
@@ -55,15 +57,13 @@ class Folder(Source):
             files, labels, classes = loose + files, [0] * (len(loose) + len(files)), ["all"]
         if not files:
             raise UserError(f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))})")
-        listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in files)
         return ImageSet(
             name=f"folder/{root.name}",
             labels=torch.tensor(labels),
             class_names=classes,
             channels=self.channels,
             resolution=self.resolution,
-            decode=Decoder(files, self.resolution, self.channels, self.filter),
-            identity=f"{self.filter}\n{listing}",
+            decode=Decoder(root, files, self.resolution, self.channels, self.filter),
         )
 
 
@@ -76,18 +76,47 @@ def images_under(folder: Path) -> list[Path]:
 
 
 class Decoder:
-    """Decodes file number i to uint8 `[channels, resolution, resolution]`."""
+    """Decodes file number i to uint8 `[channels, resolution, resolution]`.
 
-    def __init__(self, files: list[Path], resolution: int, channels: int, filter: str):
-        self.files, self.resolution = files, resolution
+    File names are one block of bytes, not Python objects: counting references to a million of those would make every
+    worker process copy them.
+    """
+
+    def __init__(self, root: Path, files: list[Path], resolution: int, channels: int, filter: str):
+        self.root, self.resolution = root, resolution
+        self.names = np.array([os.fsencode(file.relative_to(root)) for file in files])
         self.mode = "RGB" if channels == 3 else "L"
         self.filter = Image.Resampling[filter.upper()]
 
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(bytes(self.names[index]))
+
+    def listing(self) -> str:
+        """SHA-256 of the names of all files and of how they are decoded."""
+        digest = hashlib.sha256(f"{self.mode} {self.resolution} {self.filter.name}".encode())
+        digest.update(b"\n".join(self.names.tolist()))
+        return digest.hexdigest()
+
+    def state(self, index: int) -> str:
+        """A file's size and time of change: while they stay, it need not be read again."""
+        status = self.path(index).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
     def __call__(self, index: int) -> torch.Tensor:
-        path = self.files[index]
+        """The image.
+
+        Raises:
+            UserError: the file does not decode; it is named.
+        """
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[torch.Tensor, bytes]:
+        """(the image, SHA-256 of the file)."""
+        path = self.path(index)
         try:
-            with Image.open(path) as opened:
-                image = eight_bits(opened).convert(self.mode)
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as opened:
+                image = upright(opened).convert(self.mode)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: does not decode as an image ({one_line(error)}); replace or delete it") from error
         side = min(image.size)
@@ -96,11 +125,22 @@ class Decoder:
         # Cropped first: a filter that is given a box looks beyond it.
         image = image.crop((left, top, left + side, top + side)).resize(size, self.filter)
         pixels = torch.from_numpy(np.array(image))
-        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+        pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+        return pixels, hashlib.sha256(data).digest()
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey picture at 8 bits, any other as it is; Pillow's own conversion would clip it to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as a person sees it: turned as its EXIF data says, transparency on white, 16-bit grey at 8 bits.
+
+    Raises:
+        ValueError: pixels of 32 bits, whose range nobody states; Pillow's own conversion would clip them.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image

@@ -51,7 +51,7 @@ class ImageSet(Dataset):
         channels, resolution: of every image.
         pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
         decode: index to uint8 `[C, H, W]`; raises `UserError` naming the file. Needed when `pixels` is None.
-        identity: what the fingerprint of a set of files is made of.
+        content: SHA-256 of the files that images are decoded from, once they have been read.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ImageSet(Dataset):
     resolution: int
     pixels: Tensor | None = None
     decode: Callable[[int], Tensor] | None = None
-    identity: str = ""
+    content: str = ""
     _fingerprint: str = field(default="", repr=False)
 
     def __len__(self) -> int:
@@ -90,8 +90,16 @@ class ImageSet(Dataset):
         return len(self) * self.channels * self.resolution**2
 
     @property
+    def listing(self) -> str:
+        """SHA-256 of what the images are called, how they are made and labelled, whatever their content."""
+        digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution} {self.class_names}".encode())
+        digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
+        digest.update(self.decode.listing().encode() if hasattr(self.decode, "listing") else b"")
+        return digest.hexdigest()
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: of the list of files with their sizes where images come from files, else of the pixels.
+        """SHA-256 of the content: of names and bytes of the files that images come from, else of the pixels.
 
         It does not depend on whether files have been decoded into memory.
         """
@@ -99,7 +107,7 @@ class ImageSet(Dataset):
             digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution}".encode())
             digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
             if self.decode is not None:
-                digest.update(self.identity.encode())
+                digest.update(self.content.encode())
             else:
                 for chunk in self.pixels.split(4096):
                     digest.update(chunk.cpu().contiguous().numpy().tobytes())

@@ -1,18 +1,22 @@
 """What is checked of a data set before a run starts, and where its images are put."""
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import torch
+from torch.utils.data import Dataset
 
+from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.errors import UserError
 
 NAMED = 10  # how many broken files one message names
-LOOKED_AT = 256  # how many images are decoded to look at a set that stays on disk
+LOOKED_AT = 256  # how many images on disk the audit's range is taken from
+BLOCK = 512  # images decoded at a time, when all are
 SHARE_OF_MEMORY = 0.5  # of what is available, for images in memory
 SHARE_OF_DEVICE = 0.25  # of what is free on an accelerator, whose memory training needs
 
@@ -32,17 +36,33 @@ def prepare(
         UserError: one line naming what is wrong.
     """
     images = source.build()
-    if not source.labels:
+    if not isinstance(images, ImageSet):
+        images = adopted(images, type(source).__name__)
+    labelled = getattr(source, "labels", True)
+    if not labelled:
         images = images.unlabelled()
-    refuse_impossible(images, wanted_classes=source.labels)
-    where = place(images, source.keep_in, device, processes_here)
-    if where != "disk":
-        if images.pixels is None:
-            images.pixels = decode_all(images, range(len(images)), progress)
-        images.fingerprint  # from the bytes where they are, before they move
-        if where == "device":
-            images.pixels, images.labels = images.pixels.to(device), images.labels.to(device)
+    refuse_impossible(images, wanted_classes=labelled)
+    where = place(images, getattr(source, "keep_in", "auto"), device, processes_here)
+    if images.pixels is None:
+        read_files(images, where != "disk", progress)
+    images.fingerprint  # from the bytes where they are, before they move
+    if where == "device":
+        images.pixels, images.labels = images.pixels.to(device), images.labels.to(device)
     return images
+
+
+def adopted(dataset: Dataset, name: str) -> ImageSet:
+    """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
+
+    Raises:
+        UserError: its items are something else.
+    """
+    image = dataset[0][0]
+    if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[1] == image.shape[2]):
+        raise UserError(f"data: {name} must give square uint8 images [C, H, W] as tensors, and gives {getattr(image, 'dtype', type(image).__name__)}")
+    labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+    classes = [str(i) for i in range(dataset.num_classes)]
+    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=lambda index: dataset[index][0])
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
@@ -76,27 +96,73 @@ def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: 
     return "disk"
 
 
-def decode_all(
-    images: ImageSet, indices: Iterable[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
-) -> torch.Tensor:
-    """Decode images by number: uint8 `[N, C, H, W]`.
+def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int], Iterable]) -> None:
+    """Read and decode every image once before a run: broken ones are named now and not on the third day.
+
+    Sets `images.content`, and `images.pixels` if they are to be kept. What was found is cached by the files' names, sizes
+    and times of change, so that the next start of a run that leaves them on disk reads nothing.
 
     Raises:
         UserError: names every image that does not decode, up to ten.
     """
-    indices = list(indices)
-    pixels = torch.empty(len(indices), images.channels, images.resolution, images.resolution, dtype=torch.uint8)
+    seen = ""
+    if not keep and hasattr(images.decode, "state"):
+        state = hashlib.sha256(images.listing.encode())
+        for index in range(len(images)):
+            state.update(images.decode.state(index).encode())
+        seen = f"files-{state.hexdigest()[:32]}"
+        try:
+            images.content = (cache_folder() / seen).read_text()
+            return
+        except OSError:
+            pass  # not seen before
+    content, pixels = hashlib.sha256(images.listing.encode()), []
+    for block in decoded(images, range(len(images)), progress):
+        for image, digest in block:
+            content.update(digest)
+        if keep:
+            pixels.append(torch.stack([image for image, _ in block]))
+    images.content, images.pixels = content.hexdigest(), torch.cat(pixels) if keep else None
+    if seen:
+        keep_file(seen, images.content.encode())
+
+
+def decoded(images: ImageSet, indices: Sequence[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it) -> Iterator[list[tuple]]:
+    """Blocks of (image, digest of its file), decoded by several threads.
+
+    Raises:
+        UserError: after the last, names every image that does not decode, up to ten.
+    """
     broken = []
+
+    def read(index: int) -> tuple[torch.Tensor, bytes] | UserError:
+        try:
+            if hasattr(images.decode, "read"):
+                return images.decode.read(index)
+            image = images.decode(index)
+            return image, hashlib.sha256(image.numpy().tobytes()).digest()
+        except UserError as error:
+            return error
+
+    blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
     with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:  # Pillow decodes without the interpreter's lock
-        for slot, (image, _) in enumerate(progress(pool.map(images.__getitem__, indices), len(indices))):
-            if isinstance(image, UserError):
-                broken.append(str(image))
-            else:
-                pixels[slot] = image
+        for block in progress(blocks, len(blocks)):
+            found = list(pool.map(read, block))
+            broken += [str(item) for item in found if isinstance(item, UserError)]
+            if not broken:
+                yield found
     if broken:
         more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise UserError("data: " + "; ".join(broken[:NAMED]) + more)
-    return pixels
+
+
+def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
+    """Some images by number: uint8 `[N, C, H, W]`.
+
+    Raises:
+        UserError: names every image that does not decode, up to ten.
+    """
+    return torch.cat([torch.stack([image for image, _ in block]) for block in decoded(images, indices)])
 
 
 def audit(images: ImageSet) -> str:

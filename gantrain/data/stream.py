@@ -130,6 +130,8 @@ class RealBatches:
             indices = torch.from_numpy(permuted(self.seed, positions, len(self.images)))
             indices = indices.to(self.images.pixels.device, non_blocking=True)
             x, y = self.images.pixels[indices], self.images.labels[indices]
+            if x.device.type == "cpu" and self.device.type == "cuda":  # a copy out of pageable memory would wait for the device
+                x, y = x.pin_memory(), y.pin_memory()
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         if self.flip:
             mirrored = randomness.uniform(self.seed, "flip", int(positions[0]), len(positions))[:, 0] < 0.5

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
 
@@ -28,10 +30,11 @@ class PrecisionRecall:
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # distances of 50,000 images are minutes of one core
         bounded = max(len(features_fake), len(features_real)) > WHOLE_MATRIX
         score = prc_features_to_metric(
-            features_fake.features,
-            features_real.features,
+            features_fake.features.to(device),
+            features_real.features.to(device),
             prc_neighborhood=self.neighbors,
             prc_batch_size=self.batch_size if bounded else WHOLE_MATRIX,
             save_cpu_ram=bounded,

@@ -2,20 +2,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from contextlib import suppress
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
+from gantrain.cache import cache_folder, keep_file
 from gantrain.metrics.featureset import FeatureSet
-
-
-def cache_folder() -> Path:
-    """`$GANTRAIN_CACHE`, or `~/.cache/gantrain`."""
-    return Path(os.environ.get("GANTRAIN_CACHE") or Path.home() / ".cache" / "gantrain")
 
 
 def fingerprint(images: str, count: int, extractor: str) -> str:
@@ -33,13 +26,6 @@ def cached(print_: str) -> FeatureSet | None:
 
 
 def keep(print_: str, features: FeatureSet) -> None:
-    """Keep features for the next run. A cache that cannot be written is no error: the next run computes them again."""
-    folder = cache_folder()
-    draft = folder / f".reference-{print_}-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(to_bytes({"features": features.features.contiguous(), "logits": features.logits.contiguous()}))
-        os.replace(draft, folder / f"reference-{print_}.safetensors")
-    except OSError:
-        with suppress(OSError):
-            draft.unlink()
+    """Keep features for the next run."""
+    tensors = {"features": features.features.contiguous(), "logits": features.logits.contiguous()}
+    keep_file(f"reference-{print_}.safetensors", to_bytes(tensors))

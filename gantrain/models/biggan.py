@@ -180,6 +180,11 @@ class Generator(nn.Module):
         self.last_norm = nn.BatchNorm2d(widths[-1], eps=config.bn_eps)
         self.last = layers.conv(widths[-1], channels)
 
+    @property
+    def exempt_from_orthogonal(self) -> list[Tensor]:
+        """Parameters that orthogonal regularisation leaves alone: the shared embedding, as published."""
+        return [] if self.shared is None else list(self.shared.parameters())
+
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         shared = self.shared(y) if self.shared is not None else y
         conditions = [shared] * len(self.blocks)
