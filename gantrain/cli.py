@@ -122,7 +122,7 @@ def call_train(arguments: argparse.Namespace) -> None:
     try:
         trainer.train()
     except BaseException:
-        trainer.tracker.close(exit_code=1)
+        trainer.close(exit_code=1)
         raise
     finish(trainer.accelerator)
 

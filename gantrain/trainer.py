@@ -69,6 +69,7 @@ class Trainer:
         self.stats_count = 0
         self.scores: Scores = {}
         self.scored = 0  # samples behind them
+        self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
 
@@ -338,8 +339,14 @@ class Trainer:
         if self.main and self.scores:
             picture = self.run_dir / "samples" / f"{self.nimg:012d}.png"
             self.tracker.say(f"\ndone: {self.run_dir} at {self.nimg / 1000:g} kimg; samples in {picture}; scores of {self.scored} samples:\n{table(self.scores)}")
-        self.tracker.close()
-        self.lock = None
+        self.close()
+
+    def close(self, exit_code: int = 0) -> None:
+        """Let go of the record and of the run folder; also after an exception."""
+        self.tracker.close(exit_code)
+        if self.lock:
+            self.lock.close()
+            self.lock = None
 
     def bar(self, items, total: int):
         """A progress bar for long preparations, on a terminal only."""

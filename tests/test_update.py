@@ -171,7 +171,7 @@ def test_an_update_draws_fresh_latents_and_images_for_every_phase(loss, tmp_path
     rows = torch.cat(latents)
     assert len(rows) == 2 * 4 * 16 == len(rows.unique(dim=0))
     assert positions == list(range(2 * 3 * 16))
-    trainer.tracker.close()
+    trainer.close()
 
 
 def test_a_checkpoint_restores_the_scalers(tmp_path):
@@ -186,7 +186,7 @@ def test_a_checkpoint_restores_the_scalers(tmp_path):
         trainer.start()
         scales.append((trainer.G.scaler.get_scale(), trainer.D.scaler.get_scale()))
         trainer.save()
-        trainer.tracker.close()
+        trainer.close()
     assert scales == [(2.0**5, 2.0**7)] * 2
 
 
