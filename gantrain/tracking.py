@@ -13,7 +13,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -246,18 +247,21 @@ class Progress:
     def __init__(self, total_nimg: int, nimg: int):
         self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
         self.last_time, self.last_nimg = self.started_at, nimg
-        self.paused = self.total_paused = 0.0
+        self.aside = self.all_aside = 0.0
 
-    def pause(self, seconds: float) -> None:
-        """Time that was not spent on training, so that it counts neither in the rate nor in what is to go."""
-        self.paused += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not spent on training: it counts neither in the rate nor in what is to go."""
+        began = time.monotonic()
+        yield
+        self.aside += time.monotonic() - began
 
     def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, float]:
         """(line, images per second since the line before)."""
         now = time.monotonic()
-        rate = (nimg - self.last_nimg) / max(now - self.last_time - self.paused, 1e-9)
-        self.total_paused, self.paused = self.total_paused + self.paused, 0.0
-        overall = (nimg - self.start) / max(now - self.started_at - self.total_paused, 1e-9)
+        rate = (nimg - self.last_nimg) / max(now - self.last_time - self.aside, 1e-9)
+        self.all_aside, self.aside = self.all_aside + self.aside, 0.0
+        overall = (nimg - self.start) / max(now - self.started_at - self.all_aside, 1e-9)
         left = duration((self.total - nimg) / overall) if overall > 0 else "?"
         self.last_time, self.last_nimg = now, nimg
         text = (

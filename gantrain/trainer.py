@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -83,12 +82,13 @@ class Trainer:
             done = self.nimg >= total and self.previous_nimg < self.nimg
             if self.due(c.tracking.every_kimg) or self.due(c.checkpoint.every_kimg) or done:
                 self.log()
-            if self.due(c.eval.every_kimg) or done:
-                self.evaluate()
-            if self.due(c.tracking.samples_every_kimg) or done:
-                self.draw_samples()
-            if self.due(c.checkpoint.every_kimg) or done:
-                self.save()
+            with self.progress.paused():
+                if self.due(c.eval.every_kimg) or done:
+                    self.evaluate()
+                if self.due(c.tracking.samples_every_kimg) or done:
+                    self.draw_samples()
+                if self.due(c.checkpoint.every_kimg) or done:
+                    self.save()
             if self.nimg >= total:
                 break
             self.update()
@@ -246,13 +246,11 @@ class Trainer:
         average_running_statistics(self.G.network, self.accelerator)
         names = [LIVE, *self.bank.started()]
         self.tracker.say(f"scoring {', '.join(names)} at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples each)")
-        began = time.monotonic()
         self.scores, self.scored = self.evaluator.score(names, self.bank.materialize, self.averaged), self.config.eval.num_samples
         if self.main:
             self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
             if self.nimg < clock.images(self.config.total_kimg):  # the last table is the end's
                 self.tracker.say(table(self.scores))
-        self.progress.pause(time.monotonic() - began)
 
     def draw_samples(self) -> None:
         """A picture: the same z through the live weights and every average, side by side."""
