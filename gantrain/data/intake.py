@@ -116,13 +116,16 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
             return
         except OSError:
             pass  # not seen before
-    content, pixels = hashlib.sha256(images.listing.encode()), []
+    content, done = hashlib.sha256(images.listing.encode()), 0
+    shape = (len(images), images.channels, images.resolution, images.resolution)
+    pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # once: it may be half of the memory
     for block in decoded(images, range(len(images)), progress):
         for image, digest in block:
             content.update(digest)
-        if keep:
-            pixels.append(torch.stack([image for image, _ in block]))
-    images.content, images.pixels = content.hexdigest(), torch.cat(pixels) if keep else None
+            if pixels is not None:
+                pixels[done] = image
+            done += 1
+    images.content, images.pixels = content.hexdigest(), pixels
     if seen:
         keep_file(seen, images.content.encode())
 
