@@ -13,7 +13,7 @@ from gantrain import config as configuration
 FLOORS = [
     {"errors", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "tracking", "update", "distributed"},
+    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed"},
     {"evaluation", "trainer"},
     {"cli", "__main__"},
 ]
