@@ -124,7 +124,9 @@ def call_train(arguments: argparse.Namespace) -> None:
     except BaseException:
         trainer.close(exit_code=1)
         raise
-    finish(trainer.accelerator)
+    accelerator = trainer.accelerator
+    del trainer  # what it holds must be gone before the processes part
+    finish(accelerator)
 
 
 def call_config(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """One Accelerator for the whole program: devices, processes, precision."""
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable
@@ -71,7 +72,14 @@ def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Leave the process group, so that whichever process ends last does not abort."""
+    """Leave the process group together, with nothing left that holds on to it.
+
+    A process that reaches its end with the group's threads running aborts, after all its work is done: in some runs and not
+    in others. The caller must have let go of what was prepared (players, trainers).
+    """
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    accelerator.free_memory()  # Accelerate keeps every network that it wrapped, and each keeps the group
+    gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
