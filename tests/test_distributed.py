@@ -91,6 +91,15 @@ def test_with_batchnorm_the_weights_depend_on_the_micro_batch_alone(launch, runs
     assert not torch.equal(*running)
 
 
+@pytest.mark.parametrize("when, method", [("eval.every_kimg=0.032", "evaluate"), ("checkpoint.every_kimg=0.032", "save")])
+def test_batchnorm_statistics_are_those_of_all_processes(launch, tmp_path, when, method):
+    """Averaged before they are scored and before they are saved, at 32 images, where they had come to differ."""
+    never = ["eval.every_kimg=null", "checkpoint.every_kimg=9", "tracking.samples_every_kimg=null", "total_kimg=0.064"]
+    alone = ["eval.batchnorm=copy"]
+    launch(2, TESTS / "workers.py", "statistics", tmp_path, DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *never, *alone, when)
+    assert {(tmp_path / f"{method}-{rank}").exists() for rank in (0, 1)} == {True}
+
+
 def test_one_two_and_three_processes_score_alike(launch, runs):
     if not (runs / "one").is_dir():
         twenty_updates(launch, runs / "one", 1, "model.name=plain_networks:PlainBigGAN")

@@ -67,9 +67,29 @@ def spoil(folder: Path) -> None:
     cli.main(["train", *sys.argv[3:]])
 
 
+def statistics(folder: Path) -> None:
+    """Train; after every score and checkpoint the processes' BatchNorm statistics are the mean of what they were."""
+    from gantrain import cli
+    from gantrain.trainer import Trainer
+
+    def checked(method):
+        def run(trainer: Trainer) -> None:
+            mean = trainer.G.network.last_norm.running_mean
+            each = trainer.accelerator.gather(mean.clone()[None])
+            method(trainer)
+            torch.testing.assert_close(mean, each.mean(0))
+            if not torch.equal(each[0], each[1]):
+                (folder / f"{method.__name__}-{trainer.accelerator.process_index}").write_text(str(trainer.nimg))
+
+        return run
+
+    Trainer.evaluate, Trainer.save = checked(Trainer.evaluate), checked(Trainer.save)
+    cli.main(["train", *sys.argv[3:]])
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "spoil":
-        spoil(Path(sys.argv[2]))
+    if sys.argv[1] in ("spoil", "statistics"):
+        {"spoil": spoil, "statistics": statistics}[sys.argv[1]](Path(sys.argv[2]))
     accelerator = make_accelerator()
     folder = Path(sys.argv[2])
     {"gradient": gradient, "helpers": helpers}[sys.argv[1]](accelerator, folder)
