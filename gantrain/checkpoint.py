@@ -1,6 +1,6 @@
 """Checkpoints: atomic, verified, never unpickled.
 
-A checkpoint is a folder `checkpoints/<nimg, 12 digits>/` of safetensors and JSON files with a manifest of their sizes and
+A checkpoint is a folder `checkpoints/<nimg, 12 digits>/`, and an average kept beside the run `averages/<name>/`, of safetensors and JSON files with a manifest of their sizes and
 SHA-256 sums. It is written under another name, synced, and renamed, so that a folder with the right name is whole unless
 it was damaged later; what is damaged is named and passed over for the one before.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gantrain.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WRITING = ".writing-"
@@ -42,15 +42,15 @@ class Snapshot:
 
 
 class CheckpointStore:
-    """The checkpoints of a run.
+    """The checkpoints of a run, or its snapshots of averages: folders named by images.
 
     Args:
-        folder: `RUN/checkpoints`.
-        keep_last: how many of the newest stay.
+        folder: `RUN/checkpoints`, say.
+        keep_last: how many of the newest stay; None keeps all.
         say: receives a line about a damaged checkpoint.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2, say: Callable[[str], None] = lambda line: None):
+    def __init__(self, folder: Path, keep_last: int | None = 2, say: Callable[[str], None] = lambda line: None):
         self.folder, self.keep_last, self.say = folder, keep_last, say
 
     def paths(self) -> list[Path]:
@@ -66,28 +66,23 @@ class CheckpointStore:
             UserError: it could not be written. The checkpoints before it are untouched.
         """
         target = self.folder / f"{nimg:012d}"
-        draft = self.folder / f"{WRITING}{nimg:012d}"
         try:
             self.clear_drafts()
-            draft.mkdir(parents=True)
-            files = {}
-            for group, named in tensors.items():
-                files[f"{group}.safetensors"] = written(draft / f"{group}.safetensors", to_bytes(plain(named)))
-            files[STATE] = written(draft / STATE, canonical(dict(state)))
-            written(draft / MANIFEST, sealed({"format": FORMAT, "nimg": nimg, "files": files}))
-            sync_folder(draft)
-            if target.exists():  # of an earlier try, and passed over as damaged
-                shutil.rmtree(target)
-            os.rename(draft, target)
-            sync_folder(self.folder)
+            write(target, nimg, tensors, state)
         except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
             before = self.paths()
             kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is none before it"
             raise UserError(f"{target}: the checkpoint could not be written ({error.strerror or error}); {kept}; make room and run the same command again") from error
-        for old in [p for p in self.paths() if p <= target][: -self.keep_last]:  # later ones were passed over as damaged
-            shutil.rmtree(old, ignore_errors=True)
+        if self.keep_last is not None:
+            for old in [p for p in self.paths() if p <= target][: -self.keep_last]:  # later ones were passed over as damaged
+                shutil.rmtree(old, ignore_errors=True)
         return target
+
+    def forget_after(self, nimg: int) -> None:
+        """Delete what is later than `nimg` images: a run that is taken up again there will write it anew."""
+        for path in self.paths():
+            if int(path.name) > nimg:
+                shutil.rmtree(path, ignore_errors=True)
 
     def clear_drafts(self) -> None:
         """Delete what a kill in the middle of writing has left."""
@@ -111,6 +106,31 @@ class CheckpointStore:
         if paths:
             raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints is whole; delete the folder to start anew")
         return None
+
+
+def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write one folder, whole or not at all; one that is there under this name is replaced.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    draft = target.parent / f"{WRITING}{target.name}"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        files = {}
+        for group, named in tensors.items():
+            files[f"{group}.safetensors"] = written(draft / f"{group}.safetensors", to_bytes(plain(named)))
+        files[STATE] = written(draft / STATE, canonical(dict(state)))
+        written(draft / MANIFEST, sealed({"format": FORMAT, "nimg": nimg, "files": files}))
+        sync_folder(draft)
+        if target.exists():  # of an earlier try, and passed over as damaged
+            shutil.rmtree(target)
+        os.rename(draft, target)
+        sync_folder(target.parent)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:

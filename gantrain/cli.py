@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import os
 import sys
 import time
@@ -97,6 +98,7 @@ def parser() -> Parser:
     sample.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
     sample.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
     sample.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    sample.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average or batch (default: the run's eval.batchnorm)")
     sample.add_argument("--out", default="samples.png", help="a .png for a grid, or a folder/ for numbered PNGs (default: samples.png)")
     sample.set_defaults(call=call_sample)
 
@@ -105,9 +107,21 @@ def parser() -> Parser:
     evaluate.add_argument("--average", default="all", metavar="NAME", help="names with commas between, live among them, or all (default)")
     evaluate.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples)")
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    evaluate.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, batch, several with commas between, or all (default: the run's eval.batchnorm)")
     evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name)")
     evaluate.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
     evaluate.set_defaults(call=call_evaluate)
+
+    average = verbs.add_parser("average", help="rebuild an average of any length from a run's snapshots")
+    average.add_argument("run", metavar="RUN", help="a run folder with power averages that kept snapshots")
+    length = average.add_mutually_exclusive_group(required=True)
+    length.add_argument("--sigma-rel", type=float, metavar="S", help="length of the average: its standard deviation as a share of the run")
+    length.add_argument("--sweep", metavar="LOW:HIGH:COUNT", help="score this many lengths, draw score against length, keep the best")
+    average.add_argument("--at-kimg", type=float, metavar="K", help="where the average ends, a moment with a snapshot (default: the last)")
+    average.add_argument("--name", help="what to call it (default: sigma_rel_S_at_K); not for --sweep")
+    average.add_argument("--num", type=int, metavar="N", help="generated images a score of --sweep (default: the run's eval.num_samples)")
+    average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section")
+    average.set_defaults(call=call_average)
     return top
 
 
@@ -141,17 +155,38 @@ def call_sample(arguments: argparse.Namespace) -> None:
     labels = whole_numbers(arguments.labels, "--labels") if arguments.labels is not None else None
     written = write_samples(
         arguments.run, Path(arguments.out), as_folder=arguments.out.endswith(("/", os.sep)), average=arguments.average, num=arguments.num,
-        labels=labels, truncation=arguments.truncation, seed=arguments.seed, kimg=arguments.kimg,
+        labels=labels, truncation=arguments.truncation, seed=arguments.seed, kimg=arguments.kimg, batchnorm=arguments.batchnorm,
     )  # fmt: skip
     print(written)
 
 
 def call_evaluate(arguments: argparse.Namespace) -> None:
     from gantrain.distributed import finish
+    from gantrain.averaging.batchnorm import POLICIES
     from gantrain.evaluation import evaluate_run
 
     names = None if arguments.average == "all" else arguments.average.split(",")
-    report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, arguments.overrides)
+    policies = list(POLICIES) if arguments.batchnorm == "all" else arguments.batchnorm.split(",") if arguments.batchnorm else None
+    report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, arguments.overrides, policies)
+    if accelerator.is_main_process:
+        print(report)
+    finish(accelerator)
+
+
+def call_average(arguments: argparse.Namespace) -> None:
+    from gantrain.distributed import finish
+    from gantrain.rebuilding import average_run, parse_sweep, sweep_run
+
+    say = functools.partial(print, flush=True)
+    if arguments.sweep is None:
+        for option, given in (("--num", arguments.num), (" ".join(arguments.overrides), arguments.overrides)):
+            if given:
+                raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
+        print(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
+        return
+    if arguments.name is not None:
+        raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")
+    report, accelerator = sweep_run(arguments.run, parse_sweep(arguments.sweep), arguments.at_kimg, arguments.num, arguments.overrides, say)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)

@@ -17,7 +17,16 @@ def due(every_kimg: float | None, before: int, after: int) -> bool:
     `before` = -1 stands for the moment ahead of the first image, so that everything periodic fires once at 0. With
     `every_kimg` None nothing is ever due; nor is it when the clock stands still.
     """
-    if every_kimg is None:
-        return False
+    return every_kimg is not None and periods(every_kimg, before, after) != 0
+
+
+def periods(every_kimg: float, before: int, after: int) -> int:
+    """How many multiples of `every_kimg` lie in (before, after]."""
     every = images(every_kimg)
-    return before // every != after // every
+    return after // every - before // every
+
+
+def periods_from(start_kimg: float, every_kimg: float, before: int, after: int) -> int:
+    """How many of the moments start, start + every, start + 2 every, ... lie in (before, after]."""
+    start = round(start_kimg * 1000)
+    return periods(every_kimg, max(before - start, -1), after - start) if after >= start else 0

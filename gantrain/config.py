@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from gantrain.averaging import AVERAGERS, LIVE, Ema
 from gantrain.averaging.batchnorm import POLICIES
-from gantrain.batching import BATCH_POLICIES, Fixed
+from gantrain.averaging.swap import AUTO, Swap
+from gantrain.batching import BATCH_POLICIES, Fixed, OnSwap
 from gantrain.data import DATASETS, Digits
 from gantrain.errors import InvalidField, UserError, check
 from gantrain.losses import LOSSES, Hinge
@@ -77,7 +78,8 @@ class Eval:
         batch_size: images a forward, on each process.
         metrics: names from the table of metrics.
         features: the extractor behind them.
-        batchnorm: "recalibrate" measures statistics for the weights at hand; "copy" takes the live ones.
+        batchnorm: "recalibrate" measures statistics for the weights at hand; "copy" takes the live ones; "average" takes
+            running ones that were averaged like the weights; "batch" normalises every batch by its own.
         recalibration_batches: forwards of `batch_size` images for "recalibrate".
         truncation: draw z from the normal cut at this absolute value; null does not cut.
     """
@@ -189,6 +191,7 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     batching: Any = plugin("batch policy", BATCH_POLICIES, Fixed)
     averagers: dict = plugins("averager", AVERAGERS, lambda: {"ema": Ema()})
+    swap: Swap = field(default_factory=Swap)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = field(default_factory=Tracking)
@@ -202,6 +205,53 @@ class Config:
         for name in self.averagers:
             if name in RESERVED_NAMES or not FREE_NAME.fullmatch(name):
                 raise InvalidField(f"averagers.{name}", name, f"a free name has letters, digits, '_', '.', '-' and is none of {', '.join(RESERVED_NAMES)}")
+        writing = [name for name, one in self.averagers.items() if getattr(one, "writes_back", False)]
+        if len(writing) > 1:
+            raise InvalidField(f"averagers.{writing[1]}", writing[1], f"puts the live weights back to its average as {writing[0]} does: keep one of them")
+        if self.swap.source is not None:
+            check_swap(self)
+
+    def followed(self, network: Literal["g", "d"]) -> dict:
+        """The averagers that follow one of the networks.
+
+        D is followed by those with `networks: gd`, and by what a joint swap needs of it.
+        """
+        if network == "g":
+            return self.averagers
+        joint = self.swap.source is not None and self.swap.networks == "gd"
+        needed = {self.swap.source} if joint else set()
+        if joint and self.swap.growth == AUTO:
+            needed |= {name for name, one in self.averagers.items() if isinstance(one, Ema)}
+        return {name: one for name, one in self.averagers.items() if name in needed or getattr(one, "networks", "g") == "gd"}
+
+
+def check_swap(config: Config) -> None:
+    """Refuse a swap that cannot be: what the section cannot see alone.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    swap, averagers = config.swap, config.averagers
+    if swap.source not in averagers:
+        raise InvalidField("swap.source", swap.source, f"must name one of averagers ({', '.join(averagers) or 'there are none'})")
+    source = averagers[swap.source]
+    if getattr(source, "writes_back", False):
+        raise InvalidField("swap.source", swap.source, "puts itself into the live weights already: name another average")
+    begins = getattr(source, "start_kimg", 0.0)
+    if swap.start_kimg < begins:
+        raise InvalidField("swap.start_kimg", swap.start_kimg, f"must be at least averagers.{swap.source}.start_kimg ({begins:g}), where that average begins")
+    if not swap.grows:
+        return
+    if isinstance(config.batching, Fixed):
+        raise InvalidField("swap.growth", swap.growth, "above 1 needs a batch that can grow: batching.name=on_swap and batching.max_batch")
+    if getattr(config.batching, "max_batch", None) is None:
+        raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
+    if swap.growth == AUTO:
+        lives = {one.half_life_kimg for one in averagers.values() if isinstance(one, Ema)}
+        if len(lives) < 2:
+            raise InvalidField("swap.growth", swap.growth, "reads the orbit off two averagers of name ema with different half_life_kimg: add one")
+        if not hasattr(source, "weight"):
+            raise InvalidField("swap.growth", swap.growth, f"needs a source whose window is known in advance, such as ema, swa or power, and {swap.source} is none")
 
 
 def notes(config: Config) -> list[str]:
@@ -210,4 +260,15 @@ def notes(config: Config) -> list[str]:
     starts = {f"averagers.{name}.start_kimg": getattr(one, "start_kimg", 0) for name, one in config.averagers.items()}
     if config.optim.lr_tail.kind != "none":
         starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
-    return [f"{key}={start:g} is not before total_kimg={total:g}: it will have no effect" for key, start in starts.items() if start >= total]
+    if config.swap.source is not None:
+        starts["swap.start_kimg"] = config.swap.start_kimg
+    found = [f"{key}={start:g} is not before total_kimg={total:g}: it will have no effect" for key, start in starts.items() if start >= total]
+    if isinstance(config.batching, OnSwap) and not config.swap.grows:
+        found.append("batching.name=on_swap grows the batch at swaps, and swap asks for no growth: it stays as it is")
+    kept = [name for name, one in config.averagers.items() if getattr(one, "snapshot_every_kimg", None) is not None]
+    if len({config.averagers[name].exponent for name in kept if hasattr(config.averagers[name], "exponent")}) == 1:
+        found.append(f"averagers.{kept[0]}: snapshots of one length alone rebuild few others; a second power average of another length widens the range")
+    for name, one in config.averagers.items():
+        if getattr(one, "offload", False) and one.update_every_kimg is None:
+            found.append(f"averagers.{name}.offload copies the live weights after every update; update_every_kimg makes that rarer and stays exact")
+    return found

@@ -57,6 +57,17 @@ def sum_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
     return lambda tensor: accelerator.reduce(tensor, reduction="sum")
 
 
+@torch.no_grad()
+def mean_over_processes(tensors: list[Tensor], accelerator: Accelerator) -> None:
+    """Replace tensors, in place, by their means over all processes."""
+    if accelerator.num_processes == 1 or not tensors:
+        return
+    flat = torch.cat([t.flatten().to(accelerator.device) for t in tensors])
+    mean = sum_over_processes(accelerator)(flat) / accelerator.num_processes
+    for tensor, value in zip(tensors, mean.split([t.numel() for t in tensors])):
+        tensor.copy_(value.view_as(tensor))
+
+
 def from_main(accelerator: Accelerator, value: T) -> T:
     """The main process's `value`, on every process."""
     box: list[Any] = [value]

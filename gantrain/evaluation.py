@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
+from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch
+from gantrain.checkpoint import read_manifest
 from gantrain.config import Config
 from gantrain.data import ImageSet, decode_all, permuted, prepare
 from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
@@ -23,7 +25,7 @@ from gantrain.loading import load
 from gantrain.metrics import METRICS, FeatureSet
 from gantrain.metrics.reference import cached, fingerprint, keep
 from gantrain.plugins import find
-from gantrain.sampling import CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run
+from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run, rebuilt_of
 from gantrain.tracking import as_json, better_when_higher
 
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
@@ -69,16 +71,18 @@ class Evaluator:
         wanted = self.config.eval.reference_samples
         return len(self.images) if wanted is None else min(wanted, len(self.images))
 
-    def protocol(self) -> dict[str, object]:
-        """What a score must be quoted with."""
+    def protocol(self, policy: str | None = None) -> dict[str, object]:
+        """What a score must be quoted with; `policy` is BatchNorm's where it was not the configured one."""
         e = self.config.eval
+        policy = policy or e.batchnorm
+        stated = {"recalibrate": f"{e.recalibration_batches} x {e.batch_size}", "batch": f"{e.batch_size}"}
         return {
             "eval/num_samples": e.num_samples,
             "eval/reference": f"{self.images.name} ({self.num_reference} images)",
             "eval/reference_fingerprint": self._reference_print,
             "eval/features": self.extractor.identity,
-            "eval/batchnorm": e.batchnorm,
-            "eval/recalibration": f"{e.recalibration_batches} x {e.batch_size}" if e.batchnorm == "recalibrate" else None,
+            "eval/batchnorm": policy,
+            "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
         }
 
@@ -94,33 +98,50 @@ class Evaluator:
         finally:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
-    def score(self, names: list[str], materialize: Callable[[str, nn.Module], None], generator: nn.Module) -> Scores:
+    def score(
+        self, names: list[str], materialize: Callable[[str, nn.Module, bool], None], generator: nn.Module, policy: str | None = None
+    ) -> Scores:
         """Scores of several weights of one architecture.
 
         Args:
             names: of averages, or "live".
-            materialize: writes the named weights into a module.
+            materialize: writes the named weights into a module, with the average's own BatchNorm statistics if the third
+                argument is true.
             generator: a module for that, apart from the one in training.
+            policy: of BatchNorm; None is the configured one.
 
         Returns:
             On the main process metrics by name; elsewhere empty mappings.
         """
+        policy = policy or self.config.eval.batchnorm
         with self.apart():
             reference = self.reference()
             scores = {}
             for name in names:
-                materialize(name, generator)
-                self.fit_batchnorm(generator)
+                materialize(name, generator, policy == "average")
+                self.fit_batchnorm(generator, policy)
                 scores[name] = self.metrics_of(self.features_of(generator, name), reference)
             return scores
 
-    def fit_batchnorm(self, generator: nn.Module) -> None:
-        """BatchNorm statistics for the weights at hand, by the configured policy; then evaluation mode."""
-        if self.config.eval.batchnorm == "recalibrate":
-            rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
-            recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
+    def fit_batchnorm(self, generator: nn.Module, policy: str | None = None) -> None:
+        """BatchNorm for the weights at hand, by a policy, the configured one by default; then evaluation mode."""
+        policy = policy or self.config.eval.batchnorm
+        if policy == "recalibrate":
+            self.recalibrate(generator)
         generator.eval()
+        if policy == "batch":
+            normalise_by_batch(generator)
+
+    def recalibrate(self, generator: nn.Module) -> None:
+        """BatchNorm statistics measured anew, over all processes; the generator's modes stay as they are."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
+        recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
+
+    def recalibrate_live(self, network: nn.Module) -> None:
+        """The same for the network in training, leaving no trace but the statistics."""
+        with self.apart():
+            self.recalibrate(network)
 
     def features_of(self, generator: nn.Module, name: str = LIVE) -> FeatureSet | None:
         """Features of `num_samples` generated images; None but on the main process."""
@@ -198,8 +219,8 @@ def as_keys(scores: Scores) -> dict[str, float]:
     return {f"eval/{name}/{metric}": value for name, metrics in scores.items() for metric, value in metrics.items()}
 
 
-def table(scores: Scores) -> str:
-    """Scores as text, an average a row, the best of each column marked with a star unless all are equal."""
+def table(scores: Scores, title: str = "average") -> str:
+    """Scores as text, a row (an average under its name) each, the best of each column marked with a star unless all are equal."""
     metrics = [m for m in dict.fromkeys(m for row in scores.values() for m in row) if not m.endswith("_std")]
     best = {}
     for metric in metrics:
@@ -208,13 +229,76 @@ def table(scores: Scores) -> str:
         if higher is not None and len(scores) > 1 and (len(set(values.values())) > 1 or len(values) == 1):
             winner = (max if higher else min)(values.values())
             best[metric] = {name for name, value in values.items() if value == winner}
-    width = max([len("average"), *(len(name) for name in scores)])
+    width = max([len(title), *(len(name) for name in scores)])
     columns = [max(len(m), 9) + 1 for m in metrics]
-    lines = ["  ".join(["average".ljust(width), *(m.rjust(c - 1) + " " for m, c in zip(metrics, columns))])]
+    lines = ["  ".join([title.ljust(width), *(m.rjust(c - 1) + " " for m, c in zip(metrics, columns))])]
     for name, row in scores.items():
         cells = [f"{row.get(m, float('nan')):{c - 1}.4f}" + ("*" if name in best.get(m, ()) else " ") for m, c in zip(metrics, columns)]
         lines.append("  ".join([name.ljust(width), *cells]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def policy_tables(by_policy: dict[str, Scores]) -> str:
+    """A table a metric: an average a row, a BatchNorm policy a column, the best of all marked with a star."""
+    averages = list(next(iter(by_policy.values())))
+    metrics = [m for m in next(iter(next(iter(by_policy.values())).values())) if not m.endswith("_std")]
+    width = max(len(name) for name in [*averages, *metrics])
+    columns = [max(len(policy), 9) + 1 for policy in by_policy]
+    blocks = []
+    for metric in metrics:
+        values = [scores[name][metric] for scores in by_policy.values() for name in averages]
+        finite, higher = [v for v in values if v == v], better_when_higher(metric)
+        best = (max if higher else min)(finite) if higher is not None and len(set(finite)) > 1 else None
+        lines = ["  ".join([metric.ljust(width), *(policy.rjust(c - 1) + " " for policy, c in zip(by_policy, columns))])]
+        for name in averages:
+            cells = [f"{scores[name][metric]:{c - 1}.4f}" + ("*" if scores[name][metric] == best else " ") for scores, c in zip(by_policy.values(), columns)]
+            lines.append("  ".join([name.ljust(width), *cells]))
+        blocks.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(blocks)
+
+
+class RunScorer:
+    """Scores what lies in a run's folder: its checkpoint's weights and averages, and averages rebuilt from its snapshots.
+
+    Args:
+        run: a run folder.
+        num_samples: generated images a score; None is the run's own.
+        kimg: which checkpoint; None is the newest.
+        overrides: changes to the run's eval and data sections, `section.key=value`.
+
+    Raises:
+        UserError: as `load_generator`.
+    """
+
+    def __init__(self, run: str | Path, num_samples: int | None = None, kimg: float | None = None, overrides: Sequence[str] = ()):
+        if num_samples is not None and num_samples < 16:
+            raise UserError(f"--num: must be at least 16, got {num_samples}")
+        for override in overrides:
+            if not override.startswith(("eval.", "data.")):
+                raise UserError(f"{override}: this command takes overrides of eval and data only; the rest is what was trained")
+        number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
+        self.run = Path(run)
+        _, self.path = open_run(run, kimg)
+        self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
+
+    def prepare(self) -> None:
+        """Take up the data and the networks."""
+        self.accelerator = make_accelerator()
+        config, accelerator = self.config, self.accelerator
+        images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes()))
+        self.evaluator = Evaluator(config, images, accelerator)
+        # Laid out in memory as in training: another order of summation would flip a pixel here and there.
+        layout = torch.channels_last if config.performance.channels_last else torch.contiguous_format
+        self.generator = load_weights(config, self.path, LIVE).to(accelerator.device, memory_format=layout)
+
+    def score(self, names: list[str], policy: str | None = None) -> Scores:
+        return self.evaluator.score(names, self.materialize, self.generator, policy)
+
+    def materialize(self, name: str, into: nn.Module, averaged_statistics: bool = False) -> None:
+        """Write what lies in the folder under a name into a generator."""
+        source = load_weights(self.config, self.path, name, averaged_statistics)
+        write_weights(named_weights(source), into)
+        write_buffers(source.named_buffers(), into)
 
 
 def evaluate_run(
@@ -224,16 +308,15 @@ def evaluate_run(
     kimg: float | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
+    policies: Sequence[str] | None = None,
 ) -> tuple[str, Accelerator]:
     """Score a run's checkpoint and write the scores as JSON.
 
     Args:
-        run: a run folder.
         names: averages, "live" among them; None is all of them.
-        num_samples: generated images a score; None is the run's own.
-        kimg: which checkpoint; None is the newest.
         out: where the JSON goes; None is RUN/evaluations/<nimg>.json, with a number where that is taken.
-        overrides: changes to the run's configuration, `section.key=value`.
+        policies: of BatchNorm; None is the run's own.
+        The rest as `RunScorer`.
 
     Returns:
         The table as text, and the Accelerator that was used.
@@ -241,42 +324,45 @@ def evaluate_run(
     Raises:
         UserError: as `load_generator`.
     """
-    if num_samples is not None and num_samples < 16:
-        raise UserError(f"--num: must be at least 16, got {num_samples}")
-    for override in overrides:
-        if not override.startswith(("eval.", "data.")):
-            raise UserError(f"{override}: `evaluate` takes overrides of eval and data only; the rest is what was trained")
-    number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
-    _, path = open_run(run, kimg)
+    scorer = RunScorer(run, num_samples, kimg, overrides)
+    path, config = scorer.path, scorer.config
     target = Path(out) if out is not None else free_name(Path(run) / "evaluations", path.name)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
-    config = load(Path(run) / CONFIG_FILE, [*overrides, *number])
     there = averages_of(path)
     for name in names or ():
         if name not in there:
             raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
-    accelerator = make_accelerator()
-    images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes()))
-    evaluator = Evaluator(config, images, accelerator)
-    generator = load_weights(config, path, LIVE).to(accelerator.device)
-    scores = evaluator.score(names or there, lambda name, into: load_into(config, path, name, into), generator)
+    for policy in policies or ():
+        if policy not in POLICIES:
+            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, [*POLICIES, 'all'])}")
+    if names is None:  # of those that were rebuilt, only what belongs to this moment
+        times = {name: read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"] for name in rebuilt_of(Path(run))}
+        names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
+    scorer.prepare()
+    chosen = list(policies or [config.eval.batchnorm])
+    by_policy: dict[str, Scores] = {}
+    for policy in chosen:
+        # The live weights' own running statistics are what `copy` takes.
+        same = LIVE in names and policy == "average" and "copy" in by_policy
+        scores = scorer.score([name for name in names if not (same and name == LIVE)], policy)
+        by_policy[policy] = {name: by_policy["copy"][LIVE] if same and name == LIVE else scores[name] for name in names}
+    accelerator, protocol = scorer.accelerator, scorer.evaluator.protocol(chosen[0])
     if not accelerator.is_main_process:
         return "", accelerator
     target.parent.mkdir(parents=True, exist_ok=True)
-    record = {"nimg": int(path.name), "scores": scores, **evaluator.protocol()}
+    record = {"nimg": int(path.name), **protocol}
+    if len(chosen) == 1:
+        record["scores"] = by_policy[chosen[0]]
+    else:
+        record |= {"eval/batchnorm": chosen, "scores_by_batchnorm": by_policy}
+        record["eval/batchnorm_batches"] = {policy: scorer.evaluator.protocol(policy)["eval/batchnorm_batches"] for policy in chosen}
     target.write_text(json.dumps(as_json(record), indent=1) + "\n")
-    return f"{run} at {int(path.name) / 1000:g} kimg, {config.eval.num_samples} samples; also in {target}\n{table(scores)}", accelerator
+    text = table(by_policy[chosen[0]]) if len(chosen) == 1 else policy_tables(by_policy)
+    return f"{run} at {int(path.name) / 1000:g} kimg, {config.eval.num_samples} samples; also in {target}\n{text}", accelerator
 
 
 def free_name(folder: Path, stem: str) -> Path:
     """The first of stem.json, stem-2.json, ... that is free: an evaluation never overwrites another."""
     names = (f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in itertools.count(1))
     return next(folder / name for name in names if not (folder / name).exists())
-
-
-def load_into(config: Config, path: Path, name: str, into: nn.Module) -> None:
-    """Write a checkpoint's average into a generator."""
-    source = load_weights(config, path, name)
-    write_weights(named_weights(source), into)
-    write_buffers(source.named_buffers(), into)

@@ -13,14 +13,16 @@ from tqdm import tqdm
 
 from gantrain import checkpoint, randomness
 from gantrain.averaging import LIVE, recalibrate
-from gantrain.averaging.average import write_buffers, write_weights
-from gantrain.averaging.batchnorm import POLICIES
-from gantrain.config import Config
+from gantrain.averaging.average import named_weights, write_buffers, write_weights
+from gantrain.averaging.bank import split
+from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch, write_statistics
+from gantrain.averaging.spectral import refresh_spectral_norms
+from gantrain.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
 
-AVERAGE_PREFIX = "average."  # of a checkpoint's group of tensors
+AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
 CONFIG_FILE = "config.yaml"
 SHEETS_A_ROW = 4
 
@@ -54,10 +56,12 @@ def load_generator(
 
     Args:
         run: a run folder.
-        average: name of an average in the run's configuration, or "live" for the weights that were trained.
-        kimg: which checkpoint, in thousands of images; None is the newest.
+        average: name of an average in the run's configuration or of one that `gantrain average` has rebuilt, or "live" for
+            the weights that were trained.
+        kimg: which checkpoint, in thousands of images; None is the newest. A rebuilt average has its own time.
         device: where the generator goes.
-        batchnorm: "recalibrate" or "copy"; None is what the run's evaluation uses.
+        batchnorm: "recalibrate", "copy", "average" or "batch" (see `gantrain.averaging.batchnorm`; with "batch" an image
+            depends on those it is drawn with); None is what the run's evaluation uses.
         truncation: the truncation that will be sampled with, for "recalibrate"; None is the run's evaluation's.
 
     Returns:
@@ -73,14 +77,17 @@ def load_generator(
         raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
     if average not in names:
         raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
-    generator = load_weights(config, path, average).to(device)
     policy = batchnorm or config.eval.batchnorm
     if policy not in POLICIES:
         raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
+    generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
         recalibrate(generator, calibration_batches(config, generator, cut), config.eval.recalibration_batches)
-    return generator.eval().requires_grad_(False)
+    generator.eval()
+    if policy == "batch":
+        normalise_by_batch(generator)
+    return generator
 
 
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
@@ -106,23 +113,53 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     return config, path
 
 
+def group_of(name: str, network: str = "g", slots: bool = False) -> str:
+    """A checkpoint's group of tensors of an average: of its shadows, or of what else it holds."""
+    return f"{'slots' if slots else 'average'}{'' if network == 'g' else f'_{network}'}.{name}"
+
+
 def averages_of(path: Path) -> list[str]:
-    """What a checkpoint can be sampled from: "live" and every average that has begun."""
+    """What a run can be sampled from at a checkpoint: "live", every average that has begun, and whatever was rebuilt."""
     state = checkpoint.read(path, groups=[]).state
-    return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0)]
+    return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(path.parent.parent)]
 
 
-def load_weights(config: Config, path: Path, average: str) -> nn.Module:
-    """A generator with an average's weights and the live buffers, BatchNorm statistics among them."""
-    groups = ["g"] if average == LIVE else ["g", AVERAGE_PREFIX + average]
-    snapshot = checkpoint.read(path, groups)
+def rebuilt_of(run: Path) -> list[str]:
+    """Names of the averages that `gantrain average` has left in a run's folder."""
+    folder = run / AVERAGES_FOLDER
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
+
+
+def load_weights(config: Config, path: Path, average: str, averaged_statistics: bool = False) -> nn.Module:
+    """A generator with an average's weights and the buffers of the live one, BatchNorm statistics among them.
+
+    Args:
+        config: the run's.
+        path: a checkpoint of the run.
+        average: one of `averages_of(path)`.
+        averaged_statistics: take the average's own BatchNorm statistics in place of the live ones.
+
+    Raises:
+        Damaged: a file is missing, cut, or altered.
+    """
+    rebuilt = average in rebuilt_of(path.parent.parent)
+    group = "average" if rebuilt else group_of(average)
+    folder = path.parent.parent / AVERAGES_FOLDER / average if rebuilt else path
+    buffers_group = "buffers" if rebuilt else "g"
+    snapshot = checkpoint.read(folder, [buffers_group] if average == LIVE else [buffers_group, group])
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
         generator, _ = config.model.build(*snapshot.state["shape"])
-    live = snapshot.tensors["g"]
-    names = {name for name, _ in generator.named_parameters()}
-    weights = snapshot.tensors[groups[-1]] if average != LIVE else {k: v for k, v in live.items() if k in names}
-    write_weights(weights, generator)
+    live, names = snapshot.tensors[buffers_group], named_weights(generator)
     write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
+    if average == LIVE:
+        write_weights({k: v for k, v in live.items() if k in names}, generator)
+        return generator
+    weights, statistics = split(snapshot.tensors[group], generator)
+    write_weights(weights, generator)
+    refresh_spectral_norms(generator)
+    if averaged_statistics:
+        write_statistics(statistics, generator)
     return generator
 
 
@@ -206,6 +243,7 @@ def write_samples(
     truncation: float | None = None,
     seed: int = 0,
     kimg: float | None = None,
+    batchnorm: str | None = None,
 ) -> str:
     """Draw `num` images into a grid, or into a folder of numbered PNGs; a line that says what was written.
 
@@ -236,7 +274,7 @@ def write_samples(
     if as_folder and any(out.glob("*.png")):  # older ones among them would end up in somebody's FID
         raise UserError(f"--out: {str(out)!r} holds PNGs already; empty it or choose another folder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = load_generator(run, average, kimg, device, truncation=truncation)
+    generator = load_generator(run, average, kimg, device, batchnorm, truncation)
     for label in labels or ():
         if not 0 <= label < generator.num_classes:
             known = f"0 to {generator.num_classes - 1}" if generator.num_classes > 1 else "no classes"

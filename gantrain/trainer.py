@@ -11,20 +11,22 @@ from typing import IO, Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from gantrain import __version__, checkpoint, clock, loading, sampling
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
-from gantrain.batching import BatchState, rounds_of
+from gantrain.averaging.batchnorm import named_statistics
+from gantrain.averaging.posthoc import compact
+from gantrain.batching import BatchController
 from gantrain.config import Config, notes
 from gantrain.data import RealBatches, audit, prepare
-from gantrain.distributed import PRECISIONS, from_main, local_processes, main_first, make_accelerator, sum_over_processes
+from gantrain.distributed import PRECISIONS, from_main, local_processes, main_first, make_accelerator, mean_over_processes
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
 from gantrain.runfolder import locked, look_into, write_config
+from gantrain.swapping import Swapper
 from gantrain.tracking import Progress, Tracker, new_run_id
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, sees_real, set_lr
 
@@ -53,16 +55,23 @@ class Trainer:
         self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
         self.tracker.say(f"data: {audit(self.images)}")
         self.nimg, self.previous_nimg = 0, -1  # -1: before the first image, so that everything periodic is done once at 0
-        self.batch_size = config.batching.propose(BatchState(0, 0))
-        self.micro_batch, self.rounds = rounds_of(self.batch_size, getattr(config.batching, "micro_batch", None), self.accelerator.num_processes)
+        self.batching = BatchController(config.batching, self.accelerator.num_processes)
         self.G, self.D, self.averaged = self.build_players()
-        self.bank = AverageBank(self.G.network, config.averagers)
+        self.players = {"g": self.G, "d": self.D}
+        self.banks = {key: AverageBank(player.network, config.followed(key)) for key, player in self.players.items()}
+        self.bank = self.banks["g"]  # the averages that are scored and drawn
         self.evaluator = Evaluator(config, self.images, self.accelerator)
+        self.swapper = Swapper(
+            config.swap, self.players, self.banks, self.batching, self.score_live, self.evaluator.protocol,
+            functools.partial(self.evaluator.recalibrate_live, self.G.network), functools.partial(from_main, self.accelerator), self.tracker,
+        )  # fmt: skip
         self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", config.checkpoint.keep_last, self.tracker.say)
+        self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
         self.stats: dict[str, Tensor] = {}
         self.stats_count = 0
         self.scores: Scores = {}
         self.scored = 0  # samples behind them
+        self.scored_at = -1  # images seen then
         self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
@@ -82,6 +91,8 @@ class Trainer:
                     self.evaluate()
                 if self.due(c.tracking.samples_every_kimg) or done:
                     self.draw_samples()
+                self.keep_snapshots(done)
+                self.swapper.maintain(self.previous_nimg, self.nimg, done, more=self.nimg < total)
                 if self.due(c.checkpoint.every_kimg) or done:
                     self.save()
             if self.nimg >= total:
@@ -96,10 +107,9 @@ class Trainer:
     def update(self) -> None:
         """D phases on fresh data, one G phase, then the averages."""
         c, loss = self.config, self.config.loss
-        self.batch_size = c.batching.propose(BatchState(self.nimg, self.batch_size))
-        self.rounds = k = rounds_of(self.batch_size, self.micro_batch, self.accelerator.num_processes)[1]
-        after = self.nimg + self.batch_size
-        multiplier = c.optim.lr_tail.multiplier(self.nimg, after)
+        self.batching.ask(self.nimg)
+        k, after = self.batching.rounds, self.nimg + self.batching.batch_size
+        multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale
         set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
         set_lr(self.D.optimizer, c.optim.lr_d * multiplier)
         kept: list[Batch] = []  # the last D phase's real images, where the loss of G looks at real ones
@@ -109,7 +119,8 @@ class Trainer:
         self.add_stats(generator_phase(self.G, self.D, loss, zip(kept or [None] * k, self.noise("g", k)), k))
         self.stats_count += 1
         self.previous_nimg, self.nimg = self.nimg, after
-        self.bank.update(self.nimg)
+        for bank in self.banks.values():
+            bank.update(self.nimg)
 
     def real(self, k: int, kept: list[Batch]) -> Iterator[Batch]:
         """This process's k real micro-batches of the next D phase; also put into `kept` if the loss of G wants them."""
@@ -123,7 +134,7 @@ class Trainer:
 
     def noise(self, purpose: str, k: int) -> Iterator[Batch]:
         """This process's k micro-batches of latents and labels, by position in the image stream."""
-        g, b, world, rank = self.G.network, self.micro_batch, self.accelerator.num_processes, self.accelerator.process_index
+        g, b, world, rank = self.G.network, self.batching.micro_batch, self.accelerator.num_processes, self.accelerator.process_index
         for j in range(k):
             start = self.nimg + (j * world + rank) * b
             yield sampling.draw(self.config.seed, purpose, start, b, g.dim_z, g.num_classes, self.device)
@@ -174,13 +185,16 @@ class Trainer:
         self.evaluator.extractor  # noqa: B018 - weights that cannot be had are missed now and not after the training
         path = from_main(self.accelerator, self.store.newest() if self.main else None)
         state = self.load(path) if path else {}
-        self.store.clear_drafts() if self.main else None
+        if self.main:
+            self.store.clear_drafts()
+            self.snapshots.clear_drafts()
+            self.snapshots.forget_after(self.nimg)
         if self.main:
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
         position = self.nimg * self.config.optim.d_steps
         self.real_batches = RealBatches(
-            self.images, self.config.seed, self.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
+            self.images, self.config.seed, self.batching.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
             position, self.device, getattr(self.config.data, "flip", False), getattr(self.config.data, "workers", 4),
         )  # fmt: skip
         self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}), **({"notes": self.notes} if self.notes else {}))
@@ -198,17 +212,17 @@ class Trainer:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
             "processes": self.accelerator.num_processes,
-            "micro_batch": self.micro_batch,
+            "micro_batch": self.batching.micro_batch,
             "parameters": {"g": count(self.G.network), "d": count(self.D.network)},
             "data_fingerprint": self.images.fingerprint,
         }
 
     def headline(self, path: Path | None) -> str:
-        f = self.facts()
+        f, b = self.facts(), self.batching
         return (
             f"run: {self.run_dir}, {'resumed at' if path else 'from'} {self.nimg / 1000:g} of {self.config.total_kimg:g} kimg;"
-            f" G {f['parameters']['g']:,} and D {f['parameters']['d']:,} parameters; batch {self.batch_size} = {self.micro_batch} images"
-            f" x {f['processes']} process{'es' if f['processes'] > 1 else ''} x {self.rounds} round{'s' if self.rounds > 1 else ''};"
+            f" G {f['parameters']['g']:,} and D {f['parameters']['d']:,} parameters; batch {b.batch_size} = {b.micro_batch} images"
+            f" x {f['processes']} process{'es' if f['processes'] > 1 else ''} x {b.rounds} round{'s' if b.rounds > 1 else ''};"
             f" {f['device']}, {self.config.mixed_precision}; averages: {', '.join(self.bank) or 'none'}"
         )
 
@@ -228,7 +242,7 @@ class Trainer:
         sums = torch.stack([self.stats[n] for n in names]).float()
         means = self.accelerator.reduce(sums, reduction="mean").cpu() / (steps * self.stats_count)
         values = dict(zip(names, means.tolist()))
-        values |= {"batch/size": self.batch_size, "batch/rounds": self.rounds, "memory/gib": memory_gib(self.device)}
+        values |= {"batch/size": self.batching.batch_size, "batch/rounds": self.batching.rounds, "memory/gib": memory_gib(self.device)}
         values |= {"lr/g": self.G.optimizer.param_groups[0]["lr"], "lr/d": self.D.optimizer.param_groups[0]["lr"]}
         values["reals_seen"] = self.nimg * self.config.optim.d_steps
         line, rate = self.progress.line(self.nimg, values)
@@ -238,24 +252,33 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Score the live weights and every average that has begun."""
-        average_running_statistics(self.G.network, self.accelerator)
+        self.unify_statistics()
         names = [LIVE, *self.bank.started()]
         self.tracker.say(f"scoring {', '.join(names)} at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples each)")
-        self.scores, self.scored = self.evaluator.score(names, self.bank.materialize, self.averaged), self.config.eval.num_samples
+        self.scores = self.evaluator.score(names, self.bank.materialize, self.averaged)
+        self.scored, self.scored_at = self.config.eval.num_samples, self.nimg
         if self.main:
             self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
             if self.nimg < clock.images(self.config.total_kimg):  # the last table is the end's
                 self.tracker.say(table(self.scores))
 
+    def score_live(self) -> dict[str, float]:
+        """The live weights' scores as they are now, beside a swap; empty but on the main process."""
+        if self.scored_at != self.nimg:
+            self.unify_statistics()
+            return self.evaluator.score([LIVE], self.bank.materialize, self.averaged)[LIVE]
+        self.scored_at = -1  # whoever asks again at this moment has changed the weights
+        return self.scores[LIVE]
+
     def draw_samples(self) -> None:
         """A picture: the same z through the live weights and every average, side by side."""
-        average_running_statistics(self.G.network, self.accelerator)
+        self.unify_statistics()
         t = self.config.tracking
         sheets = []
         with self.evaluator.apart():
             z, y, columns = sampling.class_sheet_inputs(self.config.seed, self.averaged.dim_z, self.averaged.num_classes, t.sample_rows, t.sample_classes)
             for name in [LIVE, *self.bank.started()]:
-                self.bank.materialize(name, self.averaged)
+                self.bank.materialize(name, self.averaged, self.config.eval.batchnorm == "average")
                 self.evaluator.fit_batchnorm(self.averaged)
                 if self.main:
                     images = sampling.generate(self.averaged, z.to(self.device), y.to(self.device), self.config.eval.batch_size)
@@ -268,34 +291,54 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of everything that the run goes on from."""
-        average_running_statistics(self.G.network, self.accelerator)
-        average_running_statistics(self.D.network, self.accelerator)
+        self.unify_statistics()
         if self.main:
             self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}")
             self.store.save(self.nimg, self.tensors(), self.state())
         self.accelerator.wait_for_everyone()
 
+    def keep_snapshots(self, done: bool) -> None:
+        """Keep compact copies of the averages that others shall be rebuilt from, where one is due; at the end of all."""
+        every = {name: getattr(average.averager, "snapshot_every_kimg", None) for name, average in self.bank.averages.items()}
+        names = [name for name, kimg in every.items() if kimg is not None and (self.due(kimg) or done) and self.bank[name].started]
+        if not names:
+            return
+        self.unify_statistics()
+        if self.main:
+            tensors = self.bank.tensors()
+            groups = {sampling.group_of(name): compact(tensors[name]) for name in names}
+            groups["buffers"] = dict(self.G.network.named_buffers())
+            self.snapshots.save(self.nimg, groups, {"gammas": {name: self.bank[name].averager.exponent for name in names}, "shape": list(self.shape)})
+
+    def unify_statistics(self) -> None:
+        """Replace BatchNorm's running statistics, which each process keeps of its own micro-batches, by their mean."""
+        live = [named_statistics(player.network).values() for player in self.players.values()]
+        averaged = [bank.statistics() for bank in self.banks.values()]
+        mean_over_processes([tensor for tensors in (*live, *averaged) for tensor in tensors], self.accelerator)
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        averages = {sampling.AVERAGE_PREFIX + name: shadows for name, shadows in self.bank.tensors().items()}
-        return {
-            "g": self.G.network.state_dict(),
-            "d": self.D.network.state_dict(),
-            "optimizer_g": optimizer_tensors(self.G.optimizer, self.G.network),
-            "optimizer_d": optimizer_tensors(self.D.optimizer, self.D.network),
-            **averages,
-        }
+        """Everything that a checkpoint holds, by group."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, player in self.players.items():
+            groups[key] = player.network.state_dict()
+            groups[f"optimizer_{key}"] = optimizer_tensors(player.optimizer, player.network)
+            groups |= {sampling.group_of(name, key): shadows for name, shadows in self.banks[key].tensors().items()}
+            groups |= {sampling.group_of(name, key, slots=True): held for name, held in self.banks[key].slot_tensors().items()}
+        return groups
 
     def state(self) -> dict[str, Any]:
         return {
             "gantrain": __version__,
             "shape": list(self.shape),
-            "averages": self.bank.state(),
+            "averages": self.banks["g"].state(),
+            "averages_d": self.banks["d"].state(),
+            "batching": self.batching.state(),
+            "swaps": self.swapper.state(),
             "scalers": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
             "metrics_bytes": self.tracker.position(),
             "wandb_id": self.wandb_id,
             "data_fingerprint": self.images.fingerprint,
             "data_listing": self.images.listing,
-            "micro_batch": self.micro_batch,
             "scored": self.scored,
             "scores": [[name, list(row.items())] for name, row in self.scores.items()],
         }
@@ -308,17 +351,21 @@ class Trainer:
             raise UserError(f"data: {self.images.name} is not what {self.run_dir} was trained on (other images or labels); use another run_dir")
         if state["data_fingerprint"] != self.images.fingerprint:  # a broken file replaced, say
             self.notes.append(f"the content of {self.images.name} has changed since {path.name}; its names and labels have not")
-        if state["micro_batch"] != self.micro_batch:
-            self.notes.append(f"BatchNorm saw {state['micro_batch']} images at a time and sees {self.micro_batch} from here on; batching.micro_batch={state['micro_batch']} keeps it")
-        for player, group in ((self.G, "g"), (self.D, "d")):
+        seen = state["batching"]["micro_batch"]
+        if seen != self.batching.micro_batch:
+            self.notes.append(f"BatchNorm saw {seen} images at a time and sees {self.batching.micro_batch} from here on; batching.micro_batch={seen} keeps it")
+        for group, player in self.players.items():
             parameters = {name for name, _ in player.network.named_parameters()}
             write_weights({k: v for k, v in snapshot.tensors[group].items() if k in parameters}, player.network)
             write_buffers(((k, v) for k, v in snapshot.tensors[group].items() if k not in parameters), player.network)
             load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{group}"])
             if state["scalers"][group]:
                 player.scaler.load_state_dict(state["scalers"][group])
-        shadows = {name: snapshot.tensors.get(sampling.AVERAGE_PREFIX + name, {}) for name in state["averages"]}
-        self.bank.load(shadows, state["averages"])
+        for (key, bank), saved in zip(self.banks.items(), (state["averages"], state["averages_d"])):
+            shadows, slots = ({name: snapshot.tensors.get(sampling.group_of(name, key, slots=s), {}) for name in saved} for s in (False, True))
+            bank.load(shadows, saved, slots)
+        self.batching.load(state["batching"])
+        self.swapper.load(state["swaps"])
         self.wandb_id, self.scored, self.scores = state["wandb_id"], state["scored"], {name: dict(row) for name, row in state["scores"]}
         self.nimg = self.previous_nimg = snapshot.nimg
         if self.nimg > clock.images(self.config.total_kimg):
@@ -331,6 +378,8 @@ class Trainer:
         self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
         if self.main and self.scores:
             picture = self.run_dir / "samples" / f"{self.nimg:012d}.png"
+            if self.swapper.records:
+                self.tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             self.tracker.say(f"\ndone: {self.run_dir} at {self.nimg / 1000:g} kimg; samples in {picture}; scores of {self.scored} samples:\n{table(self.scores)}")
         self.close()
 
@@ -350,21 +399,6 @@ def set_performance(config: Config) -> None:
     """Global switches of torch that belong to speed."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.performance.tf32
     torch.backends.cudnn.benchmark = True
-
-
-@torch.no_grad()
-def average_running_statistics(network: nn.Module, accelerator: Accelerator) -> None:
-    """Replace BatchNorm's running statistics, which each process keeps of its own micro-batches, by their mean."""
-    if accelerator.num_processes == 1:
-        return
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    buffers = [buffer for m in norms for buffer in (m.running_mean, m.running_var)]
-    flat = torch.cat([b.flatten() for b in buffers])
-    mean = sum_over_processes(accelerator)(flat) / accelerator.num_processes
-    for buffer, value in zip(buffers, mean.split([b.numel() for b in buffers])):
-        buffer.copy_(value.view_as(buffer))
 
 
 def memory_gib(device: torch.device) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,16 @@ def make_adam(network: nn.Module, lr: float, betas: tuple[float, float], eps: fl
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+@torch.no_grad()
+def reset_optimizer(optimizer: torch.optim.Optimizer, how: Literal["keep", "reset_momentum", "reset"]) -> None:
+    """Forget nothing of Adam's state, its first moments, or all of it."""
+    if how == "reset":
+        optimizer.state.clear()
+    elif how == "reset_momentum":
+        for state in optimizer.state.values():
+            state["exp_avg"].zero_()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:

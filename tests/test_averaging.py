@@ -49,9 +49,10 @@ def test_contract(cls):
     averager = cls()
     with pytest.raises(dataclasses.FrozenInstanceError):
         averager.anything = 1
-    for nimg, previous, n in [(64, 0, 0), (128, 64, 1), (500_000, 499_936, 7), (10**9, 10**9 - 2048, 10**6)]:
-        assert 0.0 <= averager.weight(nimg, previous, n) <= 1.0
-        assert averager.weight(nimg, previous, n) == averager.weight(nimg, previous, n)
+    if not hasattr(averager, "update"):
+        for nimg, previous, n in [(64, 0, 0), (128, 64, 1), (500_000, 499_936, 7), (10**9, 10**9 - 2048, 10**6)]:
+            assert 0.0 <= averager.weight(nimg, previous, n) <= 1.0
+            assert averager.weight(nimg, previous, n) == averager.weight(nimg, previous, n)
     average = Average(averager, {"w": torch.full((3,), 2.5)})
     for nimg in range(64, 300_000, 4096):
         average.update(nimg)
@@ -99,7 +100,7 @@ def test_ema_forgets_its_start_by_half_every_half_life_whatever_the_batch(positi
 def test_two_updates_on_the_same_weights_are_one():
     once, twice = (Average(Ema(half_life_kimg=0.1, ramp_up=None), {"w": torch.zeros(1)}) for _ in range(2))
     for average, positions in ((once, [200]), (twice, [100, 200])):
-        next(iter(average._live.values())).fill_(1.0)
+        average.live["w"].fill_(1.0)
         for nimg in positions:
             average.update(nimg)
     assert once.shadows["w"].item() == pytest.approx(twice.shadows["w"].item(), rel=1e-6)
@@ -142,7 +143,7 @@ def test_an_average_that_has_not_begun_says_so():
 
 def test_an_average_that_is_no_step_updates_itself():
     class Largest:
-        def update(self, shadows, live, nimg, previous_nimg, num_averaged):
+        def update(self, shadows, live, nimg, previous_nimg, num_averaged, slots):
             for name, shadow in shadows.items():
                 torch.maximum(shadow, live[name], out=shadow)
 
@@ -200,7 +201,7 @@ def test_wrapped_networks_bind_by_the_same_names():
     assert any(name.startswith("_orig_mod.") for name, _ in compiled.named_parameters())
     for wrapped in (Wrapper(network()), compiled):
         bank = AverageBank(wrapped, {"ema": Ema()})
-        assert list(bank.averages["ema"].shadows) == [n for n, _ in plain.named_parameters()]
+        assert bank.weight_names == [n for n, _ in plain.named_parameters()]
         bank.update(64)
         bank.materialize("ema", plain)
 

@@ -102,7 +102,7 @@ REFUSALS = [
     (["loss.name=hing"], r"command line: loss.name: no loss 'hing'; did you mean 'hinge'\?"),
     (["loss=hinge"], r"loss is a section such as \{name: hinge\}, got 'hinge'"),
     (["averagers=ema"], r"averagers maps free names to averagers, got 'ema'"),
-    (["averagers.x={decay: 0.9}"], r"averagers.x.name is missing; known averagers are ema, ema_steps, swa"),
+    (["averagers.x={decay: 0.9}"], r"averagers.x.name is missing; known averagers are bema, ema, ema_steps, lawa, lookahead, power, swa"),
     (["averagers={}"], r"command line: averagers=\{\} takes nothing out; write averagers.ema=null for each that shall go"),
     (["averagers.ema=off"], r"averagers.ema is a section such as \{name: ema\}, got False; null takes it out"),
     (["averagers.live={name: ema}"], r"averagers.live a free name has letters"),

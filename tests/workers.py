@@ -8,9 +8,8 @@ import torch
 from game import gradients, networks, player, rounds
 from safetensors.torch import save_file
 
-from gantrain.distributed import finish, from_main, make_accelerator, sum_over_processes
+from gantrain.distributed import finish, from_main, make_accelerator, mean_over_processes, sum_over_processes
 from gantrain.losses import Hinge
-from gantrain.trainer import average_running_statistics
 from gantrain.update import discriminator_phase, generator_phase
 
 
@@ -34,14 +33,13 @@ def gradient(accelerator, folder: Path) -> None:
 
 
 def helpers(accelerator, folder: Path) -> None:
-    """Broadcasts, sums and the mean of BatchNorm's running statistics."""
+    """Broadcasts, sums, and means in place, of tensors of any shape."""
     rank, world = accelerator.process_index, accelerator.num_processes
     assert from_main(accelerator, {"rank": rank}) == {"rank": 0}
     assert sum_over_processes(accelerator)(torch.tensor([1.0 + rank])).item() == world * (world + 1) / 2
-    norm = torch.nn.BatchNorm2d(3)
-    norm.running_mean.fill_(float(rank))
-    average_running_statistics(norm, accelerator)
-    assert norm.running_mean.tolist() == [(world - 1) / 2] * 3
+    one, other = torch.full((3,), float(rank)), torch.tensor([[1.0, 2.0]]) * rank
+    mean_over_processes([one, other], accelerator)
+    assert one.tolist() == [(world - 1) / 2] * 3 and other.tolist() == [[(world - 1) / 2, world - 1.0]]
 
 
 def spoil(folder: Path) -> None:
@@ -87,9 +85,32 @@ def statistics(folder: Path) -> None:
     cli.main(["train", *sys.argv[3:]])
 
 
+def swap(folder: Path) -> None:
+    """Train; right after every swap all processes hold the same weights, buffers and batch."""
+    from gantrain import cli
+    from gantrain.swapping import Swapper
+
+    method = Swapper.swap
+
+    def run(swapper: Swapper, nimg: int) -> None:
+        method(swapper, nimg)
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for player in swapper.players.values():
+            for name, tensor in player.network.state_dict().items():
+                each = [torch.empty_like(tensor) for _ in range(world)]
+                torch.distributed.all_gather(each, tensor.contiguous())
+                # D keeps BatchNorm statistics that nothing reads; it has none here.
+                assert all(torch.equal(each[0], one) for one in each), name
+        b = swapper.batching
+        (folder / f"swap-{nimg}-{rank}").write_text(f"{rank} world {world}, at {nimg}: batch {b.batch_size}, rounds {b.rounds}")
+
+    Swapper.swap = run
+    cli.main(["train", *sys.argv[3:]])
+
+
 if __name__ == "__main__":
-    if sys.argv[1] in ("spoil", "statistics"):
-        {"spoil": spoil, "statistics": statistics}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] in ("spoil", "statistics", "swap"):
+        {"spoil": spoil, "statistics": statistics, "swap": swap}[sys.argv[1]](Path(sys.argv[2]))
     accelerator = make_accelerator()
     folder = Path(sys.argv[2])
     {"gradient": gradient, "helpers": helpers}[sys.argv[1]](accelerator, folder)

@@ -1,10 +1,28 @@
 """Weight averaging, usable in anybody's training loop, without the trainer."""
-from gantrain.averaging.average import Average, Averager
+from gantrain.averaging.average import Average, weight_profile
 from gantrain.averaging.bank import LIVE, AverageBank
 from gantrain.averaging.batchnorm import recalibrate
-from gantrain.averaging.ema import Ema, EmaSteps
+from gantrain.averaging.bema import Bema
+from gantrain.averaging.ema import Ema
+from gantrain.averaging.ema_steps import EmaSteps
+from gantrain.averaging.lawa import Lawa
+from gantrain.averaging.lookahead import Lookahead
+from gantrain.averaging.power import Power
+from gantrain.averaging.rule import Averager
+from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.averaging.swa import Swa
 
-AVERAGERS: dict[str, type] = {"ema": Ema, "ema_steps": EmaSteps, "swa": Swa}
+AVERAGERS: dict[str, type] = {
+    "ema": Ema,
+    "ema_steps": EmaSteps,
+    "swa": Swa,
+    "lawa": Lawa,
+    "power": Power,
+    "bema": Bema,
+    "lookahead": Lookahead,
+}
 
-__all__ = ["AVERAGERS", "LIVE", "Average", "AverageBank", "Averager", "Ema", "EmaSteps", "Swa", "recalibrate"]
+__all__ = [
+    "AVERAGERS", "LIVE", "Average", "AverageBank", "Averager", "Bema", "Ema", "EmaSteps", "Lawa", "Lookahead", "Power", "Swa",
+    "recalibrate", "refresh_spectral_norms", "weight_profile",
+]  # fmt: skip

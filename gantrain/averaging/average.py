@@ -1,33 +1,18 @@
-"""The mechanism of an average: fp32 shadows of named weights, moved towards the live ones by a rule's weight."""
+"""The mechanism of an average: fp32 shadows of named weights, moved towards the live ones by a rule."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gantrain.averaging.rule import Averager, Weights
+from gantrain.clock import due
 from gantrain.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put in front of names
-
-
-class Averager(Protocol):
-    """The rule of an average; a frozen dataclass listed in `AVERAGERS`.
-
-    One that is no step towards the live weights has, instead of `weight`, a method
-    `update(shadows, live, nimg, previous_nimg, num_averaged)` that changes the shadows (fp32 tensors by name) in place.
-    """
-
-    def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        """How far the average moves to the live weights now, in [0, 1].
-
-        Args:
-            nimg: images seen, the update just done included.
-            previous_nimg: images seen when this was last asked.
-            num_averaged: how many times the average has moved; 0 means that it has not begun.
-        """
-        ...
 
 
 def plain_name(name: str) -> str:
@@ -42,7 +27,7 @@ def named_weights(network: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): parameter for name, parameter in network.named_parameters()}
 
 
-def match(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+def match(wanted: Weights, found: Weights, what: str) -> None:
     """Raise unless both have the same names with the same shapes.
 
     Raises:
@@ -61,7 +46,7 @@ class Average:
     """One average of one network's weights.
 
     The shadows are fp32 whatever the live weights are: a bf16 average of decay 0.9999 would never move. They live beside
-    the live weights and move with one foreach kernel and no device sync.
+    the live weights and move with one foreach kernel and no device sync; a rule with `offload` has them in main memory.
 
     Args:
         averager: the rule.
@@ -69,12 +54,34 @@ class Average:
         nimg: images seen when the average is created.
     """
 
-    def __init__(self, averager: Averager, weights: Mapping[str, Tensor], nimg: int = 0):
+    def __init__(self, averager: Averager, weights: Weights, nimg: int = 0):
         self.averager = averager
-        self._live = {plain_name(name): tensor.detach() for name, tensor in weights.items()}
-        self.shadows = {name: tensor.detach().clone().float() for name, tensor in self._live.items()}
-        self.previous_nimg = nimg
-        self.num_averaged = 0
+        self.live = {plain_name(name): tensor.detach() for name, tensor in weights.items()}
+        self.offload = getattr(averager, "offload", False)
+        self._every_kimg = getattr(averager, "update_every_kimg", None)
+        self._shadows = {name: self._own(tensor).copy_(tensor) for name, tensor in self.live.items()}
+        self.slots = {slot: {n: self._own(t).copy_(t) for n, t in self.live.items()} for slot in getattr(averager, "slots", tuple)()}
+        self.first_nimg = self.previous_nimg = nimg
+        self._num_averaged = 0
+        self._unseen = 0  # updates of the live weights since the last look
+        self._looks = Looks()
+        # An offloaded average takes the live weights in two steps, so that no update waits for a copy: copied when it is
+        # due, averaged when the copy has had the time of an update.
+        self._arriving: dict[str, Tensor] = {}
+        self._arrival: tuple[int, int, int] | None = None
+        self._copied = torch.cuda.Event() if self.offload and self._on_cuda() else None
+
+    @property
+    def shadows(self) -> dict[str, Tensor]:
+        """The averaged tensors by name."""
+        self._settle()
+        return self._shadows
+
+    @property
+    def num_averaged(self) -> int:
+        """How many times the average has moved."""
+        self._settle()
+        return self._num_averaged
 
     @property
     def started(self) -> bool:
@@ -82,30 +89,186 @@ class Average:
         return self.num_averaged > 0
 
     @torch.no_grad()
-    def update(self, nimg: int) -> None:
-        """Take in the live weights as they stand at `nimg` images."""
-        if hasattr(self.averager, "update"):  # an average that is no step towards the live weights
-            self.averager.update(self.shadows, self._live, nimg, self.previous_nimg, self.num_averaged)
-            self.previous_nimg, self.num_averaged = nimg, self.num_averaged + 1
-            return
-        weight = self.averager.weight(nimg, self.previous_nimg, self.num_averaged)
-        self.previous_nimg = nimg
-        if weight <= 0.0:
-            return
-        lerp(list(self.shadows.values()), list(self._live.values()), weight)
-        self.num_averaged += 1
+    def update(self, nimg: int) -> bool:
+        """Take in the live weights as they stand at `nimg` images; whether the average has moved, or is about to."""
+        self._settle()
+        self._unseen += 1
+        if self._every_kimg is not None and not due(self._every_kimg, self.previous_nimg, nimg):
+            return False
+        look = (nimg, self.previous_nimg, self._unseen)
+        self._looks.add(nimg, self._unseen)
+        self.previous_nimg, self._unseen = nimg, 0
+        if not self.offload:
+            return self._move(self.live, *look)
+        if self._moves_by_weight and self._weight(*look) <= 0.0:
+            return False
+        if not self._arriving:
+            self._arriving = {name: torch.empty_like(t, device="cpu", pin_memory=self._on_cuda()) for name, t in self.live.items()}
+        torch._foreach_copy_(list(self._arriving.values()), list(self.live.values()), non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+        self._arrival = look
+        return True
 
     @torch.no_grad()
-    def load(self, shadows: Mapping[str, Tensor], previous_nimg: int, num_averaged: int) -> None:
-        """Continue from saved values, copied into the existing tensors."""
-        match(self.shadows, shadows, "saved average")
-        for name, tensor in self.shadows.items():
+    def _settle(self) -> None:
+        """Average what has arrived in main memory."""
+        if self._arrival is not None:
+            if self._copied is not None:
+                self._copied.synchronize()
+            look, self._arrival = self._arrival, None
+            self._move(self._arriving, *look)
+
+    @property
+    def _moves_by_weight(self) -> bool:
+        return not hasattr(self.averager, "update")
+
+    def _weight(self, nimg: int, previous_nimg: int, updates: int) -> float:
+        weight = self.averager.weight(nimg, previous_nimg, self._num_averaged)
+        if updates > 1 and getattr(self.averager, "per_update", False):
+            weight = 1.0 - (1.0 - weight) ** updates
+        return weight
+
+    def _move(self, live: Weights, nimg: int, previous_nimg: int, updates: int) -> bool:
+        if self._moves_by_weight:
+            weight = self._weight(nimg, previous_nimg, updates)
+            moved = weight > 0.0
+            if moved:
+                lerp(list(self._shadows.values()), list(live.values()), weight)
+        else:
+            moved = self.averager.update(self._shadows, live, nimg, previous_nimg, self._num_averaged, self.slots) is not False
+        self._num_averaged += moved
+        return moved
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """An fp32 tensor of the average's, laid out like a live one."""
+        return torch.empty_like(tensor, dtype=torch.float32, device="cpu" if self.offload else tensor.device)
+
+    def _on_cuda(self) -> bool:
+        return any(tensor.is_cuda for tensor in self.live.values())
+
+    @torch.no_grad()
+    def write_back(self, names: Iterable[str], alpha: float = 1.0) -> None:
+        """Move the live tensors of these names to the average, all the way or, with `alpha` below 1, a part of it."""
+        shadows = self.shadows
+        for name in names:
+            live = self.live[name]
+            average = shadows[name].to(live.device)
+            # In fp32 until the end: a part of the way may be less than a bf16 weight can move by itself.
+            live.copy_(average if alpha >= 1.0 else torch.lerp(live.float(), average, alpha))
+
+    def weight_profile(self) -> tuple[np.ndarray, np.ndarray]:
+        """(positions `[n + 1]` in images, weights `[n + 1]`): what the live weights of each past look count in the average.
+
+        The first position is where the average was created; its weight is what is left of the initial weights. The weights
+        add up to 1. For looking at and for tests: the rule is run once more over the recorded positions, in float64.
+        """
+        self._settle()
+        return weight_profile(self.averager, self._looks.unrolled(), self.first_nimg)
+
+    @torch.no_grad()
+    def load(self, shadows: Weights, state: Mapping[str, Any], slots: Mapping[str, Tensor] | None = None) -> None:
+        """Continue from saved values, copied into the existing tensors.
+
+        Args:
+            shadows: the averaged tensors.
+            state: what `state` gave.
+            slots: what `slot_tensors` gave.
+        """
+        match(self._shadows, shadows, "saved average")
+        mine = self.slot_tensors()
+        match(mine, slots or {}, "saved average's slots")
+        for name, tensor in self._shadows.items():
             tensor.copy_(shadows[name])
-        self.previous_nimg, self.num_averaged = previous_nimg, num_averaged
+        for name, tensor in mine.items():
+            tensor.copy_(slots[name])
+        self._arrival = None
+        self.first_nimg, self.previous_nimg = state["first_nimg"], state["previous_nimg"]
+        self._num_averaged, self._unseen = state["num_averaged"], state["unseen"]
+        self._looks = Looks(state["looks"])
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs beside the shadows, as JSON values."""
-        return {"previous_nimg": self.previous_nimg, "num_averaged": self.num_averaged}
+        """What `load` needs beside the tensors, as JSON values."""
+        return {
+            "first_nimg": self.first_nimg,
+            "previous_nimg": self.previous_nimg,
+            "num_averaged": self.num_averaged,
+            "unseen": self._unseen,
+            "looks": self._looks.runs,
+        }
+
+    def slot_tensors(self) -> dict[str, Tensor]:
+        """The slots' tensors as slot/weight, for saving."""
+        self._settle()
+        return {f"{slot}/{name}": tensor for slot, tensors in self.slots.items() for name, tensor in tensors.items()}
+
+
+class Looks:
+    """When an average has looked at the live weights: runs of equal distance, so that millions of looks take a few numbers.
+
+    A run is [first position, distance, how many, updates of the network per look].
+    """
+
+    def __init__(self, runs: Sequence[Sequence[int]] = ()):
+        self.runs = [list(run) for run in runs]
+
+    def add(self, nimg: int, updates: int) -> None:
+        if self.runs:
+            first, distance, count, each = self.runs[-1]
+            if each == updates and (count == 1 or nimg == first + distance * count):
+                self.runs[-1] = [first, nimg - first if count == 1 else distance, count + 1, each]
+                return
+        self.runs.append([nimg, 0, 1, updates])
+
+    def unrolled(self) -> list[tuple[int, int]]:
+        """(position, updates since the one before) of every look."""
+        return [(first + distance * i, updates) for first, distance, count, updates in self.runs for i in range(count)]
+
+
+def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], first_nimg: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The effective weight that a rule gives to the live weights of each position at which it looks.
+
+    Takes time and memory quadratic in the number of looks for rules that are no step towards the live weights.
+
+    Args:
+        averager: the rule.
+        looks: positions in images, or pairs (position, updates of the network since the look before).
+        first_nimg: where the average was created.
+
+    Returns:
+        (positions `[n + 1]`, weights `[n + 1]`); the first entry is the initial weights'.
+    """
+    pairs = [look if isinstance(look, tuple) else (look, 1) for look in looks]
+    positions = np.array([first_nimg, *(nimg for nimg, _ in pairs)], dtype=np.int64)
+    weights = np.zeros(len(positions))
+    if hasattr(averager, "update"):
+        return positions, _profile_by_running(averager, pairs, first_nimg)
+    moves, num_averaged, previous = np.zeros(len(positions)), 0, first_nimg
+    for i, (nimg, updates) in enumerate(pairs, start=1):
+        moves[i] = averager.weight(nimg, previous, num_averaged)
+        if updates > 1 and getattr(averager, "per_update", False):
+            moves[i] = 1.0 - (1.0 - moves[i]) ** updates
+        num_averaged, previous = num_averaged + (moves[i] > 0.0), nimg
+    moves[0] = 1.0
+    # What look i brought in is kept by a share 1 - move at each look after it.
+    kept = np.cumprod(np.append(1.0, 1.0 - moves[:0:-1]))[::-1]
+    weights[:] = moves * kept
+    return positions, weights
+
+
+@torch.no_grad()
+def _profile_by_running(averager: Averager, pairs: Sequence[tuple[int, int]], first_nimg: int) -> np.ndarray:
+    """The same for any linear rule: its average of weights that are 1 at one position each and 0 at all others."""
+    like = lambda: {"w": torch.zeros(len(pairs) + 1, dtype=torch.float64)}  # noqa: E731
+    live, shadows, slots = like(), like(), {slot: like() for slot in getattr(averager, "slots", tuple)()}
+    for tensors in (shadows, *slots.values()):
+        tensors["w"][0] = 1.0
+    num_averaged, previous = 0, first_nimg
+    for i, (nimg, _) in enumerate(pairs, start=1):
+        live["w"].zero_()[i] = 1.0
+        num_averaged += averager.update(shadows, live, nimg, previous, num_averaged, slots) is not False
+        previous = nimg
+    return shadows["w"].numpy()
 
 
 def lerp(shadows: list[Tensor], live: list[Tensor], weight: float) -> None:
@@ -119,7 +282,7 @@ def lerp(shadows: list[Tensor], live: list[Tensor], weight: float) -> None:
 
 
 @torch.no_grad()
-def write_weights(weights: Mapping[str, Tensor], network: nn.Module) -> None:
+def write_weights(weights: Weights, network: nn.Module) -> None:
     """Copy named weights into a network of the same structure, strictly by name and shape.
 
     Raises:

@@ -4,9 +4,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from gantrain.averaging.average import Average, Averager, named_weights, write_buffers, write_weights
+from gantrain.averaging.average import Average, match, named_weights, write_buffers, write_weights
+from gantrain.averaging.batchnorm import named_statistics, write_statistics
+from gantrain.averaging.rule import Averager, Weights
+from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.errors import UserError, did_you_mean
 
 LIVE = "live"  # the name of the weights that are trained, among the averages
@@ -21,53 +26,143 @@ class AverageBank:
         ...
         bank.materialize("ema", another_generator)
 
+    BatchNorm's running means and variances are averaged along with the weights, for the policy `average`.
+
     Args:
         network: the live network, on its final device, wrapped (DDP, torch.compile) or not.
         averagers: rules by free name.
         nimg: images seen so far.
+
+    Raises:
+        UserError: more than one of the rules puts the live weights back to its average.
     """
 
     def __init__(self, network: nn.Module, averagers: Mapping[str, Averager], nimg: int = 0):
+        writing = [name for name, averager in averagers.items() if getattr(averager, "writes_back", False)]
+        if len(writing) > 1:
+            raise UserError(f"averagers: {' and '.join(writing)} both put the live weights back to their average; keep one of them")
         self.network = network
-        weights = named_weights(network)
-        self.averages = {name: Average(averager, weights, nimg) for name, averager in averagers.items()}
+        self._writes_back = writing[0] if writing else None
+        weights, statistics = named_weights(network), named_statistics(network)
+        self.weight_names, self.statistic_names = list(weights), list(statistics)
+        self.averages = {name: Average(averager, {**weights, **statistics}, nimg) for name, averager in averagers.items()}
 
     def update(self, nimg: int) -> None:
-        """Take the live weights at `nimg` images into every average. No device sync."""
-        for average in self.averages.values():
-            average.update(nimg)
+        """Take the live weights at `nimg` images into every average. No device sync.
+
+        A rule that puts the live weights back to its average does so afterwards.
+        """
+        moved = {name: average.update(nimg) for name, average in self.averages.items()}
+        if self._writes_back and moved[self._writes_back]:
+            self.averages[self._writes_back].write_back(self.weight_names)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.averages)
+
+    def __getitem__(self, name: str) -> Average:
+        if name not in self.averages:
+            raise UserError(f"no average {name!r}{did_you_mean(name, [LIVE, *self.averages])}")
+        return self.averages[name]
 
     def started(self) -> list[str]:
         """Names of the averages that hold something."""
         return [name for name, average in self.averages.items() if average.started]
 
-    def materialize(self, name: str, into: nn.Module) -> None:
+    def materialize(self, name: str, into: nn.Module, averaged_statistics: bool = False) -> None:
         """Write an average's weights, or the live ones for "live", and the live buffers into a module like the network.
 
-        BatchNorm statistics are then the live ones: see `gantrain.averaging.batchnorm` for what fits an average.
+        An average's spectral norms get the singular vectors of its own weights (`torch.nn.utils.parametrizations`).
+        BatchNorm's statistics are then the live ones, or with `averaged_statistics` the average's own; neither is what the
+        averaged weights produce: see `gantrain.averaging.recalibrate` for that.
 
         Raises:
             UserError: no average of that name, or `into` has other weights.
         """
-        if name != LIVE and name not in self.averages:
-            raise UserError(f"no average {name!r}{did_you_mean(name, [LIVE, *self.averages])}")
-        write_weights(named_weights(self.network) if name == LIVE else self.averages[name].shadows, into)
+        if name == LIVE:
+            write_weights(named_weights(self.network), into)
+            write_buffers(self.network.named_buffers(), into)
+            return
+        shadows = self[name].shadows
+        write_weights({n: shadows[n] for n in self.weight_names}, into)
         write_buffers(self.network.named_buffers(), into)
+        refresh_spectral_norms(into)
+        if averaged_statistics:
+            write_statistics({n: shadows[n] for n in self.statistic_names}, into)
+
+    def write_back(self, name: str, alpha: float = 1.0) -> None:
+        """Move the live weights to an average: all the way, or the part `alpha` of it.
+
+        Spectral norms follow; BatchNorm's running statistics stay as they are: `gantrain.averaging.recalibrate` renews them.
+        Every average carries on from where it is, except one that itself puts the live weights back: it starts anew from
+        where they are now.
+
+        Raises:
+            UserError: no average of that name, or it has not begun.
+        """
+        if not self[name].started:
+            raise UserError(f"average {name!r} has not begun: there is nothing to put in place of the live weights")
+        self[name].write_back(self.weight_names, alpha)
+        refresh_spectral_norms(self.network)
+        if self._writes_back and self._writes_back != name:
+            slow = self.averages[self._writes_back]
+            with torch.no_grad():
+                for weight in self.weight_names:
+                    slow.shadows[weight].copy_(slow.live[weight])
+
+    def distance(self, name: str) -> Tensor:
+        """Squared Euclidean distance between the live weights and an average, a scalar on the live weights' device."""
+        average = self[name]
+        shadows = average.shadows
+        with torch.no_grad():
+            return sum((average.live[n].double() - shadows[n].to(average.live[n].device)).square().sum() for n in self.weight_names)
+
+    def weight_profile(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(positions in images, effective weights) of the live weights that an average is made of; see `Average`."""
+        return self[name].weight_profile()
+
+    def statistics(self) -> list[Tensor]:
+        """BatchNorm's averaged statistics, all tensors of them; where processes keep their own, these are to be averaged."""
+        holders = [t for a in self.averages.values() for t in (a.shadows, *a.slots.values())]
+        return [tensors[name] for tensors in holders for name in self.statistic_names]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The shadows by average and weight name, for saving."""
+        """The averaged tensors by average and name, for saving."""
         return {name: average.shadows for name, average in self.averages.items()}
+
+    def slot_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What else averages hold, by average and slot/name, for saving; averages that hold nothing else are left out."""
+        return {name: average.slot_tensors() for name, average in self.averages.items() if average.slots}
 
     def state(self) -> dict[str, Any]:
         """What `load` needs beside the tensors, as JSON values."""
         return {name: average.state() for name, average in self.averages.items()}
 
-    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Continue every average from saved values."""
+    def load(self, tensors: Mapping[str, Weights], state: Mapping[str, Any], slots: Mapping[str, Weights] | None = None) -> None:
+        """Continue every average from saved values: what `tensors`, `state` and `slot_tensors` gave.
+
+        Raises:
+            UserError: an average, or a tensor of it, is missing, extra, or of another shape.
+        """
         for name, average in self.averages.items():
             if name not in tensors or name not in state:
                 raise UserError(f"the checkpoint holds no average {name!r}{did_you_mean(name, tensors)}")
-            average.load(tensors[name], **state[name])
+            average.load(tensors[name], state[name], (slots or {}).get(name))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of the above in one, for `torch.save` or Accelerate's `register_for_checkpointing`: tensors and plain values."""
+        return {"tensors": self.tensors(), "slots": self.slot_tensors(), "state": self.state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; the values are copied into the tensors there are, on whatever device these are."""
+        self.load(state_dict["tensors"], state_dict["state"], state_dict["slots"])
+
+
+def split(tensors: Weights, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(weights, BatchNorm statistics) of a network among tensors that an average was saved as.
+
+    Raises:
+        UserError: a tensor is missing, extra, or of another shape.
+    """
+    weights, statistics = named_weights(network), named_statistics(network)
+    match({**weights, **statistics}, tensors, "saved average")
+    return {n: tensors[n] for n in weights}, {n: tensors[n] for n in statistics}

@@ -1,18 +1,58 @@
 """BatchNorm statistics that belong to averaged weights.
 
-An average's activations are not the live network's, so neither are their means and variances. `recalibrate` measures them
-anew; copying the live ones, as many trainers do, costs points of FID.
+An average's activations are not the live network's, so neither are their means and variances. There are four policies:
+
+    recalibrate   measure them anew for the weights at hand
+    copy          take the live network's running ones, as many trainers do
+    average       take running ones that were averaged like the weights, as BigGAN does
+    batch         keep none: normalise every batch by its own
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-POLICIES = ("recalibrate", "copy")
+from gantrain.averaging.average import match, plain_name
+
+POLICIES = ("recalibrate", "copy", "average", "batch")
+
+
+def norms_of(network: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorms of a network that keep running statistics, by module name."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+
+
+def named_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Running means and variances by plain name."""
+    return {
+        plain_name(f"{name}.{key}"): getattr(norm, key) for name, norm in norms_of(network).items() for key in ("running_mean", "running_var")
+    }
+
+
+@torch.no_grad()
+def write_statistics(statistics: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Copy named running means and variances into a network, strictly by name and shape.
+
+    A variance below 0 becomes 0: rules with negative weights, and post-hoc averages, can produce one.
+    """
+    targets = named_statistics(network)
+    match(targets, statistics, f"BatchNorm statistics for {type(network).__name__}")
+    for name, target in targets.items():
+        target.copy_(statistics[name])
+        if name.endswith("running_var"):
+            target.clamp_(min=0.0)
+
+
+def normalise_by_batch(network: nn.Module) -> None:
+    """Evaluation mode with BatchNorms that normalise every batch by its own mean and variance; the running ones stay."""
+    network.eval()
+    for norm in norms_of(network).values():
+        norm.train()
+        norm.momentum = 0.0  # nothing of a batch goes into the running statistics
 
 
 @torch.no_grad()
@@ -35,7 +75,7 @@ def recalibrate(
         reduce: sums a tensor over all processes. Every row is filled by one process and zero in the others, so that the
             result is the same to the last bit for any number of them.
     """
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = list(norms_of(network).values())
     if not norms:
         return
     modes = {module: module.training for module in network.modules()}

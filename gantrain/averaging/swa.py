@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gantrain.clock import due, images
-from gantrain.errors import check
+from gantrain.averaging.rule import Rule, check_every, check_start
+from gantrain.clock import periods_from
 
 
 @dataclass(frozen=True)
-class Swa:
+class Swa(Rule):
     """Uniform average of the weights from a start on, one collected every so many images (Izmailov et al. 2018).
 
     The paper pairs it with a learning rate that stays constant or cycles: `optim.lr_tail`.
@@ -22,11 +22,10 @@ class Swa:
     every_kimg: float = 1.0
 
     def __post_init__(self) -> None:
-        check(self, "start_kimg", 0 <= self.start_kimg < float("inf"), "must be at least 0")
-        check(self, "every_kimg", 0 < self.every_kimg < float("inf"), "must be above 0")
+        super().__post_init__()
+        check_start(self)
+        check_every(self)
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        start = images(self.start_kimg) if self.start_kimg else 0
-        if nimg < start or not due(self.every_kimg, previous_nimg - start, nimg - start):
-            return 0.0
-        return 1.0 / (num_averaged + 1)
+        collects = periods_from(self.start_kimg, self.every_kimg, previous_nimg, nimg) > 0
+        return 1.0 / (num_averaged + 1) if collects else 0.0

@@ -1,0 +1,42 @@
+"""Exponential moving average, by decay per update."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gantrain.averaging.rule import Rule, check_start
+from gantrain.clock import images
+from gantrain.errors import check
+
+
+@dataclass(frozen=True)
+class EmaSteps(Rule):
+    """Exponential moving average with a decay per update, for reproducing published settings.
+
+    BigGAN's: decay 0.9999, the average following the live weights exactly until a start. Its horizon is a number of
+    updates and therefore grows with the batch, in images; `batch_size` holds it.
+
+    Attributes:
+        decay: what the average keeps at each update, in [0, 1).
+        start_kimg: until here the average is a copy of the live weights.
+        batch_size: the batch that the decay was published for: d images then keep decay^(d / batch_size), whatever the
+            batch is now. Null takes every update as one.
+    """
+
+    decay: float = 0.9999
+    start_kimg: float = 0.0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "decay", 0 <= self.decay < 1, "must be in [0, 1)")
+        check_start(self)
+        check(self, "batch_size", self.batch_size is None or self.batch_size >= 1, "must be at least 1, or null")
+
+    @property
+    def per_update(self) -> bool:
+        return self.batch_size is None
+
+    def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
+        if num_averaged == 0 or (self.start_kimg and nimg < images(self.start_kimg)):
+            return 1.0
+        return 1.0 - (self.decay if self.batch_size is None else self.decay ** ((nimg - previous_nimg) / self.batch_size))

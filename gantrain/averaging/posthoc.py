@@ -1,0 +1,80 @@
+"""Post-hoc EMA: averages of any length, rebuilt after the run from snapshots of two (Karras et al. 2024, section 3.2).
+
+A power average's weights over the past are known in closed form: its profile p(s) = (gamma + 1) s^gamma / t^(gamma + 1) on
+[0, t]. A sum of snapshots has the sum of their profiles, so the coefficients whose profile comes nearest to the wanted one
+give the average itself, whatever the weights were. Everything here goes by images; batches may have grown in between.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGEST_ERROR = 0.10  # relative; beyond it a profile is not the one that was asked for
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The profile of a power average of exponent `gamma` after `nimg` images."""
+
+    nimg: int
+    gamma: float
+
+
+def inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
+    """Integrals of the products of profiles `[len(a), len(b)]`, in 1 / images."""
+    t, u = (np.array([p.nimg for p in ps], dtype=np.float64) for ps in (a, b))
+    g, h = (np.array([p.gamma for p in ps], dtype=np.float64) for ps in (a, b))
+    t, g, u, h = t[:, None], g[:, None], u[None, :], h[None, :]
+    # The integral ends where the earlier of the two does; in logarithms, since exponents reach hundreds.
+    log = (g + h + 1) * np.log(np.minimum(t, u)) - (g + 1) * np.log(t) - (h + 1) * np.log(u)
+    return (g + 1) * (h + 1) / (g + h + 1) * np.exp(log)
+
+
+def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
+    """The combination of snapshots whose profile is nearest to the wanted one.
+
+    Least squares over the profiles under the condition that the coefficients add up to 1, so that weights that stood still
+    are rebuilt as they are.
+
+    Args:
+        snapshots: none later than the wanted one; at least one.
+        wanted: the profile to rebuild.
+
+    Returns:
+        (coefficients `[len(snapshots)]`, relative error): the error is the L2 norm of the difference of the two profiles
+        over the norm of the wanted one.
+    """
+    gram, rhs = inner_products(snapshots, snapshots), inner_products(snapshots, [wanted])[:, 0]
+    norm = inner_products([wanted], [wanted])[0, 0]
+    scale = 1 / np.sqrt(np.diag(gram))  # to unit profiles, which is better conditioned
+    unit = gram * scale[:, None] * scale[None, :]
+    # Lagrange: the best one without the condition, moved along G^-1 1 onto it.
+    free, towards = np.linalg.lstsq(unit, np.stack([rhs * scale, scale], axis=1), rcond=1e-13)[0].T
+    c = scale * (free + towards * (1 - scale @ free) / (scale @ towards))
+    squared = c @ gram @ c - 2 * c @ rhs + norm
+    return c, float(np.sqrt(max(squared, 0.0) / norm))
+
+
+@torch.no_grad()
+def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """The weighted sum of named tensors, accumulated in float64 and given in float32.
+
+    Args:
+        parts: (coefficient, tensors), read one after the other, so that one snapshot at a time need be in memory.
+    """
+    total: dict[str, Tensor] = {}
+    for coefficient, tensors in parts:
+        for name, tensor in tensors.items():
+            term = tensor.double().mul_(coefficient)
+            total[name] = total[name].add_(term) if name in total else term
+    return {name: tensor.float() for name, tensor in total.items()}
+
+
+def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Half-precision copies; a tensor with values beyond half precision's range stays as it is."""
+    halves = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in tensors.items()}
+    return {name: half if bool(torch.isfinite(half).all()) else tensors[name].detach().cpu().float() for name, half in halves.items()}

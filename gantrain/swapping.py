@@ -1,0 +1,148 @@
+"""Swaps within a run: when one is due, what it does to both players and to the batch, and what became of the scores."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gantrain import clock
+from gantrain.averaging import AverageBank
+from gantrain.averaging.swap import AUTO, Swap, growth_that_holds, identified_rate
+from gantrain.batching import BatchController
+from gantrain.tracking import Tracker
+from gantrain.update import Player, reset_optimizer
+
+MetricValues = dict[str, float]
+
+
+class Swapper:
+    """Puts an average in place of the live weights, and keeps the live score before, at and after.
+
+    Everything it decides is the same on every process: it reads weights and averages that are.
+
+    Args:
+        settings: the `swap` section.
+        players: "g" and "d".
+        banks: the averages of each.
+        batching: grows at a swap.
+        score_live: the live weights' scores at this moment (empty but on the main process).
+        protocol: what those scores must be quoted with.
+        settle: brings G's BatchNorm statistics to its weights.
+        agree: the main process's value of something, on every process.
+        tracker: of the run.
+    """
+
+    def __init__(
+        self,
+        settings: Swap,
+        players: Mapping[str, Player],
+        banks: Mapping[str, AverageBank],
+        batching: BatchController,
+        score_live: Callable[[], MetricValues],
+        protocol: Callable[[], dict[str, Any]],
+        settle: Callable[[], None],
+        agree: Callable[[Any], Any],
+        tracker: Tracker,
+    ):
+        self.settings, self.batching, self.tracker = settings, batching, tracker
+        self.players = {key: players[key] for key in settings.networks}
+        self.banks = {key: banks[key] for key in settings.networks} if settings.source else {}
+        self.score_live, self.protocol, self.settle, self.agree = score_live, protocol, settle, agree
+        self.lr_scale = 1.0
+        self.owed = False
+        self.records: list[dict[str, Any]] = []  # of every swap: nimg, batch before and after it, scores by moment
+
+    def maintain(self, before: int, nimg: int, done: bool, more: bool) -> None:
+        """Score what an earlier swap has come to, and swap, where the clock has passed the time for it.
+
+        Args:
+            before: images seen before the last update.
+            nimg: images seen now.
+            done: this is the end of the run.
+            more: training goes on from here. A swap that falls on the end is owed to a run that is made longer.
+        """
+        if self.settings.source is None:
+            return
+        last = self.records[-1] if self.records else None
+        if last:
+            settled = last["nimg"] + clock.images(self.settings.after_kimg)
+            if more and last.get("after_nimg", settled) < settled:  # was scored at an end that is none any more
+                del last["scores"]["after"], last["after_nimg"]
+            if "after" not in last["scores"] and (done or before < settled <= nimg):
+                last["after_nimg"] = nimg
+                self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])
+        self.owed = nimg > 0 and (self.owed or self.settings.due(before, nimg))
+        if self.owed and more:
+            self.owed = False
+            self.swap(nimg)
+
+    def swap(self, nimg: int) -> None:
+        """Swap now, between two scores of the live weights."""
+        s = self.settings
+        waiting = [name for name, bank in self.banks.items() if not bank[s.source].started]
+        if waiting:
+            self.tracker.say(f"swap: {s.source} has not begun at {nimg / 1000:g} kimg; the live weights stay")
+            return
+        record: dict[str, Any] = {"nimg": nimg, "batch": [self.batching.batch_size, self.batching.batch_size], "scores": {}}
+        self._keep_score(record, "before", nimg)
+        growth, reason = self.agree(self._growth(nimg))  # a batch that differed between processes would hang them
+        for key, bank in self.banks.items():
+            bank.write_back(s.source, s.alpha)
+            reset_optimizer(self.players[key].optimizer, s.optimizer)
+        self.settle()
+        self.lr_scale *= s.lr_scale
+        was = self.batching.batch_size
+        grown = self.batching.ask(nimg, growth)
+        record["batch"] = [was, self.batching.batch_size]
+        settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": self.lr_scale}
+        self._keep_score(record, "at", nimg, **settings, growth=growth, **reason)
+        self.records.append(record)
+        if grown:
+            asked = f"the swap asks for x{growth:.3g}" + ("" if round(was * growth) <= self.batching.batch_size else ", cut to max_batch and whole rounds")
+            self.tracker.event(nimg, "growth", **{"from": was, "to": self.batching.batch_size, "rounds": self.batching.rounds, "reason": asked})
+        of = {"g": "G", "gd": "G and D"}[s.networks]
+        self.tracker.say(f"swap: {s.source} in place of the live weights of {of} at {nimg / 1000:g} kimg; batch {was} -> {self.batching.batch_size}{self._in_words(record)}")
+
+    def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
+        """(factor for the batch, what it was read off)."""
+        if self.settings.growth != AUTO:
+            return float(self.settings.growth), {}
+        k, read_off = identified_rate(self.banks, nimg)
+        if k is None:
+            return 1.0, {**read_off, "undecidable": "no orbit has these distances: the weights still drift"}
+        holds = growth_that_holds(self.banks["g"], self.settings.source, k, nimg, self.settings.alpha)
+        # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
+        return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
+
+    def _keep_score(self, record: dict[str, Any], moment: str, nimg: int, **more: Any) -> None:
+        """An event with the live score; on every process the record knows that it was taken."""
+        scores = self.score_live()
+        record["scores"][moment] = list(scores.items())
+        batch = {"batch/size": self.batching.batch_size, "batch/rounds": self.batching.rounds}
+        self.tracker.event(nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **batch, **more, **self.protocol())
+
+    def _in_words(self, record: dict[str, Any]) -> str:
+        metric = next(iter(dict(record["scores"]["before"])), None)
+        if metric is None:
+            return ""
+        before, at = (dict(record["scores"][moment])[metric] for moment in ("before", "at"))
+        return f"; live {metric} {before:.4f} -> {at:.4f}"
+
+    def report(self) -> str:
+        """A table: three rows a swap, the live weights' scores before, at and after it."""
+        metrics = [m for m in dict(self.records[0]["scores"]["before"]) if not m.endswith("_std")] if self.records else []
+        columns = [max(len(m), 9) for m in metrics]
+        lines = ["  ".join([f"{'swap at kimg':>12}", f"{'batch':>14}", f"{'live':<6}", *(m.rjust(c) for m, c in zip(metrics, columns))])]
+        for record in self.records:
+            head = [f"{record['nimg'] / 1000:12.6g}", "{} -> {}".format(*record["batch"]).rjust(14)]
+            for moment, scores in record["scores"].items():
+                cells = [f"{dict(scores)[m]:{c}.4f}" for m, c in zip(metrics, columns)]
+                lines.append("  ".join([*head, f"{moment:<6}", *cells]))
+                head = [" " * 12, " " * 14]
+        return "\n".join(lines)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs, as JSON values."""
+        return {"lr_scale": self.lr_scale, "owed": self.owed, "records": self.records}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.lr_scale, self.owed, self.records = state["lr_scale"], state["owed"], state["records"]
