@@ -64,9 +64,13 @@ def weights_of(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[
     return {n: torch.randn(shape, generator=generator).to(device, dtype) for n, shape in (("a.weight", (4, 3)), ("a.bias", (4,)), ("scale", ()))}
 
 
+def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
 def everything(average: Average) -> dict[str, torch.Tensor]:
     """Copies of all tensors of an average."""
-    return {name: tensor.clone() for name, tensor in (*average.shadows.items(), *average.slot_tensors().items())}
+    return copies({**average.shadows, **average.slot_tensors()})
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -103,7 +107,7 @@ def test_power_weights_are_exact_through_a_growing_batch(rule, gamma):
 
 def test_gamma_zero_is_the_plain_mean():
     """At a fixed batch every update counts alike."""
-    positions, weights = weight_profile(Power(sigma_rel=None, gamma=0.0), range(64, 64 * 30 + 1, 64))
+    _, weights = weight_profile(Power(sigma_rel=None, gamma=0.0), range(64, 64 * 30 + 1, 64))
     np.testing.assert_allclose(weights, [0.0] + [1 / 30] * 30, rtol=1e-12)
 
 
@@ -369,10 +373,10 @@ def test_lookahead_contracts_the_bilinear_game_that_diverges_without():
     assert abs(turn) == pytest.approx(1.105, abs=5e-4) and abs(1 - alpha + alpha * turn) == pytest.approx(0.573, abs=5e-4)
     rule = Lookahead(alpha=alpha, every_kimg=k * batch / 1000, start_kimg=k * batch / 1000)
     radii, _ = bilinear_game({"lookahead": rule}, 6, k, batch, eta)
-    for before, after in zip(radii, radii[1:]):  # the slow weights begin at the end of the first round
+    for before, after in itertools.pairwise(radii):  # the slow weights begin at the end of the first round
         torch.testing.assert_close(after / before, torch.full((20,), abs(1 - alpha + alpha * turn)), rtol=1e-4, atol=0)
     radii, _ = bilinear_game({"ema": Ema()}, 6, k, batch, eta)
-    for before, after in zip(radii, radii[1:]):
+    for before, after in itertools.pairwise(radii):
         torch.testing.assert_close(after / before, torch.full((20,), abs(turn)), rtol=1e-4, atol=0)
 
 
@@ -438,6 +442,16 @@ def test_the_profile_is_what_the_average_does(rule):
 
 
 @every_rule
+def test_before_anything_is_averaged_the_start_is_all_there_is(rule):
+    """Without a look, and for rules with a start with looks before it."""
+    assert [v.tolist() for v in weight_profile(rule, [], 7)] == [[7], [1.0]]
+    average = followed(rule, [64, 128, 192])
+    if not average.started:
+        assert average.weight_profile()[1].tolist() == average.shadows["w"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert average.started == (type(rule) in (Ema, EmaSteps, Power))
+
+
+@every_rule
 @pytest.mark.parametrize("every", [0.2, 0.3, 1.1])
 def test_the_profile_of_an_average_that_looks_rarely(rule, every):
     """The recorded positions are those at which a multiple of the distance had been passed, and only those weights count."""
@@ -489,8 +503,8 @@ def test_save_load_continue_is_bit_equal(rule, every, stop):
     average = Average(rule, live)
     for step, nimg in enumerate(GROWING):
         if step == stop:
-            saved = {n: t.clone() for n, t in average.shadows.items()}, json.dumps(average.state()), {n: t.clone() for n, t in average.slot_tensors().items()}
-            twin = {name: tensor.clone() for name, tensor in live.items()}
+            saved = copies(average.shadows), json.dumps(average.state()), copies(average.slot_tensors())
+            twin = copies(live)
         walk(live, step)
         average.update(nimg)
     mine = {name: torch.randn_like(tensor) for name, tensor in live.items()}
@@ -517,8 +531,8 @@ def test_a_bank_of_all_saves_and_continues_bit_equal():
     for step, nimg in enumerate(GROWING):
         if step == 20:
             twin.load_state_dict(player.state_dict())
-            copies = [{n: {k: t.clone() for k, t in ts.items()} for n, ts in tensors.items()} for tensors in (bank.tensors(), bank.slot_tensors())]
-            other.load(copies[0], json.loads(json.dumps(bank.state())), copies[1])
+            tensors, slots = ({name: copies(its) for name, its in of_all.items()} for of_all in (bank.tensors(), bank.slot_tensors()))
+            other.load(tensors, json.loads(json.dumps(bank.state())), slots)
         for each, net in ((bank, player), (other, twin)):
             if each is bank or step >= 20:
                 walk({"w": net.w.detach()}, step)
@@ -534,7 +548,10 @@ def test_a_bank_of_all_saves_and_continues_bit_equal():
 def test_a_wrong_tensor_or_slot_is_refused_by_name(rule, slot):
     average = Average(rule, weights_of())
     shadows, state, slots = dict(average.shadows), average.state(), average.slot_tensors()
-    without = lambda tensors, name: {n: t for n, t in tensors.items() if n != name}  # noqa: E731
+
+    def without(tensors: dict, name: str) -> dict:
+        return {n: t for n, t in tensors.items() if n != name}
+
     for load, words in [
         ((without(shadows, "a.bias"), state, slots), "saved average: weight 'a.bias' is missing"),
         (({**shadows, "more": torch.zeros(1)}, state, slots), "saved average: there is no weight 'more' to receive it"),
@@ -601,7 +618,7 @@ def test_what_has_yet_to_arrive_is_saved(rule, first):
         walk(live, step)
         near.update(nimg)
         far.update(nimg)
-        parts = {"state": far.state, "shadows": lambda: dict(far.shadows), "slots": far.slot_tensors}
+        parts = {"state": far.state, "shadows": lambda: copies(far.shadows), "slots": lambda: copies(far.slot_tensors())}
         saved = {first: parts[first]()}
         saved |= {name: part() for name, part in parts.items() if name != first}
         assert saved["state"] == near.state()
@@ -727,6 +744,29 @@ def test_wrapped_networks_are_followed_by_the_same_names(wrap, one_process_group
     banks[1].materialize("ema", wrap(normed()))
     banks[1].write_back("power")
     assert torch.equal(inner[2].weight, banks[1]["power"].shadows["2.weight"])
+
+
+class Inner(nn.Module):
+    """A network of its own with a part that is called as DistributedDataParallel's is."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
+        self.module = nn.Module()
+        self.module.w = nn.Parameter(torch.ones(2))
+
+
+def test_a_part_called_module_is_followed_too():
+    """Not every "module." is a wrapper's: no weight may be lost behind another of the same name without it."""
+    network, target = Inner(), Inner()
+    bank = AverageBank(network, {"ema": Ema()})
+    assert len(bank.weight_names) == 2
+    with torch.no_grad():
+        network.w.fill_(3.0)
+        network.module.w.fill_(5.0)
+    bank.update(64)  # the first update of an EMA that ramps up is a copy
+    bank.materialize("ema", target)
+    assert target.w.tolist() == [3.0, 3.0] and target.module.w.tolist() == [5.0, 5.0]
 
 
 # ---- BatchNorm statistics --------------------------------------------------------------------------------------------

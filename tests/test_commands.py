@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TESTS, TINY, error_of, lines_of
 from PIL import Image
 from safetensors.torch import load_file
@@ -413,3 +414,68 @@ def test_the_readmes_plugin_averages(gantrain, tmp_path):
     (tmp_path / "my_module.py").write_text(source)
     train(gantrain, tmp_path / "run", "averagers.halves={name: 'my_module:Halves', every_kimg: 0.08}", cwd=tmp_path)
     assert "eval/halves/digits_fid" in [line for line in lines_of(tmp_path / "run") if "eval/live/digits_fid" in line][-1]
+
+
+def test_the_readmes_loop_averages():
+    """The plain PyTorch loop of the README, with a game of two small networks in the place of its reader's."""
+    from gantrain.averaging import AverageBank
+
+    block = next(block for block in python_blocks() if "train_step(" in block)
+    torch.manual_seed(0)
+    make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 2))  # noqa: E731
+    generator, averaged, seen = make(), make(), []
+
+    def train_step(generator, discriminator, x_real):
+        with torch.no_grad():
+            for p in generator.parameters():
+                p.add_(torch.randn_like(p))
+        seen.append({n: p.detach().clone() for n, p in generator.named_parameters()})
+
+    names: dict = {"generator": generator, "discriminator": None, "averaged": averaged, "train_step": train_step, "torch": torch, "dim_z": 4}
+    exec(block.replace("Swa(start_kimg=50)", "Swa(start_kimg=0.02, every_kimg=0.01)"), {**names, "loader": [torch.zeros(10, 2)] * 5}, space := {})
+    assert isinstance(space["bank"], AverageBank) and space["nimg"] == 50
+    mean = {n: torch.stack([step[n] for step in seen[1:]]).mean(0) for n in seen[0]}
+    for name, p in generator.named_parameters():
+        torch.testing.assert_close(p, mean[name])  # the SWA of the last four stands in the live weights
+    assert not torch.equal(averaged[0].weight, generator[0].weight) and averaged[1].running_mean.abs().sum() > 0
+
+
+def test_the_readmes_accelerate_loop_averages_saves_and_resumes(tmp_path):
+    """One update of the average per optimizer step, in images; what `save_state` wrote, `load_state` goes on from."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    block = next(block for block in python_blocks() if "accelerator.prepare" in block)
+
+    def session(batches: int) -> dict:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        torch.manual_seed(0)
+        generator = torch.nn.Linear(3, 2)
+        names: dict = {
+            "accelerator": Accelerator(cpu=True, gradient_accumulation_steps=2),
+            "generator": generator,
+            "optimizer": torch.optim.SGD(generator.parameters(), lr=0.1),
+            "loader": torch.utils.data.DataLoader(torch.arange(3.0 * 4 * batches).reshape(-1, 3) / 50, batch_size=4),
+            "loss_of": lambda network, x: network(x).square().mean(),
+            "nimg": 0,
+        }
+        head, _, loop = block.partition("for x_real in loader:")
+        exec("from gantrain.averaging import AverageBank, Ema\n" + head, names)
+        names["loop"] = "for x_real in loader:" + loop
+        return names
+
+    one = session(4)
+    exec(one["loop"], one)
+    average = one["bank"]["ema"]
+    assert one["nimg"] == 16 and average.num_averaged == 2 and average.previous_nimg == 16  # two steps of two batches of four
+    one["accelerator"].save_state(str(tmp_path / "state"))
+    shadows = {n: t.clone() for n, t in average.shadows.items()}
+    two = session(4)
+    two["accelerator"].load_state(str(tmp_path / "state"))
+    assert two["bank"]["ema"].previous_nimg == 16 and all(torch.equal(t, two["bank"]["ema"].shadows[n]) for n, t in shadows.items())
+    for names in (one, two):
+        names["nimg"] = 16
+        exec(names["loop"], names)
+    for name, tensor in one["bank"]["ema"].shadows.items():
+        assert torch.equal(tensor, two["bank"]["ema"].shadows[name]) and not torch.equal(tensor, shadows[name])

@@ -70,6 +70,10 @@ def test_the_loop_syncs_with_the_device_only_where_a_line_is_due():
     trainer = ast.parse((ROOT / "gantrain" / "trainer.py").read_text())
     hot = [ast.unparse(n) for n in ast.walk(trainer) if isinstance(n, ast.FunctionDef) and n.name in ("update", "real", "noise", "add_stats")]
     assert len(hot) == 4
+    average = ast.parse((ROOT / "gantrain" / "averaging" / "average.py").read_text())
+    hot += [ast.unparse(n) for n in ast.walk(average) if isinstance(n, ast.FunctionDef) and n.name in ("update", "_move", "_weight", "lerp")]
+    assert len(hot) == 8
+    hot += [(ROOT / "gantrain" / "averaging" / f"{rule}.py").read_text() for rule in configuration.AVERAGERS]  # a file each
     for text in [update, *hot]:
         assert not re.search(r"\.(item|cpu|tolist|numpy)\(", text)
 
@@ -97,7 +101,7 @@ def test_the_readme_names_every_configuration_and_only_files_that_exist():
 
 def test_the_readme_lists_every_plugin():
     readme = (ROOT / "README.md").read_text()
-    for table in (configuration.ARCHITECTURES, configuration.AVERAGERS, configuration.LOSSES, configuration.DATASETS, configuration.METRICS):
+    for table in (configuration.ARCHITECTURES, configuration.AVERAGERS, configuration.BATCH_POLICIES, configuration.LOSSES, configuration.DATASETS, configuration.METRICS):
         for name in table:
             assert f"`{name}`" in readme, f"README.md does not mention {name}"
 
@@ -105,7 +109,7 @@ def test_the_readme_lists_every_plugin():
 def test_versions_are_loose_in_the_project_and_exact_in_the_constraints():
     project = (ROOT / "pyproject.toml").read_text()
     constraints = (ROOT / "constraints.txt").read_text()
-    for name in ("torch", "torchvision", "accelerate", "torch-fidelity", "wandb", "omegaconf", "safetensors", "scikit-learn", "pytest", "hypothesis"):
+    for name in ("torch", "torchvision", "accelerate", "torch-fidelity", "wandb", "omegaconf", "safetensors", "scikit-learn", "matplotlib", "pytest", "hypothesis"):
         assert re.search(rf'"{name}>=[\d.]+"', project), name
         assert re.search(rf"^{name.replace('-', '[-_]')}==[\d.]+$", constraints, re.M), name
     assert "torch==2.13.0" in constraints and "torchvision==0.28.0" in constraints

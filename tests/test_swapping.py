@@ -234,11 +234,14 @@ def test_growth_auto_says_what_it_was_read_off(gantrain, tmp_path):
     assert len(at) == 2
     for event in at:
         assert event["half_lives_kimg"] == pytest.approx({"ema_short": 0.02, "ema": 0.04})
-        near, far = event["distances"]["ema_short"], event["distances"]["ema"]
-        mu_near, mu_far = np.log(2) / 0.02, np.log(2) / 0.04
-        k = (near * mu_near - far * mu_far) / (far - near)
-        if far > near and near * mu_near > far * mu_far:
-            assert event["k_per_kimg"] == pytest.approx(k) and event["g_star"] == pytest.approx(1 + k / mu_near)
+        q, b = {}, {}
+        for name, half_life in (("ema_short", 0.02), ("ema", 0.04)):
+            b[name] = 0.5 ** (event["step"] / 1000 / half_life)
+            q[name] = event["distances"][name] * (1 + b[name]) / (2 * b[name] ** 2)
+        f = (q["ema_short"] - q["ema"]) / (q["ema_short"] * b["ema_short"] - q["ema"] * b["ema"])
+        if 0 < f < 1:
+            k = -np.log(f) / event["step"] * 1000
+            assert event["k_per_kimg"] == pytest.approx(k) and event["g_star"] == pytest.approx(1 + k * 0.02 / np.log(2))
             assert event["growth"] == pytest.approx(event["g_star"] ** 2)
         else:
             assert event["growth"] == 1.0 and "drift" in event["undecidable"]

@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import load_file
 
 from gantrain.metrics.features import DigitsClassifier
@@ -21,7 +23,7 @@ def run(*arguments: object) -> str:
 
 def test_benchmark_compares_variants(tmp_path):
     said = run(
-        "tools/benchmark.py", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--updates", 1, "--turns", 2,
+        "tools/benchmark.py", "train", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--updates", 1, "--turns", 2,
         "--against", "performance.channels_last=false", "--against", "averagers.ema=null averagers.swa=null", "--json", tmp_path / "b.json",
     )  # fmt: skip
     record = json.loads((tmp_path / "b.json").read_text())
@@ -29,6 +31,31 @@ def test_benchmark_compares_variants(tmp_path):
     for row in record["rows"]:
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median"] <= max(row["seconds"]) and row["batch_size"] == 16
         assert f"{row['median'] * 1e3:.2f}" in said
+
+
+def test_benchmark_sets_averages_beside_an_update(tmp_path):
+    said = run(
+        "tools/benchmark.py", "averaging", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--turns", 2, "--repeats", 2, "--averages", 3,
+        "--channels", 1, "--json", tmp_path / "b.json",
+    )  # fmt: skip
+    record = json.loads((tmp_path / "b.json").read_text())
+    rows = {row["variant"]: row for row in record["rows"]}
+    assert list(rows) == ["3 averages in the bank", "3 averages by a naive loop", "3 copies of the weights", "one update of the game"]
+    whole = rows["one update of the game"]["median"]
+    for row in rows.values():
+        assert len(row["seconds"]) == 2 and row["share"] == pytest.approx(row["median"] / whole)
+        assert f"{row['share']:.2%}" in said
+
+
+def test_the_profiles_of_all_averages_are_drawn(tmp_path):
+    """A picture with a curve for every averager in the table."""
+    from gantrain.averaging import AVERAGERS
+
+    run("tools/weight_profiles.py", "--out", tmp_path / "profiles.png")
+    picture = np.asarray(Image.open(tmp_path / "profiles.png").convert("RGB")).astype(int)
+    blue = abs(picture - [31, 95, 168]).sum(-1) < 30
+    cells = [half for row in np.array_split(blue, 2, axis=0) for half in np.array_split(row, 4, axis=1)]
+    assert sum(cell.sum() > 300 for cell in cells) == len(AVERAGERS)
 
 
 def test_the_table_of_the_digits_metrics_is_this_codes():

@@ -1,28 +1,41 @@
-"""How long an update takes, and what a setting costs or saves.
+"""How long an update takes, what a setting costs or saves, and what averaging costs.
 
-    python tools/benchmark.py configs/digits.yaml
-    python tools/benchmark.py configs/digits.yaml --against performance.channels_last=false --against "averagers.swa=null averagers.ema_short=null"
+    python tools/benchmark.py train configs/digits.yaml
+    python tools/benchmark.py train configs/digits.yaml --against performance.channels_last=false --against "averagers.swa=null averagers.ema_short=null"
+    python tools/benchmark.py averaging configs/cifar10_biggan.yaml
 
-Every `--against` is the same configuration with overrides (several with spaces between). The variants take turns, A B A B,
-so that a machine that slows down slows them all. Prints medians and spreads over the turns; `--json PATH` writes them.
+`train` times whole updates. Every `--against` is the same configuration with overrides (several with spaces between).
+
+`averaging` times what the averages of the generator take: several of them in the bank, one after the other by the loop that
+most trainers have (`e.copy_(e * d + p * (1 - d))`), a copy of as many bytes (the bound), and a whole update of the game, of
+which it prints the share. Caches are full of other things before each, as after an update. No data needed: images are random.
+
+Variants take turns, A B A B, so that a machine that slows down slows them all. Prints medians and spreads over the turns;
+`--json PATH` writes them.
 """
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import platform
 import shlex
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gantrain import __version__
-from gantrain.loading import load
+from gantrain.averaging import AverageBank, Ema
 from gantrain.distributed import finish, make_accelerator
+from gantrain.loading import load
 from gantrain.trainer import Trainer
+from gantrain.update import Player, discriminator_phase, generator_phase, make_adam, sees_real
 
 QUIET = ["tracking.wandb.mode=disabled"]
 
@@ -38,52 +51,155 @@ def ready(config: str, overrides: list[str], folder: Path, accelerator) -> Train
 
 def seconds(trainer: Trainer, updates: int) -> float:
     """Seconds an update, over some updates."""
-    wait = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
+    return seconds_of(trainer.update, updates, trainer.device)
+
+
+def seconds_of(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Seconds a call, over some calls."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     begin = time.perf_counter()
-    for _ in range(updates):
-        trainer.update()
+    for _ in range(repeats):
+        call()
     wait()
-    return (time.perf_counter() - begin) / updates
+    return (time.perf_counter() - begin) / repeats
+
+
+def seconds_cold(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """The same with caches full of something else before every call, as an update leaves them."""
+    scratch = torch.zeros(2**26, device=device)  # 256 MiB
+    taken = 0.0
+    for _ in range(repeats):
+        scratch.add_(1.0)
+        taken += seconds_of(call, 1, device)
+    return taken / repeats
+
+
+def machine() -> str:
+    """The device and its software, for a table's head."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{device}; gantrain {__version__}, torch {torch.__version__}"
+
+
+def in_turns(variants: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """Every variant's seconds at every turn, A B A B."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(turns):
+        for name, measure in variants.items():
+            times[name].append(measure())
+    return times
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Whole updates of one configuration and of variants of it."""
+    accelerator = make_accelerator(load(arguments.config, arguments.overrides).mixed_precision)
+    names = ["as configured", *arguments.against]
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {
+            name: ready(arguments.config, [*arguments.overrides, *shlex.split(name if name in arguments.against else "")], Path(folder) / str(i), accelerator)
+            for i, name in enumerate(names)
+        }
+        times = in_turns({name: functools.partial(seconds, trainer, arguments.updates) for name, trainer in trainers.items()}, arguments.turns)
+        batch = {name: trainer.batching.batch_size for name, trainer in trainers.items()}
+    print(f"\n{arguments.config}: {machine()}; {arguments.turns} turns of {arguments.updates} updates")
+    width = max(map(len, names))
+    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'time':>7}")
+    rows = []
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        ratio = statistics.median(t / base for t, base in zip(taken, times[names[0]]))
+        rows.append({"variant": name, "seconds": taken, "median": median, "ratio": ratio, "batch_size": batch[name]})
+        print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch[name] / median:9.0f} {ratio:6.2f}x")
+    del trainers
+    finish(accelerator)
+    return {"rows": rows}
+
+
+def averaging(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What averages of the generator cost beside an update."""
+    config = load(arguments.config, arguments.overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolution, channels, classes = config.data.resolution, arguments.channels, arguments.classes
+    generator, discriminator = config.model.build(resolution, channels, classes)
+    layout = torch.channels_last if config.performance.channels_last else torch.contiguous_format
+    players = []
+    for network, lr in ((generator, config.optim.lr_g), (discriminator, config.optim.lr_d)):
+        network.to(device, memory_format=layout)
+        players.append(Player(network, network, make_adam(network, lr, config.optim.betas, config.optim.eps), torch.amp.GradScaler(device.type, enabled=False)))
+    b = config.batching.micro_batch or config.batching.batch_size
+    rounds, d_steps = config.batching.batch_size // b, config.optim.d_steps
+    real = (torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1).contiguous(memory_format=layout), torch.zeros(b, dtype=torch.int64, device=device))
+    noise = (torch.randn(b, generator.dim_z, device=device), torch.zeros(b, dtype=torch.int64, device=device))
+
+    def update() -> None:
+        for _ in range(d_steps):
+            discriminator_phase(*players, config.loss, [(real, noise)] * rounds, rounds)
+        generator_phase(*players, config.loss, [(real if sees_real(config.loss) else None, noise)] * rounds, rounds)
+
+    count = arguments.averages
+    bank = AverageBank(generator, {f"ema{i}": Ema(half_life_kimg=10.0 * 2**i, ramp_up=None) for i in range(count)})
+    position = itertools.count(config.batching.batch_size, config.batching.batch_size)
+    live = [p.detach() for p in generator.parameters()]
+    naive = [[p.clone() for p in live] for _ in range(count)]
+    decays = [0.5 ** (config.batching.batch_size / (10_000 * 2**i)) for i in range(count)]
+
+    def by_loop() -> None:
+        for tensors, d in zip(naive, decays):
+            for e, p in zip(tensors, live):
+                e.copy_(e * d + p * (1 - d))
+
+    def copies() -> None:
+        for tensors in naive:
+            torch._foreach_copy_(tensors, live)
+
+    update()
+    bank.update(next(position))
+    variants = {
+        f"{count} averages in the bank": functools.partial(seconds_cold, lambda: bank.update(next(position)), arguments.repeats, device),
+        f"{count} averages by a naive loop": functools.partial(seconds_cold, by_loop, arguments.repeats, device),
+        f"{count} copies of the weights": functools.partial(seconds_cold, copies, arguments.repeats, device),
+        "one update of the game": functools.partial(seconds_of, update, 1, device),
+    }
+    times = in_turns(variants, arguments.turns)
+    whole = statistics.median(times["one update of the game"])
+    parameters = sum(p.numel() for p in live)
+    print(f"\n{arguments.config}: G of {parameters:,} parameters in {len(live)} tensors, batch {config.batching.batch_size}, {d_steps} D steps; {machine()}; {arguments.turns} turns")
+    width = max(map(len, times))
+    print(f"{'':{width}}  {'ms':>10} {'min':>9} {'max':>9} {'of an update':>13}")
+    rows = []
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        rows.append({"variant": name, "seconds": taken, "median": median, "share": median / whole})
+        print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {median / whole:12.2%}")
+    return {"parameters": parameters, "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every variant")
-    parser.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
-    parser.add_argument("--updates", type=int, default=10, help="updates a turn (default: 10)")
-    parser.add_argument("--turns", type=int, default=5, help="turns of every variant (default: 5)")
-    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own)")
-    parser.add_argument("--json", type=Path, metavar="PATH")
+    kinds = parser.add_subparsers(required=True, metavar="WHAT")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("config")
+    shared.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every variant")
+    shared.add_argument("--turns", type=int, default=5, help="turns of every variant (default: 5)")
+    shared.add_argument("--threads", type=int, help="torch threads (default: torch's own)")
+    shared.add_argument("--json", type=Path, metavar="PATH")
+    whole = kinds.add_parser("train", parents=[shared], help="whole updates")
+    whole.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
+    whole.add_argument("--updates", type=int, default=10, help="updates a turn (default: 10)")
+    whole.set_defaults(call=train)
+    averages = kinds.add_parser("averaging", parents=[shared], help="averages of the generator beside an update")
+    averages.add_argument("--averages", type=int, default=5, help="how many (default: 5)")
+    averages.add_argument("--repeats", type=int, default=20, help="updates of the averages a turn (default: 20)")
+    averages.add_argument("--channels", type=int, default=3, help="of the images (default: 3)")
+    averages.add_argument("--classes", type=int, default=10, help="of the data (default: 10)")
+    averages.set_defaults(call=averaging)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    accelerator = make_accelerator(load(arguments.config, arguments.overrides).mixed_precision)
-    names = ["as configured", *arguments.against]
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = [
-            ready(arguments.config, [*arguments.overrides, *shlex.split(variant)], Path(folder) / str(i), accelerator)
-            for i, variant in enumerate(["", *arguments.against])
-        ]
-        times: list[list[float]] = [[] for _ in trainers]
-        for _ in range(arguments.turns):
-            for taken, trainer in zip(times, trainers):
-                taken.append(seconds(trainer, arguments.updates))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    print(f"\n{arguments.config}: {device}; gantrain {__version__}, torch {torch.__version__}; {arguments.turns} turns of {arguments.updates} updates")
-    width = max(map(len, names))
-    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'time':>7}")
-    rows = []
-    for name, taken, trainer in zip(names, times, trainers):
-        median = statistics.median(taken)
-        ratio = statistics.median(t / base for t, base in zip(taken, times[0]))
-        rows.append({"variant": name, "seconds": taken, "median": median, "ratio": ratio, "batch_size": trainer.batch_size})
-        print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {trainer.batch_size / median:9.0f} {ratio:6.2f}x")
+    record = arguments.call(arguments)
     if arguments.json:
-        record = {"config": arguments.config, "overrides": arguments.overrides, "device": device, "torch": torch.__version__, "rows": rows}
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    finish(accelerator)
+        head = {"config": arguments.config, "overrides": arguments.overrides, "machine": machine()}
+        arguments.json.write_text(json.dumps({**head, **record}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from gantrain.averaging import Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, weight_profile
 
 TOTAL, GROWS_AT, BATCHES = 100_000, (50_000, 80_000), (64, 128, 256)
-BIN = 2000  # images; wide enough that rules which look rarely are a line and not a comb
+BIN = 2000  # images; wide enough that a rule which looks rarely is a line and not a comb
 RULES = {
     "ema: half-life 10 kimg": Ema(half_life_kimg=10),
     "ema_steps: decay 0.9956 at batch 64": EmaSteps(decay=0.9956, batch_size=64),
@@ -23,7 +23,7 @@ RULES = {
     "lawa: the last 20, 1 kimg apart": Lawa(k=20, every_kimg=1),
     "power: sigma_rel 0.10": Power(sigma_rel=0.10),
     "bema: looks every 2 kimg": Bema(every_kimg=2),
-    "lookahead: alpha 0.1, every 2 kimg": Lookahead(alpha=0.1, every_kimg=2),
+    "lookahead: alpha 0.2, every 4 kimg": Lookahead(alpha=0.2, every_kimg=4),
 }
 
 
@@ -40,8 +40,11 @@ def density(averager) -> tuple[np.ndarray, np.ndarray]:
     """(middles of bins in kimg, weight per kimg) of the live weights in an average of the whole run."""
     ends, weights = weight_profile(averager, positions())
     edges = np.arange(0, TOTAL + BIN, BIN)
-    # The weights at an update's end stand for all of its images.
-    share = np.diff(np.interp(edges, ends, np.cumsum(weights)))
+    # What was looked at stands for all images since the look before; the initial weights have no images of their own.
+    looks, weight = ends[1:][weights[1:] != 0.0], weights[1:][weights[1:] != 0.0]
+    knots = np.append(max(0, 2 * looks[0] - looks[1]), looks)
+    share = np.diff(np.interp(edges, knots, np.append(0.0, np.cumsum(weight))))
+    share[0] += weights[0]
     return (edges[:-1] + BIN / 2) / 1000, share / (BIN / 1000)
 
 

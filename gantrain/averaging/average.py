@@ -12,19 +12,33 @@ from gantrain.averaging.rule import Averager, Weights
 from gantrain.clock import due
 from gantrain.errors import UserError
 
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put in front of names
+COMPILED = "_orig_mod"  # where torch.compile keeps the module that it has compiled, or any part of it
+WRAPPERS = ("module", COMPILED)  # where DistributedDataParallel and torch.compile keep the whole network
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel and torch.compile: inside whatever has it as its only part."""
+    while True:
+        parts = dict(network.named_children())
+        own = [*network.parameters(recurse=False), *network.buffers(recurse=False)]
+        if own or len(parts) != 1 or next(iter(parts)) not in WRAPPERS:
+            return network
+        network = next(iter(parts.values()))
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without the wrappers of DistributedDataParallel and torch.compile."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
+    """A name inside a network whose parts may be compiled, without the traces of that."""
+    return name.replace(f"{COMPILED}.", "")
 
 
 def named_weights(network: nn.Module) -> dict[str, Tensor]:
     """The parameters of a network, wrapped or not, by plain name."""
-    return {plain_name(name): parameter for name, parameter in network.named_parameters()}
+    return {plain_name(name): parameter for name, parameter in unwrapped(network).named_parameters()}
+
+
+def named_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a network, wrapped or not, by plain name."""
+    return {plain_name(name): buffer for name, buffer in unwrapped(network).named_buffers()}
 
 
 def match(wanted: Weights, found: Weights, what: str) -> None:
@@ -157,6 +171,18 @@ class Average:
             # In fp32 until the end: a part of the way may be less than a bf16 weight can move by itself.
             live.copy_(average if alpha >= 1.0 else torch.lerp(live.float(), average, alpha))
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from where the live weights are now."""
+        self._settle()
+        torch._foreach_copy_(list(self._shadows.values()), list(self.live.values()))
+        self.first_nimg, self._looks = self.previous_nimg, Looks()
+
+    @property
+    def distance_of_looks(self) -> int:
+        """Images between the last two looks; 0 before there were two."""
+        return self._looks.last_distance
+
     def weight_profile(self) -> tuple[np.ndarray, np.ndarray]:
         """(positions `[n + 1]` in images, weights `[n + 1]`): what the live weights of each past look count in the average.
 
@@ -194,7 +220,7 @@ class Average:
             "previous_nimg": self.previous_nimg,
             "num_averaged": self.num_averaged,
             "unseen": self._unseen,
-            "looks": self._looks.runs,
+            "looks": [list(run) for run in self._looks.runs],
         }
 
     def slot_tensors(self) -> dict[str, Tensor]:
@@ -219,6 +245,17 @@ class Looks:
                 self.runs[-1] = [first, nimg - first if count == 1 else distance, count + 1, each]
                 return
         self.runs.append([nimg, 0, 1, updates])
+
+    @property
+    def last_distance(self) -> int:
+        """Images between the last two looks; 0 before there were two."""
+        if not self.runs:
+            return 0
+        first, distance, count, _ = self.runs[-1]
+        if count > 1 or len(self.runs) == 1:
+            return distance
+        before, step, many, _ = self.runs[-2]
+        return first - (before + step * (many - 1))
 
     def unrolled(self) -> list[tuple[int, int]]:
         """(position, updates since the one before) of every look."""
@@ -296,9 +333,8 @@ def write_weights(weights: Weights, network: nn.Module) -> None:
 
 @torch.no_grad()
 def write_buffers(buffers: Iterable[tuple[str, Tensor]], network: nn.Module) -> None:
-    """Copy named buffers (spectral norms' vectors, BatchNorm statistics, counters) into a network, strictly by name."""
-    sources = {plain_name(name): tensor for name, tensor in buffers}
-    targets = {plain_name(name): tensor for name, tensor in network.named_buffers()}
+    """Copy buffers by plain name (spectral norms' vectors, BatchNorm statistics, counters) into a network, strictly."""
+    sources, targets = dict(buffers), named_buffers(network)
     match(targets, sources, f"buffers for {type(network).__name__}")
     for name, target in targets.items():
         target.copy_(sources[name])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gantrain.averaging.average import Average, match, named_weights, write_buffers, write_weights
+from gantrain.averaging.average import Average, match, named_buffers, named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.rule import Averager, Weights
 from gantrain.averaging.spectral import refresh_spectral_norms
@@ -50,7 +50,8 @@ class AverageBank:
     def update(self, nimg: int) -> None:
         """Take the live weights at `nimg` images into every average. No device sync.
 
-        A rule that puts the live weights back to its average does so afterwards.
+        A rule that puts the live weights back to its average does so afterwards; being called every few updates it leaves
+        spectral norms to the power iteration of the next forward.
         """
         moved = {name: average.update(nimg) for name, average in self.averages.items()}
         if self._writes_back and moved[self._writes_back]:
@@ -80,11 +81,11 @@ class AverageBank:
         """
         if name == LIVE:
             write_weights(named_weights(self.network), into)
-            write_buffers(self.network.named_buffers(), into)
+            write_buffers(named_buffers(self.network).items(), into)
             return
         shadows = self[name].shadows
         write_weights({n: shadows[n] for n in self.weight_names}, into)
-        write_buffers(self.network.named_buffers(), into)
+        write_buffers(named_buffers(self.network).items(), into)
         refresh_spectral_norms(into)
         if averaged_statistics:
             write_statistics({n: shadows[n] for n in self.statistic_names}, into)
@@ -104,10 +105,7 @@ class AverageBank:
         self[name].write_back(self.weight_names, alpha)
         refresh_spectral_norms(self.network)
         if self._writes_back and self._writes_back != name:
-            slow = self.averages[self._writes_back]
-            with torch.no_grad():
-                for weight in self.weight_names:
-                    slow.shadows[weight].copy_(slow.live[weight])
+            self.averages[self._writes_back].restart()
 
     def distance(self, name: str) -> Tensor:
         """Squared Euclidean distance between the live weights and an average, a scalar on the live weights' device."""
@@ -140,8 +138,10 @@ class AverageBank:
     def load(self, tensors: Mapping[str, Weights], state: Mapping[str, Any], slots: Mapping[str, Weights] | None = None) -> None:
         """Continue every average from saved values: what `tensors`, `state` and `slot_tensors` gave.
 
+        Saved averages that this bank does not follow are left alone.
+
         Raises:
-            UserError: an average, or a tensor of it, is missing, extra, or of another shape.
+            UserError: an average is missing, or a tensor of it is missing, extra, or of another shape.
         """
         for name, average in self.averages.items():
             if name not in tensors or name not in state:

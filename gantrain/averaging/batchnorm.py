@@ -16,21 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gantrain.averaging.average import match, plain_name
+from gantrain.averaging.average import match, plain_name, unwrapped
 
 POLICIES = ("recalibrate", "copy", "average", "batch")
 
 
 def norms_of(network: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorms of a network that keep running statistics, by module name."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+    """The BatchNorms of a network that keep running statistics, by plain module name."""
+    return {plain_name(name): m for name, m in unwrapped(network).named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
 
 
 def named_statistics(network: nn.Module) -> dict[str, Tensor]:
     """Running means and variances by plain name."""
-    return {
-        plain_name(f"{name}.{key}"): getattr(norm, key) for name, norm in norms_of(network).items() for key in ("running_mean", "running_var")
-    }
+    return {f"{name}.{key}": getattr(norm, key) for name, norm in norms_of(network).items() for key in ("running_mean", "running_var")}
 
 
 @torch.no_grad()

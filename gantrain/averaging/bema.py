@@ -26,7 +26,7 @@ class Bema(Rule):
     changes neither. A look that comes after m distances instead of one takes (1 - beta_t)^m.
 
     Attributes:
-        start_kimg: theta_0 are the weights here (the paper's tau); before that the average does not exist.
+        start_kimg: theta_0 are the weights here (the paper's tau), the initial ones at 0; before that there is no average.
         every_kimg: distance between looks at the weights (phi; the paper's 400 steps, here of 64 images).
         step_kimg: images that count as one step of t.
         kappa: power of the averaging weight.
@@ -71,13 +71,13 @@ class Bema(Rule):
         average = list(shadows.values())
         theta = [tensor.to(shadow.dtype) for tensor, shadow in zip(live.values(), average)]
         ema, start = list(slots["ema"].values()), list(slots["start"].values())
-        looks = periods_from(self.start_kimg, self.every_kimg, previous_nimg, nimg)
-        if num_averaged == 0:
+        if previous_nimg < self.start_kimg * 1000:
             if nimg < self.start_kimg * 1000:
                 return False
             for tensors in (average, ema, start):
                 torch._foreach_copy_(tensors, theta)
             return True
+        looks = periods_from(self.start_kimg, self.every_kimg, previous_nimg, nimg)
         if not looks:
             return False
         torch._foreach_lerp_(ema, theta, 1.0 - (1.0 - self.beta(nimg)) ** looks)

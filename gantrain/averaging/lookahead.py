@@ -20,7 +20,7 @@ class Lookahead(Rule):
     Attributes:
         alpha: part of the way that the slow weights go, in (0, 1].
         every_kimg: distance between two such moves.
-        start_kimg: the slow weights begin as a copy of the live ones here.
+        start_kimg: the slow weights begin as a copy of the live ones here; 0 begins from the initial weights.
         networks: "gd" by default, since a game spirals in both players' weights at once.
     """
 
@@ -38,6 +38,6 @@ class Lookahead(Rule):
         check(self, "offload", not self.offload, "must be false: the live weights are put back to the average at once")
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        if num_averaged == 0:
+        if previous_nimg < self.start_kimg * 1000:
             return 1.0 if nimg >= self.start_kimg * 1000 else 0.0
         return self.alpha if periods_from(self.start_kimg, self.every_kimg, previous_nimg, nimg) else 0.0

@@ -69,12 +69,13 @@ def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Te
     total: dict[str, Tensor] = {}
     for coefficient, tensors in parts:
         for name, tensor in tensors.items():
-            term = tensor.double().mul_(coefficient)
+            term = tensor.double() * coefficient
             total[name] = total[name].add_(term) if name in total else term
     return {name: tensor.float() for name, tensor in total.items()}
 
 
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Half-precision copies; a tensor with values beyond half precision's range stays as it is."""
-    halves = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in tensors.items()}
-    return {name: half if bool(torch.isfinite(half).all()) else tensors[name].detach().cpu().float() for name, half in halves.items()}
+    """Copies in half precision, in main memory; of a tensor with values beyond half precision's range in single precision."""
+    halves = {name: tensor.detach().to("cpu", torch.float16, copy=True) for name, tensor in tensors.items()}
+    whole = {name: tensors[name].detach().to("cpu", torch.float32, copy=True) for name, half in halves.items() if not torch.isfinite(half).all()}
+    return {**halves, **whole}

@@ -46,7 +46,7 @@ class Power(Rule):
         return self.gamma if self.gamma is not None else gamma_of(self.sigma_rel)
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        return 1.0 - (previous_nimg / nimg) ** (self.exponent + 1)
+        return 1.0 - (previous_nimg / max(nimg, 1)) ** (self.exponent + 1)
 
 
 def gamma_of(sigma_rel: float) -> float:

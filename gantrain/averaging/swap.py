@@ -75,25 +75,32 @@ class Swap:
         return self.source is not None and periods_from(self.start_kimg, self.every_kimg, before, after) > 0
 
 
-def rate_of_two(distance_1: float, mu_1: float, distance_2: float, mu_2: float) -> float | None:
+def rate_of_two(distance_1: float, mu_1: float, distance_2: float, mu_2: float, step: float = 0.0) -> float | None:
     """The rate k at which an Ornstein-Uhlenbeck process forgets itself, from its distances to two of its averages.
 
-    With D_i = E (live - EMA_i)^2 = V k / (k + mu_i): k = (D_2 mu_2 - D_1 mu_1) / (D_1 - D_2). Exact for one mode; for
-    weights with many it is an effective value.
+    With D_i = E (live - EMA_i)^2 = V k / (k + mu_i): k = (D_2 mu_2 - D_1 mu_1) / (D_1 - D_2). Where the averages look only
+    every `step`, with decays b_i = e^(-mu_i step), exactly: q_i = D_i (1 + b_i) / (2 b_i^2) = V (1 - f) / (1 - b_i f) for
+    f = e^(-k step), so f = (q_2 - q_1) / (q_2 b_2 - q_1 b_1). Exact for one mode; for weights with many it is an effective
+    value.
 
     Args:
         distance_1, distance_2: squared distances between the live weights and the two averages.
         mu_1, mu_2: the averages' rates of forgetting, different ones, in the unit that the result is wanted in.
+        step: time between looks; 0 for averages that look all the time.
 
     Returns:
         k, or None where no process of this kind has these distances: while the weights still drift, the longer average
         lags further behind than any orbit explains.
     """
-    slow, fast = (distance_1, mu_1), (distance_2, mu_2)
-    if mu_1 > mu_2:
-        slow, fast = fast, slow
-    falls, rises = slow[0] - fast[0], fast[0] * fast[1] - slow[0] * slow[1]
-    return rises / falls if falls > 0 and rises > 0 and math.isfinite(rises / falls) else None
+    if step > 0:
+        b_1, b_2 = math.exp(-mu_1 * step), math.exp(-mu_2 * step)
+        q_1, q_2 = (d * (1 + b) / (2 * b * b) for d, b in ((distance_1, b_1), (distance_2, b_2)))
+        below = q_2 * b_2 - q_1 * b_1
+        f = (q_2 - q_1) / below if below else math.nan
+        return -math.log(f) / step if 0 < f < 1 else None
+    falls = distance_1 - distance_2
+    k = (distance_2 * mu_2 - distance_1 * mu_1) / falls if falls else math.nan
+    return k if 0 < k < math.inf else None
 
 
 def variance_ratio(positions: np.ndarray, weights: np.ndarray, k: float) -> float:
@@ -123,8 +130,9 @@ def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float 
     longest = max(emas, key=lambda name: emas[name].half_life_kimg)
     mu = {name: math.log(2) / emas[name].half_life(nimg) for name in (shortest, longest)}
     distance = {name: float(sum(bank.distance(name) for bank in banks.values())) for name in mu}
-    k = rate_of_two(distance[longest], mu[longest], distance[shortest], mu[shortest])
-    return k, {"distances": distance, "half_lives_kimg": {name: math.log(2) / rate / 1000 for name, rate in mu.items()}}
+    step = next(iter(banks.values()))[shortest].distance_of_looks
+    k = rate_of_two(distance[longest], mu[longest], distance[shortest], mu[shortest], step)
+    return k, {"distances": distance, "half_lives_kimg": {name: math.log(2) / rate / 1000 for name, rate in mu.items()}, "step": step}
 
 
 def growth_that_holds(bank: AverageBank, source: str, k: float, nimg: int, alpha: float = 1.0) -> float:
@@ -139,6 +147,5 @@ def growth_that_holds(bank: AverageBank, source: str, k: float, nimg: int, alpha
         # Cov(EMA, live) equals V_EMA, so a mixture has (1 - a)^2 V + (1 - (1 - a)^2) V_EMA.
         return 1.0 / ((1 - alpha) ** 2 + (1 - (1 - alpha) ** 2) * ratio)
     positions, weights = bank.weight_profile(source)
-    mixture = alpha * weights
-    mixture[-1] += 1.0 - alpha
-    return 1.0 / variance_ratio(positions, mixture, k)
+    # The share that stays is the live weights' of now, which the average may not have looked at yet.
+    return 1.0 / variance_ratio(np.append(positions, nimg), np.append(alpha * weights, 1.0 - alpha), k)

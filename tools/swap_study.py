@@ -1,0 +1,133 @@
+"""Does a swap hold? The same game with and without swaps and growth, over several seeds, at equal images.
+
+    python tools/swap_study.py configs/digits_swap.yaml --seeds 3 --folder runs/swap_study --out docs/swap_study.png
+
+Trains every arm with every seed (runs that are finished are read, not trained again; `--jobs` at a time, one thread each),
+prints the final scores by arm, mean and standard deviation over seeds, and draws the live score against images seen with what
+it is just before, at and after every swap.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from gantrain.loading import load
+
+ARMS = {
+    "no swap": ["swap.source=null"],
+    "swap G and D": ["swap.growth=1"],
+    "swap G, batch x2": ["swap.networks=g"],
+    "swap G and D, batch x2": [],
+    "swap G and D, batch auto": ["swap.growth=auto"],
+}
+
+
+def train(config: str, overrides: list[str], run: Path) -> None:
+    """One run, in a process of its own with one thread; its words go to a log beside it."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "gantrain", "train", config, f"run_dir={run}", "tracking.wandb.mode=disabled", *overrides]
+    with open(run.with_suffix(".log"), "w") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(f"{run}: the training failed; see {run.with_suffix('.log')}")
+
+
+def read(run: Path) -> list[dict]:
+    """The lines of a run's record."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def final(lines: list[dict]) -> dict[str, float]:
+    """The scores at the end."""
+    return [line for line in lines if any(key.startswith("eval/live/") for key in line)][-1]
+
+
+def path_of(lines: list[dict], metric: str) -> list[tuple[float, float]]:
+    """(kimg, live score) of every time that it was taken, in order; a swap has two at one time."""
+    points = []
+    for line in lines:
+        value = line["live"][metric] if line.get("event") == "swap" else line.get(f"eval/live/{metric}")
+        if isinstance(value, float) and (not points or points[-1] != (line["nimg"] / 1000, value)):
+            points.append((line["nimg"] / 1000, value))
+    return points
+
+
+def cell(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def draw(records: dict[str, list[list[dict]]], metric: str, skip_kimg: float, out: Path) -> None:
+    """A panel an arm: the live score of every seed, and the score of the source average at the end."""
+    figure = Figure(figsize=(3.3 * len(records), 3.6), layout="constrained", dpi=130)
+    shown = [v for runs in records.values() for lines in runs for kimg, v in path_of(lines, metric) if kimg >= skip_kimg]
+    for i, (arm, runs) in enumerate(records.items()):
+        axes = figure.add_subplot(1, len(records), i + 1)
+        for lines in runs:
+            points = [p for p in path_of(lines, metric) if p[0] >= skip_kimg]
+            axes.plot(*zip(*points), color="#1f5fa8", linewidth=1.3, alpha=0.8, marker="o", markersize=2.5)
+        swaps = sorted({line["nimg"] / 1000 for lines in runs for line in lines if line.get("event") == "swap" and line["moment"] == "at"})
+        for kimg in swaps:
+            axes.axvline(kimg, color="#c2410c", linewidth=0.8, linestyle=":")
+        axes.set_ylim(0.9 * min(shown), 1.05 * max(shown))
+        axes.set_title(arm, fontsize=10)
+        axes.set_xlabel("kimg", fontsize=9)
+        axes.set_ylabel(f"live {metric}" if i == 0 else "", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
+    parser.add_argument("--seeds", type=int, default=3, help="0 .. N - 1 (default: 3)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/swap_study"), help="for the runs (default: runs/swap_study)")
+    parser.add_argument("--out", type=Path, default=Path("swap_study.png"), metavar="PNG")
+    arguments = parser.parse_args()
+    config = load(arguments.config, arguments.overrides)
+    todo = [
+        (arguments.config, [*arguments.overrides, *overrides, f"seed={seed}"], arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}")
+        for seed in range(arguments.seeds)
+        for arm, overrides in ARMS.items()
+    ]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(tqdm(pool.map(lambda job: train(*job), todo), total=len(todo), desc="runs", disable=None))
+    records: dict[str, list[list[dict]]] = {arm: [] for arm in ARMS}
+    for (_, _, run), arm in zip(todo, [arm for _ in range(arguments.seeds) for arm in ARMS]):
+        records[arm].append(read(run))
+    metric = next(key.removeprefix("eval/live/") for key in final(records["no swap"][0]) if key.startswith("eval/live/"))
+    names = ["live", *config.averagers]
+    print(f"| arm | batch at the end | {' | '.join(names)} |")
+    print("|---|---|" + "---|" * len(names))
+    for arm, runs in records.items():
+        ends = [final(lines) for lines in runs]
+        batches = [line["batch/size"] for lines in runs for line in [[x for x in lines if "loss/d" in x][-1]]]
+        cells = [cell([end[f"eval/{name}/{metric}"] for end in ends]) for name in names]
+        print(f"| {arm} | {', '.join(map(str, dict.fromkeys(batches)))} | {' | '.join(cells)} |")
+    print(f"\n{metric} at {config.total_kimg:g} kimg, mean ± standard deviation over {arguments.seeds} seeds")
+    print("\n| arm | before the swap | at | after |\n|---|---|---|---|")
+    for arm, runs in records.items():
+        events = [line for lines in runs for line in lines if line.get("event") == "swap"]
+        if events:
+            print(f"| {arm} | " + " | ".join(cell([e["live"][metric] for e in events if e["moment"] == m]) for m in ("before", "at", "after")) + " |")
+    print(f"\nlive {metric} around all {len(events) // 3} swaps of an arm; after: {config.swap.after_kimg:g} kimg later")
+    start = np.nextafter(config.swap.start_kimg / 2, 0)
+    draw(records, metric, float(start), arguments.out)
+    print(f"drawn in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
