@@ -138,11 +138,6 @@ class Evaluator:
         batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
         recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
 
-    def recalibrate_live(self, network: nn.Module) -> None:
-        """The same for the network in training, leaving no trace but the statistics."""
-        with self.apart():
-            self.recalibrate(network)
-
     def features_of(self, generator: nn.Module, name: str = LIVE) -> FeatureSet | None:
         """Features of `num_samples` generated images; None but on the main process."""
         e = self.config.eval

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gantrain import __version__, checkpoint, clock, loading, sampling
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
-from gantrain.averaging.batchnorm import named_statistics
+from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.posthoc import compact
 from gantrain.batching import BatchController
 from gantrain.config import Config, notes
@@ -63,7 +63,7 @@ class Trainer:
         self.evaluator = Evaluator(config, self.images, self.accelerator)
         self.swapper = Swapper(
             config.swap, self.players, self.banks, self.batching, self.score_live, self.evaluator.protocol,
-            functools.partial(self.evaluator.recalibrate_live, self.G.network), functools.partial(from_main, self.accelerator), self.tracker,
+            self.settle_batchnorm, functools.partial(from_main, self.accelerator), self.tracker,
         )  # fmt: skip
         self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", config.checkpoint.keep_last, self.tracker.say)
         self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
@@ -269,6 +269,17 @@ class Trainer:
             return self.evaluator.score([LIVE], self.bank.materialize, self.averaged)[LIVE]
         self.scored_at = -1  # whoever asks again at this moment has changed the weights
         return self.scores[LIVE]
+
+    def settle_batchnorm(self) -> None:
+        """Measure G's BatchNorm statistics anew, after its weights were replaced.
+
+        On the generator apart: the one in training may be compiled, and compiled code calls no hooks. D's statistics, where
+        it has any, are read by nothing: in training BatchNorm goes by the batch.
+        """
+        with self.evaluator.apart():
+            self.bank.materialize(LIVE, self.averaged)
+            self.evaluator.recalibrate(self.averaged)
+        write_statistics(named_statistics(self.averaged), self.G.network)
 
     def draw_samples(self) -> None:
         """A picture: the same z through the live weights and every average, side by side."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gantrain.averaging import recalibrate
+from gantrain.errors import UserError
 from gantrain.models import BigGAN
 
 
@@ -98,3 +99,11 @@ def test_an_exception_puts_everything_back():
 
 def test_a_network_without_batchnorm_is_left_alone():
     recalibrate(nn.Sequential(nn.Linear(2, 2)), iter([]), 3)
+
+
+def test_fewer_batches_than_were_announced_are_refused_and_nothing_changes():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(UserError, match="a BatchNorm saw no values in some batch; give as many batches as num_batches"):
+        recalibrate(network, ((i, (torch.randn(8, 3),)) for i in range(2)), 3)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())

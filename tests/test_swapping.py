@@ -195,7 +195,7 @@ def test_batchnorm_and_spectral_norm_fit_the_weights_after_a_swap(tmp_path):
     trainer = trainer_at(tmp_path, 320)
     trainer.swapper.swap(trainer.nimg)
     live = {k: v.clone() for k, v in trainer.G.network.state_dict().items()}
-    trainer.evaluator.recalibrate_live(trainer.G.network)
+    trainer.settle_batchnorm()
     for name, tensor in trainer.G.network.state_dict().items():
         assert torch.equal(tensor, live[name]), f"{name} was not that of the weights"
     layer = trainer.D.network.get_submodule("blocks.0.conv1")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gantrain.averaging.average import match, plain_name, unwrapped
+from gantrain.errors import UserError
 
 POLICIES = ("recalibrate", "copy", "average", "batch")
 
@@ -72,6 +73,9 @@ def recalibrate(
         num_batches: over all processes.
         reduce: sums a tensor over all processes. Every row is filled by one process and zero in the others, so that the
             result is the same to the last bit for any number of them.
+
+    Raises:
+        UserError: a BatchNorm saw nothing: too few batches were given, or the network is compiled and calls no hooks.
     """
     norms = list(norms_of(network).values())
     if not norms:
@@ -98,7 +102,10 @@ def recalibrate(
         for current, inputs in batches:  # noqa: B007 - read by the hook
             network(*inputs)
         for m, (_, _, counter) in zip(norms, saved):
-            mean, variance = combine(reduce(rows[m]))
+            total = reduce(rows[m])
+            if not total[:, 0].all():
+                raise UserError("recalibrate: a BatchNorm saw no values in some batch; give as many batches as num_batches, and a network that is not compiled")
+            mean, variance = combine(total)
             m.running_mean.copy_(mean)
             m.running_var.copy_(variance)
             m.num_batches_tracked.copy_(counter)
