@@ -95,8 +95,8 @@ def swap(folder: Path) -> None:
     def run(swapper: Swapper, nimg: int) -> None:
         method(swapper, nimg)
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        for player in swapper.players.values():
-            for name, tensor in player.network.state_dict().items():
+        for one in swapper.players.values():
+            for name, tensor in one.network.state_dict().items():
                 each = [torch.empty_like(tensor) for _ in range(world)]
                 torch.distributed.all_gather(each, tensor.contiguous())
                 # D keeps BatchNorm statistics that nothing reads; it has none here.
