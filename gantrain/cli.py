@@ -98,7 +98,7 @@ def parser() -> Parser:
     sample.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
     sample.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
     sample.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
-    sample.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average or batch (default: the run's eval.batchnorm)")
+    sample.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, or batch, with which images depend on each other (default: the run's eval.batchnorm)")
     sample.add_argument("--out", default="samples.png", help="a .png for a grid, or a folder/ for numbered PNGs (default: samples.png)")
     sample.set_defaults(call=call_sample)
 
@@ -117,7 +117,7 @@ def parser() -> Parser:
     length = average.add_mutually_exclusive_group(required=True)
     length.add_argument("--sigma-rel", type=float, metavar="S", help="length of the average: its standard deviation as a share of the run")
     length.add_argument("--sweep", metavar="LOW:HIGH:COUNT", help="score this many lengths, draw score against length, keep the best")
-    average.add_argument("--at-kimg", type=float, metavar="K", help="where the average ends, a moment with a snapshot (default: the last)")
+    average.add_argument("--at-kimg", type=float, metavar="K", help="where the average ends: the snapshot nearest to it (default: the last)")
     average.add_argument("--name", help="what to call it (default: sigma_rel_S_at_K); not for --sweep")
     average.add_argument("--num", type=int, metavar="N", help="generated images a score of --sweep (default: the run's eval.num_samples)")
     average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section")
@@ -166,7 +166,7 @@ def call_evaluate(arguments: argparse.Namespace) -> None:
     from gantrain.evaluation import evaluate_run
 
     names = None if arguments.average == "all" else arguments.average.split(",")
-    policies = list(POLICIES) if arguments.batchnorm == "all" else arguments.batchnorm.split(",") if arguments.batchnorm else None
+    policies = list(POLICIES) if arguments.batchnorm == "all" else None if arguments.batchnorm is None else arguments.batchnorm.split(",")
     report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, arguments.overrides, policies)
     if accelerator.is_main_process:
         print(report)
@@ -177,7 +177,7 @@ def call_average(arguments: argparse.Namespace) -> None:
     from gantrain.distributed import finish
     from gantrain.rebuilding import average_run, parse_sweep, sweep_run
 
-    say = functools.partial(print, flush=True)
+    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     if arguments.sweep is None:
         for option, given in (("--num", arguments.num), (" ".join(arguments.overrides), arguments.overrides)):
             if given:

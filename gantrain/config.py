@@ -257,12 +257,20 @@ def check_swap(config: Config) -> None:
 def notes(config: Config) -> list[str]:
     """What a user should know of a configuration that is no mistake: settings without effect."""
     total = config.total_kimg
-    starts = {f"averagers.{name}.start_kimg": getattr(one, "start_kimg", 0) for name, one in config.averagers.items()}
+    starts = {
+        f"averagers.{name}.{key}": getattr(one, key, None) or 0
+        for name, one in config.averagers.items() for key in ("start_kimg", "every_kimg", "update_every_kimg", "snapshot_every_kimg")
+    }  # fmt: skip
     if config.optim.lr_tail.kind != "none":
         starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
     if config.swap.source is not None:
         starts["swap.start_kimg"] = config.swap.start_kimg
     found = [f"{key}={start:g} is not before total_kimg={total:g}: it will have no effect" for key, start in starts.items() if start >= total]
+    if config.swap.source is not None:
+        if config.swap.optimizer == "reset_momentum" and config.optim.betas[0] == 0:
+            found.append("swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0")
+    elif config.swap != Swap():
+        found.append("swap.source is null: the other settings of swap have no effect")
     if isinstance(config.batching, OnSwap) and not config.swap.grows:
         found.append("batching.name=on_swap grows the batch at swaps, and swap asks for no growth: it stays as it is")
     kept = [name for name, one in config.averagers.items() if getattr(one, "snapshot_every_kimg", None) is not None]
@@ -270,5 +278,5 @@ def notes(config: Config) -> list[str]:
         found.append(f"averagers.{kept[0]}: snapshots of one length alone rebuild few others; a second power average of another length widens the range")
     for name, one in config.averagers.items():
         if getattr(one, "offload", False) and one.update_every_kimg is None:
-            found.append(f"averagers.{name}.offload copies the live weights after every update; update_every_kimg makes that rarer and stays exact")
+            found.append(f"averagers.{name}.offload copies the live weights after every update; update_every_kimg makes that rarer, and the rule goes by the images in between")
     return found

@@ -38,7 +38,7 @@ def check(section: Any, field: str, holds: bool, remedy: str) -> None:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'decay'?`, or else the list of what is known."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word), [k for k in known if k != word], n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(known)}" if known else "; nothing is known here"

@@ -25,7 +25,7 @@ from gantrain.loading import load
 from gantrain.metrics import METRICS, FeatureSet
 from gantrain.metrics.reference import cached, fingerprint, keep
 from gantrain.plugins import find
-from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run, rebuilt_of
+from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run, rebuilt_of, require_time
 from gantrain.tracking import as_json, better_when_higher
 
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
@@ -328,11 +328,14 @@ def evaluate_run(
     for name in names or ():
         if name not in there:
             raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
+    times = {name: read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"] for name in rebuilt_of(Path(run)) if names is None or name in names}
+    if kimg is not None:
+        for name in names or ():
+            require_time(name, times.get(name, int(path.name)), kimg)
     for policy in policies or ():
         if policy not in POLICIES:
-            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, [*POLICIES, 'all'])}")
+            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, alone")
     if names is None:  # of those that were rebuilt, only what belongs to this moment
-        times = {name: read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"] for name in rebuilt_of(Path(run))}
         names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
     scorer.prepare()
     chosen = list(policies or [config.eval.batchnorm])
@@ -346,7 +349,8 @@ def evaluate_run(
     if not accelerator.is_main_process:
         return "", accelerator
     target.parent.mkdir(parents=True, exist_ok=True)
-    record = {"nimg": int(path.name), **protocol}
+    apart = {name: nimg for name, nimg in times.items() if name in names and nimg != int(path.name)}
+    record = {"nimg": int(path.name), **({"nimg_of_rebuilt": apart} if apart else {}), **protocol}
     if len(chosen) == 1:
         record["scores"] = by_policy[chosen[0]]
     else:
@@ -354,7 +358,9 @@ def evaluate_run(
         record["eval/batchnorm_batches"] = {policy: scorer.evaluator.protocol(policy)["eval/batchnorm_batches"] for policy in chosen}
     target.write_text(json.dumps(as_json(record), indent=1) + "\n")
     text = table(by_policy[chosen[0]]) if len(chosen) == 1 else policy_tables(by_policy)
-    return f"{run} at {int(path.name) / 1000:g} kimg, {config.eval.num_samples} samples; also in {target}\n{text}", accelerator
+    others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
+    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}; also in {target}"
+    return f"{head}\n{text}", accelerator
 
 
 def free_name(folder: Path, stem: str) -> Path:

@@ -59,6 +59,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
             standing = select(merged, key)
             if value == {} and isinstance(standing, DictConfig) and len(standing):
                 raise ConfigError(f"{source}: {key}={{}} takes nothing out; write {key}.{next(iter(standing))}=null for each that shall go")
+            require_removable(key, value, standing, source, merged)
             clash = next((k for k in of_key if key.startswith(f"{k}.") and not isinstance(select(merged, k), DictConfig)), None)
             if clash is not None and source == "command line":
                 raise ConfigError(f"{source}: {key}: {clash} is a single value ({select(merged, clash)!r}), not a section")
@@ -75,6 +76,16 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         source = Sources(of_key, str(path))(key or "")
         raise ConfigError(f"{source}: {key + ': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value") from None
     return build(values, Sources(of_key, str(path)))
+
+
+def require_removable(key: str, value: Any, standing: Any, source: str, merged: DictConfig) -> None:
+    """Refuse `averagers.NAME=null` where there is no such averager: a misspelt name would leave the right one in."""
+    section_name, _, name = key.partition(".")
+    if section_name != "averagers" or value is not None or not name or "." in name or standing is not None:
+        return
+    there = list(select(merged, section_name) or Config().averagers)
+    if name not in there:
+        raise ConfigError(f"{source}: {key}=null takes out an averager that is not there{did_you_mean(name, there)}")
 
 
 def build(values: Mapping[str, Any], sources: Sources | None = None) -> Config:

@@ -70,11 +70,11 @@ class Snapshots:
 
     Args:
         run: a run folder.
-        at_kimg: the moment; None is the last snapshot.
+        at_kimg: the moment, of which the nearest snapshot is taken; None is the last whole one.
         say: receives a line about a damaged snapshot, which is left out.
 
     Raises:
-        UserError: not a run folder, no snapshots, or none at that moment.
+        UserError: not a run folder, no snapshots, or none near that moment.
     """
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
@@ -86,14 +86,7 @@ class Snapshots:
                 f"{run}: keeps no snapshots to rebuild averages from; train with two averagers such as"
                 " {name: power, sigma_rel: 0.05, snapshot_every_kimg: 5} and {name: power, sigma_rel: 0.10, snapshot_every_kimg: 5}"
             )
-        if at_kimg is None:
-            self.nimg = int(paths[-1].name)
-        else:
-            self.nimg = round(at_kimg * 1000) if np.isfinite(at_kimg) else -1
-            if self.nimg not in [int(p.name) for p in paths]:
-                near = sorted(paths, key=lambda p: abs(int(p.name) - at_kimg * 1000))[:3] if np.isfinite(at_kimg) else paths[-3:]
-                there = ", ".join(f"{int(p.name) / 1000:g}" for p in sorted(near))
-                raise UserError(f"--at-kimg: {run} has no snapshot at {at_kimg:g} kimg; the nearest are at {there} ({len(paths)} in all)")
+        self.nimg = self._last_whole(paths) if at_kimg is None else self._nearest(paths, at_kimg)
         self.kept: list[Kept] = []
         for path in [p for p in paths if int(p.name) <= self.nimg]:
             try:
@@ -102,6 +95,25 @@ class Snapshots:
                 self.say(f"{error}; left out")
                 continue
             self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in state["gammas"].items()]
+
+    def _last_whole(self, paths: Sequence[Path]) -> int:
+        """Images seen at the last snapshot that is not damaged."""
+        for path in reversed(paths):
+            try:
+                checkpoint.verify(path)
+                return int(path.name)
+            except Damaged as error:
+                self.say(f"{error}; left out")
+        raise UserError(f"{self.run}: none of its {len(paths)} snapshots is whole")
+
+    def _nearest(self, paths: Sequence[Path], at_kimg: float) -> int:
+        """Images seen at the snapshot nearest to a moment: growth of the batch moves them off round numbers."""
+        moments = np.array([int(p.name) for p in paths])
+        widest = max([*np.diff(moments), moments[0]])
+        nearest = int(moments[np.argmin(abs(moments - at_kimg * 1000))]) if np.isfinite(at_kimg) else -1
+        if nearest < 0 or abs(nearest - at_kimg * 1000) > widest:
+            raise UserError(f"--at-kimg: {self.run} has no snapshot near {at_kimg:g} kimg; it has {len(moments)}, from {moments[0] / 1000:g} to {moments[-1] / 1000:g} kimg")
+        return nearest
 
     @property
     def name(self) -> str:
@@ -182,12 +194,27 @@ def require_name(name: str, taken: Sequence[str]) -> None:
         raise UserError(f"--name: {name!r} cannot be; use letters, digits, '_', '.', '-', no number, and none of {', '.join([*RESERVED_NAMES, *taken])}")
 
 
+def require_free(target: Path, rebuilt: Rebuilt) -> None:
+    """Refuse to put an average in the place of a different one."""
+    if not (target / checkpoint.MANIFEST).is_file():
+        return
+    there = checkpoint.read(target, groups=[])
+    if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
+        raise UserError(
+            f"--name: {target.name!r} is an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg already;"
+            f" choose another name, or delete {target}"
+        )
+
+
 def average_run(run: str | Path, sigma_rel: float, at_kimg: float | None, name: str | None, say: Callable[[str], None]) -> str:
     """Rebuild one average and store it; a line that says how good it is and how to use it."""
     snapshots = Snapshots(run, at_kimg, say)
-    name = name or default_name(sigma_rel, snapshots.nimg)
-    require_name(name, list(snapshots.config.averagers))
+    if name is not None:
+        require_name(name, list(snapshots.config.averagers))
     rebuilt = snapshots.rebuild(sigma_rel)
+    if name is not None:
+        require_free(Path(run) / AVERAGES_FOLDER / name, rebuilt)
+    name = name if name is not None else default_name(sigma_rel, snapshots.nimg)
     store(rebuilt, Path(run), name)
     return (
         f"{name}: sigma_rel {sigma_rel:g} at {rebuilt.nimg / 1000:g} kimg from {snapshots.name}; relative profile error {rebuilt.error:.2%},"
@@ -266,7 +293,7 @@ def sweep_run(
     picture = target.with_suffix(".png")
     draw_sweep(given, scores, metric, best, f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples", picture)
     return (
-        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples a length; also in {target}, drawn in {picture}\n"
+        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples a length, BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
         f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
     ), accelerator
 

@@ -77,7 +77,9 @@ def load_generator(
         raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
     if average not in names:
         raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
-    policy = batchnorm or config.eval.batchnorm
+    if kimg is not None and average in rebuilt_of(Path(run)):
+        require_time(average, checkpoint.read_manifest(Path(run) / AVERAGES_FOLDER / average)["nimg"], kimg)
+    policy = config.eval.batchnorm if batchnorm is None else batchnorm
     if policy not in POLICIES:
         raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
     generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
@@ -129,6 +131,12 @@ def rebuilt_of(run: Path) -> list[str]:
     folder = run / AVERAGES_FOLDER
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
+
+
+def require_time(name: str, nimg: int, kimg: float) -> None:
+    """Refuse to take a rebuilt average for one of another time."""
+    if nimg != round(kimg * 1000):
+        raise UserError(f"--kimg: {name} was rebuilt at {nimg / 1000:g} kimg and is of no other time, got {kimg:g}; leave --kimg out")
 
 
 def load_weights(config: Config, path: Path, average: str, averaged_statistics: bool = False) -> nn.Module:

@@ -12,6 +12,7 @@ from gantrain.tracking import Tracker
 from gantrain.update import Player, reset_optimizer
 
 MetricValues = dict[str, float]
+MOMENTS = ("before", "at", "after")
 
 
 class Swapper:
@@ -100,7 +101,9 @@ class Swapper:
             asked = f"the swap asks for x{growth:.3g}" + ("" if round(was * growth) <= self.batching.batch_size else ", cut to max_batch and whole rounds")
             self.tracker.event(nimg, "growth", **{"from": was, "to": self.batching.batch_size, "rounds": self.batching.rounds, "reason": asked})
         of = {"g": "G", "gd": "G and D"}[s.networks]
-        self.tracker.say(f"swap: {s.source} in place of the live weights of {of} at {nimg / 1000:g} kimg; batch {was} -> {self.batching.batch_size}{self._in_words(record)}")
+        why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
+        batch = f"batch {was} -> {self.batching.batch_size}{why}"
+        self.tracker.say(f"swap: {s.source} in place of the live weights of {of} at {nimg / 1000:g} kimg; {batch}{self._in_words(record)}")
 
     def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
         """(factor for the batch, what it was read off)."""
@@ -108,7 +111,7 @@ class Swapper:
             return float(self.settings.growth), {}
         k, read_off = identified_rate(self.banks, nimg)
         if k is None:
-            return 1.0, {**read_off, "undecidable": "no orbit has these distances: the weights still drift"}
+            return 1.0, {**read_off, "undecidable": "growth undecidable: no orbit has these distances to its averages, the weights still drift"}
         holds = growth_that_holds(self.banks["g"], self.settings.source, k, nimg, self.settings.alpha)
         # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
         return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
@@ -134,8 +137,9 @@ class Swapper:
         lines = ["  ".join([f"{'swap at kimg':>12}", f"{'batch':>14}", f"{'live':<6}", *(m.rjust(c) for m, c in zip(metrics, columns))])]
         for record in self.records:
             head = [f"{record['nimg'] / 1000:12.6g}", "{} -> {}".format(*record["batch"]).rjust(14)]
-            for moment, scores in record["scores"].items():
-                cells = [f"{dict(scores)[m]:{c}.4f}" for m, c in zip(metrics, columns)]
+            for moment in [m for m in MOMENTS if m in record["scores"]]:
+                scores = dict(record["scores"][moment])
+                cells = [f"{scores[m]:{c}.4f}" for m, c in zip(metrics, columns)]
                 lines.append("  ".join([*head, f"{moment:<6}", *cells]))
                 head = [" " * 12, " " * 14]
         return "\n".join(lines)

@@ -75,6 +75,9 @@ class Trainer:
         self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
+        if config.swap.grows and not self.batching.can_grow:
+            b, world = self.batching.micro_batch, self.accelerator.num_processes
+            self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 

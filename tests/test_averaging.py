@@ -219,6 +219,7 @@ def test_a_mismatch_is_refused_by_name():
         bank.materialize("emma", network())
     with pytest.raises(UserError, match="holds no average 'ema'"):
         bank.load({}, {})
+    bank.update(64)
     with pytest.raises(UserError, match="is missing"):
         bank.materialize("ema", nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3), nn.Linear(3, 3)))
 

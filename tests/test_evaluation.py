@@ -111,7 +111,7 @@ def with_recorder(config: Config) -> tuple[Config, Recorder]:
 
 def asked_of(config: Config, images) -> Asked:
     generator = Asked()
-    evaluator(with_recorder(config)[0], images).score(["live"], lambda name, into: None, generator)
+    evaluator(with_recorder(config)[0], images).score(["live"], lambda name, into, averaged: None, generator)
     return generator
 
 
@@ -563,7 +563,7 @@ def test_load_generator_refuses(run, tmp_path):
     for arguments, words in (
         ({"average": "emma"}, "no average 'emma' at 0.32 kimg; did you mean 'ema'"),
         ({"kimg": 5}, "has no checkpoint at 5 kimg; it has 0, 0.08, 0.16, 0.24, 0.32"),
-        ({"batchnorm": "average"}, "batchnorm: must be one of recalibrate, copy, got 'average'"),
+        ({"batchnorm": "standing"}, "batchnorm: must be one of recalibrate, copy, average, batch, got 'standing'"),
     ):
         with pytest.raises(UserError, match=words):
             gantrain.load_generator(run, **arguments)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_commands import newest, same_run
 
 from gantrain import load_generator
+from gantrain.batching import BatchController, OnSwap
 from gantrain.loading import load
 from gantrain.trainer import Trainer
 
@@ -142,7 +143,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(swapped, gantrain, tmp_path
         return {key: whole[key] for key in ("averages", "averages_d", "batching", "swaps", "scores")}
 
     assert state(swapped[0]) == state(run)
-    assert state(run)["batching"] == {"batch_size": 48, "micro_batch": 16} and len(state(run)["swaps"]["records"]) == 2
+    assert state(run)["batching"] == {"batch_size": 48, "micro_batch": 16, "proposal": 48.0} and len(state(run)["swaps"]["records"]) == 2
     assert [p.name for p in sorted((run / "averages").iterdir())] == [p.name for p in sorted((swapped[0] / "averages").iterdir())]
     for path in (swapped[0] / "averages").rglob("*"):
         if path.is_file():
@@ -343,6 +344,37 @@ def test_a_sweep_scores_draws_and_keeps_the_best(swapped, gantrain, tmp_path):
     assert picture.shape[1] > 800 and (abs(picture - [31, 95, 168]).sum(-1) < 30).sum() > 200  # the curve is there
 
 
+def test_the_last_whole_snapshot_is_the_last(swapped, gantrain, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(swapped[0], run)
+    before, last = sorted((run / "averages").iterdir())[-2:]
+    (last / "average.power_10.safetensors").write_bytes(b"")
+    said = gantrain("average", run, "--sigma-rel", "0.1").stdout
+    assert f"{last.name}/average.power_10.safetensors" in said
+    assert f"sigma_rel 0.1 at {int(before.name) / 1000:g} kimg from" in said
+
+
+def test_the_nearest_snapshot_is_taken_and_said(swapped, gantrain, tmp_path):
+    """Growth moves snapshots off round numbers, which nobody knows by heart."""
+    run = tmp_path / "run"
+    shutil.copytree(swapped[0], run)
+    assert gantrain("average", run, "--sigma-rel", "0.1", "--at-kimg", "0.65").stdout.startswith("sigma_rel_0.1_at_0.64: sigma_rel 0.1 at 0.64 kimg")
+
+
+def test_a_rebuilt_average_keeps_its_name_and_its_time(swapped, gantrain, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(swapped[0], run)
+    gantrain("average", run, "--sigma-rel", "0.12", "--at-kimg", "0.64", "--name", "mine")
+    error = error_of(gantrain("average", run, "--sigma-rel", "0.12", "--name", "mine", check=False))
+    assert "--name: 'mine' is an average of sigma_rel 0.12 at 0.64 kimg already" in error
+    said = gantrain("evaluate", run, "--average", "live,mine", "--num", "16", "--out", tmp_path / "scores.json").stdout
+    assert f"{run} at 0.976 kimg; mine at 0.64 kimg, 16 samples, BatchNorm recalibrate" in said
+    assert json.loads((tmp_path / "scores.json").read_text())["nimg_of_rebuilt"] == {"mine": 640}
+    for verb in ("evaluate", "sample"):
+        error = error_of(gantrain(verb, run, "--average", "mine", "--kimg", "0.976", check=False))
+        assert "--kimg: mine was rebuilt at 0.64 kimg and is of no other time, got 0.976; leave --kimg out" in error
+
+
 def test_a_damaged_snapshot_is_named_and_left_out(swapped, gantrain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)
@@ -357,7 +389,8 @@ BAD = [
     (["--sigma-rel", "nan"], "--sigma-rel: must be above 0 and at most 0.2887"),
     (["--sigma-rel", "0.01"], "can give: the profile would be off by"),
     (["--sigma-rel", "0.01"], "they give 0.0"),
-    (["--sigma-rel", "0.1", "--at-kimg", "0.5"], "--at-kimg: {run} has no snapshot at 0.5 kimg; the nearest are at 0.4"),
+    (["--sigma-rel", "0.1", "--at-kimg", "5"], "--at-kimg: {run} has no snapshot near 5 kimg; it has 12, from 0.08 to 0.976 kimg"),
+    (["--sigma-rel", "0.1", "--at-kimg", "nan"], "--at-kimg: {run} has no snapshot near nan kimg"),
     (["--sigma-rel", "0.1", "--name", "ema"], "--name: 'ema' cannot be"),
     (["--sigma-rel", "0.1", "--name", "../x"], "--name: '../x' cannot be"),
     (["--sigma-rel", "0.1", "--name", "12"], "--name: '12' cannot be"),
@@ -464,7 +497,7 @@ REFUSED = [
     (["swap.lr_scale=0"], "swap.lr_scale must be above 0, got 0"),
     (["swap.source=look", "averagers.look={name: lookahead}"], "swap.source puts itself into the live weights already: name another average, got 'look'"),
     (["averagers.a={name: lookahead}", "averagers.b={name: lookahead}"], "averagers.b puts the live weights back to its average as a does: keep one of them"),
-    (["averagers.power_05.gamma=3"], "averagers.power_05.gamma and sigma_rel exclude each other: give one and set the other null, got 3"),
+    (["averagers.power_05.gamma=3"], "averagers.power_05.gamma says the same as sigma_rel: give one of them, got 3"),
     (["averagers.power_05.sigma_rel=0.3"], "averagers.power_05.sigma_rel must be above 0 and at most 0.2887, the plain mean's, got 0.3"),
     (["averagers.look={name: lookahead, offload: true}"], "averagers.look.offload must be false"),
     (["averagers.ema.networks=d"], "averagers.ema.networks must be one of g, gd, got 'd'"),
@@ -485,3 +518,34 @@ def test_settings_without_effect_are_said(gantrain, tmp_path):
     assert "note: batching.name=on_swap grows the batch at swaps, and swap asks for no growth" in said
     assert "note: averagers.power_10: snapshots of one length alone rebuild few others" in said
     assert "note: averagers.ema.offload copies the live weights after every update" in said
+
+
+def test_growth_without_room_and_swaps_without_a_source_are_said(gantrain, tmp_path):
+    said = gantrain(*command(tmp_path / "a", "batching.max_batch=24", "swap.optimizer=reset_momentum", "total_kimg=0.032")).stdout
+    assert "note: batching.max_batch=24 leaves no room for another round of 16 images x 1: the batch will not grow" in said
+    assert "note: swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0" in said
+    said = gantrain(*command(tmp_path / "b", "swap.source=null", "total_kimg=0.032")).stdout
+    assert "note: swap.source is null: the other settings of swap have no effect" in said
+
+
+def test_the_report_is_in_order_after_a_resume_and_extension(swapped, gantrain, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(swapped[0], run)
+    said = gantrain(*command(run, "total_kimg=1.1")).stdout
+    report = said[said.index("live weights at the swaps:") : said.index("done:")].splitlines()
+    first = swapped[1][swapped[1].index("live weights at the swaps:") : swapped[1].index("done:")].splitlines()
+    assert report[:8] == first[:8] and report[8].split()[0] == "0.976"  # the swap that was due at the old end
+
+
+def test_growth_by_less_than_a_round_adds_up():
+    """16 -> 24 -> 36 -> 54 asked for; whole rounds of 16 are 16, 32, 48, and never more than the cap."""
+    controller = BatchController(OnSwap(batch_size=16, micro_batch=16, max_batch=50), world=1)
+    sizes = []
+    for nimg in range(100, 500, 100):
+        controller.ask(nimg, growth=1.5)
+        controller.ask(nimg + 50)  # an update without a swap changes nothing
+        sizes.append((controller.batch_size, controller.rounds, round(controller.proposal, 3)))
+    assert sizes == [(16, 1, 24.0), (32, 2, 36.0), (48, 3, 50.0), (48, 3, 50.0)]
+    again = BatchController(OnSwap(batch_size=16, micro_batch=16, max_batch=50), world=1)
+    again.load(json.loads(json.dumps(controller.state())))
+    assert (again.batch_size, again.rounds, again.proposal) == (48, 3, 50.0)

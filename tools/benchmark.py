@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import command
 
 from gantrain import __version__
 from gantrain.averaging import AverageBank, Ema
@@ -180,20 +181,23 @@ def main() -> None:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("config")
     shared.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every variant")
-    shared.add_argument("--turns", type=int, default=5, help="turns of every variant (default: 5)")
-    shared.add_argument("--threads", type=int, help="torch threads (default: torch's own)")
-    shared.add_argument("--json", type=Path, metavar="PATH")
+    shared.add_argument("--turns", type=command.positive, default=5, help="turns of every variant (default: 5)")
+    shared.add_argument("--threads", type=command.positive, help="torch threads (default: torch's own)")
+    shared.add_argument("--json", type=command.writable, metavar="PATH")
     whole = kinds.add_parser("train", parents=[shared], help="whole updates")
     whole.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
-    whole.add_argument("--updates", type=int, default=10, help="updates a turn (default: 10)")
+    whole.add_argument("--updates", type=command.positive, default=10, help="updates a turn (default: 10)")
     whole.set_defaults(call=train)
     averages = kinds.add_parser("averaging", parents=[shared], help="averages of the generator beside an update")
-    averages.add_argument("--averages", type=int, default=5, help="how many (default: 5)")
-    averages.add_argument("--repeats", type=int, default=20, help="updates of the averages a turn (default: 20)")
+    averages.add_argument("--averages", type=command.positive, default=5, help="how many (default: 5)")
+    averages.add_argument("--repeats", type=command.positive, default=20, help="updates of the averages a turn (default: 20)")
     averages.add_argument("--channels", type=int, default=3, help="of the images (default: 3)")
     averages.add_argument("--classes", type=int, default=10, help="of the data (default: 10)")
     averages.set_defaults(call=averaging)
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()  # overrides may stand behind options, too
+    if any(word.startswith("-") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides += rest
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     record = arguments.call(arguments)
@@ -203,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import command
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
+from gantrain.clock import images
+from gantrain.errors import UserError
 from gantrain.loading import load
 
 ARMS = {
@@ -35,11 +37,12 @@ ARMS = {
 def train(config: str, overrides: list[str], run: Path) -> None:
     """One run, in a process of its own with one thread; its words go to a log beside it."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "gantrain", "train", config, f"run_dir={run}", "tracking.wandb.mode=disabled", *overrides]
+    words = [sys.executable, "-m", "gantrain", "train", config, f"run_dir={run}", "tracking.wandb.mode=disabled", *overrides]
     with open(run.with_suffix(".log"), "w") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
-        raise SystemExit(f"{run}: the training failed; see {run.with_suffix('.log')}")
+        raise UserError(f"{run}: the training failed; see {run.with_suffix('.log')}")
+    print(f"trained {run}", flush=True)
 
 
 def read(run: Path) -> list[dict]:
@@ -70,6 +73,7 @@ def draw(records: dict[str, list[list[dict]]], metric: str, skip_kimg: float, ou
     """A panel an arm: the live score of every seed, and the score of the source average at the end."""
     figure = Figure(figsize=(3.3 * len(records), 3.6), layout="constrained", dpi=130)
     shown = [v for runs in records.values() for lines in runs for kimg, v in path_of(lines, metric) if kimg >= skip_kimg]
+    last = 1.02 * max(kimg for runs in records.values() for lines in runs for kimg, _ in path_of(lines, metric))
     for i, (arm, runs) in enumerate(records.items()):
         axes = figure.add_subplot(1, len(records), i + 1)
         for lines in runs:
@@ -78,6 +82,7 @@ def draw(records: dict[str, list[list[dict]]], metric: str, skip_kimg: float, ou
         swaps = sorted({line["nimg"] / 1000 for lines in runs for line in lines if line.get("event") == "swap" and line["moment"] == "at"})
         for kimg in swaps:
             axes.axvline(kimg, color="#c2410c", linewidth=0.8, linestyle=":")
+        axes.set_xlim(skip_kimg, last)
         axes.set_ylim(0.9 * min(shown), 1.05 * max(shown))
         axes.set_title(arm, fontsize=10)
         axes.set_xlabel("kimg", fontsize=9)
@@ -92,24 +97,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
-    parser.add_argument("--seeds", type=int, default=3, help="0 .. N - 1 (default: 3)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
+    parser.add_argument("--seeds", type=command.positive, default=3, help="0 .. N - 1 (default: 3)")
+    parser.add_argument("--jobs", type=command.positive, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     parser.add_argument("--folder", type=Path, default=Path("runs/swap_study"), help="for the runs (default: runs/swap_study)")
-    parser.add_argument("--out", type=Path, default=Path("swap_study.png"), metavar="PNG")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=command.writable, default=Path("swap_study.png"), metavar="PNG")
+    arguments = parser.parse_intermixed_args()
     config = load(arguments.config, arguments.overrides)
+    if config.swap.source is None:
+        raise UserError(f"{arguments.config}: swap.source is null; the study needs an average to swap")
+    if any(override.partition("=")[0] in ("seed", "run_dir") for override in arguments.overrides):
+        raise UserError("seed and run_dir are the study's own: use --seeds and --folder")
     todo = [
         (arguments.config, [*arguments.overrides, *overrides, f"seed={seed}"], arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}")
         for seed in range(arguments.seeds)
         for arm, overrides in ARMS.items()
     ]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(tqdm(pool.map(lambda job: train(*job), todo), total=len(todo), desc="runs", disable=None))
+        list(pool.map(lambda job: train(*job), todo))
     records: dict[str, list[list[dict]]] = {arm: [] for arm in ARMS}
     for (_, _, run), arm in zip(todo, [arm for _ in range(arguments.seeds) for arm in ARMS]):
         records[arm].append(read(run))
+        if records[arm][-1][-1]["nimg"] > images(config.total_kimg) + 10 * images(config.batching.batch_size / 1000):
+            raise UserError(f"{run}: is a longer run than {config.total_kimg:g} kimg; use another --folder")
     metric = next(key.removeprefix("eval/live/") for key in final(records["no swap"][0]) if key.startswith("eval/live/"))
-    names = ["live", *config.averagers]
+    ended = [final(lines) for runs in records.values() for lines in runs]
+    names = [name for name in ["live", *config.averagers] if all(f"eval/{name}/{metric}" in end for end in ended)]
     print(f"| arm | batch at the end | {' | '.join(names)} |")
     print("|---|---|" + "---|" * len(names))
     for arm, runs in records.items():
@@ -130,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import command
 from matplotlib.figure import Figure
 
 from gantrain.averaging import Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, weight_profile
@@ -17,7 +18,7 @@ from gantrain.averaging import Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa,
 TOTAL, GROWS_AT, BATCHES = 100_000, (50_000, 80_000), (64, 128, 256)
 BIN = 2000  # images; wide enough that a rule which looks rarely is a line and not a comb
 RULES = {
-    "ema: half-life 10 kimg": Ema(half_life_kimg=10),
+    "ema: half-life 10 kimg": Ema(half_life_kimg=10, ramp_up=None),
     "ema_steps: decay 0.9956 at batch 64": EmaSteps(decay=0.9956, batch_size=64),
     "swa: from 40 kimg on": Swa(start_kimg=40, every_kimg=1),
     "lawa: the last 20, 1 kimg apart": Lawa(k=20, every_kimg=1),
@@ -50,7 +51,7 @@ def density(averager) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("weight_profiles.png"), metavar="PNG")
+    parser.add_argument("--out", type=command.writable, default=Path("weight_profiles.png"), metavar="PNG")
     out = parser.parse_args().out
     figure = Figure(figsize=(13, 5.2), layout="constrained", dpi=130)
     for i, (name, averager) in enumerate(RULES.items()):
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -77,6 +77,7 @@ class Average:
         self.slots = {slot: {n: self._own(t).copy_(t) for n, t in self.live.items()} for slot in getattr(averager, "slots", tuple)()}
         self.first_nimg = self.previous_nimg = nimg
         self._num_averaged = 0
+        self.nimg = nimg  # images seen at the last update, whether it was looked at or not
         self._unseen = 0  # updates of the live weights since the last look
         self._looks = Looks()
         # An offloaded average takes the live weights in two steps, so that no update waits for a copy: copied when it is
@@ -104,7 +105,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, nimg: int) -> bool:
-        """Take in the live weights as they stand at `nimg` images; whether the average has moved, or is about to."""
+        """Take in the live weights as they stand at `nimg` images; whether the average has moved, or is about to.
+
+        Raises:
+            UserError: the clock went back.
+        """
+        if nimg < self.nimg:
+            raise UserError(f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also through a resume (`bank.nimg` has them)")
+        self.nimg = nimg
         self._settle()
         self._unseen += 1
         if self._every_kimg is not None and not due(self._every_kimg, self.previous_nimg, nimg):
@@ -209,7 +217,7 @@ class Average:
         for name, tensor in mine.items():
             tensor.copy_(slots[name])
         self._arrival = None
-        self.first_nimg, self.previous_nimg = state["first_nimg"], state["previous_nimg"]
+        self.first_nimg, self.previous_nimg, self.nimg = state["first_nimg"], state["previous_nimg"], state["nimg"]
         self._num_averaged, self._unseen = state["num_averaged"], state["unseen"]
         self._looks = Looks(state["looks"])
 
@@ -218,6 +226,7 @@ class Average:
         return {
             "first_nimg": self.first_nimg,
             "previous_nimg": self.previous_nimg,
+            "nimg": self.nimg,
             "num_averaged": self.num_averaged,
             "unseen": self._unseen,
             "looks": [list(run) for run in self._looks.runs],

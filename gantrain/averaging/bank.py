@@ -34,10 +34,15 @@ class AverageBank:
         nimg: images seen so far.
 
     Raises:
-        UserError: more than one of the rules puts the live weights back to its average.
+        UserError: a name is "live", something is no rule, or more than one rule puts the live weights back to its average.
     """
 
     def __init__(self, network: nn.Module, averagers: Mapping[str, Averager], nimg: int = 0):
+        for name, averager in averagers.items():
+            if name == LIVE:
+                raise UserError(f"averagers: {LIVE!r} is the name of the weights that are trained; choose another")
+            if isinstance(averager, type) or not (hasattr(averager, "weight") or hasattr(averager, "update")):
+                raise UserError(f"averagers: {name} must be a rule such as Ema(half_life_kimg=10), got {averager!r}")
         writing = [name for name, averager in averagers.items() if getattr(averager, "writes_back", False)]
         if len(writing) > 1:
             raise UserError(f"averagers: {' and '.join(writing)} both put the live weights back to their average; keep one of them")
@@ -62,8 +67,18 @@ class AverageBank:
 
     def __getitem__(self, name: str) -> Average:
         if name not in self.averages:
-            raise UserError(f"no average {name!r}{did_you_mean(name, [LIVE, *self.averages])}")
+            raise UserError(f"no average {name!r}{did_you_mean(name, self.averages)}")
         return self.averages[name]
+
+    def _begun(self, name: str) -> Average:
+        if not self[name].started:
+            raise UserError(f"average {name!r} has not begun: it holds nothing but the weights that it was created with")
+        return self[name]
+
+    @property
+    def nimg(self) -> int:
+        """Images seen at the last update, also after `load`: what to count on from."""
+        return max((average.nimg for average in self.averages.values()), default=0)
 
     def started(self) -> list[str]:
         """Names of the averages that hold something."""
@@ -77,13 +92,13 @@ class AverageBank:
         averaged weights produce: see `gantrain.averaging.recalibrate` for that.
 
         Raises:
-            UserError: no average of that name, or `into` has other weights.
+            UserError: no average of that name, it has not begun, or `into` has other weights.
         """
         if name == LIVE:
             write_weights(named_weights(self.network), into)
             write_buffers(named_buffers(self.network).items(), into)
             return
-        shadows = self[name].shadows
+        shadows = self._begun(name).shadows
         write_weights({n: shadows[n] for n in self.weight_names}, into)
         write_buffers(named_buffers(self.network).items(), into)
         refresh_spectral_norms(into)
@@ -98,11 +113,11 @@ class AverageBank:
         where they are now.
 
         Raises:
-            UserError: no average of that name, or it has not begun.
+            UserError: no average of that name, it has not begun, or `alpha` is not in (0, 1].
         """
-        if not self[name].started:
-            raise UserError(f"average {name!r} has not begun: there is nothing to put in place of the live weights")
-        self[name].write_back(self.weight_names, alpha)
+        if not 0 < alpha <= 1:
+            raise UserError(f"alpha: must be above 0 and at most 1, got {alpha}")
+        self._begun(name).write_back(self.weight_names, alpha)
         refresh_spectral_norms(self.network)
         if self._writes_back and self._writes_back != name:
             self.averages[self._writes_back].restart()

@@ -9,6 +9,7 @@ import numpy as np
 from gantrain.averaging.rule import Rule
 from gantrain.errors import check
 
+DEFAULT = 0.10  # the longer of the two that Karras et al. follow
 WIDEST = 1 / math.sqrt(12)  # sigma_rel of gamma = 0, the plain mean of the whole run
 
 
@@ -21,21 +22,21 @@ class Power(Rule):
     have, after T images, exactly the weight (t / T)^(gamma + 1) - (t' / T)^(gamma + 1), however batches grow.
 
     Attributes:
-        sigma_rel: standard deviation of the window as a share of the run, in (0, 0.2887]; null where gamma is given.
-        gamma: the exponent itself, at least 0; null where sigma_rel is given.
+        sigma_rel: standard deviation of the window as a share of the run, in (0, 0.2887]; null is 0.10 unless gamma is given.
+        gamma: the exponent itself, at least 0, in place of sigma_rel.
         snapshot_every_kimg: keep a compact copy of this average every so often, from which `gantrain average` rebuilds
             averages of other lengths after the run; two power averages with different lengths are wanted for that. Null
             keeps none.
     """
 
-    sigma_rel: float | None = 0.10
+    sigma_rel: float | None = None
     gamma: float | None = None
     snapshot_every_kimg: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "gamma", self.gamma is None or 0 <= self.gamma < float("inf"), "must be at least 0, or null")
-        check(self, "gamma", (self.gamma is None) != (self.sigma_rel is None), "and sigma_rel exclude each other: give one and set the other null")
+        check(self, "gamma", self.gamma is None or self.sigma_rel is None, "says the same as sigma_rel: give one of them")
         check(self, "sigma_rel", self.sigma_rel is None or 0 < self.sigma_rel <= WIDEST, f"must be above 0 and at most {WIDEST:.4f}, the plain mean's")
         every = self.snapshot_every_kimg
         check(self, "snapshot_every_kimg", every is None or 0 < every < float("inf"), "must be above 0, or null for none")
@@ -43,7 +44,7 @@ class Power(Rule):
     @property
     def exponent(self) -> float:
         """gamma, whichever of the two was given."""
-        return self.gamma if self.gamma is not None else gamma_of(self.sigma_rel)
+        return self.gamma if self.gamma is not None else gamma_of(self.sigma_rel or DEFAULT)
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
         return 1.0 - (previous_nimg / max(nimg, 1)) ** (self.exponent + 1)

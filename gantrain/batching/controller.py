@@ -27,6 +27,7 @@ class BatchController:
         first = policy.propose(BatchState(0, 0))
         self.micro_batch, self.rounds = rounds_of(first, getattr(policy, "micro_batch", None), world)
         self.batch_size = first
+        self.proposal = float(first)
 
     def ask(self, nimg: int, growth: float = 1.0) -> bool:
         """Ask the policy what the next update shall have; whether the batch has changed.
@@ -37,29 +38,42 @@ class BatchController:
             nimg: images seen.
             growth: what a swap at this moment asks for.
         """
-        proposal = self.policy.propose(BatchState(nimg, self.batch_size, growth))
+        self.proposal = min(self.policy.propose(BatchState(nimg, self.batch_size, growth, self.proposal)), self.highest)
+        return self._become(max(self.batch_size, self.whole_rounds(self.proposal)))
+
+    @property
+    def highest(self) -> float:
+        """What the batch never exceeds."""
         highest = getattr(self.policy, "max_batch", None)
+        return float("inf") if highest is None else highest
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether there is room for another round."""
+        return self.batch_size + self.micro_batch * self.world <= self.highest
+
+    def whole_rounds(self, images: float) -> int:
+        """The largest batch of whole rounds within so many images."""
         round_size = self.micro_batch * self.world
-        wanted = min(proposal, highest) if highest is not None else proposal
-        return self._become(max(self.batch_size, math.floor(wanted / round_size) * round_size))
+        return math.floor(images / round_size + 1e-9) * round_size
 
     def _become(self, batch_size: int) -> bool:
         changed = batch_size != self.batch_size
         self.batch_size, self.rounds = batch_size, batch_size // (self.micro_batch * self.world)
         return changed
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
-        return {"batch_size": self.batch_size, "micro_batch": self.micro_batch}
+        return {"batch_size": self.batch_size, "micro_batch": self.micro_batch, "proposal": self.proposal}
 
-    def load(self, state: dict[str, int]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Go on with the saved batch.
 
         Raises:
             UserError: it does not divide over the processes that there are now.
         """
         self.micro_batch, self.rounds = rounds_of(state["batch_size"], self.micro_batch, self.world)
-        self.batch_size = state["batch_size"]
+        self.batch_size, self.proposal = state["batch_size"], state["proposal"]
 
 
 def rounds_of(batch_size: int, micro_batch: int | None, world: int) -> tuple[int, int]:

@@ -10,5 +10,6 @@ from gantrain.batching.state import Batches, BatchState
 class OnSwap(Batches):
     """`batch_size` at first, multiplied at every swap by the factor that the swap asks for (`swap.growth`)."""
 
-    def propose(self, state: BatchState) -> int:
-        return round(state.batch_size * state.growth) if state.batch_size else self.batch_size
+    def propose(self, state: BatchState) -> float:
+        # From the last proposal: factors below a whole round add up until one is full.
+        return state.proposal * state.growth if state.proposal else self.batch_size

@@ -14,11 +14,13 @@ class BatchState:
         nimg: images seen so far.
         batch_size: of the last update, 0 before the first.
         growth: what a swap at this very moment asks the batch to be multiplied by; 1 otherwise.
+        proposal: what the policy proposed last, cut to its largest batch but not yet to whole rounds; 0 before the first.
     """
 
     nimg: int
     batch_size: int
     growth: float = 1.0
+    proposal: float = 0.0
 
 
 @dataclass(frozen=True)
