@@ -87,7 +87,7 @@ class CheckpointStore:
     def clear_drafts(self) -> None:
         """Delete what a kill in the middle of writing has left."""
         if self.folder.is_dir():
-            for left in self.folder.glob(f"{WRITING}*"):
+            for left in self.folder.glob(f"{WRITING}{'[0-9]' * 12}"):  # named averages are somebody else's, perhaps being written now
                 shutil.rmtree(left, ignore_errors=True)
 
     def newest(self) -> Path | None:
@@ -173,7 +173,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if sealed(body) != data:
             raise Damaged(f"{path / MANIFEST}: the manifest was altered")
         if manifest["format"] != FORMAT:
-            raise Damaged(f"{path / MANIFEST}: format {manifest['format']} is not one that this version reads ({FORMAT})")
+            raise Damaged(f"{path / MANIFEST}: format {manifest['format']} is not the one that this version of gantrain reads ({FORMAT}); go on with the version that wrote it, or use another run_dir")
         return manifest
     except Damaged:
         raise

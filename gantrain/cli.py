@@ -182,7 +182,8 @@ def call_average(arguments: argparse.Namespace) -> None:
         for option, given in (("--num", arguments.num), (" ".join(arguments.overrides), arguments.overrides)):
             if given:
                 raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
-        print(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
+        if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
+            say(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
         return
     if arguments.name is not None:
         raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gantrain.averaging import AVERAGERS, LIVE, Ema
 from gantrain.averaging.batchnorm import POLICIES
-from gantrain.averaging.swap import AUTO, Swap
+from gantrain.averaging.swap import AUTO, Swap, reads_orbit
 from gantrain.batching import BATCH_POLICIES, Fixed, OnSwap
 from gantrain.data import DATASETS, Digits
 from gantrain.errors import InvalidField, UserError, check
@@ -221,7 +221,7 @@ class Config:
         joint = self.swap.source is not None and self.swap.networks == "gd"
         needed = {self.swap.source} if joint else set()
         if joint and self.swap.growth == AUTO:
-            needed |= {name for name, one in self.averagers.items() if isinstance(one, Ema)}
+            needed |= {name for name, one in self.averagers.items() if reads_orbit(one)}
         return {name: one for name, one in self.averagers.items() if name in needed or getattr(one, "networks", "g") == "gd"}
 
 
@@ -247,9 +247,9 @@ def check_swap(config: Config) -> None:
     if getattr(config.batching, "max_batch", None) is None:
         raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
     if swap.growth == AUTO:
-        lives = {one.half_life_kimg for one in averagers.values() if isinstance(one, Ema)}
+        lives = {one.half_life_kimg for one in averagers.values() if reads_orbit(one)}
         if len(lives) < 2:
-            raise InvalidField("swap.growth", swap.growth, "reads the orbit off two averagers of name ema with different half_life_kimg: add one")
+            raise InvalidField("swap.growth", swap.growth, "reads the orbit off two averagers of name ema with different half_life_kimg, looking after every update: add one")
         if not hasattr(source, "weight"):
             raise InvalidField("swap.growth", swap.growth, f"needs a source whose window is known in advance, such as ema, swa or power, and {swap.source} is none")
 
@@ -277,6 +277,6 @@ def notes(config: Config) -> list[str]:
     if len({config.averagers[name].exponent for name in kept if hasattr(config.averagers[name], "exponent")}) == 1:
         found.append(f"averagers.{kept[0]}: snapshots of one length alone rebuild few others; a second power average of another length widens the range")
     for name, one in config.averagers.items():
-        if getattr(one, "offload", False) and one.update_every_kimg is None:
+        if getattr(one, "offload", False) and getattr(one, "update_every_kimg", None) is None:
             found.append(f"averagers.{name}.offload copies the live weights after every update; update_every_kimg makes that rarer, and the rule goes by the images in between")
     return found

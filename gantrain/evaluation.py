@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch
-from gantrain.checkpoint import read_manifest
+from gantrain.checkpoint import Damaged, read_manifest
 from gantrain.config import Config
 from gantrain.data import ImageSet, decode_all, permuted, prepare
 from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
@@ -328,7 +328,14 @@ def evaluate_run(
     for name in names or ():
         if name not in there:
             raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
-    times = {name: read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"] for name in rebuilt_of(Path(run)) if names is None or name in names}
+    times = {}
+    for name in rebuilt_of(Path(run)):
+        try:
+            times[name] = read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"]
+        except Damaged:
+            if name in (names or ()):
+                raise
+            times[name] = -1  # belongs to no moment: left out where all are asked for
     if kimg is not None:
         for name in names or ():
             require_time(name, times.get(name, int(path.name)), kimg)

@@ -22,7 +22,8 @@ from gantrain.checkpoint import CheckpointStore, Damaged
 from gantrain.config import FREE_NAME, RESERVED_NAMES
 from gantrain.errors import UserError
 from gantrain.evaluation import RunScorer, Scores, free_name, table
-from gantrain.sampling import AVERAGES_FOLDER, group_of, open_run
+from gantrain.loading import load
+from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, group_of
 from gantrain.tracking import as_json, better_when_higher
 
 HALF_ULP = 2.0**-11  # relative rounding of half precision, in which snapshots are kept
@@ -79,7 +80,9 @@ class Snapshots:
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
         self.run, self.say = Path(run), say
-        self.config, _ = open_run(run)
+        if not (self.run / CONFIG_FILE).is_file():
+            raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+        self.config = load(self.run / CONFIG_FILE)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
             raise UserError(
@@ -230,10 +233,10 @@ def parse_sweep(text: str) -> list[float]:
         UserError: it is not that.
     """
     try:
-        low, high, count = text.split(":")
-        lengths = [float(f"{s:.4g}") for s in np.linspace(float(low), float(high), int(count))]
-        if not (0 < float(low) < float(high) <= WIDEST and 2 <= int(count) <= 1000):
+        low, high, count = (number(part) for number, part in zip((float, float, int), text.split(":"), strict=True))
+        if not (0 < low < high <= WIDEST and 2 <= count <= 1000):
             raise ValueError
+        lengths = list(dict.fromkeys(float(f"{s:.4g}") for s in np.linspace(low, high, count)))
     except ValueError:
         raise UserError(f"--sweep: must be LOW:HIGH:COUNT such as 0.02:0.25:8, with 0 < LOW < HIGH <= {WIDEST:.4f} and a COUNT of at least 2, got {text!r}") from None
     return lengths

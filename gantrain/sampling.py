@@ -1,8 +1,10 @@
 """Latents and labels, generators from run folders, and pictures of samples."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -131,6 +133,14 @@ def rebuilt_of(run: Path) -> list[str]:
     folder = run / AVERAGES_FOLDER
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
+
+
+def forget_rebuilt_after(run: Path, nimg: int) -> None:
+    """Delete rebuilt averages of a time that a run, taken up again from before it, has not come to."""
+    for name in rebuilt_of(run):
+        with contextlib.suppress(checkpoint.Damaged):
+            if checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] > nimg:
+                shutil.rmtree(run / AVERAGES_FOLDER / name, ignore_errors=True)
 
 
 def require_time(name: str, nimg: int, kimg: float) -> None:

@@ -68,23 +68,30 @@ class Swapper:
             settled = last["nimg"] + clock.images(self.settings.after_kimg)
             if more and last.get("after_nimg", settled) < settled:  # was scored at an end that is none any more
                 del last["scores"]["after"], last["after_nimg"]
-            if "after" not in last["scores"] and (done or before < settled <= nimg):
-                last["after_nimg"] = nimg
-                self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])
         self.owed = nimg > 0 and (self.owed or self.settings.due(before, nimg))
-        if self.owed and more:
+        swaps = self.owed and more
+        after = None
+        if last and "after" not in last["scores"] and (done or before < settled <= nimg or swaps):
+            last["after_nimg"] = nimg
+            after = self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])
+        if swaps:
             self.owed = False
-            self.swap(nimg)
+            self.swap(nimg, after)
 
-    def swap(self, nimg: int) -> None:
-        """Swap now, between two scores of the live weights."""
+    def swap(self, nimg: int, before: MetricValues | None = None) -> None:
+        """Swap now, between two scores of the live weights.
+
+        Args:
+            nimg: images seen.
+            before: the live weights' scores at this moment, where they were just taken.
+        """
         s = self.settings
         waiting = [name for name, bank in self.banks.items() if not bank[s.source].started]
         if waiting:
             self.tracker.say(f"swap: {s.source} has not begun at {nimg / 1000:g} kimg; the live weights stay")
             return
         record: dict[str, Any] = {"nimg": nimg, "batch": [self.batching.batch_size, self.batching.batch_size], "scores": {}}
-        self._keep_score(record, "before", nimg)
+        self._keep_score(record, "before", nimg, scores=before)
         growth, reason = self.agree(self._growth(nimg))  # a batch that differed between processes would hang them
         for key, bank in self.banks.items():
             bank.write_back(s.source, s.alpha)
@@ -94,12 +101,13 @@ class Swapper:
         was = self.batching.batch_size
         grown = self.batching.ask(nimg, growth)
         record["batch"] = [was, self.batching.batch_size]
-        settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": self.lr_scale}
-        self._keep_score(record, "at", nimg, **settings, growth=growth, **reason)
+        settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": s.lr_scale, "lr_scale_so_far": self.lr_scale}
+        # Whatever the policy of BatchNorm is, the live statistics were just measured anew.
+        self._keep_score(record, "at", nimg, **settings, growth=growth, grown=self.batching.batch_size / was, live_statistics="recalibrated", **reason)
         self.records.append(record)
         if grown:
             asked = f"the swap asks for x{growth:.3g}" + ("" if round(was * growth) <= self.batching.batch_size else ", cut to max_batch and whole rounds")
-            self.tracker.event(nimg, "growth", **{"from": was, "to": self.batching.batch_size, "rounds": self.batching.rounds, "reason": asked})
+            self.tracker.event(nimg, "growth", **self.batching.change(was, asked))
         of = {"g": "G", "gd": "G and D"}[s.networks]
         why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
         batch = f"batch {was} -> {self.batching.batch_size}{why}"
@@ -111,35 +119,39 @@ class Swapper:
             return float(self.settings.growth), {}
         k, read_off = identified_rate(self.banks, nimg)
         if k is None:
-            return 1.0, {**read_off, "undecidable": "growth undecidable: no orbit has these distances to its averages, the weights still drift"}
+            ramping = len(set(read_off["half_lives_kimg"].values())) == 1
+            why = "the two EMAs still ramp up alike" if ramping else "no orbit has these distances to its averages, the weights still drift"
+            return 1.0, {**read_off, "undecidable": f"growth undecidable: {why}"}
         holds = growth_that_holds(self.banks["g"], self.settings.source, k, nimg, self.settings.alpha)
         # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
         return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
 
-    def _keep_score(self, record: dict[str, Any], moment: str, nimg: int, **more: Any) -> None:
-        """An event with the live score; on every process the record knows that it was taken."""
-        scores = self.score_live()
+    def _keep_score(self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, **more: Any) -> MetricValues:
+        """An event with the live score, taken now unless given; on every process the record knows that it was taken."""
+        scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
         batch = {"batch/size": self.batching.batch_size, "batch/rounds": self.batching.rounds}
         self.tracker.event(nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **batch, **more, **self.protocol())
+        return scores
 
     def _in_words(self, record: dict[str, Any]) -> str:
         metric = next(iter(dict(record["scores"]["before"])), None)
         if metric is None:
             return ""
-        before, at = (dict(record["scores"][moment])[metric] for moment in ("before", "at"))
+        before, at = (dict(record["scores"][moment]).get(metric, float("nan")) for moment in ("before", "at"))
         return f"; live {metric} {before:.4f} -> {at:.4f}"
 
     def report(self) -> str:
         """A table: three rows a swap, the live weights' scores before, at and after it."""
-        metrics = [m for m in dict(self.records[0]["scores"]["before"]) if not m.endswith("_std")] if self.records else []
+        taken = [m for record in self.records for scores in record["scores"].values() for m in dict(scores)]
+        metrics = [m for m in dict.fromkeys(taken) if not m.endswith("_std")]  # eval.metrics may change at a resume
         columns = [max(len(m), 9) for m in metrics]
         lines = ["  ".join([f"{'swap at kimg':>12}", f"{'batch':>14}", f"{'live':<6}", *(m.rjust(c) for m, c in zip(metrics, columns))])]
         for record in self.records:
             head = [f"{record['nimg'] / 1000:12.6g}", "{} -> {}".format(*record["batch"]).rjust(14)]
             for moment in [m for m in MOMENTS if m in record["scores"]]:
                 scores = dict(record["scores"][moment])
-                cells = [f"{scores[m]:{c}.4f}" for m, c in zip(metrics, columns)]
+                cells = [f"{scores.get(m, float('nan')):{c}.4f}" for m, c in zip(metrics, columns)]
                 lines.append("  ".join([*head, f"{moment:<6}", *cells]))
                 head = [" " * 12, " " * 14]
         return "\n".join(lines)

@@ -110,7 +110,9 @@ class Trainer:
     def update(self) -> None:
         """D phases on fresh data, one G phase, then the averages."""
         c, loss = self.config, self.config.loss
-        self.batching.ask(self.nimg)
+        was = self.batching.batch_size
+        if self.batching.ask(self.nimg):
+            self.tracker.event(self.nimg, "growth", **self.batching.change(was, f"{type(c.batching).__name__} proposes it"))
         k, after = self.batching.rounds, self.nimg + self.batching.batch_size
         multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale
         set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
@@ -192,6 +194,7 @@ class Trainer:
             self.store.clear_drafts()
             self.snapshots.clear_drafts()
             self.snapshots.forget_after(self.nimg)
+            sampling.forget_rebuilt_after(self.run_dir, self.nimg)
         if self.main:
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
@@ -314,15 +317,16 @@ class Trainer:
     def keep_snapshots(self, done: bool) -> None:
         """Keep compact copies of the averages that others shall be rebuilt from, where one is due; at the end of all."""
         every = {name: getattr(average.averager, "snapshot_every_kimg", None) for name, average in self.bank.averages.items()}
-        names = [name for name, kimg in every.items() if kimg is not None and (self.due(kimg) or done) and self.bank[name].started]
+        rebuilds = {name for name, average in self.bank.averages.items() if hasattr(average.averager, "exponent")}
+        names = [name for name in rebuilds & every.keys() if every[name] is not None and (self.due(every[name]) or done) and self.bank[name].started]
         if not names:
             return
         self.unify_statistics()
         if self.main:
             tensors = self.bank.tensors()
-            groups = {sampling.group_of(name): compact(tensors[name]) for name in names}
+            groups = {sampling.group_of(name): compact(tensors[name]) for name in sorted(names)}
             groups["buffers"] = dict(self.G.network.named_buffers())
-            self.snapshots.save(self.nimg, groups, {"gammas": {name: self.bank[name].averager.exponent for name in names}, "shape": list(self.shape)})
+            self.snapshots.save(self.nimg, groups, {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)})
 
     def unify_statistics(self) -> None:
         """Replace BatchNorm's running statistics, which each process keeps of its own micro-batches, by their mean."""

@@ -458,11 +458,10 @@ def test_the_readmes_accelerate_loop_averages_saves_and_resumes(tmp_path):
             "optimizer": torch.optim.SGD(generator.parameters(), lr=0.1),
             "loader": torch.utils.data.DataLoader(torch.arange(3.0 * 4 * batches).reshape(-1, 3) / 50, batch_size=4),
             "loss_of": lambda network, x: network(x).square().mean(),
-            "nimg": 0,
         }
-        head, _, loop = block.partition("for x_real in loader:")
+        head, _, rest = block.partition("nimg = bank.nimg\n")
         exec("from gantrain.averaging import AverageBank, Ema\n" + head, names)
-        names["loop"] = "for x_real in loader:" + loop
+        names["loop"] = "nimg = bank.nimg\n" + rest
         return names
 
     one = session(4)
@@ -475,7 +474,7 @@ def test_the_readmes_accelerate_loop_averages_saves_and_resumes(tmp_path):
     two["accelerator"].load_state(str(tmp_path / "state"))
     assert two["bank"]["ema"].previous_nimg == 16 and all(torch.equal(t, two["bank"]["ema"].shadows[n]) for n, t in shadows.items())
     for names in (one, two):
-        names["nimg"] = 16
         exec(names["loop"], names)
+        assert names["nimg"] == 32
     for name, tensor in one["bank"]["ema"].shadows.items():
         assert torch.equal(tensor, two["bank"]["ema"].shadows[name]) and not torch.equal(tensor, shadows[name])

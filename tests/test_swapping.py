@@ -248,6 +248,100 @@ def test_growth_auto_says_what_it_was_read_off(gantrain, tmp_path):
             assert event["growth"] == 1.0 and "drift" in event["undecidable"]
 
 
+AUTO = ["swap.growth=auto", "swap.source=ema", "averagers.ema={half_life_kimg: 0.04, ramp_up: null}", "averagers.ema_long=null", "batching.max_batch=4096",
+        "averagers.ema_short={half_life_kimg: 0.02, ramp_up: null}"]  # fmt: skip
+
+
+def test_growth_auto_grows_the_batch_where_the_distances_are_an_orbits(tmp_path):
+    """Averages at the distances of an orbit with k per look: g* = 1 + k / mu of the source, the batch g*^2 in whole rounds."""
+    trainer = trainer_at(tmp_path, 320, *AUTO)
+    phi, decay = 0.5, {name: 0.5 ** (16 / half_life) for name, half_life in (("ema", 40), ("ema_short", 20))}
+    for bank in trainer.banks.values():
+        for name, b in decay.items():
+            far = (2 * b * b * (1 - phi) / ((1 + b) * (1 - b * phi))) ** 0.5  # root of the AR(1) distance, V = 1
+            for weight in bank.weight_names:
+                bank[name].shadows[weight].copy_(bank[name].live[weight] + 0.01 * far)
+    trainer.swapper.swap(trainer.nimg)
+    trainer.tracker.close()
+    at, growth = (next(line for line in lines_of(tmp_path / "run") if match(line)) for match in (lambda x: x.get("moment") == "at", lambda x: x.get("event") == "growth"))
+    k = -np.log(phi) / 16
+    g_star = 1 + k * 40 / np.log(2)
+    assert at["k_per_kimg"] == pytest.approx(1000 * k, rel=1e-3) and at["g_star"] == pytest.approx(g_star, rel=1e-3)
+    assert at["growth"] == pytest.approx(g_star**2, rel=1e-3) and "undecidable" not in at
+    assert trainer.batching.batch_size == growth["to"] == int(16 * g_star**2 // 16) * 16 > 16
+    trainer.close()
+
+
+def test_growth_auto_says_when_the_two_averages_still_ramp_up_alike(tmp_path):
+    trainer = trainer_at(tmp_path, 320, *AUTO, "averagers.ema={ramp_up: 0.05}", "averagers.ema_short={ramp_up: 0.05}")
+    trainer.swapper.swap(trainer.nimg)
+    trainer.tracker.close()
+    at = next(line for line in lines_of(tmp_path / "run") if line.get("moment") == "at")
+    assert at["undecidable"] == "growth undecidable: the two EMAs still ramp up alike" and at["growth"] == 1.0 and at["grown"] == 1.0
+    trainer.close()
+
+
+def test_a_swap_that_follows_closely_scores_the_one_before_it_first(gantrain, tmp_path):
+    """Swaps every 100 images, batches of 16: the clock reaches a swap before 100 images have passed since the last one."""
+    run = tmp_path / "run"
+    gantrain(*command(run, "swap.start_kimg=0.42", "swap.every_kimg=0.1", "swap.after_kimg=0.1", "swap.growth=1", "total_kimg=0.8"))
+    events = [line for line in lines_of(run) if line.get("event") == "swap"]
+    assert [e["moment"] for e in events] == ["before", "at", "after"] * (len(events) // 3) and len(events) >= 9
+    for after, before in zip(events[2::3], events[3::3]):
+        assert after["nimg"] == before["nimg"] and after["live"] == before["live"]
+
+
+def test_metrics_may_change_between_swaps(gantrain, tmp_path):
+    run = tmp_path / "run"
+    gantrain(*command(run, "total_kimg=0.64"))
+    said = gantrain(*command(run, "eval.metrics=[is,kid]")).stdout
+    report = said[said.index("live weights at the swaps:") : said.index("done:")].splitlines()
+    assert report[1].split()[5:] == ["digits_fid", "digits_is", "digits_kid"] and report[2].split()[-1] == report[6].split()[1] == "nan"
+
+
+OUTSIDE = """
+from dataclasses import dataclass
+
+from gantrain.averaging import Ema
+
+@dataclass(frozen=True)
+class Half:
+    offload: bool = True
+    snapshot_every_kimg: float = 0.08
+
+    def weight(self, nimg, previous_nimg, num_averaged):
+        return 0.5
+
+@dataclass(frozen=True)
+class Mine(Ema):
+    more: int = 1
+
+@dataclass(frozen=True)
+class Steep:
+    max_batch: int = 40
+
+    def propose(self, state):
+        return 16 if state.nimg < 64 else 64
+"""
+
+
+def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrain, tmp_path):
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    run = tmp_path / "run"
+    rules = "averagers={half: {name: 'outside:Half'}, a: {name: 'outside:Mine', half_life_kimg: 0.02}, b: {name: 'outside:Mine', half_life_kimg: 0.04}}"
+    overrides = [rules, "averagers.ema=null", "averagers.ema_short=null", "averagers.ema_long=null", "swap.growth=auto", "batching={name: 'outside:Steep'}"]
+    config = tmp_path / "c.yaml"
+    text = SWAP.read_text().replace("batching: {name: on_swap, batch_size: 64, micro_batch: 64, max_batch: 256}\n", "")
+    config.write_text(text)
+    words = [word for word in command(run, *overrides) if not word.startswith(("batching.", "config"))]
+    words[1] = str(config)
+    gantrain(*words, cwd=tmp_path)
+    lines = lines_of(run)
+    assert any("eval/half/digits_fid" in line and "eval/a/digits_fid" in line for line in lines)
+    grown = [line for line in lines if line.get("event") == "growth"]
+    assert [(g["nimg"], g["from"], g["to"], g["reason"]) for g in grown] == [(64, 16, 32, "Steep proposes it")]
+
+
 def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_path):
     run = tmp_path / "run"
     gantrain(*command(run, "swap.start_kimg=0.9", "swap.after_kimg=0.3"))

@@ -92,8 +92,8 @@ def swap(folder: Path) -> None:
 
     method = Swapper.swap
 
-    def run(swapper: Swapper, nimg: int) -> None:
-        method(swapper, nimg)
+    def run(swapper: Swapper, nimg: int, before=None) -> None:
+        method(swapper, nimg, before)
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for one in swapper.players.values():
             for name, tensor in one.network.state_dict().items():

@@ -81,7 +81,7 @@ class Average:
         self._unseen = 0  # updates of the live weights since the last look
         self._looks = Looks()
         # An offloaded average takes the live weights in two steps, so that no update waits for a copy: copied when it is
-        # due, averaged when the copy has had the time of an update.
+        # due, averaged at a later update when the copy is there.
         self._arriving: dict[str, Tensor] = {}
         self._arrival: tuple[int, int, int] | None = None
         self._copied = torch.cuda.Event() if self.offload and self._on_cuda() else None
@@ -113,7 +113,7 @@ class Average:
         if nimg < self.nimg:
             raise UserError(f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also through a resume (`bank.nimg` has them)")
         self.nimg = nimg
-        self._settle()
+        self._settle(wait=False)
         self._unseen += 1
         if self._every_kimg is not None and not due(self._every_kimg, self.previous_nimg, nimg):
             return False
@@ -122,6 +122,7 @@ class Average:
         self.previous_nimg, self._unseen = nimg, 0
         if not self.offload:
             return self._move(self.live, *look)
+        self._settle()  # the buffer is needed again, and the rule counts on what it holds
         if self._moves_by_weight and self._weight(*look) <= 0.0:
             return False
         if not self._arriving:
@@ -133,10 +134,12 @@ class Average:
         return True
 
     @torch.no_grad()
-    def _settle(self) -> None:
-        """Average what has arrived in main memory."""
+    def _settle(self, wait: bool = True) -> None:
+        """Average what has arrived in main memory; without `wait` only if it has."""
         if self._arrival is not None:
             if self._copied is not None:
+                if not wait and not self._copied.query():
+                    return
                 self._copied.synchronize()
             look, self._arrival = self._arrival, None
             self._move(self._arriving, *look)

@@ -119,13 +119,18 @@ def variance_ratio(positions: np.ndarray, weights: np.ndarray, k: float) -> floa
     return float(total)
 
 
+def reads_orbit(averager: Any) -> bool:
+    """Whether the orbit's rate can be read off an average's distance: an EMA by half-life that looks after every update."""
+    return isinstance(averager, Ema) and averager.update_every_kimg is None
+
+
 def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float | None, dict[str, Any]]:
-    """The orbit's rate k per image from the two EMAs of most different half-lives, and what it was read off.
+    """The orbit's rate k per image from the EMAs of the shortest and the longest half-life, and what it was read off.
 
     The distances are over the weights of all the banks together. One device sync.
     """
     shared = set.intersection(*(set(bank) for bank in banks.values()))
-    emas = {name: a.averager for name, a in next(iter(banks.values())).averages.items() if type(a.averager) is Ema and name in shared}
+    emas = {name: a.averager for name, a in next(iter(banks.values())).averages.items() if reads_orbit(a.averager) and name in shared}
     shortest = min(emas, key=lambda name: emas[name].half_life_kimg)
     longest = max(emas, key=lambda name: emas[name].half_life_kimg)
     mu = {name: math.log(2) / emas[name].half_life(nimg) for name in (shortest, longest)}
@@ -142,7 +147,7 @@ def growth_that_holds(bank: AverageBank, source: str, k: float, nimg: int, alpha
     profile. With `alpha` below 1 the weights are moved a part of the way only, and what they keep of their own orbit counts.
     """
     averager = bank[source].averager
-    if type(averager) is Ema:
+    if reads_orbit(averager):
         ratio = 1.0 / (1.0 + k * averager.half_life(nimg) / math.log(2))
         # Cov(EMA, live) equals V_EMA, so a mixture has (1 - a)^2 V + (1 - (1 - a)^2) V_EMA.
         return 1.0 / ((1 - alpha) ** 2 + (1 - (1 - alpha) ** 2) * ratio)

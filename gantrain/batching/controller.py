@@ -24,7 +24,7 @@ class BatchController:
 
     def __init__(self, policy: Any, world: int):
         self.policy, self.world = policy, world
-        first = policy.propose(BatchState(0, 0))
+        first = int(min(policy.propose(BatchState(0, 0)), self.highest))
         self.micro_batch, self.rounds = rounds_of(first, getattr(policy, "micro_batch", None), world)
         self.batch_size = first
         self.proposal = float(first)
@@ -61,6 +61,10 @@ class BatchController:
         changed = batch_size != self.batch_size
         self.batch_size, self.rounds = batch_size, batch_size // (self.micro_batch * self.world)
         return changed
+
+    def change(self, was: int, reason: str) -> dict[str, Any]:
+        """The fields of an event that tells of a growth."""
+        return {"from": was, "to": self.batch_size, "rounds": self.rounds, "reason": reason}
 
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
