@@ -1,8 +1,8 @@
 """Checkpoints: atomic, verified, never unpickled.
 
-A checkpoint is a folder `checkpoints/<nimg, 12 digits>/`, and an average kept beside the run `averages/<name>/`, of safetensors and JSON files with a manifest of their sizes and
-SHA-256 sums. It is written under another name, synced, and renamed, so that a folder with the right name is whole unless
-it was damaged later; what is damaged is named and passed over for the one before.
+A checkpoint is a folder `checkpoints/<nimg, 12 digits>/`, and an average kept beside the run one in `averages/`, of safetensors
+and JSON files with a manifest of their sizes and SHA-256 sums. It is written under another name, synced, and renamed, so that a
+folder with the right name is whole unless it was damaged later; what is damaged is named and passed over for the one before.
 """
 from __future__ import annotations
 

@@ -77,3 +77,36 @@ def test_the_digits_classifier_can_be_made_again(tmp_path):
     assert record["sha256"] == hashlib.sha256((tmp_path / "again.safetensors").read_bytes()).hexdigest()
     assert record["held_out_accuracy"] > 0.95 and record["parameters"] == shipped["parameters"]
     DigitsClassifier().load_state_dict(load_file(tmp_path / "again.safetensors"))
+
+
+def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path):
+    """One seed at tiny size; a second call reads what is there, and options may stand before overrides."""
+    from test_swapping import TINY
+
+    words = ["tools/swap_study.py", "configs/digits_swap.yaml", "--seeds", 1, "--jobs", 2, "--folder", tmp_path / "runs", "--out", tmp_path / "s.png"]
+    words += [*TINY, "eval.metrics=[fid]", "total_kimg=0.48"]
+    said = run(*words)
+    rows = [line.split("|") for line in said.splitlines() if line.startswith("| swap") or line.startswith("| no swap")]
+    assert [row[1].strip() for row in rows[:5]] == ["no swap", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto"]
+    last = [json.loads(line) for line in (tmp_path / "runs" / "swap_G_and_D_batch_x2-0" / "metrics.jsonl").read_text().splitlines()]
+    scores = [line for line in last if "eval/live/digits_fid" in line][-1]
+    assert rows[3][2].strip() == "32" and rows[3][3].strip() == f"{scores['eval/live/digits_fid']:.3f}"
+    before, at, after = (line["live"]["digits_fid"] for line in last if line.get("event") == "swap")
+    assert [cell.strip() for cell in rows[7][2:5]] == [f"{before:.3f}", f"{at:.3f}", f"{after:.3f}"]
+    picture = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
+    assert all((part[..., 2] - part[..., 0] > 60).sum() > 50 for part in np.array_split(picture, 5, axis=1))  # blue in every panel
+
+
+@pytest.mark.parametrize(
+    "words, error",
+    [
+        (["tools/swap_study.py", "configs/digits.yaml"], "swap_study.py: error: configs/digits.yaml: swap.source is null"),
+        (["tools/swap_study.py", "configs/digits_swap.yaml", "seed=7"], "swap_study.py: error: seed and run_dir are the study's own"),
+        (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
+        (["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0"], "must be a whole number of at least 1, got '0'"),
+        (["tools/weight_profiles.py", "--out", "/nowhere/x.png"], "'/nowhere/x.png' cannot be a file there"),
+    ],
+)
+def test_a_scripts_mistake_is_one_line(words, error):
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and error in done.stderr.splitlines()[-1]

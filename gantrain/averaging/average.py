@@ -242,7 +242,10 @@ class Average:
 
 
 class Looks:
-    """When an average has looked at the live weights: runs of equal distance, so that millions of looks take a few numbers.
+    """When an average has looked at the live weights: runs of equal distance.
+
+    A look after every update is one run as long as the batch stays, so that millions of them take a few numbers; where looks
+    fall unevenly because the batch does not divide their distance, every change of distance begins another.
 
     A run is [first position, distance, how many, updates of the network per look].
     """

@@ -1,4 +1,8 @@
-"""Spectral norms whose weights were replaced from outside."""
+"""Spectral norms whose weights were replaced from outside.
+
+torch has no public way to iterate a norm's vectors without a forward in training mode; `_power_method` is what its own
+constructor calls (torch 2.13), and a test holds it to the largest singular value.
+"""
 from __future__ import annotations
 
 import torch
