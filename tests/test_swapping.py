@@ -533,7 +533,7 @@ def test_every_average_under_every_policy(swapped, gantrain, tmp_path):
         assert alone["scores"]["swa"]["digits_fid"] == fid[policy]["swa"] and alone["eval/batchnorm"] == policy
 
 
-@pytest.mark.parametrize("policy", ["recalibrate", "copy", "average", "batch"])
+@pytest.mark.parametrize("policy", ["average", "batch"])  # the other two are in test_evaluation.py
 def test_a_run_scores_and_draws_under_each_policy_as_evaluate_does(gantrain, tmp_path, policy):
     run = tmp_path / "run"
     gantrain(*command(run, f"eval.batchnorm={policy}", "total_kimg=0.32", "swap.source=null"))
