@@ -84,7 +84,7 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path):
     from test_swapping import TINY
 
     words = ["tools/swap_study.py", "configs/digits_swap.yaml", "--seeds", 1, "--jobs", 2, "--folder", tmp_path / "runs", "--out", tmp_path / "s.png"]
-    words += [*TINY, "eval.metrics=[fid]", "eval.every_kimg=0.48", "total_kimg=0.48"]
+    words += [*TINY, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
     said = run(*words)
     rows = [line.split("|") for line in said.splitlines() if line.startswith("| swap") or line.startswith("| no swap")]
     assert [row[1].strip() for row in rows[:5]] == ["no swap", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto"]
