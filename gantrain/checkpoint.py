@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gantrain.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WRITING = ".writing-"

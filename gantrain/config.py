@@ -13,10 +13,10 @@ from typing import Any, Literal
 from gantrain.averaging import AVERAGERS, LIVE, Ema
 from gantrain.averaging.batchnorm import POLICIES
 from gantrain.averaging.swap import AUTO, Swap, reads_orbit
-from gantrain.batching import BATCH_POLICIES, Fixed, OnSwap
+from gantrain.batching import BATCH_POLICIES, Fixed, NoiseScale
 from gantrain.data import DATASETS, Digits
 from gantrain.errors import InvalidField, UserError, check
-from gantrain.losses import LOSSES, Hinge
+from gantrain.losses import LOSSES, PENALTIES, Hinge
 from gantrain.metrics import EXTRACTORS, METRICS, DigitsFeatures
 from gantrain.models import ARCHITECTURES, BigGAN
 from gantrain.plugins import find
@@ -188,8 +188,10 @@ class Config:
     data: Any = plugin("data set", DATASETS, Digits)
     model: Any = plugin("architecture", ARCHITECTURES, BigGAN)
     loss: Any = plugin("loss", LOSSES, Hinge)
+    penalties: dict = plugins("penalty", PENALTIES, dict)
     optim: Optim = field(default_factory=Optim)
     batching: Any = plugin("batch policy", BATCH_POLICIES, Fixed)
+    noise_scale: NoiseScale = field(default_factory=NoiseScale)
     averagers: dict = plugins("averager", AVERAGERS, lambda: {"ema": Ema()})
     swap: Swap = field(default_factory=Swap)
     eval: Eval = field(default_factory=Eval)
@@ -208,6 +210,7 @@ class Config:
         writing = [name for name, one in self.averagers.items() if getattr(one, "writes_back", False)]
         if len(writing) > 1:
             raise InvalidField(f"averagers.{writing[1]}", writing[1], f"puts the live weights back to its average as {writing[0]} does: keep one of them")
+        check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
 
@@ -223,6 +226,25 @@ class Config:
         if joint and self.swap.growth == AUTO:
             needed |= {name for name, one in self.averagers.items() if reads_orbit(one)}
         return {name: one for name, one in self.averagers.items() if name in needed or getattr(one, "networks", "g") == "gd"}
+
+
+def check_batching(config: Config) -> None:
+    """Refuse a batch policy that cannot be: what its fields cannot see alone.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    if hasattr(config.batching, "require_fit"):
+        try:
+            config.batching.require_fit()
+        except InvalidField as error:
+            raise InvalidField(f"batching.{error.field}", error.value, error.remedy) from None
+    b, highest = getattr(config.batching, "micro_batch", None), getattr(config.batching, "max_batch", None)
+    if b is not None and highest is not None and highest % b and getattr(config.batching, "grows", True):
+        lower = highest - highest % b
+        raise InvalidField("batching.max_batch", highest, f"cannot be had in rounds of micro_batch={b} images: choose {lower} or {lower + b}")
+    if getattr(config.batching, "reads_noise", False) and config.noise_scale.measure_every is None:
+        raise InvalidField("noise_scale.measure_every", None, "must be given, such as 10: the batch policy goes by what it measures")
 
 
 def check_swap(config: Config) -> None:
@@ -242,8 +264,8 @@ def check_swap(config: Config) -> None:
         raise InvalidField("swap.start_kimg", swap.start_kimg, f"must be at least averagers.{swap.source}.start_kimg ({begins:g}), where that average begins")
     if not swap.grows:
         return
-    if isinstance(config.batching, Fixed):
-        raise InvalidField("swap.growth", swap.growth, "above 1 needs a batch that can grow: batching.name=on_swap and batching.max_batch")
+    if not getattr(config.batching, "grows_at_swaps", True):
+        raise InvalidField("swap.growth", swap.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch")
     if getattr(config.batching, "max_batch", None) is None:
         raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
     if swap.growth == AUTO:
@@ -271,8 +293,13 @@ def notes(config: Config) -> list[str]:
             found.append("swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0")
     elif config.swap != Swap():
         found.append("swap.source is null: the other settings of swap have no effect")
-    if isinstance(config.batching, OnSwap) and not config.swap.grows:
-        found.append("batching.name=on_swap grows the batch at swaps, and swap asks for no growth: it stays as it is")
+    if getattr(config.batching, "grows_at_swaps", False) and not config.swap.grows:
+        found.append("batching: on_swap grows the batch at swaps, and swap asks for no growth: it has no effect")
+    if config.swap.growth == AUTO and config.swap.source is not None and getattr(config.batching, "lr_scaling", "none") != "none":
+        found.append(f"batching.lr_scaling={config.batching.lr_scaling} raises the rates as the batch grows, and swap.growth=auto reckons with rates that stay")
+    for name, penalty in config.penalties.items():
+        if getattr(penalty, "every", 1) > 1 and config.noise_scale.measure_every is not None:
+            found.append(f"penalties.{name} is lazy: D's noise scale is measured at steps without it")
     kept = [name for name, one in config.averagers.items() if getattr(one, "snapshot_every_kimg", None) is not None]
     if len({config.averagers[name].exponent for name in kept if hasattr(config.averagers[name], "exponent")}) == 1:
         found.append(f"averagers.{kept[0]}: snapshots of one length alone rebuild few others; a second power average of another length widens the range")

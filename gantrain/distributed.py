@@ -57,6 +57,11 @@ def sum_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
     return lambda tensor: accelerator.reduce(tensor, reduction="sum")
 
 
+def mean_of_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    """A function that gives the mean of a tensor over all processes."""
+    return lambda tensor: accelerator.reduce(tensor, reduction="mean")
+
+
 @torch.no_grad()
 def mean_over_processes(tensors: list[Tensor], accelerator: Accelerator) -> None:
     """Replace tensors, in place, by their means over all processes."""

@@ -18,6 +18,7 @@ from gantrain.errors import UserError, did_you_mean
 CONTRACTS = {
     "averager": ["weight"],
     "loss": ["discriminator", "generator"],
+    "penalty": ["penalty"],
     "architecture": ["build"],
     "data set": ["build"],
     "metric": ["compute"],

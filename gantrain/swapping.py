@@ -100,14 +100,14 @@ class Swapper:
         self.lr_scale *= s.lr_scale
         was = self.batching.batch_size
         grown = self.batching.ask(nimg, growth)
+        self.batching.weights_jumped()
         record["batch"] = [was, self.batching.batch_size]
         settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": s.lr_scale, "lr_scale_so_far": self.lr_scale}
         # Whatever the policy of BatchNorm is, the live statistics were just measured anew.
         self._keep_score(record, "at", nimg, **settings, growth=growth, grown=self.batching.batch_size / was, live_statistics="recalibrated", **reason)
         self.records.append(record)
         if grown:
-            asked = f"the swap asks for x{growth:.3g}" + ("" if round(was * growth) <= self.batching.batch_size else ", cut to max_batch and whole rounds")
-            self.tracker.event(nimg, "growth", **self.batching.change(was, asked))
+            self.tracker.event(nimg, "growth", **grown)
         of = {"g": "G", "gd": "G and D"}[s.networks]
         why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
         batch = f"batch {was} -> {self.batching.batch_size}{why}"
@@ -130,8 +130,7 @@ class Swapper:
         """An event with the live score, taken now unless given; on every process the record knows that it was taken."""
         scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
-        batch = {"batch/size": self.batching.batch_size, "batch/rounds": self.batching.rounds}
-        self.tracker.event(nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **batch, **more, **self.protocol())
+        self.tracker.event(nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol())
         return scores
 
     def _in_words(self, record: dict[str, Any]) -> str:

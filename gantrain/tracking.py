@@ -268,9 +268,15 @@ class Progress:
             f"{nimg / 1000:9.1f} kimg {nimg / self.total:4.0%} | {duration(now - self.started_at):>6} + {left:>6} to go | {rate:6.0f} img/s"
             f" | loss D {values.get('loss/d', math.nan):6.3f} G {values.get('loss/g', math.nan):6.3f}"
             f" | D(real) {values.get('logits/real', math.nan):6.2f} D(fake) {values.get('logits/fake', math.nan):6.2f}"
-            f" | batch {values.get('batch/size', 0):.0f} | {values.get('memory/gib', math.nan):.1f} GiB"
+            f" | batch {values.get('batch/size', 0):.0f}{noise_in_words(values)} | {values.get('memory/gib', math.nan):.1f} GiB"
         )
         return text, rate
+
+
+def noise_in_words(values: Mapping[str, float]) -> str:
+    """The noise scale of either player in images, for the console line; nothing where none is measured."""
+    scales = {player: values.get(f"noise_scale/{player}/b_simple") for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values}
+    return " | noise" + "".join(f" {player} {'?' if scale is None else f'{scale:.0f}'}" for player, scale in scales.items()) if scales else ""
 
 
 def duration(seconds: float) -> str:

@@ -18,10 +18,11 @@ from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.posthoc import compact
-from gantrain.batching import BatchController
+from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
+from gantrain.batching.noise_scale import as_numbers
 from gantrain.config import Config, notes
 from gantrain.data import RealBatches, audit, prepare
-from gantrain.distributed import PRECISIONS, from_main, local_processes, main_first, make_accelerator, mean_over_processes
+from gantrain.distributed import PRECISIONS, from_main, local_processes, main_first, make_accelerator, mean_of_processes, mean_over_processes
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
@@ -55,15 +56,19 @@ class Trainer:
         self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
         self.tracker.say(f"data: {audit(self.images)}")
         self.nimg, self.previous_nimg = 0, -1  # -1: before the first image, so that everything periodic is done once at 0
-        self.batching = BatchController(config.batching, self.accelerator.num_processes)
+        self.updates = 0
         self.G, self.D, self.averaged = self.build_players()
         self.players = {"g": self.G, "d": self.D}
+        world, agree = self.accelerator.num_processes, functools.partial(from_main, self.accelerator)
+        self.probes = {key: GradientProbe(self.players[key].network, config.noise_scale.per_layer, world) for key in ("d", "g")}
+        self.noise = NoiseMonitor(config.noise_scale, {key: probe.layers for key, probe in self.probes.items()}, mean_of_processes(self.accelerator))
+        self.batching = BatchController(config.batching, world, self.noise, agree)
         self.banks = {key: AverageBank(player.network, config.followed(key)) for key, player in self.players.items()}
         self.bank = self.banks["g"]  # the averages that are scored and drawn
         self.evaluator = Evaluator(config, self.images, self.accelerator)
         self.swapper = Swapper(
             config.swap, self.players, self.banks, self.batching, self.score_live, self.evaluator.protocol,
-            self.settle_batchnorm, functools.partial(from_main, self.accelerator), self.tracker,
+            self.settle_batchnorm, agree, self.tracker,
         )  # fmt: skip
         self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", config.checkpoint.keep_last, self.tracker.say)
         self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
@@ -75,9 +80,13 @@ class Trainer:
         self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
-        if config.swap.grows and not self.batching.can_grow:
-            b, world = self.batching.micro_batch, self.accelerator.num_processes
+        b = self.batching.micro_batch
+        if getattr(config.batching, "grows", True) and not self.batching.can_grow:
             self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
+        if config.noise_scale.measure_every is not None and self.probes["d"].halves(self.batching.rounds):
+            if b % 2:
+                raise UserError(f"noise_scale.measure_every: one round of {b} images on one process has no halves to compare; give an even micro_batch, or two rounds")
+            self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {b // 2} images, which is what BatchNorm sees then")
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -108,36 +117,55 @@ class Trainer:
         return clock.due(every_kimg, self.previous_nimg, self.nimg)
 
     def update(self) -> None:
-        """D phases on fresh data, one G phase, then the averages."""
+        """The batch grows if it shall; D phases on fresh data, one G phase, then the averages."""
         c, loss = self.config, self.config.loss
-        was = self.batching.batch_size
-        if self.batching.ask(self.nimg):
-            self.tracker.event(self.nimg, "growth", **self.batching.change(was, f"{type(c.batching).__name__} proposes it"))
+        grown = self.batching.ask(self.nimg)
+        if grown:
+            self.tracker.event(self.nimg, "growth", **grown)
+            self.tracker.say("growth: batch {from} -> {to} at {at:g} kimg: {reason}".format(at=self.nimg / 1000, **grown))
+        self.noise.begin(self.updates)
         k, after = self.batching.rounds, self.nimg + self.batching.batch_size
-        multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale
+        multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale * self.batching.lr_scale
         set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
         set_lr(self.D.optimizer, c.optim.lr_d * multiplier)
         kept: list[Batch] = []  # the last D phase's real images, where the loss of G looks at real ones
         for s in range(c.optim.d_steps):
             kept.clear()
-            self.add_stats(discriminator_phase(self.G, self.D, loss, zip(self.real(k, kept), self.noise(f"d{s}", k)), k))
-        self.add_stats(generator_phase(self.G, self.D, loss, zip(kept or [None] * k, self.noise("g", k)), k))
+            penalties = self.penalties(self.updates * c.optim.d_steps + s)
+            lazy = any(factor > 1 for _, factor in penalties)  # part of this step only: no part of the noise that steps have
+            rounds = zip(self.real(k, kept), self.latents(f"d{s}", k))
+            self.add_stats(discriminator_phase(self.G, self.D, loss, rounds, k, None if lazy else self.probe("d"), penalties), "d")
+        rounds = zip(map(self.as_input, kept) if kept else [None] * k, self.latents("g", k))
+        self.add_stats(generator_phase(self.G, self.D, loss, rounds, k, self.probe("g")), "g")
         self.stats_count += 1
+        self.updates += 1
         self.previous_nimg, self.nimg = self.nimg, after
         for bank in self.banks.values():
             bank.update(self.nimg)
 
+    def penalties(self, d_step: int) -> list[tuple[Any, float]]:
+        """What is added to the loss of D at this of its steps, with its factor: a lazy penalty counts for the steps without."""
+        due = [(penalty, getattr(penalty, "every", 1)) for penalty in self.config.penalties.values()]
+        return [(penalty, float(every)) for penalty, every in due if d_step % every == 0]
+
+    def probe(self, player: str) -> GradientProbe | None:
+        """The player's probe, if its next gradients are to be measured."""
+        return self.probes[player] if player in self.noise.wanted else None
+
     def real(self, k: int, kept: list[Batch]) -> Iterator[Batch]:
-        """This process's k real micro-batches of the next D phase; also put into `kept` if the loss of G wants them."""
+        """This process's k real micro-batches of the next D phase; also put, as bytes, into `kept` if the loss of G wants them."""
         for _ in range(k):
-            x, y = self.real_batches.next()
-            x = to_float(x)
-            batch = (x.contiguous(memory_format=torch.channels_last) if self.config.performance.channels_last else x, y)
+            batch = self.real_batches.next()
             if sees_real(self.config.loss):
                 kept.append(batch)
-            yield batch
+            yield self.as_input(batch)
 
-    def noise(self, purpose: str, k: int) -> Iterator[Batch]:
+    def as_input(self, batch: Batch) -> Batch:
+        """Images and labels as the networks take them."""
+        x, y = to_float(batch[0]), batch[1]
+        return x.contiguous(memory_format=torch.channels_last) if self.config.performance.channels_last else x, y
+
+    def latents(self, purpose: str, k: int) -> Iterator[Batch]:
         """This process's k micro-batches of latents and labels, by position in the image stream."""
         g, b, world, rank = self.G.network, self.batching.micro_batch, self.accelerator.num_processes, self.accelerator.process_index
         for j in range(k):
@@ -234,8 +262,12 @@ class Trainer:
 
     # ---- maintenance -------------------------------------------------------------------------------------------------
 
-    def add_stats(self, stats: dict[str, Tensor]) -> None:
+    def add_stats(self, stats: dict[str, Tensor], player: str) -> None:
         """Sum statistics where they are, on the device: no sync until a line is due."""
+        measured = stats.pop("measured", None)
+        if measured is not None:
+            halved = 2 if self.probes[player].halves(self.batching.rounds) else 1
+            self.noise.record(player, self.batching.micro_batch // halved, self.batching.batch_size, measured)
         for name, value in stats.items():
             self.stats[name] = self.stats[name] + value if name in self.stats else value
 
@@ -248,13 +280,27 @@ class Trainer:
         sums = torch.stack([self.stats[n] for n in names]).float()
         means = self.accelerator.reduce(sums, reduction="mean").cpu() / (steps * self.stats_count)
         values = dict(zip(names, means.tolist()))
-        values |= {"batch/size": self.batching.batch_size, "batch/rounds": self.batching.rounds, "memory/gib": memory_gib(self.device)}
+        values |= {**self.batching.numbers(), "updates": self.updates, "memory/gib": memory_gib(self.device)}
+        values |= self.noise_scale()
         values |= {"lr/g": self.G.optimizer.param_groups[0]["lr"], "lr/d": self.D.optimizer.param_groups[0]["lr"]}
         values["reals_seen"] = self.nimg * self.config.optim.d_steps
         line, rate = self.progress.line(self.nimg, values)
         self.tracker.say(line)
         self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate})
         self.stats, self.stats_count = {}, 0
+
+    def noise_scale(self) -> dict[str, float]:
+        """The noise scale of both players as it stands, for a line of the record."""
+        self.noise.settle()
+        values: dict[str, float] = {}
+        for player, one in self.noise.estimates().items():
+            if one.measurements:
+                values |= as_numbers(f"noise_scale/{player.upper()}", one, self.batching.batch_size)
+        for player, layers in self.noise.by_layer().items():
+            for name, one in layers.items():
+                if one.measurements:
+                    values |= as_numbers(f"noise_scale/{player.upper()}/{name}", one)
+        return values
 
     def evaluate(self) -> None:
         """Score the live weights and every average that has begun."""
@@ -309,6 +355,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of everything that the run goes on from."""
         self.unify_statistics()
+        self.noise.settle()
         if self.main:
             self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}")
             self.store.save(self.nimg, self.tensors(), self.state())
@@ -350,6 +397,7 @@ class Trainer:
             "shape": list(self.shape),
             "averages": self.banks["g"].state(),
             "averages_d": self.banks["d"].state(),
+            "updates": self.updates,
             "batching": self.batching.state(),
             "swaps": self.swapper.state(),
             "scalers": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
@@ -382,6 +430,7 @@ class Trainer:
         for (key, bank), saved in zip(self.banks.items(), (state["averages"], state["averages_d"])):
             shadows, slots = ({name: snapshot.tensors.get(sampling.group_of(name, key, slots=s), {}) for name in saved} for s in (False, True))
             bank.load(shadows, saved, slots)
+        self.updates = state["updates"]
         self.batching.load(state["batching"])
         self.swapper.load(state["swaps"])
         self.wandb_id, self.scored, self.scores = state["wandb_id"], state["scored"], {name: dict(row) for name, row in state["scores"]}

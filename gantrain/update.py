@@ -1,14 +1,15 @@
 """One update of the game: D phases, then a G phase, each of k rounds of micro-batches. Pure tensor code."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from gantrain.batching.noise_scale import GradientProbe
 from gantrain.models.layers import frozen_power_iteration
 
 Stats = dict[str, Tensor]
@@ -38,11 +39,16 @@ class Player:
     no_sync: Callable[[], AbstractContextManager] = nullcontext
 
 
-def discriminator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch, Batch]], k: int) -> Stats:
+def discriminator_phase(
+    G: Player, D: Player, loss, rounds: Iterable[tuple[Batch, Batch]], k: int,
+    probe: GradientProbe | None = None, penalties: Sequence[tuple[Any, float]] = (),
+) -> Stats:  # fmt: skip
     """One optimizer step of D on k rounds.
 
     Args:
         rounds: k pairs ((x_real `[b, C, H, W]` in [-1, 1], labels), (z `[b, dim_z]`, labels)).
+        probe: of D, where this step's gradients are to be measured.
+        penalties: added to the loss, each with its factor.
     """
 
     def term(batch: tuple[Batch, Batch]) -> tuple[Tensor, Stats]:
@@ -53,12 +59,19 @@ def discriminator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch
         logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
-        return value, {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
+        stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
+        for penalty, factor in penalties:
+            with frozen_power_iteration(D.network):  # they iterate once a phase
+                amount = penalty.penalty(D.wrapped, x_real, x_fake, y_real, y_fake)
+            value = value + factor * amount
+        return value, stats
 
-    return step(D, G, term, rounds, k)
+    return step(D, G, term, rounds, k, probe)
 
 
-def generator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int) -> Stats:
+def generator_phase(
+    G: Player, D: Player, loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int, probe: GradientProbe | None = None
+) -> Stats:
     """One optimizer step of G on k rounds; the real batch may be None where the loss does not look at it."""
 
     def term(batch: tuple[Batch | None, Batch]) -> tuple[Tensor, Stats]:
@@ -77,36 +90,55 @@ def generator_phase(G: Player, D: Player, loss, rounds: Iterable[tuple[Batch | N
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        return step(G, D, term, rounds, k)
+        return step(G, D, term, rounds, k, probe)
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
 
 
-def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int) -> Stats:
+def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int, probe: GradientProbe | None = None) -> Stats:
     """Accumulate the gradient of the mean of `term` over k rounds, regularise it, and let the optimizer step.
 
-    Gradients are exchanged between processes once, in the last round. Spectral norms are iterated once, in the first.
+    Gradients are exchanged between processes once, in the last round. Spectral norms are iterated once, in the first. With a
+    probe of the player `stats["measured"]` is what it has measured, before anything is added to the loss's gradient.
     """
     player.optimizer.zero_grad(set_to_none=True)
+    if probe and probe.halves(k):
+        rounds, k = halves(rounds), 2 * k
     total: Stats = {}
-    for j, batch in enumerate(rounds):
-        # no_sync must span the forward too: DDP decides there whether this backward will exchange gradients.
-        sync = nullcontext() if j == k - 1 else player.no_sync()
-        norms = nullcontext() if j == 0 else frozen_power_iteration(player.network)
-        others = nullcontext() if j == 0 else frozen_power_iteration(other.network)
-        with sync, norms, others:
-            value, stats = term(batch)
-            player.scaler.scale(value / k).backward()
-        for name, stat in stats.items():
-            total[name] = total.get(name, 0.0) + stat.detach() / k
+    with probe.listening() if probe else nullcontext():
+        for j, batch in enumerate(rounds):
+            # no_sync must span the forward too: DDP decides there whether this backward will exchange gradients.
+            sync = nullcontext() if j == k - 1 else player.no_sync()
+            norms = nullcontext() if j == 0 else frozen_power_iteration(player.network)
+            others = nullcontext() if j == 0 else frozen_power_iteration(other.network)
+            with sync, norms, others:
+                value, stats = term(batch)
+                player.scaler.scale(value / k).backward()
+            for name, stat in stats.items():
+                total[name] = total.get(name, 0.0) + stat.detach() / k
+    if probe:
+        scale = player.scaler.scale(torch.ones((), device=value.device))  # a tensor: its number would have to be waited for
     player.scaler.unscale_(player.optimizer)
+    if probe:
+        total["measured"] = probe.measurement(k, scale)
     add_orthogonal_gradient(player)
     gradients = [p.grad for p in player.network.parameters() if p.grad is not None]
     total["grad_norm/" + ("d" if "loss/d" in total else "g")] = nn.utils.get_total_norm(gradients)
     player.scaler.step(player.optimizer)
     player.scaler.update()
     return total
+
+
+def halves(rounds: Iterable) -> Iterator:
+    """The same micro-batches, each in two of half the images."""
+
+    def half(value: Any, i: int) -> Any:
+        return value if value is None else value.chunk(2)[i] if isinstance(value, Tensor) else tuple(half(part, i) for part in value)
+
+    for batch in rounds:
+        yield half(batch, 0)
+        yield half(batch, 1)
 
 
 def sees_real(loss) -> bool:

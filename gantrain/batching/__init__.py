@@ -1,9 +1,16 @@
 """Batch policies: `propose(state) -> batch_size` before every update. The micro-batch never changes within a run."""
+from gantrain.batching.by_noise_scale import ByNoiseScale
 from gantrain.batching.controller import BatchController, rounds_of
 from gantrain.batching.fixed import Fixed
+from gantrain.batching.largest import Largest
+from gantrain.batching.noise_scale import Estimate, GradientProbe, NoiseMonitor, NoiseScale, estimate
 from gantrain.batching.on_swap import OnSwap
+from gantrain.batching.schedule import Schedule
 from gantrain.batching.state import Batches, BatchState
 
-BATCH_POLICIES: dict[str, type] = {"fixed": Fixed, "on_swap": OnSwap}
+BATCH_POLICIES: dict[str, type] = {"fixed": Fixed, "schedule": Schedule, "on_swap": OnSwap, "noise_scale": ByNoiseScale, "largest": Largest}
 
-__all__ = ["BATCH_POLICIES", "BatchController", "BatchState", "Batches", "Fixed", "OnSwap", "rounds_of"]
+__all__ = [
+    "BATCH_POLICIES", "BatchController", "BatchState", "Batches", "ByNoiseScale", "Estimate", "Fixed", "GradientProbe", "Largest", "NoiseMonitor",
+    "NoiseScale", "OnSwap", "Schedule", "estimate", "rounds_of",
+]  # fmt: skip

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from gantrain.batching.noise_scale import NoiseMonitor
 from gantrain.batching.state import BatchState
 from gantrain.errors import UserError
 
@@ -14,36 +16,69 @@ class BatchController:
     Args:
         policy: proposes; a dataclass from `BATCH_POLICIES`.
         world: number of processes.
+        noise: measures the noise scale that the policy may go by.
+        agree: the main process's value of something, on every process.
 
     Attributes:
         micro_batch, rounds, batch_size: as they are now.
 
     Raises:
-        UserError: no whole number of rounds gives the policy's first batch on this many processes.
+        UserError: no whole number of rounds gives the policy's first batch, or its largest, on this many processes.
     """
 
-    def __init__(self, policy: Any, world: int):
-        self.policy, self.world = policy, world
+    def __init__(self, policy: Any, world: int, noise: NoiseMonitor | None = None, agree: Callable[[Any], Any] = lambda value: value):
+        self.policy, self.world, self.noise, self.agree = policy, world, noise, agree
+        if hasattr(policy, "require_fit"):
+            policy.require_fit()
+        self.reads_noise = noise is not None and getattr(policy, "reads_noise", True)
         first = int(min(policy.propose(BatchState(0, 0)), self.highest))
         self.micro_batch, self.rounds = rounds_of(first, getattr(policy, "micro_batch", None), world)
         self.batch_size = first
-        self.proposal = float(first)
+        self.proposal, self.last_change = float(first), 0
+        if getattr(policy, "grows", True) and math.isfinite(self.highest) and self.whole_rounds(self.highest) != self.highest:
+            lower, step = self.whole_rounds(self.highest), self.micro_batch * world
+            raise UserError(
+                f"batching.max_batch: {self.highest:g} cannot be had in rounds of {self.micro_batch} images x {world} process{'es' if world > 1 else ''};"
+                f" choose {lower} or {lower + step}"
+            )
 
-    def ask(self, nimg: int, growth: float = 1.0) -> bool:
-        """Ask the policy what the next update shall have; whether the batch has changed.
+    def ask(self, nimg: int, growth: float = 1.0) -> dict[str, Any] | None:
+        """Ask the policy what the next update shall have; the fields of an event that tells of a growth, if there is one.
 
-        A proposal is cut to `max_batch` and rounded down to a whole number of rounds, never below the batch there is.
+        A proposal is cut to `max_batch` and rounded down to a whole number of rounds, never below the batch there is. What
+        the clock alone decides, every process decides alike; what a measurement or a swap has part in, the main process.
+        Every process must ask at the same time.
 
         Args:
             nimg: images seen.
             growth: what a swap at this moment asks for.
         """
-        self.proposal = min(self.policy.propose(BatchState(nimg, self.batch_size, growth, self.proposal)), self.highest)
-        return self._become(max(self.batch_size, self.whole_rounds(self.proposal)))
+        checked = self.reads_noise and self.noise.check()
+        checks = tuple(self.noise.checks) if self.reads_noise else ()
+        state = BatchState(nimg, self.batch_size, growth, self.proposal, nimg - self.last_change, checks, checked)
+        asked = self.policy.propose(state)
+        reason = self.policy.reason(state) if asked > self.proposal and hasattr(self.policy, "reason") else f"{type(self.policy).__name__} proposes it"
+        if checked or growth != 1.0:
+            asked, reason = self.agree((asked, reason))
+        self.proposal = min(asked, self.highest)
+        was, now = self.batch_size, max(self.batch_size, self.whole_rounds(self.proposal))
+        if now == was:
+            return None
+        self.batch_size, self.rounds, self.last_change = now, now // (self.micro_batch * self.world), nimg
+        if self.noise:
+            self.noise.decided()
+        return {"from": was, "to": now, "rounds": self.rounds, "reason": reason if round(asked) <= now else f"{reason}, cut to max_batch and whole rounds"}
+
+    def weights_jumped(self) -> None:
+        """An average has taken the place of the live weights: what was measured before tells nothing of them."""
+        if self.noise:
+            self.noise.forget()
 
     @property
     def highest(self) -> float:
         """What the batch never exceeds."""
+        if hasattr(self.policy, "highest"):
+            return self.policy.highest
         highest = getattr(self.policy, "max_batch", None)
         return float("inf") if highest is None else highest
 
@@ -52,23 +87,24 @@ class BatchController:
         """Whether there is room for another round."""
         return self.batch_size + self.micro_batch * self.world <= self.highest
 
+    @property
+    def lr_scale(self) -> float:
+        """What growth so far multiplies the learning rates by."""
+        return self.policy.lr_scale(self.batch_size) if hasattr(self.policy, "lr_scale") else 1.0
+
     def whole_rounds(self, images: float) -> int:
         """The largest batch of whole rounds within so many images."""
         round_size = self.micro_batch * self.world
         return math.floor(images / round_size + 1e-9) * round_size
 
-    def _become(self, batch_size: int) -> bool:
-        changed = batch_size != self.batch_size
-        self.batch_size, self.rounds = batch_size, batch_size // (self.micro_batch * self.world)
-        return changed
-
-    def change(self, was: int, reason: str) -> dict[str, Any]:
-        """The fields of an event that tells of a growth."""
-        return {"from": was, "to": self.batch_size, "rounds": self.rounds, "reason": reason}
+    def numbers(self) -> dict[str, int]:
+        """The batch for a line of the record."""
+        return {"batch/size": self.batch_size, "batch/rounds": self.rounds, "batch/micro_batch": self.micro_batch}
 
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
-        return {"batch_size": self.batch_size, "micro_batch": self.micro_batch, "proposal": self.proposal}
+        noise = self.noise.state() if self.noise else None
+        return {"batch_size": self.batch_size, "micro_batch": self.micro_batch, "proposal": self.proposal, "last_change": self.last_change, "noise": noise}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on with the saved batch.
@@ -77,7 +113,9 @@ class BatchController:
             UserError: it does not divide over the processes that there are now.
         """
         self.micro_batch, self.rounds = rounds_of(state["batch_size"], self.micro_batch, self.world)
-        self.batch_size, self.proposal = state["batch_size"], state["proposal"]
+        self.batch_size, self.proposal, self.last_change = state["batch_size"], state["proposal"], state["last_change"]
+        if self.noise and state["noise"]:
+            self.noise.load(state["noise"])
 
 
 def rounds_of(batch_size: int, micro_batch: int | None, world: int) -> tuple[int, int]:

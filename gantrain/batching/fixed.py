@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gantrain.batching.state import Batches, BatchState
 
@@ -9,6 +10,8 @@ from gantrain.batching.state import Batches, BatchState
 @dataclass(frozen=True)
 class Fixed(Batches):
     """Always `batch_size`."""
+
+    grows: ClassVar[bool] = False
 
     def propose(self, state: BatchState) -> int:
         return self.batch_size

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gantrain.batching.state import Batches, BatchState
 
@@ -10,6 +11,11 @@ from gantrain.batching.state import Batches, BatchState
 class OnSwap(Batches):
     """`batch_size` at first, multiplied at every swap by the factor that the swap asks for (`swap.growth`)."""
 
+    grows_at_swaps: ClassVar[bool] = True
+
     def propose(self, state: BatchState) -> float:
         # From the last proposal: factors below a whole round add up until one is full.
         return state.proposal * state.growth if state.proposal else self.batch_size
+
+    def reason(self, state: BatchState) -> str:
+        return f"the swap asks for x{state.growth:.3g}"

@@ -1,0 +1,105 @@
+"""A batch that grows while noise drowns the gradient."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from gantrain.batching.noise_scale import Estimate
+from gantrain.batching.state import Batches, BatchState, require_max_batch
+from gantrain.clock import images
+from gantrain.errors import InvalidField, check
+
+GATES = {"d": ("d",), "g": ("g",), "either": ("d", "g"), "both": ("d", "g")}
+
+
+@dataclass(frozen=True)
+class ByNoiseScale(Batches):
+    """Grow where the noise scale in batches, B_simple / B, is surely above what is wanted.
+
+    At a constant learning rate this has no point to come to rest at: near an optimum |G|^2 falls as the batch grows, and
+    B_simple / B stays what the rate makes it. So it grows in steps, a while apart, up to `max_batch` (which it must be
+    given), as a decay of the rate would go on for as long as there is training.
+
+    Attributes:
+        target: the noise scale that is wanted, in batches.
+        margin: grow only above target x margin.
+        gate: whose noise scale: "d", "g", "either" of the two or "both". |G|^2 of D goes to 0 as G gets good.
+        law: "factor" multiplies the batch by `factor`; "sqrt" proposes sqrt(r B_simple) (McCandlish et al. 2018, App. D), with
+            the lower end of B_simple's interval, whatever the target.
+        factor: of the "factor" law.
+        r: of the "sqrt" law, in images: the batch at which a step is paid for as dearly as its images.
+        patience: checks in a row that must agree. A check is an estimate over `noise_scale.window` measurements of its own.
+        dwell_kimg: least distance between growths.
+    """
+
+    target: float = 1.0
+    margin: float = 1.5
+    gate: str = "either"
+    law: Literal["factor", "sqrt"] = "factor"
+    factor: float = 2.0
+    r: float | None = None
+    patience: int = 2
+    dwell_kimg: float = 10.0
+
+    reads_noise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "target", 0 < self.target < float("inf"), "must be above 0")
+        check(self, "margin", 1 <= self.margin < float("inf"), "must be at least 1")
+        check(self, "gate", self.gate in GATES, f"must be one of {', '.join(GATES)}")
+        check(self, "factor", 1 < self.factor < float("inf"), "must be above 1")
+        check(self, "patience", 1 <= self.patience <= 16, "must be between 1 and 16")
+        check(self, "dwell_kimg", 0 <= self.dwell_kimg < float("inf"), "must be at least 0")
+        if self.law == "sqrt":
+            check(self, "r", self.r is not None and 0 < self.r < float("inf"), "must be given for law: sqrt, above 0")
+        elif self.r is not None:
+            raise InvalidField("r", self.r, "belongs to law: sqrt")
+
+    def require_fit(self) -> None:
+        require_max_batch(self)
+
+    def propose(self, state: BatchState) -> float:
+        if not state.proposal:
+            return self.batch_size
+        wanted = self._wanted(state)
+        return state.proposal if wanted is None else max(state.proposal, wanted)
+
+    def reason(self, state: BatchState) -> str:
+        last = state.checks[-1]
+        players = [p for p in GATES[self.gate] if self._speaks_up(p, state)] or GATES[self.gate]
+        found = " and ".join(f"{p.upper()}'s noise scale is {in_words(last[p], state.batch_size)}" for p in players)
+        if self.law == "sqrt":
+            return f"{found}: sqrt({self.r:g} x B_simple)"
+        return f"{found}, above {self.target:g} x {self.margin:g} in {self.patience} check{'s' if self.patience > 1 else ''}"
+
+    def _wanted(self, state: BatchState) -> float | None:
+        """The batch that the newest checks ask for; None where they are too few, too soon, or do not agree."""
+        # Only when a check has just been made: all processes then decide together.
+        if not state.checked or len(state.checks) < self.patience or state.since_change < images(self.dwell_kimg):
+            return None
+        speaking = [player for player in GATES[self.gate] if self._speaks_up(player, state)]
+        if not speaking or (self.gate == "both" and len(speaking) < 2):
+            return None
+        if self.law == "factor":
+            return state.proposal * self.factor
+        each = [min(math.sqrt(self.r * checked[player].low) for checked in self._newest(state)) for player in speaking]
+        return min(each) if self.gate == "both" else max(each)
+
+    def _newest(self, state: BatchState) -> list[Mapping[str, Estimate]]:
+        return list(state.checks[-self.patience :])
+
+    def _speaks_up(self, player: str, state: BatchState) -> bool:
+        """Whether every one of the newest checks is sure of this player's noise."""
+        least = 0.0 if self.law == "sqrt" else self.target * self.margin * state.batch_size
+        return all(checked[player].low is not None and checked[player].low > least for checked in self._newest(state))
+
+
+def in_words(estimate: Estimate, batch_size: int) -> str:
+    """Such as 3.2 batches (2.1 to 4.9)."""
+    if estimate.undecidable:
+        return "undecidable"
+    ratio, low, high = (value / batch_size for value in (estimate.b_simple, estimate.low, estimate.high))
+    return f"{ratio:.3g} batches ({low:.3g} to {high:.3g})"

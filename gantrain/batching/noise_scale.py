@@ -1,0 +1,303 @@
+"""The gradient noise scale: how noisy the gradient of one image is beside the gradient itself.
+
+With Sigma the covariance of the gradient over images and G its mean, a batch of B images has a gradient of squared length
+|G|^2 + tr Sigma / B on average, and B_simple = tr Sigma / |G|^2 is the batch at which noise and signal are equal
+(McCandlish et al. 2018, Eq. 2.9). An update of B = n b images in n micro-batches gives both (their Appendix A.1):
+
+    small = mean of |g_i|^2 over the micro-batches        big = |mean of g_i|^2
+    |G|^2 = (B big - b small) / (B - b)                   tr Sigma = (small - big) / (1 / b - 1 / B)
+
+Either is unbiased; their ratio is not, and one |G|^2 in two may be negative where noise prevails. So both are averaged over
+many updates, negative values included, and divided last. Where BatchNorm couples the images of a micro-batch, the
+micro-batch is what is drawn independently, and the estimate holds for this b.
+"""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+from torch import Tensor, nn
+
+from gantrain.errors import check
+
+COVERAGE = 0.95  # of every interval
+FEWEST = 8  # measurements that an interval wants
+CHECKS_KEPT = 64
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """Measuring the gradient noise scale of D and of G in training; `batching: {name: noise_scale}` acts on it.
+
+    Attributes:
+        measure_every: one update in so many is measured; null measures none. On one process with one round the measured
+            update goes in two halves, for each of which BatchNorm sees half a micro-batch.
+        window: an estimate is over the last so many measurements.
+        per_layer: also where in the networks the noise sits.
+    """
+
+    measure_every: int | None = None
+    window: int = 32
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, "measure_every", self.measure_every is None or self.measure_every >= 1, "must be at least 1, or null for never")
+        check(self, "window", self.window >= FEWEST, f"must be at least {FEWEST}")
+
+
+# ---- in the update ---------------------------------------------------------------------------------------------------
+
+
+class GradientProbe:
+    """Squared lengths of a network's gradients: of every micro-batch's, and of their mean.
+
+    Hooks on the parameters see each backward pass's own gradient, before it is added to others or exchanged between
+    processes. All stays on the device; nothing waits.
+
+    Args:
+        network: its parameters that require a gradient when `listening` are looked at.
+        per_layer: keep every layer apart.
+        processes: that share an update. One alone measures an update of one round in two halves.
+
+    Attributes:
+        layers: names; a single "" for the whole network.
+    """
+
+    def __init__(self, network: nn.Module, per_layer: bool = False, processes: int = 1):
+        self.network, self.processes = network, processes
+        names = [layer_of(name) if per_layer else "" for name, _ in network.named_parameters()]
+        self.layers = list(dict.fromkeys(names))
+        self.index = torch.tensor([self.layers.index(name) for name in names])
+
+    def halves(self, rounds: int) -> bool:
+        """Whether an update of so many rounds must be measured in two halves: there is one micro-batch, and two are wanted."""
+        return rounds * self.processes == 1
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it lasts, the squared length of every gradient that a backward pass brings is added up."""
+        parameters = list(self.network.parameters())
+        # float64: the difference of two nearly equal numbers is wanted.
+        self.squares = torch.zeros(len(parameters), dtype=torch.float64, device=parameters[0].device)
+        handles = [p.register_hook(adding_to(total)) for p, total in zip(parameters, self.squares.unbind()) if p.requires_grad]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def measurement(self, rounds: int, scale: Tensor | float = 1.0) -> Tensor:
+        """(small, big) of each layer: float64 `[2, layers]`, small over this process's own micro-batches.
+
+        Call it when `.grad` holds the mean over all micro-batches and nothing else.
+
+        Args:
+            rounds: backward passes there were, each of a loss divided by so many.
+            scale: what every loss was multiplied by besides.
+        """
+        small = self.squares * (rounds / scale**2)  # the mean over rounds of (rounds / scale)^2 |grad|^2
+        gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in self.network.parameters()]
+        big = torch.stack(torch._foreach_norm(gradients)).double().square()
+        self.index = self.index.to(small.device)
+        return torch.zeros(2, len(self.layers), dtype=torch.float64, device=small.device).index_add_(1, self.index, torch.stack([small, big]))
+
+
+def adding_to(total: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds a gradient's squared length to `total`."""
+
+    def hook(gradient: Tensor) -> None:
+        total.add_(torch.linalg.vector_norm(gradient.detach()).double().square())
+
+    return hook
+
+
+def layer_of(parameter: str) -> str:
+    """The module that a parameter belongs to, whatever parametrizes it: a.conv of a.conv.parametrizations.weight.original."""
+    return parameter.partition(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0] or parameter
+
+
+# ---- estimates -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The noise scale of one network.
+
+    Attributes:
+        trace: tr Sigma, of the gradient of one image.
+        squared: |G|^2, which noise may make negative.
+        low, high: ends of the interval of B_simple at 95%; None where none can be had (`undecidable`).
+        measurements: how many are behind it.
+    """
+
+    trace: float
+    squared: float
+    low: float | None
+    high: float | None
+    measurements: int
+
+    @property
+    def b_simple(self) -> float | None:
+        """tr Sigma / |G|^2 in images; None where noise has made either negative."""
+        return self.trace / self.squared if self.trace > 0 and self.squared > 0 else None
+
+    @property
+    def undecidable(self) -> bool:
+        """Whether noise drowns the gradient so far that its length is not known to be above 0."""
+        return self.low is None
+
+
+def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
+    """B_simple of measured tr Sigma and |G|^2 as the ratio of their means, with a jackknife interval of its logarithm.
+
+    The interval is that of Student's t with one degree of freedom less than there are measurements. It wants at least 8
+    of them, and both sums above 0 whichever measurement is left out.
+    """
+    s, g = np.asarray(traces, dtype=np.float64), np.asarray(squares, dtype=np.float64)
+    n = len(s)
+    low = high = None
+    if n >= FEWEST and s.sum() > 0 and g.sum() > 0:
+        without_s, without_g = s.sum() - s, g.sum() - g
+        if without_s.min() > 0 and without_g.min() > 0:
+            left_out = np.log(without_s / without_g)
+            error = math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
+            middle, reach = math.log(s.sum() / g.sum()), stdtrit(n - 1, (1 + COVERAGE) / 2) * error
+            low, high = math.exp(middle - min(reach, 700.0)), math.exp(min(middle + reach, 700.0))
+    return Estimate(float(s.mean()) if n else math.nan, float(g.mean()) if n else math.nan, low, high, n)
+
+
+def as_numbers(prefix: str, one: Estimate, batch_size: int | None = None) -> dict[str, float]:
+    """An estimate as entries of a line of the record; what noise has left undefined is left out.
+
+    Args:
+        prefix: of the keys, such as noise_scale/D.
+        batch_size: also give the ratio B_simple / batch_size with its interval.
+    """
+    values = {"tr_sigma": one.trace, "g_squared": one.squared, "b_simple": one.b_simple, "b_simple_low": one.low, "b_simple_high": one.high}
+    if batch_size is not None:
+        ratios = zip(("ratio", "ratio_low", "ratio_high"), (one.b_simple, one.low, one.high))
+        values |= {name: None if value is None else value / batch_size for name, value in ratios}
+    values |= {"undecidable": int(one.undecidable), "measurements": one.measurements}
+    return {f"{prefix}/{name}": value for name, value in values.items() if value is not None}
+
+
+def unbiased(small: np.ndarray, big: np.ndarray, b: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tr Sigma, |G|^2) of an update of `batch` images in micro-batches of b: unbiased, and either may be negative."""
+    return (small - big) / (1 / b - 1 / batch), (batch * big - b * small) / (batch - b)
+
+
+# ---- over a run ------------------------------------------------------------------------------------------------------
+
+
+class NoiseMonitor:
+    """The measurements of a run: which updates are measured, the last of them, and the checks that a policy decides on.
+
+    A check is an estimate over `window` measurements of either player that no earlier check has seen, so that checks are
+    independent and looking often does not make a chance growth likelier.
+
+    Args:
+        settings: the `noise_scale` section.
+        layers: names of each player's layers ("d", "g"), in the order of the measurements.
+        mean: the mean over all processes of a tensor, on every one of them.
+    """
+
+    def __init__(self, settings: NoiseScale, layers: Mapping[str, Sequence[str]], mean: Callable[[Tensor], Tensor] = lambda t: t):
+        self.settings, self.layers, self.mean = settings, layers, mean
+        self.pending: list[tuple[str, int, int, Tensor]] = []  # player, micro-batch, batch, what was measured, still on the device
+        self.windows: dict[str, deque[list[list[float]]]] = {player: deque(maxlen=settings.window) for player in layers}
+        self.micro_batch: dict[str, int] = dict.fromkeys(layers, 0)
+        self.fresh = dict.fromkeys(layers, 0)
+        self.checks: list[dict[str, Estimate]] = []
+        self.wanted: set[str] = set()
+
+    def begin(self, updates: int) -> None:
+        """Before an update: want a measurement of either player if one is due. One that could not be made stays wanted."""
+        every = self.settings.measure_every
+        if every is not None and updates % every == 0:
+            self.wanted = set(self.layers)
+
+    def record(self, player: str, micro_batch: int, batch_size: int, measured: Tensor) -> None:
+        """Keep a measurement `[2, layers]` of a player, for images at a time and images in all; still on the device."""
+        self.wanted.discard(player)
+        self.pending.append((player, micro_batch, batch_size, measured))
+
+    def settle(self) -> None:
+        """Read what is pending off the device, the mean over processes. Every process must call it at the same time."""
+        if not self.pending:
+            return
+        sizes = [measured.numel() for *_, measured in self.pending]
+        values = self.mean(torch.cat([measured.flatten() for *_, measured in self.pending])).cpu().split(sizes)
+        for (player, b, batch, measured), value in zip(self.pending, values):
+            small, big = value.view(measured.shape).numpy()
+            if not np.isfinite(small).all() or not np.isfinite(big).all():  # an update that fp16's scaler skips
+                continue
+            if b != self.micro_batch[player]:  # BatchNorm sees other micro-batches: another noise
+                self.windows[player].clear()
+                self.micro_batch[player], self.fresh[player] = b, 0
+            self.windows[player].append([part.tolist() for part in unbiased(small, big, b, batch)])
+            self.fresh[player] += 1
+        self.pending = []
+
+    def check(self) -> bool:
+        """Whether a check has just been completed. Every process must call it at the same time."""
+        pending = [player for player, *_ in self.pending]
+        if any(self.fresh[player] + pending.count(player) < self.settings.window for player in self.layers):
+            return False
+        self.settle()
+        if any(fresh < self.settings.window for fresh in self.fresh.values()):  # one was not finite
+            return False
+        self.fresh = dict.fromkeys(self.layers, 0)
+        self.checks = [*self.checks, self.estimates()][-CHECKS_KEPT:]
+        return True
+
+    def decided(self) -> None:
+        """The batch has changed: what a policy decides next, it decides on measurements from here on."""
+        self.settle()
+        self.fresh, self.checks = dict.fromkeys(self.layers, 0), []
+
+    def forget(self) -> None:
+        """The weights have jumped: what was measured of them is of no account any more."""
+        self.settle()
+        for window in self.windows.values():
+            window.clear()
+        self.decided()
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The estimate of either player over its window."""
+        return {player: self.of_layers(player, None) for player in self.layers}
+
+    def by_layer(self) -> dict[str, dict[str, Estimate]]:
+        """The same of every layer; nothing unless `per_layer`."""
+        if not self.settings.per_layer:
+            return {}
+        return {player: {name: self.of_layers(player, i) for i, name in enumerate(names)} for player, names in self.layers.items()}
+
+    def of_layers(self, player: str, layer: int | None) -> Estimate:
+        """The estimate of one layer, or of all together."""
+        values = np.array(self.windows[player]).reshape(-1, 2, len(self.layers[player]))
+        traces, squares = (values.sum(2) if layer is None else values[:, :, layer]).T
+        return estimate(traces, squares)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs, as JSON values; `settle` first."""
+        return {
+            "wanted": sorted(self.wanted),
+            "windows": {player: list(window) for player, window in self.windows.items()},
+            "micro_batch": self.micro_batch,
+            "fresh": self.fresh,
+            "checks": [{player: vars(one) for player, one in checked.items()} for checked in self.checks],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.pending, self.wanted = [], set(state["wanted"])
+        self.windows = {player: deque(state["windows"][player], maxlen=self.settings.window) for player in self.layers}
+        self.micro_batch, self.fresh = dict(state["micro_batch"]), dict(state["fresh"])
+        self.checks = [{player: Estimate(**one) for player, one in checked.items()} for checked in state["checks"]]

@@ -1,0 +1,79 @@
+"""A batch that grows by the clock."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gantrain.batching.state import Batches, BatchState, require_max_batch
+from gantrain.clock import images
+from gantrain.errors import InvalidField, check
+
+
+@dataclass(frozen=True)
+class Schedule(Batches):
+    """A pure function of images seen, by milestones or geometric: growth in place of learning-rate decay (Smith et al. 2018).
+
+    Attributes:
+        milestones: [[kimg, batch], ...], the batch from there on; times and batches both rise.
+        factor: or else multiply by this ...
+        every_kimg: ... every so many kimg, up to `max_batch`.
+    """
+
+    milestones: Any = None
+    factor: float | None = None
+    every_kimg: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        geometric = self.factor is not None or self.every_kimg is not None
+        if self.milestones is not None and geometric:
+            raise InvalidField("milestones", self.milestones, "and factor with every_kimg exclude each other: give one of the two")
+        if self.milestones is None:
+            check(self, "factor", self.factor is not None, "must be given with every_kimg, or else milestones")
+            check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
+            check(self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be above 0")
+            return
+        is_list = isinstance(self.milestones, (list, tuple)) and self.milestones
+        check(self, "milestones", bool(is_list) and all(map(is_milestone, self.milestones)), "must be a list of [kimg above 0, whole number of images]")
+        pairs = tuple((kimg, batch) for kimg, batch in self.milestones)
+        object.__setattr__(self, "milestones", pairs)
+        for (kimg, batch), (later, larger) in zip(pairs, pairs[1:]):
+            if later <= kimg:
+                raise InvalidField("milestones", [later, larger], f"must be in order of time: it stands behind [{kimg:g}, {batch}]")
+            if larger < batch:
+                raise InvalidField("milestones", [later, larger], f"must not shrink: [{kimg:g}, {batch}] stands before it")
+
+    def require_fit(self) -> None:
+        if self.milestones is None:
+            require_max_batch(self)
+            return
+        for kimg, batch in self.milestones:
+            if batch < self.batch_size:
+                raise InvalidField("milestones", [kimg, batch], f"must not shrink: batch_size is {self.batch_size}")
+            if self.max_batch is not None and batch > self.max_batch:
+                raise InvalidField("milestones", [kimg, batch], f"must be at most max_batch ({self.max_batch})")
+            if batch % (self.micro_batch or 1):
+                raise InvalidField("milestones", [kimg, batch], f"must be a multiple of micro_batch ({self.micro_batch})")
+
+    @property
+    def highest(self) -> float:
+        return self.milestones[-1][1] if self.max_batch is None and self.milestones else super().highest
+
+    def propose(self, state: BatchState) -> float:
+        if self.milestones is not None:
+            return max([self.batch_size, *(batch for kimg, batch in self.milestones if images(kimg) <= state.nimg)])
+        times = state.nimg // images(self.every_kimg)
+        most = math.log(self.highest / self.batch_size) / math.log(self.factor)  # a power of what is endless would overflow
+        return self.highest if times > most else self.batch_size * self.factor**times
+
+    def reason(self, state: BatchState) -> str:
+        return f"the schedule has {self.propose(state):g} at {state.nimg / 1000:g} kimg"
+
+
+def is_milestone(value: Any) -> bool:
+    """Whether a value is [kimg, batch]."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or any(isinstance(v, bool) for v in value):
+        return False
+    kimg, batch = value
+    return isinstance(kimg, (int, float)) and 0 < kimg < float("inf") and isinstance(batch, int) and batch >= 1

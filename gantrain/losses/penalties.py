@@ -1,0 +1,49 @@
+"""Zero-centred gradient penalties of D."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gantrain.errors import check
+
+
+@dataclass(frozen=True)
+class GradientPenalty:
+    """What R1 and R2 share.
+
+    Attributes:
+        gamma: weight; the penalty is gamma / 2 times the mean squared length of D's gradient with respect to an image.
+        every: D steps from one application to the next (Karras et al. 2020, section 4.1: lazily); it then counts as many
+            times, so that its part in training does not depend on this.
+    """
+
+    gamma: float = 0.1
+    every: int = 16
+
+    def __post_init__(self) -> None:
+        check(self, "gamma", 0 < self.gamma < float("inf"), "must be above 0")
+        check(self, "every", self.every >= 1, "must be at least 1")
+
+    def at(self, D: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The penalty at images `[N, C, H, W]` with labels `[N]`; a scalar."""
+        x = x.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(D(x, y).float().sum(), x, create_graph=True)
+        return 0.5 * self.gamma * gradient.float().square().sum(dim=(1, 2, 3)).mean()
+
+
+@dataclass(frozen=True)
+class R1(GradientPenalty):
+    """At real images (Mescheder et al. 2018, Eq. 9)."""
+
+    def penalty(self, D: nn.Module, x_real: Tensor, x_fake: Tensor, y_real: Tensor, y_fake: Tensor) -> Tensor:
+        return self.at(D, x_real, y_real)
+
+
+@dataclass(frozen=True)
+class R2(GradientPenalty):
+    """At generated images (Mescheder et al. 2018, Eq. 10)."""
+
+    def penalty(self, D: nn.Module, x_real: Tensor, x_fake: Tensor, y_real: Tensor, y_fake: Tensor) -> Tensor:
+        return self.at(D, x_fake, y_fake)
