@@ -122,6 +122,16 @@ def parser() -> Parser:
     average.add_argument("--num", type=int, metavar="N", help="generated images a score of --sweep (default: the run's eval.num_samples)")
     average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section")
     average.set_defaults(call=call_average)
+
+    noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D: which batch size suits it")
+    noise.add_argument("run", metavar="RUN", help="a run folder, of a run that is finished or goes on")
+    noise.add_argument("--average", default="live", metavar="NAME", help="measure at an average's weights (default: live)")
+    noise.add_argument("--updates", type=int, default=64, metavar="N", help="gradients measured, of the run's batch each (default: 64)")
+    noise.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    noise.add_argument("--per-layer", action="store_true", help="also where in the networks the noise sits")
+    noise.add_argument("--out", metavar="FILE.json", help="where the numbers go (default: RUN/evaluations/noise_scale-<nimg>.json or the next free name)")
+    noise.add_argument("overrides", nargs="*", default=[], metavar="data.KEY=VALUE", help="changes to the run's data section, or mixed_precision=fp32")
+    noise.set_defaults(call=call_noise_scale)
     return top
 
 
@@ -191,6 +201,12 @@ def call_average(arguments: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)
+
+
+def call_noise_scale(arguments: argparse.Namespace) -> None:
+    from gantrain.measuring import measure_run
+
+    print(measure_run(arguments.run, arguments.average, arguments.updates, arguments.kimg, arguments.per_layer, arguments.out, arguments.overrides))
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

@@ -35,13 +35,14 @@ class Sources:
     default: str
 
     def __call__(self, key: str) -> str:
-        if key not in self.of_key:  # a section: where one of its keys was set
+        while key not in self.of_key:  # a section, or a key that nobody has set: where one beside it was set last
             inside = [source for other, source in self.of_key.items() if other.startswith(f"{key}.")]
             if inside:
                 return inside[-1]
-        while key not in self.of_key and "." in key:
+            if "." not in key:
+                return self.default
             key = key.rpartition(".")[0]
-        return self.of_key.get(key, self.default)
+        return self.of_key[key]
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -143,7 +143,8 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(swapped, gantrain, tmp_path
         return {key: whole[key] for key in ("averages", "averages_d", "batching", "swaps", "scores")}
 
     assert state(swapped[0]) == state(run)
-    assert state(run)["batching"] == {"batch_size": 48, "micro_batch": 16, "proposal": 48.0} and len(state(run)["swaps"]["records"]) == 2
+    expected = {"batch_size": 48, "micro_batch": 16, "proposal": 48.0, "last_change": 640}
+    assert {key: state(run)["batching"][key] for key in expected} == expected and len(state(run)["swaps"]["records"]) == 2
     assert [p.name for p in sorted((run / "averages").iterdir())] == [p.name for p in sorted((swapped[0] / "averages").iterdir())]
     for path in (swapped[0] / "averages").rglob("*"):
         if path.is_file():
@@ -318,7 +319,7 @@ class Mine(Ema):
 
 @dataclass(frozen=True)
 class Steep:
-    max_batch: int = 40
+    max_batch: int = 32
 
     def propose(self, state):
         return 16 if state.nimg < 64 else 64
@@ -339,7 +340,7 @@ def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrai
     lines = lines_of(run)
     assert any("eval/half/digits_fid" in line and "eval/a/digits_fid" in line for line in lines)
     grown = [line for line in lines if line.get("event") == "growth"]
-    assert [(g["nimg"], g["from"], g["to"], g["reason"]) for g in grown] == [(64, 16, 32, "Steep proposes it")]
+    assert [(g["nimg"], g["from"], g["to"], g["reason"]) for g in grown] == [(64, 16, 32, "Steep proposes it, cut to max_batch and whole rounds")]
 
 
 def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_path):
@@ -578,7 +579,7 @@ REFUSED = [
     (["swap.source=sva"], "swap.source must name one of averagers (swa, ema, ema_short, ema_long, power_05, power_10), got 'sva'"),
     (["averagers.swa=null"], "swap.source must name one of averagers"),
     (["batching.max_batch=null"], "swap.growth above 1 needs batching.max_batch, the largest batch that it may reach, got 2"),
-    (["batching.name=fixed"], "swap.growth above 1 needs a batch that can grow: batching.name=on_swap and batching.max_batch, got 2"),
+    (["batching.name=fixed"], "swap.growth above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch, got 2"),
     (["batching.max_batch=16", "batching.batch_size=64"], "batching.max_batch must be at least batch_size (64), or null, got 16"),
     (["swap.start_kimg=0.1"], "swap.start_kimg must be at least averagers.swa.start_kimg (0.16), where that average begins, got 0.1"),
     (["swap.growth=0.5"], "swap.growth must be a number of at least 1, or auto, got 0.5"),
@@ -609,14 +610,14 @@ def test_what_cannot_be_trained_is_one_line(gantrain, tmp_path, overrides, words
 def test_settings_without_effect_are_said(gantrain, tmp_path):
     said = gantrain(*command(tmp_path / "run", "swap.growth=1", "swap.start_kimg=3", "averagers.power_05=null", "averagers.ema.offload=true", "total_kimg=0.032")).stdout
     assert "note: swap.start_kimg=3 is not before total_kimg=0.032" in said
-    assert "note: batching.name=on_swap grows the batch at swaps, and swap asks for no growth" in said
+    assert "note: batching: on_swap grows the batch at swaps, and swap asks for no growth" in said
     assert "note: averagers.power_10: snapshots of one length alone rebuild few others" in said
     assert "note: averagers.ema.offload copies the live weights after every update" in said
 
 
 def test_growth_without_room_and_swaps_without_a_source_are_said(gantrain, tmp_path):
-    said = gantrain(*command(tmp_path / "a", "batching.max_batch=24", "swap.optimizer=reset_momentum", "total_kimg=0.032")).stdout
-    assert "note: batching.max_batch=24 leaves no room for another round of 16 images x 1: the batch will not grow" in said
+    said = gantrain(*command(tmp_path / "a", "batching.max_batch=16", "swap.optimizer=reset_momentum", "total_kimg=0.032")).stdout
+    assert "note: batching.max_batch=16 leaves no room for another round of 16 images x 1: the batch will not grow" in said
     assert "note: swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0" in said
     said = gantrain(*command(tmp_path / "b", "swap.source=null", "total_kimg=0.032")).stdout
     assert "note: swap.source is null: the other settings of swap have no effect" in said
@@ -633,13 +634,13 @@ def test_the_report_is_in_order_after_a_resume_and_extension(swapped, gantrain, 
 
 def test_growth_by_less_than_a_round_adds_up():
     """16 -> 24 -> 36 -> 54 asked for; whole rounds of 16 are 16, 32, 48, and never more than the cap."""
-    controller = BatchController(OnSwap(batch_size=16, micro_batch=16, max_batch=50), world=1)
+    controller = BatchController(OnSwap(batch_size=16, micro_batch=16, max_batch=48), world=1)
     sizes = []
     for nimg in range(100, 500, 100):
         controller.ask(nimg, growth=1.5)
         controller.ask(nimg + 50)  # an update without a swap changes nothing
         sizes.append((controller.batch_size, controller.rounds, round(controller.proposal, 3)))
-    assert sizes == [(16, 1, 24.0), (32, 2, 36.0), (48, 3, 50.0), (48, 3, 50.0)]
-    again = BatchController(OnSwap(batch_size=16, micro_batch=16, max_batch=50), world=1)
+    assert sizes == [(16, 1, 24.0), (32, 2, 36.0), (48, 3, 48.0), (48, 3, 48.0)]
+    again = BatchController(OnSwap(batch_size=16, micro_batch=16, max_batch=48), world=1)
     again.load(json.loads(json.dumps(controller.state())))
-    assert (again.batch_size, again.rounds, again.proposal) == (48, 3, 50.0)
+    assert (again.batch_size, again.rounds, again.proposal) == (48, 3, 48.0)
