@@ -108,9 +108,35 @@ def swap(folder: Path) -> None:
     cli.main(["train", *sys.argv[3:]])
 
 
+def disagree(folder: Path) -> None:
+    """Train, with a policy that on the second process asks for the largest batch at every check; what each one grew to."""
+    import json
+    import os
+
+    from gantrain import cli
+    from gantrain.batching import BatchController, ByNoiseScale
+
+    propose, ask, rank, sizes = ByNoiseScale.propose, BatchController.ask, os.environ["RANK"], []
+
+    def asks_for_more(policy, state):
+        return policy.max_batch if rank == "1" and state.checked else propose(policy, state)
+
+    def kept(controller, *arguments, **kwargs):
+        grown = ask(controller, *arguments, **kwargs)
+        if grown:
+            sizes.append((grown["from"], grown["to"]))
+            (folder / f"batch-{rank}").write_text(json.dumps({"world": controller.world, "sizes": sizes}))
+        return grown
+
+    ByNoiseScale.propose, BatchController.ask = asks_for_more, kept
+    cli.main(["train", *sys.argv[3:]])
+
+
+WHOLE_RUNS = {"spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree}
+
 if __name__ == "__main__":
-    if sys.argv[1] in ("spoil", "statistics", "swap"):
-        {"spoil": spoil, "statistics": statistics, "swap": swap}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] in WHOLE_RUNS:
+        WHOLE_RUNS[sys.argv[1]](Path(sys.argv[2]))
     accelerator = make_accelerator()
     folder = Path(sys.argv[2])
     {"gradient": gradient, "helpers": helpers}[sys.argv[1]](accelerator, folder)

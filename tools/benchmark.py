@@ -1,14 +1,22 @@
-"""How long an update takes, what a setting costs or saves, and what averaging costs.
+"""How long an update takes, what a setting costs or saves, and what averaging, measuring noise and rounds cost.
 
     python tools/benchmark.py train configs/digits.yaml
     python tools/benchmark.py train configs/digits.yaml --against performance.channels_last=false --against "averagers.swa=null averagers.ema_short=null"
     python tools/benchmark.py averaging configs/cifar10_biggan.yaml
+    python tools/benchmark.py noise-scale configs/cifar10_biggan.yaml
+    python tools/benchmark.py rounds configs/cifar10_biggan.yaml
 
 `train` times whole updates. Every `--against` is the same configuration with overrides (several with spaces between).
 
 `averaging` times what the averages of the generator take: several of them in the bank, one after the other by the loop that
 most trainers have (`e.copy_(e * d + p * (1 - d))`), a copy of as many bytes (the bound), and a whole update of the game, of
-which it prints the share. Caches are full of other things before each, as after an update. No data needed: images are random.
+which it prints the share. Caches are full of other things before each, as after an update.
+
+`noise-scale` times updates whose gradients are measured and updates whose are not, and prints what measuring one in so many
+costs a training.
+
+`rounds` sets a batch of one micro-batch beside one of several: time an image, and the peak memory of a process that trains with
+it. These three need no data: images are random.
 
 Variants take turns, A B A B, so that a machine that slows down slows them all. Prints medians and spreads over the turns;
 `--json PATH` writes them.
@@ -19,7 +27,9 @@ import argparse
 import functools
 import itertools
 import json
+import multiprocessing
 import platform
+import resource
 import shlex
 import statistics
 import tempfile
@@ -33,6 +43,8 @@ import command
 
 from gantrain import __version__
 from gantrain.averaging import AverageBank, Ema
+from gantrain.batching import GradientProbe
+from gantrain.config import Config
 from gantrain.distributed import finish, make_accelerator
 from gantrain.loading import load
 from gantrain.trainer import Trainer
@@ -116,27 +128,102 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
+class Game:
+    """Both players of a configuration, and random images in place of data.
+
+    Args:
+        rounds: micro-batches an update; None is the configuration's.
+    """
+
+    def __init__(self, config: Config, arguments: argparse.Namespace, rounds: int | None = None):
+        self.config = config
+        self.device = device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        resolution, channels, classes = config.data.resolution, arguments.channels, arguments.classes
+        layout = torch.channels_last if config.performance.channels_last else torch.contiguous_format
+        self.micro_batch = b = config.batching.micro_batch or config.batching.batch_size
+        self.rounds = config.batching.batch_size // b if rounds is None else rounds
+        self.players = []
+        networks = config.model.build(resolution, channels, classes)
+        for network, lr in zip(networks, (config.optim.lr_g, config.optim.lr_d)):
+            network.to(device, memory_format=layout)
+            self.players.append(Player(network, network, make_adam(network, lr, config.optim.betas, config.optim.eps), torch.amp.GradScaler(device.type, enabled=False)))
+        self.probes = [GradientProbe(network) for network in networks]
+        real = torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1).contiguous(memory_format=layout)
+        self.real = real, torch.zeros(b, dtype=torch.int64, device=device)
+        self.noise = torch.randn(b, networks[0].dim_z, device=device), torch.zeros(b, dtype=torch.int64, device=device)
+
+    @property
+    def batch_size(self) -> int:
+        return self.micro_batch * self.rounds
+
+    def update(self, measured: bool = False) -> None:
+        """All D steps and the G step; one of D's and G's gradients measured if asked, as in training."""
+        loss, k = self.config.loss, self.rounds
+        g, d = self.probes if measured else (None, None)
+        for s in range(self.config.optim.d_steps):
+            discriminator_phase(*self.players, loss, [(self.real, self.noise)] * k, k, d if s == 0 else None)
+        generator_phase(*self.players, loss, [(self.real if sees_real(loss) else None, self.noise)] * k, k, g)
+
+
+def noise_scale(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What measuring the gradient noise scale costs."""
+    config = load(arguments.config, arguments.overrides)
+    game, every = Game(config, arguments), arguments.every or config.noise_scale.measure_every or 10
+    game.update(True)
+    variants = {name: functools.partial(seconds_of, functools.partial(game.update, measured), 1, game.device) for name, measured in (("plain", False), ("measured", True))}
+    times = in_turns(variants, arguments.turns)
+    more = [measured - plain for plain, measured in zip(times["plain"], times["measured"])]
+    plain = statistics.median(times["plain"])
+    share = statistics.median(more) / every / plain
+    halves = ", measured in two halves" if game.probes[0].halves(game.rounds) else ""
+    print(f"\n{arguments.config}: batch {game.batch_size} = {game.rounds} x {game.micro_batch}{halves}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns")
+    print(f"{'':10}{'ms':>10} {'min':>9} {'max':>9}")
+    for name, taken in times.items():
+        print(f"{name:10}{statistics.median(taken) * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f}")
+    print(f"one update in {every} measured: {share:+.2%} of training time")
+    return {"seconds": times, "every": every, "share": share, "rounds": game.rounds, "micro_batch": game.micro_batch}
+
+
+def peak_memory(config: str, overrides: list[str], channels: int, classes: int, threads: int, rounds: int, answer: Any) -> None:
+    """In a process of its own: two updates, and the most memory there was, in MiB."""
+    torch.set_num_threads(threads)
+    game = Game(load(config, overrides), argparse.Namespace(channels=channels, classes=classes), rounds)
+    for _ in range(2):
+        game.update()
+    on_device = torch.cuda.max_memory_allocated() / 2**20 if game.device.type == "cuda" else None
+    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 if on_device is None else on_device)
+
+
+def rounds(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time an image and peak memory of one round and of several."""
+    config = load(arguments.config, arguments.overrides)
+    games = {k: Game(config, arguments, k) for k in (1, arguments.rounds)}
+    for game in games.values():
+        game.update()
+    times = in_turns({str(k): functools.partial(seconds_of, game.update, arguments.rounds // k, game.device) for k, game in games.items()}, arguments.turns)
+    spawn, memory = multiprocessing.get_context("spawn"), {}
+    for k in games:
+        answer = spawn.Queue()
+        process = spawn.Process(target=peak_memory, args=(arguments.config, arguments.overrides, arguments.channels, arguments.classes, torch.get_num_threads(), k, answer))
+        process.start()
+        process.join()
+        memory[k] = answer.get()
+    print(f"\n{arguments.config}: rounds of {games[1].micro_batch} images, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns")
+    print(f"{'rounds':>8}{'batch':>8}{'ms/image':>11} {'min':>9} {'max':>9} {'time':>7} {'peak MiB':>10} {'memory':>7}")
+    rows = []
+    for k, game in games.items():
+        taken = [t / game.batch_size for t in times[str(k)]]
+        ratio = statistics.median(t / (base / games[1].batch_size) for t, base in zip(taken, times["1"]))
+        rows.append({"rounds": k, "batch_size": game.batch_size, "seconds_an_image": taken, "ratio": ratio, "peak_mib": memory[k]})
+        print(f"{k:8}{game.batch_size:8}{statistics.median(taken) * 1e3:11.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {ratio:6.2f}x {memory[k]:10.0f} {memory[k] / memory[1]:6.3f}x")
+    return {"rows": rows}
+
+
 def averaging(arguments: argparse.Namespace) -> dict[str, Any]:
     """What averages of the generator cost beside an update."""
     config = load(arguments.config, arguments.overrides)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolution, channels, classes = config.data.resolution, arguments.channels, arguments.classes
-    generator, discriminator = config.model.build(resolution, channels, classes)
-    layout = torch.channels_last if config.performance.channels_last else torch.contiguous_format
-    players = []
-    for network, lr in ((generator, config.optim.lr_g), (discriminator, config.optim.lr_d)):
-        network.to(device, memory_format=layout)
-        players.append(Player(network, network, make_adam(network, lr, config.optim.betas, config.optim.eps), torch.amp.GradScaler(device.type, enabled=False)))
-    b = config.batching.micro_batch or config.batching.batch_size
-    rounds, d_steps = config.batching.batch_size // b, config.optim.d_steps
-    real = (torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1).contiguous(memory_format=layout), torch.zeros(b, dtype=torch.int64, device=device))
-    noise = (torch.randn(b, generator.dim_z, device=device), torch.zeros(b, dtype=torch.int64, device=device))
-
-    def update() -> None:
-        for _ in range(d_steps):
-            discriminator_phase(*players, config.loss, [(real, noise)] * rounds, rounds)
-        generator_phase(*players, config.loss, [(real if sees_real(config.loss) else None, noise)] * rounds, rounds)
-
+    game = Game(config, arguments)
+    generator, device, update, d_steps = game.players[0].network, game.device, game.update, config.optim.d_steps
     count = arguments.averages
     bank = AverageBank(generator, {f"ema{i}": Ema(half_life_kimg=10.0 * 2**i, ramp_up=None) for i in range(count)})
     position = itertools.count(config.batching.batch_size, config.batching.batch_size)
@@ -184,16 +271,23 @@ def main() -> None:
     shared.add_argument("--turns", type=command.positive, default=5, help="turns of every variant (default: 5)")
     shared.add_argument("--threads", type=command.positive, help="torch threads (default: torch's own)")
     shared.add_argument("--json", type=command.writable, metavar="PATH")
+    images = argparse.ArgumentParser(add_help=False)
+    images.add_argument("--channels", type=command.positive, default=3, help="of the images (default: 3)")
+    images.add_argument("--classes", type=command.positive, default=10, help="of the data (default: 10)")
     whole = kinds.add_parser("train", parents=[shared], help="whole updates")
     whole.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
     whole.add_argument("--updates", type=command.positive, default=10, help="updates a turn (default: 10)")
     whole.set_defaults(call=train)
-    averages = kinds.add_parser("averaging", parents=[shared], help="averages of the generator beside an update")
+    averages = kinds.add_parser("averaging", parents=[shared, images], help="averages of the generator beside an update")
     averages.add_argument("--averages", type=command.positive, default=5, help="how many (default: 5)")
     averages.add_argument("--repeats", type=command.positive, default=20, help="updates of the averages a turn (default: 20)")
-    averages.add_argument("--channels", type=int, default=3, help="of the images (default: 3)")
-    averages.add_argument("--classes", type=int, default=10, help="of the data (default: 10)")
     averages.set_defaults(call=averaging)
+    noise = kinds.add_parser("noise-scale", parents=[shared, images], help="measured updates beside others")
+    noise.add_argument("--every", type=command.positive, metavar="N", help="one update in N is measured (default: the configuration's, else 10)")
+    noise.set_defaults(call=noise_scale)
+    several = kinds.add_parser("rounds", parents=[shared, images], help="time and memory of a batch in rounds")
+    several.add_argument("--rounds", type=command.positive, default=16, help="of the larger batch (default: 16)")
+    several.set_defaults(call=rounds)
     arguments, rest = parser.parse_known_args()  # overrides may stand behind options, too
     if any(word.startswith("-") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

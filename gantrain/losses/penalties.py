@@ -29,8 +29,8 @@ class GradientPenalty:
     def at(self, D: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The penalty at images `[N, C, H, W]` with labels `[N]`; a scalar."""
         x = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(D(x, y).float().sum(), x, create_graph=True)
-        return 0.5 * self.gamma * gradient.float().square().sum(dim=(1, 2, 3)).mean()
+        (gradient,) = torch.autograd.grad(D(x, y).sum(), x, create_graph=True)
+        return 0.5 * self.gamma * gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 @dataclass(frozen=True)
