@@ -107,7 +107,7 @@ class Swapper:
         self._keep_score(record, "at", nimg, **settings, growth=growth, grown=self.batching.batch_size / was, live_statistics="recalibrated", **reason)
         self.records.append(record)
         if grown:
-            self.tracker.event(nimg, "growth", **grown)
+            self.tracker.growth(nimg, grown)
         of = {"g": "G", "gd": "G and D"}[s.networks]
         why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
         batch = f"batch {was} -> {self.batching.batch_size}{why}"

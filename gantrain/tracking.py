@@ -94,6 +94,14 @@ class Tracker:
         """Something that happens once."""
         self._write({"nimg": nimg, "event": name, **fields})
 
+    def growth(self, nimg: int, grown: Mapping[str, Any]) -> str:
+        """A growth of the batch, in the record and in W&B; the same in words."""
+        self.event(nimg, "growth", **grown)
+        words = "batch {from} -> {to}: {reason}".format(**grown)
+        if self._wandb:
+            self._wandb.log({"kimg": nimg / 1000, "event/growth": words})
+        return words
+
     def image(self, nimg: int, key: str, path: Path, caption: str) -> None:
         """Show a picture that is already on disk."""
         if self._wandb:

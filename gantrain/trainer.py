@@ -121,8 +121,7 @@ class Trainer:
         c, loss = self.config, self.config.loss
         grown = self.batching.ask(self.nimg)
         if grown:
-            self.tracker.event(self.nimg, "growth", **grown)
-            self.tracker.say("growth: batch {from} -> {to} at {at:g} kimg: {reason}".format(at=self.nimg / 1000, **grown))
+            self.tracker.say(f"growth at {self.nimg / 1000:g} kimg: {self.tracker.growth(self.nimg, grown)}")
         self.noise.begin(self.updates)
         k, after = self.batching.rounds, self.nimg + self.batching.batch_size
         multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale * self.batching.lr_scale

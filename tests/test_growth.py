@@ -293,8 +293,8 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     for text, line in zip(shown, lines):
         d, g = (f"{line[f'noise_scale/{p}/b_simple']:.0f}" if f"noise_scale/{p}/b_simple" in line else "?" for p in ("D", "G"))
         assert f"| batch {line['batch/size']} | noise D {d} G {g} |" in text
-    told = [line for line in said if line.startswith("growth: ")]
-    assert told == ["growth: batch {from} -> {to} at {at:g} kimg: {reason}".format(at=g["nimg"] / 1000, **g) for g in events_of(undisturbed)]
+    told = [line for line in said if line.startswith("growth at ")]
+    assert told == ["growth at {at:g} kimg: batch {from} -> {to}: {reason}".format(at=g["nimg"] / 1000, **g) for g in events_of(undisturbed)]
 
 
 def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, tmp_path):

@@ -101,7 +101,7 @@ def test_the_readme_names_every_configuration_and_only_files_that_exist():
 
 def test_the_readme_lists_every_plugin():
     readme = (ROOT / "README.md").read_text()
-    for table in (configuration.ARCHITECTURES, configuration.AVERAGERS, configuration.BATCH_POLICIES, configuration.LOSSES, configuration.DATASETS, configuration.METRICS):
+    for table in (configuration.ARCHITECTURES, configuration.AVERAGERS, configuration.BATCH_POLICIES, configuration.LOSSES, configuration.PENALTIES, configuration.DATASETS, configuration.METRICS):
         for name in table:
             assert f"`{name}`" in readme, f"README.md does not mention {name}"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gantrain.losses import LOSSES, Hinge, NonSaturating, Relativistic
+from gantrain.losses import LOSSES, PENALTIES, R1, R2, Hinge, NonSaturating, Relativistic
 
 
 @pytest.fixture(params=LOSSES.values(), ids=LOSSES)
@@ -137,3 +137,40 @@ def test_the_relativistic_loss_sees_differences_only():
     real, fake = logits(0), logits(1)
     torch.testing.assert_close(Relativistic().discriminator(real + 7, fake + 7), Relativistic().discriminator(real, fake))
     torch.testing.assert_close(Relativistic().generator(real, fake), Relativistic().discriminator(fake, real))
+
+
+# ---- penalties -------------------------------------------------------------------------------------------------------
+
+
+class Quadratic(torch.nn.Module):
+    """logits = w |x|^2 / 2 + b, whose gradient at an image is w x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.b = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (1.5, -2.0))
+
+    def forward(self, x, y):
+        return self.w * x.square().sum(dim=(1, 2, 3)) / 2 + self.b
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_is_a_frozen_dataclass_with_an_interval_and_a_scalar_with_a_gradient(name):
+    penalty = PENALTIES[name]()
+    assert dataclasses.is_dataclass(penalty) and type(penalty).__dataclass_params__.frozen and penalty.every >= 1
+    D, x = Quadratic(), torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    value = penalty.penalty(D, x, x + 1, torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    value.backward()
+    assert value.shape == () and value > 0 and D.w.grad != 0 and not x.requires_grad
+
+
+@pytest.mark.parametrize("penalty, which", [(R1(gamma=0.3), 0), (R2(gamma=0.3), 1)])
+def test_gradient_penalties_against_a_quadratic_d(penalty, which):
+    """gamma / 2 E |w x|^2 at real images for R1, at generated ones for R2 (Mescheder et al. 2018, Eqs. 9 and 10)."""
+    images = torch.randn(5, 2, 3, 3, dtype=torch.float64), torch.randn(7, 2, 3, 3, dtype=torch.float64) * 2
+    labels = [torch.zeros(len(x), dtype=torch.int64) for x in images]
+    D = Quadratic()
+    value = penalty.penalty(D, *images, *labels)
+    expected = 0.3 / 2 * 1.5**2 * images[which].square().sum(dim=(1, 2, 3)).mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    value.backward()
+    assert D.w.grad.item() == pytest.approx(2 * expected.item() / 1.5, rel=1e-12)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, lines_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -47,6 +47,40 @@ def test_benchmark_sets_averages_beside_an_update(tmp_path):
         assert f"{row['share']:.2%}" in said
 
 
+def test_benchmark_sets_measured_updates_beside_others(tmp_path):
+    words = ["tools/benchmark.py", "noise-scale", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 3, "--json", tmp_path / "b.json"]
+    said = run(*words, "batching.batch_size=16", "--every", 5)
+    record = json.loads((tmp_path / "b.json").read_text())
+    plain, measured = (record["seconds"][name] for name in ("plain", "measured"))
+    more = sorted(m - p for p, m in zip(plain, measured))[1]
+    assert record["share"] == pytest.approx(more / 5 / sorted(plain)[1]) and record["rounds"] == 1
+    assert "batch 16 = 1 x 16, measured in two halves" in said and f"one update in 5 measured: {record['share']:+.2%} of training time" in said
+
+
+def test_benchmark_sets_rounds_beside_one_another(tmp_path):
+    words = ["tools/benchmark.py", "rounds", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--rounds", 4, "--json", tmp_path / "b.json"]
+    said = run(*words, "batching.batch_size=16")
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [(row["rounds"], row["batch_size"]) for row in rows] == [(1, 16), (4, 64)]
+    for row in rows:
+        assert row["peak_mib"] > 100 and len(row["seconds_an_image"]) == 2 and f"{row['peak_mib']:.0f}" in said
+
+
+def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
+    """A column a run, with both players' colours above and below; a run without measurements is one line."""
+    for name, more in (("a", ["noise_scale.measure_every=1"]), ("b", ["noise_scale.measure_every=2", "batching.micro_batch=8"]), ("c", [])):
+        settings = [*TINY, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "eval.metrics=[fid]"]
+        gantrain("train", "configs/digits.yaml", f"run_dir={tmp_path / name}", *settings, *more)
+    run("tools/plot_noise_scale.py", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "n.png")
+    picture = np.asarray(Image.open(tmp_path / "n.png").convert("RGB")).astype(int)
+    for half in np.array_split(picture, 2, axis=0):
+        for part in np.array_split(half, 2, axis=1):
+            for colour in ([194, 65, 12], [31, 95, 168]):
+                assert (abs(part - colour).sum(-1) < 30).sum() > 60
+    done = subprocess.run([sys.executable, "tools/plot_noise_scale.py", str(tmp_path / "c")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "has measured no noise scale; train it with noise_scale.measure_every=10" in done.stderr
+
+
 def test_the_profiles_of_all_averages_are_drawn(tmp_path):
     """A picture with a curve for every averager in the table."""
     from gantrain.averaging import AVERAGERS
@@ -81,26 +115,34 @@ def test_the_digits_classifier_can_be_made_again(tmp_path):
 
 def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path):
     """One seed at tiny size; a second call reads what is there, and options may stand before overrides."""
-    from test_swapping import TINY
+    from test_swapping import TINY as SWAPS
 
     words = ["tools/swap_study.py", "configs/digits_swap.yaml", "--seeds", 1, "--jobs", 2, "--folder", tmp_path / "runs", "--out", tmp_path / "s.png"]
-    words += [*TINY, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
+    words += [*SWAPS, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
     said = run(*words)
     rows = [line.split("|") for line in said.splitlines() if line.startswith("| swap") or line.startswith("| no swap")]
-    assert [row[1].strip() for row in rows[:5]] == ["no swap", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto"]
-    last = [json.loads(line) for line in (tmp_path / "runs" / "swap_G_and_D_batch_x2-0" / "metrics.jsonl").read_text().splitlines()]
+    assert [row[1].strip() for row in rows[:7]] == [
+        "no swap", "no swap, batch x2", "no swap, batch by noise", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto",
+    ]  # fmt: skip
+    of = {arm: lines_of(tmp_path / "runs" / f"{arm}-0") for arm in ("no_swap_batch_x2", "no_swap_batch_by_noise", "swap_G_and_D_batch_x2")}
+    growths = [[(line["nimg"], line["to"]) for line in lines if line.get("event") == "growth"] for lines in of.values()]
+    assert growths[0] == growths[2] == [(320, 32)]  # the same growth at the same image, with and without the swap
+    assert any("noise_scale/G/measurements" in line for line in of["no_swap_batch_by_noise"])
+    last = of["swap_G_and_D_batch_x2"]
     scores = [line for line in last if "eval/live/digits_fid" in line][-1]
-    assert rows[3][2].strip() == "32" and rows[3][3].strip() == f"{scores['eval/live/digits_fid']:.3f}"
+    assert rows[5][2].strip() == "32" and rows[5][3].strip() == f"{scores['eval/live/digits_fid']:.3f}"
     before, at, after = (line["live"]["digits_fid"] for line in last if line.get("event") == "swap")
-    assert [cell.strip() for cell in rows[7][2:5]] == [f"{before:.3f}", f"{at:.3f}", f"{after:.3f}"]
+    assert [cell.strip() for cell in rows[9][2:5]] == [f"{before:.3f}", f"{at:.3f}", f"{after:.3f}"]
     picture = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
-    assert all((part[..., 2] - part[..., 0] > 60).sum() > 50 for part in np.array_split(picture, 5, axis=1))  # blue in every panel
+    assert all((part[..., 2] - part[..., 0] > 60).sum() > 50 for part in np.array_split(picture, 7, axis=1))  # blue in every panel
 
 
 @pytest.mark.parametrize(
     "words, error",
     [
         (["tools/swap_study.py", "configs/digits.yaml"], "swap_study.py: error: configs/digits.yaml: swap.source is null"),
+        (["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"], "batching.max_batch is null; the study needs room"),
+        (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is no run folder (it has no metrics.jsonl)"),
         (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
         (["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0", "--json", "/nowhere/x.json"], "must be a whole number of at least 1, got '0'"),
     ],

@@ -332,9 +332,10 @@ def cache(tmp_path_factory) -> Path:
 def resumed(tmp_path_factory, cache) -> SimpleNamespace:
     """A run in two parts: WANDB_MODE=offline to 0.24 kimg; then without the variable and without a key, mode auto, to the end."""
     run_dir = tmp_path_factory.mktemp("tracking") / "tiny"
-    first = start(run_dir, "total_kimg=0.24", "tracking.wandb.mode=online", "tracking.wandb.project=tests", cache=cache, WANDB_MODE="offline")
+    more = ["noise_scale.measure_every=2", "batching={name: schedule, micro_batch: 8, milestones: [[0.16, 40]]}"]
+    first = start(run_dir, *more, "total_kimg=0.24", "tracking.wandb.mode=online", "tracking.wandb.project=tests", cache=cache, WANDB_MODE="offline")
     (part,) = (run_dir / "wandb").glob("offline-run-*")
-    second = start(run_dir, "total_kimg=0.32", "tracking.wandb.project=tests", cache=cache, WANDB_MODE=None)
+    second = start(run_dir, *more, "total_kimg=0.32", "tracking.wandb.project=tests", cache=cache, WANDB_MODE=None)
     (other,) = set((run_dir / "wandb").glob("offline-run-*")) - {part}
     return SimpleNamespace(dir=run_dir, said=(first.stdout, second.stdout), folders=(part, other), parts=(read_wandb(part), read_wandb(other)))
 
@@ -352,7 +353,8 @@ def test_wandb_run_is_named_and_configured(resumed):
 def test_wandb_history_is_that_of_metrics_jsonl(resumed):
     """Every line of numbers is a row with kimg as a value; W&B counts its steps itself, and they only rise."""
     lines = [line for line in lines_of(resumed.dir) if "event" not in line]
-    rows = [row for part in resumed.parts for row in part.history if "samples/path" not in row]
+    rows = [row for part in resumed.parts for row in part.history if "samples/path" not in row and "event/growth" not in row]
+    assert any(row.get("noise_scale/G/measurements") == 7 for row in rows) and [row["batch/size"] for row in rows if "loss/d" in row] == [16, 16, 40, 40]
     assert len(rows) == len(lines) > 4
     for row, line in zip(rows, lines):
         assert row["kimg"] == pytest.approx(line["nimg"] / 1000)
@@ -362,6 +364,12 @@ def test_wandb_history_is_that_of_metrics_jsonl(resumed):
     for part in resumed.parts:
         steps = [row["_step"] for row in part.history]
         assert steps == sorted(set(steps)) and [row["kimg"] for row in part.history] == sorted(row["kimg"] for row in part.history)
+
+
+def test_wandb_has_each_growth_in_words(resumed):
+    (grown,) = [line for line in lines_of(resumed.dir) if line.get("event") == "growth"]
+    (row,) = [row for part in resumed.parts for row in part.history if "event/growth" in row]
+    assert row["kimg"] == pytest.approx(grown["nimg"] / 1000) and row["event/growth"] == f"batch 16 -> 40: {grown['reason']}"
 
 
 def test_wandb_has_the_sample_pictures(resumed):

@@ -1,4 +1,4 @@
-"""Does a swap hold? The same game with and without swaps and growth, over several seeds, at equal images.
+"""Does a swap hold, and is it the swap or the growth? The same game with and without either, over several seeds, at equal images.
 
     python tools/swap_study.py configs/digits_swap.yaml --seeds 3 --folder runs/swap_study --out docs/swap_study.png
 
@@ -21,16 +21,26 @@ import command
 from matplotlib.figure import Figure
 
 from gantrain.clock import images
+from gantrain.config import Config
 from gantrain.errors import UserError
 from gantrain.loading import load
 
-ARMS = {
-    "no swap": ["swap.source=null"],
-    "swap G and D": ["swap.growth=1"],
-    "swap G, batch x2": ["swap.networks=g"],
-    "swap G and D, batch x2": [],
-    "swap G and D, batch auto": ["swap.growth=auto"],
-}
+
+
+def arms_of(config: Config) -> dict[str, list[str]]:
+    """What each arm changes in a configuration that swaps and doubles the batch as it does."""
+    swap, batching = config.swap, config.batching
+    at = [swap.start_kimg + i * swap.every_kimg for i in range(99) if swap.start_kimg + i * swap.every_kimg < config.total_kimg]
+    milestones = [[kimg, min(batching.batch_size * 2 ** (i + 1), batching.max_batch)] for i, kimg in enumerate(at)]
+    return {
+        "no swap": ["swap.source=null"],
+        "no swap, batch x2": ["swap.source=null", "batching.name=schedule", f"batching.milestones={milestones}"],
+        "no swap, batch by noise": ["swap.source=null", "batching.name=noise_scale", "noise_scale={measure_every: 4, window: 16}"],
+        "swap G and D": ["swap.growth=1"],
+        "swap G, batch x2": ["swap.networks=g", "swap.growth=2"],
+        "swap G and D, batch x2": ["swap.growth=2"],
+        "swap G and D, batch auto": ["swap.growth=auto"],
+    }
 
 
 def train(config: str, overrides: list[str], run: Path) -> None:
@@ -104,17 +114,20 @@ def main() -> None:
     config = load(arguments.config, arguments.overrides)
     if config.swap.source is None:
         raise UserError(f"{arguments.config}: swap.source is null; the study needs an average to swap")
+    if config.batching.max_batch is None:
+        raise UserError(f"{arguments.config}: batching.max_batch is null; the study needs room for the batch to grow")
     if any(override.partition("=")[0] in ("seed", "run_dir") for override in arguments.overrides):
         raise UserError("seed and run_dir are the study's own: use --seeds and --folder")
+    arms = arms_of(config)
     todo = [
         (arguments.config, [*arguments.overrides, *overrides, f"seed={seed}"], arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}")
         for seed in range(arguments.seeds)
-        for arm, overrides in ARMS.items()
+        for arm, overrides in arms.items()
     ]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda job: train(*job), todo))
-    records: dict[str, list[list[dict]]] = {arm: [] for arm in ARMS}
-    for (_, _, run), arm in zip(todo, [arm for _ in range(arguments.seeds) for arm in ARMS]):
+    records: dict[str, list[list[dict]]] = {arm: [] for arm in arms}
+    for (_, _, run), arm in zip(todo, [arm for _ in range(arguments.seeds) for arm in arms]):
         records[arm].append(read(run))
         if records[arm][-1][-1]["nimg"] > images(config.total_kimg) + 10 * images(config.batching.batch_size / 1000):
             raise UserError(f"{run}: is a longer run than {config.total_kimg:g} kimg; use another --folder")

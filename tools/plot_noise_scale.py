@@ -1,0 +1,88 @@
+"""Draw the gradient noise scale of runs that measured it, with the batch that they had, from metrics.jsonl.
+
+    python tools/plot_noise_scale.py runs/digits_noise_scale --out noise_scale.png
+
+Above, a column a run: B_simple of D and of G with its 95% interval, in images, and the batch; where the interval is missing
+noise drowned the gradient. Below: what B_simple is the ratio of, tr Sigma and |G|^2.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import command
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gantrain.errors import UserError
+
+COLOURS = {"D": "#c2410c", "G": "#1f5fa8"}
+
+
+def read(run: Path) -> list[dict]:
+    """The lines of a run's record that hold a noise scale."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run}: is no run folder (it has no metrics.jsonl); give the run_dir of a `gantrain train`")
+    lines = [line for line in map(json.loads, path.read_text().splitlines()) if "noise_scale/D/tr_sigma" in line]
+    if not lines:
+        raise UserError(f"{run}: has measured no noise scale; train it with noise_scale.measure_every=10")
+    return lines
+
+
+def series(lines: list[dict], key: str) -> np.ndarray:
+    """A value of every line, nan where a line has none."""
+    return np.array([line.get(key, np.nan) for line in lines], dtype=float)
+
+
+def draw_scale(axes: Axes, lines: list[dict]) -> None:
+    """B_simple of both players, and the batch."""
+    kimg = series(lines, "nimg") / 1000
+    for player, colour in COLOURS.items():
+        low, high = (series(lines, f"noise_scale/{player}/b_simple_{end}") for end in ("low", "high"))
+        decided = np.where(np.isnan(low), np.nan, series(lines, f"noise_scale/{player}/b_simple"))
+        axes.fill_between(kimg, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(kimg, decided, color=colour, linewidth=1.5, label=f"B_simple of {player}")
+    axes.step(kimg, series(lines, "batch/size"), where="pre", color="black", linewidth=1.3, linestyle="--", label="batch")
+    axes.set_yscale("log")
+    axes.set_ylabel("images", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def draw_parts(axes: Axes, lines: list[dict]) -> None:
+    """tr Sigma and |G|^2 of both players."""
+    kimg = series(lines, "nimg") / 1000
+    for player, colour in COLOURS.items():
+        axes.plot(kimg, series(lines, f"noise_scale/{player}/tr_sigma"), color=colour, linewidth=1.5, label=f"tr Σ of {player}")
+        squared = series(lines, f"noise_scale/{player}/g_squared")
+        axes.plot(kimg, np.where(squared > 0, squared, np.nan), color=colour, linewidth=1.3, linestyle=":", label=f"|G|² of {player}")
+    axes.set_yscale("log")
+    axes.set_xlabel("kimg", fontsize=9)
+    axes.set_ylabel("squared gradient", fontsize=9)
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=command.writable, default=Path("noise_scale.png"), metavar="PNG")
+    arguments = parser.parse_args()
+    records = [read(run) for run in arguments.runs]
+    figure = Figure(figsize=(1.2 + 5.2 * len(records), 6.4), layout="constrained", dpi=130)
+    grid = figure.subplots(2, len(records), sharex="col", sharey="row", squeeze=False)
+    for (above, below), run, lines in zip(grid.T, arguments.runs, records):
+        draw_scale(above, lines)
+        draw_parts(below, lines)
+        above.set_title(run.resolve().name, fontsize=10)
+        for axes in (above, below):
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.2)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(arguments.out)
+    print(f"drawn in {arguments.out}")
+
+
+if __name__ == "__main__":
+    command.run(main)
