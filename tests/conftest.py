@@ -90,13 +90,16 @@ def here(command: list[str]) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def launch():
-    """Runs this Python's `accelerate launch --multi_gpu` with so many processes, which on a CPU machine speak gloo."""
+    """Runs this Python's `accelerate launch --multi_gpu` with so many processes, which on a CPU machine speak gloo.
+
+    They import the gantrain beside these tests, whichever is installed.
+    """
 
     def run(processes: int, *arguments: object, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else ["--cpu"]
         command += ["--num_processes", str(processes), "--main_process_port", "0"]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(TESTS)}
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
