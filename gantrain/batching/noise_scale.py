@@ -164,14 +164,16 @@ def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
     s, g = np.asarray(traces, dtype=np.float64), np.asarray(squares, dtype=np.float64)
     n = len(s)
     low = high = None
-    if n >= FEWEST and s.sum() > 0 and g.sum() > 0:
+    with np.errstate(all="ignore"):  # measurements at the ends of float64's range
+        trace, squared = (float(values.mean()) if n else math.nan for values in (s, g))
         without_s, without_g = s.sum() - s, g.sum() - g
-        if without_s.min() > 0 and without_g.min() > 0:
-            left_out = np.log(without_s / without_g)
+        if n >= FEWEST and trace > 0 and squared > 0 and without_s.min() > 0 and without_g.min() > 0:
+            left_out = np.log(without_s) - np.log(without_g)
             error = math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
-            middle, reach = math.log(s.sum() / g.sum()), stdtrit(n - 1, (1 + COVERAGE) / 2) * error
-            low, high = math.exp(middle - min(reach, 700.0)), math.exp(min(middle + reach, 700.0))
-    return Estimate(float(s.mean()) if n else math.nan, float(g.mean()) if n else math.nan, low, high, n)
+            middle, reach = float(np.log(s.sum()) - np.log(g.sum())), stdtrit(n - 1, (1 + COVERAGE) / 2) * error
+            if abs(middle) + reach < 700:  # beyond, the ends are no float64 and tell nothing
+                low, high = math.exp(middle - reach), math.exp(middle + reach)
+    return Estimate(trace, squared, low, high, n)
 
 
 def as_numbers(prefix: str, one: Estimate, batch_size: int | None = None) -> dict[str, float]:
@@ -241,7 +243,7 @@ class NoiseMonitor:
                 continue
             if b != self.micro_batch[player]:  # BatchNorm sees other micro-batches: another noise
                 self.windows[player].clear()
-                self.micro_batch[player], self.fresh[player] = b, 0
+                self.micro_batch[player], self.fresh[player], self.checks = b, 0, []
             self.windows[player].append([part.tolist() for part in unbiased(small, big, b, batch)])
             self.fresh[player] += 1
         self.pending = []
@@ -291,8 +293,8 @@ class NoiseMonitor:
         return {
             "wanted": sorted(self.wanted),
             "windows": {player: list(window) for player, window in self.windows.items()},
-            "micro_batch": self.micro_batch,
-            "fresh": self.fresh,
+            "micro_batch": dict(self.micro_batch),
+            "fresh": dict(self.fresh),
             "checks": [{player: vars(one) for player, one in checked.items()} for checked in self.checks],
         }
 
