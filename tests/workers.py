@@ -1,14 +1,17 @@
 """What the processes of tests/test_distributed.py run: `workers.py CASE FOLDER`."""
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 from game import gradients, networks, player, rounds
+from oracles import affine_game, white_regression, windows
 from safetensors.torch import save_file
 
-from gantrain.distributed import finish, from_main, make_accelerator, mean_over_processes, sum_over_processes
+from gantrain.batching import GradientProbe
+from gantrain.distributed import finish, from_main, make_accelerator, mean_of_processes, mean_over_processes, sum_over_processes
 from gantrain.losses import Hinge
 from gantrain.update import discriminator_phase, generator_phase
 
@@ -40,6 +43,26 @@ def helpers(accelerator, folder: Path) -> None:
     one, other = torch.full((3,), float(rank)), torch.tensor([[1.0, 2.0]]) * rank
     mean_over_processes([one, other], accelerator)
     assert one.tolist() == [(world - 1) / 2] * 3 and other.tolist() == [[(world - 1) / 2, world - 1.0]]
+
+
+def noise_scale(accelerator, folder: Path) -> None:
+    """Estimates of problems with a closed form, with one round and with three, and what the probes of a small game read."""
+    world, rank, mean = accelerator.num_processes, accelerator.process_index, mean_of_processes(accelerator)
+    found: dict = {"world": world, "measured": {}}
+    for b, k in [(3, 1), (1, 3), (4, 2)]:
+        g, d = (player(n, accelerator) for n in networks())
+        probes = {key: GradientProbe(one.network, per_layer=True, processes=world) for key, one in (("d", d), ("g", g))}
+        for one in (g, d):
+            one.optimizer.param_groups[0]["lr"] = 0.0
+        stats = discriminator_phase(g, d, Hinge(), rounds(b, k, world, rank), k, probes["d"])
+        found["measured"][f"d-{b}-{k}"] = mean(stats["measured"]).tolist()
+        stats = generator_phase(g, d, Hinge(), rounds(b, k, world, rank, with_real=False), k, probes["g"])
+        found["measured"][f"g-{b}-{k}"] = mean(stats["measured"]).tolist()
+    for name, oracle in {"regression": white_regression(0.2, accelerator=accelerator), "d": affine_game("d", accelerator=accelerator)}.items():
+        for b, k in [(8, 1), (4, 3)]:
+            estimates, single = windows(oracle, b, k, 16, 60, world, rank, mean)
+            found[f"{name}-{k}"] = {"estimates": [vars(one) for one in estimates], "single": single.tolist()}
+    (folder / f"noise-{rank}.json").write_text(json.dumps(found))
 
 
 def spoil(folder: Path) -> None:
@@ -139,6 +162,6 @@ if __name__ == "__main__":
         WHOLE_RUNS[sys.argv[1]](Path(sys.argv[2]))
     accelerator = make_accelerator()
     folder = Path(sys.argv[2])
-    {"gradient": gradient, "helpers": helpers}[sys.argv[1]](accelerator, folder)
+    {"gradient": gradient, "helpers": helpers, "noise_scale": noise_scale}[sys.argv[1]](accelerator, folder)
     (folder / f"world-{accelerator.process_index}").write_text(str(accelerator.num_processes))
     finish(accelerator)
