@@ -83,10 +83,8 @@ class Trainer:
         b = self.batching.micro_batch
         if getattr(config.batching, "grows", True) and not self.batching.can_grow:
             self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
-        if config.noise_scale.measure_every is not None and self.probes["d"].halves(self.batching.rounds):
-            if b % 2:
-                raise UserError(f"noise_scale.measure_every: one round of {b} images on one process has no halves to compare; give an even micro_batch, or two rounds")
-            self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {b // 2} images, which is what BatchNorm sees then")
+        if self.measures_halves() and b % 2:
+            raise UserError(f"noise_scale.measure_every: one round of {b} images on one process has no halves to compare; give an even micro_batch, or two rounds")
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -146,6 +144,10 @@ class Trainer:
         """What is added to the loss of D at this of its steps, with its factor: a lazy penalty counts for the steps without."""
         due = [(penalty, getattr(penalty, "every", 1)) for penalty in self.config.penalties.values()]
         return [(penalty, float(every)) for penalty, every in due if d_step % every == 0]
+
+    def measures_halves(self) -> bool:
+        """Whether updates as they are now have but one micro-batch and are to be measured."""
+        return self.config.noise_scale.measure_every is not None and self.probes["d"].halves(self.batching.rounds)
 
     def probe(self, player: str) -> GradientProbe | None:
         """The player's probe, if its next gradients are to be measured."""
@@ -217,6 +219,9 @@ class Trainer:
         self.evaluator.extractor  # noqa: B018 - weights that cannot be had are missed now and not after the training
         path = from_main(self.accelerator, self.store.newest() if self.main else None)
         state = self.load(path) if path else {}
+        if self.measures_halves():
+            half = self.batching.micro_batch // 2
+            self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {half} images, which is what BatchNorm sees then")
         if self.main:
             self.store.clear_drafts()
             self.snapshots.clear_drafts()
