@@ -210,6 +210,10 @@ class Config:
         writing = [name for name, one in self.averagers.items() if getattr(one, "writes_back", False)]
         if len(writing) > 1:
             raise InvalidField(f"averagers.{writing[1]}", writing[1], f"puts the live weights back to its average as {writing[0]} does: keep one of them")
+        if self.penalties and self.performance.compile:
+            raise InvalidField("performance.compile", True, "cannot be together with penalties: torch.compile has no gradient of a gradient")
+        if self.penalties and self.mixed_precision == "fp16":
+            raise InvalidField("mixed_precision", "fp16", "cannot be together with penalties, whose inner gradients would underflow: use bf16 or fp32")
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -276,6 +280,26 @@ def check_swap(config: Config) -> None:
             raise InvalidField("swap.growth", swap.growth, f"needs a source whose window is known in advance, such as ema, swa or power, and {swap.source} is none")
 
 
+def batching_notes(config: Config) -> list[str]:
+    """Settings of batch and noise scale without effect."""
+    noise, batching, total = config.noise_scale, config.batching, config.total_kimg
+    parts = {"": batching, **{f".of.{name}": part for name, part in getattr(batching, "of", {}).items()}}
+    found = []
+    for where, part in parts.items():
+        for kimg, _ in getattr(part, "milestones", None) or ():
+            if kimg >= total:
+                found.append(f"batching{where}.milestones: {kimg:g} is not before total_kimg={total:g}: it will have no effect")
+        if getattr(part, "reads_noise", False) and hasattr(part, "dwell_kimg"):
+            least = getattr(part, "patience", 1) * noise.window * (noise.measure_every or 1) * batching.batch_size / 1000
+            if max(least, part.dwell_kimg) >= total:
+                found.append(f"batching{where}: checks and dwell take {max(least, part.dwell_kimg):g} kimg, and total_kimg is {total:g}: the batch will not grow by noise")
+    if isinstance(batching, Fixed) and (batching.max_batch is not None or batching.lr_scaling != "none"):
+        found.append("batching.name=fixed: the batch stays, max_batch and lr_scaling have no effect")
+    if noise.measure_every is None and noise != NoiseScale():
+        found.append("noise_scale.measure_every is null: the other settings of noise_scale have no effect")
+    return found
+
+
 def notes(config: Config) -> list[str]:
     """What a user should know of a configuration that is no mistake: settings without effect."""
     total = config.total_kimg
@@ -295,6 +319,7 @@ def notes(config: Config) -> list[str]:
         found.append("swap.source is null: the other settings of swap have no effect")
     if getattr(config.batching, "grows_at_swaps", False) and not config.swap.grows:
         found.append("batching: on_swap grows the batch at swaps, and swap asks for no growth: it has no effect")
+    found += batching_notes(config)
     if config.swap.growth == AUTO and config.swap.source is not None and getattr(config.batching, "lr_scaling", "none") != "none":
         found.append(f"batching.lr_scaling={config.batching.lr_scaling} raises the rates as the batch grows, and swap.growth=auto reckons with rates that stay")
     for name, penalty in config.penalties.items():

@@ -271,6 +271,8 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         full = f"{path}.{key}" if path else key
         if key == "name" and table_name:
             continue
+        if key not in fields and table_name and sources(f"{path}.name") == "command line" != sources(full):
+            continue  # of the plug-in that a file had there, and which the command line has replaced
         if key not in fields:
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
             raise ConfigError(f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{did_you_mean(key, fields)}")
@@ -289,7 +291,7 @@ def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources:
     table = f.metadata.get("table")
     if f.metadata.get("mapping"):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{sources(full)}: {full} maps free names to {f.metadata['kind']}s, got {shortened(value)}")
+            raise ConfigError(f"{sources(full)}: {full} maps free names to {plural(f.metadata['kind'])}, got {shortened(value)}")
         # null takes out one that a file has put in
         return {name: plugin_value(f, None, one, f"{full}.{name}", sources) for name, one in value.items() if one is not None}
     if table is not None:
@@ -306,12 +308,16 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
         out = "; null takes it out" if default is None else ""
         raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shortened(value)}{out}")
     if value.get("name") is None and default is None:
-        raise ConfigError(f"{sources(full)}: {full}.name is missing; known {kind}s are {', '.join(sorted(table))}")
+        raise ConfigError(f"{sources(full)}: {full}.name is missing; known {plural(kind)} are {', '.join(sorted(table))}")
     try:
         cls = default if value.get("name") is None else find(kind, table, value["name"])
     except UserError as error:
         raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
     return section(cls, value, full, sources, table_name=True)
+
+
+def plural(kind: str) -> str:
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:

@@ -19,8 +19,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
-from gantrain.batching.noise_scale import FEWEST
-from gantrain.config import Config
+from gantrain.batching.noise_scale import FEWEST, as_numbers
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
@@ -29,7 +28,15 @@ from gantrain.images import to_float
 from gantrain.loading import load
 from gantrain.models.layers import frozen_power_iteration
 from gantrain.tracking import as_json
+from gantrain.trainer import set_performance
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, sees_real
+
+
+class Still(torch.optim.SGD):
+    """An optimizer that never moves anything: the phases of training, and the weights stay."""
+
+    def step(self, closure: Any = None) -> None:
+        return None
 
 
 class Bench:
@@ -54,43 +61,44 @@ class Bench:
         known = [name for name in sampling.averages_of(path) if name not in sampling.rebuilt_of(Path(run))]
         if average not in known:
             raise UserError(f"--average: {run} has no average {average!r} at {self.nimg / 1000:g} kimg{did_you_mean(average, known)}")
-        self.average = average
-        state = checkpoint.read(path, groups=[]).state
-        self.micro_batch, self.batch_size = state["batching"]["micro_batch"], state["batching"]["batch_size"]
+        self.average, self.overrides = average, list(overrides)
+        groups = {key: sampling.group_of(average, key) for key in ("g", "d")}
+        self.averaged = {key for key, group in groups.items() if average != LIVE and group in checkpoint.groups_of(path)}
+        # All at once: a run that goes on deletes its older checkpoints.
+        self.saved = checkpoint.read(path, ["g", "d", *(groups[key] for key in self.averaged)])
+        self.micro_batch, self.batch_size = (self.saved.state["batching"][key] for key in ("micro_batch", "batch_size"))
         self.rounds = max(2, self.batch_size // self.micro_batch)  # two micro-batches at least, or there is nothing to compare
 
     def prepare(self, accelerator: Accelerator, bar: Callable) -> None:
         """Take up the data and the networks."""
         c, self.device = self.config, accelerator.device
-        images = prepare(c.data, self.device, 1, bar)
+        set_performance(c)
+        images, state = prepare(c.data, self.device, 1, bar), self.saved.state
+        if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
+            raise UserError(f"data: {images.name} is not what the run was trained on (other images, labels or resolution); give its own, wherever that lies here")
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
-            G, D = c.model.build(*checkpoint.read(self.path, groups=[]).state["shape"])
-        self.d_is_averaged = self.fill(D, "d")
+            G, D = c.model.build(*state["shape"])
+        self.fill(D, "d")
         self.fill(G, "g")
         layout = torch.channels_last if c.performance.channels_last else torch.contiguous_format
         players = {}
         for key, network in (("g", G), ("d", D)):
             wrapped = accelerator.prepare_model(network.to(self.device, memory_format=layout).train())
             scaler = torch.amp.GradScaler(self.device.type, enabled=c.mixed_precision == "fp16")
-            # A rate of 0: the phases of training, and the weights stay.
-            players[key] = Player(network, wrapped, torch.optim.SGD(network.parameters(), lr=0.0), scaler)
+            players[key] = Player(network, wrapped, Still(network.parameters()), scaler)
         self.G, self.D = players["g"], players["d"]
         self.real_batches = RealBatches(
             images, c.seed, self.micro_batch, 0, 1, self.nimg * c.optim.d_steps, self.device, getattr(c.data, "flip", False), getattr(c.data, "workers", 4)
         )
 
-    def fill(self, network: nn.Module, key: str) -> bool:
-        """Give a network the average's weights, or the live ones where the run has none of it; whether it has."""
-        group = sampling.group_of(self.average, key)
-        averaged = self.average != LIVE and group in checkpoint.groups_of(self.path)
-        snapshot = checkpoint.read(self.path, [key, group] if averaged else [key])
-        names = {name for name, _ in network.named_parameters()}
-        write_weights({k: v for k, v in snapshot.tensors[key].items() if k in names}, network)
-        write_buffers(((k, v) for k, v in snapshot.tensors[key].items() if k not in names), network)
-        if averaged:
-            write_weights(split(snapshot.tensors[group], network)[0], network)
+    def fill(self, network: nn.Module, key: str) -> None:
+        """Give a network the average's weights, or the live ones where the run has none of it."""
+        live, names = self.saved.tensors[key], {name for name, _ in network.named_parameters()}
+        write_weights({k: v for k, v in live.items() if k in names}, network)
+        write_buffers(((k, v) for k, v in live.items() if k not in names), network)
+        if key in self.averaged:
+            write_weights(split(self.saved.tensors[sampling.group_of(self.average, key)], network)[0], network)
             refresh_spectral_norms(network)
-        return averaged
 
     def measure(self, updates: int, per_layer: bool, bar: Callable) -> NoiseMonitor:
         """Measure the gradients of so many updates at these weights."""
@@ -146,7 +154,7 @@ def measure_run(
         raise UserError(f"--updates: must be at least {FEWEST}, which an interval wants, got {updates}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("noise-scale: is measured by one process; start it without `accelerate launch`")
-    bench = Bench(run, average, kimg, overrides)
+    bench = open_bench(run, average, kimg, overrides)
     target = Path(out) if out is not None else free_name(Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
@@ -162,24 +170,42 @@ def measure_run(
             raise UserError(f"{run}: the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg are no finite numbers; choose another checkpoint with --kimg")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(as_json(record_of(bench, updates, found, monitor.by_layer())), indent=1) + "\n")
-    whose = f"{average} weights of G" + ("" if average == LIVE else ", of D too" if bench.d_is_averaged else "; D's live ones, the run does not follow D")
+    whose = f"{average} weights of G" + (", of D too" if "d" in bench.averaged else "; D's live ones, the run does not follow D")
     whose = "live weights" if average == LIVE else whose
     head = (
         f"{run} at {bench.nimg / 1000:g} kimg, {whose}: gradients of {updates} updates of {bench.micro_batch * bench.rounds} images"
-        f" = {bench.rounds} x {bench.micro_batch}; also in {target}"
+        f" = {bench.rounds} x {bench.micro_batch}{''.join(f', {override}' for override in overrides)}; also in {target}"
     )
     advice = [advise(player.upper(), one, bench) for player, one in found.items()]
+    if any(not one.undecidable for one in found.values()):
+        advice.append("(A batch of B_simple takes twice the fewest of either; below it updates are what grows, above it images. The two share one batch.)")
     layers = [f"\n{layer_table(player.upper(), of)}" for player, of in monitor.by_layer().items()]
     return "\n".join([head, estimate_table(found, bench.batch_size), *advice, *layers])
 
 
+def open_bench(run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]) -> Bench:
+    """A `Bench`; of the newest checkpoint also where the run replaces it at this very moment."""
+    for _ in range(10):
+        _, path = sampling.open_run(run, kimg)
+        try:
+            return Bench(run, average, kimg, overrides)
+        except (checkpoint.Damaged, OSError):
+            if path.exists() or kimg is not None:
+                raise
+    raise UserError(f"{run}: replaces its checkpoints faster than they can be read; give it a larger checkpoint.every_kimg")
+
+
 def record_of(bench: Bench, updates: int, found: dict[str, Estimate], layers: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
     """What was found, for a JSON file."""
-    of = lambda one: {**vars(one), "b_simple": one.b_simple}  # noqa: E731
+
+    def of(one: Estimate) -> dict[str, float]:
+        return {key.removeprefix("/"): value for key, value in as_numbers("", one, bench.batch_size).items()}
+
     return {
         "nimg": bench.nimg,
         "average": bench.average,
-        "d_is_averaged": bench.d_is_averaged,
+        "d_is_averaged": "d" in bench.averaged,
+        "overrides": bench.overrides,
         "updates": updates,
         "micro_batch": bench.micro_batch,
         "rounds": bench.rounds,
@@ -217,10 +243,10 @@ def interval(one: Estimate) -> str:
 
 
 def advise(player: str, one: Estimate, bench: Bench) -> str:
-    """Which batch an estimate suggests, and what another costs: with B_simple for B_noise, McCandlish et al. 2018, Eq. 2.11 says
-    that a batch B takes 1 + B_noise / B times the fewest updates and 1 + B / B_noise times the fewest images."""
+    """Which batch an estimate suggests, and what another costs: with B_simple for the critical batch it follows from McCandlish et
+    al. 2018, Eq. 2.11, that a batch B takes 1 + B_simple / B times the fewest updates and 1 + B / B_simple times the fewest images."""
     if one.undecidable:
-        return f"{player}: noise drowns the gradient of {bench.micro_batch * bench.rounds} images; no batch can be suggested, more --updates may decide it"
+        return f"{player}: no interval can be had from gradients of {bench.micro_batch * bench.rounds} images; no batch can be suggested, more --updates may decide it"
     step, now = bench.micro_batch, bench.batch_size
     rounded = [max(1, round(value / step)) * step for value in (one.b_simple, one.low, one.high)]
     between = f" (between {rounded[1]:,} and {rounded[2]:,})" if rounded[1] != rounded[2] else ""

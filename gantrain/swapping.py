@@ -99,15 +99,15 @@ class Swapper:
         self.settle()
         self.lr_scale *= s.lr_scale
         was = self.batching.batch_size
+        self.batching.weights_jumped()  # first: no growth by the noise of weights that are gone
         grown = self.batching.ask(nimg, growth)
-        self.batching.weights_jumped()
         record["batch"] = [was, self.batching.batch_size]
         settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": s.lr_scale, "lr_scale_so_far": self.lr_scale}
         # Whatever the policy of BatchNorm is, the live statistics were just measured anew.
         self._keep_score(record, "at", nimg, **settings, growth=growth, grown=self.batching.batch_size / was, live_statistics="recalibrated", **reason)
         self.records.append(record)
         if grown:
-            self.tracker.growth(nimg, grown)
+            self.tracker.say(f"growth at {nimg / 1000:g} kimg: {self.tracker.growth(nimg, grown)}")
         of = {"g": "G", "gd": "G and D"}[s.networks]
         why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
         batch = f"batch {was} -> {self.batching.batch_size}{why}"

@@ -283,8 +283,9 @@ class Progress:
 
 def noise_in_words(values: Mapping[str, float]) -> str:
     """The noise scale of either player in images, for the console line; nothing where none is measured."""
-    scales = {player: values.get(f"noise_scale/{player}/b_simple") for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values}
-    return " | noise" + "".join(f" {player} {'?' if scale is None else f'{scale:.0f}'}" for player, scale in scales.items()) if scales else ""
+    measured = [player for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values]
+    cells = [f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else format(values[f'noise_scale/{p}/b_simple'], '.0f')}" for p in measured]
+    return " | noise" + "".join(cells) if cells else ""
 
 
 def duration(seconds: float) -> str:

@@ -80,6 +80,7 @@ class Trainer:
         self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
+        self.notes += self.batching.notes
         b = self.batching.micro_batch
         if getattr(config.batching, "grows", True) and not self.batching.can_grow:
             self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
@@ -280,7 +281,7 @@ class Trainer:
         if not self.stats_count:
             return
         names = sorted(self.stats)
-        steps = torch.tensor([self.config.optim.d_steps if n in ("loss/d", "logits/real", "logits/fake", "grad_norm/d") else 1 for n in names])
+        steps = torch.tensor([self.config.optim.d_steps if n in ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d") else 1 for n in names])
         sums = torch.stack([self.stats[n] for n in names]).float()
         means = self.accelerator.reduce(sums, reduction="mean").cpu() / (steps * self.stats_count)
         values = dict(zip(names, means.tolist()))

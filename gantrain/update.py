@@ -55,7 +55,7 @@ def discriminator_phase(
         (x_real, y_real), (z, y_fake) = batch
         with torch.no_grad():
             x_fake = G.network(z, y_fake)
-        # One forward for both: half the launches, and under DDP the only safe way where D has buffers.
+        # One forward for both: half the launches.
         logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
@@ -64,6 +64,7 @@ def discriminator_phase(
             with frozen_power_iteration(D.network):  # they iterate once a phase
                 amount = penalty.penalty(D.wrapped, x_real, x_fake, y_real, y_fake)
             value = value + factor * amount
+            stats["loss/penalty"] = stats.get("loss/penalty", 0.0) + factor * amount
         return value, stats
 
     return step(D, G, term, rounds, k, probe)

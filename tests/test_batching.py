@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 from gantrain import batching, loading
+from gantrain import config as config_module
 from gantrain.batching import BATCH_POLICIES, BatchController, Batches, BatchState, ByNoiseScale, Estimate, Fixed, Largest, NoiseMonitor, NoiseScale, OnSwap, Schedule
 from gantrain.errors import InvalidField, UserError
 
@@ -101,7 +102,8 @@ def test_a_schedule_is_cut_to_whole_rounds_on_the_processes_there_are():
     controller = BatchController(Schedule(batch_size=48, micro_batch=16, milestones=[[1, 80], [2, 144]]), world=3)
     events = [controller.ask(nimg) for nimg in (0, 1000, 2000)]
     assert events[:2] == [None, None]  # 80 images are no two rounds of 48
-    assert events[2] == {"from": 48, "to": 144, "rounds": 3, "reason": "the schedule has 144 at 2 kimg"}
+    assert controller.notes == ["batching.milestones: 80 cannot be had in rounds of 16 images x 3 processes; the batch will be 48"]
+    assert events[2] == {"from": 48, "to": 144, "rounds": 3, "reason": "the schedule has 144 from 2 kimg on"}
 
 
 # ---- the noise scale -------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_the_largest_of_several_policies_with_its_reason():
                 monitor.record(player, 32, batch, torch.tensor([[small], [big]], dtype=torch.float64))
 
     assert controller.ask(5_000) is None
-    assert controller.ask(10_000)["reason"] == "the schedule has 128 at 10 kimg"
+    assert controller.ask(10_000)["reason"] == "the schedule has 128 from 10 kimg on"
     assert controller.ask(20_000, growth=2.0) == {"from": 128, "to": 256, "rounds": 8, "reason": "the swap asks for x2"}
     measured(10_000.0)
     grown = controller.ask(21_000)
@@ -197,6 +199,109 @@ def test_other_processes_take_the_main_ones_word():
     assert controller.ask(1000) is None and words == []
     assert controller.ask(2000, growth=2.0) == {"from": 32, "to": 128, "rounds": 4, "reason": "the main process says so"}
     assert words == [(64.0, "the swap asks for x2")]
+
+
+def measuring(policy, world: int = 1) -> tuple[BatchController, NoiseMonitor]:
+    monitor = NoiseMonitor(NoiseScale(measure_every=1, window=8), {"d": [""], "g": [""]})
+    return BatchController(policy, world, monitor), monitor
+
+
+def record(monitor: NoiseMonitor, b: int, batch: int, b_simple: float = 1e5) -> None:
+    """A window of measurements with tr Sigma = b_simple and |G|^2 = 1, give or take."""
+    for i in range(8):
+        small, big = (1 + b_simple * (1 + 0.01 * (-1) ** i) / size for size in (b, batch))
+        for player in ("d", "g"):
+            monitor.record(player, b, batch, torch.tensor([[small], [big]], dtype=torch.float64))
+
+
+def test_a_policy_that_asks_for_less_is_not_heard():
+    @dataclasses.dataclass(frozen=True)
+    class Down:
+        batch_size: int = 64
+
+        def propose(self, state):
+            return 64 if state.nimg < 100 else 32
+
+    controller = BatchController(Down(), world=1)
+    assert controller.ask(50) is None and controller.ask(500) is None and controller.batch_size == 64
+
+
+def test_after_a_growth_patience_and_dwell_begin_anew():
+    controller, monitor = measuring(ByNoiseScale(batch_size=32, micro_batch=16, max_batch=512, patience=2, dwell_kimg=0.1))
+    grown = []
+    for nimg in (100, 200, 300, 400, 450, 460, 600):
+        record(monitor, 16, controller.batch_size)
+        grown.append(controller.ask(nimg) is not None)
+    assert grown == [False, True, False, True, False, False, True]  # two checks each, and 100 images at least
+
+
+def test_factors_within_a_round_wait_as_others_do():
+    """Each rise of what is asked for wants two checks of its own and a dwell, whether or not it fills a round."""
+    controller, monitor = measuring(ByNoiseScale(batch_size=32, micro_batch=32, max_batch=96, factor=1.3, patience=2, dwell_kimg=0.1))
+    proposals = []
+    for nimg in range(100, 1000, 100):
+        record(monitor, 16, 32)
+        controller.ask(nimg)
+        proposals.append(round(controller.proposal, 1))
+    assert proposals == [32, 41.6, 41.6, 54.1, 54.1, 70.3, 70.3, 91.4, 91.4]
+
+
+def test_a_swap_forgets_the_noise_of_the_weights_before_it():
+    """As the trainer swaps: a check that would have been complete at that moment grows nothing."""
+    controller, monitor = measuring(ByNoiseScale(batch_size=32, micro_batch=16, max_batch=512, patience=1, dwell_kimg=0.0))
+    record(monitor, 16, 32)
+    controller.weights_jumped()
+    assert controller.ask(1000) is None and not any(monitor.windows.values()) and not monitor.pending
+    record(monitor, 16, 32)
+    assert controller.ask(2000)["to"] == 64
+
+
+def test_the_law_of_the_square_root_takes_the_least_of_the_checks():
+    policy = ByNoiseScale(**NOISE, law="sqrt", r=100.0)
+    checks = [{"d": surely(1100.0 * n), "g": UNDECIDABLE} for n in (16, 1, 4)]
+    assert policy.propose(state(checks=checks[:2])) == policy.propose(state(checks=checks[1:])) == pytest.approx((100 * 1000) ** 0.5)
+
+
+def test_several_policies_without_noise_need_no_measuring():
+    config = loading.load(DIGITS, ["batching={name: largest, of: {steps: {name: schedule, milestones: [[10, 128]]}}}"])
+    assert not config.batching.reads_noise and config.batching.highest == 128
+
+
+@pytest.mark.parametrize("answer", [None, float("nan"), float("inf"), "32", 0, True])
+def test_a_policy_that_proposes_no_number_is_named(answer):
+    @dataclasses.dataclass(frozen=True)
+    class Bad:
+        batch_size: int = 64
+
+        def propose(self, state):
+            return 64 if state.nimg == 0 else answer
+
+    controller = BatchController(Bad(), world=1)
+    with pytest.raises(UserError, match=r"batching: Bad.propose must return a number of images, at least 1, got "):
+        controller.ask(500)
+
+
+def test_another_policy_on_the_command_line_takes_the_files_keys_with_it():
+    """What it knows too stays; what stands on the command line itself must be right."""
+    path = ROOT / "configs" / "digits_noise_scale.yaml"
+    assert loading.load(path, ["batching.name=fixed"]).batching == Fixed(batch_size=64, micro_batch=32, max_batch=512)
+    assert loading.load(path, ["batching={name: schedule, milestones: [[10, 128]]}"]).batching.milestones == ((10, 128),)
+    with pytest.raises(loading.ConfigError, match="command line: batching.target=2: no such key of fixed"):
+        loading.load(path, ["batching.name=fixed", "batching.target=2"])
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["batching={name: schedule, milestones: [[10, 128], [90, 256]]}"], "batching.milestones: 90 is not before total_kimg=80: it will have no effect"),
+        (["batching={name: noise_scale, max_batch: 128, dwell_kimg: 99}", "noise_scale.measure_every=10"], "batching: checks and dwell take 99 kimg, and total_kimg is 80"),
+        (["batching={name: noise_scale, max_batch: 128}", "noise_scale.measure_every=100"], "batching: checks and dwell take 409.6 kimg, and total_kimg is 80"),
+        (["batching.lr_scaling=sqrt"], "batching.name=fixed: the batch stays, max_batch and lr_scaling have no effect"),
+        (["noise_scale.per_layer=true"], "noise_scale.measure_every is null: the other settings of noise_scale have no effect"),
+    ],
+)
+def test_settings_without_effect_are_noted(overrides, words):
+    assert any(note.startswith(words) for note in config_module.notes(loading.load(DIGITS, overrides)))
 
 
 @pytest.mark.parametrize("how, power", [("none", 0.0), ("sqrt", 0.5), ("linear", 1.0)])
@@ -235,7 +340,7 @@ REFUSED = [
     (["batching={name: schedule, milestones: [[10, 128.5]]}"], "batching.milestones must be a list of [kimg above 0, whole number of images]"),
     (["batching={name: schedule}"], "batching.factor must be given with every_kimg, or else milestones, got None"),
     (["batching={name: schedule, factor: 0.5, every_kimg: 10, max_batch: 128}"], "batching.factor must be above 1: a schedule only grows, got 0.5"),
-    (["batching={name: schedule, factor: 2, max_batch: 128}"], "batching.every_kimg must be above 0, got None"),
+    (["batching={name: schedule, factor: 2, max_batch: 128}"], "batching.every_kimg must be given with factor, above 0, got None"),
     (["batching={name: schedule, factor: 2, every_kimg: 10}"], "batching.max_batch must be given, the largest batch that it may reach"),
     (["batching={name: schedule, factor: 2, every_kimg: 10, milestones: [[1, 64]]}"], "batching.milestones and factor with every_kimg exclude each other: give one of the two"),
     (["batching.lr_scaling=cubic"], "batching.lr_scaling must be one of none, sqrt, linear, got 'cubic'"),
@@ -246,6 +351,8 @@ REFUSED = [
     (["batching={name: largest, of: {a: {name: noise_scale}}}", NOISY], "batching.max_batch must be given, the largest batch that it may reach"),
     (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be given"),
     (["batching={name: schedul}"], "batching.name: no batch policy 'schedul'; did you mean 'schedule'?"),
+    (["penalties={a: {name: r1}}", "performance.compile=true"], "performance.compile cannot be together with penalties: torch.compile has no gradient of a gradient, got True"),
+    (["penalties={a: {name: r1}}", "mixed_precision=fp16"], "mixed_precision cannot be together with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'"),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),
     (["penalties={a: {name: r1, every: 0}}"], "penalties.a.every must be at least 1, got 0"),

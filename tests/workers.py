@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py run: `workers.py CASE FOLDER`."""
+"""What the processes of tests that launch several run: `workers.py CASE FOLDER`."""
 from __future__ import annotations
 
 import json
@@ -60,7 +60,7 @@ def noise_scale(accelerator, folder: Path) -> None:
         found["measured"][f"g-{b}-{k}"] = mean(stats["measured"]).tolist()
     for name, oracle in {"regression": white_regression(0.2, accelerator=accelerator), "d": affine_game("d", accelerator=accelerator)}.items():
         for b, k in [(8, 1), (4, 3)]:
-            estimates, single = windows(oracle, b, k, 16, 60, world, rank, mean)
+            estimates, single = windows(oracle, b, k, 16, 50, world, rank, mean)
             found[f"{name}-{k}"] = {"estimates": [vars(one) for one in estimates], "single": single.tolist()}
     (folder / f"noise-{rank}.json").write_text(json.dumps(found))
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ class BatchController:
 
     Attributes:
         micro_batch, rounds, batch_size: as they are now.
+        notes: what a person should know of batches that are named and cannot be had.
 
     Raises:
         UserError: no whole number of rounds gives the policy's first batch, or its largest, on this many processes.
@@ -31,16 +33,13 @@ class BatchController:
         if hasattr(policy, "require_fit"):
             policy.require_fit()
         self.reads_noise = noise is not None and getattr(policy, "reads_noise", True)
-        first = int(min(policy.propose(BatchState(0, 0)), self.highest))
+        first = int(min(self._proposed(BatchState(0, 0)), self.highest))
         self.micro_batch, self.rounds = rounds_of(first, getattr(policy, "micro_batch", None), world)
         self.batch_size = first
         self.proposal, self.last_change = float(first), 0
-        if getattr(policy, "grows", True) and math.isfinite(self.highest) and self.whole_rounds(self.highest) != self.highest:
-            lower, step = self.whole_rounds(self.highest), self.micro_batch * world
-            raise UserError(
-                f"batching.max_batch: {self.highest:g} cannot be had in rounds of {self.micro_batch} images x {world} process{'es' if world > 1 else ''};"
-                f" choose {lower} or {lower + step}"
-            )
+        self.notes: list[str] = []
+        if getattr(policy, "grows", True):
+            self._look_at_named()
 
     def ask(self, nimg: int, growth: float = 1.0) -> dict[str, Any] | None:
         """Ask the policy what the next update shall have; the fields of an event that tells of a growth, if there is one.
@@ -56,23 +55,53 @@ class BatchController:
         checked = self.reads_noise and self.noise.check()
         checks = tuple(self.noise.checks) if self.reads_noise else ()
         state = BatchState(nimg, self.batch_size, growth, self.proposal, nimg - self.last_change, checks, checked)
-        asked = self.policy.propose(state)
+        asked = self._proposed(state)
         reason = self.policy.reason(state) if asked > self.proposal and hasattr(self.policy, "reason") else f"{type(self.policy).__name__} proposes it"
         if checked or growth != 1.0:
             asked, reason = self.agree((asked, reason))
-        self.proposal = min(asked, self.highest)
+        risen, self.proposal = min(asked, self.highest) > self.proposal, min(asked, self.highest)
+        if risen:  # if only within a round: what comes next is decided on what is measured from here on
+            self.last_change = nimg
+            if self.noise:
+                self.noise.decided()
         was, now = self.batch_size, max(self.batch_size, self.whole_rounds(self.proposal))
         if now == was:
             return None
-        self.batch_size, self.rounds, self.last_change = now, now // (self.micro_batch * self.world), nimg
-        if self.noise:
-            self.noise.decided()
+        self.batch_size, self.rounds = now, now // (self.micro_batch * self.world)
         return {"from": was, "to": now, "rounds": self.rounds, "reason": reason if round(asked) <= now else f"{reason}, cut to max_batch and whole rounds"}
 
     def weights_jumped(self) -> None:
-        """An average has taken the place of the live weights: what was measured before tells nothing of them."""
+        """An average has taken the place of the live weights: what was measured before tells nothing of them.
+
+        Lookahead's small steps back are part of how the weights move, and too frequent to start anew at each.
+        """
         if self.noise:
             self.noise.forget()
+
+    def _proposed(self, state: BatchState) -> float:
+        """What the policy proposes.
+
+        Raises:
+            UserError: that is no number of images.
+        """
+        asked = self.policy.propose(state)
+        if isinstance(asked, bool) or not isinstance(asked, numbers.Real) or not 1 <= asked < float("inf"):
+            raise UserError(f"batching: {type(self.policy).__name__}.propose must return a number of images, at least 1, got {asked!r}")
+        return asked
+
+    def _look_at_named(self) -> None:
+        """Refuse a largest batch that is no number of whole rounds on these processes; say of others what they will be."""
+        rounds = f"rounds of {self.micro_batch} images x {self.world} process{'es' if self.world > 1 else ''}"
+        largest = getattr(self.policy, "max_batch", None)
+        named = self.policy.named() if hasattr(self.policy, "named") else {"max_batch": [] if largest is None else [largest]}
+        for key, batches in named.items():
+            for batch in batches:
+                lower = self.whole_rounds(batch)
+                if lower == batch:
+                    continue
+                if key == "max_batch":
+                    raise UserError(f"batching.max_batch: {batch} cannot be had in {rounds}; choose {lower} or {lower + self.micro_batch * self.world}")
+                self.notes.append(f"batching.{key}: {batch} cannot be had in {rounds}; the batch will be {lower}")
 
     @property
     def highest(self) -> float:

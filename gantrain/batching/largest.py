@@ -43,6 +43,10 @@ class Largest(Batches):
     def reads_noise(self) -> bool:
         return any(getattr(part, "reads_noise", False) for part in self.of.values())
 
+    def named(self) -> dict[str, list[int]]:
+        each = {f"of.{name}.{key}": batches for name, part in self.of.items() if hasattr(part, "named") for key, batches in part.named().items() if key not in SHARED}
+        return {**each, **super().named()}
+
     @property
     def highest(self) -> float:
         return max(getattr(part, "highest", float("inf")) for part in self.of.values()) if self.max_batch is None else self.max_batch

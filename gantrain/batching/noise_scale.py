@@ -37,7 +37,7 @@ class NoiseScale:
     """Measuring the gradient noise scale of D and of G in training; `batching: {name: noise_scale}` acts on it.
 
     Attributes:
-        measure_every: one update in so many is measured; null measures none. On one process with one round the measured
+        measure_every: one update in so many is measured, of D its first step; null measures none. On one process with one round the measured
             update goes in two halves, for each of which BatchNorm sees half a micro-batch.
         window: an estimate is over the last so many measurements.
         per_layer: also where in the networks the noise sits.
@@ -84,7 +84,7 @@ class GradientProbe:
     def listening(self) -> Iterator[None]:
         """While it lasts, the squared length of every gradient that a backward pass brings is added up."""
         parameters = list(self.network.parameters())
-        # float64: the difference of two nearly equal numbers is wanted.
+        # float64, since many are added up; each square is as exact as the gradient.
         self.squares = torch.zeros(len(parameters), dtype=torch.float64, device=parameters[0].device)
         handles = [p.register_hook(adding_to(total)) for p, total in zip(parameters, self.squares.unbind()) if p.requires_grad]
         try:
@@ -151,7 +151,7 @@ class Estimate:
 
     @property
     def undecidable(self) -> bool:
-        """Whether noise drowns the gradient so far that its length is not known to be above 0."""
+        """Whether no interval can be had: of too few measurements, or because noise drowns the gradient (or there is none)."""
         return self.low is None
 
 
@@ -159,7 +159,9 @@ def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
     """B_simple of measured tr Sigma and |G|^2 as the ratio of their means, with a jackknife interval of its logarithm.
 
     The interval is that of Student's t with one degree of freedom less than there are measurements. It wants at least 8
-    of them, and both sums above 0 whichever measurement is left out.
+    of them, and both sums above 0 whichever measurement is left out. Where B_simple is many times the batch and some windows are
+    undecidable for it, those that are not have had the luck of a large |G|^2: their upper ends are then too low more often than
+    1 time in 40. The lower ends, by which a batch grows, are not too high for it.
     """
     s, g = np.asarray(traces, dtype=np.float64), np.asarray(squares, dtype=np.float64)
     n = len(s)
@@ -202,7 +204,7 @@ def unbiased(small: np.ndarray, big: np.ndarray, b: int, batch: int) -> tuple[np
 class NoiseMonitor:
     """The measurements of a run: which updates are measured, the last of them, and the checks that a policy decides on.
 
-    A check is an estimate over `window` measurements of either player that no earlier check has seen, so that checks are
+    A check is an estimate over `window` measurements of each player that no earlier check has seen, so that checks are
     independent and looking often does not make a chance growth likelier.
 
     Args:
@@ -221,7 +223,7 @@ class NoiseMonitor:
         self.wanted: set[str] = set()
 
     def begin(self, updates: int) -> None:
-        """Before an update: want a measurement of either player if one is due. One that could not be made stays wanted."""
+        """Before an update: want a measurement of each player if one is due. One that could not be made stays wanted."""
         every = self.settings.measure_every
         if every is not None and updates % every == 0:
             self.wanted = set(self.layers)
@@ -267,13 +269,13 @@ class NoiseMonitor:
 
     def forget(self) -> None:
         """The weights have jumped: what was measured of them is of no account any more."""
-        self.settle()
+        self.pending = []
         for window in self.windows.values():
             window.clear()
         self.decided()
 
     def estimates(self) -> dict[str, Estimate]:
-        """The estimate of either player over its window."""
+        """The estimate of each player over its window."""
         return {player: self.of_layers(player, None) for player in self.layers}
 
     def by_layer(self) -> dict[str, dict[str, Estimate]]:

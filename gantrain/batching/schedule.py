@@ -32,7 +32,7 @@ class Schedule(Batches):
         if self.milestones is None:
             check(self, "factor", self.factor is not None, "must be given with every_kimg, or else milestones")
             check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
-            check(self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be above 0")
+            check(self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0")
             return
         is_list = isinstance(self.milestones, (list, tuple)) and self.milestones
         check(self, "milestones", bool(is_list) and all(map(is_milestone, self.milestones)), "must be a list of [kimg above 0, whole number of images]")
@@ -56,6 +56,9 @@ class Schedule(Batches):
             if batch % (self.micro_batch or 1):
                 raise InvalidField("milestones", [kimg, batch], f"must be a multiple of micro_batch ({self.micro_batch})")
 
+    def named(self) -> dict[str, list[int]]:
+        return {"milestones": [batch for _, batch in self.milestones or ()], **super().named()}
+
     @property
     def highest(self) -> float:
         return self.milestones[-1][1] if self.max_batch is None and self.milestones else super().highest
@@ -68,7 +71,8 @@ class Schedule(Batches):
         return self.highest if times > most else self.batch_size * self.factor**times
 
     def reason(self, state: BatchState) -> str:
-        return f"the schedule has {self.propose(state):g} at {state.nimg / 1000:g} kimg"
+        since = state.nimg // images(self.every_kimg) * self.every_kimg if self.milestones is None else max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
+        return f"the schedule has {self.propose(state):g} from {since:g} kimg on"
 
 
 def is_milestone(value: Any) -> bool:

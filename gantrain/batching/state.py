@@ -18,9 +18,9 @@ class BatchState:
         batch_size: of the last update, 0 before the first.
         growth: what a swap at this very moment asks the batch to be multiplied by; 1 otherwise.
         proposal: what the policy proposed last, cut to its largest batch but not yet to whole rounds; 0 before the first.
-        since_change: images since the batch last changed, or since the start.
-        checks: the noise scale of "d" and "g" at every check since the batch last changed or the weights were swapped, the
-            newest last; each is over measurements of its own.
+        since_change: images since the proposal last rose (the batch, but for whole rounds), or since the start.
+        checks: the noise scale of "d" and "g" at every check since then, or since the weights were swapped, the newest last;
+            each is over measurements of its own.
         checked: whether the newest check was completed just now.
     """
 
@@ -74,6 +74,10 @@ class Batches:
         Raises:
             InvalidField: with the key.
         """
+
+    def named(self) -> dict[str, list[int]]:
+        """The batches that the configuration names besides the first, by key."""
+        return {"max_batch": [] if self.max_batch is None else [self.max_batch]}
 
     def lr_scale(self, batch_size: int) -> float:
         """What both learning rates are multiplied by at a batch."""
