@@ -421,7 +421,7 @@ def test_the_readmes_batch_policy_grows_the_batch(gantrain, tmp_path):
     policy = "batching={name: 'my_module:Ramp', batch_size: 16, micro_batch: 16, max_batch: 48, until_kimg: 0.2}"
     train(gantrain, tmp_path / "run", policy, cwd=tmp_path)
     grown = [(line["nimg"], line["to"], line["reason"]) for line in lines_of(tmp_path / "run") if line.get("event") == "growth"]
-    assert grown == [(112, 32, "the ramp is at 0.112 of 0.2 kimg"), (208, 48, "the ramp is at 0.208 of 0.2 kimg")]
+    assert grown == [(112, 32, "the ramp is at 0.112 of 0.2 kimg, cut to max_batch and whole rounds"), (208, 48, "the ramp is at 0.208 of 0.2 kimg")]
 
 
 def test_the_readmes_loop_averages():

@@ -608,6 +608,8 @@ def test_a_change_of_the_batch_begins_the_checks_anew():
     for key in ("d", "g"):
         feed(monitor, key, range(9, 16))
     monitor.decided()
+    assert len(monitor.pending) == 14  # nothing waits for the device; what was measured before is not fresh all the same
+    monitor.settle()
     assert monitor.checks == [] and monitor.estimates()["d"].trace == pytest.approx(11.5) and monitor.estimates()["d"].measurements == 8
     for key in ("d", "g"):
         feed(monitor, key, range(20, 27))

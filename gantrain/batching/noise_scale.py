@@ -264,8 +264,8 @@ class NoiseMonitor:
 
     def decided(self) -> None:
         """The batch has changed: what a policy decides next, it decides on measurements from here on."""
-        self.settle()
-        self.fresh, self.checks = dict.fromkeys(self.layers, 0), []
+        pending = [player for player, *_ in self.pending]  # belongs to what was before; reading it now would wait for the device
+        self.fresh, self.checks = {player: -pending.count(player) for player in self.layers}, []
 
     def forget(self) -> None:
         """The weights have jumped: what was measured of them is of no account any more."""
