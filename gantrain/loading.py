@@ -115,7 +115,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that loads back equal."""
-    return yaml.safe_dump(escaped(to_dict(config)), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(escaped(to_dict(config)), Dumper=ExactDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class ExactDumper(yaml.SafeDumper):
+    """YAML's safe dumper, which writes Unicode's own line breaks so that they read back."""
+
+
+def represent_text(dumper: ExactDumper, text: str) -> yaml.ScalarNode:
+    breaks = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+ExactDumper.add_representer(str, represent_text)
 
 
 def escaped(value: Any) -> Any:

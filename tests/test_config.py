@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import yaml
 from conftest import ROOT, error_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gantrain import loading as configuration
@@ -221,6 +221,7 @@ def test_no_file_gives_a_traceback(tmp_path, text):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(key="run_dir", value="a\x85b\u2028c\u2029")  # line breaks of Unicode's own
 @given(key=st.sampled_from(known_keys), value=scalars)
 def test_no_value_gives_a_traceback_and_what_loads_loads_back(tmp_path, key, value):
     path = tmp_path / "one.yaml"

@@ -87,7 +87,7 @@ class BatchController:
         asked = self.policy.propose(state)
         if isinstance(asked, bool) or not isinstance(asked, numbers.Real) or not 1 <= asked < float("inf"):
             raise UserError(f"batching: {type(self.policy).__name__}.propose must return a number of images, at least 1, got {asked!r}")
-        return asked
+        return float(asked)
 
     def _look_at_named(self) -> None:
         """Refuse a largest batch that is no number of whole rounds on these processes; say of others what they will be."""
