@@ -1,7 +1,8 @@
-"""Zero-centred gradient penalties of D."""
+"""Zero-centred gradient penalties of D, for networks of fp32 or bf16."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ class GradientPenalty:
         gamma: weight; the penalty is gamma / 2 times the mean squared length of D's gradient with respect to an image.
         every: D steps from one application to the next (Karras et al. 2020, section 4.1: lazily); it then counts as many
             times, so that its part in training does not depend on this.
+        networks: whose loss it is added to; "d" alone.
     """
 
     gamma: float = 0.1
     every: int = 16
+    networks: Literal["d"] = "d"
 
     def __post_init__(self) -> None:
         check(self, "gamma", 0 < self.gamma < float("inf"), "must be above 0")
