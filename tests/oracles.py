@@ -150,6 +150,17 @@ def affine_game(which: str, dim: int = 12, dim_z: int = 8, accelerator=None) -> 
     return Oracle(psi.square().sum().item() * (dim_z if which == "g" else 0), psi.square().sum().item(), G, draw, phase)
 
 
+def general_regression(accelerator=None) -> Oracle:
+    """Linear regression with curvatures that differ."""
+    return linear_regression([0.3, -0.5, 0.2, 0.4] * 4, [1.0, 2.0, 0.5, 3.0] * 4, 0.7, accelerator)
+
+
+def of_several_processes(accelerator=None) -> dict[str, Oracle]:
+    """Every problem with a closed form and noise, each a player of its own."""
+    games = {which: affine_game(which, accelerator=accelerator) for which in ("d", "g")}
+    return {"white": white_regression(0.2, accelerator=accelerator), "general": general_regression(accelerator), **games}
+
+
 def cut(tensors: Sequence[Tensor], b: int, k: int, world: int = 1, rank: int = 0) -> Iterator[tuple[Tensor, ...]]:
     """One process's k micro-batches of an update of b x world x k images."""
     for j in range(k):

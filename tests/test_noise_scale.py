@@ -16,7 +16,7 @@ from conftest import ROOT, TESTS, TINY
 from game import gradients, networks, noise, player, real, rounds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import NOBODY, Oracle, Weights, affine_game, cut, linear_regression, monitor_of, sgd, white_regression, windows
+from oracles import NOBODY, Oracle, Weights, affine_game, cut, general_regression, monitor_of, of_several_processes, sgd, white_regression, windows
 from scipy import stats as law
 from torch import nn
 
@@ -56,7 +56,7 @@ def same(found, expected) -> None:
 
 # ---- closed forms ----------------------------------------------------------------------------------------------------
 
-GENERAL = linear_regression([0.3, -0.5, 0.2, 0.4] * 4, [1.0, 2.0, 0.5, 3.0] * 4, 0.7)
+GENERAL = general_regression()
 FORMS: dict[str, tuple[Oracle, int, int]] = {  # the problem, micro-batch, rounds
     "regression": (GENERAL, 4, 4),
     "white, no noise": (white_regression(0.0), 8, 2),
@@ -195,7 +195,7 @@ def in_two_processes(launch, folder) -> dict:
 def test_two_processes_find_the_closed_form(launch, folder, k):
     """With one micro-batch a process and with three: unbiased, and covered as often as the intervals say."""
     found, missed, count = in_two_processes(launch, folder), 0, 0
-    for name, oracle in (("regression", white_regression(0.2)), ("d", affine_game("d"))):
+    for name, oracle in of_several_processes().items():
         single = np.array(found[f"{name}-{k}"]["single"])
         is_the_truth(single, oracle)
         for one, window in zip(found[f"{name}-{k}"]["estimates"], single.reshape(-1, WINDOW, 2), strict=True):
@@ -203,6 +203,12 @@ def test_two_processes_find_the_closed_form(launch, folder, k):
             missed, count = missed + (not one["low"] <= oracle.b_simple <= one["high"]), count + 1
     at_most(missed, count, 0.05)
     at_most(count - missed, count, 0.95)
+
+
+def test_two_processes_find_no_noise_where_there_is_none(launch, folder):
+    """G of theta alone, whose gradient is the same for every image."""
+    single, squared = np.array(in_two_processes(launch, folder)["theta"]), affine_game("theta").squared
+    assert np.abs(single[:, 0]).max() < 1e-12 * squared and single[:, 1] == pytest.approx(squared, rel=1e-12)
 
 
 @pytest.mark.parametrize("b, k", [(3, 1), (1, 3), (4, 2)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from game import gradients, networks, player, rounds
-from oracles import affine_game, white_regression, windows
+from oracles import affine_game, of_several_processes, windows
 from safetensors.torch import save_file
 
 from gantrain.batching import GradientProbe
@@ -58,9 +58,11 @@ def noise_scale(accelerator, folder: Path) -> None:
         found["measured"][f"d-{b}-{k}"] = mean(stats["measured"]).tolist()
         stats = generator_phase(g, d, Hinge(), rounds(b, k, world, rank, with_real=False), k, probes["g"])
         found["measured"][f"g-{b}-{k}"] = mean(stats["measured"]).tolist()
-    for name, oracle in {"regression": white_regression(0.2, accelerator=accelerator), "d": affine_game("d", accelerator=accelerator)}.items():
+    _, theta = windows(affine_game("theta", accelerator=accelerator), 4, 2, 16, 1, world, rank, mean)
+    found["theta"] = theta.tolist()
+    for name, oracle in of_several_processes(accelerator).items():
         for b, k in [(8, 1), (4, 3)]:
-            estimates, single = windows(oracle, b, k, 16, 50, world, rank, mean)
+            estimates, single = windows(oracle, b, k, 16, 32, world, rank, mean)
             found[f"{name}-{k}"] = {"estimates": [vars(one) for one in estimates], "single": single.tolist()}
     (folder / f"noise-{rank}.json").write_text(json.dumps(found))
 
