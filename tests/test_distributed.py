@@ -9,7 +9,7 @@ from conftest import ROOT, TESTS, TINY, lines_of
 from game import gradients, networks, player, rounds
 from safetensors.torch import load_file
 
-from gantrain.losses import Hinge
+from gantrain.losses import R1, R2, Hinge
 from gantrain.update import discriminator_phase, generator_phase
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -20,7 +20,7 @@ def worlds(folder) -> list[str]:
 
 
 def test_two_processes_have_the_gradient_of_one(launch, tmp_path):
-    """2 x b x k images over two processes and k rounds give the gradient of one batch, for D and for G, to float64 rounding."""
+    """2 x b x k images over two processes and k rounds give the gradient of one batch, for D, with penalties and without, and for G, to float64 rounding."""
     launch(2, TESTS / "workers.py", "gradient", tmp_path)
     assert worlds(tmp_path) == ["2", "2"]
     for b, k in [(4, 1), (4, 2), (4, 4), (3, 3)]:
@@ -28,6 +28,9 @@ def test_two_processes_have_the_gradient_of_one(launch, tmp_path):
         g, d, start = player(G), player(D), {k: v.clone() for k, v in D.state_dict().items()}
         discriminator_phase(g, d, Hinge(), rounds(2 * b * k, 1), 1)
         expected = {"d": gradients(D)}
+        D.load_state_dict(start)
+        discriminator_phase(g, d, Hinge(), rounds(2 * b * k, 1), 1, penalties=[(R1(gamma=0.5), 4.0), (R2(gamma=0.2), 1.0)])
+        expected["p"] = gradients(D)
         D.load_state_dict(start)
         generator_phase(g, d, Hinge(), rounds(2 * b * k, 1, with_real=False), 1)
         expected["g"] = gradients(G)

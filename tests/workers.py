@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from gantrain.batching import GradientProbe
 from gantrain.distributed import finish, from_main, make_accelerator, mean_of_processes, mean_over_processes, sum_over_processes
-from gantrain.losses import Hinge
+from gantrain.losses import R1, R2, Hinge
 from gantrain.update import discriminator_phase, generator_phase
 
 
@@ -27,8 +27,11 @@ def gradient(accelerator, folder: Path) -> None:
         discriminator_phase(g, d, Hinge(), rounds(**cut), k)
         of_d = gradients(d.network)
         d.network.load_state_dict(start[1])
+        discriminator_phase(g, d, Hinge(), rounds(**cut), k, penalties=[(R1(gamma=0.5), 4.0), (R2(gamma=0.2), 1.0)])
+        penalised = gradients(d.network)
+        d.network.load_state_dict(start[1])
         generator_phase(g, d, Hinge(), rounds(**cut, with_real=False), k)
-        for name, tensors in (("d", of_d), ("g", gradients(g.network))):
+        for name, tensors in (("d", of_d), ("p", penalised), ("g", gradients(g.network))):
             for tensor in tensors.values():  # every process holds the same
                 assert torch.equal(accelerator.gather(tensor[None])[0], tensor) or accelerator.is_main_process
             if accelerator.is_main_process:
