@@ -11,7 +11,7 @@ from conftest import ROOT
 from gantrain import config as configuration
 
 FLOORS = [
-    {"errors", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops"},
+    {"errors", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
     {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed"},
     {"evaluation", "measuring", "rebuilding", "swapping", "trainer"},

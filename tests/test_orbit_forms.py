@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gantrain.averaging import AverageBank, Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, refresh_spectral_norms, weight_profile
-from gantrain.averaging.swap import Swap, growth_that_holds, identified_rate, rate_of_two, variance_ratio
+from gantrain.averaging.swap import Swap, growth_that_holds, identified_rate
 from gantrain.errors import UserError
+from gantrain.theory.ornstein_uhlenbeck import rate_of_two, variance_ratio
 
 CHAINS = 40_000
 BATCH = 64

@@ -22,6 +22,7 @@ from gantrain.averaging.bank import AverageBank
 from gantrain.averaging.ema import Ema
 from gantrain.clock import periods_from
 from gantrain.errors import check
+from gantrain.theory.ornstein_uhlenbeck import rate_of_two, variance_ratio
 
 AUTO = "auto"
 
@@ -73,50 +74,6 @@ class Swap:
     def due(self, before: int, after: int) -> bool:
         """Whether a swap falls into (before, after] images."""
         return self.source is not None and periods_from(self.start_kimg, self.every_kimg, before, after) > 0
-
-
-def rate_of_two(distance_1: float, mu_1: float, distance_2: float, mu_2: float, step: float = 0.0) -> float | None:
-    """The rate k at which an Ornstein-Uhlenbeck process forgets itself, from its distances to two of its averages.
-
-    With D_i = E (live - EMA_i)^2 = V k / (k + mu_i): k = (D_2 mu_2 - D_1 mu_1) / (D_1 - D_2). Where the averages look only
-    every `step`, with decays b_i = e^(-mu_i step), exactly: q_i = D_i (1 + b_i) / (2 b_i^2) = V (1 - f) / (1 - b_i f) for
-    f = e^(-k step), so f = (q_2 - q_1) / (q_2 b_2 - q_1 b_1). Exact for one mode; for weights with many it is an effective
-    value.
-
-    Args:
-        distance_1, distance_2: squared distances between the live weights and the two averages.
-        mu_1, mu_2: the averages' rates of forgetting, different ones, in the unit that the result is wanted in.
-        step: time between looks; 0 for averages that look all the time.
-
-    Returns:
-        k, or None where no process of this kind has these distances: while the weights still drift, the longer average
-        lags further behind than any orbit explains.
-    """
-    if step > 0:
-        b_1, b_2 = math.exp(-mu_1 * step), math.exp(-mu_2 * step)
-        q_1, q_2 = (d * (1 + b) / (2 * b * b) for d, b in ((distance_1, b_1), (distance_2, b_2)))
-        below = q_2 * b_2 - q_1 * b_1
-        f = (q_2 - q_1) / below if below else math.nan
-        return -math.log(f) / step if 0 < f < 1 else None
-    falls = distance_1 - distance_2
-    k = (distance_2 * mu_2 - distance_1 * mu_1) / falls if falls else math.nan
-    return k if 0 < k < math.inf else None
-
-
-def variance_ratio(positions: np.ndarray, weights: np.ndarray, k: float) -> float:
-    """V_average / V of an average of an Ornstein-Uhlenbeck process: sum_ij w_i w_j e^(-k |t_i - t_j|).
-
-    Args:
-        positions: when the live weights were taken, ascending, in images.
-        weights: how much each counts.
-        k: the process's rate, per image.
-    """
-    decays = np.exp(-k * np.diff(positions, prepend=positions[:1]))
-    earlier, total = 0.0, 0.0
-    for weight, decay, last in zip(weights, decays, np.append(0.0, weights[:-1])):
-        earlier = decay * (earlier + last)  # all earlier weights, each by how much of it this moment still remembers
-        total += weight * weight + 2.0 * weight * earlier
-    return float(total)
 
 
 def reads_orbit(averager: Any) -> bool:
