@@ -21,6 +21,7 @@ from gantrain.metrics import EXTRACTORS, METRICS, DigitsFeatures
 from gantrain.models import ARCHITECTURES, BigGAN
 from gantrain.plugins import find
 from gantrain.schedules import LrTail
+from gantrain.theory.sketch import Orbit
 
 FREE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED_NAMES = (LIVE, "all")
@@ -197,6 +198,7 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = field(default_factory=Tracking)
+    orbit: Orbit = field(default_factory=Orbit)
     mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     performance: Performance = field(default_factory=Performance)
 
@@ -307,6 +309,8 @@ def notes(config: Config) -> list[str]:
         f"averagers.{name}.{key}": getattr(one, key, None) or 0
         for name, one in config.averagers.items() for key in ("start_kimg", "every_kimg", "update_every_kimg", "snapshot_every_kimg")
     }  # fmt: skip
+    if config.orbit.every_kimg is not None:
+        starts["orbit.every_kimg"] = config.orbit.every_kimg
     if config.optim.lr_tail.kind != "none":
         starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
     if config.swap.source is not None:
@@ -320,6 +324,8 @@ def notes(config: Config) -> list[str]:
     if getattr(config.batching, "grows_at_swaps", False) and not config.swap.grows:
         found.append("batching: on_swap grows the batch at swaps, and swap asks for no growth: it has no effect")
     found += batching_notes(config)
+    if config.orbit.every_kimg is None and config.orbit != Orbit():
+        found.append("orbit.every_kimg is null: the other settings of orbit have no effect")
     if config.swap.growth == AUTO and config.swap.source is not None and getattr(config.batching, "lr_scaling", "none") != "none":
         found.append(f"batching.lr_scaling={config.batching.lr_scaling} raises the rates as the batch grows, and swap.growth=auto reckons with rates that stay")
     for name, penalty in config.penalties.items():

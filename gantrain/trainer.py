@@ -26,6 +26,7 @@ from gantrain.distributed import PRECISIONS, from_main, local_processes, main_fi
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
+from gantrain.recording import OrbitRecorder
 from gantrain.runfolder import locked, look_into, write_config
 from gantrain.swapping import Swapper
 from gantrain.tracking import Progress, Tracker, new_run_id
@@ -68,8 +69,9 @@ class Trainer:
         self.evaluator = Evaluator(config, self.images, self.accelerator)
         self.swapper = Swapper(
             config.swap, self.players, self.banks, self.batching, self.score_live, self.evaluator.protocol,
-            self.settle_batchnorm, agree, self.tracker,
+            self.settle_batchnorm, self.record_orbit, agree, self.tracker,
         )  # fmt: skip
+        self.orbit = OrbitRecorder(config.orbit, self.banks, self.run_dir, self.main)
         self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", config.checkpoint.keep_last, self.tracker.say)
         self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
         self.stats: dict[str, Tensor] = {}
@@ -103,6 +105,8 @@ class Trainer:
                 if self.due(c.tracking.samples_every_kimg) or done:
                     self.draw_samples()
                 self.keep_snapshots(done)
+                if self.due(c.orbit.every_kimg):
+                    self.record_orbit()
                 self.swapper.maintain(self.previous_nimg, self.nimg, done, more=self.nimg < total)
                 if self.due(c.checkpoint.every_kimg) or done:
                     self.save()
@@ -231,6 +235,7 @@ class Trainer:
         if self.main:
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
+        self.orbit.open(state.get("orbit_bytes", 0))
         position = self.nimg * self.config.optim.d_steps
         self.real_batches = RealBatches(
             self.images, self.config.seed, self.batching.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
@@ -288,6 +293,8 @@ class Trainer:
         values |= {**self.batching.numbers(), "updates": self.updates, "memory/gib": memory_gib(self.device)}
         values |= self.noise_scale()
         values |= {"lr/g": self.G.optimizer.param_groups[0]["lr"], "lr/d": self.D.optimizer.param_groups[0]["lr"]}
+        self.orbit.flush()
+        values |= self.orbit.latest
         values["reals_seen"] = self.nimg * self.config.optim.d_steps
         line, rate = self.progress.line(self.nimg, values)
         self.tracker.say(line)
@@ -380,6 +387,11 @@ class Trainer:
             groups["buffers"] = dict(self.G.network.named_buffers())
             self.snapshots.save(self.nimg, groups, {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)})
 
+    def record_orbit(self, swap: str | None = None) -> None:
+        """Take down where the weights and all averages are."""
+        lr = {key: player.optimizer.param_groups[0]["lr"] for key, player in self.players.items()}
+        self.orbit.record(self.nimg, {"batch_size": self.batching.batch_size, "lr": lr}, swap)
+
     def unify_statistics(self) -> None:
         """Replace BatchNorm's running statistics, which each process keeps of its own micro-batches, by their mean."""
         live = [named_statistics(player.network).values() for player in self.players.values()]
@@ -407,6 +419,7 @@ class Trainer:
             "swaps": self.swapper.state(),
             "scalers": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
             "metrics_bytes": self.tracker.position(),
+            "orbit_bytes": self.orbit.position(),
             "wandb_id": self.wandb_id,
             "data_fingerprint": self.images.fingerprint,
             "data_listing": self.images.listing,

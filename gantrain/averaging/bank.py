@@ -127,7 +127,8 @@ class AverageBank:
         average = self[name]
         shadows = average.shadows
         with torch.no_grad():
-            return sum((average.live[n].double() - shadows[n].to(average.live[n].device)).square().sum() for n in self.weight_names)
+            apart = (average.live[n] - shadows[n].to(average.live[n].device) for n in self.weight_names)
+            return sum(torch.linalg.vector_norm(difference, dtype=torch.float64).square() for difference in apart)
 
     def weight_profile(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(positions in images, effective weights) of the live weights that an average is made of; see `Average`."""

@@ -1,0 +1,195 @@
+"""The orbit's record: where the weights of G and D, and of every average of them, were at which image.
+
+`RUN/orbit/record.jsonl` has one line a recording: `nimg`; what the motion depends on (`batch_size`, `lr` of both players);
+`swap` with "before" or "after" beside a swap; `distances`, the squared distance between the live weights and each average that has begun;
+and `sketch`, `[size]` numbers each as base64 of little-endian float32. Both are by player and, for averages, by name.
+"""
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gantrain.averaging import LIVE, AverageBank
+from gantrain.averaging.average import named_weights
+from gantrain.errors import UserError
+from gantrain.theory.sketch import Orbit, Sketch
+from gantrain.tracking import as_json
+
+FOLDER = "orbit"
+RECORD_FILE = "record.jsonl"
+JUMP = 1.1  # learning rates that differ by more from one recording to the next drive another orbit
+
+
+class OrbitRecorder:
+    """Records the motion of a run's weights; does nothing where `settings.every_kimg` is null.
+
+    What is recorded stays on the device until `flush`, so that no recording waits for it.
+
+    Args:
+        settings: the `orbit` section.
+        banks: the averages of "g" and of "d", and with them the live weights.
+        run_dir: the run folder.
+        writes: whether this process writes the file; weights and averages are the same on all.
+    """
+
+    def __init__(self, settings: Orbit, banks: Mapping[str, AverageBank], run_dir: Path, writes: bool):
+        self.settings, self.banks, self.writes = settings, banks, writes
+        self.path = run_dir / FOLDER / RECORD_FILE
+        self.on = settings.every_kimg is not None
+        self.live = {key: {n: w.detach() for n, w in named_weights(bank.network).items()} for key, bank in banks.items()} if self.on and writes else {}
+        self.sketches = {key: Sketch(weights, key, settings.size) for key, weights in self.live.items()}
+        self.latest: dict[str, float] = {}  # distances of the last recording flushed, for a line of the record
+        self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
+
+    def open(self, keep_bytes: int) -> None:
+        """Go on after the first `keep_bytes` bytes of the file: what stands behind them will be recorded again."""
+        if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab+") as file:
+            file.seek(0)
+            file.truncate(file.read(keep_bytes).rfind(b"\n") + 1)  # a power cut may have taken what the checkpoint saw
+
+    def position(self) -> int:
+        """Bytes of the file so far, which are on disk then; what `open` wants after a resume."""
+        if not self.writes or not self.path.exists():
+            return 0
+        self.flush()
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def record(self, nimg: int, facts: Mapping[str, Any], swap: Literal["before", "after"] | None = None) -> None:
+        """Take down where everything is. No device sync.
+
+        Args:
+            nimg: images seen.
+            facts: what the motion depends on at this moment, as JSON values.
+            swap: this is the moment just before or just after one.
+        """
+        if not self.on or not self.writes:
+            return
+        head = {"nimg": nimg, **facts, **({"swap": swap} if swap else {})}
+        if swap == "before" and self._pending and self._pending[-1][0]["nimg"] == nimg:  # was due anyway
+            self._pending[-1] = (head, *self._pending[-1][1:])
+            return
+        names: list[tuple[str, str, str]] = []
+        values: list[Tensor] = []
+        for key, bank in self.banks.items():
+            device = next(iter(self.live[key].values())).device
+            for name in [LIVE, *bank.started()]:
+                weights = self.live[key] if name == LIVE else bank[name].shadows
+                names.append(("sketch", key, name))
+                values.append(self.sketches[key](weights).double().to(device))
+                if name != LIVE:
+                    names.append(("distances", key, name))
+                    values.append(bank.distance(name).view(1))
+        self._pending.append((head, names, torch.cat(values)))
+
+    def flush(self) -> None:
+        """Write what was recorded."""
+        if not self._pending:
+            return
+        lines = [as_line(head, names, values.cpu().numpy(), self.settings.size) for head, names, values in self._pending]
+        self._pending = []
+        self.latest = {f"orbit/{key.upper()}/{name}/distance": d**0.5 for key, of in lines[-1]["distances"].items() for name, d in of.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines))
+
+
+def as_line(head: dict[str, Any], names: list[tuple[str, str, str]], values: np.ndarray, size: int) -> dict[str, Any]:
+    """A recording as JSON values."""
+    line: dict[str, Any] = {**head, "distances": {"g": {}, "d": {}}, "sketch": {"g": {}, "d": {}}}
+    at = 0
+    for kind, key, name in names:
+        if kind == "sketch":
+            line[kind][key][name] = base64.b64encode(values[at : at + size].astype("<f4").tobytes()).decode()
+            at += size
+        else:
+            line[kind][key][name] = float(values[at])
+            at += 1
+    return line
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The recorded motion of one player of a run, `n` recordings.
+
+    Attributes:
+        nimg: `[n]`, images seen; twice the same beside a swap.
+        sketches: `[n, size]` of the live weights ("live") and of every average, nan before it has begun.
+        distances: `[n]`, squared, of the live weights to every average, nan before it has begun.
+        regime: `[n]`, counts up where the weights jump (a swap) or what drives them does (the batch, a learning rate).
+        swaps: rows just before a swap; the one after it is the next.
+        batch_size: `[n]`.
+    """
+
+    nimg: np.ndarray
+    sketches: dict[str, np.ndarray]
+    distances: dict[str, np.ndarray]
+    regime: np.ndarray
+    swaps: list[int]
+    batch_size: np.ndarray
+
+
+def read_motion(run: Path, player: str) -> Motion:
+    """What a run has recorded of "g" or of "d".
+
+    Raises:
+        UserError: nothing was recorded, or a line of the file cannot be read.
+    """
+    path = run / FOLDER / RECORD_FILE
+    if not path.is_file() or path.stat().st_size == 0:
+        raise UserError(f"{run}: has recorded no orbit; train it with orbit.every_kimg=0.25")
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith("\n"):
+                break  # a run that goes on is writing it
+            try:
+                line = json.loads(text)
+                sketches = {name: np.frombuffer(base64.b64decode(code, validate=True), dtype="<f4") for name, code in line["sketch"][player].items()}
+                lines.append((line, sketches))
+                if len({len(s) for s in (*sketches.values(), lines[0][1][LIVE], sketches[LIVE])}) != 1:
+                    raise ValueError("sketches of different sizes")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: line {number} is damaged ({error}); delete it to do without this recording") from None
+    return as_motion(lines, player)
+
+
+def as_motion(lines: list[tuple[dict[str, Any], dict[str, np.ndarray]]], player: str) -> Motion:
+    """Lines of the record as arrays."""
+    size = len(lines[0][1][LIVE])
+    names = list(dict.fromkeys(name for _, sketches in lines for name in sketches))
+    nothing = np.full(size, np.nan)
+    sketches = {name: np.stack([of.get(name, nothing) for _, of in lines]).astype(float) for name in names}
+    distances = {n: np.array([float(line["distances"][player].get(n, "nan")) for line, _ in lines]) for n in names if n != LIVE}
+    batch, rates = ([line["batch_size"] for line, _ in lines], [tuple(line["lr"].values()) for line, _ in lines])
+    swapped = [line.get("swap") == "after" for line, _ in lines]
+    jumps = [False, *map(jumped, rates[1:], rates)]
+    new = [i > 0 and (swapped[i] or jumps[i] or batch[i] != batch[i - 1]) for i in range(len(lines))]
+    return Motion(
+        nimg=np.array([line["nimg"] for line, _ in lines]),
+        sketches=sketches,
+        distances=distances,
+        regime=np.cumsum(new),
+        swaps=[i - 1 for i, after in enumerate(swapped) if after and i],
+        batch_size=np.array(batch),
+    )
+
+
+def jumped(now: tuple[float, ...], before: tuple[float, ...]) -> bool:
+    """Whether learning rates changed by more than a schedule's glide does."""
+    return any(max(a, b) > JUMP * min(a, b) for a, b in zip(now, before))

@@ -1,0 +1,324 @@
+"""Is this path an orbit? Fits of the Ornstein-Uhlenbeck process to the recorded motion of real weights.
+
+A path of weights falls into directions. Along each there are three things that it may do, and they look alike in a picture:
+it may orbit a centre (an Ornstein-Uhlenbeck process, which an average finds the middle of), walk at random (no centre: an
+average only lags), or drift (the centre is elsewhere still). The fit says which, from the path alone:
+
+1. The first half of the path gives the directions, its principal ones; the second half is what is measured along them. Of one
+   and the same stretch the principal directions would be those that happened to stray, and even a random walk shows
+   cosines there (Antognini and Sohl-Dickstein 2018, "PCA of high dimensional random walks with comparison to neural network
+   training").
+2. Along a direction the autocorrelation at one recording, r = sum (x_i - m)(x_i+1 - m) / sum (x_i - m)^2, is e^(-k t) but for
+   a bias and a spread that are large just where a walk and an orbit are hard to tell apart. So r is compared with the r of
+   simulated processes of every rate k, recorded at the same moments: the interval is all k whose r lies in the middle 95%,
+   the estimate the k whose median it is (Andrews 1993, "Exactly median-unbiased estimation of first order
+   autoregressive/unit root models"). It is exact whatever the number and spacing of recordings, for Gaussian noise and a direction with one
+   rate; for one that mixes rates it is an effective rate. k = 0, the random walk, is among them: an interval that
+   reaches down to it says that no pull can be told.
+3. The share of the motion that a straight line explains is compared with what processes of the lowest rate of the interval show by
+   chance; more than 95% of them show is drift.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+from gantrain.errors import UserError
+from gantrain.theory.ornstein_uhlenbeck import drift_lag, ema_ratio, equal_window, rate_of_two, variance_of_two, variance_ratio
+
+FEWEST = 40  # recordings: twenty to find directions in and twenty to measure along them
+PATHS, RATES = 4000, 48  # simulated for every rate; rates
+FASTEST = 8.0  # k times the distance of recordings; e^-8 is no autocorrelation that could be seen
+BLOCKS = 10  # of the jackknife
+ORBIT, WALK, DRIFT = "orbit", "walk", "drift"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a motion is. Rates are per unit of the times that the fit was given.
+
+    Attributes:
+        rate: k, the median-unbiased estimate; 0 if more like a walk than any orbit, inf if faster than the recordings can tell.
+        low, high: its interval; `low` is 0 where a random walk cannot be excluded.
+        trend: share of the motion that a straight line explains.
+        by_chance: the share that a line explains of an orbit of this rate, in the mean.
+        chance: how often a process of the rate `low` shows as much; below 1 - level it is drift.
+        verdict: "orbit", "walk" or "drift".
+    """
+
+    rate: float
+    low: float
+    high: float
+    trend: float
+    by_chance: float
+    chance: float
+    verdict: str
+
+    @property
+    def safe_rate(self) -> float:
+        """A rate to compute with: `rate`, or where the recordings are too far apart for one, the least that it can be."""
+        return self.rate if math.isfinite(self.rate) else self.low
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A principal direction of the path's first half, and the motion along it in the second.
+
+    Attributes:
+        vector: `[m]`, of length 1.
+        center: the mean of the motion.
+        share: of the whole motion, 0 to 1.
+        squares: mean square of the motion about its mean.
+        velocity: of its straight line, per unit of time, what chance explains taken off; 0 or above.
+        finding: of this direction alone.
+    """
+
+    vector: np.ndarray
+    center: float
+    share: float
+    squares: float
+    velocity: float
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class OrbitFit:
+    """What a path is.
+
+    Attributes:
+        directions: the principal ones, that which moved most in the first half first.
+        together: of all directions, each with the same weight, as though they had one rate: many that are undecided may
+            together be decided. It is the verdict on the path.
+        times: of the measured half, `[n]`.
+        level: of the intervals.
+    """
+
+    directions: list[Direction]
+    together: Finding
+    times: np.ndarray
+    level: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the Ornstein-Uhlenbeck picture does."""
+        return self.together.verdict == ORBIT
+
+    @property
+    def share(self) -> float:
+        """Of the whole motion, what the directions carry."""
+        return sum(d.share for d in self.directions)
+
+    @property
+    def duration(self) -> float:
+        return float(self.times[-1] - self.times[0])
+
+    def rate_of(self, direction: Direction) -> float:
+        """k along a direction: its own where it orbits by itself, that of all together where it is undecided."""
+        return (direction.finding if direction.finding.verdict == ORBIT else self.together).safe_rate
+
+    def variance_of(self, direction: Direction) -> float:
+        """V of the orbit along a direction.
+
+        The mean of the recordings goes with the orbit, so that what they show about it falls short of V by the mean's own
+        variance.
+        """
+        n = len(self.times)
+        return direction.squares / (1 - variance_ratio(self.times, np.full(n, 1 / n), self.rate_of(direction)))
+
+    def ratio(self, positions: np.ndarray, weights: np.ndarray) -> float:
+        """Predicted V_average / V_live of an average by its weight profile, all directions together.
+
+        As though the orbit had been the same for as long as the average reaches back. Only where the picture holds.
+        """
+        variances = [self.variance_of(d) for d in self.directions]
+        return sum(v * variance_ratio(positions, weights, self.rate_of(d)) for v, d in zip(variances, self.directions)) / sum(variances)
+
+    def half_life(self) -> float:
+        """The EMA half-life that makes variance and lag least: min over mu of sum_j V_j mu / (k_j + mu) + (v_j / mu)^2.
+
+        At longest that whose uniform window, T = 2 / mu, is the measured stretch: no more of the orbit was seen. Only where the
+        picture holds.
+        """
+        orbits = [(self.rate_of(d), self.variance_of(d), d.velocity) for d in self.directions]
+
+        def spread(log_mu: float) -> float:
+            mu = math.exp(log_mu)
+            return sum(v * ema_ratio(k, mu) + drift_lag(velocity, mu) ** 2 for k, v, velocity in orbits)
+
+        least = equal_window(self.duration)  # mu = 2 / T, the equation is its own inverse
+        found = optimize.minimize_scalar(spread, bounds=(math.log(least), math.log(1e4 * least)), method="bounded")
+        return math.log(2) / math.exp(found.x)
+
+
+def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: float = 0.95, seed: int = 0) -> OrbitFit:
+    """Tell orbit, walk and drift apart along the principal directions of a path.
+
+    Args:
+        times: `[n]`, ascending; recordings need not be equally far apart.
+        path: `[n, m]`, the weights or a linear sketch of them.
+        directions: how many, at most; fewer where the first half of the path has no more.
+        level: of the intervals, and of the test of drift.
+        seed: of the simulated processes.
+
+    Raises:
+        UserError: fewer than 40 recordings, or a path that does not move or is not finite.
+    """
+    times, path = np.asarray(times, dtype=float), np.asarray(path, dtype=float)
+    if len(times) < FEWEST:
+        raise UserError(f"an orbit wants at least {FEWEST} recordings of weights that are trained alike, there are {len(times)}")
+    if not np.isfinite(path).all():
+        raise UserError("the recorded weights are no finite numbers")
+    half = len(times) // 2
+    first, times, second = path[:half], times[half:], path[half:]
+    vectors = principal_directions(first, directions)
+    moved = second - second.mean(axis=0)
+    if not len(vectors) or not moved.any():
+        raise UserError("the recorded weights do not move")
+    along = second @ vectors.T
+    r, trend, slope = autocorrelation_of(along), trend_of(times, along), slope_of(times, along)
+    simulated = Simulated(times, level, seed)
+    squares, whole = ((along - along.mean(axis=0)) ** 2).mean(axis=0), (moved**2).sum(axis=1).mean()
+    found = []
+    for j, vector in enumerate(vectors):
+        finding = simulated.finding(r[j : j + 1], trend[j : j + 1])
+        velocity = abs(slope[j]) * math.sqrt(max(0.0, 1 - finding.by_chance / trend[j])) if trend[j] > 0 else 0.0
+        found.append(Direction(vector, float(along[:, j].mean()), float(squares[j] / whole), float(squares[j]), float(velocity), finding))
+    return OrbitFit(found, simulated.finding(r, trend), times, level)
+
+
+def principal_directions(path: np.ndarray, count: int) -> np.ndarray:
+    """The directions `[at most count, m]` along which a path `[n, m]` has most of its variance, that with most first."""
+    moved = path - path.mean(axis=0)
+    _, sizes, vectors = np.linalg.svd(moved, full_matrices=False)
+    return vectors[:count][sizes[:count] > 1e-12 * max(np.abs(path).max(), 1e-300)]
+
+
+def autocorrelation_of(x: np.ndarray) -> np.ndarray:
+    """Between one recording and the next, about the mean: for `[n, ...]`, `[...]`."""
+    moved = x - x.mean(axis=0)
+    return (moved[1:] * moved[:-1]).sum(axis=0) / (moved**2).sum(axis=0)
+
+
+def slope_of(times: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Of the straight line of least squares."""
+    t = times - times.mean()
+    return np.tensordot(t, x, axes=(0, 0)) / (t**2).sum()
+
+
+def trend_of(times: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The share of the motion that a straight line explains, R^2."""
+    t = times - times.mean()
+    return slope_of(times, x) ** 2 * (t**2).sum() / ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+
+
+class Simulated:
+    """What processes of every rate show when they are recorded at the same moments.
+
+    Args:
+        times: of the recordings, `[n]`.
+        level: of intervals.
+        seed: of the noise, the same for all rates, so that quantiles change smoothly from one to the next.
+    """
+
+    def __init__(self, times: np.ndarray, level: float, seed: int):
+        self.level = level
+        self.rng = np.random.default_rng(seed)
+        steps = np.diff(times)
+        self.duration = times[-1] - times[0]
+        self.rates = np.append(0.0, np.geomspace(0.05 / self.duration, FASTEST / np.median(steps), RATES - 1))
+        noise = self.rng.standard_normal((len(times), PATHS))
+        shown = [(autocorrelation_of(x), trend_of(times, x)) for x in (self.paths(k, steps, noise) for k in self.rates)]
+        self.autocorrelations, self.trends = (np.array(kind) for kind in zip(*shown))
+
+    @staticmethod
+    def paths(k: float, steps: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Processes `[n, PATHS]` of the rate k and of variance 1, or where k is 0 random walks."""
+        keeps = np.exp(-k * steps)
+        gathers = np.sqrt(-np.expm1(-2 * k * steps)) if k else np.sqrt(steps)
+        x = np.empty_like(noise)
+        x[0] = noise[0]
+        for i in range(len(steps)):
+            np.multiply(x[i], keeps[i], out=x[i + 1])
+            x[i + 1] += gathers[i] * noise[i + 1]
+        return x
+
+    def means_of(self, count: int, shown: np.ndarray) -> np.ndarray:
+        """Means `[rates, many]` over so many independent processes, of what single ones `[rates, PATHS]` show."""
+        if count == 1:
+            return shown
+        groups = np.concatenate([self.rng.permutation(PATHS)[: PATHS // count * count].reshape(-1, count) for _ in range(count)])
+        return shown[:, groups].mean(axis=2)
+
+    def finding(self, autocorrelations: np.ndarray, trends: np.ndarray) -> Finding:
+        """What motions that showed these `[p]` are, together."""
+        count, r, trend = len(trends), float(autocorrelations.mean()), float(trends.mean())
+        tail = (1 - self.level) / 2
+        shown = self.means_of(count, self.autocorrelations)
+        # Each falls with k, but for the noise of the simulation.
+        curves = np.minimum.accumulate(np.quantile(shown, [tail, 0.5, 1 - tail], axis=1), axis=1)
+        low, rate, high = (self.rate_where(curve, r) for curve in curves)
+        lines = self.means_of(count, self.trends)
+        # At the simulated rate just below the lowest of the interval, where chance shows the most trend.
+        chance = float((lines[max(0, np.searchsorted(self.rates, low, side="right") - 1)] >= trend).mean())
+        by_chance = float(lines[min(np.searchsorted(self.rates, rate), len(self.rates) - 1)].mean())
+        verdict = DRIFT if chance < 1 - self.level else WALK if low == 0 else ORBIT
+        return Finding(rate, low, high, trend, by_chance, chance, verdict)
+
+    def rate_where(self, curve: np.ndarray, r: float) -> float:
+        """The k at which a curve that falls with k is r: 0 where r lies above all of it, inf where below."""
+        if r >= curve[0]:
+            return 0.0
+        if r <= curve[-1]:
+            return math.inf
+        stretched = np.log1p(self.rates * self.duration)  # neither end is far off there
+        return float(np.expm1(np.interp(-r, -curve, stretched)) / self.duration)
+
+
+# ---- from two EMAs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoEmas:
+    """The rate read off the distances between the live weights and two of their EMAs.
+
+    Attributes:
+        rate: k, or None where no orbit has these distances, as while the weights still drift.
+        low, high: its interval; None where there is none.
+        variance: V, all weights together.
+    """
+
+    rate: float | None
+    low: float | None
+    high: float | None
+    variance: float | None
+
+
+def fit_two_emas(distances: Sequence[np.ndarray], rates: Sequence[float], step: float = 0.0, level: float = 0.95) -> TwoEmas:
+    """The orbit's rate from two EMAs, with an interval from a jackknife over blocks of time.
+
+    Independent of the fit along directions: no autocorrelation enters, only how far two averages lie from the live weights.
+
+    Args:
+        distances: squared, `[n]` each, at the same moments of one stretch.
+        rates: mu of the two EMAs, per unit of time.
+        step: time between two looks of the EMAs; 0 for all the time.
+        level: of the interval.
+    """
+    one, two = (np.asarray(d, dtype=float) for d in distances)
+    whole = rate_of_two(one.mean(), rates[0], two.mean(), rates[1], step)
+    if whole is None:
+        return TwoEmas(None, None, None, None)
+    variance = variance_of_two(one.mean(), rates[0], whole, step)
+    without = []
+    for block in np.array_split(np.arange(len(one)), BLOCKS):
+        keep = np.delete(np.arange(len(one)), block)
+        without.append(rate_of_two(one[keep].mean(), rates[0], two[keep].mean(), rates[1], step))
+    if None in without:
+        return TwoEmas(whole, None, None, variance)
+    logs = np.log(without)
+    spread = math.sqrt((BLOCKS - 1) / BLOCKS * ((logs - logs.mean()) ** 2).sum()) * stats.t.ppf((1 + level) / 2, BLOCKS - 1)
+    return TwoEmas(whole, whole * math.exp(-spread), whole * math.exp(spread), variance)

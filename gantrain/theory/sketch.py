@@ -1,0 +1,74 @@
+"""A few hundred numbers in place of millions of weights: a fixed sparse random sketch, and its settings."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gantrain.errors import check
+from gantrain.randomness import integers, uniform
+
+SEED = 0  # not the run's: paths of several runs can be laid over each other
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """What is recorded of the motion of the weights; nothing while `every_kimg` is null.
+
+    Attributes:
+        every_kimg: distance between recordings; at least an update's images pass anyway.
+        size: numbers that stand for each network, its live weights and each of its averages alike.
+    """
+
+    every_kimg: float | None = None
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null to record nothing")
+        check(self, "size", 8 <= self.size <= 4096, "must be between 8 and 4096")
+
+
+class Sketch:
+    """A linear map of named weights, N numbers in all, to `size` numbers that keeps squared distances in the mean.
+
+    Each of the numbers is the sum of sqrt(N) of the weights, drawn at random, with random signs, and scaled so that
+    E |S x|^2 = |x|^2: a very sparse random projection (Li, Hastie and Church 2006). Being linear it turns an
+    Ornstein-Uhlenbeck process into one of the same rates, and averages of weights into averages of their sketches. |S x|^2 of
+    one x deviates by about sqrt(2 / size) of itself where the motion is spread over many weights.
+
+    The same for networks of the same names and shapes: on every process, after every resume, under every seed, in whatever
+    memory format.
+
+    Args:
+        weights: by name; their shapes count.
+        purpose: which network this is, in a word; each has a sketch of its own.
+        size: numbers out.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], purpose: str, size: int):
+        counts = [t.numel() for t in weights.values()]
+        total = sum(counts)
+        each = max(1, math.isqrt(total))
+        positions = integers(SEED, f"orbit/{purpose}/positions", 0, size * each, total).numpy()
+        signs = np.where(uniform(SEED, f"orbit/{purpose}/signs", 0, size * each)[:, 0].numpy() < 0.5, -1.0, 1.0)
+        order = np.argsort(positions, kind="stable")  # gathered in the order in which they lie, then put back into rows
+        pieces = np.split(positions[order], np.searchsorted(positions[order], np.cumsum(counts)[:-1]))
+        starts = np.cumsum([0, *counts[:-1]])
+        self.size = size
+        self._inside = {name: torch.from_numpy(piece - start) for name, piece, start in zip(weights, pieces, starts) if len(piece)}
+        self._rows = torch.from_numpy(np.argsort(order))
+        self._signs = torch.from_numpy(signs * math.sqrt(total / (each * size))).float().view(size, each)
+
+    @torch.no_grad()
+    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The sketch of weights, fp32 `[size]`, on their device and without a sync; sums are float64."""
+        device = next(iter(weights.values())).device
+        if self._rows.device != device:
+            self._inside = {name: index.to(device) for name, index in self._inside.items()}
+            self._rows, self._signs = self._rows.to(device), self._signs.to(device)
+        gathered = torch.cat([torch.take(weights[name], index) for name, index in self._inside.items()])
+        return (gathered[self._rows].view_as(self._signs) * self._signs).sum(dim=1, dtype=torch.float64).float()
