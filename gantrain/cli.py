@@ -132,6 +132,15 @@ def parser() -> Parser:
     noise.add_argument("--out", metavar="FILE.json", help="where the numbers go (default: RUN/evaluations/noise_scale-<nimg>.json or the next free name)")
     noise.add_argument("overrides", nargs="*", default=[], metavar="data.KEY=VALUE", help="changes to the run's data section, or mixed_precision=fp32")
     noise.set_defaults(call=call_noise_scale)
+
+    orbit = verbs.add_parser("orbit", help="what a run's weights do, orbit, walk or drift, and what averaging can still gain")
+    orbit.add_argument("run", metavar="RUN", help="a run folder, of a run trained with orbit.every_kimg")
+    orbit.add_argument("--networks", choices=("g", "d", "gd"), default="gd", help="whose weights (default: of both players)")
+    orbit.add_argument("--average", default="all", metavar="NAMES", help="which averages to report, with commas between (default: all)")
+    orbit.add_argument("--from-kimg", type=float, metavar="K", help="where the stretch begins (default: the last swap, growth or jump of a learning rate)")
+    orbit.add_argument("--to-kimg", type=float, metavar="K", help="where it ends (default: the last recording)")
+    orbit.add_argument("--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)")
+    orbit.set_defaults(call=call_orbit)
     return top
 
 
@@ -207,6 +216,13 @@ def call_noise_scale(arguments: argparse.Namespace) -> None:
     from gantrain.measuring import measure_run
 
     print(measure_run(arguments.run, arguments.average, arguments.updates, arguments.kimg, arguments.per_layer, arguments.out, arguments.overrides))
+
+
+def call_orbit(arguments: argparse.Namespace) -> None:
+    from gantrain.orbit_report import orbit_run
+
+    names = None if arguments.average == "all" else arguments.average.split(",")
+    print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

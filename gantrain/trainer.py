@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gantrain import __version__, checkpoint, clock, loading, sampling
+from gantrain import __version__, checkpoint, clock, loading, orbit_report, sampling
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
@@ -325,6 +325,7 @@ class Trainer:
             self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
             if self.nimg < clock.images(self.config.total_kimg):  # the last table is the end's
                 self.tracker.say(table(self.scores))
+            self.show_orbit()
 
     def score_live(self) -> dict[str, float]:
         """The live weights' scores as they are now, beside a swap; empty but on the main process."""
@@ -391,6 +392,23 @@ class Trainer:
         """Take down where the weights and all averages are."""
         lr = {key: player.optimizer.param_groups[0]["lr"] for key, player in self.players.items()}
         self.orbit.record(self.nimg, {"batch_size": self.batching.batch_size, "lr": lr}, swap)
+
+    def show_orbit(self) -> None:
+        """Draw the motion recorded so far and say what it is; of a stretch that is too short yet there is nothing to say."""
+        if not self.orbit.on:
+            return
+        self.orbit.flush()
+        profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in self.banks.items()}
+        try:
+            found = [orbit_report.analyse(self.run_dir, self.config, key, profiles[key]) for key in self.players]
+        except UserError:
+            return
+        path = orbit_report.picture_path(self.run_dir, found)
+        orbit_report.keep(found, path, self.run_dir.name)
+        words = [orbit_report.headline(one) for one in found]
+        self.tracker.image(self.nimg, "orbit", path, "; ".join(words))
+        for line in words:
+            self.tracker.say(f"orbit: {line}")
 
     def unify_statistics(self) -> None:
         """Replace BatchNorm's running statistics, which each process keeps of its own micro-batches, by their mean."""

@@ -20,6 +20,7 @@ average only lags), or drift (the centre is elsewhere still). The fit says which
 """
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from gantrain.errors import UserError
 from gantrain.theory.ornstein_uhlenbeck import drift_lag, ema_ratio, equal_window, rate_of_two, variance_of_two, variance_ratio
 
 FEWEST = 40  # recordings: twenty to find directions in and twenty to measure along them
+MOST = 800  # of more, every so many are enough: rates up to a thousand in the measured half can be told
 PATHS, RATES = 4000, 48  # simulated for every rate; rates
 FASTEST = 8.0  # k times the distance of recordings; e^-8 is no autocorrelation that could be seen
 BLOCKS = 10  # of the jackknife
@@ -172,6 +174,8 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
         raise UserError(f"an orbit wants at least {FEWEST} recordings of weights that are trained alike, there are {len(times)}")
     if not np.isfinite(path).all():
         raise UserError("the recorded weights are no finite numbers")
+    thin = math.ceil(len(times) / MOST)
+    times, path = times[::thin], path[::thin]
     half = len(times) // 2
     first, times, second = path[:half], times[half:], path[half:]
     vectors = principal_directions(first, directions)
@@ -180,7 +184,7 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
         raise UserError("the recorded weights do not move")
     along = second @ vectors.T
     r, trend, slope = autocorrelation_of(along), trend_of(times, along), slope_of(times, along)
-    simulated = Simulated(times, level, seed)
+    simulated = simulated_at(tuple(times), level, seed)
     squares, whole = ((along - along.mean(axis=0)) ** 2).mean(axis=0), (moved**2).sum(axis=1).mean()
     found = []
     for j, vector in enumerate(vectors):
@@ -215,6 +219,23 @@ def trend_of(times: np.ndarray, x: np.ndarray) -> np.ndarray:
     return slope_of(times, x) ** 2 * (t**2).sum() / ((x - x.mean(axis=0)) ** 2).sum(axis=0)
 
 
+def displacement_of(times: np.ndarray, path: np.ndarray, lags: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """(lags in time, mean squared displacement after each): how far from where it was a path `[n, m]` is.
+
+    Of an orbit it is 2 V (1 - e^(-k t)), which levels out; of a random walk it grows like t, of a drift like t^2. Lags go up to half
+    of the path; its recordings are taken for equally far apart.
+    """
+    counts = np.unique(np.geomspace(1, max(1, len(path) // 2), lags).astype(int))
+    spacing = (times[-1] - times[0]) / (len(times) - 1)
+    return counts * spacing, np.array([((path[lag:] - path[:-lag]) ** 2).sum(axis=1).mean() for lag in counts])
+
+
+@functools.lru_cache(maxsize=4)
+def simulated_at(times: tuple[float, ...], level: float, seed: int) -> Simulated:
+    """The simulation for these moments; G and D are recorded at the same ones."""
+    return Simulated(np.array(times), level, seed)
+
+
 class Simulated:
     """What processes of every rate show when they are recorded at the same moments.
 
@@ -225,12 +246,11 @@ class Simulated:
     """
 
     def __init__(self, times: np.ndarray, level: float, seed: int):
-        self.level = level
-        self.rng = np.random.default_rng(seed)
+        self.level, self.seed = level, seed
         steps = np.diff(times)
         self.duration = times[-1] - times[0]
         self.rates = np.append(0.0, np.geomspace(0.05 / self.duration, FASTEST / np.median(steps), RATES - 1))
-        noise = self.rng.standard_normal((len(times), PATHS))
+        noise = np.random.default_rng(seed).standard_normal((len(times), PATHS))
         shown = [(autocorrelation_of(x), trend_of(times, x)) for x in (self.paths(k, steps, noise) for k in self.rates)]
         self.autocorrelations, self.trends = (np.array(kind) for kind in zip(*shown))
 
@@ -250,7 +270,8 @@ class Simulated:
         """Means `[rates, many]` over so many independent processes, of what single ones `[rates, PATHS]` show."""
         if count == 1:
             return shown
-        groups = np.concatenate([self.rng.permutation(PATHS)[: PATHS // count * count].reshape(-1, count) for _ in range(count)])
+        rng = np.random.default_rng([self.seed, count])
+        groups = np.concatenate([rng.permutation(PATHS)[: PATHS // count * count].reshape(-1, count) for _ in range(count)])
         return shown[:, groups].mean(axis=2)
 
     def finding(self, autocorrelations: np.ndarray, trends: np.ndarray) -> Finding:
@@ -288,13 +309,16 @@ class TwoEmas:
     Attributes:
         rate: k, or None where no orbit has these distances, as while the weights still drift.
         low, high: its interval; None where there is none.
-        variance: V, all weights together.
+        variance: V, all weights together; None without a rate.
+        exponent: with which power of the half-life the squared distance grows from one EMA to the other: below 1 for an
+            orbit (0 for one that both have long averaged out), 1 for a random walk, 2 for a steady drift.
     """
 
     rate: float | None
     low: float | None
     high: float | None
     variance: float | None
+    exponent: float
 
 
 def fit_two_emas(distances: Sequence[np.ndarray], rates: Sequence[float], step: float = 0.0, level: float = 0.95) -> TwoEmas:
@@ -310,15 +334,16 @@ def fit_two_emas(distances: Sequence[np.ndarray], rates: Sequence[float], step: 
     """
     one, two = (np.asarray(d, dtype=float) for d in distances)
     whole = rate_of_two(one.mean(), rates[0], two.mean(), rates[1], step)
+    exponent = math.log(one.mean() / two.mean()) / math.log(rates[1] / rates[0])
     if whole is None:
-        return TwoEmas(None, None, None, None)
+        return TwoEmas(None, None, None, None, exponent)
     variance = variance_of_two(one.mean(), rates[0], whole, step)
     without = []
     for block in np.array_split(np.arange(len(one)), BLOCKS):
         keep = np.delete(np.arange(len(one)), block)
         without.append(rate_of_two(one[keep].mean(), rates[0], two[keep].mean(), rates[1], step))
     if None in without:
-        return TwoEmas(whole, None, None, variance)
+        return TwoEmas(whole, None, None, variance, exponent)
     logs = np.log(without)
     spread = math.sqrt((BLOCKS - 1) / BLOCKS * ((logs - logs.mean()) ** 2).sum()) * stats.t.ppf((1 + level) / 2, BLOCKS - 1)
-    return TwoEmas(whole, whole * math.exp(-spread), whole * math.exp(spread), variance)
+    return TwoEmas(whole, whole * math.exp(-spread), whole * math.exp(spread), variance, exponent)

@@ -1,0 +1,387 @@
+"""What a run's recorded motion says: orbit, walk or drift, what averaging can still gain, and pictures of it."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gantrain import checkpoint, sampling
+from gantrain.averaging import LIVE, weight_profile
+from gantrain.averaging.average import Looks
+from gantrain.averaging.swap import reads_orbit
+from gantrain.config import Config
+from gantrain.errors import UserError, did_you_mean
+from gantrain.recording import FOLDER, Motion, read_motion
+from gantrain.theory.orbit import DRIFT, FEWEST, ORBIT, WALK, Finding, OrbitFit, TwoEmas, fit_orbit, fit_two_emas
+from gantrain.theory.ornstein_uhlenbeck import least_growth
+from gantrain.tracking import METRICS_FILE, as_json
+
+Profile = tuple[np.ndarray, np.ndarray]  # of an average: (positions in images, weights)
+PLAYERS = {"g": "G", "d": "D"}
+FORGETS = 3  # half-lives after which an EMA's distance is the orbit's own
+BINS = 2000  # that a long profile is summed up in
+IN_WORDS = {
+    ORBIT: "an orbit: it comes back to a centre, the Ornstein-Uhlenbeck picture holds",
+    WALK: "no orbit that could be told from a random walk: the Ornstein-Uhlenbeck picture does not hold",
+    DRIFT: "drift: its centre is elsewhere still, the Ornstein-Uhlenbeck picture does not hold",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An average, beside the live weights.
+
+    Attributes:
+        name: of the average.
+        ratio: predicted V_average / V_live; None where the picture does not hold or the rule puts the live weights back.
+        distance: root of the mean squared distance to the live weights over the measured half.
+        score: the last measured one; None where there is none.
+    """
+
+    name: str
+    ratio: float | None
+    distance: float
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One player's motion over a stretch of a run, times in kimg.
+
+    Attributes:
+        player: "g" or "d".
+        motion: all that was recorded.
+        rows: of the stretch.
+        fit: over it.
+        emas: names of the two EMAs that the rate was read off as well; empty where there are none.
+        two: what they say.
+        standings: of the averages.
+        metric: name of the score; empty where there is none.
+        live_score: of the live weights.
+        scored_at: images seen when the scores were taken.
+    """
+
+    player: str
+    motion: Motion
+    rows: np.ndarray
+    fit: OrbitFit
+    emas: tuple[str, ...]
+    two: TwoEmas | None
+    standings: list[Standing]
+    metric: str
+    live_score: float | None
+    scored_at: int | None
+
+    @property
+    def kimg(self) -> np.ndarray:
+        return self.motion.nimg / 1000
+
+    @property
+    def start(self) -> float:
+        return float(self.kimg[self.rows[0]])
+
+    @property
+    def end(self) -> float:
+        return float(self.kimg[self.rows[-1]])
+
+
+# ---- analysis ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(motion: Motion, start_kimg: float | None, end_kimg: float | None) -> np.ndarray:
+    """The recordings of a stretch of a run in which nothing jumps: between two moments, or the last such stretch up to the end.
+
+    Raises:
+        UserError: nothing was recorded there, or a swap or growth lies between.
+    """
+    kimg = motion.nimg / 1000
+    if start_kimg is not None and end_kimg is not None and not start_kimg < end_kimg:
+        raise UserError(f"--from-kimg: {start_kimg:g} is not before --to-kimg {end_kimg:g}")
+    rows = np.flatnonzero((kimg >= (-math.inf if start_kimg is None else start_kimg)) & (kimg <= (math.inf if end_kimg is None else end_kimg)))
+    if not len(rows):
+        option = f"--from-kimg: {start_kimg:g}" if start_kimg is not None else f"--to-kimg: {end_kimg:g}"
+        raise UserError(f"{option}: nothing was recorded there; recordings go from {kimg[0]:g} to {kimg[-1]:g} kimg")
+    if end_kimg is not None and len(rows) > 1 and motion.nimg[rows[-1]] == motion.nimg[rows[-2]]:
+        rows = rows[:-1]  # up to a swap is up to the moment before it
+    if start_kimg is None:
+        return rows[motion.regime[rows] == motion.regime[rows[-1]]]
+    if len(rows) > 1 and motion.nimg[rows[0]] == motion.nimg[rows[1]]:
+        rows = rows[1:]
+    breaks = np.flatnonzero(np.diff(motion.regime[rows]))
+    if len(breaks):
+        at = ", ".join(f"{kimg[rows[i + 1]]:g}" for i in breaks[:5])
+        raise UserError(f"--from-kimg: {start_kimg:g}: a swap, growth or jump of a learning rate lies between, at {at} kimg; choose a stretch without, or leave --from-kimg out")
+    return rows
+
+
+def analyse(
+    run: Path, config: Config, player: str, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
+    start_kimg: float | None = None, end_kimg: float | None = None,
+) -> Analysis:  # fmt: skip
+    """One player's motion and averages over a stretch of a run.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        player: "g" or "d".
+        profiles: weight profiles of its averages.
+        names: the averages to report; None is all that there are.
+        start_kimg, end_kimg: the stretch; by default the last one in which neither weights nor batch nor rates jump.
+
+    Raises:
+        UserError: nothing recorded, too little of it, or averages that are not there.
+    """
+    motion = read_motion(run, player)
+    rows = rows_of(motion, start_kimg, end_kimg)
+    kimg = motion.nimg[rows] / 1000
+    if len(rows) < FEWEST:
+        since = f" between {kimg[0]:g} and {kimg[-1]:g} kimg, where nothing jumps,"
+        raise UserError(
+            f"{run}: an orbit wants at least {FEWEST} recordings, there are {len(rows)}{since}; choose a longer stretch with"
+            f" --from-kimg and --to-kimg, or train on with a smaller orbit.every_kimg ({config.orbit.every_kimg or 0.25:g})"
+        )
+    begun = [name for name, d in motion.distances.items() if np.isfinite(d[rows[-1]])]
+    for name in names or []:
+        if name in motion.distances and name not in begun:
+            raise UserError(f"--average: {name} had not begun at {kimg[-1]:g} kimg; choose a later --to-kimg, or from {', '.join(begun) or 'none'}")
+        if name not in motion.distances:
+            raise UserError(f"--average: no average {name!r} of {PLAYERS[player]} was recorded{did_you_mean(name, motion.distances)}")
+    fit = fit_orbit(kimg, motion.sketches[LIVE][rows])
+    metric, scores, scored_at = scores_before(run, motion.nimg[rows[-1]]) if player == "g" else ("", {}, None)
+    measured = rows[len(rows) // 2 :]
+    standings = []
+    for name in begun if names is None else names:
+        jumps = getattr(config.averagers[name], "writes_back", False)  # a path that is put back has another orbit
+        ratio = fit.ratio(*coarse(profiles[name])) if fit.holds and name in profiles and not jumps else None
+        standings.append(Standing(name, ratio, float(np.sqrt(np.nanmean(motion.distances[name][measured]))), scores.get(name)))
+    emas, two = two_emas(config, player, motion, rows)
+    return Analysis(player, motion, rows, fit, emas, two, standings, metric, scores.get(LIVE), scored_at)
+
+
+def two_emas(config: Config, player: str, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
+    """The rate from the EMAs of the shortest and the longest half-life that by the measured half have forgotten what was before the stretch."""
+    start, measured = motion.nimg[rows[0]], rows[len(rows) // 2 :]
+    usable = {}
+    for name, averager in config.followed(player).items():
+        if not reads_orbit(averager) or name not in motion.distances:
+            continue
+        half_life = averager.half_life_kimg
+        settled = start + FORGETS * half_life * 1000 <= motion.nimg[measured[0]] and averager.half_life(int(motion.nimg[measured[0]])) >= half_life * 1000
+        if settled and np.isfinite(motion.distances[name][measured]).all():
+            usable[name] = half_life
+    if len(set(usable.values())) < 2:
+        return (), None
+    names = min(usable, key=usable.get), max(usable, key=usable.get)
+    rates = [math.log(2) / usable[name] for name in names]
+    return names, fit_two_emas([motion.distances[name][measured] for name in names], rates, step=motion.batch_size[rows[-1]] / 1000)
+
+
+def coarse(profile: Profile) -> Profile:
+    """A profile in kimg, of at most `BINS` positions: of more, neighbours are summed up."""
+    positions, weights = profile[0] / 1000, profile[1]
+    if len(positions) <= BINS:
+        return positions, weights
+    parts = list(zip(np.array_split(positions, BINS), np.array_split(weights, BINS)))
+    return np.array([p.mean() for p, _ in parts]), np.array([w.sum() for _, w in parts])
+
+
+def scores_before(run: Path, nimg: int) -> tuple[str, dict[str, float], int | None]:
+    """(metric, score of each average, images seen then) of a run's last evaluation up to a moment."""
+    path = run / METRICS_FILE
+    last: dict[str, Any] = {}
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        if '"eval/live/' in text:
+            line = json.loads(text)
+            last = line if line["nimg"] <= nimg else last
+    taken = [key.split("/") for key in last if key.startswith("eval/")]
+    scores = [(name, metric, float(last[f"eval/{name}/{metric}"])) for name, metric in (parts[1:] for parts in taken if len(parts) == 3)]
+    if not scores:
+        return "", {}, None
+    first = scores[0][1]
+    return first, {name: score for name, metric, score in scores if metric == first}, last["nimg"]
+
+
+def saved_profiles(run: Path, config: Config, end_kimg: float | None) -> dict[str, dict[str, Profile]]:
+    """By player, the weight profiles that a run's averages have at its newest checkpoint, or had at `end_kimg`."""
+    _, path = sampling.open_run(run)
+    state = checkpoint.read(path, groups=[]).state
+    last = math.inf if end_kimg is None else end_kimg * 1000
+    found: dict[str, dict[str, Profile]] = {}
+    for key, group in (("g", "averages"), ("d", "averages_d")):
+        followed = {name: one for name, one in config.followed(key).items() if name in state[group]}
+        looks = {name: [look for look in Looks(state[group][name]["looks"]).unrolled() if look[0] <= last] for name in followed}
+        found[key] = {name: weight_profile(one, looks[name], state[group][name]["first_nimg"]) for name, one in followed.items() if looks[name]}
+    return found
+
+
+def orbit_run(
+    run: str | Path, players: str = "gd", names: Sequence[str] | None = None, start_kimg: float | None = None,
+    end_kimg: float | None = None, out: str | Path | None = None,
+) -> str:  # fmt: skip
+    """Analyse a run's recorded motion, draw it, write it as JSON beside the picture; what was found, as text.
+
+    Args:
+        run: a run folder.
+        players: "g", "d" or "gd".
+        names: the averages to report; None is all.
+        start_kimg, end_kimg: the stretch, as `analyse`.
+        out: where the picture goes; None is RUN/orbit/<nimg of the stretch's end>.png.
+
+    Raises:
+        UserError: no such run, none or too few recordings, no such averages.
+    """
+    run = Path(run)
+    config, _ = sampling.open_run(run)
+    first = read_motion(run, players[0])
+    rows_of(first, start_kimg, end_kimg)  # wrong moments are said before any work
+    profiles = saved_profiles(run, config, end_kimg)
+    if names is not None:
+        known = {name for key in players for name in read_motion(run, key).distances}
+        for name in names:
+            if name not in known:
+                raise UserError(f"--average: no average {name!r} was recorded{did_you_mean(name, known)}")
+    mine = {key: None if names is None else [name for name in names if name in config.followed(key)] for key in players}
+    found = [analyse(run, config, key, profiles[key], mine[key], start_kimg, end_kimg) for key in players]
+    target = Path(out) if out is not None else picture_path(run, found)
+    if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
+        raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
+    record = keep(found, target, str(run))
+    return "\n\n".join([*(report(a, run) for a in found), f"drawn in {target}, numbers in {record}"])
+
+
+def picture_path(run: Path, found: Sequence[Analysis]) -> Path:
+    """Where a run's picture of a stretch goes."""
+    return run / FOLDER / f"{found[0].motion.nimg[found[0].rows[-1]]:012d}.png"
+
+
+def keep(found: Sequence[Analysis], picture: Path, title: str) -> Path:
+    """Draw what was found and write its numbers beside the picture; where these are."""
+    from gantrain.orbit_picture import draw
+
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw(found, picture, title)
+    record = picture.with_suffix(".json")
+    record.write_text(json.dumps(as_json({a.player.upper(): as_record(a) for a in found}), indent=1) + "\n")
+    return record
+
+
+# ---- words -------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def headline(analysis: Analysis) -> str:
+    """The verdict in a line."""
+    a, together = analysis, analysis.fit.together
+    return f"{PLAYERS[a.player]} from {a.start:g} to {a.end:g} kimg: {IN_WORDS[together.verdict]}"
+
+
+def finding_cells(finding: Finding) -> str:
+    """A row's cells of what a motion is."""
+    interval = f"{number(finding.low)} to {number(finding.high) if math.isfinite(finding.high) else 'any'}"
+    return f"{number(finding.rate) if math.isfinite(finding.rate) else 'fast':>10}{interval:>18}{finding.trend:>9.0%}{finding.by_chance:>11.0%}  {finding.verdict}"
+
+
+def report(analysis: Analysis, run: Path) -> str:
+    """Everything that was found about a player, for the console."""
+    a, fit = analysis, analysis.fit
+    batch = a.motion.batch_size[a.rows[-1]]
+    lines = [
+        f"{run}: {headline(a)}",
+        f"{len(a.rows)} recordings at batch {batch}; the directions are the principal ones of the first half and are measured over the second,"
+        f" of whose motion they carry {fit.share:.0%}",
+        f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'trend':>9}{'by chance':>11}  is",
+    ]
+    for i, d in enumerate(fit.directions, start=1):
+        lines.append(f"{i:<12}{d.share:>7.1%}  {finding_cells(d.finding)}")
+    lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}")
+    lines += two_emas_lines(a)
+    lines += standings_lines(a)
+    lines += advice(a)
+    return "\n".join(lines)
+
+
+def two_emas_lines(a: Analysis) -> list[str]:
+    if a.two is None:
+        return ["two EMAs: none to read the rate off; it takes two ema averagers of different half_life_kimg, the longer at most a sixth of the stretch and done with its ramp_up"]
+    names, two = " and ".join(a.emas), a.two
+    grows = f"squared distance grows like half-life^{two.exponent:.2f} (orbit below 1, walk 1, drift 2)"
+    if two.rate is None:
+        return [f"two EMAs ({names}): no orbit has these distances; {grows}"]
+    interval = "no interval" if two.low is None else f"{number(two.low)} to {number(two.high)}"
+    return [f"two EMAs ({names}): k = {number(two.rate)} per kimg ({interval}), all weights together; {grows}"]
+
+
+def standings_lines(a: Analysis) -> list[str]:
+    """A row an average: what is predicted of it, beside its score."""
+    if not a.standings:
+        return [f"no average follows {PLAYERS[a.player]}"]
+    width = max(len("average"), *(len(s.name) for s in a.standings)) + 2
+    score = f"{a.metric} at {a.scored_at / 1000:g}" if a.scored_at is not None else ""
+    lines = [f"{'average':{width}}{'V_avg / V_live':>16}{'g* to hold a swap':>20}{'distance':>11}{score:>22}"]
+    lines.append(f"{LIVE:{width}}{'1':>16}{'':>20}{'':>11}{'' if a.live_score is None else f'{a.live_score:.4f}':>22}")
+    for s in a.standings:
+        growth = "-" if s.ratio is None else number(least_growth(s.ratio))
+        cells = f"{number(s.ratio):>16}{growth:>20}{number(s.distance):>11}"
+        lines.append(f"{s.name:{width}}{cells}{'' if s.score is None else f'{s.score:.4f}':>22}")
+    return lines
+
+
+def advice(a: Analysis) -> list[str]:
+    """What follows: the half-life, and the batch of a swap."""
+    fit, batch = a.fit, a.motion.batch_size[a.rows[-1]]
+    if not fit.holds:
+        why = {
+            DRIFT: "An average lags behind a drift: what it gains in score is not the orbit's. No half-life and no g* follow.",
+            WALK: "Nothing says where the centre is. No half-life and no g* follow; a longer stretch may decide it.",
+        }
+        return [why[fit.together.verdict]]
+    half_life = fit.half_life()
+    lines = [f"half-life that makes variance and lag least: {number(half_life)} kimg" + (", all that the stretch can tell" if half_life > 0.34 * fit.duration else "")]
+    lines.append(f"the orbit forgets half of itself in {number(math.log(2) / fit.together.safe_rate)} kimg; swapped in without growth, an average loses half of its gain in {number(math.log(2) / (2 * fit.together.safe_rate))}")
+    best = min((s for s in a.standings if s.ratio is not None), key=lambda s: s.ratio, default=None)
+    if best is not None:
+        g = least_growth(best.ratio)
+        lines.append(
+            f"a swap of {best.name} now stays where the noise falls by g* = {number(g)}: a batch of {math.ceil(g * batch):,} under SGD,"
+            f" of {math.ceil(g * g * batch):,} under Adam at a fixed rate (noise ~ 1 / sqrt(batch)), or rates divided by {number(g)}"
+        )
+    return lines
+
+
+def as_record(a: Analysis) -> dict[str, Any]:
+    """What was found, for a JSON file."""
+
+    def of(f: Finding) -> dict[str, Any]:
+        return {
+            "k_per_kimg": f.rate, "low": f.low, "high": f.high, "trend": f.trend, "trend_by_chance": f.by_chance, "chance": f.chance, "verdict": f.verdict,
+        }  # fmt: skip
+
+    fit, two = a.fit, a.two
+    return {
+        "from_kimg": a.start,
+        "to_kimg": a.end,
+        "recordings": len(a.rows),
+        "batch_size": int(a.motion.batch_size[a.rows[-1]]),
+        "holds": fit.holds,
+        "level": fit.level,
+        "share": fit.share,
+        "directions": [{"share": d.share, "velocity_per_kimg": d.velocity, **of(d.finding)} for d in fit.directions],
+        "together": of(fit.together),
+        "half_life_kimg": fit.half_life() if fit.holds else None,
+        "two_emas": None if two is None else {"averages": list(a.emas), "k_per_kimg": two.rate, "low": two.low, "high": two.high, "exponent": two.exponent},
+        "metric": a.metric or None,
+        "scored_at_kimg": None if a.scored_at is None else a.scored_at / 1000,
+        "live": {"score": a.live_score},
+        "averages": {
+            s.name: {"variance_ratio": s.ratio, "g_star": None if s.ratio is None else least_growth(s.ratio), "distance": s.distance, "score": s.score}
+            for s in a.standings
+        },
+    }
