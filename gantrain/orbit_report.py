@@ -285,7 +285,7 @@ def headline(analysis: Analysis) -> str:
 
 def finding_cells(finding: Finding) -> str:
     """A row's cells of what a motion is."""
-    interval = f"{number(finding.low)} to {number(finding.high) if math.isfinite(finding.high) else 'any'}"
+    interval = "none" if finding.high == 0 else f"{number(finding.low)} to {number(finding.high) if math.isfinite(finding.high) else 'any'}"
     return f"{number(finding.rate) if math.isfinite(finding.rate) else 'fast':>10}{interval:>18}{finding.trend:>9.0%}{finding.by_chance:>11.0%}  {finding.verdict}"
 
 

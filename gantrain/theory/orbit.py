@@ -15,8 +15,11 @@ average only lags), or drift (the centre is elsewhere still). The fit says which
    autoregressive/unit root models"). It is exact whatever the number and spacing of recordings, for Gaussian noise and a direction with one
    rate; for one that mixes rates it is an effective rate. k = 0, the random walk, is among them: an interval that
    reaches down to it says that no pull can be told.
-3. The share of the motion that a straight line explains is compared with what processes of the lowest rate of the interval show by
-   chance; more than 95% of them show is drift.
+3. The share of the motion that a straight line explains is compared with what processes of the lowest rate of the interval
+   show by chance: more than 95% of them show is drift. So is a path that is straighter, from one recording to the next, than
+   97.5% of walks.
+4. Directions that are each undecided may be decided together: the means of r and of the trend over all directions are compared
+   with means over as many independent processes of one rate.
 """
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ class Finding:
 
     Attributes:
         rate: k, the median-unbiased estimate; 0 if more like a walk than any orbit, inf if faster than the recordings can tell.
-        low, high: its interval; `low` is 0 where a random walk cannot be excluded.
+        low, high: its interval; `low` is 0 where a random walk cannot be excluded, and `high` too where the path is
+            straighter than a walk.
         trend: share of the motion that a straight line explains.
         by_chance: the share that a line explains of an orbit of this rate, in the mean.
         chance: how often a process of the rate `low` shows as much; below 1 - level it is drift.
@@ -286,7 +290,8 @@ class Simulated:
         # At the simulated rate just below the lowest of the interval, where chance shows the most trend.
         chance = float((lines[max(0, np.searchsorted(self.rates, low, side="right") - 1)] >= trend).mean())
         by_chance = float(lines[min(np.searchsorted(self.rates, rate), len(self.rates) - 1)].mean())
-        verdict = DRIFT if chance < 1 - self.level else WALK if low == 0 else ORBIT
+        straighter = high == 0  # than a walk would be: its steps go on in the direction of those before
+        verdict = DRIFT if straighter or chance < 1 - self.level else WALK if low == 0 else ORBIT
         return Finding(rate, low, high, trend, by_chance, chance, verdict)
 
     def rate_where(self, curve: np.ndarray, r: float) -> float:
