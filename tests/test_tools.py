@@ -47,6 +47,15 @@ def test_benchmark_sets_averages_beside_an_update(tmp_path):
         assert f"{row['share']:.2%}" in said
 
 
+def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
+    words = ["tools/benchmark.py", "orbit", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2, "--averages", 2]
+    said = run(*words, "--json", tmp_path / "b.json")
+    assert "one recording, 2 averages each" in said and "of an update" in said
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["one recording, 2 averages each", "one update of the game"]
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[1]["share"] == 1
+
+
 def test_benchmark_sets_measured_updates_beside_others(tmp_path):
     words = ["tools/benchmark.py", "noise-scale", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 3, "--json", tmp_path / "b.json"]
     said = run(*words, "batching.batch_size=16", "--every", 5)
@@ -55,6 +64,18 @@ def test_benchmark_sets_measured_updates_beside_others(tmp_path):
     more = sorted(m - p for p, m in zip(plain, measured))[1]
     assert record["share"] == pytest.approx(more / 5 / sorted(plain)[1]) and record["rounds"] == 1
     assert "batch 16 = 1 x 16, measured in two halves" in said and f"one update in 5 measured: {record['share']:+.2%} of training time" in said
+
+
+def test_the_lab_draws_its_pictures(tmp_path):
+    """The two quickest of them, each no blank sheet and the same again for the same seed; a typing error names what there is."""
+    words = ["tools/ou_lab.py", "--only", "forces", "swap", "--out", tmp_path]
+    run(*words)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(first) == ["ou_forces.png", "ou_swap.png"]
+    for name in first:
+        assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 10
+    run(*words[:2], "swap", *words[4:])
+    assert (tmp_path / "ou_swap.png").read_bytes() == first["ou_swap.png"]
 
 
 def test_benchmark_sets_rounds_beside_one_another(tmp_path):
@@ -143,6 +164,7 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path):
         (["tools/swap_study.py", "configs/digits.yaml"], "swap_study.py: error: configs/digits.yaml: swap.source is null"),
         (["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"], "batching.max_batch is null; the study needs room"),
         (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is no run folder (it has no metrics.jsonl)"),
+        (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is no folder; make it first"),
         (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
         (["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0", "--json", "/nowhere/x.json"], "must be a whole number of at least 1, got '0'"),
     ],

@@ -1,9 +1,10 @@
-"""How long an update takes, what a setting costs or saves, and what averaging, measuring noise and rounds cost.
+"""How long an update takes, what a setting costs or saves, and what averaging, measuring noise, recording the orbit and rounds cost.
 
     python tools/benchmark.py train configs/digits.yaml
     python tools/benchmark.py train configs/digits.yaml --against performance.channels_last=false --against "averagers.swa=null averagers.ema_short=null"
     python tools/benchmark.py averaging configs/cifar10_biggan.yaml
     python tools/benchmark.py noise-scale configs/cifar10_biggan.yaml
+    python tools/benchmark.py orbit configs/cifar10_biggan.yaml
     python tools/benchmark.py rounds configs/cifar10_biggan.yaml
 
 `train` times whole updates. Every `--against` is the same configuration with overrides (several with spaces between).
@@ -15,8 +16,10 @@ which it prints the share. Caches are full of other things before each, as after
 `noise-scale` times updates whose gradients are measured and updates whose are not, and prints what measuring one in so many
 costs a training.
 
+`orbit` times one recording of the weights of G, of D and of all their averages, and writing it, beside an update.
+
 `rounds` sets a batch of one micro-batch beside one of several: time an image, and the peak memory of a process that trains with
-it. These three need no data: images are random.
+it. These four need no data: images are random.
 
 Variants take turns, A B A B, so that a machine that slows down slows them all. Prints medians and spreads over the turns;
 `--json PATH` writes them.
@@ -47,10 +50,13 @@ from gantrain.batching import GradientProbe
 from gantrain.config import Config
 from gantrain.distributed import finish, make_accelerator
 from gantrain.loading import load
+from gantrain.recording import OrbitRecorder
+from gantrain.theory.sketch import Orbit
 from gantrain.trainer import Trainer
 from gantrain.update import Player, discriminator_phase, generator_phase, make_adam, sees_real
 
 QUIET = ["tracking.wandb.mode=disabled"]
+UPDATE = "one update of the game"
 
 
 def ready(config: str, overrides: list[str], folder: Path, accelerator) -> Trainer:
@@ -223,7 +229,7 @@ def averaging(arguments: argparse.Namespace) -> dict[str, Any]:
     """What averages of the generator cost beside an update."""
     config = load(arguments.config, arguments.overrides)
     game = Game(config, arguments)
-    generator, device, update, d_steps = game.players[0].network, game.device, game.update, config.optim.d_steps
+    generator, device, update = game.players[0].network, game.device, game.update
     count = arguments.averages
     bank = AverageBank(generator, {f"ema{i}": Ema(half_life_kimg=10.0 * 2**i, ramp_up=None) for i in range(count)})
     position = itertools.count(config.batching.batch_size, config.batching.batch_size)
@@ -246,12 +252,18 @@ def averaging(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{count} averages in the bank": functools.partial(seconds_cold, lambda: bank.update(next(position)), arguments.repeats, device),
         f"{count} averages by a naive loop": functools.partial(seconds_cold, by_loop, arguments.repeats, device),
         f"{count} copies of the weights": functools.partial(seconds_cold, copies, arguments.repeats, device),
-        "one update of the game": functools.partial(seconds_of, update, 1, device),
+        UPDATE: functools.partial(seconds_of, update, 1, device),
     }
-    times = in_turns(variants, arguments.turns)
-    whole = statistics.median(times["one update of the game"])
     parameters = sum(p.numel() for p in live)
-    print(f"\n{arguments.config}: G of {parameters:,} parameters in {len(live)} tensors, batch {config.batching.batch_size}, {d_steps} D steps; {machine()}; {arguments.turns} turns")
+    rows = beside_an_update(variants, config, arguments, f"G of {parameters:,} parameters in {len(live)} tensors")
+    return {"parameters": parameters, "rows": rows}
+
+
+def beside_an_update(variants: Mapping[str, Callable[[], float]], config: Config, arguments: argparse.Namespace, what: str) -> list[dict[str, Any]]:
+    """Time variants, of which one is `UPDATE`, and print each with its share of that."""
+    times = in_turns(variants, arguments.turns)
+    whole = statistics.median(times[UPDATE])
+    print(f"\n{arguments.config}: {what}, batch {config.batching.batch_size}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns")
     width = max(map(len, times))
     print(f"{'':{width}}  {'ms':>10} {'min':>9} {'max':>9} {'of an update':>13}")
     rows = []
@@ -259,7 +271,34 @@ def averaging(arguments: argparse.Namespace) -> dict[str, Any]:
         median = statistics.median(taken)
         rows.append({"variant": name, "seconds": taken, "median": median, "share": median / whole})
         print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {median / whole:12.2%}")
-    return {"parameters": parameters, "rows": rows}
+    return rows
+
+
+def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a recording of the orbit costs beside an update."""
+    config = load(arguments.config, arguments.overrides)
+    game = Game(config, arguments)
+    averagers = {f"ema{i}": Ema(half_life_kimg=10.0 * 2**i, ramp_up=None) for i in range(arguments.averages)}
+    banks = {key: AverageBank(player.network, averagers) for key, player in zip("gd", game.players)}
+    game.update()
+    for bank in banks.values():
+        bank.update(game.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = OrbitRecorder(Orbit(every_kimg=1.0), banks, Path(folder), writes=True)
+        recorder.open(0)
+        facts = {"batch_size": game.batch_size, "lr": {"g": config.optim.lr_g, "d": config.optim.lr_d}}
+
+        def record_and_write() -> None:
+            recorder.record(0, facts)
+            recorder.flush()
+
+        variants = {
+            f"one recording, {arguments.averages} averages each": functools.partial(seconds_cold, record_and_write, arguments.repeats, game.device),
+            UPDATE: functools.partial(seconds_of, game.update, 1, game.device),
+        }
+        sizes = [sum(p.numel() for p in player.network.parameters()) for player in game.players]
+        rows = beside_an_update(variants, config, arguments, "G and D of {:,} and {:,} parameters".format(*sizes))
+    return {"parameters": sizes, "rows": rows}
 
 
 def main() -> None:
@@ -285,6 +324,10 @@ def main() -> None:
     noise = kinds.add_parser("noise-scale", parents=[shared, images], help="measured updates beside others")
     noise.add_argument("--every", type=command.positive, metavar="N", help="one update in N is measured (default: the configuration's, else 10)")
     noise.set_defaults(call=noise_scale)
+    path = kinds.add_parser("orbit", parents=[shared, images], help="a recording of the orbit beside an update")
+    path.add_argument("--averages", type=command.positive, default=5, help="of each network (default: 5)")
+    path.add_argument("--repeats", type=command.positive, default=5, help="recordings a turn (default: 5)")
+    path.set_defaults(call=orbit)
     several = kinds.add_parser("rounds", parents=[shared, images], help="time and memory of a batch in rounds")
     several.add_argument("--rounds", type=command.positive, default=16, help="of the larger batch (default: 16)")
     several.set_defaults(call=rounds)

@@ -51,7 +51,7 @@ class Finding:
         low, high: its interval; `low` is 0 where a random walk cannot be excluded, and `high` too where the path is
             straighter than a walk.
         trend: share of the motion that a straight line explains.
-        by_chance: the share that a line explains of an orbit of this rate, in the mean.
+        by_chance: the share that a line explains of a process of the rate `low`, in the mean.
         chance: how often a process of the rate `low` shows as much; below 1 - level it is drift.
         verdict: "orbit", "walk" or "drift".
     """
@@ -79,7 +79,7 @@ class Direction:
         center: the mean of the motion.
         share: of the whole motion, 0 to 1.
         squares: mean square of the motion about its mean.
-        velocity: of its straight line, per unit of time, what chance explains taken off; 0 or above.
+        velocity: of its straight line, per unit of time, what a process of the rate found shows by chance taken off; 0 or above.
         finding: of this direction alone.
     """
 
@@ -193,7 +193,8 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
     found = []
     for j, vector in enumerate(vectors):
         finding = simulated.finding(r[j : j + 1], trend[j : j + 1])
-        velocity = abs(slope[j]) * math.sqrt(max(0.0, 1 - finding.by_chance / trend[j])) if trend[j] > 0 else 0.0
+        by_chance = simulated.trend_of_rate(finding.rate)
+        velocity = abs(slope[j]) * math.sqrt(max(0.0, 1 - by_chance / trend[j])) if trend[j] > 0 else 0.0
         found.append(Direction(vector, float(along[:, j].mean()), float(squares[j] / whole), float(squares[j]), float(velocity), finding))
     return OrbitFit(found, simulated.finding(r, trend), times, level)
 
@@ -288,11 +289,15 @@ class Simulated:
         low, rate, high = (self.rate_where(curve, r) for curve in curves)
         lines = self.means_of(count, self.trends)
         # At the simulated rate just below the lowest of the interval, where chance shows the most trend.
-        chance = float((lines[max(0, np.searchsorted(self.rates, low, side="right") - 1)] >= trend).mean())
-        by_chance = float(lines[min(np.searchsorted(self.rates, rate), len(self.rates) - 1)].mean())
+        shown_by_chance = lines[max(0, np.searchsorted(self.rates, low, side="right") - 1)]
+        chance, by_chance = float((shown_by_chance >= trend).mean()), float(shown_by_chance.mean())
         straighter = high == 0  # than a walk would be: its steps go on in the direction of those before
         verdict = DRIFT if straighter or chance < 1 - self.level else WALK if low == 0 else ORBIT
         return Finding(rate, low, high, trend, by_chance, chance, verdict)
+
+    def trend_of_rate(self, k: float) -> float:
+        """The share of the motion that a straight line explains of a process of this rate, in the mean."""
+        return float(self.trends[min(np.searchsorted(self.rates, k), len(self.rates) - 1)].mean())
 
     def rate_where(self, curve: np.ndarray, r: float) -> float:
         """The k at which a curve that falls with k is r: 0 where r lies above all of it, inf where below."""
