@@ -137,7 +137,7 @@ def parser() -> Parser:
     orbit.add_argument("run", metavar="RUN", help="a run folder, of a run trained with orbit.every_kimg")
     orbit.add_argument("--networks", choices=("g", "d", "gd"), default="gd", help="whose weights (default: of both players)")
     orbit.add_argument("--average", default="all", metavar="NAMES", help="which averages to report, with commas between (default: all)")
-    orbit.add_argument("--from-kimg", type=float, metavar="K", help="where the stretch begins (default: the last swap, growth or jump of a learning rate)")
+    orbit.add_argument("--from-kimg", type=float, metavar="K", help="where the stretch begins (default: the last one long enough without swap, growth or jump of a learning rate)")
     orbit.add_argument("--to-kimg", type=float, metavar="K", help="where it ends (default: the last recording)")
     orbit.add_argument("--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)")
     orbit.set_defaults(call=call_orbit)

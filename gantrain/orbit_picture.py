@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gantrain.averaging import LIVE
 from gantrain.orbit_report import PLAYERS, Analysis, headline
@@ -19,7 +18,7 @@ from gantrain.theory.orbit import displacement_of, principal_directions
 COLOURS = "viridis"
 AVERAGES = ("#c2410c", "#1f5fa8", "#a21caf", "#4d7c0f", "#b45309", "#0f766e")  # of the averages' marks, over and over
 MARKS = ("o", "s", "D", "^", "v", "P")
-FAINT = "#9ca3af"
+FAINT, SWAP = "#9ca3af", "#dc2626"
 DEVIATIONS = 2  # of the ellipse
 
 
@@ -33,37 +32,36 @@ def draw(analyses: Sequence[Analysis], path: Path, title: str) -> None:
     rows = figure.subfigures(len(analyses), 1, squeeze=False)[:, 0]
     for part, analysis in zip(rows, analyses):
         part.suptitle(f"{title}: {headline(analysis)}", fontsize=11)
-        left, middle, right = part.subplots(1, 3, width_ratios=(1.15, 1.15, 1))
+        left, middle, right = part.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
         draw_whole(left, analysis)
         draw_stretch(middle, analysis)
         draw_displacement(right, analysis)
         for axes in (left, middle, right):
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
-        kimg = analysis.kimg
-        bar = part.colorbar(ScalarMappable(Normalize(kimg[0], kimg[-1]), COLOURS), ax=[left, middle], shrink=0.85, pad=0.01)
-        bar.set_label("kimg", fontsize=8)
-        bar.ax.tick_params(labelsize=8)
     figure.savefig(path)
 
 
-def path_line(axes: Axes, points: np.ndarray, kimg: np.ndarray, over: tuple[float, float]) -> None:
-    """A path `[n, 2]` coloured by time; a jump is left open."""
-    pieces = np.stack([points[:-1], points[1:]], axis=1)[np.diff(kimg) > 0]
-    line = LineCollection(list(pieces), cmap=COLOURS, norm=Normalize(*over), linewidths=1.1, zorder=3)
-    line.set_array(kimg[1:][np.diff(kimg) > 0])
+def path_line(axes: Axes, points: np.ndarray, kimg: np.ndarray) -> None:
+    """A path `[n, 2]` coloured by time, which a bar beside it says; a jump is left open."""
+    moves = np.diff(kimg) > 0
+    line = LineCollection(list(np.stack([points[:-1], points[1:]], axis=1)[moves]), cmap=COLOURS, linewidths=1.2, zorder=3)
+    line.set_array(kimg[1:][moves])
     axes.add_collection(line)
     axes.autoscale_view()
+    bar = axes.figure.colorbar(line, ax=axes, shrink=0.8, pad=0.01, aspect=30)
+    bar.set_label("kimg", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
 
 
-def averages_in(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, rows: np.ndarray) -> None:
+def averages_in(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, rows: np.ndarray, size: float) -> None:
     """The averages' own paths over these rows, faint, and marks where the last of them finds them."""
     for i, standing in enumerate(a.standings):
         colour = AVERAGES[i % len(AVERAGES)]
         points = (a.motion.sketches[standing.name][rows] - center) @ plane.T
         axes.plot(*points.T, color=colour, linewidth=0.9, alpha=0.55, zorder=4)
-        axes.plot(*points[-1], MARKS[i % len(MARKS)], color=colour, markeredgecolor="white", markersize=8, label=standing.name, zorder=6)
-    axes.plot(*((a.motion.sketches[LIVE][rows[-1]] - center) @ plane.T), "X", color="black", markeredgecolor="white", markersize=9, label=LIVE, zorder=7)
+        axes.plot(*points[-1], MARKS[i % len(MARKS)], color=colour, markeredgecolor="white", markeredgewidth=0.6, markersize=size, label=standing.name, zorder=6)
+    axes.plot(*((a.motion.sketches[LIVE][rows[-1]] - center) @ plane.T), "X", color="black", markeredgecolor="white", markeredgewidth=0.6, markersize=size + 1, label=LIVE, zorder=7)
 
 
 def draw_whole(axes: Axes, a: Analysis) -> None:
@@ -72,16 +70,17 @@ def draw_whole(axes: Axes, a: Analysis) -> None:
     live = a.motion.sketches[LIVE][rows]
     center, plane = live.mean(axis=0), principal_directions(live, 2)
     points = (live - center) @ plane.T
-    path_line(axes, points, a.kimg[rows], (a.kimg[0], a.kimg[-1]))
+    path_line(axes, points, a.kimg[rows])
     axes.plot(*points[0], "o", markerfacecolor="white", markeredgecolor="black", markersize=7, zorder=6, label="start")
     for row in a.motion.swaps:
         if row < a.rows[-1]:
-            axes.annotate("", points[row + 1], points[row], arrowprops={"arrowstyle": "-|>", "color": "#dc2626", "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}, zorder=8)
+            axes.annotate("", points[row + 1], points[row], arrowprops={"arrowstyle": "-|>", "color": SWAP, "linewidth": 1.3, "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0}, zorder=8)
     if any(row < a.rows[-1] for row in a.motion.swaps):
-        axes.plot([], [], color="#dc2626", linewidth=1.8, label="swap")
-    averages_in(axes, a, plane, center, rows)
+        axes.plot([], [], color=SWAP, linewidth=1.3, label="swap")
+    marks, words = axes.get_legend_handles_labels()
+    averages_in(axes, a, plane, center, rows, size=5)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(marks, words, fontsize=8, frameon=False)
     axes.set_title(f"{PLAYERS[a.player]}: the path so far, in its two principal directions", fontsize=9)
     shares = [((points[:, i]) ** 2).sum() / ((live - center) ** 2).sum() for i in range(points.shape[1])]
     for set_label, share in zip((axes.set_xlabel, axes.set_ylabel), shares):
@@ -98,8 +97,8 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
     points, kimg = live @ plane.T, a.kimg[a.rows]
     half = len(points) // 2
     axes.plot(*points[: half + 1].T, color=FAINT, linewidth=0.8, zorder=2, label="first half: gives the directions")
-    path_line(axes, points[half:], kimg[half:], (a.kimg[0], a.kimg[-1]))
-    averages_in(axes, a, plane, center, a.rows)
+    path_line(axes, points[half:], kimg[half:])
+    averages_in(axes, a, plane, center, a.rows, size=8)
     if fit.holds and len(fit.directions) > 1:
         one, two = fit.directions[:2]
         widths = [2 * DEVIATIONS * np.sqrt(fit.variance_of(d)) for d in (one, two)]
@@ -127,6 +126,9 @@ def draw_displacement(axes: Axes, a: Analysis) -> None:
         axes.loglog(lags, expected, "--", color="#c2410c", linewidth=1.2, label="the fitted orbit")
     axes.loglog(lags, whole[0] * lags / lags[0], color=FAINT, linewidth=1, label="a random walk: like t")
     axes.loglog(lags, whole[0] * (lags / lags[0]) ** 2, ":", color=FAINT, linewidth=1.2, label="a drift: like t²")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0.5 * min(along.min(), whole.min()), 4 * whole.max())
     axes.set_xlabel("kimg later", fontsize=8)
     axes.set_ylabel("mean squared displacement", fontsize=8)

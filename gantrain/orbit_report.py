@@ -17,7 +17,7 @@ from gantrain.averaging.swap import reads_orbit
 from gantrain.config import Config
 from gantrain.errors import UserError, did_you_mean
 from gantrain.recording import FOLDER, Motion, read_motion
-from gantrain.theory.orbit import DRIFT, FEWEST, ORBIT, WALK, Finding, OrbitFit, TwoEmas, fit_orbit, fit_two_emas
+from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, WALK, Finding, OrbitFit, TwoEmas, fit_orbit, fit_two_emas
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.tracking import METRICS_FILE, as_json
 
@@ -28,6 +28,7 @@ BINS = 2000  # that a long profile is summed up in
 IN_WORDS = {
     ORBIT: "an orbit: it comes back to a centre, the Ornstein-Uhlenbeck picture holds",
     WALK: "no orbit that could be told from a random walk: the Ornstein-Uhlenbeck picture does not hold",
+    MIXED: "some directions orbit and others do not: the Ornstein-Uhlenbeck picture does not hold as a whole",
     DRIFT: "drift: its centre is elsewhere still, the Ornstein-Uhlenbeck picture does not hold",
 }
 
@@ -96,6 +97,8 @@ class Analysis:
 def rows_of(motion: Motion, start_kimg: float | None, end_kimg: float | None) -> np.ndarray:
     """The recordings of a stretch of a run in which nothing jumps: between two moments, or the last such stretch up to the end.
 
+    If that is too short to be analysed, as just after a swap, the last that is long enough.
+
     Raises:
         UserError: nothing was recorded there, or a swap or growth lies between.
     """
@@ -109,7 +112,9 @@ def rows_of(motion: Motion, start_kimg: float | None, end_kimg: float | None) ->
     if end_kimg is not None and len(rows) > 1 and motion.nimg[rows[-1]] == motion.nimg[rows[-2]]:
         rows = rows[:-1]  # up to a swap is up to the moment before it
     if start_kimg is None:
-        return rows[motion.regime[rows] == motion.regime[rows[-1]]]
+        regimes, counts = np.unique(motion.regime[rows], return_counts=True)
+        enough = regimes[counts >= FEWEST]
+        return rows[motion.regime[rows] == (enough[-1] if len(enough) else regimes[-1])]
     if len(rows) > 1 and motion.nimg[rows[0]] == motion.nimg[rows[1]]:
         rows = rows[1:]
     breaks = np.flatnonzero(np.diff(motion.regime[rows]))
@@ -131,7 +136,7 @@ def analyse(
         player: "g" or "d".
         profiles: weight profiles of its averages.
         names: the averages to report; None is all that there are.
-        start_kimg, end_kimg: the stretch; by default the last one in which neither weights nor batch nor rates jump.
+        start_kimg, end_kimg: the stretch; by default the last long enough one in which neither weights nor batch nor rates jump.
 
     Raises:
         UserError: nothing recorded, too little of it, or averages that are not there.
@@ -250,7 +255,7 @@ def orbit_run(
     target = Path(out) if out is not None else picture_path(run, found)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
-    record = keep(found, target, str(run))
+    record = keep(found, target, run.resolve().name)
     return "\n\n".join([*(report(a, run) for a in found), f"drawn in {target}, numbers in {record}"])
 
 
@@ -279,8 +284,8 @@ def number(value: float | None) -> str:
 
 def headline(analysis: Analysis) -> str:
     """The verdict in a line."""
-    a, together = analysis, analysis.fit.together
-    return f"{PLAYERS[a.player]} from {a.start:g} to {a.end:g} kimg: {IN_WORDS[together.verdict]}"
+    a = analysis
+    return f"{PLAYERS[a.player]} from {a.start:g} to {a.end:g} kimg: {IN_WORDS[a.fit.verdict]}"
 
 
 def finding_cells(finding: Finding) -> str:
@@ -294,18 +299,28 @@ def report(analysis: Analysis, run: Path) -> str:
     a, fit = analysis, analysis.fit
     batch = a.motion.batch_size[a.rows[-1]]
     lines = [
-        f"{run}: {headline(a)}",
+        f"{run}: {headline(a)}" + since_then(a),
         f"{len(a.rows)} recordings at batch {batch}; the directions are the principal ones of the first half and are measured over the second,"
         f" of whose motion they carry {fit.share:.0%}",
         f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'trend':>9}{'by chance':>11}  is",
     ]
     for i, d in enumerate(fit.directions, start=1):
         lines.append(f"{i:<12}{d.share:>7.1%}  {finding_cells(d.finding)}")
-    lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}")
+    lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}" + ("" if fit.alike else ", of rates that differ"))
     lines += two_emas_lines(a)
     lines += standings_lines(a)
     lines += advice(a)
     return "\n".join(lines)
+
+
+def since_then(a: Analysis) -> str:
+    """A word on what came after the stretch."""
+    motion, last = a.motion, a.rows[-1]
+    if last + 1 >= len(motion.nimg):
+        return ""
+    if last in motion.swaps:
+        return " (then there was a swap)"
+    return " (then the batch or a learning rate jumped)" if motion.regime[last + 1] != motion.regime[last] else ""
 
 
 def two_emas_lines(a: Analysis) -> list[str]:
@@ -340,9 +355,10 @@ def advice(a: Analysis) -> list[str]:
     if not fit.holds:
         why = {
             DRIFT: "An average lags behind a drift: what it gains in score is not the orbit's. No half-life and no g* follow.",
+            MIXED: "A prediction for some directions would be none for the weights: no half-life and no g* follow.",
             WALK: "Nothing says where the centre is. No half-life and no g* follow; a longer stretch may decide it.",
         }
-        return [why[fit.together.verdict]]
+        return [why[fit.verdict]]
     half_life = fit.half_life()
     lines = [f"half-life that makes variance and lag least: {number(half_life)} kimg" + (", all that the stretch can tell" if half_life > 0.34 * fit.duration else "")]
     lines.append(f"the orbit forgets half of itself in {number(math.log(2) / fit.together.safe_rate)} kimg; swapped in without growth, an average loses half of its gain in {number(math.log(2) / (2 * fit.together.safe_rate))}")
@@ -370,7 +386,8 @@ def as_record(a: Analysis) -> dict[str, Any]:
         "to_kimg": a.end,
         "recordings": len(a.rows),
         "batch_size": int(a.motion.batch_size[a.rows[-1]]),
-        "holds": fit.holds,
+        "verdict": fit.verdict,
+        "one_rate": fit.alike,
         "level": fit.level,
         "share": fit.share,
         "directions": [{"share": d.share, "velocity_per_kimg": d.velocity, **of(d.finding)} for d in fit.directions],

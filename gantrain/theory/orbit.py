@@ -19,7 +19,8 @@ average only lags), or drift (the centre is elsewhere still). The fit says which
    show by chance: more than 95% of them show is drift. So is a path that is straighter, from one recording to the next, than
    97.5% of walks.
 4. Directions that are each undecided may be decided together: the means of r and of the trend over all directions are compared
-   with means over as many independent processes of one rate.
+   with means over as many independent processes of one rate. Whether they may have one rate is tested too: a few fast
+   directions among many that walk are no orbit.
 """
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ MOST = 800  # of more, every so many are enough: rates up to a thousand in the m
 PATHS, RATES = 4000, 48  # simulated for every rate; rates
 FASTEST = 8.0  # k times the distance of recordings; e^-8 is no autocorrelation that could be seen
 BLOCKS = 10  # of the jackknife
-ORBIT, WALK, DRIFT = "orbit", "walk", "drift"
+ORBIT, WALK, DRIFT, MIXED = "orbit", "walk", "drift", "mixed"
+UNLIKE = 0.01  # rates whose spread one rate shows less often than this differ
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,41 @@ class OrbitFit:
     Attributes:
         directions: the principal ones, that which moved most in the first half first.
         together: of all directions, each with the same weight, as though they had one rate: many that are undecided may
-            together be decided. It is the verdict on the path.
+            together be decided.
+        alike: whether the directions may have one rate: whether their autocorrelations spread no more than chance lets
+            those of one rate.
         times: of the measured half, `[n]`.
         level: of the intervals.
     """
 
     directions: list[Direction]
     together: Finding
+    alike: bool
     times: np.ndarray
     level: float
 
     @property
+    def verdict(self) -> str:
+        """Of the whole path: "orbit", "walk", "drift", or "mixed" where some directions orbit and others do not.
+
+        An orbit is one if all directions together are, and none drifts (at a level divided by their number, which many
+        comparisons want), and they have one rate or those that orbit by themselves carry more than half of the motion.
+        """
+        if self.together.verdict != ORBIT:
+            return self.together.verdict
+        drifts = any(d.finding.chance < (1 - self.level) / len(self.directions) for d in self.directions)
+        known = sum(d.share for d in self.orbiting)
+        return MIXED if drifts or not known > 0.5 * self.share else ORBIT
+
+    @property
     def holds(self) -> bool:
         """Whether the Ornstein-Uhlenbeck picture does."""
-        return self.together.verdict == ORBIT
+        return self.verdict == ORBIT
+
+    @property
+    def orbiting(self) -> list[Direction]:
+        """The directions whose rate is known: all, if they may have one rate, or else those that orbit by themselves."""
+        return self.directions if self.alike else [d for d in self.directions if d.finding.verdict == ORBIT]
 
     @property
     def share(self) -> float:
@@ -136,12 +159,12 @@ class OrbitFit:
         return direction.squares / (1 - variance_ratio(self.times, np.full(n, 1 / n), self.rate_of(direction)))
 
     def ratio(self, positions: np.ndarray, weights: np.ndarray) -> float:
-        """Predicted V_average / V_live of an average by its weight profile, all directions together.
+        """Predicted V_average / V_live of an average by its weight profile, over the directions whose rate is known.
 
         As though the orbit had been the same for as long as the average reaches back. Only where the picture holds.
         """
-        variances = [self.variance_of(d) for d in self.directions]
-        return sum(v * variance_ratio(positions, weights, self.rate_of(d)) for v, d in zip(variances, self.directions)) / sum(variances)
+        variances = [self.variance_of(d) for d in self.orbiting]
+        return sum(v * variance_ratio(positions, weights, self.rate_of(d)) for v, d in zip(variances, self.orbiting)) / sum(variances)
 
     def half_life(self) -> float:
         """The EMA half-life that makes variance and lag least: min over mu of sum_j V_j mu / (k_j + mu) + (v_j / mu)^2.
@@ -149,7 +172,7 @@ class OrbitFit:
         At longest that whose uniform window, T = 2 / mu, is the measured stretch: no more of the orbit was seen. Only where the
         picture holds.
         """
-        orbits = [(self.rate_of(d), self.variance_of(d), d.velocity) for d in self.directions]
+        orbits = [(self.rate_of(d), self.variance_of(d), d.velocity) for d in self.orbiting]
 
         def spread(log_mu: float) -> float:
             mu = math.exp(log_mu)
@@ -196,7 +219,8 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
         by_chance = simulated.trend_of_rate(finding.rate)
         velocity = abs(slope[j]) * math.sqrt(max(0.0, 1 - by_chance / trend[j])) if trend[j] > 0 else 0.0
         found.append(Direction(vector, float(along[:, j].mean()), float(squares[j] / whole), float(squares[j]), float(velocity), finding))
-    return OrbitFit(found, simulated.finding(r, trend), times, level)
+    together = simulated.finding(r, trend)
+    return OrbitFit(found, together, simulated.alike(r, together.rate), times, level)
 
 
 def principal_directions(path: np.ndarray, count: int) -> np.ndarray:
@@ -271,23 +295,26 @@ class Simulated:
             x[i + 1] += gathers[i] * noise[i + 1]
         return x
 
-    def means_of(self, count: int, shown: np.ndarray) -> np.ndarray:
-        """Means `[rates, many]` over so many independent processes, of what single ones `[rates, PATHS]` show."""
-        if count == 1:
-            return shown
+    def groups_of(self, count: int, shown: np.ndarray) -> np.ndarray:
+        """What groups of so many independent processes show, `[..., many, count]`, from what single ones do, `[..., PATHS]`."""
         rng = np.random.default_rng([self.seed, count])
         groups = np.concatenate([rng.permutation(PATHS)[: PATHS // count * count].reshape(-1, count) for _ in range(count)])
-        return shown[:, groups].mean(axis=2)
+        return shown[..., groups]
+
+    def alike(self, autocorrelations: np.ndarray, rate: float) -> bool:
+        """Whether motions that showed these `[p]` may have this one rate."""
+        single = self.autocorrelations[min(np.searchsorted(self.rates, rate), len(self.rates) - 1)]
+        return float((self.groups_of(len(autocorrelations), single).std(axis=-1) >= autocorrelations.std()).mean()) >= UNLIKE
 
     def finding(self, autocorrelations: np.ndarray, trends: np.ndarray) -> Finding:
         """What motions that showed these `[p]` are, together."""
         count, r, trend = len(trends), float(autocorrelations.mean()), float(trends.mean())
         tail = (1 - self.level) / 2
-        shown = self.means_of(count, self.autocorrelations)
+        shown = self.groups_of(count, self.autocorrelations).mean(axis=-1)
         # Each falls with k, but for the noise of the simulation.
         curves = np.minimum.accumulate(np.quantile(shown, [tail, 0.5, 1 - tail], axis=1), axis=1)
         low, rate, high = (self.rate_where(curve, r) for curve in curves)
-        lines = self.means_of(count, self.trends)
+        lines = self.groups_of(count, self.trends).mean(axis=-1)
         # At the simulated rate just below the lowest of the interval, where chance shows the most trend.
         shown_by_chance = lines[max(0, np.searchsorted(self.rates, low, side="right") - 1)]
         chance, by_chance = float((shown_by_chance >= trend).mean()), float(shown_by_chance.mean())
