@@ -124,6 +124,7 @@ def draw_displacement(axes: Axes, a: Analysis) -> None:
     if fit.holds:
         expected = sum(2 * fit.variance_of(d) * -np.expm1(-fit.rate_of(d) * lags) for d in fit.directions)
         axes.loglog(lags, expected, "--", color="#c2410c", linewidth=1.2, label="the fitted orbit")
+    axes.loglog(lags, sum(a.parts.at(lags)), "--", color="#1f5fa8", linewidth=1.1, label="orbit + walk + drift")
     axes.loglog(lags, whole[0] * lags / lags[0], color=FAINT, linewidth=1, label="a random walk: like t")
     axes.loglog(lags, whole[0] * (lags / lags[0]) ** 2, ":", color=FAINT, linewidth=1.2, label="a drift: like t²")
     for axis in (axes.xaxis, axes.yaxis):

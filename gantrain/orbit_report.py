@@ -17,7 +17,7 @@ from gantrain.averaging.swap import reads_orbit
 from gantrain.config import Config
 from gantrain.errors import UserError, did_you_mean
 from gantrain.recording import FOLDER, Motion, read_motion
-from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, WALK, Finding, OrbitFit, TwoEmas, fit_orbit, fit_two_emas
+from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, WALK, Finding, OrbitFit, Parts, TwoEmas, displacement_of, fit_orbit, fit_two_emas, parts_of
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.tracking import METRICS_FILE, as_json
 
@@ -59,6 +59,7 @@ class Analysis:
         motion: all that was recorded.
         rows: of the stretch.
         fit: over it.
+        parts: orbit, walk and drift of the whole motion of the measured half, as they make up its squared displacement.
         emas: names of the two EMAs that the rate was read off as well; empty where there are none.
         two: what they say.
         standings: of the averages.
@@ -71,6 +72,7 @@ class Analysis:
     motion: Motion
     rows: np.ndarray
     fit: OrbitFit
+    parts: Parts
     emas: tuple[str, ...]
     two: TwoEmas | None
     standings: list[Standing]
@@ -165,7 +167,8 @@ def analyse(
         ratio = fit.ratio(*coarse(profiles[name])) if fit.holds and name in profiles and not jumps else None
         standings.append(Standing(name, ratio, float(np.sqrt(np.nanmean(motion.distances[name][measured]))), scores.get(name)))
     emas, two = two_emas(config, player, motion, rows)
-    return Analysis(player, motion, rows, fit, emas, two, standings, metric, scores.get(LIVE), scored_at)
+    parts = parts_of(*displacement_of(kimg[len(rows) // 2 :], motion.sketches[LIVE][measured]))
+    return Analysis(player, motion, rows, fit, parts, emas, two, standings, metric, scores.get(LIVE), scored_at)
 
 
 def two_emas(config: Config, player: str, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
@@ -307,10 +310,27 @@ def report(analysis: Analysis, run: Path) -> str:
     for i, d in enumerate(fit.directions, start=1):
         lines.append(f"{i:<12}{d.share:>7.1%}  {finding_cells(d.finding)}")
     lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}" + ("" if fit.alike else ", of rates that differ"))
+    lines.append(f"all directions, of the squared displacement: {parts_in_words(a)}")
     lines += two_emas_lines(a)
     lines += standings_lines(a)
     lines += advice(a)
     return "\n".join(lines)
+
+
+def moments_of(a: Analysis) -> tuple[float, float]:
+    """A short and a long lag in kimg to speak of: from one recording to the next, and half of the measured stretch."""
+    measured = a.kimg[a.rows[len(a.rows) // 2 :]]
+    return float(measured[-1] - measured[0]) / (len(measured) - 1), float(measured[-1] - measured[0]) / 2
+
+
+def parts_in_words(a: Analysis) -> str:
+    """What the motion is made of, over a short and a long time."""
+    words = []
+    for lag in moments_of(a):
+        shares = zip(a.parts.shares(lag), (ORBIT, WALK, DRIFT))
+        words.append(f"over {lag:.3g} kimg " + ", ".join(f"{share:.0%} {what}" for share, what in shares))
+    rate = f" (the orbit's k {number(a.parts.rate)} per kimg)" if a.parts.variance > 0 else ""
+    return "; ".join(words) + rate
 
 
 def since_then(a: Analysis) -> str:
@@ -392,6 +412,9 @@ def as_record(a: Analysis) -> dict[str, Any]:
         "share": fit.share,
         "directions": [{"share": d.share, "velocity_per_kimg": d.velocity, **of(d.finding)} for d in fit.directions],
         "together": of(fit.together),
+        "displacement": {
+            "orbit_k_per_kimg": a.parts.rate, "orbit_variance": a.parts.variance, "diffusion_per_kimg": a.parts.diffusion, "velocity_per_kimg": a.parts.velocity,
+        },
         "half_life_kimg": fit.half_life() if fit.holds else None,
         "two_emas": None if two is None else {"averages": list(a.emas), "k_per_kimg": two.rate, "low": two.low, "high": two.high, "exponent": two.exponent},
         "metric": a.metric or None,

@@ -259,6 +259,47 @@ def displacement_of(times: np.ndarray, path: np.ndarray, lags: int = 24) -> tupl
     return counts * spacing, np.array([((path[lag:] - path[:-lag]) ** 2).sum(axis=1).mean() for lag in counts])
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a squared displacement after a time t is made of: 2 V (1 - e^(-k t)) + D t + v^2 t^2.
+
+    Attributes:
+        rate, variance: k and V of an orbit; V is 0 where there is none to be seen.
+        diffusion: D, of a random walk.
+        velocity: v, of a drift.
+    """
+
+    rate: float
+    variance: float
+    diffusion: float
+    velocity: float
+
+    def at(self, lag: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(orbit's, walk's, drift's) squared displacement after a time."""
+        lag = np.asarray(lag, dtype=float)
+        return -2 * self.variance * np.expm1(-self.rate * lag), self.diffusion * lag, (self.velocity * lag) ** 2
+
+    def shares(self, lag: float) -> tuple[float, float, float]:
+        """The same as shares of their sum."""
+        parts = self.at(lag)
+        return tuple(float(part / sum(parts)) for part in parts)
+
+
+def parts_of(lags: np.ndarray, displacement: np.ndarray) -> Parts:
+    """The orbit, walk and drift that a measured displacement is most nearly the sum of, by relative least squares.
+
+    A description and no test: lags of one path are not independent. An orbit much slower than the longest lag is part of the
+    walk, one much faster than the shortest is part of nothing else.
+    """
+    best: tuple[float, Parts] | None = None
+    for k in np.geomspace(1 / lags[-1], 2 / lags[0], RATES):
+        columns = np.stack([-2 * np.expm1(-k * lags), lags, lags**2], axis=1) / displacement[:, None]
+        (variance, diffusion, squared), error = optimize.nnls(columns, np.ones(len(lags)))
+        if best is None or error < best[0]:
+            best = error, Parts(float(k), float(variance), float(diffusion), math.sqrt(squared))
+    return best[1]
+
+
 @functools.lru_cache(maxsize=4)
 def simulated_at(times: tuple[float, ...], level: float, seed: int) -> Simulated:
     """The simulation for these moments; G and D are recorded at the same ones."""
