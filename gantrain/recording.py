@@ -47,11 +47,13 @@ class OrbitRecorder:
         self.on = settings.every_kimg is not None
         self.live = {key: {n: w.detach() for n, w in named_weights(bank.network).items()} for key, bank in banks.items()} if self.on and writes else {}
         self.sketches = {key: Sketch(weights, key, settings.size) for key, weights in self.live.items()}
-        self.latest: dict[str, float] = {}  # distances of the last recording flushed, for a line of the record
+        self.latest: dict[str, float] = {}  # distances of the last recording written, for a line of metrics.jsonl
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
 
-    def open(self, keep_bytes: int) -> None:
-        """Go on after the first `keep_bytes` bytes of the file: what stands behind them will be recorded again."""
+    def open(self, state: Mapping[str, Any] | None = None) -> None:
+        """Go on from what `state` gave, or from nothing: what stands behind it in the file will be recorded again."""
+        keep_bytes = state["bytes"] if state else 0
+        self.latest = dict(state["latest"]) if state and self.on else {}
         if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,14 +61,14 @@ class OrbitRecorder:
             file.seek(0)
             file.truncate(file.read(keep_bytes).rfind(b"\n") + 1)  # a power cut may have taken what the checkpoint saw
 
-    def position(self) -> int:
-        """Bytes of the file so far, which are on disk then; what `open` wants after a resume."""
-        if not self.writes or not self.path.exists():
-            return 0
+    def state(self) -> dict[str, Any]:
+        """What `open` wants after a resume, as JSON values; all that was recorded is on disk then."""
         self.flush()
+        if not self.writes or not self.path.exists():
+            return {"bytes": 0, "latest": {}}
         with open(self.path, "ab") as file:
             os.fsync(file.fileno())
-            return file.tell()
+            return {"bytes": file.tell(), "latest": self.latest}
 
     def record(self, nimg: int, facts: Mapping[str, Any], swap: Literal["before", "after"] | None = None) -> None:
         """Take down where everything is. No device sync.

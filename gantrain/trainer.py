@@ -235,7 +235,7 @@ class Trainer:
         if self.main:
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
-        self.orbit.open(state.get("orbit_bytes", 0))
+        self.orbit.open(state.get("orbit"))
         position = self.nimg * self.config.optim.d_steps
         self.real_batches = RealBatches(
             self.images, self.config.seed, self.batching.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
@@ -437,7 +437,7 @@ class Trainer:
             "swaps": self.swapper.state(),
             "scalers": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
             "metrics_bytes": self.tracker.position(),
-            "orbit_bytes": self.orbit.position(),
+            "orbit": self.orbit.state(),
             "wandb_id": self.wandb_id,
             "data_fingerprint": self.images.fingerprint,
             "data_listing": self.images.listing,

@@ -285,7 +285,7 @@ def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
         bank.update(game.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         recorder = OrbitRecorder(Orbit(every_kimg=1.0), banks, Path(folder), writes=True)
-        recorder.open(0)
+        recorder.open()
         facts = {"batch_size": game.batch_size, "lr": {"g": config.optim.lr_g, "d": config.optim.lr_d}}
 
         def record_and_write() -> None:
