@@ -65,10 +65,10 @@ class OrbitRecorder:
         """What `open` wants after a resume, as JSON values; all that was recorded is on disk then."""
         self.flush()
         if not self.writes or not self.path.exists():
-            return {"bytes": 0, "latest": {}}
+            return {"bytes": 0, "latest": []}
         with open(self.path, "ab") as file:
             os.fsync(file.fileno())
-            return {"bytes": file.tell(), "latest": self.latest}
+            return {"bytes": file.tell(), "latest": list(self.latest.items())}  # a list: JSON in a checkpoint is sorted
 
     def record(self, nimg: int, facts: Mapping[str, Any], swap: Literal["before", "after"] | None = None) -> None:
         """Take down where everything is. No device sync.
