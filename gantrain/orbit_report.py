@@ -16,7 +16,7 @@ from gantrain.averaging.average import Looks
 from gantrain.averaging.swap import reads_orbit
 from gantrain.config import Config
 from gantrain.errors import UserError, did_you_mean
-from gantrain.recording import FOLDER, Motion, read_motion
+from gantrain.recording import FOLDER, Motion, as_motion, read_record
 from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, WALK, Finding, OrbitFit, Parts, TwoEmas, displacement_of, fit_orbit, fit_two_emas, parts_of
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.tracking import METRICS_FILE, as_json
@@ -126,14 +126,19 @@ def rows_of(motion: Motion, start_kimg: float | None, end_kimg: float | None) ->
     return rows
 
 
+class TooFew(UserError):
+    """There are not enough recordings yet."""
+
+
 def analyse(
-    run: Path, config: Config, player: str, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
+    run: Path, config: Config, player: str, motion: Motion, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
     start_kimg: float | None = None, end_kimg: float | None = None,
 ) -> Analysis:  # fmt: skip
     """One player's motion and averages over a stretch of a run.
 
     Args:
         run: the run folder.
+        motion: of the player, as it was recorded.
         config: of the run.
         player: "g" or "d".
         profiles: weight profiles of its averages.
@@ -141,14 +146,13 @@ def analyse(
         start_kimg, end_kimg: the stretch; by default the last long enough one in which neither weights nor batch nor rates jump.
 
     Raises:
-        UserError: nothing recorded, too little of it, or averages that are not there.
+        UserError: too little was recorded (`TooFew`), or averages are not there.
     """
-    motion = read_motion(run, player)
     rows = rows_of(motion, start_kimg, end_kimg)
     kimg = motion.nimg[rows] / 1000
     if len(rows) < FEWEST:
         since = f" between {kimg[0]:g} and {kimg[-1]:g} kimg, where nothing jumps,"
-        raise UserError(
+        raise TooFew(
             f"{run}: an orbit wants at least {FEWEST} recordings, there are {len(rows)}{since}; choose a longer stretch with"
             f" --from-kimg and --to-kimg, or train on with a smaller orbit.every_kimg ({config.orbit.every_kimg or 0.25:g})"
         )
@@ -245,16 +249,17 @@ def orbit_run(
     """
     run = Path(run)
     config, _ = sampling.open_run(run)
-    first = read_motion(run, players[0])
-    rows_of(first, start_kimg, end_kimg)  # wrong moments are said before any work
+    lines = read_record(run)
+    motions = {key: as_motion(lines, key) for key in players}
+    rows_of(motions[players[0]], start_kimg, end_kimg)  # wrong moments are said before any work
     profiles = saved_profiles(run, config, end_kimg)
     if names is not None:
-        known = {name for key in players for name in read_motion(run, key).distances}
+        known = {name for motion in motions.values() for name in motion.distances}
         for name in names:
             if name not in known:
                 raise UserError(f"--average: no average {name!r} was recorded{did_you_mean(name, known)}")
     mine = {key: None if names is None else [name for name in names if name in config.followed(key)] for key in players}
-    found = [analyse(run, config, key, profiles[key], mine[key], start_kimg, end_kimg) for key in players]
+    found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in players]
     target = Path(out) if out is not None else picture_path(run, found)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")

@@ -21,6 +21,7 @@ from torch import Tensor
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import named_weights
 from gantrain.errors import UserError
+from gantrain.plugins import one_line
 from gantrain.theory.sketch import Orbit, Sketch
 from gantrain.tracking import as_json
 
@@ -146,8 +147,8 @@ class Motion:
     batch_size: np.ndarray
 
 
-def read_motion(run: Path, player: str) -> Motion:
-    """What a run has recorded of "g" or of "d".
+def read_record(run: Path) -> list[dict[str, Any]]:
+    """What a run has recorded, a recording a line, sketches as arrays.
 
     Raises:
         UserError: nothing was recorded, or a line of the file cannot be read.
@@ -155,35 +156,49 @@ def read_motion(run: Path, player: str) -> Motion:
     path = run / FOLDER / RECORD_FILE
     if not path.is_file() or path.stat().st_size == 0:
         raise UserError(f"{run}: has recorded no orbit; train it with orbit.every_kimg=0.25")
-    lines = []
+    lines: list[dict[str, Any]] = []
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
             if not text.endswith("\n"):
                 break  # a run that goes on is writing it
             try:
                 line = json.loads(text)
-                sketches = {name: np.frombuffer(base64.b64decode(code, validate=True), dtype="<f4") for name, code in line["sketch"][player].items()}
-                lines.append((line, sketches))
-                if len({len(s) for s in (*sketches.values(), lines[0][1][LIVE], sketches[LIVE])}) != 1:
-                    raise ValueError("sketches of different sizes")
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number} is damaged ({error}); delete it to do without this recording") from None
-    return as_motion(lines, player)
+                line["sketch"] = {key: {name: decode(code) for name, code in of.items()} for key, of in line["sketch"].items()}
+                sizes = {len(sketch) for one in (line, *lines[:1]) for of in one["sketch"].values() for sketch in of.values()}
+                if len(sizes) != 1:
+                    raise ValueError(f"sketches of {' and '.join(map(str, sorted(sizes)))} numbers")
+                require = (line["nimg"], line["batch_size"], *line["lr"].values())
+                if not all(isinstance(value, (int, float)) for value in require) or LIVE not in line["sketch"]["g"]:
+                    raise ValueError("not as it was written")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}: line {number} is damaged ({one_line(error)}); delete it to do without this recording") from None
+            lines.append(line)
+    return lines
 
 
-def as_motion(lines: list[tuple[dict[str, Any], dict[str, np.ndarray]]], player: str) -> Motion:
-    """Lines of the record as arrays."""
-    size = len(lines[0][1][LIVE])
-    names = list(dict.fromkeys(name for _, sketches in lines for name in sketches))
-    nothing = np.full(size, np.nan)
-    sketches = {name: np.stack([of.get(name, nothing) for _, of in lines]).astype(float) for name in names}
-    distances = {n: np.array([float(line["distances"][player].get(n, "nan")) for line, _ in lines]) for n in names if n != LIVE}
-    batch, rates = ([line["batch_size"] for line, _ in lines], [tuple(line["lr"].values()) for line, _ in lines])
-    swapped = [line.get("swap") == "after" for line, _ in lines]
+def decode(code: str) -> np.ndarray:
+    """The numbers of a sketch."""
+    return np.frombuffer(base64.b64decode(code, validate=True), dtype="<f4")
+
+
+def read_motion(run: Path, player: str) -> Motion:
+    """What a run has recorded of "g" or of "d"; as `read_record`."""
+    return as_motion(read_record(run), player)
+
+
+def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
+    """The recordings of one player as arrays."""
+    sketched = [line["sketch"][player] for line in lines]
+    nothing = np.full(len(sketched[0][LIVE]), np.nan)
+    names = list(dict.fromkeys(name for of in sketched for name in of))
+    sketches = {name: np.stack([of.get(name, nothing) for of in sketched]).astype(float) for name in names}
+    distances = {n: np.array([float(line["distances"][player].get(n, "nan")) for line in lines]) for n in names if n != LIVE}
+    batch, rates = [line["batch_size"] for line in lines], [tuple(line["lr"].values()) for line in lines]
+    swapped = [line.get("swap") == "after" for line in lines]
     jumps = [False, *map(jumped, rates[1:], rates)]
     new = [i > 0 and (swapped[i] or jumps[i] or batch[i] != batch[i - 1]) for i in range(len(lines))]
     return Motion(
-        nimg=np.array([line["nimg"] for line, _ in lines]),
+        nimg=np.array([line["nimg"] for line in lines]),
         sketches=sketches,
         distances=distances,
         regime=np.cumsum(new),

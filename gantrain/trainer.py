@@ -26,7 +26,7 @@ from gantrain.distributed import PRECISIONS, from_main, local_processes, main_fi
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
-from gantrain.recording import OrbitRecorder
+from gantrain.recording import OrbitRecorder, as_motion, read_record
 from gantrain.runfolder import locked, look_into, write_config
 from gantrain.swapping import Swapper
 from gantrain.tracking import Progress, Tracker, new_run_id
@@ -400,9 +400,12 @@ class Trainer:
         self.orbit.flush()
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in self.banks.items()}
         try:
-            found = [orbit_report.analyse(self.run_dir, self.config, key, profiles[key]) for key in self.players]
-        except UserError:
+            lines = read_record(self.run_dir)
+            found = [orbit_report.analyse(self.run_dir, self.config, key, as_motion(lines, key), profiles[key]) for key in self.players]
+        except orbit_report.TooFew:
             return
+        except UserError as error:
+            return self.tracker.say(f"orbit: {error}")
         path = orbit_report.picture_path(self.run_dir, found)
         orbit_report.keep(found, path, self.run_dir.name)
         words = [orbit_report.headline(one) for one in found]
