@@ -167,7 +167,7 @@ def analyse(
     measured = rows[len(rows) // 2 :]
     standings = []
     for name in begun if names is None else names:
-        jumps = getattr(config.averagers[name], "writes_back", False)  # a path that is put back has another orbit
+        jumps = getattr(config.averagers.get(name), "writes_back", False)  # a path that is put back has another orbit
         ratio = fit.ratio(*coarse(profiles[name])) if fit.holds and name in profiles and not jumps else None
         standings.append(Standing(name, ratio, float(np.sqrt(np.nanmean(motion.distances[name][measured]))), scores.get(name)))
     emas, two = two_emas(config, player, motion, rows)
@@ -218,11 +218,9 @@ def scores_before(run: Path, nimg: int) -> tuple[str, dict[str, float], int | No
     return first, {name: score for name, metric, score in scores if metric == first}, last["nimg"]
 
 
-def saved_profiles(run: Path, config: Config, end_kimg: float | None) -> dict[str, dict[str, Profile]]:
-    """By player, the weight profiles that a run's averages have at its newest checkpoint, or had at `end_kimg`."""
-    _, path = sampling.open_run(run)
+def saved_profiles(path: Path, config: Config, last: int) -> dict[str, dict[str, Profile]]:
+    """By player, the weight profiles that a run's averages had at `last` images, as a checkpoint knows them."""
     state = checkpoint.read(path, groups=[]).state
-    last = math.inf if end_kimg is None else end_kimg * 1000
     found: dict[str, dict[str, Profile]] = {}
     for key, group in (("g", "averages"), ("d", "averages_d")):
         followed = {name: one for name, one in config.followed(key).items() if name in state[group]}
@@ -248,11 +246,11 @@ def orbit_run(
         UserError: no such run, none or too few recordings, no such averages.
     """
     run = Path(run)
-    config, _ = sampling.open_run(run)
+    config, path = sampling.open_run(run)
     lines = read_record(run)
     motions = {key: as_motion(lines, key) for key in players}
-    rows_of(motions[players[0]], start_kimg, end_kimg)  # wrong moments are said before any work
-    profiles = saved_profiles(run, config, end_kimg)
+    some = motions[players[0]]  # both are recorded at the same moments
+    profiles = saved_profiles(path, config, int(some.nimg[rows_of(some, start_kimg, end_kimg)[-1]]))
     if names is not None:
         known = {name for motion in motions.values() for name in motion.distances}
         for name in names:
