@@ -16,7 +16,7 @@ from gantrain.averaging.average import Looks
 from gantrain.averaging.swap import reads_orbit
 from gantrain.config import Config
 from gantrain.errors import UserError, did_you_mean
-from gantrain.recording import FOLDER, Motion, as_motion, read_record
+from gantrain.recording import FOLDER, JUMP, Motion, NothingYet, as_motion, read_record
 from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, WALK, Finding, OrbitFit, Parts, TwoEmas, displacement_of, fit_orbit, fit_two_emas, parts_of
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.tracking import METRICS_FILE, as_json
@@ -63,6 +63,7 @@ class Analysis:
         emas: names of the two EMAs that the rate was read off as well; empty where there are none.
         two: what they say.
         standings: of the averages.
+        jumping: averages that put the live weights back to themselves.
         metric: name of the score; empty where there is none.
         live_score: of the live weights.
         scored_at: images seen when the scores were taken.
@@ -76,6 +77,7 @@ class Analysis:
     emas: tuple[str, ...]
     two: TwoEmas | None
     standings: list[Standing]
+    jumping: list[str]
     metric: str
     live_score: float | None
     scored_at: int | None
@@ -126,10 +128,6 @@ def rows_of(motion: Motion, start_kimg: float | None, end_kimg: float | None) ->
     return rows
 
 
-class TooFew(UserError):
-    """There are not enough recordings yet."""
-
-
 def analyse(
     run: Path, config: Config, player: str, motion: Motion, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
     start_kimg: float | None = None, end_kimg: float | None = None,
@@ -146,15 +144,14 @@ def analyse(
         start_kimg, end_kimg: the stretch; by default the last long enough one in which neither weights nor batch nor rates jump.
 
     Raises:
-        UserError: too little was recorded (`TooFew`), or averages are not there.
+        UserError: too little was recorded (`NothingYet`), or averages are not there.
     """
     rows = rows_of(motion, start_kimg, end_kimg)
     kimg = motion.nimg[rows] / 1000
     if len(rows) < FEWEST:
-        since = f" between {kimg[0]:g} and {kimg[-1]:g} kimg, where nothing jumps,"
-        raise TooFew(
-            f"{run}: an orbit wants at least {FEWEST} recordings, there are {len(rows)}{since}; choose a longer stretch with"
-            f" --from-kimg and --to-kimg, or train on with a smaller orbit.every_kimg ({config.orbit.every_kimg or 0.25:g})"
+        raise NothingYet(
+            f"{run}: an orbit wants at least {FEWEST} recordings, there are {len(rows)} between {kimg[0]:g} and {kimg[-1]:g} kimg, where"
+            f" nothing jumps; choose a longer stretch with --from-kimg and --to-kimg, or train on, with a smaller orbit.every_kimg"
         )
     begun = [name for name, d in motion.distances.items() if np.isfinite(d[rows[-1]])]
     for name in names or []:
@@ -163,16 +160,16 @@ def analyse(
         if name not in motion.distances:
             raise UserError(f"--average: no average {name!r} of {PLAYERS[player]} was recorded{did_you_mean(name, motion.distances)}")
     fit = fit_orbit(kimg, motion.sketches[LIVE][rows])
-    metric, scores, scored_at = scores_before(run, motion.nimg[rows[-1]]) if player == "g" else ("", {}, None)
+    metric, scores, scored_at = scores_within(run, int(motion.nimg[rows[0]]), int(motion.nimg[rows[-1]])) if player == "g" else ("", {}, None)
     measured = rows[len(rows) // 2 :]
+    jumping = [name for name in begun if getattr(config.averagers.get(name), "writes_back", False)]
     standings = []
     for name in begun if names is None else names:
-        jumps = getattr(config.averagers.get(name), "writes_back", False)  # a path that is put back has another orbit
-        ratio = fit.ratio(*coarse(profiles[name])) if fit.holds and name in profiles and not jumps else None
+        ratio = fit.ratio(*coarse(profiles[name])) if fit.holds and name in profiles and name not in jumping else None
         standings.append(Standing(name, ratio, float(np.sqrt(np.nanmean(motion.distances[name][measured]))), scores.get(name)))
     emas, two = two_emas(config, player, motion, rows)
     parts = parts_of(*displacement_of(kimg[len(rows) // 2 :], motion.sketches[LIVE][measured]))
-    return Analysis(player, motion, rows, fit, parts, emas, two, standings, metric, scores.get(LIVE), scored_at)
+    return Analysis(player, motion, rows, fit, parts, emas, two, standings, jumping, metric, scores.get(LIVE), scored_at)
 
 
 def two_emas(config: Config, player: str, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
@@ -202,14 +199,17 @@ def coarse(profile: Profile) -> Profile:
     return np.array([p.mean() for p, _ in parts]), np.array([w.sum() for _, w in parts])
 
 
-def scores_before(run: Path, nimg: int) -> tuple[str, dict[str, float], int | None]:
-    """(metric, score of each average, images seen then) of a run's last evaluation up to a moment."""
+def scores_within(run: Path, start: int, end: int) -> tuple[str, dict[str, float], int | None]:
+    """(metric, score of each average, images seen then) of a run's last evaluation in a stretch.
+
+    What stands at its start was scored before a swap that begins it.
+    """
     path = run / METRICS_FILE
     last: dict[str, Any] = {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        if '"eval/live/' in text:
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        if '"eval/live/' in text and text.endswith("}"):  # the last line may be torn
             line = json.loads(text)
-            last = line if line["nimg"] <= nimg else last
+            last = line if start < line["nimg"] <= end else last
     taken = [key.split("/") for key in last if key.startswith("eval/")]
     scores = [(name, metric, float(last[f"eval/{name}/{metric}"])) for name, metric in (parts[1:] for parts in taken if len(parts) == 3)]
     if not scores:
@@ -246,12 +246,17 @@ def orbit_run(
         UserError: no such run, none or too few recordings, no such averages.
     """
     run = Path(run)
-    config, path = sampling.open_run(run)
+    config, checkpoints = sampling.configuration_of(run), checkpoint.CheckpointStore(run / "checkpoints")
+    if out is not None and Path(out).suffix != ".png":
+        raise UserError(f"--out: {str(out)!r} must end in .png; the numbers go beside it as .json")
     lines = read_record(run)
     motions = {key: as_motion(lines, key) for key in players}
     some = motions[players[0]]  # both are recorded at the same moments
-    profiles = saved_profiles(path, config, int(some.nimg[rows_of(some, start_kimg, end_kimg)[-1]]))
+    last = int(some.nimg[rows_of(some, start_kimg, end_kimg)[-1]])
+    newest = checkpoints.newest()
+    profiles = saved_profiles(newest, config, last) if newest else {key: {} for key in players}
     if names is not None:
+        names = [name for name in dict.fromkeys(names) if name != LIVE]
         known = {name for motion in motions.values() for name in motion.distances}
         for name in names:
             if name not in known:
@@ -291,33 +296,43 @@ def number(value: float | None) -> str:
 def headline(analysis: Analysis) -> str:
     """The verdict in a line."""
     a = analysis
-    return f"{PLAYERS[a.player]} from {a.start:g} to {a.end:g} kimg: {IN_WORDS[a.fit.verdict]}"
+    return f"{PLAYERS[a.player]} from {a.kimg[a.rows[len(a.rows) // 2]]:g} to {a.end:g} kimg: {IN_WORDS[a.fit.verdict]}{since_then(a)}"
 
 
 def finding_cells(finding: Finding) -> str:
     """A row's cells of what a motion is."""
-    interval = "none" if finding.high == 0 else f"{number(finding.low)} to {number(finding.high) if math.isfinite(finding.high) else 'any'}"
-    return f"{number(finding.rate) if math.isfinite(finding.rate) else 'fast':>10}{interval:>18}{finding.trend:>9.0%}{finding.by_chance:>11.0%}  {finding.verdict}"
+    f = finding
+    interval = "straighter" if f.high == 0 else f"above {number(f.low)}" if math.isinf(f.high) else f"{number(f.low)} to {number(f.high)}"
+    return f"{number(f.rate) if math.isfinite(f.rate) else 'fast':>10}{interval:>18}{f.trend:>7.0%}{f.limit:>7.0%}  {f.verdict}"
 
 
 def report(analysis: Analysis, run: Path) -> str:
     """Everything that was found about a player, for the console."""
     a, fit = analysis, analysis.fit
-    batch = a.motion.batch_size[a.rows[-1]]
+    n, half = len(a.rows), a.rows[len(a.rows) // 2]
     lines = [
-        f"{run}: {headline(a)}" + since_then(a),
-        f"{len(a.rows)} recordings at batch {batch}; the directions are the principal ones of the first half and are measured over the second,"
-        f" of whose motion they carry {fit.share:.0%}",
-        f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'trend':>9}{'by chance':>11}  is",
+        f"{run}: {headline(a)}",
+        f"{n} recordings from {a.start:g} kimg on, batch {a.motion.batch_size[a.rows[-1]]}. The directions are the principal ones up to {a.kimg[half]:g}"
+        f" kimg; after it they carry {fit.share:.0%} of the motion.",
+        "k is the rate at which the motion along a direction comes back, line the share of it that a straight line explains and most what chance does (95%).",
+        f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'line':>7}{'most':>7}  is",
     ]
     for i, d in enumerate(fit.directions, start=1):
         lines.append(f"{i:<12}{d.share:>7.1%}  {finding_cells(d.finding)}")
-    lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}" + ("" if fit.alike else ", of rates that differ"))
+    lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}" + ("" if fit.alike else "; rates differ by more than chance"))
     lines.append(f"all directions, of the squared displacement: {parts_in_words(a)}")
     lines += two_emas_lines(a)
+    lines += notes_lines(a)
     lines += standings_lines(a)
     lines += advice(a)
     return "\n".join(lines)
+
+
+def notes_lines(a: Analysis) -> list[str]:
+    """What else has a part in the motion."""
+    lr = a.motion.lr[a.rows]
+    notes = [f"note: the learning rate goes from {lr[0]:.3g} to {lr[-1]:.3g} in the stretch, and an orbit with it"] if lr.max() > JUMP * lr.min() else []
+    return notes + [f"note: {name} puts the weights back to itself every so often, which is part of the motion" for name in a.jumping]
 
 
 def moments_of(a: Analysis) -> tuple[float, float]:
@@ -339,16 +354,15 @@ def parts_in_words(a: Analysis) -> str:
 def since_then(a: Analysis) -> str:
     """A word on what came after the stretch."""
     motion, last = a.motion, a.rows[-1]
-    if last + 1 >= len(motion.nimg):
+    if last + 1 >= len(motion.nimg) or motion.regime[last + 1] == motion.regime[last]:
         return ""
-    if last in motion.swaps:
-        return " (then there was a swap)"
-    return " (then the batch or a learning rate jumped)" if motion.regime[last + 1] != motion.regime[last] else ""
+    return f" (then {'came a swap' if last in motion.swaps else 'the batch or a learning rate jumped'})"
 
 
 def two_emas_lines(a: Analysis) -> list[str]:
     if a.two is None:
-        return ["two EMAs: none to read the rate off; it takes two ema averagers of different half_life_kimg, the longer at most a sixth of the stretch and done with its ramp_up"]
+        longest = (a.end - a.start) / 2 / FORGETS
+        return [f"two EMAs: it takes two averagers of name ema with different half_life_kimg, of {longest:.3g} at most here, past their ramp_up by the measured half"]
     names, two = " and ".join(a.emas), a.two
     grows = f"squared distance grows like half-life^{two.exponent:.2f} (orbit below 1, walk 1, drift 2)"
     if two.rate is None:
@@ -364,12 +378,12 @@ def standings_lines(a: Analysis) -> list[str]:
     width = max(len("average"), *(len(s.name) for s in a.standings)) + 2
     score = f"{a.metric} at {a.scored_at / 1000:g}" if a.scored_at is not None else ""
     lines = [f"{'average':{width}}{'V_avg / V_live':>16}{'g* to hold a swap':>20}{'distance':>11}{score:>22}"]
-    lines.append(f"{LIVE:{width}}{'1':>16}{'':>20}{'':>11}{'' if a.live_score is None else f'{a.live_score:.4f}':>22}")
+    lines.append(f"{LIVE:{width}}{'1':>16}{'':>31}{'' if a.live_score is None else f'{a.live_score:.4f}':>22}")
     for s in a.standings:
         growth = "-" if s.ratio is None else number(least_growth(s.ratio))
         cells = f"{number(s.ratio):>16}{growth:>20}{number(s.distance):>11}"
         lines.append(f"{s.name:{width}}{cells}{'' if s.score is None else f'{s.score:.4f}':>22}")
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def advice(a: Analysis) -> list[str]:
@@ -377,7 +391,7 @@ def advice(a: Analysis) -> list[str]:
     fit, batch = a.fit, a.motion.batch_size[a.rows[-1]]
     if not fit.holds:
         why = {
-            DRIFT: "An average lags behind a drift: what it gains in score is not the orbit's. No half-life and no g* follow.",
+            DRIFT: "An average lags behind a drift; what one gains in score is not the orbit's. No half-life and no g* follow.",
             MIXED: "A prediction for some directions would be none for the weights: no half-life and no g* follow.",
             WALK: "Nothing says where the centre is. No half-life and no g* follow; a longer stretch may decide it.",
         }
@@ -400,7 +414,7 @@ def as_record(a: Analysis) -> dict[str, Any]:
 
     def of(f: Finding) -> dict[str, Any]:
         return {
-            "k_per_kimg": f.rate, "low": f.low, "high": f.high, "trend": f.trend, "trend_by_chance": f.by_chance, "chance": f.chance, "verdict": f.verdict,
+            "k_per_kimg": f.rate, "low": f.low, "high": f.high, "trend": f.trend, "trend_limit": f.limit, "chance": f.chance, "verdict": f.verdict,
         }  # fmt: skip
 
     fit, two = a.fit, a.two

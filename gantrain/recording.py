@@ -1,7 +1,7 @@
 """The orbit's record: where the weights of G and D, and of every average of them, were at which image.
 
 `RUN/orbit/record.jsonl` has one line a recording: `nimg`; what the motion depends on (`batch_size`, `lr` of both players);
-`swap` with "before" or "after" beside a swap; `distances`, the squared distance between the live weights and each average that has begun;
+`"swap": true` just after a swap, where the line before is of the moment before it; `distances`, the squared distance between the live weights and each average that has begun;
 and `sketch`, `[size]` numbers each as base64 of little-endian float32. Both are by player and, for averages, by name.
 """
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from gantrain.tracking import as_json
 FOLDER = "orbit"
 RECORD_FILE = "record.jsonl"
 JUMP = 1.1  # learning rates that differ by more from one recording to the next drive another orbit
+
+
+class NothingYet(UserError):
+    """Nothing was recorded, or too little."""
 
 
 class OrbitRecorder:
@@ -48,6 +52,7 @@ class OrbitRecorder:
         self.on = settings.every_kimg is not None
         self.live = {key: {n: w.detach() for n, w in named_weights(bank.network).items()} for key, bank in banks.items()} if self.on and writes else {}
         self.sketches = {key: Sketch(weights, key, settings.size) for key, weights in self.live.items()}
+        self.nimg = -1  # of the last recording
         self.latest: dict[str, float] = {}  # distances of the last recording written, for a line of metrics.jsonl
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
 
@@ -55,6 +60,7 @@ class OrbitRecorder:
         """Go on from what `state` gave, or from nothing: what stands behind it in the file will be recorded again."""
         keep_bytes = state["bytes"] if state else 0
         self.latest = dict(state["latest"]) if state and self.on else {}
+        self.nimg = state["nimg"] if state else -1
         if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,25 +72,23 @@ class OrbitRecorder:
         """What `open` wants after a resume, as JSON values; all that was recorded is on disk then."""
         self.flush()
         if not self.writes or not self.path.exists():
-            return {"bytes": 0, "latest": []}
+            return {"bytes": 0, "nimg": -1, "latest": []}
         with open(self.path, "ab") as file:
             os.fsync(file.fileno())
-            return {"bytes": file.tell(), "latest": list(self.latest.items())}  # a list: JSON in a checkpoint is sorted
+            return {"bytes": file.tell(), "nimg": self.nimg, "latest": list(self.latest.items())}  # a list: JSON in a checkpoint is sorted
 
-    def record(self, nimg: int, facts: Mapping[str, Any], swap: Literal["before", "after"] | None = None) -> None:
-        """Take down where everything is. No device sync.
+    def record(self, nimg: int, facts: Mapping[str, Any], swapped: bool = False) -> None:
+        """Take down where everything is, once for each moment. No device sync.
 
         Args:
             nimg: images seen.
             facts: what the motion depends on at this moment, as JSON values.
-            swap: this is the moment just before or just after one.
+            swapped: the weights were just replaced, which makes another moment of it.
         """
-        if not self.on or not self.writes:
+        if not self.on or not self.writes or (nimg == self.nimg and not swapped):
             return
-        head = {"nimg": nimg, **facts, **({"swap": swap} if swap else {})}
-        if swap == "before" and self._pending and self._pending[-1][0]["nimg"] == nimg:  # was due anyway
-            self._pending[-1] = (head, *self._pending[-1][1:])
-            return
+        self.nimg = nimg
+        head = {"nimg": nimg, **facts, **({"swap": True} if swapped else {})}
         names: list[tuple[str, str, str]] = []
         values: list[Tensor] = []
         for key, bank in self.banks.items():
@@ -137,6 +141,7 @@ class Motion:
         regime: `[n]`, counts up where the weights jump (a swap) or what drives them does (the batch, a learning rate).
         swaps: rows just before a swap; the one after it is the next.
         batch_size: `[n]`.
+        lr: `[n]`, the player's learning rate.
     """
 
     nimg: np.ndarray
@@ -145,19 +150,20 @@ class Motion:
     regime: np.ndarray
     swaps: list[int]
     batch_size: np.ndarray
+    lr: np.ndarray
 
 
 def read_record(run: Path) -> list[dict[str, Any]]:
     """What a run has recorded, a recording a line, sketches as arrays.
 
     Raises:
-        UserError: nothing was recorded, or a line of the file cannot be read.
+        UserError: nothing was recorded (`NothingYet`), or a line of the file cannot be read.
     """
     path = run / FOLDER / RECORD_FILE
     if not path.is_file() or path.stat().st_size == 0:
-        raise UserError(f"{run}: has recorded no orbit; train it with orbit.every_kimg=0.25")
+        raise NothingYet(f"{run}: has recorded no orbit; train it, or train it on, with orbit.every_kimg=0.25")
     lines: list[dict[str, Any]] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, start=1):
             if not text.endswith("\n"):
                 break  # a run that goes on is writing it
@@ -168,8 +174,9 @@ def read_record(run: Path) -> list[dict[str, Any]]:
                 if len(sizes) != 1:
                     raise ValueError(f"sketches of {' and '.join(map(str, sorted(sizes)))} numbers")
                 require = (line["nimg"], line["batch_size"], *line["lr"].values())
-                if not all(isinstance(value, (int, float)) for value in require) or LIVE not in line["sketch"]["g"]:
-                    raise ValueError("not as it was written")
+                whole = all(isinstance(value, (int, float)) for value in require) and all(LIVE in line["sketch"][key] for key in "gd")
+                if not whole or (lines and line["nimg"] < lines[-1]["nimg"]):
+                    raise ValueError("it is not as it was written")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}: line {number} is damaged ({one_line(error)}); delete it to do without this recording") from None
             lines.append(line)
@@ -194,7 +201,7 @@ def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
     sketches = {name: np.stack([of.get(name, nothing) for of in sketched]).astype(float) for name in names}
     distances = {n: np.array([float(line["distances"][player].get(n, "nan")) for line in lines]) for n in names if n != LIVE}
     batch, rates = [line["batch_size"] for line in lines], [tuple(line["lr"].values()) for line in lines]
-    swapped = [line.get("swap") == "after" for line in lines]
+    swapped = [line.get("swap") is True for line in lines]
     jumps = [False, *map(jumped, rates[1:], rates)]
     new = [i > 0 and (swapped[i] or jumps[i] or batch[i] != batch[i - 1]) for i in range(len(lines))]
     return Motion(
@@ -204,6 +211,7 @@ def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
         regime=np.cumsum(new),
         swaps=[i - 1 for i, after in enumerate(swapped) if after and i],
         batch_size=np.array(batch),
+        lr=np.array([line["lr"][player] for line in lines]),
     )
 
 

@@ -15,7 +15,7 @@ from gantrain.sampling import CONFIG_FILE
 
 # What may change when a run is taken up again: nothing in it touches what has been trained so far.
 MAY_CHANGE = (
-    "run_dir", "total_kimg", "eval.", "checkpoint.", "tracking.", "performance.",
+    "run_dir", "total_kimg", "eval.", "checkpoint.", "tracking.", "performance.", "orbit.every_kimg",
     "data.root", "data.keep_in", "data.workers", "data.download",
 )  # fmt: skip
 

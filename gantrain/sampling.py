@@ -94,6 +94,17 @@ def load_generator(
     return generator
 
 
+def configuration_of(run: Path) -> Config:
+    """What a run was trained with.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+    return load(run / CONFIG_FILE)
+
+
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
     """A run's configuration and one of its checkpoints, the newest whole one unless `kimg` says which.
 
@@ -101,9 +112,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
         UserError: not a run folder, or no such checkpoint.
     """
     run = Path(run)
-    if not (run / CONFIG_FILE).is_file():
-        raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
-    config = load(run / CONFIG_FILE)
+    config = configuration_of(run)
     store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
     if kimg is None:
         path = store.newest()

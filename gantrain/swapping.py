@@ -28,7 +28,7 @@ class Swapper:
         score_live: the live weights' scores at this moment (empty but on the main process).
         protocol: what those scores must be quoted with.
         settle: brings G's BatchNorm statistics to its weights.
-        watch: told "before" and "after" the weights are replaced.
+        watch: called before the weights are replaced, and with True after.
         agree: the main process's value of something, on every process.
         tracker: of the run.
     """
@@ -42,7 +42,7 @@ class Swapper:
         score_live: Callable[[], MetricValues],
         protocol: Callable[[], dict[str, Any]],
         settle: Callable[[], None],
-        watch: Callable[[str], None],
+        watch: Callable[[bool], None],
         agree: Callable[[Any], Any],
         tracker: Tracker,
     ):
@@ -95,7 +95,7 @@ class Swapper:
         record: dict[str, Any] = {"nimg": nimg, "batch": [self.batching.batch_size, self.batching.batch_size], "scores": {}}
         self._keep_score(record, "before", nimg, scores=before)
         growth, reason = self.agree(self._growth(nimg))  # a batch that differed between processes would hang them
-        self.watch("before")
+        self.watch(False)
         for key, bank in self.banks.items():
             bank.write_back(s.source, s.alpha)
             reset_optimizer(self.players[key].optimizer, s.optimizer)
@@ -104,7 +104,7 @@ class Swapper:
         was = self.batching.batch_size
         self.batching.weights_jumped()  # first: no growth by the noise of weights that are gone
         grown = self.batching.ask(nimg, growth)
-        self.watch("after")
+        self.watch(True)
         record["batch"] = [was, self.batching.batch_size]
         settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": s.lr_scale, "lr_scale_so_far": self.lr_scale}
         # Whatever the policy of BatchNorm is, the live statistics were just measured anew.

@@ -26,7 +26,8 @@ from gantrain.distributed import PRECISIONS, from_main, local_processes, main_fi
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, Scores, as_keys, table
 from gantrain.images import to_float
-from gantrain.recording import OrbitRecorder, as_motion, read_record
+from gantrain.plugins import one_line
+from gantrain.recording import NothingYet, OrbitRecorder, as_motion, read_record
 from gantrain.runfolder import locked, look_into, write_config
 from gantrain.swapping import Swapper
 from gantrain.tracking import Progress, Tracker, new_run_id
@@ -100,13 +101,13 @@ class Trainer:
             if self.due(c.tracking.every_kimg) or self.due(c.checkpoint.every_kimg) or done:
                 self.log()
             with self.progress.paused():
+                if self.due(c.orbit.every_kimg) or self.due(c.eval.every_kimg) or done:
+                    self.record_orbit()
                 if self.due(c.eval.every_kimg) or done:
                     self.evaluate()
                 if self.due(c.tracking.samples_every_kimg) or done:
                     self.draw_samples()
                 self.keep_snapshots(done)
-                if self.due(c.orbit.every_kimg):
-                    self.record_orbit()
                 self.swapper.maintain(self.previous_nimg, self.nimg, done, more=self.nimg < total)
                 if self.due(c.checkpoint.every_kimg) or done:
                     self.save()
@@ -388,10 +389,10 @@ class Trainer:
             groups["buffers"] = dict(self.G.network.named_buffers())
             self.snapshots.save(self.nimg, groups, {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)})
 
-    def record_orbit(self, swap: str | None = None) -> None:
+    def record_orbit(self, swapped: bool = False) -> None:
         """Take down where the weights and all averages are."""
         lr = {key: player.optimizer.param_groups[0]["lr"] for key, player in self.players.items()}
-        self.orbit.record(self.nimg, {"batch_size": self.batching.batch_size, "lr": lr}, swap)
+        self.orbit.record(self.nimg, {"batch_size": self.batching.batch_size, "lr": lr}, swapped)
 
     def show_orbit(self) -> None:
         """Draw the motion recorded so far and say what it is; of a stretch that is too short yet there is nothing to say."""
@@ -402,12 +403,12 @@ class Trainer:
         try:
             lines = read_record(self.run_dir)
             found = [orbit_report.analyse(self.run_dir, self.config, key, as_motion(lines, key), profiles[key]) for key in self.players]
-        except orbit_report.TooFew:
+            path = orbit_report.picture_path(self.run_dir, found)
+            orbit_report.keep(found, path, self.run_dir.name)
+        except NothingYet:
             return
-        except UserError as error:
-            return self.tracker.say(f"orbit: {error}")
-        path = orbit_report.picture_path(self.run_dir, found)
-        orbit_report.keep(found, path, self.run_dir.name)
+        except (UserError, OSError) as error:  # a picture that cannot be had is no reason to stop
+            return self.tracker.say(f"orbit: {one_line(error)}")
         words = [orbit_report.headline(one) for one in found]
         self.tracker.image(self.nimg, "orbit", path, "; ".join(words))
         for line in words:

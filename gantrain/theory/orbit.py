@@ -18,9 +18,9 @@ average only lags), or drift (the centre is elsewhere still). The fit says which
 3. The share of the motion that a straight line explains is compared with what processes of the lowest rate of the interval
    show by chance: more than 95% of them show is drift. So is a path that is straighter, from one recording to the next, than
    97.5% of walks.
-4. Directions that are each undecided may be decided together: the means of r and of the trend over all directions are compared
-   with means over as many independent processes of one rate. Whether they may have one rate is tested too: a few fast
-   directions among many that walk are no orbit.
+4. Directions that are each undecided may be decided together: the means of r and of the trend over all directions, each with the
+   weight of its variance in the first half, are compared with the same means over as many independent processes of one rate. Whether
+   they may have one rate is tested too: a few fast directions among others that walk are no orbit.
 """
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ class Finding:
         low, high: its interval; `low` is 0 where a random walk cannot be excluded, and `high` too where the path is
             straighter than a walk.
         trend: share of the motion that a straight line explains.
-        by_chance: the share that a line explains of a process of the rate `low`, in the mean.
-        chance: how often a process of the rate `low` shows as much; below 1 - level it is drift.
+        limit: what chance shows at most, at the level: of processes of the rate `low` so many have no larger share. Above it is
+            drift.
+        chance: how often a process of the rate `low` shows as much.
         verdict: "orbit", "walk" or "drift".
     """
 
@@ -62,7 +63,7 @@ class Finding:
     low: float
     high: float
     trend: float
-    by_chance: float
+    limit: float
     chance: float
     verdict: str
 
@@ -99,8 +100,8 @@ class OrbitFit:
 
     Attributes:
         directions: the principal ones, that which moved most in the first half first.
-        together: of all directions, each with the same weight, as though they had one rate: many that are undecided may
-            together be decided.
+        together: of all directions, as though they had one rate, each with the weight of its motion in the first half: many
+            that are undecided may together be decided, and one that moves more than the others decides.
         alike: whether the directions may have one rate: whether their autocorrelations spread no more than chance lets
             those of one rate.
         times: of the measured half, `[n]`.
@@ -118,13 +119,14 @@ class OrbitFit:
         """Of the whole path: "orbit", "walk", "drift", or "mixed" where some directions orbit and others do not.
 
         An orbit is one if all directions together are, and none drifts (at a level divided by their number, which many
-        comparisons want), and they have one rate or those that orbit by themselves carry more than half of the motion.
+        comparisons want), nor do such that carry half of the motion at the level itself, and they have one rate or those that orbit
+        by themselves carry more than half.
         """
         if self.together.verdict != ORBIT:
             return self.together.verdict
         drifts = any(d.finding.chance < (1 - self.level) / len(self.directions) for d in self.directions)
-        known = sum(d.share for d in self.orbiting)
-        return MIXED if drifts or not known > 0.5 * self.share else ORBIT
+        drifting, known = (sum(d.share for d in some) for some in ([d for d in self.directions if d.finding.verdict == DRIFT], self.orbiting))
+        return MIXED if drifts or drifting > 0.5 * self.share or not known > 0.5 * self.share else ORBIT
 
     @property
     def holds(self) -> bool:
@@ -206,6 +208,7 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
     half = len(times) // 2
     first, times, second = path[:half], times[half:], path[half:]
     vectors = principal_directions(first, directions)
+    weights = ((first - first.mean(axis=0)) @ vectors.T).var(axis=0)
     moved = second - second.mean(axis=0)
     if not len(vectors) or not moved.any():
         raise UserError("the recorded weights do not move")
@@ -215,11 +218,11 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
     squares, whole = ((along - along.mean(axis=0)) ** 2).mean(axis=0), (moved**2).sum(axis=1).mean()
     found = []
     for j, vector in enumerate(vectors):
-        finding = simulated.finding(r[j : j + 1], trend[j : j + 1])
+        finding = simulated.finding(r[j : j + 1], trend[j : j + 1], np.ones(1))
         by_chance = simulated.trend_of_rate(finding.rate)
         velocity = abs(slope[j]) * math.sqrt(max(0.0, 1 - by_chance / trend[j])) if trend[j] > 0 else 0.0
         found.append(Direction(vector, float(along[:, j].mean()), float(squares[j] / whole), float(squares[j]), float(velocity), finding))
-    together = simulated.finding(r, trend)
+    together = simulated.finding(r, trend, weights / weights.sum())
     return OrbitFit(found, together, simulated.alike(r, together.rate), times, level)
 
 
@@ -347,21 +350,20 @@ class Simulated:
         single = self.autocorrelations[min(np.searchsorted(self.rates, rate), len(self.rates) - 1)]
         return float((self.groups_of(len(autocorrelations), single).std(axis=-1) >= autocorrelations.std()).mean()) >= UNLIKE
 
-    def finding(self, autocorrelations: np.ndarray, trends: np.ndarray) -> Finding:
-        """What motions that showed these `[p]` are, together."""
-        count, r, trend = len(trends), float(autocorrelations.mean()), float(trends.mean())
+    def finding(self, autocorrelations: np.ndarray, trends: np.ndarray, weights: np.ndarray) -> Finding:
+        """What motions that showed these `[p]` are, together, with weights that add up to 1."""
+        count, r, trend = len(trends), float(autocorrelations @ weights), float(trends @ weights)
         tail = (1 - self.level) / 2
-        shown = self.groups_of(count, self.autocorrelations).mean(axis=-1)
+        shown = self.groups_of(count, self.autocorrelations) @ weights
         # Each falls with k, but for the noise of the simulation.
         curves = np.minimum.accumulate(np.quantile(shown, [tail, 0.5, 1 - tail], axis=1), axis=1)
         low, rate, high = (self.rate_where(curve, r) for curve in curves)
-        lines = self.groups_of(count, self.trends).mean(axis=-1)
         # At the simulated rate just below the lowest of the interval, where chance shows the most trend.
-        shown_by_chance = lines[max(0, np.searchsorted(self.rates, low, side="right") - 1)]
-        chance, by_chance = float((shown_by_chance >= trend).mean()), float(shown_by_chance.mean())
+        by_chance = self.groups_of(count, self.trends[max(0, np.searchsorted(self.rates, low, side="right") - 1)]) @ weights
+        chance, limit = float((by_chance >= trend).mean()), float(np.quantile(by_chance, self.level))
         straighter = high == 0  # than a walk would be: its steps go on in the direction of those before
         verdict = DRIFT if straighter or chance < 1 - self.level else WALK if low == 0 else ORBIT
-        return Finding(rate, low, high, trend, by_chance, chance, verdict)
+        return Finding(rate, low, high, trend, limit, chance, verdict)
 
     def trend_of_rate(self, k: float) -> float:
         """The share of the motion that a straight line explains of a process of this rate, in the mean."""
