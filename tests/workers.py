@@ -160,7 +160,34 @@ def disagree(folder: Path) -> None:
     cli.main(["train", *sys.argv[3:]])
 
 
-WHOLE_RUNS = {"spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree}
+def orbit(folder: Path) -> None:
+    """Train; at every recording all processes have the same sketches of live weights and averages, and the same distances."""
+    from gantrain import cli
+    from gantrain.averaging.average import named_weights
+    from gantrain.recording import OrbitRecorder
+    from gantrain.theory.sketch import Sketch
+
+    method, counted = OrbitRecorder.record, []
+
+    def record(recorder: OrbitRecorder, *arguments, **kwargs) -> None:
+        method(recorder, *arguments, **kwargs)
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for key, bank in recorder.banks.items():
+            live = named_weights(bank.network)
+            sketch = Sketch(live, key, recorder.settings.size)
+            found = [sketch(live), *(sketch(bank[name].shadows) for name in bank.started()), *(bank.distance(name).float().view(1) for name in bank.started())]
+            mine = torch.cat(found)
+            each = [torch.empty_like(mine) for _ in range(world)]
+            torch.distributed.all_gather(each, mine)
+            assert all(torch.equal(each[0], one) for one in each), key
+        counted.append(1)
+        (folder / f"orbit-{rank}").write_text(f"rank {rank} of {world}: {len(counted)} recordings")
+
+    OrbitRecorder.record = record
+    cli.main(["train", *sys.argv[3:]])
+
+
+WHOLE_RUNS = {"spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree, "orbit": orbit}
 
 if __name__ == "__main__":
     if sys.argv[1] in WHOLE_RUNS:

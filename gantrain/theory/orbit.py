@@ -12,15 +12,19 @@ average only lags), or drift (the centre is elsewhere still). The fit says which
    a bias and a spread that are large just where a walk and an orbit are hard to tell apart. So r is compared with the r of
    simulated processes of every rate k, recorded at the same moments: the interval is all k whose r lies in the middle 95%,
    the estimate the k whose median it is (Andrews 1993, "Exactly median-unbiased estimation of first order
-   autoregressive/unit root models"). It is exact whatever the number and spacing of recordings, for Gaussian noise and a direction with one
-   rate; for one that mixes rates it is an effective rate. k = 0, the random walk, is among them: an interval that
-   reaches down to it says that no pull can be told.
+   autoregressive/unit root models"). k = 0, the random walk, is among them: an interval that reaches down to it says that no
+   pull can be told. Whatever the number and spacing of recordings this is exact for Gaussian noise, a direction of one rate,
+   and a motion that begins anywhere on its orbit; where the second half begins is known a little from the first, so that
+   intervals of orbits slower than k x (measured half) = 8 cover 88% rather than 95%.
 3. The share of the motion that a straight line explains is compared with what processes of the lowest rate of the interval
-   show by chance: more than 95% of them show is drift. So is a path that is straighter, from one recording to the next, than
-   97.5% of walks.
+   show by chance: more than 97.5% of them show is drift. So is a path that is straighter, from one recording to the next,
+   than 97.5% of walks.
 4. Directions that are each undecided may be decided together: the means of r and of the trend over all directions, each with the
    weight of its variance in the first half, are compared with the same means over as many independent processes of one rate. Whether
    they may have one rate is tested too: a few fast directions among others that walk are no orbit.
+5. What comes back from one recording to the next need not stay: noise that rides on a walk comes back as well. So the same is
+   asked at a distance of many recordings (a sixteenth of the measured half), where it must give a rate above 0, and none that the
+   first excludes. And the spread must not change more from the first third of the measured half to the last than an orbit's.
 """
 from __future__ import annotations
 
@@ -39,9 +43,11 @@ FEWEST = 40  # recordings: twenty to find directions in and twenty to measure al
 MOST = 800  # of more, every so many are enough: rates up to a thousand in the measured half can be told
 PATHS, RATES = 4000, 48  # simulated for every rate; rates
 FASTEST = 8.0  # k times the distance of recordings; e^-8 is no autocorrelation that could be seen
-BLOCKS = 10  # of the jackknife
-ORBIT, WALK, DRIFT, MIXED = "orbit", "walk", "drift", "mixed"
-UNLIKE = 0.01  # rates whose spread one rate shows less often than this differ
+MUCH = 0.25  # of the motion along all directions: one that carries more must be decided by itself
+LATER = 16  # of the measured half, the longer distance at which a motion is asked whether it comes back
+BLOCKS = 6  # of the jackknife: long ones, so that they know little of each other
+ORBIT, WALK, DRIFT, TURN, MIXED = "orbit", "walk", "drift", "turn", "mixed"
+UNLIKE = 0.01  # what one orbit shows less often than this is not one
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,9 @@ class Finding:
         low, high: its interval; `low` is 0 where a random walk cannot be excluded, and `high` too where the path is
             straighter than a walk.
         trend: share of the motion that a straight line explains.
-        limit: what chance shows at most, at the level: of processes of the rate `low` so many have no larger share. Above it is
-            drift.
+        limit: what chance shows at most: 97.5% of processes of the rate `low` have no larger share. Above it is drift.
         chance: how often a process of the rate `low` shows as much.
-        verdict: "orbit", "walk" or "drift".
+        verdict: "orbit", "walk", "drift", or "turn" where it swings to and fro as no orbit of a real rate does.
     """
 
     rate: float
@@ -102,31 +107,40 @@ class OrbitFit:
         directions: the principal ones, that which moved most in the first half first.
         together: of all directions, as though they had one rate, each with the weight of its motion in the first half: many
             that are undecided may together be decided, and one that moves more than the others decides.
+        later: the same as `together` from the autocorrelation at many recordings' distance.
         alike: whether the directions may have one rate: whether their autocorrelations spread no more than chance lets
             those of one rate.
+        steady: whether their spread stays the same through the measured half.
         times: of the measured half, `[n]`.
         level: of the intervals.
     """
 
     directions: list[Direction]
     together: Finding
+    later: Finding
     alike: bool
+    steady: bool
     times: np.ndarray
     level: float
 
     @property
     def verdict(self) -> str:
-        """Of the whole path: "orbit", "walk", "drift", or "mixed" where some directions orbit and others do not.
+        """Of the whole path: that of all directions together, or "mixed" where these come back but are not one orbit.
 
-        An orbit is one if all directions together are, and none drifts (at a level divided by their number, which many
-        comparisons want), nor do such that carry half of the motion at the level itself, and they have one rate or those that orbit
-        by themselves carry more than half.
+        One orbit comes back at every distance alike and is steady; none of its directions drifts (at a level divided by their
+        number, which many comparisons want), nor do such that carry half of the motion at the level itself; its directions have
+        one rate, or those that orbit by themselves carry more than half of the motion; and a direction that carries more than
+        a quarter orbits by itself, since the others say nothing of it.
         """
         if self.together.verdict != ORBIT:
             return self.together.verdict
-        drifts = any(d.finding.chance < (1 - self.level) / len(self.directions) for d in self.directions)
+        drifts = any(d.finding.chance < (1 - self.level) / 2 / len(self.directions) for d in self.directions)
         drifting, known = (sum(d.share for d in some) for some in ([d for d in self.directions if d.finding.verdict == DRIFT], self.orbiting))
-        return MIXED if drifts or drifting > 0.5 * self.share or not known > 0.5 * self.share else ORBIT
+        agree = self.later.low <= self.together.high and self.together.low <= self.later.high
+        if not (agree and self.steady and not drifts and drifting <= 0.5 * self.share and known > 0.5 * self.share):
+            return MIXED
+        decided = self.later.low > 0 and all(d.finding.verdict == ORBIT for d in self.directions if d.share > MUCH * self.share)
+        return ORBIT if decided else WALK
 
     @property
     def holds(self) -> bool:
@@ -213,17 +227,19 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
     if not len(vectors) or not moved.any():
         raise UserError("the recorded weights do not move")
     along = second @ vectors.T
-    r, trend, slope = autocorrelation_of(along), trend_of(times, along), slope_of(times, along)
     simulated = simulated_at(tuple(times), level, seed)
+    r, later, trend, slope = autocorrelation_of(along), autocorrelation_of(along, simulated.lag), trend_of(times, along), slope_of(times, along)
+    weights = weights / weights.sum()
+    together = simulated.finding(r, trend, weights)
     squares, whole = ((along - along.mean(axis=0)) ** 2).mean(axis=0), (moved**2).sum(axis=1).mean()
     found = []
     for j, vector in enumerate(vectors):
         finding = simulated.finding(r[j : j + 1], trend[j : j + 1], np.ones(1))
-        by_chance = simulated.trend_of_rate(finding.rate)
+        by_chance = simulated.trend_of_rate((finding if finding.verdict == ORBIT else together).rate)
         velocity = abs(slope[j]) * math.sqrt(max(0.0, 1 - by_chance / trend[j])) if trend[j] > 0 else 0.0
         found.append(Direction(vector, float(along[:, j].mean()), float(squares[j] / whole), float(squares[j]), float(velocity), finding))
-    together = simulated.finding(r, trend, weights / weights.sum())
-    return OrbitFit(found, together, simulated.alike(r, together.rate), times, level)
+    alike, steady = simulated.alike(r, together.rate), simulated.steady(spread_of(along), weights, together.rate)
+    return OrbitFit(found, together, simulated.finding(later, trend, weights, late=True), alike, steady, times, level)
 
 
 def principal_directions(path: np.ndarray, count: int) -> np.ndarray:
@@ -233,10 +249,16 @@ def principal_directions(path: np.ndarray, count: int) -> np.ndarray:
     return vectors[:count][sizes[:count] > 1e-12 * max(np.abs(path).max(), 1e-300)]
 
 
-def autocorrelation_of(x: np.ndarray) -> np.ndarray:
-    """Between one recording and the next, about the mean: for `[n, ...]`, `[...]`."""
+def autocorrelation_of(x: np.ndarray, lag: int = 1) -> np.ndarray:
+    """Between one recording and the one `lag` later, about the mean: for `[n, ...]`, `[...]`."""
     moved = x - x.mean(axis=0)
-    return (moved[1:] * moved[:-1]).sum(axis=0) / (moved**2).sum(axis=0)
+    return (moved[lag:] * moved[:-lag]).sum(axis=0) / (moved**2).sum(axis=0)
+
+
+def spread_of(x: np.ndarray) -> np.ndarray:
+    """The logarithm of the last third's mean square about the mean over the first third's: for `[n, ...]`, `[...]`."""
+    moved, third = x - x.mean(axis=0), len(x) // 3
+    return np.log((moved[-third:] ** 2).mean(axis=0) / (moved[:third] ** 2).mean(axis=0))
 
 
 def slope_of(times: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -324,8 +346,11 @@ class Simulated:
         self.duration = times[-1] - times[0]
         self.rates = np.append(0.0, np.geomspace(0.05 / self.duration, FASTEST / np.median(steps), RATES - 1))
         noise = np.random.default_rng(seed).standard_normal((len(times), PATHS))
-        shown = [(autocorrelation_of(x), trend_of(times, x)) for x in (self.paths(k, steps, noise) for k in self.rates)]
-        self.autocorrelations, self.trends = (np.array(kind) for kind in zip(*shown))
+        self.lag = max(2, len(times) // LATER)
+        shown = []
+        for x in (self.paths(k, steps, noise) for k in self.rates):
+            shown.append((autocorrelation_of(x), autocorrelation_of(x, self.lag), trend_of(times, x), spread_of(x)))
+        self.autocorrelations, self.later, self.trends, self.spreads = (np.array(kind) for kind in zip(*shown))
 
     @staticmethod
     def paths(k: float, steps: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -345,29 +370,43 @@ class Simulated:
         groups = np.concatenate([rng.permutation(PATHS)[: PATHS // count * count].reshape(-1, count) for _ in range(count)])
         return shown[..., groups]
 
+    def near(self, rate: float) -> int:
+        """The simulated rate that comes next to one."""
+        return min(int(np.searchsorted(self.rates, rate)), len(self.rates) - 1)
+
     def alike(self, autocorrelations: np.ndarray, rate: float) -> bool:
         """Whether motions that showed these `[p]` may have this one rate."""
-        single = self.autocorrelations[min(np.searchsorted(self.rates, rate), len(self.rates) - 1)]
-        return float((self.groups_of(len(autocorrelations), single).std(axis=-1) >= autocorrelations.std()).mean()) >= UNLIKE
+        groups = self.groups_of(len(autocorrelations), self.autocorrelations[self.near(rate)])
+        spread, slowest = (groups.std(axis=-1) >= autocorrelations.std()).mean(), (groups.max(axis=-1) >= autocorrelations.max()).mean()
+        return min(spread, slowest) >= UNLIKE
 
-    def finding(self, autocorrelations: np.ndarray, trends: np.ndarray, weights: np.ndarray) -> Finding:
-        """What motions that showed these `[p]` are, together, with weights that add up to 1."""
+    def steady(self, spreads: np.ndarray, weights: np.ndarray, rate: float) -> bool:
+        """Whether motions whose spread changed by these `[p]` may be orbits of this rate."""
+        groups = self.groups_of(len(spreads), self.spreads[self.near(rate)]) @ weights
+        return float((np.abs(groups) >= abs(spreads @ weights)).mean()) >= UNLIKE
+
+    def finding(self, autocorrelations: np.ndarray, trends: np.ndarray, weights: np.ndarray, late: bool = False) -> Finding:
+        """What motions that showed these `[p]` are, together, with weights that add up to 1.
+
+        Autocorrelations are those at one recording, or with `late` those at `lag`.
+        """
         count, r, trend = len(trends), float(autocorrelations @ weights), float(trends @ weights)
         tail = (1 - self.level) / 2
-        shown = self.groups_of(count, self.autocorrelations) @ weights
+        shown = self.groups_of(count, self.later if late else self.autocorrelations) @ weights
         # Each falls with k, but for the noise of the simulation.
         curves = np.minimum.accumulate(np.quantile(shown, [tail, 0.5, 1 - tail], axis=1), axis=1)
         low, rate, high = (self.rate_where(curve, r) for curve in curves)
+        turns, low = not late and math.isinf(low), min(low, float(self.rates[-1]))
         # At the simulated rate just below the lowest of the interval, where chance shows the most trend.
         by_chance = self.groups_of(count, self.trends[max(0, np.searchsorted(self.rates, low, side="right") - 1)]) @ weights
-        chance, limit = float((by_chance >= trend).mean()), float(np.quantile(by_chance, self.level))
+        chance, limit = float((by_chance >= trend).mean()), float(np.quantile(by_chance, 1 - tail))
         straighter = high == 0  # than a walk would be: its steps go on in the direction of those before
-        verdict = DRIFT if straighter or chance < 1 - self.level else WALK if low == 0 else ORBIT
+        verdict = TURN if turns else DRIFT if straighter or chance < tail else WALK if low == 0 else ORBIT
         return Finding(rate, low, high, trend, limit, chance, verdict)
 
     def trend_of_rate(self, k: float) -> float:
         """The share of the motion that a straight line explains of a process of this rate, in the mean."""
-        return float(self.trends[min(np.searchsorted(self.rates, k), len(self.rates) - 1)].mean())
+        return float(self.trends[self.near(k)].mean())
 
     def rate_where(self, curve: np.ndarray, r: float) -> float:
         """The k at which a curve that falls with k is r: 0 where r lies above all of it, inf where below."""
