@@ -101,8 +101,12 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
     averages_in(axes, a, plane, center, a.rows, size=8)
     if fit.holds and len(fit.directions) > 1:
         one, two = fit.directions[:2]
-        widths = [2 * DEVIATIONS * np.sqrt(fit.variance_of(d)) for d in (one, two)]
-        axes.add_patch(Ellipse((one.center, two.center), *widths, fill=False, color="black", linestyle="--", linewidth=1.2, zorder=5, label="fitted orbit, 2 standard deviations"))
+        moved = points[half:] - points[half:].mean(axis=0)
+        scale = np.sqrt([fit.variance_of(d) / d.squares for d in (one, two)])
+        values, vectors = np.linalg.eigh(np.cov(moved.T, bias=True) * np.outer(scale, scale))
+        angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
+        shape = {"fill": False, "color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5, "label": "fitted orbit, 2 standard deviations"}
+        axes.add_patch(Ellipse((one.center, two.center), *(2 * DEVIATIONS * np.sqrt(values)), angle=angle, **shape))
         axes.plot(one.center, two.center, "+", color="black", markersize=11, zorder=5)
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8, frameon=False)

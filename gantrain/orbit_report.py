@@ -16,8 +16,8 @@ from gantrain.averaging.average import Looks
 from gantrain.averaging.swap import reads_orbit
 from gantrain.config import Config
 from gantrain.errors import UserError, did_you_mean
-from gantrain.recording import FOLDER, JUMP, Motion, NothingYet, as_motion, read_record
-from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, WALK, Finding, OrbitFit, Parts, TwoEmas, displacement_of, fit_orbit, fit_two_emas, parts_of
+from gantrain.recording import FOLDER, Motion, NothingYet, as_motion, read_record
+from gantrain.theory.orbit import DRIFT, FEWEST, MIXED, ORBIT, TURN, WALK, Finding, OrbitFit, Parts, TwoEmas, displacement_of, fit_orbit, fit_two_emas, parts_of
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.tracking import METRICS_FILE, as_json
 
@@ -27,8 +27,9 @@ FORGETS = 3  # half-lives after which an EMA's distance is the orbit's own
 BINS = 2000  # that a long profile is summed up in
 IN_WORDS = {
     ORBIT: "an orbit: it comes back to a centre, the Ornstein-Uhlenbeck picture holds",
+    TURN: "it swings to and fro, faster than an orbit could: the Ornstein-Uhlenbeck picture does not hold",
     WALK: "no orbit that could be told from a random walk: the Ornstein-Uhlenbeck picture does not hold",
-    MIXED: "some directions orbit and others do not: the Ornstein-Uhlenbeck picture does not hold as a whole",
+    MIXED: "it comes back, but not alike in all directions, at all distances or all the time: the Ornstein-Uhlenbeck picture does not hold as a whole",
     DRIFT: "drift: its centre is elsewhere still, the Ornstein-Uhlenbeck picture does not hold",
 }
 
@@ -154,11 +155,9 @@ def analyse(
             f" nothing jumps; choose a longer stretch with --from-kimg and --to-kimg, or train on, with a smaller orbit.every_kimg"
         )
     begun = [name for name, d in motion.distances.items() if np.isfinite(d[rows[-1]])]
-    for name in names or []:
-        if name in motion.distances and name not in begun:
+    for name in names or []:  # all of them were recorded at some time
+        if name not in begun:
             raise UserError(f"--average: {name} had not begun at {kimg[-1]:g} kimg; choose a later --to-kimg, or from {', '.join(begun) or 'none'}")
-        if name not in motion.distances:
-            raise UserError(f"--average: no average {name!r} of {PLAYERS[player]} was recorded{did_you_mean(name, motion.distances)}")
     fit = fit_orbit(kimg, motion.sketches[LIVE][rows])
     metric, scores, scored_at = scores_within(run, int(motion.nimg[rows[0]]), int(motion.nimg[rows[-1]])) if player == "g" else ("", {}, None)
     measured = rows[len(rows) // 2 :]
@@ -181,7 +180,8 @@ def two_emas(config: Config, player: str, motion: Motion, rows: np.ndarray) -> t
             continue
         half_life = averager.half_life_kimg
         settled = start + FORGETS * half_life * 1000 <= motion.nimg[measured[0]] and averager.half_life(int(motion.nimg[measured[0]])) >= half_life * 1000
-        if settled and np.isfinite(motion.distances[name][measured]).all():
+        distances = motion.distances[name][measured]
+        if settled and np.isfinite(distances).all() and distances.any():
             usable[name] = half_life
     if len(set(usable.values())) < 2:
         return (), None
@@ -261,7 +261,7 @@ def orbit_run(
         for name in names:
             if name not in known:
                 raise UserError(f"--average: no average {name!r} was recorded{did_you_mean(name, known)}")
-    mine = {key: None if names is None else [name for name in names if name in config.followed(key)] for key in players}
+    mine = {key: None if names is None else [name for name in names if name in motions[key].distances] for key in players}
     found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in players]
     target = Path(out) if out is not None else picture_path(run, found)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
@@ -314,12 +314,16 @@ def report(analysis: Analysis, run: Path) -> str:
         f"{run}: {headline(a)}",
         f"{n} recordings from {a.start:g} kimg on, batch {a.motion.batch_size[a.rows[-1]]}. The directions are the principal ones up to {a.kimg[half]:g}"
         f" kimg; after it they carry {fit.share:.0%} of the motion.",
-        "k is the rate at which the motion along a direction comes back, line the share of it that a straight line explains and most what chance does (95%).",
+        "k is the rate at which the motion along a direction comes back, line the share of it that a straight line explains and most what chance does (97.5%).",
         f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'line':>7}{'most':>7}  is",
     ]
     for i, d in enumerate(fit.directions, start=1):
         lines.append(f"{i:<12}{d.share:>7.1%}  {finding_cells(d.finding)}")
     lines.append(f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}" + ("" if fit.alike else "; rates differ by more than chance"))
+    later = fit.later
+    if fit.together.verdict == ORBIT and not fit.holds:
+        interval = "none" if later.high == 0 else f"{number(later.low)} to {number(later.high)}"
+        lines.append(f"asked at a distance of many recordings, k is in {interval}; the spread {'stays' if fit.steady else 'does not stay'} the same")
     lines.append(f"all directions, of the squared displacement: {parts_in_words(a)}")
     lines += two_emas_lines(a)
     lines += notes_lines(a)
@@ -330,9 +334,7 @@ def report(analysis: Analysis, run: Path) -> str:
 
 def notes_lines(a: Analysis) -> list[str]:
     """What else has a part in the motion."""
-    lr = a.motion.lr[a.rows]
-    notes = [f"note: the learning rate goes from {lr[0]:.3g} to {lr[-1]:.3g} in the stretch, and an orbit with it"] if lr.max() > JUMP * lr.min() else []
-    return notes + [f"note: {name} puts the weights back to itself every so often, which is part of the motion" for name in a.jumping]
+    return [f"note: {name} puts the weights back to itself every so often, which is part of the motion" for name in a.jumping]
 
 
 def moments_of(a: Analysis) -> tuple[float, float]:
@@ -392,18 +394,21 @@ def advice(a: Analysis) -> list[str]:
     if not fit.holds:
         why = {
             DRIFT: "An average lags behind a drift; what one gains in score is not the orbit's. No half-life and no g* follow.",
+            TURN: "An average takes such a motion off within a few turns. No half-life and no g* follow.",
             MIXED: "A prediction for some directions would be none for the weights: no half-life and no g* follow.",
             WALK: "Nothing says where the centre is. No half-life and no g* follow; a longer stretch may decide it.",
         }
         return [why[fit.verdict]]
     half_life = fit.half_life()
-    lines = [f"half-life that makes variance and lag least: {number(half_life)} kimg" + (", all that the stretch can tell" if half_life > 0.34 * fit.duration else "")]
+    known = sum(d.share for d in fit.orbiting)
+    lines = [f"V_avg / V_live is predicted over directions with {known:.0%} of the motion, those whose rate is known"]
+    lines.append(f"half-life that makes variance and lag least: {number(half_life)} kimg" + (", all that the stretch can tell" if half_life > 0.34 * fit.duration else ""))
     lines.append(f"the orbit forgets half of itself in {number(math.log(2) / fit.together.safe_rate)} kimg; swapped in without growth, an average loses half of its gain in {number(math.log(2) / (2 * fit.together.safe_rate))}")
     best = min((s for s in a.standings if s.ratio is not None), key=lambda s: s.ratio, default=None)
     if best is not None:
         g = least_growth(best.ratio)
         lines.append(
-            f"a swap of {best.name} now stays where the noise falls by g* = {number(g)}: a batch of {math.ceil(g * batch):,} under SGD,"
+            f"a swap of {best.name} at {a.end:g} kimg stays where the noise falls by g* = {number(g)}: a batch of {math.ceil(g * batch):,} under SGD,"
             f" of {math.ceil(g * g * batch):,} under Adam at a fixed rate (noise ~ 1 / sqrt(batch)), or rates divided by {number(g)}"
         )
     return lines
@@ -425,10 +430,12 @@ def as_record(a: Analysis) -> dict[str, Any]:
         "batch_size": int(a.motion.batch_size[a.rows[-1]]),
         "verdict": fit.verdict,
         "one_rate": fit.alike,
+        "steady": fit.steady,
         "level": fit.level,
         "share": fit.share,
         "directions": [{"share": d.share, "velocity_per_kimg": d.velocity, **of(d.finding)} for d in fit.directions],
         "together": of(fit.together),
+        "later": of(fit.later),
         "displacement": {
             "orbit_k_per_kimg": a.parts.rate, "orbit_variance": a.parts.variance, "diffusion_per_kimg": a.parts.diffusion, "velocity_per_kimg": a.parts.velocity,
         },

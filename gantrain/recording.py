@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from gantrain.tracking import as_json
 
 FOLDER = "orbit"
 RECORD_FILE = "record.jsonl"
-JUMP = 1.1  # learning rates that differ by more from one recording to the next drive another orbit
+LONGEST_LINE = 2**24  # bytes: thousands of averages
+JUMP = 1.1  # learning rates that differ by more drive another orbit
 
 
 class NothingYet(UserError):
@@ -59,14 +60,16 @@ class OrbitRecorder:
     def open(self, state: Mapping[str, Any] | None = None) -> None:
         """Go on from what `state` gave, or from nothing: what stands behind it in the file will be recorded again."""
         keep_bytes = state["bytes"] if state else 0
-        self.latest = dict(state["latest"]) if state and self.on else {}
+        self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
         self.nimg = state["nimg"] if state else -1
         if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
-            file.seek(0)
-            file.truncate(file.read(keep_bytes).rfind(b"\n") + 1)  # a power cut may have taken what the checkpoint saw
+            end = min(keep_bytes, file.seek(0, os.SEEK_END))
+            start = max(0, end - LONGEST_LINE)
+            file.seek(start)
+            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # a power cut may have taken what the checkpoint saw
 
     def state(self) -> dict[str, Any]:
         """What `open` wants after a resume, as JSON values; all that was recorded is on disk then."""
@@ -75,10 +78,10 @@ class OrbitRecorder:
             return {"bytes": 0, "nimg": -1, "latest": []}
         with open(self.path, "ab") as file:
             os.fsync(file.fileno())
-            return {"bytes": file.tell(), "nimg": self.nimg, "latest": list(self.latest.items())}  # a list: JSON in a checkpoint is sorted
+            return {"bytes": file.tell(), "nimg": self.nimg, "latest": as_json(list(self.latest.items()))}  # a list: JSON in a checkpoint is sorted
 
     def record(self, nimg: int, facts: Mapping[str, Any], swapped: bool = False) -> None:
-        """Take down where everything is, once for each moment. No device sync.
+        """Take down where everything is, once for each moment. No device sync, but that averages with `offload` are waited for.
 
         Args:
             nimg: images seen.
@@ -141,7 +144,6 @@ class Motion:
         regime: `[n]`, counts up where the weights jump (a swap) or what drives them does (the batch, a learning rate).
         swaps: rows just before a swap; the one after it is the next.
         batch_size: `[n]`.
-        lr: `[n]`, the player's learning rate.
     """
 
     nimg: np.ndarray
@@ -150,7 +152,6 @@ class Motion:
     regime: np.ndarray
     swaps: list[int]
     batch_size: np.ndarray
-    lr: np.ndarray
 
 
 def read_record(run: Path) -> list[dict[str, Any]]:
@@ -160,27 +161,33 @@ def read_record(run: Path) -> list[dict[str, Any]]:
         UserError: nothing was recorded (`NothingYet`), or a line of the file cannot be read.
     """
     path = run / FOLDER / RECORD_FILE
-    if not path.is_file() or path.stat().st_size == 0:
+    lines = list(whole_lines(path)) if path.is_file() else []
+    if not lines:
         raise NothingYet(f"{run}: has recorded no orbit; train it, or train it on, with orbit.every_kimg=0.25")
-    lines: list[dict[str, Any]] = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.endswith("\n"):
-                break  # a run that goes on is writing it
-            try:
-                line = json.loads(text)
-                line["sketch"] = {key: {name: decode(code) for name, code in of.items()} for key, of in line["sketch"].items()}
-                sizes = {len(sketch) for one in (line, *lines[:1]) for of in one["sketch"].values() for sketch in of.values()}
-                if len(sizes) != 1:
-                    raise ValueError(f"sketches of {' and '.join(map(str, sorted(sizes)))} numbers")
-                require = (line["nimg"], line["batch_size"], *line["lr"].values())
-                whole = all(isinstance(value, (int, float)) for value in require) and all(LIVE in line["sketch"][key] for key in "gd")
-                if not whole or (lines and line["nimg"] < lines[-1]["nimg"]):
-                    raise ValueError("it is not as it was written")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}: line {number} is damaged ({one_line(error)}); delete it to do without this recording") from None
-            lines.append(line)
+    for number, line in enumerate(lines, start=1):
+        try:
+            lines[number - 1] = line = json.loads(line)
+            line["sketch"] = {key: {name: decode(code) for name, code in line["sketch"][key].items()} for key in ("g", "d")}
+            sizes = {len(sketch) for one in (line, lines[0]) for of in one["sketch"].values() for sketch in of.values()}
+            if len(sizes) != 1:
+                raise ValueError(f"sketches of {' and '.join(map(str, sorted(sizes)))} numbers")
+            numbers = (line["nimg"], line["batch_size"], line["lr"]["g"], line["lr"]["d"])
+            whole = all(isinstance(value, (int, float)) for value in numbers) and all(LIVE in of for of in line["sketch"].values())
+            if not whole or not all(isinstance(line["distances"][key], dict) for key in ("g", "d")):
+                raise ValueError("it is not as it was written")
+            if number > 1 and line["nimg"] < lines[number - 2]["nimg"]:
+                raise ValueError("it goes back in time")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: line {number} is damaged ({one_line(error)}); delete it to do without this recording") from None
     return lines
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, without one that a run is writing still."""
+    with open(path, "rb") as file:
+        for text in file:
+            if text.endswith(b"\n"):
+                yield text
 
 
 def decode(code: str) -> np.ndarray:
@@ -188,22 +195,20 @@ def decode(code: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(code, validate=True), dtype="<f4")
 
 
-def read_motion(run: Path, player: str) -> Motion:
-    """What a run has recorded of "g" or of "d"; as `read_record`."""
-    return as_motion(read_record(run), player)
-
-
 def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
     """The recordings of one player as arrays."""
     sketched = [line["sketch"][player] for line in lines]
     nothing = np.full(len(sketched[0][LIVE]), np.nan)
     names = list(dict.fromkeys(name for of in sketched for name in of))
-    sketches = {name: np.stack([of.get(name, nothing) for of in sketched]).astype(float) for name in names}
+    sketches = {name: np.stack([of.get(name, nothing) for of in sketched]).astype(np.float32) for name in names}
     distances = {n: np.array([float(line["distances"][player].get(n, "nan")) for line in lines]) for n in names if n != LIVE}
     batch, rates = [line["batch_size"] for line in lines], [tuple(line["lr"].values()) for line in lines]
     swapped = [line.get("swap") is True for line in lines]
-    jumps = [False, *map(jumped, rates[1:], rates)]
-    new = [i > 0 and (swapped[i] or jumps[i] or batch[i] != batch[i - 1]) for i in range(len(lines))]
+    new = [False] * len(lines)
+    begun = 0  # the recording that the regime begins with
+    for i in range(1, len(lines)):
+        new[i] = swapped[i] or batch[i] != batch[begun] or far_apart(rates[i], rates[begun])
+        begun = i if new[i] else begun
     return Motion(
         nimg=np.array([line["nimg"] for line in lines]),
         sketches=sketches,
@@ -211,10 +216,9 @@ def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
         regime=np.cumsum(new),
         swaps=[i - 1 for i, after in enumerate(swapped) if after and i],
         batch_size=np.array(batch),
-        lr=np.array([line["lr"][player] for line in lines]),
     )
 
 
-def jumped(now: tuple[float, ...], before: tuple[float, ...]) -> bool:
-    """Whether learning rates changed by more than a schedule's glide does."""
-    return any(max(a, b) > JUMP * min(a, b) for a, b in zip(now, before))
+def far_apart(some: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    """Whether learning rates differ so much that each drives an orbit of its own."""
+    return any(max(a, b) > JUMP * min(a, b) for a, b in zip(some, others))

@@ -407,8 +407,8 @@ class Trainer:
             orbit_report.keep(found, path, self.run_dir.name)
         except NothingYet:
             return
-        except (UserError, OSError) as error:  # a picture that cannot be had is no reason to stop
-            return self.tracker.say(f"orbit: {one_line(error)}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, a picture that cannot be had is no reason to stop training
+            return self.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {self.run_dir}` tries again")
         words = [orbit_report.headline(one) for one in found]
         self.tracker.image(self.nimg, "orbit", path, "; ".join(words))
         for line in words:

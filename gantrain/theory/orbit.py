@@ -378,7 +378,7 @@ class Simulated:
         """Whether motions that showed these `[p]` may have this one rate."""
         groups = self.groups_of(len(autocorrelations), self.autocorrelations[self.near(rate)])
         spread, slowest = (groups.std(axis=-1) >= autocorrelations.std()).mean(), (groups.max(axis=-1) >= autocorrelations.max()).mean()
-        return min(spread, slowest) >= UNLIKE
+        return bool(min(spread, slowest) >= UNLIKE)
 
     def steady(self, spreads: np.ndarray, weights: np.ndarray, rate: float) -> bool:
         """Whether motions whose spread changed by these `[p]` may be orbits of this rate."""

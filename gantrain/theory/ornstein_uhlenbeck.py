@@ -97,7 +97,7 @@ def adam_variance(curvature: float, noise: float, rate: float, batch: float) -> 
     Adam divides the gradient by the root of its mean square. Where noise makes up that mean square, sqrt(c / S), Adam is SGD
     of the learning rate lr sqrt(S / c), hence `variance_steps` with it: V falls with the square root of the batch, and
     noise that shall fall by g takes a batch grown by g^2. The gradient's own part of the second moment is left out, so that
-    for larger k it reads high, by 2% at k = 0.16.
+    for larger k it reads high, by a few percent at k = 0.16.
     """
     k = adam_rate(curvature, noise, rate, batch)
     return rate * np.sqrt(noise / batch) / (2 * curvature) * 2 / (2 - k)

@@ -20,7 +20,8 @@ class Orbit:
     """What is recorded of the motion of the weights; nothing while `every_kimg` is null.
 
     Attributes:
-        every_kimg: distance between recordings; at least an update's images pass anyway.
+        every_kimg: distance between recordings; at least an update's images pass anyway. Evaluations are recorded too. A
+            recording is a line of 0.7 KB for each network and average: some ten thousand of a run are plenty.
         size: numbers that stand for each network, its live weights and each of its averages alike.
     """
 
@@ -59,16 +60,20 @@ class Sketch:
         pieces = np.split(positions[order], np.searchsorted(positions[order], np.cumsum(counts)[:-1]))
         starts = np.cumsum([0, *counts[:-1]])
         self.size = size
-        self._inside = {name: torch.from_numpy(piece - start) for name, piece, start in zip(weights, pieces, starts) if len(piece)}
-        self._rows = torch.from_numpy(np.argsort(order))
-        self._signs = torch.from_numpy(signs * math.sqrt(total / (each * size))).float().view(size, each)
+        inside = {name: torch.from_numpy(piece - start) for name, piece, start in zip(weights, pieces, starts) if len(piece)}
+        scaled = torch.from_numpy(signs * math.sqrt(total / (each * size))).float().view(size, each)
+        self._held = {torch.device("cpu"): (inside, torch.from_numpy(np.argsort(order)), scaled)}
+
+    def _on(self, device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What is gathered, and how, on a device; kept on each, since some averages may live on another."""
+        if device not in self._held:
+            inside, rows, signs = self._held[torch.device("cpu")]
+            self._held[device] = {name: index.to(device) for name, index in inside.items()}, rows.to(device), signs.to(device)
+        return self._held[device]
 
     @torch.no_grad()
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The sketch of weights, fp32 `[size]`, on their device and without a sync; sums are float64."""
-        device = next(iter(weights.values())).device
-        if self._rows.device != device:
-            self._inside = {name: index.to(device) for name, index in self._inside.items()}
-            self._rows, self._signs = self._rows.to(device), self._signs.to(device)
-        gathered = torch.cat([torch.take(weights[name], index) for name, index in self._inside.items()])
-        return (gathered[self._rows].view_as(self._signs) * self._signs).sum(dim=1, dtype=torch.float64).float()
+        inside, rows, signs = self._on(next(iter(weights.values())).device)
+        gathered = torch.cat([torch.take(weights[name], index) for name, index in inside.items()])
+        return (gathered[rows].view_as(signs) * signs).sum(dim=1, dtype=torch.float64).float()
