@@ -92,6 +92,10 @@ class Analysis:
         return float(self.kimg[self.rows[0]])
 
     @property
+    def measured_from(self) -> float:
+        return float(self.kimg[self.rows[len(self.rows) // 2]])
+
+    @property
     def end(self) -> float:
         return float(self.kimg[self.rows[-1]])
 
@@ -296,7 +300,7 @@ def number(value: float | None) -> str:
 def headline(analysis: Analysis) -> str:
     """The verdict in a line."""
     a = analysis
-    return f"{PLAYERS[a.player]} from {a.kimg[a.rows[len(a.rows) // 2]]:g} to {a.end:g} kimg: {IN_WORDS[a.fit.verdict]}{since_then(a)}"
+    return f"{PLAYERS[a.player]} from {a.measured_from:g} to {a.end:g} kimg: {IN_WORDS[a.fit.verdict]}{since_then(a)}"
 
 
 def finding_cells(finding: Finding) -> str:
@@ -309,10 +313,9 @@ def finding_cells(finding: Finding) -> str:
 def report(analysis: Analysis, run: Path) -> str:
     """Everything that was found about a player, for the console."""
     a, fit = analysis, analysis.fit
-    n, half = len(a.rows), a.rows[len(a.rows) // 2]
     lines = [
         f"{run}: {headline(a)}",
-        f"{n} recordings from {a.start:g} kimg on, batch {a.motion.batch_size[a.rows[-1]]}. The directions are the principal ones up to {a.kimg[half]:g}"
+        f"{len(a.rows)} recordings from {a.start:g} kimg on, batch {a.motion.batch_size[a.rows[-1]]}. The directions are the principal ones up to {a.measured_from:g}"
         f" kimg; after it they carry {fit.share:.0%} of the motion.",
         "k is the rate at which the motion along a direction comes back, line the share of it that a straight line explains and most what chance does (97.5%).",
         f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'line':>7}{'most':>7}  is",
@@ -425,6 +428,7 @@ def as_record(a: Analysis) -> dict[str, Any]:
     fit, two = a.fit, a.two
     return {
         "from_kimg": a.start,
+        "measured_from_kimg": a.measured_from,
         "to_kimg": a.end,
         "recordings": len(a.rows),
         "batch_size": int(a.motion.batch_size[a.rows[-1]]),
