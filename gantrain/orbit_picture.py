@@ -72,11 +72,11 @@ def draw_whole(axes: Axes, a: Analysis) -> None:
     points = (live - center) @ plane.T
     path_line(axes, points, a.kimg[rows])
     axes.plot(*points[0], "o", markerfacecolor="white", markeredgecolor="black", markersize=7, zorder=6, label="start")
-    for row in a.motion.swaps:
-        if row < a.rows[-1]:
-            axes.annotate("", points[row + 1], points[row], arrowprops={"arrowstyle": "-|>", "color": SWAP, "linewidth": 1.3, "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0}, zorder=8)
-    if any(row < a.rows[-1] for row in a.motion.swaps):
+    swaps = [row for row in a.motion.swaps if row < a.rows[-1]]
+    if swaps:
+        arrows_in(axes, points, swaps, size=7)
         axes.plot([], [], color=SWAP, linewidth=1.3, label="swap")
+        near_swaps(axes, points, swaps)
     marks, words = axes.get_legend_handles_labels()
     averages_in(axes, a, plane, center, rows, size=5)
     axes.set_aspect("equal", adjustable="datalim")
@@ -85,6 +85,28 @@ def draw_whole(axes: Axes, a: Analysis) -> None:
     shares = [((points[:, i]) ** 2).sum() / ((live - center) ** 2).sum() for i in range(points.shape[1])]
     for set_label, share in zip((axes.set_xlabel, axes.set_ylabel), shares):
         set_label(f"{share:.0%} of the motion", fontsize=8)
+
+
+def arrows_in(axes: Axes, points: np.ndarray, swaps: Sequence[int], size: float) -> None:
+    """Where swaps put the weights."""
+    for row in swaps:
+        look = {"arrowstyle": "-|>", "color": SWAP, "linewidth": 1.1, "mutation_scale": size, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", points[row + 1], points[row], arrowprops=look, zorder=8)
+
+
+def near_swaps(axes: Axes, points: np.ndarray, swaps: Sequence[int]) -> None:
+    """The same around the swaps, enlarged, in room that is made for it below the path."""
+    low, high = points[:, 1].min(), points[:, 1].max()
+    height = max(high - low, 0.5 * np.ptp(points[:, 0]))
+    axes.update_datalim([(points[0, 0], low - 1.1 * height)])
+    axes.autoscale_view()
+    ends = points[[row + i for row in swaps for i in (0, 1)]]
+    middle, reach = (ends.max(axis=0) + ends.min(axis=0)) / 2, 0.75 * np.ptp(ends, axis=0).max()
+    inset = axes.inset_axes((0.03, 0.02, 0.55, 0.4), zorder=9)
+    inset.plot(*points.T, color=FAINT, linewidth=0.9)
+    arrows_in(inset, points, swaps, size=11)
+    inset.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - 0.9 * reach, middle[1] + 0.9 * reach), xticks=[], yticks=[])
+    inset.set_title("around the swaps", fontsize=8, pad=3)
 
 
 def draw_stretch(axes: Axes, a: Analysis) -> None:

@@ -270,7 +270,7 @@ def orbit_run(
     target = Path(out) if out is not None else picture_path(run, found)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
-    record = keep(found, target, run.resolve().name)
+    record = keep(found, target, run.absolute().name)
     return "\n\n".join([*(report(a, run) for a in found), f"drawn in {target}, numbers in {record}"])
 
 

@@ -309,6 +309,7 @@ def draw_swap(rng: np.random.Generator) -> Figure:
     average, seed, time = ema(past, half_life)[-1], rng.integers(2**32), np.arange(after + 1)
     figure = sheet("Swapped-in weights stay quiet only if the noise falls with them", 4.4)
     panels = figure.subplot_mosaic([["all", "a"], ["all", "b"], ["all", "c"]], width_ratios=[1.25, 1])
+    figure.get_layout_engine().set(wspace=0.06)
     shown = 60  # updates of the past
     run = int(np.argmin(np.hypot(past[-1] + 1.8, average + 0.2)))  # one that was well out on its orbit, with a usual average
     panels["all"].plot(np.arange(-shown, 1), np.mean(past[-shown - 1 :] ** 2, axis=1), color=GREY, **LIGHT)
