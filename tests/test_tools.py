@@ -51,7 +51,9 @@ def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
     words = ["tools/benchmark.py", "orbit", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2, "--averages", 2]
     said = run(*words, "--json", tmp_path / "b.json")
     assert "one recording, 2 averages each" in said and "of an update" in said
-    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    record = json.loads((tmp_path / "b.json").read_text())
+    rows = record["rows"]
+    assert record["recordings"] == 2 * 2  # turns and repeats: each was made and written
     assert [row["variant"] for row in rows] == ["one recording, 2 averages each", "one update of the game"]
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[1]["share"] == 1
 

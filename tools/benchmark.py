@@ -288,8 +288,10 @@ def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
         recorder.open()
         facts = {"batch_size": game.batch_size, "lr": {"g": config.optim.lr_g, "d": config.optim.lr_d}}
 
+        position = itertools.count()  # a moment is recorded once
+
         def record_and_write() -> None:
-            recorder.record(0, facts)
+            recorder.record(next(position), facts)
             recorder.flush()
 
         variants = {
@@ -298,7 +300,8 @@ def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         sizes = [sum(p.numel() for p in player.network.parameters()) for player in game.players]
         rows = beside_an_update(variants, config, arguments, "G and D of {:,} and {:,} parameters".format(*sizes))
-    return {"parameters": sizes, "rows": rows}
+        recordings = len(recorder.path.read_text().splitlines())
+    return {"parameters": sizes, "recordings": recordings, "rows": rows}
 
 
 def main() -> None:
