@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import os
 import sys
@@ -12,24 +11,33 @@ from pathlib import Path
 from typing import NoReturn
 
 from gantrain import __version__
-from gantrain.errors import UserError
+from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
+from gantrain.interruption import INTERRUPTED, Interruption, Stopped, exit_status
 
 USER_ERROR = 2
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # full or closed disks
+GAVE_UP = 3
 SECONDS_FOR_MAIN = 3  # what all processes run into, the main one says; the launcher has ended the others by then
 OVERRIDES_HELP = "section.key=value, as often as needed; the value is read as YAML"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 when it is done, 2 on a user's mistake, 130 on Ctrl-C."""
-    sys.exit(run(argv))
+    """Run the command and exit: 0 when it is done, 2 on a user's mistake, 3 where the guard gave a training up, 75 when a signal
+    asks for the machine (run it again), 130 on Ctrl-C."""
+    status = run(argv)
+    if getattr(sys.modules.get("gantrain.tracking"), "HUNG", None):  # W&B's own end would wait for what it waits for
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     arguments = parse(argv)
     try:
-        arguments.call(arguments)
+        return arguments.call(arguments) or 0
+    except GaveUp as error:
+        complain(str(error))
+        return GAVE_UP
     except UserError as error:
         complain(str(error))
         return USER_ERROR
@@ -43,8 +51,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         complain("interrupted; the same command goes on from the last checkpoint")
-        return 130
-    return 0
+        return INTERRUPTED
+    except Stopped as stopped:
+        complain(f"stopped by {stopped}; the same command goes on from the last checkpoint")
+        return exit_status(stopped.signal)
 
 
 def complain(text: str) -> None:
@@ -144,22 +154,24 @@ def parser() -> Parser:
     return top
 
 
-def call_train(arguments: argparse.Namespace) -> None:
-    from gantrain import loading
+def call_train(arguments: argparse.Namespace) -> int:
+    with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
+        from gantrain import loading
 
-    config = loading.load(arguments.config, arguments.overrides)
-    from gantrain.distributed import finish
-    from gantrain.trainer import Trainer
+        config = loading.load(arguments.config, arguments.overrides)
+        from gantrain.distributed import finish
+        from gantrain.trainer import Trainer
 
-    trainer = Trainer(config)
-    try:
-        trainer.train()
-    except BaseException:
-        trainer.close(exit_code=1)
-        raise
-    accelerator = trainer.accelerator
-    del trainer  # what it holds must be gone before the processes part
-    finish(accelerator)
+        trainer = Trainer(config, interruption=interruption)
+        try:
+            trainer.train()
+        except BaseException as error:
+            trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
+            raise
+        accelerator, stopping = trainer.accelerator, trainer.stopping
+        del trainer  # what it holds must be gone before the processes part
+        finish(accelerator)
+    return exit_status(stopping) if stopping else 0
 
 
 def call_config(arguments: argparse.Namespace) -> None:

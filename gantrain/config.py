@@ -15,7 +15,7 @@ from gantrain.averaging.batchnorm import POLICIES
 from gantrain.averaging.swap import AUTO, Swap, reads_orbit
 from gantrain.batching import BATCH_POLICIES, Fixed, NoiseScale
 from gantrain.data import DATASETS, Digits
-from gantrain.errors import InvalidField, UserError, check
+from gantrain.errors import InvalidField, UserError, check, did_you_mean
 from gantrain.losses import LOSSES, PENALTIES, Hinge
 from gantrain.metrics import EXTRACTORS, METRICS, DigitsFeatures
 from gantrain.models import ARCHITECTURES, BigGAN
@@ -113,14 +113,80 @@ class Eval:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How often the run is saved and how many of its newest checkpoints are kept."""
+    """How often the run is saved, and which checkpoints are kept.
+
+    Attributes:
+        every_kimg: how often one is written.
+        keep_last: how many of the newest stay.
+        keep_every_kimg: of those that pass a multiple of this, one each stays for good; null keeps none for good.
+        keep_best: scores such as "eval/ema/fid"; at the best value of each so far a checkpoint stays in `best/`.
+        on_error: what a checkpoint that cannot be written (a full disk) does to the run: "stop" or "continue".
+    """
 
     every_kimg: float = 25.0
     keep_last: int = 2
+    keep_every_kimg: float | None = None
+    keep_best: tuple[str, ...] = ()
+    on_error: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
         check(self, "every_kimg", 0 < self.every_kimg < float("inf"), "must be above 0")
         check(self, "keep_last", self.keep_last >= 1, "must be at least 1")
+        check(self, "keep_every_kimg", self.keep_every_kimg is None or 0 < self.keep_every_kimg < float("inf"), "must be above 0, or null")
+        check(self, "keep_best", len(set(self.keep_best)) == len(self.keep_best), "must name every score once")
+
+
+Action = Literal["stop", "rollback", "warn"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is watched while a run trains, and what is done when it goes wrong.
+
+    Attributes:
+        on_nonfinite: a loss, gradient or weight is nan or infinite. "stop" ends the run; "rollback" returns to a checkpoint of
+            before; "warn" says it and goes on.
+        on_saturation: the loss of D stays below `saturation` times what a D that tells nothing has (its loss at logits 0).
+        on_worse: `score` is worse than `factor` times the best so far (below its `factor`-th part, where higher is better)
+            at `evaluations` evaluations in a row.
+        saturation: share of D's loss at logits 0; for the hinge, 0.02 is a loss of 0.04.
+        saturation_kimg: for how long.
+        score: what `on_worse` watches, such as "eval/ema/fid"; null watches none.
+        factor: above 1.
+        evaluations: how many in a row.
+        rollback_to: "last", the newest checkpoint from before the trouble, or "best", the one with the best `score` (or first of
+            `checkpoint.keep_best`, where no score is watched).
+        max_rollbacks: attempts at one obstacle, before the run gives up.
+        lr_scale: multiplies both learning rates at every rollback.
+        growth: multiplies the batch at every rollback, where the batch policy grows at swaps.
+    """
+
+    on_nonfinite: Action = "rollback"
+    on_saturation: Action = "warn"
+    on_worse: Action = "warn"
+    saturation: float = 0.02
+    saturation_kimg: float = 10.0
+    score: str | None = None
+    factor: float = 2.0
+    evaluations: int = 3
+    rollback_to: Literal["last", "best"] = "last"
+    max_rollbacks: int = 3
+    lr_scale: float = 1.0
+    growth: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, "saturation", 0 <= self.saturation < 1, "must be in [0, 1)")
+        check(self, "saturation_kimg", 0 < self.saturation_kimg < float("inf"), "must be above 0")
+        check(self, "factor", 1 < self.factor < float("inf"), "must be above 1")
+        check(self, "evaluations", self.evaluations >= 1, "must be at least 1")
+        check(self, "max_rollbacks", self.max_rollbacks >= 1, "must be at least 1; on_nonfinite=stop and its like roll back never")
+        check(self, "lr_scale", 0 < self.lr_scale <= 1, "must be above 0 and at most 1")
+        check(self, "growth", 1 <= self.growth < float("inf"), "must be at least 1")
+
+    @property
+    def rolls_back(self) -> bool:
+        """Ever."""
+        return "rollback" in (self.on_nonfinite, self.on_saturation, self.on_worse)
 
 
 @dataclass(frozen=True)
@@ -132,12 +198,17 @@ class Wandb:
         project: that the run belongs to.
         entity: user or team; null is the account's default.
         name: of the run; null is the run folder's name.
+        patience: seconds that the end of a run waits for W&B to take what is left; training never waits.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "gantrain"
     entity: str | None = None
     name: str | None = None
+    patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        check(self, "patience", 0 < self.patience < float("inf"), "must be above 0")
 
 
 @dataclass(frozen=True)
@@ -197,6 +268,7 @@ class Config:
     swap: Swap = field(default_factory=Swap)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    guard: Guard = field(default_factory=Guard)
     tracking: Tracking = field(default_factory=Tracking)
     orbit: Orbit = field(default_factory=Orbit)
     mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -219,6 +291,7 @@ class Config:
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
+        check_guard(self)
 
     def followed(self, network: Literal["g", "d"]) -> dict:
         """The averagers that follow one of the networks.
@@ -282,6 +355,43 @@ def check_swap(config: Config) -> None:
             raise InvalidField("swap.growth", swap.growth, f"needs a source whose window is known in advance, such as ema, swa or power, and {swap.source} is none")
 
 
+def check_guard(config: Config) -> None:
+    """Refuse scores that nothing will compute, and rollbacks that cannot be.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    guard = config.guard
+    for key in config.checkpoint.keep_best:
+        require_score("checkpoint.keep_best", key, config)
+    if guard.score is not None:
+        require_score("guard.score", guard.score, config)
+    if guard.score is None and guard.on_worse == "rollback":
+        raise InvalidField("guard.score", None, "must name a score, such as eval/ema/fid: on_worse=rollback goes by it")
+    if guard.rollback_to == "best" and guard.rolls_back and not (guard.score or config.checkpoint.keep_best):
+        raise InvalidField("guard.rollback_to", "best", "needs guard.score or checkpoint.keep_best, such as eval/ema/fid")
+    if guard.growth > 1 and not getattr(config.batching, "grows_at_swaps", True):
+        raise InvalidField("guard.growth", guard.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch")
+
+
+def require_score(field: str, key: str, config: Config) -> None:
+    """Refuse a score that evaluations of this run do not have.
+
+    Raises:
+        InvalidField: for `field`.
+    """
+    parts = key.split("/")
+    names = [LIVE, *config.averagers]
+    prefix = getattr(config.eval.features, "metric_prefix", "")
+    metrics = [prefix + name for metric in config.eval.metrics for name in getattr(find("metric", METRICS, metric), "scores", ())]
+    if len(parts) != 3 or parts[0] != "eval":
+        raise InvalidField(field, key, f"must be eval/AVERAGE/METRIC, such as eval/{names[-1]}/{(metrics or ['fid'])[0]}")
+    if parts[1] not in names:
+        raise InvalidField(field, key, f"must name live or one of averagers{did_you_mean(parts[1], names)}")
+    if parts[2] not in metrics:
+        raise InvalidField(field, key, f"must name a score of eval.metrics{did_you_mean(parts[2], metrics)}")
+
+
 def batching_notes(config: Config) -> list[str]:
     """Settings of batch and noise scale without effect."""
     noise, batching, total = config.noise_scale, config.batching, config.total_kimg
@@ -324,6 +434,8 @@ def notes(config: Config) -> list[str]:
     if getattr(config.batching, "grows_at_swaps", False) and not config.swap.grows:
         found.append("batching: on_swap grows the batch at swaps, and swap asks for no growth: it has no effect")
     found += batching_notes(config)
+    if config.guard.score is not None and config.eval.every_kimg is None:
+        found.append("guard.score is watched at evaluations, and eval.every_kimg is null: it has no effect")
     if config.orbit.every_kimg is None and config.orbit != Orbit():
         found.append("orbit.every_kimg is null: the other settings of orbit have no effect")
     if config.swap.growth == AUTO and config.swap.source is not None and getattr(config.batching, "lr_scaling", "none") != "none":

@@ -81,6 +81,13 @@ def from_main(accelerator: Accelerator, value: T) -> T:
     return box[0]
 
 
+def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is true on one of the processes, on every one of them."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(sum_over_processes(accelerator)(torch.tensor([float(flag)], device=accelerator.device)).item())
+
+
 def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
     """`do()` on each machine's first process, then on the others: so that one downloads and the others find it there."""
     with accelerator.local_main_process_first():

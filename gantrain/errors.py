@@ -6,8 +6,12 @@ status 2; a library user catches a `ValueError`. A bug of ours is never a `UserE
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
+
+
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, closed or broken disks
 
 
 class UserError(ValueError):
@@ -15,6 +19,10 @@ class UserError(ValueError):
 
     def __init__(self, text: str):
         super().__init__(" ".join(text.split()))  # a quoted value may hold line breaks
+
+
+class GaveUp(UserError):
+    """A training that went wrong and was not, or not any more, to be saved. No mistake in a key: the command exits with 3."""
 
 
 class InvalidField(UserError):

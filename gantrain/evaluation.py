@@ -18,7 +18,7 @@ from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch
 from gantrain.checkpoint import Damaged, read_manifest
 from gantrain.config import Config
 from gantrain.data import ImageSet, decode_all, permuted, prepare
-from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, sum_over_processes
+from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, on_any_process, sum_over_processes
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
@@ -30,6 +30,10 @@ from gantrain.tracking import as_json, better_when_higher
 
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
 FEWEST = 8  # images of a reference: fewer have no third neighbour among the halves that metrics take
+
+
+class Interrupted(Exception):
+    """An evaluation was left because the run was asked to stop. Nothing has come of it."""
 
 
 class Evaluator:
@@ -51,6 +55,7 @@ class Evaluator:
         self.metrics = [find("metric", METRICS, name)() for name in config.eval.metrics]
         self.prefix = config.eval.features.metric_prefix
         self._extractor = None
+        self._asked_to_stop: Callable[[], bool] | None = None
         if self.num_reference < FEWEST:
             raise UserError(f"data: {images.name} has {len(images)} images; scores need at least {FEWEST}")
         self._reference: FeatureSet | None = None
@@ -85,6 +90,15 @@ class Evaluator:
             "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
         }
+
+    @contextmanager
+    def leaving_when(self, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
+        """Inside, what is scored is left by `Interrupted` between two chunks where the run, on any process, was asked to stop."""
+        self._asked_to_stop = asked_to_stop
+        try:
+            yield
+        finally:
+            self._asked_to_stop = None
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -180,6 +194,8 @@ class Evaluator:
         chunks = -(-total // size)
         rows, width = [], 0
         for turn in tqdm(range(-(-chunks // world)), desc=title, leave=False, disable=None if self.show_progress else True):
+            if self._asked_to_stop and on_any_process(self.accelerator, self._asked_to_stop()):
+                raise Interrupted
             # Where there is no chunk left for this process it does the last one again, since all must take part.
             start = min(turn * world + rank, chunks - 1) * size
             count = min(size, total - start)

@@ -21,6 +21,7 @@ from torch import Tensor
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import named_weights
 from gantrain.errors import UserError
+from gantrain.lines import LineFile
 from gantrain.plugins import one_line
 from gantrain.theory.sketch import Orbit, Sketch
 from gantrain.tracking import as_json
@@ -110,10 +111,13 @@ class OrbitRecorder:
         if not self._pending:
             return
         lines = [as_line(head, names, values.cpu().numpy(), self.settings.size) for head, names, values in self._pending]
-        self._pending = []
         self.latest = {f"orbit/{key.upper()}/{name}/distance": d**0.5 for key, of in lines[-1]["distances"].items() for name, d in of.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines))
+        file = LineFile(self.path)
+        try:
+            file.append("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines))
+        finally:
+            file.close()
+        self._pending = []
 
 
 def as_line(head: dict[str, Any], names: list[tuple[str, str, str]], values: np.ndarray, size: int) -> dict[str, Any]:

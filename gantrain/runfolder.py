@@ -2,21 +2,25 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
 from gantrain import loading
-from gantrain.checkpoint import CheckpointStore
+from gantrain.checkpoint import CheckpointStore, Damaged, read_state, sealed, sync_folder, written
 from gantrain.config import Config
 from gantrain.errors import UserError
 from gantrain.sampling import CONFIG_FILE
 
+ROLLBACK_FILE = "rollback.json"
+
 # What may change when a run is taken up again: nothing in it touches what has been trained so far.
 MAY_CHANGE = (
-    "run_dir", "total_kimg", "eval.", "checkpoint.", "tracking.", "performance.", "orbit.every_kimg",
-    "data.root", "data.keep_in", "data.workers", "data.download",
+    "run_dir", "total_kimg", "eval.", "checkpoint.", "guard.", "tracking.", "performance.", "orbit.every_kimg",
+    "data.root", "data.keep_in", "data.workers", "data.download", "data.on_error",
 )  # fmt: skip
 
 
@@ -71,3 +75,48 @@ def write_config(config: Config, run_dir: Path) -> None:
     draft = run_dir / f"{CONFIG_FILE}.writing"
     draft.write_text(loading.to_yaml(config), encoding="utf-8")
     draft.replace(run_dir / CONFIG_FILE)
+
+
+# ---- rollbacks -----------------------------------------------------------------------------------------------------------
+#
+# A rollback changes what the run goes on with from a checkpoint that stays as it was written. The change is a file of its own,
+# replaced at once, so that a kill at any moment leaves the run either before or after the rollback.
+
+
+def write_rollback(run_dir: Path, body: dict[str, Any]) -> None:
+    """Keep what a rollback has changed."""
+    draft = run_dir / f"{ROLLBACK_FILE}.writing"
+    written(draft, sealed(body))
+    draft.replace(run_dir / ROLLBACK_FILE)
+    sync_folder(run_dir)
+
+
+def read_rollback(run_dir: Path) -> dict[str, Any] | None:
+    """What the last rollback has changed, if there was one.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    path = run_dir / ROLLBACK_FILE
+    try:
+        data = path.read_bytes()
+        body = json.loads(data)
+        if sealed({key: value for key, value in body.items() if key != "seal"}) != data:
+            raise ValueError
+        return body
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged; delete it to go on as if the run had not been rolled back") from error
+
+
+def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
+    """Delete checkpoints of the path that was rolled back from: later than where it led, and made before it."""
+    for path in store.paths():
+        if int(path.name) <= rollback["to"]:
+            continue
+        try:
+            if read_state(path)["guard"]["rollbacks"] < rollback["guard"]["rollbacks"]:
+                shutil.rmtree(path, ignore_errors=True)
+        except Damaged:
+            pass  # will be named and passed over

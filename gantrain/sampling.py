@@ -25,6 +25,7 @@ from gantrain.images import to_uint8
 from gantrain.loading import load
 
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
+BEST_FOLDER = "best"  # of a run: a folder a score, with the checkpoint that was best by it
 CONFIG_FILE = "config.yaml"
 SHEETS_A_ROW = 4
 
@@ -119,11 +120,19 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
         if path is None:
             raise UserError(f"{run}: has no checkpoint yet")
         return config, path
-    path = store.folder / (f"{round(kimg * 1000):012d}" if math.isfinite(kimg) else "none")
-    if path not in store.paths():
-        there = ", ".join(f"{int(p.name) / 1000:g}" for p in store.paths())
-        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {there or 'none'}")
+    best = [checkpoint.CheckpointStore(folder) for folder in sorted((run / BEST_FOLDER).glob("*"))]
+    there = {int(path.name): path for one in [*best, store] for path in one.paths()}
+    path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
+    if path is None:
+        found = ", ".join(f"{nimg / 1000:g}" for nimg in sorted(there))
+        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found or 'none'}")
     return config, path
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a checkpoint lies in: RUN/checkpoints/<nimg> or RUN/best/<score>/<nimg>."""
+    above = path.parent.parent
+    return above.parent if above.name == BEST_FOLDER and path.parent.name != "checkpoints" else above
 
 
 def group_of(name: str, network: str = "g", slots: bool = False) -> str:
@@ -134,7 +143,7 @@ def group_of(name: str, network: str = "g", slots: bool = False) -> str:
 def averages_of(path: Path) -> list[str]:
     """What a run can be sampled from at a checkpoint: "live", every average that has begun, and whatever was rebuilt."""
     state = checkpoint.read(path, groups=[]).state
-    return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(path.parent.parent)]
+    return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(run_of(path))]
 
 
 def rebuilt_of(run: Path) -> list[str]:
@@ -170,9 +179,9 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
     Raises:
         Damaged: a file is missing, cut, or altered.
     """
-    rebuilt = average in rebuilt_of(path.parent.parent)
+    rebuilt = average in rebuilt_of(run_of(path))
     group = "average" if rebuilt else group_of(average)
-    folder = path.parent.parent / AVERAGES_FOLDER / average if rebuilt else path
+    folder = run_of(path) / AVERAGES_FOLDER / average if rebuilt else path
     buffers_group = "buffers" if rebuilt else "g"
     snapshot = checkpoint.read(folder, [buffers_group] if average == LIVE else [buffers_group, group])
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten

@@ -54,6 +54,10 @@ class Swapper:
         self.owed = False
         self.records: list[dict[str, Any]] = []  # of every swap: nimg, batch before and after it, scores by moment
 
+    def swaps_now(self, before: int, nimg: int, more: bool) -> bool:
+        """Whether `maintain` at this moment will swap."""
+        return self.settings.source is not None and more and nimg > 0 and (self.owed or self.settings.due(before, nimg))
+
     def maintain(self, before: int, nimg: int, done: bool, more: bool) -> None:
         """Score what an earlier swap has come to, and swap, where the clock has passed the time for it.
 

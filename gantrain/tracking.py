@@ -1,16 +1,19 @@
 """What a run says of itself: a console line, metrics.jsonl, and Weights & Biases.
 
-`metrics.jsonl` is the record of truth: one flushed line an event, so that a kill loses nothing. W&B is a view of it; when
-W&B fails, training goes on.
+`metrics.jsonl` is the record of truth: one flushed line an event, so that a kill loses nothing. W&B is a view of it, on a
+thread of its own: whether it is slow, fails or hangs, training goes on.
 """
 from __future__ import annotations
 
 import configparser
+import functools
 import json
 import math
 import netrc
 import os
+import queue
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +23,15 @@ from typing import Any
 from urllib.parse import urlparse
 
 from gantrain.config import Wandb
+from gantrain.errors import OF_THE_MACHINE
+from gantrain.lines import LineFile
 from gantrain.metrics import HIGHER_IS_BETTER
 from gantrain.plugins import one_line
 
 METRICS_FILE = "metrics.jsonl"
 SUPERSEDED_FILE = "metrics.superseded.jsonl"
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
+WANDB_WAITING = 4096  # calls that may wait for W&B: a bound on memory
 
 
 class Tracker:
@@ -34,13 +40,15 @@ class Tracker:
     Args:
         run_dir: the run folder.
         enabled: whether this is the main process.
+        persistent: keep lines that a full disk does not take until it does, instead of raising.
     """
 
-    def __init__(self, run_dir: Path, enabled: bool = True):
-        self.run_dir, self.enabled = run_dir, enabled
+    def __init__(self, run_dir: Path, enabled: bool = True, persistent: bool = False):
+        self.run_dir, self.enabled, self.persistent = run_dir, enabled, persistent
         self.path = run_dir / METRICS_FILE
-        self._file = None
-        self._wandb: WandbRun | None = None
+        self._file: LineFile | None = None
+        self._waiting = ""  # lines that are not on disk yet
+        self._wandb: WandbThread | None = None
 
     def open(self, keep_bytes: int = 0) -> None:
         """Open metrics.jsonl for appending after its first `keep_bytes` bytes.
@@ -50,30 +58,22 @@ class Tracker:
         """
         if not self.enabled:
             return
-        self.path.touch()
-        with open(self.path, "rb+") as file:
-            kept = file.read(keep_bytes)
-            keep_bytes = kept.rfind(b"\n") + 1  # a power cut may have taken what the checkpoint saw
-            file.seek(keep_bytes)
-            tail = file.read()
-            if tail:
-                with open(self.run_dir / SUPERSEDED_FILE, "ab") as superseded:
-                    superseded.write(tail if tail.endswith(b"\n") else tail + b"\n")
-                file.truncate(keep_bytes)
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8")
+        self._file = LineFile(self.path, keep_bytes)
+        tail = self._file.removed
+        if tail:
+            with open(self.run_dir / SUPERSEDED_FILE, "ab") as superseded:
+                superseded.write(tail if tail.endswith(b"\n") else tail + b"\n")
+            self._file.cut()
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far, which are on disk then; what `open` wants after a resume."""
-        if not self._file:
-            return 0
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._file.position() if self._file else 0
 
     def start_wandb(self, settings: Wandb, run_id: str, config: Mapping[str, Any]) -> None:
         """Open or continue the W&B run `run_id`."""
         if self.enabled and settings.mode != "disabled":
-            self._wandb = WandbRun.start(settings, run_id, config, self.run_dir, self.say)
+            start = functools.partial(WandbRun.start, settings, run_id, config, self.run_dir, self.say)
+            self._wandb = WandbThread(start, settings.patience, self.say)
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -88,41 +88,56 @@ class Tracker:
         """A line of numbers at `nimg` images."""
         self._write({"nimg": nimg, **values})
         if self._wandb:
-            self._wandb.log({"kimg": nimg / 1000, **values})
+            self._wandb.call("log", {"kimg": nimg / 1000, **values})
 
-    def event(self, nimg: int, name: str, **fields: Any) -> None:
-        """Something that happens once."""
+    def event(self, nimg: int, name: str, shown: str | None = None, /, **fields: Any) -> None:
+        """Something that happens once; W&B gets what is `shown` of it."""
         self._write({"nimg": nimg, "event": name, **fields})
+        if self._wandb and shown:
+            self._wandb.call("log", {"kimg": nimg / 1000, f"event/{name}": shown})
 
     def growth(self, nimg: int, grown: Mapping[str, Any]) -> str:
         """A growth of the batch, in the record and in W&B; the same in words."""
-        self.event(nimg, "growth", **grown)
         words = "batch {from} -> {to}: {reason}".format(**grown)
-        if self._wandb:
-            self._wandb.log({"kimg": nimg / 1000, "event/growth": words})
+        self.event(nimg, "growth", words, **grown)
         return words
 
     def image(self, nimg: int, key: str, path: Path, caption: str) -> None:
         """Show a picture that is already on disk."""
         if self._wandb:
-            self._wandb.image(key, path, caption, {"kimg": nimg / 1000})
+            self._wandb.call("image", key, path, caption, {"kimg": nimg / 1000})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final numbers of the run."""
         if self._wandb:
-            self._wandb.summary(values)
+            self._wandb.call("summary", values)
 
-    def close(self, exit_code: int = 0) -> None:
+    def close(self, exit_code: int = 0, wait: bool = True) -> None:
+        """Let go of everything; `wait` for W&B as long as its patience lasts."""
         if self._wandb:
-            self._wandb.finish(exit_code)
+            if wait:
+                self._wandb.finish(exit_code)
             self._wandb = None
         if self._file:
             self._file.close()
             self._file = None
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file:
-            self._file.write(json.dumps({k: as_json(v) for k, v in line.items()}, allow_nan=False) + "\n")
+        if not self._file:
+            return
+        waited = bool(self._waiting)
+        self._waiting += json.dumps({k: as_json(v) for k, v in line.items()}, allow_nan=False) + "\n"
+        try:
+            self._file.append(self._waiting)
+        except OSError as error:
+            if not self.persistent or error.errno not in OF_THE_MACHINE:
+                raise type(error)(error.errno, error.strerror, str(self.path)) from error
+            if not waited:
+                self.say(f"{self.path}: cannot be written ({error.strerror}); its lines wait in memory for room")
+            return
+        self._waiting = ""
+        if waited:
+            self.say(f"{self.path}: can be written again; nothing is lost")
 
 
 def as_json(value: Any) -> Any:
@@ -205,6 +220,11 @@ class WandbRun:
     def finish(self, exit_code: int) -> None:
         self._guarded(lambda: self._run.finish(exit_code=exit_code))
 
+    @property
+    def ended(self) -> bool:
+        """Whether a call has failed."""
+        return self._run is None
+
     def _guarded(self, call: Callable[[], Any]) -> None:
         if self._run is None:
             return
@@ -213,6 +233,55 @@ class WandbRun:
         except Exception as error:
             self._run = None
             self._say(f"wandb: stopped ({one_line(error)[:160]}); training goes on, metrics.jsonl has everything")
+
+
+class WandbThread:
+    """A W&B run at arm's length: a thread makes its calls, in order, and nobody waits for it but the end of the run.
+
+    Args:
+        start: opens the run; None where it cannot be had.
+        patience: seconds that `finish` waits.
+        say: receives a line where calls were left out or the end was not waited for.
+    """
+
+    def __init__(self, start: Callable[[], WandbRun | None], patience: float, say: Callable[[str], None]):
+        self._patience, self._say = patience, say
+        self._calls: queue.Queue[tuple[str, tuple]] = queue.Queue(WANDB_WAITING)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, args=(start,), name="wandb", daemon=True)
+        self._thread.start()
+
+    def _run(self, start: Callable[[], WandbRun | None]) -> None:
+        run = start()
+        while run is not None:
+            name, arguments = self._calls.get()
+            getattr(run, name)(*arguments)
+            if name == "finish":
+                return
+            if run.ended:
+                return
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Have a method of the run called, some time."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._calls.put_nowait((name, arguments))
+        except queue.Full:
+            if not self._dropped:
+                self._say("wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything")
+            self._dropped += 1
+
+    def finish(self, exit_code: int) -> None:
+        """Have the run closed when all calls are made, or let go of it when that takes too long."""
+        self.call("finish", exit_code)
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            HUNG.append(self._thread)
+            self._say(f"wandb: did not take everything within {self._patience:g} seconds and is let go; metrics.jsonl has everything")
+
+
+HUNG: list[threading.Thread] = []  # threads of W&B that were let go: what W&B does at the end of a process would wait for them
 
 
 def has_key() -> bool:
@@ -263,6 +332,11 @@ class Progress:
         began = time.monotonic()
         yield
         self.aside += time.monotonic() - began
+
+    def back_to(self, nimg: int) -> None:
+        """The run goes on from fewer images; those done beyond them count in how fast it is, not in how far."""
+        self.start -= self.last_nimg - nimg
+        self.last_nimg = nimg
 
     def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, float]:
         """(line, images per second since the line before)."""

@@ -1,8 +1,10 @@
 """The trainer: maintenance first, then one update; one clock."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,14 +26,17 @@ from gantrain.batching.noise_scale import as_numbers
 from gantrain.config import Config, notes
 from gantrain.data import RealBatches, audit, prepare
 from gantrain.distributed import PRECISIONS, from_main, local_processes, main_first, make_accelerator, mean_of_processes, mean_over_processes
-from gantrain.errors import UserError
-from gantrain.evaluation import Evaluator, Scores, as_keys, table
+from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
+from gantrain.evaluation import Evaluator, Interrupted, Scores, as_keys, table
+from gantrain.guard import Pulse, Trouble, Watch
 from gantrain.images import to_float
+from gantrain.interruption import Interruption
+from gantrain.models.layers import singular_values
 from gantrain.plugins import one_line
 from gantrain.recording import NothingYet, OrbitRecorder, as_motion, read_record
-from gantrain.runfolder import locked, look_into, write_config
+from gantrain.runfolder import forget_abandoned, locked, look_into, read_rollback, write_config, write_rollback
 from gantrain.swapping import Swapper
-from gantrain.tracking import Progress, Tracker, new_run_id
+from gantrain.tracking import Progress, Tracker, as_json, new_run_id
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, sees_real, set_lr
 
 
@@ -40,19 +46,25 @@ class Trainer:
     Args:
         config: the whole run.
         accelerator: of the program; None makes one.
+        interruption: tells when the process is asked to stop; None listens for signals while `train` runs.
+
+    Attributes:
+        stopping: the signal that has ended `train`, or None.
 
     Raises:
         UserError: the folder holds another run, the data cannot be right, the batch does not divide over the processes.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator | None = None):
+    def __init__(self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None):
         self.config = config
+        self.interruption = interruption or Interruption()
+        self.stopping: signal.Signals | None = None
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         if self.accelerator.mixed_precision != PRECISIONS[config.mixed_precision]:
             raise UserError(f"mixed_precision: the Accelerator of this program computes in {self.accelerator.mixed_precision!r}, not in {config.mixed_precision}")
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.run_dir = Path(config.run_dir).expanduser()
-        self.tracker = Tracker(self.run_dir, self.main)
+        self.tracker = Tracker(self.run_dir, self.main, persistent=config.checkpoint.on_error == "continue")
         self.changes = from_main(self.accelerator, look_into(self.run_dir, config) if self.main else None)
         set_performance(config)
         self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
@@ -64,7 +76,12 @@ class Trainer:
         world, agree = self.accelerator.num_processes, functools.partial(from_main, self.accelerator)
         self.probes = {key: GradientProbe(self.players[key].network, config.noise_scale.per_layer, world) for key in ("d", "g")}
         self.noise = NoiseMonitor(config.noise_scale, {key: probe.layers for key, probe in self.probes.items()}, mean_of_processes(self.accelerator))
-        self.batching = BatchController(config.batching, world, self.noise, agree)
+        c = config.checkpoint
+        self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", c.keep_last, self.tracker.say, c.keep_every_kimg)
+        self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
+        self.best = {name: checkpoint.CheckpointStore(self.run_dir / sampling.BEST_FOLDER / name.replace("/", "."), 1, self.tracker.say) for name in c.keep_best}
+        self.writer = checkpoint.BackgroundWriter()
+        self.batching = BatchController(config.batching, world, self.noise, agree, resumes=agree(bool(self.store.paths())))
         self.banks = {key: AverageBank(player.network, config.followed(key)) for key, player in self.players.items()}
         self.bank = self.banks["g"]  # the averages that are scored and drawn
         self.evaluator = Evaluator(config, self.images, self.accelerator)
@@ -73,8 +90,17 @@ class Trainer:
             self.settle_batchnorm, self.record_orbit, agree, self.tracker,
         )  # fmt: skip
         self.orbit = OrbitRecorder(config.orbit, self.banks, self.run_dir, self.main)
-        self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", config.checkpoint.keep_last, self.tracker.say)
-        self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
+        self.pulse = Pulse(self.accelerator)
+        self.weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.players.items()}
+        nothing = torch.zeros(1)
+        self.watch = Watch(
+            config.guard, tuple(dict.fromkeys([*c.keep_best, *([config.guard.score] if config.guard.score else [])])),
+            fp16=config.mixed_precision == "fp16", silence=float(config.loss.discriminator(nothing, nothing)),
+        )  # fmt: skip
+        self.improved: list[str] = []  # scores whose best checkpoint is this one, once it is written
+        self.saved_at = -1  # images seen at the checkpoint that there is of now
+        self.logged_at = 0
+        self.unreadable: set[str] = set()
         self.stats: dict[str, Tensor] = {}
         self.stats_count = 0
         self.scores: Scores = {}
@@ -93,29 +119,48 @@ class Trainer:
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> Scores:
-        """Train to the end; the last scores (on the main process). Whatever is due is done before the next update."""
+        """Train to the end, or until asked to stop; the last scores (on the main process).
+
+        Raises:
+            GaveUp: the training went wrong, and the guard is not to, or could not, save it.
+        """
+        with self.interruption:
+            self.start()
+            self.interruption.patient = True
+            while True:
+                try:
+                    self.listen()
+                    if self.stopping:
+                        return self.stop()
+                    done = self.maintain()
+                except Trouble as trouble:
+                    self.recover(trouble)
+                except Interrupted:
+                    return self.stop()
+                else:
+                    if done:
+                        return self.end()
+                    self.update()
+
+    def maintain(self) -> bool:
+        """Do whatever is due before the next update; whether there is none."""
         c, total = self.config, clock.images(self.config.total_kimg)
-        self.start()
-        while True:
-            done = self.nimg >= total and self.previous_nimg < self.nimg
-            if self.due(c.tracking.every_kimg) or self.due(c.checkpoint.every_kimg) or done:
-                self.log()
-            with self.progress.paused():
-                if self.due(c.orbit.every_kimg) or self.due(c.eval.every_kimg) or done:
-                    self.record_orbit()
-                if self.due(c.eval.every_kimg) or done:
-                    self.evaluate()
-                if self.due(c.tracking.samples_every_kimg) or done:
+        done = self.nimg >= total and self.previous_nimg < self.nimg
+        if self.due(c.tracking.every_kimg) or self.due(c.checkpoint.every_kimg) or done:
+            self.log()
+        with self.progress.paused():
+            if self.due(c.orbit.every_kimg) or self.due(c.eval.every_kimg) or done:
+                self.record_orbit()
+            if self.due(c.eval.every_kimg) or done:
+                self.evaluate()
+            if self.due(c.tracking.samples_every_kimg) or done:
+                with self.dispensable("samples"):
                     self.draw_samples()
-                self.keep_snapshots(done)
-                self.swapper.maintain(self.previous_nimg, self.nimg, done, more=self.nimg < total)
-                if self.due(c.checkpoint.every_kimg) or done:
-                    self.save()
-            if self.nimg >= total:
-                break
-            self.update()
-        self.end()
-        return self.scores
+            self.keep_snapshots(done)
+            self.swapper.maintain(self.previous_nimg, self.nimg, done, more=self.nimg < total)
+            if self.due(c.checkpoint.every_kimg) or done or self.improved:
+                self.save()
+        return self.nimg >= total
 
     def due(self, every_kimg: float | None) -> bool:
         return clock.due(every_kimg, self.previous_nimg, self.nimg)
@@ -128,23 +173,26 @@ class Trainer:
             self.tracker.say(f"growth at {self.nimg / 1000:g} kimg: {self.tracker.growth(self.nimg, grown)}")
         self.noise.begin(self.updates)
         k, after = self.batching.rounds, self.nimg + self.batching.batch_size
-        multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale * self.batching.lr_scale
+        multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale * self.batching.lr_scale * self.watch.lr_scale
         set_lr(self.G.optimizer, c.optim.lr_g * multiplier)
         set_lr(self.D.optimizer, c.optim.lr_d * multiplier)
+        seen: dict[str, Tensor] = {}  # what the guard looks at
         kept: list[Batch] = []  # the last D phase's real images, where the loss of G looks at real ones
         for s in range(c.optim.d_steps):
             kept.clear()
             penalties = self.penalties(self.updates * c.optim.d_steps + s)
             lazy = any(factor > 1 for _, factor in penalties)  # part of this step only: no part of the noise that steps have
             rounds = zip(self.real(k, kept), self.latents(f"d{s}", k))
-            self.add_stats(discriminator_phase(self.G, self.D, loss, rounds, k, None if lazy else self.probe("d"), penalties), "d")
+            self.add_stats(discriminator_phase(self.G, self.D, loss, rounds, k, None if lazy else self.probe("d"), penalties), "d", seen)
         rounds = zip(map(self.as_input, kept) if kept else [None] * k, self.latents("g", k))
-        self.add_stats(generator_phase(self.G, self.D, loss, rounds, k, self.probe("g")), "g")
+        self.add_stats(generator_phase(self.G, self.D, loss, rounds, k, self.probe("g")), "g", seen)
         self.stats_count += 1
         self.updates += 1
         self.previous_nimg, self.nimg = self.nimg, after
         for bank in self.banks.values():
             bank.update(self.nimg)
+        seen |= {f"weights/{key}": nn.utils.get_total_norm(weights) for key, weights in self.weights.items()}
+        self.pulse.send(self.previous_nimg, self.nimg, seen, self.interruption.asked)
 
     def penalties(self, d_step: int) -> list[tuple[Any, float]]:
         """What is added to the loss of D at this of its steps, with its factor: a lazy penalty counts for the steps without."""
@@ -176,7 +224,7 @@ class Trainer:
         """This process's k micro-batches of latents and labels, by position in the image stream."""
         g, b, world, rank = self.G.network, self.batching.micro_batch, self.accelerator.num_processes, self.accelerator.process_index
         for j in range(k):
-            start = self.nimg + (j * world + rank) * b
+            start = self.nimg + self.watch.skipped + (j * world + rank) * b
             yield sampling.draw(self.config.seed, purpose, start, b, g.dim_z, g.num_classes, self.device)
 
     @property
@@ -223,8 +271,13 @@ class Trainer:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.lock = locked(self.run_dir)
         self.evaluator.extractor  # noqa: B018 - weights that cannot be had are missed now and not after the training
-        path = from_main(self.accelerator, self.store.newest() if self.main else None)
+        rollback, path = from_main(self.accelerator, self.find() if self.main else None)
         state = self.load(path) if path else {}
+        if path and rollback and rollback["guard"]["rollbacks"] > self.watch.rollbacks:  # the checkpoint is from before it
+            self.watch.count(rollback["guard"])
+            if rollback["to"] == self.nimg:
+                self.batching.load(rollback["batching"])
+                state["metrics_bytes"] = rollback["metrics_bytes"]
         if self.measures_halves():
             half = self.batching.micro_batch // 2
             self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {half} images, which is what BatchNorm sees then")
@@ -237,17 +290,28 @@ class Trainer:
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
-        position = self.nimg * self.config.optim.d_steps
-        self.real_batches = RealBatches(
-            self.images, self.config.seed, self.batching.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
-            position, self.device, getattr(self.config.data, "flip", False), getattr(self.config.data, "workers", 4),
-        )  # fmt: skip
+        self.open_stream()
         self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}), **({"notes": self.notes} if self.notes else {}))
         self.tracker.say(self.headline(path))
         for note in self.notes:
             self.tracker.say(f"note: {note}")
         self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts()})
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
+
+    def find(self) -> tuple[dict[str, Any] | None, Path | None]:
+        """(the last rollback, the checkpoint to go on from), each None where there is none."""
+        rollback = read_rollback(self.run_dir)
+        if rollback:
+            forget_abandoned(self.store, rollback)
+        return rollback, self.store.newest()
+
+    def open_stream(self) -> None:
+        """Real images from where the run stands; what rollbacks have left out is behind it."""
+        position = (self.nimg + self.watch.skipped) * self.config.optim.d_steps
+        self.real_batches = RealBatches(
+            self.images, self.config.seed, self.batching.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
+            position, self.device, getattr(self.config.data, "flip", False), getattr(self.config.data, "workers", 4),
+        )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the record needs to know of this program and machine."""
@@ -273,34 +337,202 @@ class Trainer:
 
     # ---- maintenance -------------------------------------------------------------------------------------------------
 
-    def add_stats(self, stats: dict[str, Tensor], player: str) -> None:
-        """Sum statistics where they are, on the device: no sync until a line is due."""
+    def add_stats(self, stats: dict[str, Tensor], player: str, seen: dict[str, Tensor]) -> None:
+        """Sum statistics where they are, on the device: over the update in `seen`, and until a line is due."""
         measured = stats.pop("measured", None)
         if measured is not None:
             halved = 2 if self.probes[player].halves(self.batching.rounds) else 1
             self.noise.record(player, self.batching.micro_batch // halved, self.batching.batch_size, measured)
         for name, value in stats.items():
-            self.stats[name] = self.stats[name] + value if name in self.stats else value
+            for sums in (seen, self.stats):
+                sums[name] = sums[name] + value if name in sums else value
+
+    def sums(self) -> list[tuple[str, float]]:
+        """The statistics since the last line, the mean of all processes', by name. Every process must call it at the same time."""
+        names = sorted(self.stats)
+        if not names:
+            return []
+        sums = torch.stack([self.stats[n] for n in names]).float()
+        return list(zip(names, self.accelerator.reduce(sums, reduction="mean").cpu().tolist()))
 
     def log(self) -> None:
         """A line for the console and the record: means since the last one."""
+        self.listen(all=True)
         if not self.stats_count:
             return
-        names = sorted(self.stats)
-        steps = torch.tensor([self.config.optim.d_steps if n in ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d") else 1 for n in names])
-        sums = torch.stack([self.stats[n] for n in names]).float()
-        means = self.accelerator.reduce(sums, reduction="mean").cpu() / (steps * self.stats_count)
-        values = dict(zip(names, means.tolist()))
+        of_d = ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")
+        values = {n: total / (self.stats_count * (self.config.optim.d_steps if n in of_d else 1)) for n, total in self.sums()}
         values |= {**self.batching.numbers(), "updates": self.updates, "memory/gib": memory_gib(self.device)}
         values |= self.noise_scale()
         values |= {"lr/g": self.G.optimizer.param_groups[0]["lr"], "lr/d": self.D.optimizer.param_groups[0]["lr"]}
-        self.orbit.flush()
+        with self.dispensable("the orbit"):
+            self.orbit.flush()
         values |= self.orbit.latest
         values["reals_seen"] = self.nimg * self.config.optim.d_steps
+        values |= self.singular_values()
+        values |= self.report_skipped()
         line, rate = self.progress.line(self.nimg, values)
         self.tracker.say(line)
         self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate})
         self.stats, self.stats_count = {}, 0
+        before, self.logged_at = self.logged_at, self.nimg
+        self.face(self.watch.losses(before, self.nimg, values["loss/d"]))
+
+    def singular_values(self) -> dict[str, float]:
+        """The first singular value of every spectrally normed layer, for a line of the record."""
+        values = {f"singular/{key.upper()}/{layer}": v for key, player in self.players.items() for layer, v in singular_values(player.network).items()}
+        return dict(zip(values, torch.stack(list(values.values())).cpu().tolist())) if values else {}
+
+    def report_skipped(self) -> dict[str, int]:
+        """Name the images that could not be read since the last line; how many, for the record."""
+        if getattr(self.config.data, "on_error", "stop") != "skip":
+            return {}
+        mine, self.real_batches.skipped = self.real_batches.skipped, []
+        if not self.accelerator.reduce(torch.tensor([len(mine)], device=self.device), reduction="sum").item():
+            return {"data/skipped": 0}
+        found = gather_object(mine)
+        self.name_unreadable(found)
+        return {"data/skipped": len(found)}
+
+    def name_unreadable(self, found: list[str]) -> None:
+        """Say, once of each, which images could not be read; others of their class stand in for them."""
+        for line in [line for line in dict.fromkeys(found) if line not in self.unreadable]:
+            self.unreadable.add(line)
+            self.tracker.say(f"data: skipped: {line}")
+            self.tracker.event(self.nimg, "skipped", image=line)
+
+    # ---- what can go wrong -------------------------------------------------------------------------------------------
+
+    def listen(self, all: bool = False) -> None:
+        """Hear what all processes have found in the updates before the last one, or in all of them, and who was asked to stop.
+
+        Raises:
+            Trouble: something is not finite, and that is not merely to be said.
+        """
+        self.collect()
+        if self.accelerator.num_processes == 1:
+            self.stopping = self.interruption.asked
+        for beat in self.pulse.receive(all):
+            self.stopping = self.stopping or beat.asked
+            self.face(self.watch.beat(beat, self.accelerator.num_processes))
+
+    def face(self, trouble: Trouble | None) -> None:
+        """Say a trouble that is merely to be said; raise another."""
+        if trouble is None:
+            return
+        if getattr(self.config.guard, f"on_{trouble.kind}") != "warn":
+            raise trouble
+        self.tracker.event(self.nimg, "warning", trouble.words, kind=trouble.kind, words=trouble.words, **trouble.evidence)
+        self.tracker.say(f"guard: {trouble.words}; guard.on_{trouble.kind}=warn goes on")
+
+    def recover(self, trouble: Trouble) -> None:
+        """Return to a checkpoint of before the trouble, and go on from there another way.
+
+        Raises:
+            GaveUp: that is not wanted, or there is no such checkpoint, or it was tried as often as it may be.
+        """
+        g, bad = self.config.guard, self.nimg
+        self.pulse.forget()
+        wanted = getattr(g, f"on_{trouble.kind}") == "rollback"
+        path = from_main(self.accelerator, self.checkpoint_before(trouble) if self.main and wanted else None)
+        tried = self.watch.attempts
+        if path:
+            self.watch.rolled_back(bad, int(path.name))
+        if path is None or self.watch.attempts > g.max_rollbacks:
+            self.give_up(trouble, path, tried)
+        state = self.load(path, rolls_back=True)
+        grown = self.batching.ask(self.nimg, g.growth) if g.growth > 1 else None
+        self.stats, self.stats_count, self.improved = {}, 0, []
+        attempt = f"attempt {self.watch.attempts} of {g.max_rollbacks}"
+        words = f"{trouble.words}; back to {self.nimg / 1000:g} kimg, {attempt}, on other images"
+        words += f", learning rates x {self.watch.lr_scale:g}" if self.watch.lr_scale != 1 else ""
+        words += f", batch {grown['from']} -> {grown['to']}" if grown else ""
+        self.tracker.event(
+            bad, "rollback", words, kind=trouble.kind, words=trouble.words, to=self.nimg, attempt=self.watch.attempts, skipped=self.watch.skipped,
+            lr_scale=self.watch.lr_scale, **self.batching.numbers(), **trouble.evidence,
+        )  # fmt: skip
+        self.tracker.say(f"guard: {words}")
+        if self.main:
+            body = {"to": self.nimg, "guard": self.watch.state(), "batching": self.batching.state(), "metrics_bytes": self.tracker.position()}
+            write_rollback(self.run_dir, body)
+            self.store.forget_after(self.nimg)
+            self.snapshots.forget_after(self.nimg)
+            sampling.forget_rebuilt_after(self.run_dir, self.nimg)
+        self.orbit.open(state["orbit"])
+        self.open_stream()
+        self.progress.back_to(self.nimg)
+
+    def give_up(self, trouble: Trouble, path: Path | None, tried: int) -> None:
+        """End the run with a clear word."""
+        key = f"guard.on_{trouble.kind}"
+        action = getattr(self.config.guard, key.removeprefix("guard."))
+        if action == "stop":
+            why = f"{key}=stop ends the run; change what led here in another run_dir, or set {key}=rollback and run the same command again"
+        elif path is None:
+            why = "no whole checkpoint of before is kept to go back to; a larger checkpoint.keep_last keeps more"
+        else:
+            why = f"{tried} rollbacks have not led past it; guard.lr_scale, guard.growth or a larger guard.max_rollbacks may change when the same command is run again"
+        self.tracker.event(self.nimg, "gave_up", trouble.words, kind=trouble.kind, words=trouble.words, rollbacks=tried, **trouble.evidence)
+        raise GaveUp(f"guard: {trouble.words}; {why}")
+
+    def checkpoint_before(self, trouble: Trouble) -> Path | None:
+        """The checkpoint that a rollback leads to, among those of the run from now on; None where there is none."""
+        self.collect(wait=True)
+        found = None
+        if self.config.guard.rollback_to == "best":
+            key = self.config.guard.score or self.config.checkpoint.keep_best[0]
+            found = self.best[key].newest(until=trouble.healthy) if key in self.best else None
+        found = found or self.store.newest(until=trouble.healthy)
+        for store in self.best.values():
+            found = found or store.newest(until=trouble.healthy)
+        if found is None:
+            return None
+        target = self.store.folder / found.name
+        if found != target:
+            checkpoint.linked(found, target)
+        return target
+
+    def stop(self) -> Scores:
+        """Asked to stop between two updates: keep everything, what is due at this moment included, for the same command."""
+        self.stopping = self.stopping or self.interruption.asked or signal.SIGTERM  # of another process
+        try:
+            self.listen(all=True)
+        except Trouble as trouble:
+            self.tracker.say(f"guard: {trouble.words}; not saved, the checkpoint before stands")
+        else:
+            if self.saved_at != self.nimg:
+                self.tracker.event(self.nimg, "interrupted", signal=self.stopping.name)
+                self.save(pending=True)
+        self.collect(wait=True)
+        self.tracker.say(f"stopped by {self.stopping.name} at {self.nimg / 1000:g} kimg; the same command goes on from there")
+        self.close()
+        return self.scores
+
+    def collect(self, wait: bool = False) -> None:
+        """See what became of the checkpoint in the background.
+
+        Raises:
+            NotWritten: it could not be written, and that ends the run.
+        """
+        try:
+            self.writer.wait() if wait else self.writer.check()
+        except checkpoint.NotWritten as error:
+            if self.config.checkpoint.on_error == "stop":
+                raise
+            self.tracker.event(self.nimg, "not_written", str(error), words=str(error))
+            self.tracker.say(f"{error}; checkpoint.on_error=continue goes on")
+
+    @contextlib.contextmanager
+    def dispensable(self, what: str) -> Iterator[None]:
+        """Inside, what a full disk does not take is said and left out, where the run is to go on all the same."""
+        try:
+            yield
+        except OSError as error:
+            if self.config.checkpoint.on_error == "stop" or error.errno not in OF_THE_MACHINE:
+                raise
+            self.tracker.say(f"{what} at {self.nimg / 1000:g} kimg: not written ({error.strerror}); checkpoint.on_error=continue goes on")
+
+    # ---- ... and what is done in any case ----------------------------------------------------------------------------
 
     def noise_scale(self) -> dict[str, float]:
         """The noise scale of both players as it stands, for a line of the record."""
@@ -316,21 +548,31 @@ class Trainer:
         return values
 
     def evaluate(self) -> None:
-        """Score the live weights and every average that has begun."""
+        """Score the live weights and every average that has begun, unless that was done at this moment."""
+        if self.scored_at == self.nimg:
+            return
+        self.listen(all=True)
         self.unify_statistics()
         names = [LIVE, *self.bank.started()]
         self.tracker.say(f"scoring {', '.join(names)} at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples each)")
-        self.scores = self.evaluator.score(names, self.bank.materialize, self.averaged)
+        with self.evaluator.leaving_when(lambda: self.interruption.asked is not None):
+            self.scores = self.evaluator.score(names, self.bank.materialize, self.averaged)
         self.scored, self.scored_at = self.config.eval.num_samples, self.nimg
         if self.main:
             self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
             if self.nimg < clock.images(self.config.total_kimg):  # the last table is the end's
                 self.tracker.say(table(self.scores))
             self.show_orbit()
+        improved, trouble = self.watch.scores(self.nimg, from_main(self.accelerator, as_keys(self.scores)))
+        self.improved = [name for name in improved if name in self.best]
+        self.face(trouble)
+        if self.improved and self.swapper.swaps_now(self.previous_nimg, self.nimg, more=self.nimg < clock.images(self.config.total_kimg)):
+            self.save(pending=True, best_only=True)  # what was scored, before a swap replaces it
 
     def score_live(self) -> dict[str, float]:
         """The live weights' scores as they are now, beside a swap; empty but on the main process."""
         if self.scored_at != self.nimg:
+            self.listen(all=True)
             self.unify_statistics()
             return self.evaluator.score([LIVE], self.bank.materialize, self.averaged)[LIVE]
         self.scored_at = -1  # whoever asks again at this moment has changed the weights
@@ -366,14 +608,27 @@ class Trainer:
             sampling.side_by_side(sheets).save(path)
             self.tracker.image(self.nimg, "samples", path, ", ".join(caption for caption, _ in sheets))
 
-    def save(self) -> None:
-        """Write a checkpoint of everything that the run goes on from."""
+    def save(self, pending: bool = False, best_only: bool = False) -> None:
+        """Write a checkpoint of everything that the run goes on from, in the background.
+
+        Args:
+            pending: what is due at this moment has not been done, and shall be when the run is taken up again.
+            best_only: keep it as the best of the scores that are at their best, and not as the newest.
+        """
+        self.listen(all=True)  # what is not well is not kept
         self.unify_statistics()
         self.noise.settle()
+        stats = self.sums()
         if self.main:
-            self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}")
-            self.store.save(self.nimg, self.tensors(), self.state())
-        self.accelerator.wait_for_everyone()
+            self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}" if not best_only else sampling.BEST_FOLDER, best_of=self.improved)
+            tensors = {group: checkpoint.plain(named) for group, named in self.tensors().items()}
+            self.collect(wait=True)  # never two at once
+            stores = [*([] if best_only else [self.store]), *(self.best[name] for name in self.improved)]
+            self.store.held = self.watch.well_until
+            self.writer.submit(functools.partial(checkpoint.save_under, stores, self.nimg, tensors, self.state(stats, pending)))
+        self.improved = []
+        if not best_only:
+            self.saved_at = self.nimg
 
     def keep_snapshots(self, done: bool) -> None:
         """Keep compact copies of the averages that others shall be rebuilt from, where one is due; at the end of all."""
@@ -382,12 +637,15 @@ class Trainer:
         names = [name for name in rebuilds & every.keys() if every[name] is not None and (self.due(every[name]) or done) and self.bank[name].started]
         if not names:
             return
+        self.listen(all=True)
         self.unify_statistics()
         if self.main:
             tensors = self.bank.tensors()
             groups = {sampling.group_of(name): compact(tensors[name]) for name in sorted(names)}
-            groups["buffers"] = dict(self.G.network.named_buffers())
-            self.snapshots.save(self.nimg, groups, {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)})
+            groups["buffers"] = checkpoint.plain(dict(self.G.network.named_buffers()))
+            state = {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)}
+            self.collect(wait=True)
+            self.writer.submit(functools.partial(self.snapshots.save, self.nimg, groups, state))
 
     def record_orbit(self, swapped: bool = False) -> None:
         """Take down where the weights and all averages are."""
@@ -430,8 +688,20 @@ class Trainer:
             groups |= {sampling.group_of(name, key, slots=True): held for name, held in self.banks[key].slot_tensors().items()}
         return groups
 
-    def state(self) -> dict[str, Any]:
+    def state(self, stats: list[tuple[str, float]], pending: bool) -> dict[str, Any]:
+        """Everything else that a checkpoint holds, as JSON values.
+
+        Args:
+            stats: the statistics since the last line.
+            pending: what is due at this moment is still to be done.
+        """
         return {
+            "previous_nimg": self.previous_nimg if pending else self.nimg,
+            "stats": as_json(stats),
+            "stats_count": self.stats_count,
+            "logged_at": self.logged_at,
+            "scored_at": self.scored_at,
+            "guard": self.watch.state(),
             "gantrain": __version__,
             "shape": list(self.shape),
             "averages": self.banks["g"].state(),
@@ -449,21 +719,30 @@ class Trainer:
             "scores": [[name, list(row.items())] for name, row in self.scores.items()],
         }
 
-    def load(self, path: Path) -> dict[str, Any]:
-        """Put everything back from a checkpoint; its state."""
+    def load(self, path: Path, rolls_back: bool = False) -> dict[str, Any]:
+        """Put everything back from a checkpoint; its state.
+
+        Args:
+            rolls_back: keep what was counted of rollbacks, and who the run is to W&B.
+        """
         snapshot = checkpoint.read(path)
         state = snapshot.state
         if state["data_listing"] != self.images.listing:
             raise UserError(f"data: {self.images.name} is not what {self.run_dir} was trained on (other images or labels); use another run_dir")
         if state["data_fingerprint"] != self.images.fingerprint:  # a broken file replaced, say
             self.notes.append(f"the content of {self.images.name} has changed since {path.name}; its names and labels have not")
-        seen = state["batching"]["micro_batch"]
-        if seen != self.batching.micro_batch:
-            self.notes.append(f"BatchNorm saw {seen} images at a time and sees {self.batching.micro_batch} from here on; batching.micro_batch={seen} keeps it")
+        self.batching.load(state["batching"])
+        seen, b, world = state["batching"]["micro_batch"], self.batching, self.accelerator.num_processes
+        if seen != b.micro_batch and not rolls_back:
+            self.notes.append(
+                f"BatchNorm saw {seen} images at a time and sees {b.micro_batch} from here on: on {world} process{'es' if world > 1 else ''}"
+                f" a batch of {b.batch_size} has micro-batches of {b.micro_batch}, at most {b.first_micro_batch}"
+            )
         for group, player in self.players.items():
             parameters = {name for name, _ in player.network.named_parameters()}
             write_weights({k: v for k, v in snapshot.tensors[group].items() if k in parameters}, player.network)
             write_buffers(((k, v) for k, v in snapshot.tensors[group].items() if k not in parameters), player.network)
+            player.optimizer.state.clear()
             load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{group}"])
             if state["scalers"][group]:
                 player.scaler.load_state_dict(state["scalers"][group])
@@ -471,16 +750,23 @@ class Trainer:
             shadows, slots = ({name: snapshot.tensors.get(sampling.group_of(name, key, slots=s), {}) for name in saved} for s in (False, True))
             bank.load(shadows, saved, slots)
         self.updates = state["updates"]
-        self.batching.load(state["batching"])
         self.swapper.load(state["swaps"])
-        self.wandb_id, self.scored, self.scores = state["wandb_id"], state["scored"], {name: dict(row) for name, row in state["scores"]}
-        self.nimg = self.previous_nimg = snapshot.nimg
+        self.scored, self.scores = state["scored"], {name: dict(row) for name, row in state["scores"]}
+        self.nimg, self.previous_nimg, self.saved_at = snapshot.nimg, state["previous_nimg"], snapshot.nimg
+        self.stats = {name: torch.tensor(float(value), device=self.device) for name, value in state["stats"]}
+        self.stats_count, self.logged_at, self.scored_at = state["stats_count"], state["logged_at"], state["scored_at"]
+        if rolls_back:
+            self.watch.go_back(state["guard"])
+            return state
+        self.watch.load(state["guard"])
+        self.wandb_id = state["wandb_id"]
         if self.nimg > clock.images(self.config.total_kimg):
             self.notes.append(f"the run is past total_kimg={self.config.total_kimg:g} already; it stays as it is")
         return state
 
-    def end(self) -> None:
-        """Close the record with the final table."""
+    def end(self) -> Scores:
+        """Close the record with the final table; the scores."""
+        self.collect(wait=True)
         self.tracker.event(self.nimg, "end")
         self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
         if self.main and self.scores:
@@ -489,10 +775,14 @@ class Trainer:
                 self.tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             self.tracker.say(f"\ndone: {self.run_dir} at {self.nimg / 1000:g} kimg; samples in {picture}; scores of {self.scored} samples:\n{table(self.scores)}")
         self.close()
+        return self.scores
 
-    def close(self, exit_code: int = 0) -> None:
-        """Let go of the record and of the run folder; also after an exception."""
-        self.tracker.close(exit_code)
+    def close(self, exit_code: int = 0, wait: bool = True) -> None:
+        """Let go of the record and of the run folder; also after an exception. `wait` for what is being written and sent."""
+        if wait:
+            with contextlib.suppress(Exception):  # said already, or there is a worse one to say
+                self.writer.wait()
+        self.tracker.close(exit_code, wait)
         if self.lock:
             self.lock.close()
             self.lock = None

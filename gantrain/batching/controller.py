@@ -14,11 +14,15 @@ from gantrain.errors import UserError
 class BatchController:
     """The batch of a run: B = micro_batch b x processes W x rounds k. b and W stay; B grows by k and never shrinks.
 
+    A run that is resumed may have another W. It holds its b where whole rounds of it still give B, and else takes the largest
+    b below that does; resumed again on its old W it has its old b back.
+
     Args:
         policy: proposes; a dataclass from `BATCH_POLICIES`.
         world: number of processes.
         noise: measures the noise scale that the policy may go by.
         agree: the main process's value of something, on every process.
+        resumes: a saved batch will be loaded, which has fitted other processes: the configured one need not fit these.
 
     Attributes:
         micro_batch, rounds, batch_size: as they are now.
@@ -28,13 +32,18 @@ class BatchController:
         UserError: no whole number of rounds gives the policy's first batch, or its largest, on this many processes.
     """
 
-    def __init__(self, policy: Any, world: int, noise: NoiseMonitor | None = None, agree: Callable[[Any], Any] = lambda value: value):
+    def __init__(
+        self, policy: Any, world: int, noise: NoiseMonitor | None = None, agree: Callable[[Any], Any] = lambda value: value, resumes: bool = False
+    ):  # fmt: skip
         self.policy, self.world, self.noise, self.agree = policy, world, noise, agree
         if hasattr(policy, "require_fit"):
             policy.require_fit()
         self.reads_noise = noise is not None and getattr(policy, "reads_noise", True)
         first = int(min(self._proposed(BatchState(0, 0)), self.highest))
-        self.micro_batch, self.rounds = rounds_of(first, getattr(policy, "micro_batch", None), world)
+        configured = getattr(policy, "micro_batch", None)
+        self.micro_batch, self.rounds = elastic_rounds_of(first, configured or first, world) if resumes else rounds_of(first, configured, world)
+        self.first_micro_batch = configured or self.micro_batch
+        self._resumes = resumes
         self.batch_size = first
         self.proposal, self.last_change = float(first), 0
         self.notes: list[str] = []
@@ -99,7 +108,7 @@ class BatchController:
                 lower = self.whole_rounds(batch)
                 if lower == batch:
                     continue
-                if key == "max_batch":
+                if key == "max_batch" and not self._resumes:
                     raise UserError(f"batching.max_batch: {batch} cannot be had in {rounds}; choose {lower} or {lower + self.micro_batch * self.world}")
                 self.notes.append(f"batching.{key}: {batch} cannot be had in {rounds}; the batch will be {lower}")
 
@@ -133,7 +142,14 @@ class BatchController:
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
         noise = self.noise.state() if self.noise else None
-        return {"batch_size": self.batch_size, "micro_batch": self.micro_batch, "proposal": self.proposal, "last_change": self.last_change, "noise": noise}
+        return {
+            "batch_size": self.batch_size,
+            "micro_batch": self.micro_batch,
+            "first_micro_batch": self.first_micro_batch,
+            "proposal": self.proposal,
+            "last_change": self.last_change,
+            "noise": noise,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on with the saved batch.
@@ -141,10 +157,26 @@ class BatchController:
         Raises:
             UserError: it does not divide over the processes that there are now.
         """
-        self.micro_batch, self.rounds = rounds_of(state["batch_size"], self.micro_batch, self.world)
+        self.first_micro_batch = state["first_micro_batch"]
+        self.micro_batch, self.rounds = elastic_rounds_of(state["batch_size"], self.first_micro_batch, self.world)
         self.batch_size, self.proposal, self.last_change = state["batch_size"], state["proposal"], state["last_change"]
         if self.noise and state["noise"]:
             self.noise.load(state["noise"])
+
+
+def elastic_rounds_of(batch_size: int, micro_batch: int, world: int) -> tuple[int, int]:
+    """(micro_batch b, rounds k) with batch_size = b x world x k and the largest b that is at most `micro_batch`.
+
+    Raises:
+        UserError: the batch does not divide over the processes.
+    """
+    if batch_size % world:
+        fitting = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
+        near = sorted(fitting, key=lambda w: (abs(w - world), w))[:2]
+        raise UserError(f"batching.batch_size: the run's batch of {batch_size} does not divide over {world} processes; resume it on {' or '.join(map(str, sorted(near)))}")
+    share = batch_size // world
+    b = next(b for b in range(min(micro_batch, share), 0, -1) if share % b == 0)
+    return b, share // b
 
 
 def rounds_of(batch_size: int, micro_batch: int | None, world: int) -> tuple[int, int]:

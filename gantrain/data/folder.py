@@ -16,6 +16,7 @@ from gantrain.data.imageset import ImageSet, Source
 from gantrain.errors import UserError, check
 from gantrain.plugins import one_line
 
+MOST_PIXELS = 100_000_000  # of an image: more, out of a file of a few bytes perhaps, would fill the memory
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -116,6 +117,8 @@ class Decoder:
         try:
             data = path.read_bytes()
             with Image.open(io.BytesIO(data)) as opened:
+                if opened.width * opened.height > MOST_PIXELS:  # read off its head: nothing is decoded yet
+                    raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
                 image = upright(opened).convert(self.mode)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: does not decode as an image ({one_line(error)}); replace or delete it") from error

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from gantrain.errors import UserError, check
 
 Where = Literal["auto", "device", "host", "disk"]
+TRIES = 100  # images after an unreadable one that may stand in for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Source:
         keep_in: where the images live: "device", "host" (memory), "disk" (decoded as they are needed), or "auto", the
             first of these in which they fit.
         workers: processes a training process that decode ahead when the images stay on disk.
+        on_error: what an image that cannot be read does: "stop" ends the run with its name; "skip" names it and puts the next
+            readable image of its class in its place.
     """
 
     resolution: int = 32
@@ -34,6 +37,7 @@ class Source:
     labels: bool = True
     keep_in: Where = "auto"
     workers: int = 4
+    on_error: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         check(self, "resolution", self.resolution >= 1, "must be at least 1")
@@ -52,6 +56,8 @@ class ImageSet(Dataset):
         pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
         decode: index to uint8 `[C, H, W]`; raises `UserError` naming the file. Needed when `pixels` is None.
         content: SHA-256 of the files that images are decoded from, once they have been read.
+        skips: whether the next readable image of its class takes the place of one that is not.
+        skipped: what was wrong with those that were skipped before the run, by number.
     """
 
     name: str
@@ -62,6 +68,8 @@ class ImageSet(Dataset):
     pixels: Tensor | None = None
     decode: Callable[[int], Tensor] | None = None
     content: str = ""
+    skips: bool = False
+    skipped: dict[int, str] = field(default_factory=dict)
     _fingerprint: str = field(default="", repr=False)
 
     def __len__(self) -> int:
@@ -72,12 +80,35 @@ class ImageSet(Dataset):
         return len(self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor | UserError, int]:
-        """(image, label); the image is the error itself where it does not decode, since a worker process cannot raise it whole."""
+        """(image, label); the image is the error itself where it cannot be had, since a worker process cannot raise it whole."""
+        image, label, _ = self.fetch(index)
+        return image, label
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor | UserError, int, list[str]]]:
+        """What a `DataLoader` asks for, for `collate`."""
+        return [self.fetch(index) for index in indices]
+
+    def fetch(self, index: int) -> tuple[Tensor | UserError, int, list[str]]:
+        """(image or why it cannot be had, label, what was skipped for it)."""
+        label = int(self.labels[index])
+        if self.pixels is not None:
+            return self.pixels[index], label, []
         try:
-            image = self.decode(index) if self.pixels is None else self.pixels[index]
+            return self.decode(index), label, []
         except UserError as error:
-            image = error
-        return image, int(self.labels[index])
+            return (error, label, []) if not self.skips else (*self.stand_in(index, error), [str(error)])
+
+    def stand_in(self, index: int, error: UserError) -> tuple[Tensor | UserError, int]:
+        """The next readable image of the same class, and its label; the error where the class has none."""
+        label = self.labels[index]
+        others = torch.nonzero(self.labels == label)[:, 0]
+        at = int(torch.searchsorted(others, index))
+        for other in torch.cat([others[at + 1 :], others[:at]])[:TRIES].tolist():
+            try:
+                return self.decode(other), int(label)
+            except UserError:
+                continue
+        return UserError(f"{error}; nor can the {min(TRIES, len(others) - 1)} images of its class after it be read"), int(label)
 
     def unlabelled(self) -> ImageSet:
         """The same images as a single class."""
@@ -115,9 +146,10 @@ class ImageSet(Dataset):
         return self._fingerprint
 
 
-def collate(items: list[tuple[Tensor | UserError, int]]) -> tuple[Tensor, Tensor] | UserError:
-    """A batch of decoded images and labels, or the first error among them."""
-    for image, _ in items:
+def collate(items: list[tuple[Tensor | UserError, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]] | UserError:
+    """A batch of decoded images and labels and what was skipped for it, or the first error among them."""
+    for image, *_ in items:
         if isinstance(image, UserError):
             return image
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+    images, labels, skipped = zip(*items)
+    return torch.stack(images), torch.tensor(labels), [line for lines in skipped for line in lines]

@@ -42,6 +42,7 @@ def prepare(
     if not labelled:
         images = images.unlabelled()
     refuse_impossible(images, wanted_classes=labelled)
+    images.skips = getattr(source, "on_error", "stop") == "skip"
     where = place(images, getattr(source, "keep_in", "auto"), device, processes_here)
     if images.pixels is None:
         read_files(images, where != "disk", progress)
@@ -109,7 +110,10 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     if not keep and hasattr(images.decode, "state"):
         state = hashlib.sha256(images.listing.encode())
         for index in range(len(images)):
-            state.update(images.decode.state(index).encode())
+            try:
+                state.update(images.decode.state(index).encode())
+            except OSError:  # gone, or not to be had: reading it will say so
+                state.update(b"unreadable")
         seen = f"files-{state.hexdigest()[:32]}"
         try:
             images.content = (cache_folder() / seen).read_text()
@@ -126,7 +130,7 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
                 pixels[done] = image
             done += 1
     images.content, images.pixels = content.hexdigest(), pixels
-    if seen:
+    if seen and not images.skipped:  # or the next start would not know of them
         keep_file(seen, images.content.encode())
 
 
@@ -145,7 +149,13 @@ def decoded(images: ImageSet, indices: Sequence[int], progress: Callable[[Iterab
             image = images.decode(index)
             return image, hashlib.sha256(image.numpy().tobytes()).digest()
         except UserError as error:
-            return error
+            if not images.skips:
+                return error
+            image, _ = images.stand_in(index, error)
+            if isinstance(image, UserError):
+                return image
+            images.skipped[index] = str(error)
+            return image, b"unreadable"
 
     blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
     with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:  # Pillow decodes without the interpreter's lock

@@ -97,7 +97,8 @@ class RealBatches:
         self.images, self.seed, self.flip, self.device = images, seed, flip, device
         self.sampler = PositionSampler(seed, len(images), micro_batch, rank, world, start)
         self.turn = 0
-        self._loaded: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.skipped: list[str] = []  # what could not be read, until somebody says it and clears the list
+        self._loaded: Iterator[tuple[torch.Tensor, torch.Tensor, list[str]] | UserError] | None = None
         if images.pixels is None:
             self._loaded = iter(self._loader(images, workers))
 
@@ -125,7 +126,8 @@ class RealBatches:
             batch = next(self._loaded)
             if isinstance(batch, UserError):
                 raise UserError(str(batch))  # a new one: the batch itself would hold on to the workers through its traceback
-            x, y = batch
+            x, y, skipped = batch
+            self.skipped += skipped
         else:
             indices = torch.from_numpy(permuted(self.seed, positions, len(self.images)))
             indices = indices.to(self.images.pixels.device, non_blocking=True)

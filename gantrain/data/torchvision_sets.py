@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
+from gantrain.archives import unpack
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.errors import UserError
 from gantrain.plugins import one_line
@@ -101,7 +102,9 @@ class Stl10(Source):
         if self.split == "unlabeled" and self.labels:
             raise UserError("data.labels: STL-10's unlabeled split has no classes; set data.labels=false")
         try:
-            data = STL10(self.root, split=self.split, download=self.download)
+            if self.download and not (Path(self.root).expanduser() / STL10.base_folder).is_dir():
+                fetch(STL10.url, STL10.tgz_md5, self.root)
+            data = STL10(self.root, split=self.split)
             names = list(data.classes)
         except (RuntimeError, OSError, AttributeError) as error:  # the last where only class_names.txt is missing
             raise not_there("STL-10", self.root, "stl10_binary", "https://ai.stanford.edu/~acoates/stl10/", error) from error
@@ -120,10 +123,8 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     folder = Path(source.root).expanduser() / release.folder
     needed = [*release.files[source.split], release.names]
     if source.download and not all((folder / name).is_file() for name in needed):
-        from torchvision.datasets.utils import download_and_extract_archive
-
         try:
-            download_and_extract_archive(release.url, source.root, md5=release.md5)
+            fetch(release.url, release.md5, source.root)
         except (RuntimeError, OSError) as error:
             raise not_there(release.title, source.root, release.folder, release.url, error) from error
     images, labels = [], []
@@ -144,6 +145,20 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
         raise UserError(f"{folder}: label {int(labels.max())} has no name in {release.names}; delete {folder} and fetch it again")
     pixels = resized(torch.from_numpy(np.concatenate(images)), source.resolution)
     return ImageSet(f"{release.title.lower()}/{source.split}", labels, names, 3, source.resolution, pixels)
+
+
+def fetch(url: str, md5: str, root: str) -> None:
+    """Download an archive into `root`, unless it is there already, and unpack it beside itself.
+
+    Raises:
+        RuntimeError, OSError: it cannot be had, or its sum is another.
+        UserError: it holds what no archive of data holds.
+    """
+    from torchvision.datasets.utils import download_url
+
+    folder = Path(root).expanduser()
+    download_url(url, str(folder), md5=md5)
+    unpack(folder / Path(url).name, folder)
 
 
 def not_there(title: str, root: str, folder: str, url: str, error: Exception) -> UserError:

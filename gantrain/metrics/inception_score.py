@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
@@ -10,6 +11,8 @@ from gantrain.metrics.featureset import FeatureSet
 @dataclass(frozen=True)
 class InceptionScore:
     """exp of the mean divergence of p(y|x) from p(y), over `splits` parts; from 1 to the number of classes, higher is better."""
+
+    scores: ClassVar[tuple[str, ...]] = ("is",)  # that can be best
 
     splits: int = 10
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
@@ -15,6 +16,8 @@ class Kid:
         subsets: how many subsets are drawn.
         subset_size: images in each; at most half of the smaller set is taken.
     """
+
+    scores: ClassVar[tuple[str, ...]] = ("kid",)  # that can be best
 
     subsets: int = 100
     subset_size: int = 1000

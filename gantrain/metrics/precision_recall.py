@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,8 @@ class PrecisionRecall:
         neighbors: the reach of an image is the distance to its so-many-th neighbour.
         batch_size: rows of the distance matrix computed at once, above 10,000 images.
     """
+
+    scores: ClassVar[tuple[str, ...]] = ("precision", "recall")  # that can be best
 
     neighbors: int = 3
     batch_size: int = 2500

@@ -69,6 +69,22 @@ def frozen_power_iteration(network: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
+@torch.no_grad()
+def singular_values(network: nn.Module) -> dict[str, Tensor]:
+    """The first singular value of every spectrally normed weight before it is normed, by layer; scalars on the device.
+
+    u^T W v with the vectors that the power iteration has got to, as Brock et al. 2019 (section 4.1) follow them.
+    """
+    values = {}
+    for name, module in network.named_modules():
+        for kind, chain in getattr(module, "parametrizations", {}).items():
+            for norm in chain:
+                if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):
+                    matrix = norm._reshape_weight_to_matrix(chain.original)
+                    values[name if kind == "weight" else f"{name}.{kind}"] = torch.vdot(norm._u, torch.mv(matrix, norm._v))
+    return values
+
+
 class ConditionalBatchNorm2d(nn.Module):
     """BatchNorm whose gain and bias are functions of a condition (de Vries et al. 2017; Brock et al. 2019, App. B).
 

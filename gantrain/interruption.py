@@ -1,0 +1,73 @@
+"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C as requests that a run takes up between two updates."""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
+INTERRUPTED = 130  # what shells give a command that Ctrl-C has ended
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A launcher passes Ctrl-C on to processes that the terminal has told already: what comes so soon is not a second one.
+ECHO = 1.0  # seconds
+
+
+class Stopped(BaseException):
+    """A signal that ends the command at once. Like KeyboardInterrupt no `Exception`, lest something recover from it."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.signal = number
+
+
+class Interruption:
+    """Remembers that the process was asked to stop, while it is entered; entering twice counts as once.
+
+    Until `patient` is set a signal ends the command at once: by `Stopped`, or KeyboardInterrupt for Ctrl-C. Afterwards it is
+    only remembered in `asked`, for the owner to look at; a second Ctrl-C raises KeyboardInterrupt all the same. Outside the
+    main thread, where Python takes no signals, nothing is ever asked.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self.patient = False
+        self._at = 0.0
+        self._depth = 0
+        self._before: dict[signal.Signals, object] = {}
+        self._pid = 0
+
+    def __enter__(self) -> Interruption:
+        self._depth += 1
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
+            self._pid = os.getpid()
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a forked worker: its owner decides when it goes
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        again = self.asked == signal.SIGINT == number and now - self._at > ECHO
+        if self.asked is None:
+            self.asked, self._at = signal.Signals(number), now
+        if again or (number == signal.SIGINT and not self.patient):
+            raise KeyboardInterrupt
+        if not self.patient:
+            raise Stopped(signal.Signals(number))
+
+
+def exit_status(asked: signal.Signals) -> int:
+    """What a command that a signal has ended exits with."""
+    return INTERRUPTED if asked == signal.SIGINT else PREEMPTED
