@@ -1,0 +1,115 @@
+"""The `gantrain` command with a fault in it: `inject.py FAULT ARGUMENTS...`, the fault's own settings in the environment.
+
+FAULT_RANK is the process it is in (all of them where it is not set), FAULT_UPDATE the update, FAULT_TIMES how often.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from gantrain import cli, update
+from gantrain.evaluation import Evaluator
+from gantrain.losses import Hinge
+from gantrain.trainer import Trainer
+
+RANK = os.environ.get("FAULT_RANK", os.environ.get("RANK", "0"))
+AT = int(os.environ.get("FAULT_UPDATE", "0"))
+left = int(os.environ.get("FAULT_TIMES", "1"))
+here = {"update": -1}
+
+
+def chosen() -> bool:
+    """Whether the fault happens now: in this process, at this update, and not too often."""
+    global left
+    if os.environ.get("RANK", "0") != RANK or here["update"] != AT or left == 0:
+        return False
+    left -= 1
+    return True
+
+
+def gradient() -> None:
+    """A nan in the gradient of G, after the processes have exchanged theirs: in one process only."""
+    regularise = update.add_orthogonal_gradient
+
+    def spoilt(player) -> None:
+        regularise(player)
+        if player.network.__class__.__name__.endswith("Generator") and chosen():
+            next(player.network.parameters()).grad.view(-1)[0] = float("nan")
+
+    update.add_orthogonal_gradient = spoilt
+
+
+def loss() -> None:
+    """A nan in the loss of D, before the processes exchange gradients."""
+    discriminator = Hinge.discriminator
+
+    def spoilt(self, logits_real, logits_fake):
+        value = discriminator(self, logits_real, logits_fake)
+        return value * float("nan") if chosen() else value
+
+    Hinge.discriminator = spoilt
+
+
+def weight() -> None:
+    """An infinite weight of D, put there between two updates."""
+    step = Trainer.update
+
+    def spoilt(trainer) -> None:
+        step(trainer)
+        if chosen():
+            with torch.no_grad():
+                next(trainer.D.network.parameters()).view(-1)[0] = float("inf")
+
+    Trainer.update = spoilt
+
+
+def scores() -> None:
+    """Scores of the ema as FAULT_SCORES has them, one an evaluation, whatever the images look like."""
+    told, score = json.loads(os.environ["FAULT_SCORES"]), Evaluator.score
+
+    def scripted(self, names, materialize, generator, policy=None):
+        found = score(self, names, materialize, generator, policy)
+        if "ema" in found:
+            found["ema"]["digits_fid"] = told.pop(0) if told else 1.0
+        return found
+
+    Evaluator.score = scripted
+
+
+def slow_scores() -> None:
+    """Scores that take a second a chunk; a file says that they have begun."""
+    extractor = Evaluator.extractor
+
+    def slow(self):
+        found = extractor.fget(self)
+
+        def extract(images):
+            Path(os.environ["FAULT_FILE"]).touch()
+            time.sleep(1)
+            return found.extract(images)
+
+        return type(found)(extract, found.identity) if here["update"] > 0 else found
+
+    Evaluator.extractor = property(slow)
+
+
+def counted() -> None:
+    """Remember which update is being made."""
+    step = Trainer.update
+
+    def run(trainer) -> None:
+        here["update"] = trainer.updates
+        step(trainer)
+
+    Trainer.update = run
+
+
+if __name__ == "__main__":
+    {"gradient": gradient, "loss": loss, "weight": weight, "scores": scores, "slow_scores": slow_scores, "none": lambda: None}[sys.argv[1]]()
+    counted()
+    cli.main(sys.argv[2:])
