@@ -44,13 +44,20 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def quiet_machine(tmp_path_factory, monkeypatch):
-    """One thread, and a reference cache that lives as long as the test session."""
+def quiet_machine():
+    """One thread."""
     torch.set_num_threads(1)
-    monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "gantrain-cache"))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True, scope="session")
+def reference_cache(tmp_path_factory):
+    """A reference cache that lives as long as the test session; there before whatever the tests of a file share is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GANTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "gantrain-cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def gantrain():
     """Runs the command line: `gantrain("train", path, ...)` gives exit status and text.
 
@@ -88,7 +95,7 @@ def here(command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch():
     """Runs this Python's `accelerate launch --multi_gpu` with so many processes, which on a CPU machine speak gloo.
 

@@ -15,14 +15,68 @@ from gantrain.update import discriminator_phase, generator_phase
 DIGITS = ROOT / "configs" / "digits.yaml"
 
 
+PLAIN = ["model.name=plain_networks:PlainBigGAN"]
+
+
 def worlds(folder) -> list[str]:
     return sorted(p.read_text() for p in folder.glob("world-*"))
 
 
-def test_two_processes_have_the_gradient_of_one(launch, tmp_path):
+def twenty_updates(runs, name: str, *overrides: str) -> list:
+    """The case of a training run, as `workers.py` takes it; its folder is `runs / name / "run"`."""
+    settings = [*TINY, "total_kimg=0.32", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null", *overrides]
+    return ["command", runs / name, "train", DIGITS, f"run_dir={runs / name / 'run'}", *settings]
+
+
+def scores_of(runs, processes: int) -> list:
+    """The case of an evaluation; 101 samples in chunks of 16: neither divides over two or three processes."""
+    folder = runs / f"scores-{processes}"
+    words = ["--num", "101", "--out", folder / "scores.json", "eval.batch_size=16", "eval.metrics=[fid,is,kid,prc]"]
+    return ["command", folder, "evaluate", runs / "one" / "run", *words]
+
+
+@pytest.fixture(scope="module")
+def runs(launch, tmp_path_factory):
+    """What one, two and three processes make of these cases, each in its folder: a launch for each number of processes.
+
+    A case that fails keeps those after it from running: the tests see by `world-RANK` which came to their ends.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
+    plain, norm = [*PLAIN, "optim.eps=1e-3"], ["batching.micro_batch=8", "optim.eps=1e-3"]
+    never = ["eval.every_kimg=null", "checkpoint.every_kimg=9", "tracking.samples_every_kimg=null", "total_kimg=0.064", "eval.batchnorm=copy"]
+    statistics = [
+        ["statistics", runs / method, DIGITS, f"run_dir={runs / method / 'run'}", *TINY, *never, when]
+        for method, when in (("evaluate", "eval.every_kimg=0.032"), ("save", "checkpoint.every_kimg=0.032"))
+    ]
+    cases = {
+        1: [twenty_updates(runs, "one", *plain), twenty_updates(runs, "bn-one", *norm), scores_of(runs, 1)],
+        2: [
+            ["gradient", runs / "gradient"], ["helpers", runs / "helpers-2"], *statistics, scores_of(runs, 2), twenty_updates(runs, "bn-two", *norm),
+            twenty_updates(runs, "two", *plain), twenty_updates(runs, "rounds", *plain, "batching.micro_batch=4"),
+        ],
+        3: [["helpers", runs / "helpers-3"], scores_of(runs, 3)],
+    }  # fmt: skip
+    for processes, of in cases.items():
+        words = [word for case in of for word in ("--", *case)]
+        done = launch(processes, TESTS / "workers.py", *words, check=False)
+        (runs / f"said-{processes}").write_text(f"exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return runs
+
+
+def done(runs, name: str, processes: int):
+    """The folder of a case that so many processes have brought to its end."""
+    assert worlds(runs / name) == [str(processes)] * processes, (runs / f"said-{processes}").read_text()
+    return runs / name
+
+
+def test_every_launch_ends_well(runs):
+    assert [(runs / f"said-{processes}").read_text().splitlines()[0] for processes in (1, 2, 3)] == ["exit status 0"] * 3
+
+
+def test_two_processes_have_the_gradient_of_one(runs):
     """2 x b x k images over two processes and k rounds give the gradient of one batch, for D, with penalties and without, and for G, to float64 rounding."""
-    launch(2, TESTS / "workers.py", "gradient", tmp_path)
-    assert worlds(tmp_path) == ["2", "2"]
+    folder = done(runs, "gradient", 2)
     for b, k in [(4, 1), (4, 2), (4, 4), (3, 3)]:
         G, D = networks()
         g, d, start = player(G), player(D), {k: v.clone() for k, v in D.state_dict().items()}
@@ -35,83 +89,62 @@ def test_two_processes_have_the_gradient_of_one(launch, tmp_path):
         generator_phase(g, d, Hinge(), rounds(2 * b * k, 1, with_real=False), 1)
         expected["g"] = gradients(G)
         for name, tensors in expected.items():
-            found = load_file(tmp_path / f"{name}-{b}-{k}.safetensors")
+            found = load_file(folder / f"{name}-{b}-{k}.safetensors")
             assert found.keys() == tensors.keys()
             for key, tensor in tensors.items():
                 torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_helpers_speak_over_all_processes(launch, tmp_path, processes):
-    launch(processes, TESTS / "workers.py", "helpers", tmp_path)
-    assert worlds(tmp_path) == [str(processes)] * processes
+def test_helpers_speak_over_all_processes(runs, processes):
+    done(runs, f"helpers-{processes}", processes)
 
 
-def checkpoints(run) -> dict[str, torch.Tensor]:
-    """Every tensor of a run's newest checkpoint but BatchNorm's running statistics, which each cut measures differently."""
-    newest = sorted((run / "checkpoints").iterdir())[-1]
+def checkpoint_of(runs, name: str, processes: int):
+    """The newest checkpoint of a run that so many processes have trained."""
+    run = done(runs, name, processes) / "run"
+    start = lines_of(run)[0]
+    assert start["event"] == "start" and start["processes"] == processes
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def weights_of(newest) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint but BatchNorm's running statistics, which each cut measures differently."""
     files = [f for f in newest.glob("*.safetensors") if not f.name.startswith("optimizer")]
     tensors = {f"{f.stem}/{k}": v for f in files for k, v in load_file(f).items()}
     return {k: v for k, v in tensors.items() if "running_" not in k and "num_batches" not in k}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-def twenty_updates(launch, run, processes: int, *overrides: str) -> None:
-    settings = [*TINY, "total_kimg=0.32", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null", *overrides]
-    launch(processes, "-m", "gantrain", "train", DIGITS, f"run_dir={run}", *settings)
-    start = lines_of(run)[0]
-    assert start["event"] == "start" and start["processes"] == processes
-
-
-def test_two_processes_train_to_the_weights_of_one(launch, runs):
+def test_two_processes_train_to_the_weights_of_one(runs):
     """20 updates of the digits BigGAN without BatchNorm: one process with 16 images, two with 8, two with two rounds of 4."""
-    # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
-    plain = ["model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3"]
-    twenty_updates(launch, runs / "one", 1, *plain)
-    twenty_updates(launch, runs / "two", 2, *plain)
-    twenty_updates(launch, runs / "rounds", 2, *plain, "batching.micro_batch=4")
-    one = checkpoints(runs / "one")
+    one = weights_of(checkpoint_of(runs, "one", 1))
     for other in ("two", "rounds"):
-        found = checkpoints(runs / other)
+        found = weights_of(checkpoint_of(runs, other, 2))
         assert found.keys() == one.keys()
         for name, tensor in one.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_with_batchnorm_the_weights_depend_on_the_micro_batch_alone(launch, runs):
+def test_with_batchnorm_the_weights_depend_on_the_micro_batch_alone(runs):
     """With 8 images a micro-batch, two rounds on one process are one round on two."""
-    twenty_updates(launch, runs / "bn-one", 1, "batching.micro_batch=8", "optim.eps=1e-3")
-    twenty_updates(launch, runs / "bn-two", 2, "batching.micro_batch=8", "optim.eps=1e-3")
-    one, two = checkpoints(runs / "bn-one"), checkpoints(runs / "bn-two")
+    newest = [checkpoint_of(runs, "bn-one", 1), checkpoint_of(runs, "bn-two", 2)]
+    one, two = map(weights_of, newest)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
     # Running statistics: two processes see half as many forwards each, and what is saved is their mean.
-    running = [load_file(sorted((runs / name / "checkpoints").iterdir())[-1] / "g.safetensors")["last_norm.running_mean"] for name in ("bn-one", "bn-two")]
+    running = [load_file(path / "g.safetensors")["last_norm.running_mean"] for path in newest]
     assert not torch.equal(*running)
 
 
-@pytest.mark.parametrize("when, method", [("eval.every_kimg=0.032", "evaluate"), ("checkpoint.every_kimg=0.032", "save")])
-def test_batchnorm_statistics_are_those_of_all_processes(launch, tmp_path, when, method):
+@pytest.mark.parametrize("method", ["evaluate", "save"])
+def test_batchnorm_statistics_are_those_of_all_processes(runs, method):
     """Averaged before they are scored and before they are saved, at 32 images, where they had come to differ."""
-    never = ["eval.every_kimg=null", "checkpoint.every_kimg=9", "tracking.samples_every_kimg=null", "total_kimg=0.064"]
-    alone = ["eval.batchnorm=copy"]
-    launch(2, TESTS / "workers.py", "statistics", tmp_path, DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *never, *alone, when)
-    assert {(tmp_path / f"{method}-{rank}").exists() for rank in (0, 1)} == {True}
+    folder = done(runs, method, 2)
+    assert {(folder / f"{method}-{rank}").exists() for rank in (0, 1)} == {True}
 
 
-def test_one_two_and_three_processes_score_alike(launch, runs):
-    if not (runs / "one").is_dir():
-        twenty_updates(launch, runs / "one", 1, "model.name=plain_networks:PlainBigGAN")
-    scores = []
-    for processes in (1, 2, 3):
-        out = runs / f"scores-{processes}.json"
-        # 101 samples in chunks of 16: neither divides over two or three processes.
-        launch(processes, "-m", "gantrain", "evaluate", runs / "one", "--num", "101", "--out", out, "eval.batch_size=16", "eval.metrics=[fid,is,kid,prc]")
-        scores.append(json.loads(out.read_text())["scores"])
+def test_one_two_and_three_processes_score_alike(runs):
+    scores = [json.loads((done(runs, f"scores-{processes}", processes) / "scores.json").read_text())["scores"] for processes in (1, 2, 3)]
     assert set(scores[0]) == {"live", "ema", "ema_short", "swa"} and len(scores[0]["ema"]) == 7
     assert scores[0] == scores[1] == scores[2]
 

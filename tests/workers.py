@@ -1,13 +1,20 @@
-"""What the processes of tests that launch several run: `workers.py CASE FOLDER`."""
+"""What the processes of tests that launch several run: `workers.py CASE FOLDER [WORDS] -- CASE FOLDER [WORDS] ...`.
+
+The cases go one after another in the same processes, since starting those costs more than most cases do. Each that comes
+to its end leaves `world-RANK` in its folder, with how many processes there were.
+"""
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from game import gradients, networks, player, rounds
 from oracles import affine_game, of_several_processes, windows
+from pytest import MonkeyPatch
 from safetensors.torch import save_file
 
 from gantrain.batching import GradientProbe
@@ -70,7 +77,14 @@ def noise_scale(accelerator, folder: Path) -> None:
     (folder / f"noise-{rank}.json").write_text(json.dumps(found))
 
 
-def spoil(folder: Path) -> None:
+def command(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
+    """`gantrain` with these words."""
+    from gantrain import cli
+
+    return cli.run(words)
+
+
+def spoil(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train, with every image unreadable for the second process once training has begun."""
     import os
 
@@ -86,14 +100,14 @@ def spoil(folder: Path) -> None:
             def read(self, index: int):
                 raise UserError(f"{self.path(index)}: does not decode as an image")
 
-            Decoder.read = read
+            patch.setattr(Decoder, "read", read)
         update(trainer)
 
-    Trainer.update = spoilt
-    cli.main(["train", *sys.argv[3:]])
+    patch.setattr(Trainer, "update", spoilt)
+    return cli.run(["train", *words])
 
 
-def statistics(folder: Path) -> None:
+def statistics(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; after every score and checkpoint the processes' BatchNorm statistics are the mean of what they were."""
     from gantrain import cli
     from gantrain.trainer import Trainer
@@ -109,11 +123,12 @@ def statistics(folder: Path) -> None:
 
         return run
 
-    Trainer.evaluate, Trainer.save = checked(Trainer.evaluate), checked(Trainer.save)
-    cli.main(["train", *sys.argv[3:]])
+    for method in ("evaluate", "save"):
+        patch.setattr(Trainer, method, checked(getattr(Trainer, method)))
+    return cli.run(["train", *words])
 
 
-def swap(folder: Path) -> None:
+def swap(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; right after every swap all processes hold the same weights, buffers and batch."""
     from gantrain import cli
     from gantrain.swapping import Swapper
@@ -132,11 +147,11 @@ def swap(folder: Path) -> None:
         b = swapper.batching
         (folder / f"swap-{nimg}-{rank}").write_text(f"{rank} world {world}, at {nimg}: batch {b.batch_size}, rounds {b.rounds}")
 
-    Swapper.swap = run
-    cli.main(["train", *sys.argv[3:]])
+    patch.setattr(Swapper, "swap", run)
+    return cli.run(["train", *words])
 
 
-def disagree(folder: Path) -> None:
+def disagree(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train, with a policy that on the second process asks for the largest batch at every check; what each one grew to."""
     import json
     import os
@@ -156,11 +171,12 @@ def disagree(folder: Path) -> None:
             (folder / f"batch-{rank}").write_text(json.dumps({"world": controller.world, "sizes": sizes}))
         return grown
 
-    ByNoiseScale.propose, BatchController.ask = asks_for_more, kept
-    cli.main(["train", *sys.argv[3:]])
+    patch.setattr(ByNoiseScale, "propose", asks_for_more)
+    patch.setattr(BatchController, "ask", kept)
+    return cli.run(["train", *words])
 
 
-def orbit(folder: Path) -> None:
+def orbit(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; at every recording all processes have the same sketches of live weights and averages, and the same distances."""
     from gantrain import cli
     from gantrain.averaging.average import named_weights
@@ -183,17 +199,37 @@ def orbit(folder: Path) -> None:
         counted.append(1)
         (folder / f"orbit-{rank}").write_text(f"rank {rank} of {world}: {len(counted)} recordings")
 
-    OrbitRecorder.record = record
-    cli.main(["train", *sys.argv[3:]])
+    patch.setattr(OrbitRecorder, "record", record)
+    return cli.run(["train", *words])
 
 
-WHOLE_RUNS = {"spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree, "orbit": orbit}
+SMALL = {"gradient": gradient, "helpers": helpers, "noise_scale": noise_scale}
+WHOLE_RUNS = {"command": command, "spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree, "orbit": orbit}
+
+
+def run(case: str, folder: Path, words: list[str]) -> None:
+    """One case, as if in processes of its own; a command that fails ends them."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder.mkdir(exist_ok=True)
+    if case in WHOLE_RUNS:
+        with MonkeyPatch.context() as patch:
+            status = WHOLE_RUNS[case](patch, folder, words)
+        if status:
+            sys.exit(status)
+        rank, world = PartialState().process_index, PartialState().num_processes
+    else:
+        accelerator = make_accelerator()
+        SMALL[case](accelerator, folder)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        finish(accelerator)
+    (folder / f"world-{rank}").write_text(str(world))
+
 
 if __name__ == "__main__":
-    if sys.argv[1] in WHOLE_RUNS:
-        WHOLE_RUNS[sys.argv[1]](Path(sys.argv[2]))
-    accelerator = make_accelerator()
-    folder = Path(sys.argv[2])
-    {"gradient": gradient, "helpers": helpers, "noise_scale": noise_scale}[sys.argv[1]](accelerator, folder)
-    (folder / f"world-{accelerator.process_index}").write_text(str(accelerator.num_processes))
-    finish(accelerator)
+    cases = [list(words) for between, words in itertools.groupby(sys.argv[1:], lambda word: word == "--") if not between]
+    # A group of processes meets once; only the last case leaves it.
+    destroy, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, lambda group=None: None
+    for i, (case, folder, *words) in enumerate(cases):
+        if i == len(cases) - 1:
+            torch.distributed.destroy_process_group = destroy
+        run(case, Path(folder), words)
