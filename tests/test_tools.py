@@ -2,13 +2,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
+import runpy
 import subprocess
 import sys
+import threading
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, lines_of
+from accelerate.state import AcceleratorState
+from conftest import ROOT, TINY, here, lines_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,8 +27,26 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
+def run_here(script: str, *arguments: object) -> str:
+    """The script in this process, from the project's root: starting Python and torch costs more than what it is asked here."""
+    before, folder, said = os.getcwd(), str(ROOT / "tools"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        patch.setattr(sys, "path", [folder, *sys.path])
+        patch.delitem(sys.modules, "command", raising=False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.chdir(ROOT)
+        try:
+            with redirect_stdout(said):
+                runpy.run_path(script, run_name="__main__")
+        finally:
+            os.chdir(before)
+            AcceleratorState._reset_state(reset_partial_state=True)
+    return said.getvalue()
+
+
 def test_benchmark_compares_variants(tmp_path):
-    said = run(
+    said = run_here(
         "tools/benchmark.py", "train", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--updates", 1, "--turns", 2,
         "--against", "performance.channels_last=false", "--against", "averagers.ema=null averagers.swa=null", "--json", tmp_path / "b.json",
     )  # fmt: skip
@@ -34,7 +58,7 @@ def test_benchmark_compares_variants(tmp_path):
 
 
 def test_benchmark_sets_averages_beside_an_update(tmp_path):
-    said = run(
+    said = run_here(
         "tools/benchmark.py", "averaging", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--turns", 2, "--repeats", 2, "--averages", 3,
         "--channels", 1, "--json", tmp_path / "b.json",
     )  # fmt: skip
@@ -49,7 +73,7 @@ def test_benchmark_sets_averages_beside_an_update(tmp_path):
 
 def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
     words = ["tools/benchmark.py", "orbit", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2, "--averages", 2]
-    said = run(*words, "--json", tmp_path / "b.json")
+    said = run_here(*words, "--json", tmp_path / "b.json")
     assert "one recording, 2 averages each" in said and "of an update" in said
     record = json.loads((tmp_path / "b.json").read_text())
     rows = record["rows"]
@@ -60,7 +84,7 @@ def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
 
 def test_benchmark_sets_measured_updates_beside_others(tmp_path):
     words = ["tools/benchmark.py", "noise-scale", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 3, "--json", tmp_path / "b.json"]
-    said = run(*words, "batching.batch_size=16", "--every", 5)
+    said = run_here(*words, "batching.batch_size=16", "--every", 5)
     record = json.loads((tmp_path / "b.json").read_text())
     plain, measured = (record["seconds"][name] for name in ("plain", "measured"))
     more = sorted(m - p for p, m in zip(plain, measured))[1]
@@ -76,13 +100,13 @@ def test_the_lab_draws_its_pictures(tmp_path):
     assert sorted(first) == ["ou_forces.png", "ou_swap.png"]
     for name in first:
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 10
-    run(*words[:2], "swap", *words[4:])
+    run_here(*words[:2], "swap", *words[4:])
     assert (tmp_path / "ou_swap.png").read_bytes() == first["ou_swap.png"]
 
 
 def test_benchmark_sets_rounds_beside_one_another(tmp_path):
     words = ["tools/benchmark.py", "rounds", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--rounds", 4, "--json", tmp_path / "b.json"]
-    said = run(*words, "batching.batch_size=16")
+    said = run_here(*words, "batching.batch_size=16")
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [(row["rounds"], row["batch_size"]) for row in rows] == [(1, 16), (4, 64)]
     for row in rows:
@@ -94,7 +118,7 @@ def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
     for name, more in (("a", ["noise_scale.measure_every=1"]), ("b", ["noise_scale.measure_every=2", "batching.micro_batch=8"]), ("c", [])):
         settings = [*TINY, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "eval.metrics=[fid]"]
         gantrain("train", "configs/digits.yaml", f"run_dir={tmp_path / name}", *settings, *more)
-    run("tools/plot_noise_scale.py", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "n.png")
+    run_here("tools/plot_noise_scale.py", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "n.png")
     picture = np.asarray(Image.open(tmp_path / "n.png").convert("RGB")).astype(int)
     for half in np.array_split(picture, 2, axis=0):
         for part in np.array_split(half, 2, axis=1):
@@ -136,13 +160,28 @@ def test_the_digits_classifier_can_be_made_again(tmp_path):
     DigitsClassifier().load_state_dict(load_file(tmp_path / "again.safetensors"))
 
 
-def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path):
-    """One seed at tiny size; a second call reads what is there, and options may stand before overrides."""
+def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, monkeypatch):
+    """One seed at tiny size; options may stand before overrides. Two of the arms train in processes of their own, as all do."""
     from test_swapping import TINY as SWAPS
+
+    alone, one_at_a_time, own = subprocess.run, threading.Lock(), []
+
+    def trained(words, stdout, **kwargs):
+        assert words[:4] == [sys.executable, "-m", "gantrain", "train"] and kwargs["env"]["OMP_NUM_THREADS"] == "1"
+        if any(word.endswith(("no_swap-0", "swap_G_and_D_batch_x2-0")) for word in words):
+            own.append(alone(words, stdout=stdout, **kwargs))
+            return own[-1]
+        with one_at_a_time:
+            done = here(words)
+        stdout.write(done.stdout + done.stderr)
+        return done
+
+    monkeypatch.setattr(subprocess, "run", trained)
 
     words = ["tools/swap_study.py", "configs/digits_swap.yaml", "--seeds", 1, "--jobs", 2, "--folder", tmp_path / "runs", "--out", tmp_path / "s.png"]
     words += [*SWAPS, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
-    said = run(*words)
+    said = run_here(*words)
+    assert [done.returncode for done in own] == [0, 0]
     rows = [line.split("|") for line in said.splitlines() if line.startswith("| swap") or line.startswith("| no swap")]
     assert [row[1].strip() for row in rows[:7]] == [
         "no swap", "no swap, batch x2", "no swap, batch by noise", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto",
