@@ -72,7 +72,7 @@ def noise_scale(accelerator, folder: Path) -> None:
     found["theta"] = theta.tolist()
     for name, oracle in of_several_processes(accelerator).items():
         for b, k in [(8, 1), (4, 3)]:
-            estimates, single = windows(oracle, b, k, 16, 32, world, rank, mean)
+            estimates, single = windows(oracle, b, k, 16, 16, world, rank, mean)
             found[f"{name}-{k}"] = {"estimates": [vars(one) for one in estimates], "single": single.tolist()}
     (folder / f"noise-{rank}.json").write_text(json.dumps(found))
 
