@@ -143,11 +143,20 @@ def save_under(stores: list[CheckpointStore], nimg: int, tensors: Mapping[str, M
     """
     path = stores[0].save(nimg, tensors, state)
     for store in stores[1:]:
-        try:
-            linked(path, store.folder / path.name)
-        except OSError as error:
-            raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error}); make room and run the same command again") from error
-        store.prune(nimg)
+        keep_also(path, store)
+
+
+def keep_also(path: Path, store: CheckpointStore) -> None:
+    """Have a checkpoint in another store too, by links.
+
+    Raises:
+        NotWritten: says why. What was there before is untouched.
+    """
+    try:
+        linked(path, store.folder / path.name)
+    except OSError as error:
+        raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error}); make room and run the same command again") from error
+    store.prune(int(path.name))
 
 
 class BackgroundWriter:

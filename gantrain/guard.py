@@ -96,10 +96,6 @@ class Pulse:
             beats.append(Beat(before, nimg, {name: n for name, n in zip(WATCHED, found) if n}, asked))
         return beats
 
-    def forget(self) -> None:
-        """Let go of what was sent."""
-        self.receive(all=True)
-
 
 @dataclass
 class Best:

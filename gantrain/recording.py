@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import named_weights
-from gantrain.errors import UserError
+from gantrain.errors import OF_THE_MACHINE, UserError
 from gantrain.lines import LineFile
 from gantrain.plugins import one_line
 from gantrain.theory.sketch import Orbit, Sketch
@@ -46,10 +46,11 @@ class OrbitRecorder:
         banks: the averages of "g" and of "d", and with them the live weights.
         run_dir: the run folder.
         writes: whether this process writes the file; weights and averages are the same on all.
+        persistent: keep recordings that a full disk does not take until it does, instead of raising.
     """
 
-    def __init__(self, settings: Orbit, banks: Mapping[str, AverageBank], run_dir: Path, writes: bool):
-        self.settings, self.banks, self.writes = settings, banks, writes
+    def __init__(self, settings: Orbit, banks: Mapping[str, AverageBank], run_dir: Path, writes: bool, persistent: bool = False):
+        self.settings, self.banks, self.writes, self.persistent = settings, banks, writes, persistent
         self.path = run_dir / FOLDER / RECORD_FILE
         self.on = settings.every_kimg is not None
         self.live = {key: {n: w.detach() for n, w in named_weights(bank.network).items()} for key, bank in banks.items()} if self.on and writes else {}
@@ -115,6 +116,10 @@ class OrbitRecorder:
         file = LineFile(self.path)
         try:
             file.append("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines))
+        except OSError as error:
+            if self.persistent and error.errno in OF_THE_MACHINE:
+                return
+            raise type(error)(error.errno, error.strerror, str(self.path)) from error
         finally:
             file.close()
         self._pending = []

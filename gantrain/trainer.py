@@ -89,7 +89,7 @@ class Trainer:
             config.swap, self.players, self.banks, self.batching, self.score_live, self.evaluator.protocol,
             self.settle_batchnorm, self.record_orbit, agree, self.tracker,
         )  # fmt: skip
-        self.orbit = OrbitRecorder(config.orbit, self.banks, self.run_dir, self.main)
+        self.orbit = OrbitRecorder(config.orbit, self.banks, self.run_dir, self.main, persistent=c.on_error == "continue")
         self.pulse = Pulse(self.accelerator)
         self.weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.players.items()}
         nothing = torch.zeros(1)
@@ -282,8 +282,11 @@ class Trainer:
             half = self.batching.micro_batch // 2
             self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {half} images, which is what BatchNorm sees then")
         if self.main:
-            self.store.clear_drafts()
-            self.snapshots.clear_drafts()
+            for store in (self.store, self.snapshots, *self.best.values()):
+                store.clear_drafts()
+            for name, store in self.best.items():
+                if name in self.watch.best and self.watch.best[name].nimg == self.nimg and path:  # a kill came between
+                    checkpoint.keep_also(path, store)
             self.snapshots.forget_after(self.nimg)
             sampling.forget_rebuilt_after(self.run_dir, self.nimg)
         if self.main:
@@ -365,8 +368,7 @@ class Trainer:
         values |= {**self.batching.numbers(), "updates": self.updates, "memory/gib": memory_gib(self.device)}
         values |= self.noise_scale()
         values |= {"lr/g": self.G.optimizer.param_groups[0]["lr"], "lr/d": self.D.optimizer.param_groups[0]["lr"]}
-        with self.dispensable("the orbit"):
-            self.orbit.flush()
+        self.orbit.flush()
         values |= self.orbit.latest
         values["reals_seen"] = self.nimg * self.config.optim.d_steps
         values |= self.singular_values()
@@ -432,7 +434,7 @@ class Trainer:
             GaveUp: that is not wanted, or there is no such checkpoint, or it was tried as often as it may be.
         """
         g, bad = self.config.guard, self.nimg
-        self.pulse.forget()
+        self.pulse.receive(all=True)  # of the path that is left
         wanted = getattr(g, f"on_{trouble.kind}") == "rollback"
         path = from_main(self.accelerator, self.checkpoint_before(trouble) if self.main and wanted else None)
         tried = self.watch.attempts

@@ -56,16 +56,16 @@ def loss() -> None:
 
 
 def weight() -> None:
-    """An infinite weight of D, put there between two updates."""
-    step = Trainer.update
+    """An infinite weight of G: its loss and gradient were computed before, and are finite."""
+    regularise = update.add_orthogonal_gradient
 
-    def spoilt(trainer) -> None:
-        step(trainer)
-        if chosen():
+    def spoilt(player) -> None:
+        regularise(player)
+        if player.network.__class__.__name__.endswith("Generator") and chosen():
             with torch.no_grad():
-                next(trainer.D.network.parameters()).view(-1)[0] = float("inf")
+                next(player.network.parameters()).view(-1)[0] = float("inf")
 
-    Trainer.update = spoilt
+    update.add_orthogonal_gradient = spoilt
 
 
 def scores() -> None:

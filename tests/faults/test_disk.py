@@ -1,0 +1,54 @@
+"""A disk that fills up: the system refuses files over a size, as a full disk refuses bytes."""
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT, TINY, error_of, lines_of
+from test_commands import newest, same_run
+from test_preemption import environment
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+def train(run: Path, *overrides: str, largest: int | None = None) -> subprocess.CompletedProcess:
+    """The command, in a process that may write files of so many bytes."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it anyway
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+
+    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, *overrides]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), preexec_fn=limit if largest else None, timeout=120)
+
+
+def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
+    """`stop` says what a checkpoint needs and what is free; `continue` trains on, says so at each, and the ones before stay whole."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert train(run, "total_kimg=0.16").returncode == 0
+    kept = newest(run)
+    line = error_of(train(run, "total_kimg=0.32", largest=20_000))
+    assert f"{run / 'checkpoints' / '000000000240'}: the checkpoint could not be written (File too large; it needs 1 MiB, " in line
+    assert " are free); the one at 0.16 kimg is whole; make room and run the same command again" in line
+    assert newest(run) == kept and not list((run / "checkpoints").glob(".writing-*"))
+    done = train(run, "total_kimg=0.32", "checkpoint.on_error=continue", largest=20_000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("checkpoint.on_error=continue goes on") >= 2 and newest(run) == kept
+    assert [one["nimg"] for one in lines_of(run) if one.get("event") == "not_written"][0] in (240, 256)
+    assert train(run, "total_kimg=0.32").returncode == train(whole, "total_kimg=0.32").returncode == 0
+    same_run(whole, run)
+
+
+def test_lines_that_the_disk_does_not_take_wait_for_room(tmp_path):
+    """metrics.jsonl itself is too large: the run goes on; what could not be written is not torn, and the record resumes."""
+    run = tmp_path / "run"
+    settings = ["checkpoint.on_error=continue", "total_kimg=0.32", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null"]
+    done = train(run, *settings, largest=3_000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{run / 'metrics.jsonl'}: cannot be written (File too large); its lines wait in memory for room" in done.stdout
+    assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n") and lines_of(run)[0]["event"] == "start"
+    line = error_of(train(tmp_path / "other", *settings, "checkpoint.on_error=stop", largest=3_000))
+    assert "File too large" in line

@@ -1,0 +1,86 @@
+"""W&B that raises or hangs at every call: the run ends with the weights of a run without it, and a whole record."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TESTS, TINY, lines_of
+from test_commands import same_run
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+SETTINGS = [*TINY, "tracking.wandb.mode=offline", "tracking.wandb.patience=1"]
+
+# A package of that name in front of the real one: `import wandb` finds it. Where FAULT is "later", it works for three calls.
+WANDB = """
+import os, time
+calls = 0
+def fail(*arguments, **kwargs):
+    global calls
+    calls += 1
+    if os.environ["FAULT"] == "later" and calls <= 6:
+        return Run()
+    if os.environ["FAULT"] == "raises" or os.environ["FAULT"] == "later":
+        raise ConnectionError("W&B cannot be reached")
+    time.sleep(10**6)
+class Run:
+    dir = "nowhere/files"
+    url = "https://nowhere"
+    def __getattr__(self, name):
+        return fail
+def Settings(**kwargs):
+    return kwargs
+init = teardown = fail
+def Image(path, caption=None):
+    return path
+"""
+
+
+def train(run: Path, fault: str | None, tmp_path: Path) -> subprocess.CompletedProcess:
+    (tmp_path / "fake" / "wandb").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "fake" / "wandb" / "__init__.py").write_text(WANDB)
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
+    environment |= {"FAULT": fault or "", "PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{ROOT}"} if fault else {"WANDB_MODE": "disabled"}
+    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *SETTINGS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    train(folder / "run", None, folder)
+    return folder / "run"
+
+
+def record(run: Path) -> list[dict]:
+    """The record without what differs from one run to another: speeds, memory."""
+    return [{k: v for k, v in line.items() if not k.startswith(("throughput", "memory"))} for line in lines_of(run)]
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("raises", "wandb: not available (W&B cannot be reached); metrics.jsonl has everything"),
+        ("later", "wandb: stopped (W&B cannot be reached); training goes on, metrics.jsonl has everything"),
+        ("hangs", "wandb: did not take everything within 1 seconds and is let go; metrics.jsonl has everything"),
+    ],
+)
+def test_training_goes_on_and_nothing_is_lost(alone, tmp_path, fault, words):
+    done = train(tmp_path / "run", fault, tmp_path)
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("wandb:") and "offline; show" not in line]
+    assert warnings == [words] and not done.stderr
+    same_run(alone, tmp_path / "run")
+    assert record(alone) == record(tmp_path / "run")
+    assert "done:" in done.stdout
+
+
+def test_the_fake_is_what_is_imported(tmp_path):
+    """Or the cases above would show nothing."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text(WANDB)
+    done = subprocess.run([sys.executable, "-c", "import wandb; print(wandb.fail)"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert "<function fail" in done.stdout and TESTS.is_dir()
