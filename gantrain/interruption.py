@@ -33,7 +33,7 @@ class Interruption:
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self.patient = False
-        self._at = 0.0
+        self._interrupted: float | None = None  # when Ctrl-C came first
         self._depth = 0
         self._before: dict[signal.Signals, object] = {}
         self._pid = 0
@@ -59,9 +59,11 @@ class Interruption:
                 os.kill(os.getpid(), number)
             return
         now = time.monotonic()
-        again = self.asked == signal.SIGINT == number and now - self._at > ECHO
+        again = number == signal.SIGINT and self._interrupted is not None and now - self._interrupted > ECHO
+        if number == signal.SIGINT and self._interrupted is None:
+            self._interrupted = now
         if self.asked is None:
-            self.asked, self._at = signal.Signals(number), now
+            self.asked = signal.Signals(number)
         if again or (number == signal.SIGINT and not self.patient):
             raise KeyboardInterrupt
         if not self.patient:
