@@ -153,6 +153,7 @@ def keep_also(path: Path, store: CheckpointStore) -> None:
         NotWritten: says why. What was there before is untouched.
     """
     try:
+        store.clear_drafts()
         linked(path, store.folder / path.name)
     except OSError as error:
         raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error}); make room and run the same command again") from error
@@ -207,11 +208,11 @@ class BackgroundWriter:
 def linked(source: Path, target: Path) -> None:
     """Have a checkpoint under a second name, whole or not at all: by hard links, or copied where the file system has none.
 
+    One that is there under this name is replaced, as `write` does.
+
     Raises:
         OSError: it could not be.
     """
-    if target.exists():
-        return
     draft = target.parent / f"{WRITING}{target.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -220,8 +221,10 @@ def linked(source: Path, target: Path) -> None:
             try:
                 os.link(file, draft / file.name)
             except OSError:
-                shutil.copy2(file, draft / file.name)
+                written(draft / file.name, file.read_bytes())
         sync_folder(draft)
+        if target.exists():  # of a path that was rolled back from, or damaged since
+            shutil.rmtree(target)
         os.rename(draft, target)
         sync_folder(target.parent)
     except OSError:
