@@ -285,7 +285,8 @@ class Trainer:
             for store in (self.store, self.snapshots, *self.best.values()):
                 store.clear_drafts()
             for name, store in self.best.items():
-                if name in self.watch.best and self.watch.best[name].nimg == self.nimg and path:  # a kill came between
+                known = self.watch.best.get(name)
+                if path and known and known.nimg == self.nimg and store.folder / path.name not in store.paths():  # a kill came between
                     checkpoint.keep_also(path, store)
             self.snapshots.forget_after(self.nimg)
             sampling.forget_rebuilt_after(self.run_dir, self.nimg)
