@@ -370,7 +370,7 @@ def check_guard(config: Config) -> None:
         raise InvalidField("guard.score", None, "must name a score, such as eval/ema/fid: on_worse=rollback goes by it")
     if guard.rollback_to == "best" and guard.rolls_back and not (guard.score or config.checkpoint.keep_best):
         raise InvalidField("guard.rollback_to", "best", "needs guard.score or checkpoint.keep_best, such as eval/ema/fid")
-    if guard.growth > 1 and not getattr(config.batching, "grows_at_swaps", True):
+    if guard.growth > 1 and (not getattr(config.batching, "grows_at_swaps", True) or getattr(config.batching, "max_batch", None) is None):
         raise InvalidField("guard.growth", guard.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch")
 
 
@@ -431,7 +431,7 @@ def notes(config: Config) -> list[str]:
             found.append("swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0")
     elif config.swap != Swap():
         found.append("swap.source is null: the other settings of swap have no effect")
-    if getattr(config.batching, "grows_at_swaps", False) and not config.swap.grows:
+    if getattr(config.batching, "grows_at_swaps", False) and not config.swap.grows and config.guard.growth == 1:
         found.append("batching: on_swap grows the batch at swaps, and swap asks for no growth: it has no effect")
     found += batching_notes(config)
     if config.guard.score is not None and config.eval.every_kimg is None:

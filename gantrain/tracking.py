@@ -6,6 +6,7 @@ thread of its own: whether it is slow, fails or hangs, training goes on.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import functools
 import json
 import math
@@ -17,7 +18,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -66,8 +66,8 @@ class Tracker:
             self._file.cut()
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl so far, which are on disk then; what `open` wants after a resume."""
-        return self._file.position() if self._file else 0
+        """Bytes of metrics.jsonl so far, those that wait for room with them; the others are on disk then. What `open` wants after a resume."""
+        return self._file.position() + len(self._waiting.encode()) if self._file else 0
 
     def start_wandb(self, settings: Wandb, run_id: str, config: Mapping[str, Any]) -> None:
         """Open or continue the W&B run `run_id`."""
@@ -119,20 +119,28 @@ class Tracker:
                 self._wandb.finish(exit_code)
             self._wandb = None
         if self._file:
+            self._flush(last=True)
             self._file.close()
             self._file = None
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if not self._file:
             return
+        self._flush(json.dumps({k: as_json(v) for k, v in line.items()}, allow_nan=False) + "\n")
+
+    def _flush(self, more: str = "", last: bool = False) -> None:
+        """Write what waits and more, all or nothing; what cannot be written waits, unless this is the `last` time."""
         waited = bool(self._waiting)
-        self._waiting += json.dumps({k: as_json(v) for k, v in line.items()}, allow_nan=False) + "\n"
+        self._waiting += more
         try:
             self._file.append(self._waiting)
         except OSError as error:
             if not self.persistent or error.errno not in OF_THE_MACHINE:
                 raise type(error)(error.errno, error.strerror, str(self.path)) from error
-            if not waited:
+            if last:
+                count, self._waiting = self._waiting.count("\n"), ""
+                self.say(f"{self.path}: still cannot be written ({error.strerror}); its last {count} lines are lost")
+            elif not waited:
                 self.say(f"{self.path}: cannot be written ({error.strerror}); its lines wait in memory for room")
             return
         self._waiting = ""
@@ -274,8 +282,12 @@ class WandbThread:
 
     def finish(self, exit_code: int) -> None:
         """Have the run closed when all calls are made, or let go of it when that takes too long."""
-        self.call("finish", exit_code)
-        self._thread.join(self._patience)
+        until = time.monotonic() + self._patience
+        while self._thread.is_alive() and time.monotonic() < until:
+            with contextlib.suppress(queue.Full):  # of calls that are being made
+                self._calls.put(("finish", (exit_code,)), timeout=min(0.1, self._patience))
+                break
+        self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             HUNG.append(self._thread)
             self._say(f"wandb: did not take everything within {self._patience:g} seconds and is let go; metrics.jsonl has everything")
@@ -326,7 +338,7 @@ class Progress:
         self.last_time, self.last_nimg = self.started_at, nimg
         self.aside = self.all_aside = 0.0
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time inside is not spent on training: it counts neither in the rate nor in what is to go."""
         began = time.monotonic()

@@ -109,12 +109,8 @@ class Trainer:
         self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
-        self.notes += self.batching.notes
-        b = self.batching.micro_batch
-        if getattr(config.batching, "grows", True) and not self.batching.can_grow:
-            self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
-        if self.measures_halves() and b % 2:
-            raise UserError(f"noise_scale.measure_every: one round of {b} images on one process has no halves to compare; give an even micro_batch, or two rounds")
+        if not self.batching.resumes:
+            self.look_at_batch()
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -232,6 +228,19 @@ class Trainer:
         """(resolution, channels, classes) that the networks are built for."""
         return self.images.resolution, self.images.channels, self.images.num_classes
 
+    def look_at_batch(self) -> None:
+        """Note what a person should know of the batch as it is on these processes.
+
+        Raises:
+            UserError: it cannot be measured.
+        """
+        self.notes += self.batching.notes
+        b, world = self.batching.micro_batch, self.accelerator.num_processes
+        if getattr(self.config.batching, "grows", True) and not self.batching.can_grow:
+            self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
+        if self.measures_halves() and b % 2:
+            raise UserError(f"noise_scale.measure_every: one round of {b} images on one process has no halves to compare; give an even micro_batch, or two rounds")
+
     # ---- building ----------------------------------------------------------------------------------------------------
 
     def build_players(self) -> tuple[Player, Player, nn.Module]:
@@ -278,6 +287,10 @@ class Trainer:
             if rollback["to"] == self.nimg:
                 self.batching.load(rollback["batching"])
                 state["metrics_bytes"] = rollback["metrics_bytes"]
+        if self.batching.resumes:
+            if not path:  # every one was of a path that was rolled back from
+                self.batching.load(self.batching.state())
+            self.look_at_batch()
         if self.measures_halves():
             half = self.batching.micro_batch // 2
             self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {half} images, which is what BatchNorm sees then")

@@ -22,7 +22,8 @@ class BatchController:
         world: number of processes.
         noise: measures the noise scale that the policy may go by.
         agree: the main process's value of something, on every process.
-        resumes: a saved batch will be loaded, which has fitted other processes: the configured one need not fit these.
+        resumes: a saved batch will be loaded, which has fitted other processes: the configured one need not fit these, and
+            there are no rounds before.
 
     Attributes:
         micro_batch, rounds, batch_size: as they are now.
@@ -41,14 +42,14 @@ class BatchController:
         self.reads_noise = noise is not None and getattr(policy, "reads_noise", True)
         first = int(min(self._proposed(BatchState(0, 0)), self.highest))
         configured = getattr(policy, "micro_batch", None)
-        self.micro_batch, self.rounds = elastic_rounds_of(first, configured or first, world) if resumes else rounds_of(first, configured, world)
+        self.resumes = resumes
+        self.micro_batch, self.rounds = (configured or first, 0) if resumes else rounds_of(first, configured, world)  # `load` says what they are
         self.first_micro_batch = configured or self.micro_batch
-        self._resumes = resumes
         self.batch_size = first
         self.proposal, self.last_change = float(first), 0
         self.notes: list[str] = []
-        if getattr(policy, "grows", True):
-            self._look_at_named()
+        if not resumes:
+            self._look_at_named(refuse=True)
 
     def ask(self, nimg: int, growth: float = 1.0) -> dict[str, Any] | None:
         """Ask the policy what the next update shall have; the fields of an event that tells of a growth, if there is one.
@@ -98,8 +99,11 @@ class BatchController:
             raise UserError(f"batching: {type(self.policy).__name__}.propose must return a number of images, at least 1, got {asked!r}")
         return float(asked)
 
-    def _look_at_named(self) -> None:
-        """Refuse a largest batch that is no number of whole rounds on these processes; say of others what they will be."""
+    def _look_at_named(self, refuse: bool) -> None:
+        """Refuse, where asked to, a largest batch that is no number of whole rounds on these processes; say of others what they will be."""
+        self.notes = []
+        if not getattr(self.policy, "grows", True):
+            return
         rounds = f"rounds of {self.micro_batch} images x {self.world} process{'es' if self.world > 1 else ''}"
         largest = getattr(self.policy, "max_batch", None)
         named = self.policy.named() if hasattr(self.policy, "named") else {"max_batch": [] if largest is None else [largest]}
@@ -108,7 +112,7 @@ class BatchController:
                 lower = self.whole_rounds(batch)
                 if lower == batch:
                     continue
-                if key == "max_batch" and not self._resumes:
+                if key == "max_batch" and refuse:
                     raise UserError(f"batching.max_batch: {batch} cannot be had in {rounds}; choose {lower} or {lower + self.micro_batch * self.world}")
                 self.notes.append(f"batching.{key}: {batch} cannot be had in {rounds}; the batch will be {lower}")
 
@@ -160,6 +164,7 @@ class BatchController:
         self.first_micro_batch = state["first_micro_batch"]
         self.micro_batch, self.rounds = elastic_rounds_of(state["batch_size"], self.first_micro_batch, self.world)
         self.batch_size, self.proposal, self.last_change = state["batch_size"], state["proposal"], state["last_change"]
+        self._look_at_named(refuse=False)
         if self.noise and state["noise"]:
             self.noise.load(state["noise"])
 
