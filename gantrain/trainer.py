@@ -312,6 +312,7 @@ class Trainer:
         self.tracker.say(self.headline(path))
         for note in self.notes:
             self.tracker.say(f"note: {note}")
+        self.name_unreadable(list(self.images.skipped.values()))
         self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts()})
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
 
@@ -407,7 +408,7 @@ class Trainer:
         if not self.accelerator.reduce(torch.tensor([len(mine)], device=self.device), reduction="sum").item():
             return {"data/skipped": 0}
         found = gather_object(mine)
-        self.name_unreadable(found)
+        self.name_unreadable([*found, *self.images.skipped.values()])
         return {"data/skipped": len(found)}
 
     def name_unreadable(self, found: list[str]) -> None:
@@ -744,7 +745,7 @@ class Trainer:
         snapshot = checkpoint.read(path)
         state = snapshot.state
         if state["data_listing"] != self.images.listing:
-            raise UserError(f"data: {self.images.name} is not what {self.run_dir} was trained on (other images or labels); use another run_dir")
+            raise UserError(f"data: {self.images.name} is not what {self.run_dir} was trained on (other images or labels); put back what is missing, or use another run_dir")
         if state["data_fingerprint"] != self.images.fingerprint:  # a broken file replaced, say
             self.notes.append(f"the content of {self.images.name} has changed since {path.name}; its names and labels have not")
         self.batching.load(state["batching"])

@@ -252,7 +252,7 @@ def test_other_pictures_under_the_same_name_are_refused(gantrain, pictures, tmp_
     train(gantrain, tmp_path / "run", *folder(pictures))
     (pictures / "dogs" / "3.png").unlink()
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), "total_kimg=0.32", check=False))
-    assert "is not what" in line and "was trained on (other images or labels); use another run_dir" in line
+    assert "is not what" in line and "was trained on (other images or labels); put back what is missing, or use another run_dir" in line
 
 
 # ---- other ways to train ---------------------------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""Images that turn unreadable in the middle of a run: named, and the run stops, or others of their class stand in."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, error_of, lines_of
+from PIL import Image
+from test_commands import newest, same_run
+from test_preemption import environment, trained_to, wait_until
+
+from gantrain.data import Folder
+from gantrain.errors import UserError
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Two classes of sixteen noisy pictures."""
+    dice = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(16):
+            Image.fromarray(dice.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "pictures" / name / f"{i:02d}.png")
+    return tmp_path / "pictures"
+
+
+def arguments(run: Path, root: Path, *overrides: str) -> list[str]:
+    data = f"data={{name: folder, root: '{root}', resolution: 16, keep_in: disk, workers: 0}}"
+    return ["train", str(DIGITS), f"run_dir={run}", *TINY, data, "total_kimg=1.6", "eval.reference_samples=16", "eval.every_kimg=null", *overrides]
+
+
+def train(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "gantrain", *arguments(run, root, *overrides)], capture_output=True, text=True, cwd=ROOT, env=environment())
+
+
+def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
+    """The command, while the image dogs/03.png is cut short and cats/15.png goes away."""
+    process = subprocess.Popen([sys.executable, "-m", "gantrain", *arguments(run, root, *overrides)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    wait_until(trained_to(run, 80), process)
+    (root / "dogs" / "03.png").write_bytes((root / "dogs" / "03.png").read_bytes()[:60])
+    (root / "cats" / "15.png").unlink()
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_stop_names_the_image_and_mended_the_run_goes_on(pictures, tmp_path, workers):
+    """To the bits of a run whose images were whole all along."""
+    run, whole, settings = tmp_path / "run", tmp_path / "whole", [f"data.workers={workers}", "total_kimg=0.64"]
+    assert train(whole, pictures, *settings).returncode == 0
+    kept = [(path, path.read_bytes()) for path in (pictures / "dogs" / "03.png", pictures / "cats" / "15.png")]
+    line = error_of(disturbed(run, pictures, *settings))
+    assert any(str(path) in line for path, _ in kept) and "replace or delete it" in line
+    for path, data in kept:
+        path.write_bytes(data)
+    assert train(run, pictures, *settings).returncode == 0
+    same_run(whole, run)
+
+
+def test_skip_names_them_once_and_goes_on_also_at_its_start(pictures, tmp_path):
+    run = tmp_path / "run"
+    done = disturbed(run, pictures, "data.on_error=skip")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [str(pictures / "dogs" / "03.png"), str(pictures / "cats" / "15.png")]
+    told = [line["image"] for line in lines_of(run) if line.get("event") == "skipped"]
+    assert sorted(told) == sorted(set(told)) and {name for name in names if any(line.startswith(name) for line in told)} == set(names)
+    assert sum(done.stdout.count(f"data: skipped: {name}") for name in names) == len(told) == 2
+    assert sum(line.get("data/skipped", 0) for line in lines_of(run)) > 2
+    (pictures / "cats" / "15.png").touch()  # a name that is gone would make it another data set
+    again = train(run, pictures, "data.on_error=skip", "total_kimg=1.68")
+    assert again.returncode == 0 and "resumed at 1.6 of 1.68 kimg" in again.stdout, again.stdout + again.stderr
+    assert "does not decode" in error_of(train(run, pictures, "total_kimg=1.76"))
+
+
+@pytest.mark.parametrize("keep_in", ["disk", "host"])
+def test_what_stands_in_is_a_function_of_what_is_broken(pictures, tmp_path, keep_in):
+    """Broken from the start, twice: the same bits."""
+    (pictures / "dogs" / "15.png").write_bytes(b"none")
+    for name in "ab":
+        done = train(tmp_path / name, pictures, "data.on_error=skip", f"data.keep_in={keep_in}", "total_kimg=0.16")
+        assert done.returncode == 0 and f"skipped: {pictures / 'dogs' / '15.png'}" in done.stdout, done.stdout + done.stderr
+    assert (newest(tmp_path / "a") / "g.safetensors").read_bytes() == (newest(tmp_path / "b") / "g.safetensors").read_bytes()
+
+
+def test_the_next_of_the_same_class_stands_in(pictures):
+    """After the last the first; broken ones are passed over; where the whole class is broken the error is raised."""
+    images = Folder(root=str(pictures), resolution=16).build()
+    images.skips = True
+    for name in ("14.png", "15.png"):
+        (pictures / "cats" / name).write_bytes(b"none")
+    for index, other in [(14, 0), (15, 0)]:
+        image, label, skipped = images.fetch(index)
+        assert torch.equal(image, images.fetch(other)[0]) and label == 0 and len(skipped) == 1 and f"{index}.png" in skipped[0]
+    (pictures / "dogs" / "02.png").unlink()
+    image, label, _ = images.fetch(18)
+    assert torch.equal(image, images.fetch(19)[0]) and label == 1
+    for path in (pictures / "cats").iterdir():
+        path.write_bytes(b"none")
+    image, _, _ = images.fetch(3)
+    assert isinstance(image, UserError) and "nor can the 15 images of its class after it be read" in str(image)
+    images.skips = False
+    assert isinstance(images[3][0], UserError) and images[16][0].shape == (3, 16, 16)
