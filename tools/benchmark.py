@@ -6,6 +6,7 @@
     python tools/benchmark.py noise-scale configs/cifar10_biggan.yaml
     python tools/benchmark.py orbit configs/cifar10_biggan.yaml
     python tools/benchmark.py rounds configs/cifar10_biggan.yaml
+    python tools/benchmark.py tracker configs/digits.yaml
 
 `train` times whole updates. Every `--against` is the same configuration with overrides (several with spaces between).
 
@@ -21,13 +22,17 @@ costs a training.
 `rounds` sets a batch of one micro-batch beside one of several: time an image, and the peak memory of a process that trains with
 it. These four need no data: images are random.
 
+`tracker` times updates, each with a line of the record, without W&B and with one whose every call raises or hangs.
+
 Variants take turns, A B A B, so that a machine that slows down slows them all. Prints medians and spreads over the turns;
 `--json PATH` writes them.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import itertools
 import json
 import multiprocessing
@@ -52,6 +57,7 @@ from gantrain.distributed import finish, make_accelerator
 from gantrain.loading import load
 from gantrain.recording import OrbitRecorder
 from gantrain.theory.sketch import Orbit
+from gantrain.tracking import WandbRun, WandbThread
 from gantrain.trainer import Trainer
 from gantrain.update import Player, discriminator_phase, generator_phase, make_adam, sees_real
 
@@ -130,6 +136,51 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append({"variant": name, "seconds": taken, "median": median, "ratio": ratio, "batch_size": batch[name]})
         print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch[name] / median:9.0f} {ratio:6.2f}x")
     del trainers
+    finish(accelerator)
+    return {"rows": rows}
+
+
+class Failing:
+    """A W&B run whose every call raises, or hangs."""
+
+    def __init__(self, hangs: bool):
+        self.hangs = hangs
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*arguments: Any, **kwargs: Any) -> None:
+            if self.hangs:
+                time.sleep(1e6)
+            raise ConnectionError("W&B cannot be reached")
+
+        return call
+
+
+def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Updates, each with its line of the record, without W&B, with one that raises at every call, and with one that hangs."""
+    accelerator = make_accelerator(load(arguments.config, arguments.overrides).mixed_precision)
+    names = {"without W&B": None, "every call raises": False, "every call hangs": True}
+
+    def update_and_line(trainer: Trainer) -> None:
+        trainer.update()
+        trainer.log()
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # of their lines
+        trainers = {name: ready(arguments.config, arguments.overrides, Path(folder) / str(i), accelerator) for i, name in enumerate(names)}
+        for name, hangs in names.items():
+            if hangs is not None:
+                start = functools.partial(WandbRun, Failing(hangs), None, lambda line: None)
+                trainers[name].tracker._wandb = WandbThread(start, 1.0, lambda line: None)
+        times = in_turns({name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.device) for name, t in trainers.items()}, arguments.turns)
+        for trainer in trainers.values():
+            trainer.close(wait=False)
+    base = times["without W&B"]
+    print(f"\n{arguments.config}: {machine()}; {arguments.turns} turns of {arguments.updates} updates, a line of the record each")
+    print(f"{'variant':18}  {'ms/update':>10} {'min':>9} {'max':>9} {'time':>7}")
+    rows = []
+    for name, taken in times.items():
+        rows.append({"variant": name, "seconds": taken, "median": statistics.median(taken), "ratio": statistics.median(t / b for t, b in zip(taken, base))})
+        print(f"{name:18}  {rows[-1]['median'] * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {rows[-1]['ratio']:6.3f}x")
+    del trainers, trainer
     finish(accelerator)
     return {"rows": rows}
 
@@ -320,6 +371,9 @@ def main() -> None:
     whole.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
     whole.add_argument("--updates", type=command.positive, default=10, help="updates a turn (default: 10)")
     whole.set_defaults(call=train)
+    failing = kinds.add_parser("tracker", parents=[shared], help="updates with a W&B that raises or hangs")
+    failing.add_argument("--updates", type=command.positive, default=20, help="updates a turn (default: 20)")
+    failing.set_defaults(call=tracker)
     averages = kinds.add_parser("averaging", parents=[shared, images], help="averages of the generator beside an update")
     averages.add_argument("--averages", type=command.positive, default=5, help="how many (default: 5)")
     averages.add_argument("--repeats", type=command.positive, default=20, help="updates of the averages a turn (default: 20)")
