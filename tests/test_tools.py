@@ -82,6 +82,13 @@ def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[1]["share"] == 1
 
 
+def test_benchmark_sets_the_guard_beside_an_update(tmp_path):
+    words = ["tools/benchmark.py", "guard", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2]
+    run_here(*words, "--json", tmp_path / "b.json")
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["looking at one update", "one update of the game"] and all(min(row["seconds"]) > 0 for row in rows)
+
+
 def test_benchmark_sets_failing_trackers_beside_none(tmp_path):
     small = ["model.ch=2", "batching.batch_size=16", "eval.reference_samples=16"]
     said = run_here("tools/benchmark.py", "tracker", "configs/digits.yaml", *small, "--turns", 2, "--updates", 2, "--json", tmp_path / "b.json")

@@ -6,6 +6,7 @@
     python tools/benchmark.py noise-scale configs/cifar10_biggan.yaml
     python tools/benchmark.py orbit configs/cifar10_biggan.yaml
     python tools/benchmark.py rounds configs/cifar10_biggan.yaml
+    python tools/benchmark.py guard configs/cifar10_biggan.yaml
     python tools/benchmark.py tracker configs/digits.yaml
 
 `train` times whole updates. Every `--against` is the same configuration with overrides (several with spaces between).
@@ -20,7 +21,10 @@ costs a training.
 `orbit` times one recording of the weights of G, of D and of all their averages, and writing it, beside an update.
 
 `rounds` sets a batch of one micro-batch beside one of several: time an image, and the peak memory of a process that trains with
-it. These four need no data: images are random.
+it.
+
+`guard` times what looks at an update's losses, gradients and weights, beside an update. These five need no data: images are
+random.
 
 `tracker` times updates, each with a line of the record, without W&B and with one whose every call raises or hangs.
 
@@ -54,6 +58,7 @@ from gantrain.averaging import AverageBank, Ema
 from gantrain.batching import GradientProbe
 from gantrain.config import Config
 from gantrain.distributed import finish, make_accelerator
+from gantrain.guard import Pulse
 from gantrain.loading import load
 from gantrain.recording import OrbitRecorder
 from gantrain.theory.sketch import Orbit
@@ -355,6 +360,26 @@ def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"parameters": sizes, "recordings": recordings, "rows": rows}
 
 
+def guard(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What it costs to look at every update's losses, gradients and weights."""
+    config = load(arguments.config, arguments.overrides)
+    game, pulse = Game(config, arguments), Pulse(make_accelerator(config.mixed_precision))
+    game.update()
+    weights = {key: [p.detach() for p in player.network.parameters()] for key, player in zip("gd", game.players)}
+    known = {name: torch.ones((), device=game.device) for name in ("loss/d", "loss/g", "grad_norm/d", "grad_norm/g")}  # an update has them anyway
+
+    def look() -> None:
+        norms = {f"weights/{key}": torch.nn.utils.get_total_norm(of) for key, of in weights.items()}
+        pulse.send(0, 1, known | norms, None)
+        pulse.receive()
+
+    variants = {
+        "looking at one update": functools.partial(seconds_cold, look, arguments.repeats, game.device),
+        UPDATE: functools.partial(seconds_of, game.update, 1, game.device),
+    }
+    return {"rows": beside_an_update(variants, config, arguments, "losses, gradients and weights finite on one process")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
@@ -385,6 +410,9 @@ def main() -> None:
     path.add_argument("--averages", type=command.positive, default=5, help="of each network (default: 5)")
     path.add_argument("--repeats", type=command.positive, default=5, help="recordings a turn (default: 5)")
     path.set_defaults(call=orbit)
+    watch = kinds.add_parser("guard", parents=[shared, images], help="what the guard looks at beside an update")
+    watch.add_argument("--repeats", type=command.positive, default=5, help="looks a turn (default: 5)")
+    watch.set_defaults(call=guard)
     several = kinds.add_parser("rounds", parents=[shared, images], help="time and memory of a batch in rounds")
     several.add_argument("--rounds", type=command.positive, default=16, help="of the larger batch (default: 16)")
     several.set_defaults(call=rounds)
