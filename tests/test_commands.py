@@ -112,6 +112,7 @@ def kill_when(run: Path, ready, *overrides: str) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(finished, gantrain, tmp_path):
     """SIGKILL before the first line, while training, scoring, drawing and writing; then the run goes on to the same bits."""
     run, dice = tmp_path / "run", random.Random(0)
@@ -381,18 +382,6 @@ def test_the_help_does_not_wait_for_torch():
 )
 def test_a_wrong_command_line_is_one_line(gantrain, arguments, words):
     assert words in error_of(gantrain(*arguments, check=False))
-
-
-def test_ctrl_c_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={tmp_path / 'run'}", *TINY, "total_kimg=100"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    for line in process.stdout:
-        if "kimg" in line and "img/s" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert "interrupted; the same command goes on from the last checkpoint" in errors
 
 
 def python_blocks() -> list[str]:

@@ -98,6 +98,16 @@ def slow_scores() -> None:
     Evaluator.extractor = property(slow)
 
 
+def stuck() -> None:
+    """An evaluation that looks at nothing for a minute; a file says that it has begun."""
+
+    def score(self, *arguments):
+        Path(os.environ["FAULT_FILE"]).touch()
+        time.sleep(60)
+
+    Evaluator.score = score
+
+
 def counted() -> None:
     """Remember which update is being made."""
     step = Trainer.update
@@ -110,6 +120,6 @@ def counted() -> None:
 
 
 if __name__ == "__main__":
-    {"gradient": gradient, "loss": loss, "weight": weight, "scores": scores, "slow_scores": slow_scores, "none": lambda: None}[sys.argv[1]]()
+    {"gradient": gradient, "loss": loss, "weight": weight, "scores": scores, "slow_scores": slow_scores, "stuck": stuck, "none": lambda: None}[sys.argv[1]]()
     counted()
     cli.main(sys.argv[2:])
