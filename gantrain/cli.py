@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     arguments = parse(argv)
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's bound; data has one of its own
     try:
         return arguments.call(arguments) or 0
     except GaveUp as error:

@@ -80,7 +80,7 @@ class Tracker:
         if not self.enabled:
             return
         try:
-            print(text, flush=True)
+            print(f"{text}\n", end="", flush=True)  # in one piece: W&B's thread speaks too
         except BrokenPipeError:  # nobody listens any more; the training goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -136,6 +136,7 @@ class Tracker:
             self._file.append(self._waiting)
         except OSError as error:
             if not self.persistent or error.errno not in OF_THE_MACHINE:
+                self._waiting = ""
                 raise type(error)(error.errno, error.strerror, str(self.path)) from error
             if last:
                 count, self._waiting = self._waiting.count("\n"), ""

@@ -373,3 +373,41 @@ def test_what_only_the_processes_make_impossible_is_one_line():
     with pytest.raises(InvalidField, match="max_batch: must be given"):  # in a program of one's own, without a configuration
         BatchController(ByNoiseScale(), world=1)
     BatchController(Fixed(batch_size=96, micro_batch=32, max_batch=100), world=1)  # never gets there
+
+
+# ---- on other processes than before ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch, seen", [(None, [12, 12, 8, 12]), (6, [6, 6, 4, 6]), (8, [8, 8, 8, 8])])
+def test_the_micro_batch_is_held_where_rounds_of_it_make_the_batch_and_comes_back(micro_batch, seen):
+    """A batch of 24 on 2, 1, 3 and 2 processes; 12 does not go into 8 images a process, nor does 6; 8 becomes 8 three times."""
+    batch, b = (24, micro_batch or 12)
+    if micro_batch == 8:
+        batch = 48
+    policy = Fixed(batch_size=batch, micro_batch=micro_batch)
+    saved = BatchController(policy, world=2).state()
+    for world, expected in zip((2, 1, 3, 2), seen):
+        controller = BatchController(policy, world=world, resumes=True)
+        controller.load(json.loads(json.dumps(saved)))
+        assert controller.micro_batch == expected and controller.batch_size == batch == expected * world * controller.rounds
+        saved = controller.state()
+        assert saved["first_micro_batch"] == b
+
+
+@pytest.mark.parametrize("world, words", [(5, "resume it on 4 or 6"), (7, "resume it on 6 or 8"), (48, "resume it on 12 or 24")])
+def test_a_saved_batch_that_does_not_divide_is_refused_with_what_would(world, words):
+    saved = BatchController(Fixed(batch_size=24), world=2).state()
+    controller = BatchController(Fixed(batch_size=24), world=world, resumes=True)
+    with pytest.raises(UserError, match=f"the run's batch of 24 does not divide over {world} processes; {words}"):
+        controller.load(saved)
+
+
+def test_a_batch_that_has_grown_goes_on_from_where_it_was_on_other_processes():
+    """Also one whose configured start does not fit them: 16 on 3 processes, but 48 does."""
+    policy = Schedule(batch_size=16, micro_batch=8, milestones=[[1, 48], [2, 96]])
+    controller = BatchController(policy, world=2)
+    assert controller.ask(1000)["to"] == 48
+    other = BatchController(policy, world=3, resumes=True)
+    other.load(controller.state())
+    assert (other.micro_batch, other.rounds, other.ask(1500)) == (8, 2, None)
+    assert other.ask(2000) == {**controller.ask(2000), "rounds": 4} and controller.rounds == 6

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from gantrain.errors import InvalidField, UserError
 from gantrain.models import ARCHITECTURES, BigGAN
 from gantrain.models.biggan import DiscriminatorBlock, GeneratorBlock, attention_places
-from gantrain.models.layers import ConditionalBatchNorm2d, Layers, SelfAttention, frozen_power_iteration, initialize
+from gantrain.models.layers import ConditionalBatchNorm2d, Layers, SelfAttention, frozen_power_iteration, initialize, singular_values
 
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 CLASSES = 5
@@ -419,6 +419,24 @@ def test_every_weight_has_spectral_norm_one_once_the_iteration_has_settled(confi
             assert float(norm) == pytest.approx(1, abs=2e-3), name
             before = torch.linalg.matrix_norm(original(layer).flatten(1), ord=2)
             torch.testing.assert_close(layer.weight * before, original(layer), rtol=3e-3, atol=1e-4)
+
+
+def test_singular_values_are_those_of_the_weights_before_they_are_normed():
+    """Of every normed layer by its name, and of no other, against a decomposition of the matrix."""
+    G, D = dataclasses.replace(VARIANTS["attention"], init="normal", power_iterations=20).build(16, 3, CLASSES)
+    z, y = noise_and_labels(G, 2)
+    with torch.no_grad():
+        for layer in [*normed(G).values(), *normed(D).values()]:
+            original(layer).mul_(torch.rand(()) + 0.5)
+        for _ in range(20):
+            D(G(z, y), y)
+    for network in (G, D):
+        found = singular_values(network)
+        assert found.keys() == normed(network).keys()
+        for name, layer in normed(network).items():
+            torch.testing.assert_close(found[name].detach(), torch.linalg.svdvals(original(layer).detach().flatten(1))[0], rtol=2e-3, atol=0, msg=name)
+    plain, _ = dataclasses.replace(VARIANTS["attention"], spectral_norm=False).build(16, 3, CLASSES)
+    assert singular_values(plain) == {}
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)

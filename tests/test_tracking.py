@@ -1,12 +1,15 @@
 """What a run says of itself: metrics.jsonl, Weights & Biases really run offline and read back, and what happens when W&B fails."""
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from PIL import Image
 from gantrain import loading as configuration
 from gantrain.config import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
-from gantrain.tracking import Progress, Tracker, WandbRun, as_json, better_when_higher, duration, has_key
+from gantrain.tracking import Progress, Tracker, WandbRun, WandbThread, as_json, better_when_higher, duration, has_key
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -489,3 +492,126 @@ def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
     tracker.close()
     out = capsys.readouterr().out
     assert out.startswith("wandb: not available (") and out.endswith("); metrics.jsonl has everything\n") and out.count("\n") == 1
+
+
+# ---- at arm's length ---------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A W&B run that takes down its calls, each only when it is let."""
+
+    def __init__(self):
+        self.calls, self.let, self.ended = [], threading.Event(), False
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.let.wait()
+            self.calls.append((name, *arguments))
+
+        return call
+
+
+def test_calls_are_made_in_order_and_nobody_waits_but_the_end():
+    run, said = Recorded(), []
+    thread = WandbThread(lambda: run, 30, said.append)
+    for i in range(1000):
+        thread.call("log", i)
+    assert run.calls == []  # all were taken at once all the same
+    threading.Timer(0.2, run.let.set).start()
+    thread.finish(0)
+    assert run.calls == [*(("log", i) for i in range(1000)), ("finish", 0)] and said == []
+
+
+def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypatch):
+    monkeypatch.setattr("gantrain.tracking.WANDB_WAITING", 8)
+    run, said = Recorded(), []
+    thread = WandbThread(lambda: run, 30, said.append)
+    for i in range(100):
+        thread.call("log", i)
+    assert said == ["wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything"]
+    run.let.set()
+    thread.finish(0)
+    assert run.calls[-1] == ("finish", 0) and [i for _, i in run.calls[:-1]] == list(range(len(run.calls) - 1)) and 8 <= len(run.calls) - 1 <= 9
+
+
+def test_a_run_that_hangs_is_let_go_when_patience_ends(monkeypatch):
+    hung, run, said = [], Recorded(), []
+    monkeypatch.setattr("gantrain.tracking.HUNG", hung)
+    thread = WandbThread(lambda: run, 0.2, said.append)
+    thread.call("log", 1)
+    thread.finish(0)
+    assert said == ["wandb: did not take everything within 0.2 seconds and is let go; metrics.jsonl has everything"] and len(hung) == 1
+    run.let.set()
+
+
+def test_nothing_waits_for_a_run_that_could_not_be_had():
+    thread = WandbThread(lambda: None, 30, lambda text: None)
+    until = time.monotonic() + 20
+    thread.finish(0)
+    thread.call("log", 1)
+    assert time.monotonic() < until
+
+
+def test_what_two_threads_say_is_lines():
+    """Each whole, on a pipe, however often they speak."""
+    code = (
+        "import sys, threading; from pathlib import Path; from gantrain.tracking import Tracker; sys.setswitchinterval(1e-6)\n"
+        "speak = lambda word: [Tracker(Path('.')).say(word * 50) for _ in range(3000)]\n"
+        "threads = [threading.Thread(target=speak, args=(word,)) for word in 'abcd']\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert sorted(done.stdout.splitlines()) == sorted(word * 50 for word in "abcd" for _ in range(3000))
+
+
+# ---- a full disk -------------------------------------------------------------------------------------------------------
+
+
+class Full:
+    """A file that takes so many more bytes of a write, and then has no room until `full` is taken off."""
+
+    def __init__(self, file):
+        self.file, self.full = file, True
+
+    def write(self, data):
+        if not self.full:
+            return self.file.write(data)
+        if len(data) > 5:
+            return self.file.write(data[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_line_that_does_not_fit_is_not_there_in_part(tracker):
+    tracker.log(1, {"x": 1})
+    before = tracker.path.read_bytes()
+    tracker._file._file = Full(tracker._file._file)
+    with pytest.raises(OSError, match="No space left") as error:
+        tracker.log(2, {"x": 2})
+    assert error.value.filename == str(tracker.path) and tracker.path.read_bytes() == before
+
+
+def test_a_persistent_record_waits_for_room_and_loses_nothing(tmp_path, capsys):
+    tracker = Tracker(tmp_path, persistent=True)
+    tracker.open()
+    disk = tracker._file._file = Full(tracker._file._file)
+    for i in range(3):
+        tracker.log(i, {"x": "é" * i})
+        assert tracker.path.read_bytes() == b""
+    at = tracker.position()
+    disk.full = False
+    tracker.log(3, {})
+    assert [line["nimg"] for line in lines_of(tmp_path)] == [0, 1, 2, 3]
+    assert tracker.path.read_bytes()[:at].count(b"\n") == 3 and tracker.path.read_bytes()[at:] == b'{"nimg": 3}\n'
+    disk.full = True
+    tracker.log(4, {})
+    tracker.log(5, {})
+    tracker.close()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tracker.path}: cannot be written (No space left on device); its lines wait in memory for room",
+        f"{tracker.path}: can be written again; nothing is lost",
+        f"{tracker.path}: cannot be written (No space left on device); its lines wait in memory for room",
+        f"{tracker.path}: still cannot be written (No space left on device); its last 2 lines are lost",
+    ]

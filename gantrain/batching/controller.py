@@ -12,7 +12,7 @@ from gantrain.errors import UserError
 
 
 class BatchController:
-    """The batch of a run: B = micro_batch b x processes W x rounds k. b and W stay; B grows by k and never shrinks.
+    """The batch of a run: B = micro_batch b x processes W x rounds k. While it runs b and W stay; B grows by k and never shrinks.
 
     A run that is resumed may have another W. It holds its b where whole rounds of it still give B, and else takes the largest
     b below that does; resumed again on its old W it has its old b back.

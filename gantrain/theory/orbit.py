@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from gantrain.errors import UserError
 from gantrain.theory.ornstein_uhlenbeck import drift_lag, ema_ratio, equal_window, rate_of_two, variance_of_two, variance_ratio
@@ -464,5 +464,5 @@ def fit_two_emas(distances: Sequence[np.ndarray], rates: Sequence[float], step: 
     if None in without:
         return TwoEmas(whole, None, None, variance, exponent)
     logs = np.log(without)
-    spread = math.sqrt((BLOCKS - 1) / BLOCKS * ((logs - logs.mean()) ** 2).sum()) * stats.t.ppf((1 + level) / 2, BLOCKS - 1)
+    spread = math.sqrt((BLOCKS - 1) / BLOCKS * ((logs - logs.mean()) ** 2).sum()) * special.stdtrit(BLOCKS - 1, (1 + level) / 2)
     return TwoEmas(whole, whole * math.exp(-spread), whole * math.exp(spread), variance, exponent)

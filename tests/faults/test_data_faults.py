@@ -78,7 +78,7 @@ def test_skip_names_them_once_and_goes_on_also_at_its_start(pictures, tmp_path):
     assert "does not decode" in error_of(train(run, pictures, "total_kimg=1.76"))
 
 
-@pytest.mark.parametrize("keep_in", ["disk", "host"])
+@pytest.mark.parametrize("keep_in", ["disk", pytest.param("host", marks=pytest.mark.slow)])
 def test_what_stands_in_is_a_function_of_what_is_broken(pictures, tmp_path, keep_in):
     """Broken from the start, twice: the same bits."""
     (pictures / "dogs" / "15.png").write_bytes(b"none")

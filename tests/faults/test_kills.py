@@ -85,9 +85,9 @@ def same_in_all(a: Path, b: Path) -> None:
 
 
 def test_killed_here_and_there(undisturbed, tmp_path):
-    """One run killed at five moments, one after the other, of which every second is in the writing of checkpoints."""
+    """One run killed in training, in renaming a checkpoint and in scoring, one after the other."""
     run = tmp_path / "run"
-    for place, number, side in [("training", 9, "after"), ("renaming", 3, "before"), ("scoring", 2, "before"), ("linking", 2, "after"), ("pruning", 2, "before")]:
+    for place, number, side in [("training", 9, "after"), ("renaming", 3, "before"), ("scoring", 2, "before")]:
         command = [sys.executable, "-c", KILL, place, str(number), side, *arguments(run, *RICH)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
         assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
