@@ -316,7 +316,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise Damaged(f"{path / MANIFEST}: the manifest was altered")
         if manifest["format"] != FORMAT:
             raise Damaged(f"{path / MANIFEST}: format {manifest['format']} is not the one that this version of gantrain reads ({FORMAT}); go on with the version that wrote it, or use another run_dir")
-        return manifest
+        if not all(Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in manifest["files"].items()):
+            raise Damaged(f"{path / MANIFEST}: names files that are not in this folder, or not their sums")
+        return {**manifest, "nimg": int(manifest["nimg"])}
     except Damaged:
         raise
     except OSError as error:
