@@ -31,6 +31,7 @@ from gantrain.evaluation import Evaluator, Interrupted, Scores, as_keys, table
 from gantrain.guard import Pulse, Trouble, Watch
 from gantrain.images import to_float
 from gantrain.interruption import Interruption
+from gantrain.keeping import Keeper
 from gantrain.models.layers import singular_values
 from gantrain.plugins import one_line
 from gantrain.recording import NothingYet, OrbitRecorder, as_motion, read_record
@@ -77,11 +78,8 @@ class Trainer:
         self.probes = {key: GradientProbe(self.players[key].network, config.noise_scale.per_layer, world) for key in ("d", "g")}
         self.noise = NoiseMonitor(config.noise_scale, {key: probe.layers for key, probe in self.probes.items()}, mean_of_processes(self.accelerator))
         c = config.checkpoint
-        self.store = checkpoint.CheckpointStore(self.run_dir / "checkpoints", c.keep_last, self.tracker.say, c.keep_every_kimg)
-        self.snapshots = checkpoint.CheckpointStore(self.run_dir / sampling.AVERAGES_FOLDER, None, self.tracker.say)
-        self.best = {name: checkpoint.CheckpointStore(self.run_dir / sampling.BEST_FOLDER / name.replace("/", "."), 1, self.tracker.say) for name in c.keep_best}
-        self.writer = checkpoint.BackgroundWriter()
-        self.batching = BatchController(config.batching, world, self.noise, agree, resumes=agree(bool(self.store.paths())))
+        self.keeper = Keeper(self.run_dir, c, self.tracker)
+        self.batching = BatchController(config.batching, world, self.noise, agree, resumes=agree(bool(self.keeper.checkpoints.paths())))
         self.banks = {key: AverageBank(player.network, config.followed(key)) for key, player in self.players.items()}
         self.bank = self.banks["g"]  # the averages that are scored and drawn
         self.evaluator = Evaluator(config, self.images, self.accelerator)
@@ -295,15 +293,7 @@ class Trainer:
             half = self.batching.micro_batch // 2
             self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {half} images, which is what BatchNorm sees then")
         if self.main:
-            for store in (self.store, self.snapshots, *self.best.values()):
-                store.clear_drafts()
-            for name, store in self.best.items():
-                known = self.watch.best.get(name)
-                if path and known and known.nimg == self.nimg and store.folder / path.name not in store.paths():  # a kill came between
-                    checkpoint.keep_also(path, store)
-            self.snapshots.forget_after(self.nimg)
-            sampling.forget_rebuilt_after(self.run_dir, self.nimg)
-        if self.main:
+            self.keeper.tidy(self.nimg, path, {name: one.nimg for name, one in self.watch.best.items()})
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
@@ -320,8 +310,8 @@ class Trainer:
         """(the last rollback, the checkpoint to go on from), each None where there is none."""
         rollback = read_rollback(self.run_dir)
         if rollback:
-            forget_abandoned(self.store, rollback)
-        return rollback, self.store.newest()
+            forget_abandoned(self.keeper.checkpoints, rollback)
+        return rollback, self.keeper.checkpoints.newest()
 
     def open_stream(self) -> None:
         """Real images from where the run stands; what rollbacks have left out is behind it."""
@@ -426,7 +416,7 @@ class Trainer:
         Raises:
             Trouble: something is not finite, and that is not merely to be said.
         """
-        self.collect()
+        self.keeper.collect(self.nimg)
         if self.accelerator.num_processes == 1:
             self.stopping = self.interruption.asked
         for beat in self.pulse.receive(all):
@@ -472,9 +462,7 @@ class Trainer:
         if self.main:
             body = {"to": self.nimg, "guard": self.watch.state(), "batching": self.batching.state(), "metrics_bytes": self.tracker.position()}
             write_rollback(self.run_dir, body)
-            self.store.forget_after(self.nimg)
-            self.snapshots.forget_after(self.nimg)
-            sampling.forget_rebuilt_after(self.run_dir, self.nimg)
+            self.keeper.forget_after(self.nimg)
         self.orbit.open(state["orbit"])
         self.open_stream()
         self.progress.back_to(self.nimg)
@@ -494,20 +482,11 @@ class Trainer:
 
     def checkpoint_before(self, trouble: Trouble) -> Path | None:
         """The checkpoint that a rollback leads to, among those of the run from now on; None where there is none."""
-        self.collect(wait=True)
-        found = None
+        self.keeper.collect(self.nimg, wait=True)
+        best = None
         if self.config.guard.rollback_to == "best":
-            key = self.config.guard.score or self.config.checkpoint.keep_best[0]
-            found = self.best[key].newest(until=trouble.healthy) if key in self.best else None
-        found = found or self.store.newest(until=trouble.healthy)
-        for store in self.best.values():
-            found = found or store.newest(until=trouble.healthy)
-        if found is None:
-            return None
-        target = self.store.folder / found.name
-        if found != target:
-            checkpoint.linked(found, target)
-        return target
+            best = self.config.guard.score or self.config.checkpoint.keep_best[0]
+        return self.keeper.newest(trouble.healthy, best)
 
     def stop(self) -> Scores:
         """Asked to stop between two updates: keep everything, what is due at this moment included, for the same command."""
@@ -520,24 +499,10 @@ class Trainer:
             if self.saved_at != self.nimg:
                 self.tracker.event(self.nimg, "interrupted", signal=self.stopping.name)
                 self.save(pending=True)
-        self.collect(wait=True)
+        self.keeper.collect(self.nimg, wait=True)
         self.tracker.say(f"stopped by {self.stopping.name} at {self.nimg / 1000:g} kimg; the same command goes on from there")
         self.close()
         return self.scores
-
-    def collect(self, wait: bool = False) -> None:
-        """See what became of the checkpoint in the background.
-
-        Raises:
-            NotWritten: it could not be written, and that ends the run.
-        """
-        try:
-            self.writer.wait() if wait else self.writer.check()
-        except checkpoint.NotWritten as error:
-            if self.config.checkpoint.on_error == "stop":
-                raise
-            self.tracker.event(self.nimg, "not_written", str(error), words=str(error))
-            self.tracker.say(f"{error}; checkpoint.on_error=continue goes on")
 
     @contextlib.contextmanager
     def dispensable(self, what: str) -> Iterator[None]:
@@ -581,7 +546,7 @@ class Trainer:
                 self.tracker.say(table(self.scores))
             self.show_orbit()
         improved, trouble = self.watch.scores(self.nimg, from_main(self.accelerator, as_keys(self.scores)))
-        self.improved = [name for name in improved if name in self.best]
+        self.improved = [name for name in improved if name in self.keeper.best]
         self.face(trouble)
         if self.improved and self.swapper.swaps_now(self.previous_nimg, self.nimg, more=self.nimg < clock.images(self.config.total_kimg)):
             self.save(pending=True, best_only=True)  # what was scored, before a swap replaces it
@@ -638,11 +603,9 @@ class Trainer:
         stats = self.sums()
         if self.main:
             self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}" if not best_only else sampling.BEST_FOLDER, best_of=self.improved)
+            self.keeper.collect(self.nimg, wait=True)  # before the copies are made: one of each is in memory
             tensors = {group: checkpoint.plain(named) for group, named in self.tensors().items()}
-            self.collect(wait=True)  # never two at once
-            stores = [*([] if best_only else [self.store]), *(self.best[name] for name in self.improved)]
-            self.store.held = self.watch.well_until
-            self.writer.submit(functools.partial(checkpoint.save_under, stores, self.nimg, tensors, self.state(stats, pending)))
+            self.keeper.save(self.nimg, tensors, self.state(stats, pending), self.improved, best_only, self.watch.well_until)
         self.improved = []
         if not best_only:
             self.saved_at = self.nimg
@@ -657,12 +620,12 @@ class Trainer:
         self.listen(all=True)
         self.unify_statistics()
         if self.main:
+            self.keeper.collect(self.nimg, wait=True)
             tensors = self.bank.tensors()
             groups = {sampling.group_of(name): compact(tensors[name]) for name in sorted(names)}
             groups["buffers"] = checkpoint.plain(dict(self.G.network.named_buffers()))
             state = {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)}
-            self.collect(wait=True)
-            self.writer.submit(functools.partial(self.snapshots.save, self.nimg, groups, state))
+            self.keeper.snapshot(self.nimg, groups, state)
 
     def record_orbit(self, swapped: bool = False) -> None:
         """Take down where the weights and all averages are."""
@@ -783,7 +746,7 @@ class Trainer:
 
     def end(self) -> Scores:
         """Close the record with the final table; the scores."""
-        self.collect(wait=True)
+        self.keeper.collect(self.nimg, wait=True)
         self.tracker.event(self.nimg, "end")
         self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
         if self.main and self.scores:
@@ -797,8 +760,7 @@ class Trainer:
     def close(self, exit_code: int = 0, wait: bool = True) -> None:
         """Let go of the record and of the run folder; also after an exception. `wait` for what is being written and sent."""
         if wait:
-            with contextlib.suppress(Exception):  # said already, or there is a worse one to say
-                self.writer.wait()
+            self.keeper.close()
         self.tracker.close(exit_code, wait)
         if self.lock:
             self.lock.close()

@@ -265,7 +265,7 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
     code = (
         "import os, signal, sys; from gantrain import cli; from gantrain.trainer import Trainer; update = Trainer.update\n"
         "def killed(trainer):\n"
-        "    if trainer.nimg >= 1000: trainer.collect(wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if trainer.nimg >= 1000: trainer.keeper.collect(trainer.nimg, wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
         "    update(trainer)\n"
         "Trainer.update = killed; cli.main(sys.argv[1:])"
     )

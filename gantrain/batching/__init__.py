@@ -1,4 +1,4 @@
-"""Batch policies: `propose(state) -> batch_size` before every update. The micro-batch never changes within a run."""
+"""Batch policies: `propose(state) -> batch_size` before every update. A batch grows by rounds of one micro-batch."""
 from gantrain.batching.by_noise_scale import ByNoiseScale
 from gantrain.batching.controller import BatchController, rounds_of
 from gantrain.batching.fixed import Fixed

@@ -1,0 +1,120 @@
+"""What a run keeps of itself: checkpoints, the best of them, snapshots of averages. One thread writes, in the background."""
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gantrain import sampling
+from gantrain.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, keep_also, linked, save_under
+from gantrain.config import Checkpoint
+from gantrain.tracking import Tracker
+
+
+class Keeper:
+    """The stores of a run folder. The main process alone asks it for anything but `collect` and `close`.
+
+    Args:
+        run_dir: the run folder.
+        settings: how much is kept, and what becomes of a run that cannot write.
+        tracker: told of what could not be written.
+
+    Attributes:
+        checkpoints: what the run goes on from.
+        snapshots: compact averages that others are rebuilt from.
+        best: for each score of `keep_best` a store of one checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, settings: Checkpoint, tracker: Tracker):
+        self.settings, self.tracker = settings, tracker
+        self.checkpoints = CheckpointStore(run_dir / "checkpoints", settings.keep_last, tracker.say, settings.keep_every_kimg)
+        self.snapshots = CheckpointStore(run_dir / sampling.AVERAGES_FOLDER, None, tracker.say)
+        self.best = {name: CheckpointStore(run_dir / sampling.BEST_FOLDER / name.replace("/", "."), 1, tracker.say) for name in settings.keep_best}
+        self._run_dir = run_dir
+        self._writer = BackgroundWriter()
+
+    def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
+        """Put in order what a kill has left, before the run goes on from `path` at `nimg` images.
+
+        Args:
+            best: of each score, images seen when it was best.
+
+        Raises:
+            NotWritten: a best checkpoint could not be kept.
+        """
+        for store in (self.checkpoints, self.snapshots, *self.best.values()):
+            store.clear_drafts()
+        for name, store in self.best.items():
+            if path and best.get(name) == nimg and store.folder / path.name not in store.paths():  # a kill came between
+                keep_also(path, store)
+        self.snapshots.forget_after(nimg)
+        sampling.forget_rebuilt_after(self._run_dir, nimg)
+
+    def forget_after(self, nimg: int) -> None:
+        """Delete what is later than `nimg` images, on a path that was rolled back from. The best of it stay the best."""
+        self.checkpoints.forget_after(nimg)
+        self.snapshots.forget_after(nimg)
+        sampling.forget_rebuilt_after(self._run_dir, nimg)
+
+    def save(
+        self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best_of: Sequence[str], best_only: bool, held: int | None
+    ) -> None:  # fmt: skip
+        """Write a checkpoint in the background, when the one before it is written.
+
+        Args:
+            tensors: copies, which nobody changes.
+            best_of: scores that are at their best.
+            best_only: keep it for these alone.
+            held: images seen; the newest checkpoint not beyond them is still needed.
+
+        Raises:
+            NotWritten: the one before it could not be written, and that ends the run.
+        """
+        self.collect(nimg, wait=True)
+        stores = [*([] if best_only else [self.checkpoints]), *(self.best[name] for name in best_of)]
+        self.checkpoints.held = held
+        self._writer.submit(functools.partial(save_under, stores, nimg, tensors, state))
+
+    def snapshot(self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """The same of a snapshot of averages."""
+        self.collect(nimg, wait=True)
+        self._writer.submit(functools.partial(self.snapshots.save, nimg, tensors, state))
+
+    def collect(self, nimg: int, wait: bool = False) -> None:
+        """See what became of what is written in the background; `wait` for the end of it.
+
+        Raises:
+            NotWritten: it could not be written, and that ends the run.
+        """
+        try:
+            self._writer.wait() if wait else self._writer.check()
+        except NotWritten as error:
+            if self.settings.on_error == "stop":
+                raise
+            self.tracker.event(nimg, "not_written", str(error), words=str(error))
+            self.tracker.say(f"{error}; checkpoint.on_error=continue goes on")
+
+    def newest(self, until: int, best: str | None = None) -> Path | None:
+        """The newest whole checkpoint of no more than `until` images, or the best by a score; among `checkpoints` afterwards.
+
+        Raises:
+            OSError: the best one could not be put there.
+        """
+        found = self.best[best].newest(until=until) if best in self.best else None
+        for store in (self.checkpoints, *self.best.values()):
+            found = found or store.newest(until=until)
+        if found is None:
+            return None
+        target = self.checkpoints.folder / found.name
+        if found != target:
+            linked(found, target)
+        return target
+
+    def close(self) -> None:
+        """Wait for what is being written, whatever becomes of it: it was said already, or there is something worse to say."""
+        with contextlib.suppress(Exception):
+            self._writer.wait()
