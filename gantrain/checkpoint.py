@@ -7,6 +7,7 @@ A run writes its checkpoints in the background, one at a time: what waits to be 
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ FORMAT = 4
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WRITING = ".writing-"
+KEPT = "kept"  # an empty file beside the others: this one stays for good, whatever is asked for later
 
 
 class Damaged(UserError):
@@ -95,7 +97,12 @@ class CheckpointStore:
         paths = [path for path in self.paths() if int(path.name) <= nimg]
         times = [int(path.name) for path in paths]
         kept = set(times[-self.keep_last :])
-        kept |= {now for before, now in zip([-1, *times], times) if clock.due(self.keep_every_kimg, before, now)}
+        for before, path in zip([-1, *times], paths):
+            if clock.due(self.keep_every_kimg, before, int(path.name)):
+                with contextlib.suppress(OSError):  # a full disk: it stays while it is asked for
+                    (path / KEPT).touch()
+                kept.add(int(path.name))
+        kept |= {int(path.name) for path in paths if (path / KEPT).exists()}
         if self.held is not None:
             kept |= {max((time for time in times if time <= self.held), default=-1)}
         for path in paths:
@@ -217,7 +224,7 @@ def linked(source: Path, target: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        for file in source.iterdir():
+        for file in (file for file in source.iterdir() if file.name != KEPT):
             try:
                 os.link(file, draft / file.name)
             except OSError:

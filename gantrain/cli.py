@@ -26,9 +26,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     asks for the machine (run it again), 130 on Ctrl-C."""
     status = run(argv)
     if getattr(sys.modules.get("gantrain.tracking"), "HUNG", None):  # W&B's own end would wait for what it waits for
-        sys.stdout.flush()
+        said()
         os._exit(status)
+    said()
     sys.exit(status)
+
+
+def said() -> None:
+    """Have standard output where it goes; on a full disk it goes nowhere, and the exit status stays what it is."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -155,10 +155,10 @@ class Guard:
         factor: above 1.
         evaluations: how many in a row.
         rollback_to: "last", the newest checkpoint from before the trouble, or "best", the one with the best `score` (or first of
-            `checkpoint.keep_best`, where no score is watched).
-        max_rollbacks: attempts at one obstacle, before the run gives up.
-        lr_scale: multiplies both learning rates at every rollback.
-        growth: multiplies the batch at every rollback, where the batch policy grows at swaps.
+            `checkpoint.keep_best`, where no score is watched), which is then kept as if `checkpoint.keep_best` named it.
+        max_rollbacks: attempts, before the run gives up; counted anew once one leads to beyond where the first began.
+        lr_scale: multiplies both learning rates at every rollback; the factors of several multiply.
+        growth: multiplies the batch at every rollback, where the batch policy grows at swaps; likewise.
     """
 
     on_nonfinite: Action = "rollback"
@@ -293,6 +293,12 @@ class Config:
             check_swap(self)
         check_guard(self)
 
+    def best_scores(self) -> tuple[str, ...]:
+        """Scores whose best checkpoints are kept: those asked for, and the one that rollbacks to the best go by."""
+        guard = self.guard
+        leads = [guard.score] if guard.score and guard.rollback_to == "best" and guard.rolls_back else []
+        return tuple(dict.fromkeys([*self.checkpoint.keep_best, *leads]))
+
     def followed(self, network: Literal["g", "d"]) -> dict:
         """The averagers that follow one of the networks.
 
@@ -367,9 +373,9 @@ def check_guard(config: Config) -> None:
     if guard.score is not None:
         require_score("guard.score", guard.score, config)
     if guard.score is None and guard.on_worse == "rollback":
-        raise InvalidField("guard.score", None, "must name a score, such as eval/ema/fid: on_worse=rollback goes by it")
+        raise InvalidField("guard.score", None, f"must name a score, such as {example_score(config)}: on_worse=rollback goes by it")
     if guard.rollback_to == "best" and guard.rolls_back and not (guard.score or config.checkpoint.keep_best):
-        raise InvalidField("guard.rollback_to", "best", "needs guard.score or checkpoint.keep_best, such as eval/ema/fid")
+        raise InvalidField("guard.rollback_to", "best", f"needs guard.score or checkpoint.keep_best, such as {example_score(config)}")
     if guard.growth > 1 and (not getattr(config.batching, "grows_at_swaps", True) or getattr(config.batching, "max_batch", None) is None):
         raise InvalidField("guard.growth", guard.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch")
 
@@ -380,16 +386,24 @@ def require_score(field: str, key: str, config: Config) -> None:
     Raises:
         InvalidField: for `field`.
     """
-    parts = key.split("/")
-    names = [LIVE, *config.averagers]
-    prefix = getattr(config.eval.features, "metric_prefix", "")
-    metrics = [prefix + name for metric in config.eval.metrics for name in getattr(find("metric", METRICS, metric), "scores", ())]
+    parts, names, metrics = key.split("/"), [LIVE, *config.averagers], scores_of(config)
     if len(parts) != 3 or parts[0] != "eval":
-        raise InvalidField(field, key, f"must be eval/AVERAGE/METRIC, such as eval/{names[-1]}/{(metrics or ['fid'])[0]}")
+        raise InvalidField(field, key, f"must be eval/AVERAGE/METRIC, such as {example_score(config)}")
     if parts[1] not in names:
         raise InvalidField(field, key, f"must name live or one of averagers{did_you_mean(parts[1], names)}")
     if parts[2] not in metrics:
         raise InvalidField(field, key, f"must name a score of eval.metrics{did_you_mean(parts[2], metrics)}")
+
+
+def scores_of(config: Config) -> list[str]:
+    """Names of all scores that an evaluation of a run gives each average."""
+    prefix = getattr(config.eval.features, "metric_prefix", "")
+    return [prefix + name for metric in config.eval.metrics for name in getattr(find("metric", METRICS, metric), "scores", ())]
+
+
+def example_score(config: Config) -> str:
+    """A score of a run, for whoever has named none."""
+    return f"eval/{[LIVE, *config.averagers][-1]}/{(scores_of(config) or ['fid'])[0]}"
 
 
 def batching_notes(config: Config) -> list[str]:

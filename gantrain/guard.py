@@ -114,12 +114,12 @@ class Watch:
         names: scores whose best is kept.
         fp16: whether gradients that are not finite are the loss scaler's way of finding its scale.
         silence: D's loss at logits 0.
-        lr_scale: product of all rollbacks' factors.
+        lr_scale, growth: products of all rollbacks' factors, on the learning rates and on the batch.
         skipped: images of the stream that rollbacks have left out.
         rollbacks: how many there were.
         attempts: at the obstacle in hand.
         obstacle: images seen where it was noticed.
-        best: of every score named, so far.
+        best: of every score named, so far, also on paths that were rolled back from.
         saturated_since: images seen where D's loss fell below the bound; None while it is above.
         worse_since: images seen at the last evaluation before the score rose; None while it is well.
         worse: evaluations in a row with a score beyond the bound.
@@ -132,6 +132,7 @@ class Watch:
     fp16: bool = False
     silence: float = 0.0
     lr_scale: float = 1.0
+    growth: float = 1.0
     skipped: int = 0
     rollbacks: int = 0
     attempts: int = 0
@@ -144,7 +145,7 @@ class Watch:
     skips: int = 0
     warned: set[str] = field(default_factory=set)
 
-    COUNTED: ClassVar[tuple[str, ...]] = ("lr_scale", "skipped", "rollbacks", "attempts", "obstacle")
+    COUNTED: ClassVar[tuple[str, ...]] = ("lr_scale", "growth", "skipped", "rollbacks", "attempts", "obstacle")
     MEASURED: ClassVar[tuple[str, ...]] = ("saturated_since", "scored_at", "worse_since", "worse", "skips")
 
     def beat(self, beat: Beat, world: int) -> Trouble | None:
@@ -198,7 +199,8 @@ class Watch:
         if self.worse < self.settings.evaluations:
             return improved, None
         sign = "below" if better_when_higher(name) else "above"
-        words = f"{name} {value:.4g} is the {self.worse}. in a row {sign} {bound:.4g}; the best was {best.value:.4g} at {best.nimg / 1000:g} kimg"
+        count = f"{self.worse} evaluation{'s' if self.worse > 1 else ''} in a row"
+        words = f"{name} {value:.4g} is {sign} {bound:.4g}, {count}; the best was {best.value:.4g} at {best.nimg / 1000:g} kimg"
         evidence = {"score": name, "value": value, "bound": bound, "best": best.value, "best_nimg": best.nimg, "evaluations": self.worse}
         return improved, self._trouble("worse", nimg, self.worse_since, words, evidence)
 
@@ -212,9 +214,15 @@ class Watch:
 
     @property
     def well_until(self) -> int | None:
-        """Images seen when all was well, where something is not and a rollback may come of it: a checkpoint of then is still needed."""
-        since = {"saturation": self.saturated_since, "worse": self.worse_since}
-        return min((at for kind, at in since.items() if at is not None and getattr(self.settings, f"on_{kind}") == "rollback"), default=None)
+        """Images seen when all was known to be well, where a rollback may lead to: a checkpoint of no later is still needed.
+
+        A score tells at an evaluation only that it is worse: until then the checkpoint of the one before is held. D's loss is
+        looked at whenever a checkpoint is written.
+        """
+        s = self.settings
+        since = [self.saturated_since] if s.on_saturation == "rollback" else []
+        since += [self.scored_at if self.worse_since is None else self.worse_since] if s.on_worse == "rollback" else []
+        return min((at for at in since if at is not None), default=None)
 
     def rolled_back(self, nimg: int, to: int) -> None:
         """Count a rollback from `nimg` images to `to`. An obstacle is behind once a rollback leads to beyond it."""
@@ -223,6 +231,7 @@ class Watch:
         self.obstacle = nimg if self.attempts == 1 else max(nimg, self.obstacle)
         self.skipped += nimg - to
         self.lr_scale *= self.settings.lr_scale
+        self.growth *= self.settings.growth
 
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
@@ -236,13 +245,14 @@ class Watch:
         self.warned = set(state["warned"])
 
     def go_back(self, state: Mapping[str, Any]) -> None:
-        """What was measured, as of a checkpoint; what was counted of rollbacks stays."""
-        self.load({**state, **{name: getattr(self, name) for name in self.COUNTED}})
+        """What was measured, as of a checkpoint; what was counted of rollbacks stays, and so do the best scores."""
+        here = self.state()
+        self.load({**state, **{name: here[name] for name in (*self.COUNTED, "best")}})
 
     def count(self, state: Mapping[str, Any]) -> None:
-        """What was counted of rollbacks, as of a state."""
-        for name in self.COUNTED:
-            setattr(self, name, state[name])
+        """What was counted of rollbacks, and the best scores, as of a state."""
+        here = self.state()
+        self.load({**here, **{name: state[name] for name in (*self.COUNTED, "best")}})
 
 
 def better(name: str, one: float, other: float) -> bool:

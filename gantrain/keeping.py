@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import copy
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from gantrain import sampling
 from gantrain.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, keep_also, linked, save_under
 from gantrain.config import Checkpoint
+from gantrain.errors import UserError
+from gantrain.runfolder import forget_abandoned
 from gantrain.tracking import Tracker
 
 
@@ -21,21 +24,40 @@ class Keeper:
     Args:
         run_dir: the run folder.
         settings: how much is kept, and what becomes of a run that cannot write.
+        scores: whose best checkpoints are kept.
         tracker: told of what could not be written.
 
     Attributes:
         checkpoints: what the run goes on from.
         snapshots: compact averages that others are rebuilt from.
-        best: for each score of `keep_best` a store of one checkpoint.
+        best: a store of one checkpoint for each of the scores.
     """
 
-    def __init__(self, run_dir: Path, settings: Checkpoint, tracker: Tracker):
+    def __init__(self, run_dir: Path, settings: Checkpoint, scores: Sequence[str], tracker: Tracker):
         self.settings, self.tracker = settings, tracker
         self.checkpoints = CheckpointStore(run_dir / "checkpoints", settings.keep_last, tracker.say, settings.keep_every_kimg)
         self.snapshots = CheckpointStore(run_dir / sampling.AVERAGES_FOLDER, None, tracker.say)
-        self.best = {name: CheckpointStore(run_dir / sampling.BEST_FOLDER / name.replace("/", "."), 1, tracker.say) for name in settings.keep_best}
+        self.best = {name: CheckpointStore(run_dir / sampling.BEST_FOLDER / name.replace("/", "."), 1, tracker.say) for name in scores}
         self._run_dir = run_dir
         self._writer = BackgroundWriter()
+
+    def resumes_from(self, rollback: Mapping[str, Any] | None) -> Path | None:
+        """The checkpoint that the run goes on from, if there is one; where no other is whole, one that was best.
+
+        Args:
+            rollback: the last one's record, whose abandoned path is deleted.
+
+        Raises:
+            UserError: there are checkpoints, and none is whole.
+        """
+        if rollback:
+            forget_abandoned(self.checkpoints, rollback)
+        if not self.checkpoints.paths():
+            return None
+        found = self.newest(sys.maxsize)
+        if found is None:
+            raise UserError(f"{self.checkpoints.folder}: none of its {len(self.checkpoints.paths())} checkpoints is whole; delete this folder to start anew")
+        return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
         """Put in order what a kill has left, before the run goes on from `path` at `nimg` images.
@@ -55,7 +77,7 @@ class Keeper:
         sampling.forget_rebuilt_after(self._run_dir, nimg)
 
     def forget_after(self, nimg: int) -> None:
-        """Delete what is later than `nimg` images, on a path that was rolled back from. The best of it stay the best."""
+        """Delete what is later than `nimg` images, on a path that was rolled back from. What was best on it stays the best."""
         self.checkpoints.forget_after(nimg)
         self.snapshots.forget_after(nimg)
         sampling.forget_rebuilt_after(self._run_dir, nimg)
@@ -77,15 +99,25 @@ class Keeper:
         self.collect(nimg, wait=True)
         stores = [*([] if best_only else [self.checkpoints]), *(self.best[name] for name in best_of)]
         self.checkpoints.held = held
-        self._writer.submit(functools.partial(save_under, stores, nimg, tensors, state))
+        state = copy.deepcopy(state)  # the run goes on changing what it has told
+
+        def job() -> None:
+            save_under(stores, nimg, tensors, state)
+            for name in best_of:
+                self.best[name].forget_after(nimg)  # the best of a path that was rolled back from, which this one beats
+
+        self._writer.submit(job)
 
     def snapshot(self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """The same of a snapshot of averages."""
         self.collect(nimg, wait=True)
-        self._writer.submit(functools.partial(self.snapshots.save, nimg, tensors, state))
+        self._writer.submit(lambda: self.snapshots.save(nimg, tensors, state))
 
-    def collect(self, nimg: int, wait: bool = False) -> None:
-        """See what became of what is written in the background; `wait` for the end of it.
+    def collect(self, nimg: int, wait: bool = False, last: bool = False) -> bool:
+        """See what became of what is written in the background; `wait` for the end of it. Whether all is well.
+
+        Args:
+            last: there is nothing to go on with: what was not written is an error whatever the settings say.
 
         Raises:
             NotWritten: it could not be written, and that ends the run.
@@ -93,10 +125,12 @@ class Keeper:
         try:
             self._writer.wait() if wait else self._writer.check()
         except NotWritten as error:
-            if self.settings.on_error == "stop":
+            if last or self.settings.on_error == "stop":
                 raise
             self.tracker.event(nimg, "not_written", str(error), words=str(error))
             self.tracker.say(f"{error}; checkpoint.on_error=continue goes on")
+            return False
+        return True
 
     def newest(self, until: int, best: str | None = None) -> Path | None:
         """The newest whole checkpoint of no more than `until` images, or the best by a score; among `checkpoints` afterwards.

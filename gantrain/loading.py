@@ -287,7 +287,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
             continue  # of the plug-in that a file had there, and which the command line has replaced
         if key not in fields:
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
-            raise ConfigError(f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{did_you_mean(key, fields)}")
+            raise ConfigError(f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{(not path and elsewhere(key)) or did_you_mean(key, fields)}")
         arguments[key] = field_value(fields[key], hints[key], value, full, sources)
     try:
         return cls(**arguments)
@@ -326,6 +326,12 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
     except UserError as error:
         raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
     return section(cls, value, full, sources, table_name=True)
+
+
+def elsewhere(key: str) -> str:
+    """A hint where keys of that name stand in a few sections."""
+    there = [full for full, _ in leaves(to_dict(Config())) if full.endswith(f".{key}")]
+    return f"; did you mean {' or '.join(there)}?" if 1 <= len(there) <= 3 else ""
 
 
 def plural(kind: str) -> str:

@@ -64,6 +64,7 @@ class OrbitRecorder:
         keep_bytes = state["bytes"] if state else 0
         self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
         self.nimg = state["nimg"] if state else -1
+        self._pending = []  # of a path that was rolled back from
         if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

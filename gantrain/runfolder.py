@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,6 +56,8 @@ def locked(run_dir: Path) -> IO[str]:
         UserError: another process trains there.
     """
     file = open(run_dir / ".lock", "a+")  # noqa: SIM115
+    here = weakref.ref(file)
+    os.register_at_fork(after_in_child=lambda: (held := here()) and held.close())  # else a worker would hold it for a dead owner
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

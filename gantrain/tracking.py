@@ -83,6 +83,9 @@ class Tracker:
             print(f"{text}\n", end="", flush=True)  # in one piece: W&B's thread speaks too
         except BrokenPipeError:  # nobody listens any more; the training goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.errno not in OF_THE_MACHINE:  # a log on a full disk: training does not end for it
+                raise
 
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
         """A line of numbers at `nimg` images."""
@@ -115,8 +118,7 @@ class Tracker:
     def close(self, exit_code: int = 0, wait: bool = True) -> None:
         """Let go of everything; `wait` for W&B as long as its patience lasts."""
         if self._wandb:
-            if wait:
-                self._wandb.finish(exit_code)
+            self._wandb.finish(exit_code, wait)
             self._wandb = None
         if self._file:
             self._flush(last=True)
@@ -268,6 +270,7 @@ class WandbThread:
             if name == "finish":
                 return
             if run.ended:
+                HUNG.append(self._thread)
                 return
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -281,8 +284,12 @@ class WandbThread:
                 self._say("wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything")
             self._dropped += 1
 
-    def finish(self, exit_code: int) -> None:
-        """Have the run closed when all calls are made, or let go of it when that takes too long."""
+    def finish(self, exit_code: int, wait: bool = True) -> None:
+        """Have the run closed when all calls are made, or let go of it when that takes too long, or at once unless `wait`."""
+        if not wait:
+            if self._thread.is_alive():
+                HUNG.append(self._thread)
+            return
         until = time.monotonic() + self._patience
         while self._thread.is_alive() and time.monotonic() < until:
             with contextlib.suppress(queue.Full):  # of calls that are being made
@@ -294,7 +301,7 @@ class WandbThread:
             self._say(f"wandb: did not take everything within {self._patience:g} seconds and is let go; metrics.jsonl has everything")
 
 
-HUNG: list[threading.Thread] = []  # threads of W&B that were let go: what W&B does at the end of a process would wait for them
+HUNG: list[threading.Thread] = []  # threads of W&B that were let go, or have failed: W&B's own end of a process might wait for what they did
 
 
 def has_key() -> bool:
@@ -360,7 +367,7 @@ class Progress:
         left = duration((self.total - nimg) / overall) if overall > 0 else "?"
         self.last_time, self.last_nimg = now, nimg
         text = (
-            f"{nimg / 1000:9.1f} kimg {nimg / self.total:4.0%} | {duration(now - self.started_at):>6} + {left:>6} to go | {rate:6.0f} img/s"
+            f"{nimg / 1000:9.1f} kimg {min(1.0, nimg / self.total):4.0%} | {duration(now - self.started_at):>6} + {left:>6} to go | {rate:6.0f} img/s"
             f" | loss D {values.get('loss/d', math.nan):6.3f} G {values.get('loss/g', math.nan):6.3f}"
             f" | D(real) {values.get('logits/real', math.nan):6.2f} D(fake) {values.get('logits/fake', math.nan):6.2f}"
             f" | batch {values.get('batch/size', 0):.0f}{noise_in_words(values)} | {values.get('memory/gib', math.nan):.1f} GiB"

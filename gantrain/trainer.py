@@ -35,10 +35,12 @@ from gantrain.keeping import Keeper
 from gantrain.models.layers import singular_values
 from gantrain.plugins import one_line
 from gantrain.recording import NothingYet, OrbitRecorder, as_motion, read_record
-from gantrain.runfolder import forget_abandoned, locked, look_into, read_rollback, write_config, write_rollback
+from gantrain.runfolder import locked, look_into, read_rollback, write_config, write_rollback
 from gantrain.swapping import Swapper
 from gantrain.tracking import Progress, Tracker, as_json, new_run_id
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, sees_real, set_lr
+
+SHOWN = 5  # unreadable images named on the console at a time
 
 
 class Trainer:
@@ -78,7 +80,7 @@ class Trainer:
         self.probes = {key: GradientProbe(self.players[key].network, config.noise_scale.per_layer, world) for key in ("d", "g")}
         self.noise = NoiseMonitor(config.noise_scale, {key: probe.layers for key, probe in self.probes.items()}, mean_of_processes(self.accelerator))
         c = config.checkpoint
-        self.keeper = Keeper(self.run_dir, c, self.tracker)
+        self.keeper = Keeper(self.run_dir, c, config.best_scores(), self.tracker)
         self.batching = BatchController(config.batching, world, self.noise, agree, resumes=agree(bool(self.keeper.checkpoints.paths())))
         self.banks = {key: AverageBank(player.network, config.followed(key)) for key, player in self.players.items()}
         self.bank = self.banks["g"]  # the averages that are scored and drawn
@@ -92,13 +94,14 @@ class Trainer:
         self.weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.players.items()}
         nothing = torch.zeros(1)
         self.watch = Watch(
-            config.guard, tuple(dict.fromkeys([*c.keep_best, *([config.guard.score] if config.guard.score else [])])),
+            config.guard, tuple(dict.fromkeys([*config.best_scores(), *([config.guard.score] if config.guard.score else [])])),
             fp16=config.mixed_precision == "fp16", silence=float(config.loss.discriminator(nothing, nothing)),
         )  # fmt: skip
         self.improved: list[str] = []  # scores whose best checkpoint is this one, once it is written
         self.saved_at = -1  # images seen at the checkpoint that there is of now
         self.logged_at = 0
         self.unreadable: set[str] = set()
+        self.real_batches: RealBatches | None = None
         self.stats: dict[str, Tensor] = {}
         self.stats_count = 0
         self.scores: Scores = {}
@@ -309,9 +312,7 @@ class Trainer:
     def find(self) -> tuple[dict[str, Any] | None, Path | None]:
         """(the last rollback, the checkpoint to go on from), each None where there is none."""
         rollback = read_rollback(self.run_dir)
-        if rollback:
-            forget_abandoned(self.keeper.checkpoints, rollback)
-        return rollback, self.keeper.checkpoints.newest()
+        return rollback, self.keeper.resumes_from(rollback)
 
     def open_stream(self) -> None:
         """Real images from where the run stands; what rollbacks have left out is behind it."""
@@ -403,10 +404,14 @@ class Trainer:
 
     def name_unreadable(self, found: list[str]) -> None:
         """Say, once of each, which images could not be read; others of their class stand in for them."""
-        for line in [line for line in dict.fromkeys(found) if line not in self.unreadable]:
+        new = [line for line in dict.fromkeys(found) if line not in self.unreadable]
+        for i, line in enumerate(new):
             self.unreadable.add(line)
-            self.tracker.say(f"data: skipped: {line}")
+            if i < SHOWN:
+                self.tracker.say(f"data: skipped: {line}")
             self.tracker.event(self.nimg, "skipped", image=line)
+        if len(new) > SHOWN:
+            self.tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
 
     # ---- what can go wrong -------------------------------------------------------------------------------------------
 
@@ -440,6 +445,7 @@ class Trainer:
         """
         g, bad = self.config.guard, self.nimg
         self.pulse.receive(all=True)  # of the path that is left
+        self.report_skipped()
         wanted = getattr(g, f"on_{trouble.kind}") == "rollback"
         path = from_main(self.accelerator, self.checkpoint_before(trouble) if self.main and wanted else None)
         tried = self.watch.attempts
@@ -448,7 +454,8 @@ class Trainer:
         if path is None or self.watch.attempts > g.max_rollbacks:
             self.give_up(trouble, path, tried)
         state = self.load(path, rolls_back=True)
-        grown = self.batching.ask(self.nimg, g.growth) if g.growth > 1 else None
+        growth = self.watch.growth / state["guard"]["growth"]  # the checkpoint's batch has had its part
+        grown = self.batching.ask(self.nimg, growth) if growth > 1 else None
         self.stats, self.stats_count, self.improved = {}, 0, []
         attempt = f"attempt {self.watch.attempts} of {g.max_rollbacks}"
         words = f"{trouble.words}; back to {self.nimg / 1000:g} kimg, {attempt}, on other images"
@@ -476,7 +483,7 @@ class Trainer:
         elif path is None:
             why = "no whole checkpoint of before is kept to go back to; a larger checkpoint.keep_last keeps more"
         else:
-            why = f"{tried} rollbacks have not led past it; guard.lr_scale, guard.growth or a larger guard.max_rollbacks may change when the same command is run again"
+            why = f"{tried} rollbacks have not led past it; the same command with a larger guard.max_rollbacks goes on, guard.lr_scale and guard.growth may change with it"
         self.tracker.event(self.nimg, "gave_up", trouble.words, kind=trouble.kind, words=trouble.words, rollbacks=tried, **trouble.evidence)
         raise GaveUp(f"guard: {trouble.words}; {why}")
 
@@ -485,7 +492,7 @@ class Trainer:
         self.keeper.collect(self.nimg, wait=True)
         best = None
         if self.config.guard.rollback_to == "best":
-            best = self.config.guard.score or self.config.checkpoint.keep_best[0]
+            best = self.config.guard.score or self.config.best_scores()[0]
         return self.keeper.newest(trouble.healthy, best)
 
     def stop(self) -> Scores:
@@ -496,11 +503,13 @@ class Trainer:
         except Trouble as trouble:
             self.tracker.say(f"guard: {trouble.words}; not saved, the checkpoint before stands")
         else:
+            self.report_skipped()
+            self.tracker.event(self.nimg, "interrupted", signal=self.stopping.name)
             if self.saved_at != self.nimg:
-                self.tracker.event(self.nimg, "interrupted", signal=self.stopping.name)
                 self.save(pending=True)
-        self.keeper.collect(self.nimg, wait=True)
-        self.tracker.say(f"stopped by {self.stopping.name} at {self.nimg / 1000:g} kimg; the same command goes on from there")
+        saved = self.keeper.collect(self.nimg, wait=True) and self.saved_at == self.nimg
+        goes_on = "from there" if saved else "from the checkpoint before"
+        self.tracker.say(f"stopped by {self.stopping.name} at {self.nimg / 1000:g} kimg; the same command goes on {goes_on}")
         self.close()
         return self.scores
 
@@ -746,7 +755,10 @@ class Trainer:
 
     def end(self) -> Scores:
         """Close the record with the final table; the scores."""
-        self.keeper.collect(self.nimg, wait=True)
+        self.keeper.collect(self.nimg, wait=True, last=True)
+        self.stopping = None  # whoever asked: there is nothing left to do
+        if self.watch.warned:
+            self.tracker.say(f"guard: not well at the end: {', '.join(sorted(self.watch.warned))}")
         self.tracker.event(self.nimg, "end")
         self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
         if self.main and self.scores:
@@ -761,6 +773,8 @@ class Trainer:
         """Let go of the record and of the run folder; also after an exception. `wait` for what is being written and sent."""
         if wait:
             self.keeper.close()
+        if self.real_batches:
+            self.real_batches.close()
         self.tracker.close(exit_code, wait)
         if self.lock:
             self.lock.close()

@@ -146,7 +146,7 @@ def test_worse_is_beyond_the_bound_so_many_times_in_a_row(data, name, action, ev
         if trouble:
             assert (trouble.kind, trouble.nimg, trouble.healthy) == ("worse", nimg, began)
             assert (trouble.evidence["best"], trouble.evidence["best_nimg"], trouble.evidence["evaluations"]) == (*best, row)
-        assert watch.well_until == (began if action == "rollback" else None)
+        assert watch.well_until == ((nimg if began is None else began) if action == "rollback" else None)
         assert (best is None and not watch.best) or (watch.best[name].value, watch.best[name].nimg) == best
 
 
@@ -157,11 +157,11 @@ def test_every_score_named_has_its_best_and_one_alone_is_watched():
     assert watch.scores(3000, {FID: 10.0, IS: 2.0}) == ([], None)  # no better than the best is no better
     improved, trouble = watch.scores(4000, {FID: 20.5, IS: 9.0})
     assert improved == [IS]
-    assert str(trouble) == f"{FID} 20.5 is the 1. in a row above 20; the best was 10 at 1 kimg"
+    assert str(trouble) == f"{FID} 20.5 is above 20, 1 evaluation in a row; the best was 10 at 1 kimg"
     assert {name: (one.value, one.nimg) for name, one in watch.best.items()} == {FID: (10.0, 1000), IS: (9.0, 4000), KID: (0.05, 2000)}
     high = Watch(Guard(score=IS, evaluations=1, on_worse="stop"), (IS,))
     high.scores(1000, {IS: 8.0})
-    assert str(high.scores(2000, {IS: 3.0})[1]) == f"{IS} 3 is the 1. in a row below 4; the best was 8 at 1 kimg"
+    assert str(high.scores(2000, {IS: 3.0})[1]) == f"{IS} 3 is below 4, 1 evaluation in a row; the best was 8 at 1 kimg"
 
 
 def test_no_score_is_watched_unless_one_is_named():
@@ -178,6 +178,7 @@ def test_better(key, higher):
 def test_well_until_is_the_earliest_that_a_rollback_may_want(actions):
     watch = Watch(Guard(on_saturation=actions[0], on_worse=actions[1], score=FID), (FID,), silence=2.0)
     watch.scores(1000, {FID: 1.0})
+    assert watch.well_until == (1000 if actions[1] == "rollback" else None)  # whatever the next evaluation finds
     watch.losses(2000, 3000, 0.0)
     watch.scores(4000, {FID: 9.0})  # worse since 1000, D strong since 2000
     wanted = [at for at, action in zip((2000, 1000), actions) if action == "rollback"]
@@ -253,7 +254,7 @@ def tell(watch: Watch, i: int, kind: str, what) -> object:
 
 
 def fresh(action: str, fp16: bool) -> Watch:
-    guard = Guard(on_nonfinite=action, on_saturation=action, on_worse=action, score=FID, evaluations=2, saturation_kimg=2.5, lr_scale=0.5)
+    guard = Guard(on_nonfinite=action, on_saturation=action, on_worse=action, score=FID, evaluations=2, saturation_kimg=2.5, lr_scale=0.5, growth=3)
     return Watch(guard, (FID,), fp16=fp16, silence=2.0)
 
 
@@ -282,7 +283,7 @@ def a_history(watch: Watch) -> dict:
     return half
 
 
-COUNTS = {"lr_scale": 0.25, "skipped": 4900, "rollbacks": 2, "attempts": 2, "obstacle": 9000}
+COUNTS = {"lr_scale": 0.25, "growth": 9, "best": [[FID, 5.0, 6000]], "skipped": 4900, "rollbacks": 2, "attempts": 2, "obstacle": 9000}
 
 
 def test_going_back_restores_what_was_measured_and_keeps_what_was_counted():

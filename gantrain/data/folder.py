@@ -121,7 +121,7 @@ class Decoder:
                     raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
                 image = upright(opened).convert(self.mode)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: does not decode as an image ({one_line(error)}); replace or delete it") from error
+            raise UserError(f"{path}: does not decode as an image ({reason(error)})") from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         size = (self.resolution, self.resolution)
@@ -130,6 +130,11 @@ class Decoder:
         pixels = torch.from_numpy(np.array(image))
         pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
         return pixels, hashlib.sha256(data).digest()
+
+
+def reason(error: Exception) -> str:
+    """Why an image does not decode; Pillow's own words name an object in memory where it knows no such format."""
+    return "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -166,7 +166,8 @@ def decoded(images: ImageSet, indices: Sequence[int], progress: Callable[[Iterab
                 yield found
     if broken:
         more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        raise UserError("data: " + "; ".join(broken[:NAMED]) + more)
+        them = "them" if len(broken) > 1 else "it"
+        raise UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
 
 
 def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ process's micro-batches are therefore the positions (m*W + r) * b for m = 0, 1, 
 """
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from gantrain import randomness
 from gantrain.data.imageset import ImageSet, collate
 from gantrain.errors import UserError
+from gantrain.interruption import SIGNALS
 
+LEAVE = 300  # seconds after which a worker that was told to go goes by itself
 FEISTEL_ROUNDS = 8
 MIN_HALF_BITS = 4  # a domain of at least 256: rounds on fewer bits mix poorly
 
@@ -77,6 +80,13 @@ class PositionSampler:
             turn += 1
 
 
+def steadfast(worker: int) -> None:
+    """Have a worker outlive what its whole process group or job is told: its owner finishes an update with it, and ends it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEAVE))  # what the owner ends one with that does not listen
+
+
 class RealBatches:
     """Real micro-batches of one process, from a position of the stream on.
 
@@ -111,8 +121,13 @@ class RealBatches:
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
             collate_fn=collate,
+            worker_init_fn=steadfast,
             generator=torch.Generator(),  # or the workers' seed would be drawn from the global one
         )
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self._loaded = None
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next micro-batch: uint8 `[b, C, H, W]` and labels int64 `[b]`, on the device.
@@ -125,7 +140,7 @@ class RealBatches:
         if self._loaded is not None:
             batch = next(self._loaded)
             if isinstance(batch, UserError):
-                raise UserError(str(batch))  # a new one: the batch itself would hold on to the workers through its traceback
+                raise UserError(f"{batch}; replace it and run the same command again, or set data.on_error=skip")  # a new one: the batch itself would hold on to the workers through its traceback
             x, y, skipped = batch
             self.skipped += skipped
         else:
