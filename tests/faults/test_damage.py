@@ -151,14 +151,27 @@ def test_the_command_goes_on_from_the_one_before_to_the_same_bits(run, gantrain,
     flip(0.5)(newest(copy) / "g.safetensors")
 
 
+def test_where_none_but_the_best_is_whole_the_run_goes_on_from_there(run, gantrain, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (best,) = (copy / "best" / "eval.ema.digits_fid").iterdir()
+    for path in (copy / "checkpoints").iterdir():  # copies, no links
+        flip(0.5)(path / "g.safetensors")
+    done = gantrain("train", DIGITS, f"run_dir={copy}", *TINY, *FEW, "checkpoint.keep_last=3", "checkpoint.keep_best=[eval/ema/digits_fid]")
+    assert done.stdout.count("passed over") == 3 and f"resumed at {int(best.name) / 1000:g} of 0.32 kimg" in done.stdout
+    same_run(run, copy)
+
+
 def test_where_none_is_whole_one_line_says_so(run, gantrain, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     for path in (copy / "checkpoints").iterdir():
         flip(0.5)(path / "g.safetensors")
     settings = ["train", DIGITS, f"run_dir={copy}", *TINY, *FEW, "checkpoint.keep_last=3", "checkpoint.keep_best=[eval/ema/digits_fid]"]
+    (best,) = (copy / "best" / "eval.ema.digits_fid").iterdir()
+    flip(0.5)(best / "g.safetensors")
     line = error_of(gantrain(*settings, check=False))
-    assert f"{copy / 'checkpoints'}: none of its 3 checkpoints is whole; delete the folder to start anew" in line
+    assert f"{copy / 'checkpoints'}: none of its 3 checkpoints is whole; delete this folder to start anew" in line
     (copy / "rollback.json").write_text('{"to": 3}')
     assert f"{copy / 'rollback.json'}: is damaged; delete it to go on as if the run had not been rolled back" in error_of(gantrain(*settings, check=False))
 

@@ -1,11 +1,14 @@
 """Images that turn unreadable in the middle of a run: named, and the run stops, or others of their class stand in."""
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, TINY, error_of, lines_of
@@ -15,6 +18,7 @@ from test_preemption import environment, trained_to, wait_until
 
 from gantrain.data import Folder
 from gantrain.errors import UserError
+from gantrain.runfolder import locked
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -32,7 +36,7 @@ def pictures(tmp_path) -> Path:
 
 def arguments(run: Path, root: Path, *overrides: str) -> list[str]:
     data = f"data={{name: folder, root: '{root}', resolution: 16, keep_in: disk, workers: 0}}"
-    return ["train", str(DIGITS), f"run_dir={run}", *TINY, data, "total_kimg=1.6", "eval.reference_samples=16", "eval.every_kimg=null", *overrides]
+    return ["train", str(DIGITS), f"run_dir={run}", *TINY, data, "total_kimg=0.96", "eval.reference_samples=16", "eval.every_kimg=null", *overrides]
 
 
 def train(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
@@ -52,7 +56,7 @@ def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_stop_names_the_image_and_mended_the_run_goes_on(pictures, tmp_path, workers):
     """To the bits of a run whose images were whole all along."""
-    run, whole, settings = tmp_path / "run", tmp_path / "whole", [f"data.workers={workers}", "total_kimg=0.64"]
+    run, whole, settings = tmp_path / "run", tmp_path / "whole", [f"data.workers={workers}", "total_kimg=0.48"]
     assert train(whole, pictures, *settings).returncode == 0
     kept = [(path, path.read_bytes()) for path in (pictures / "dogs" / "03.png", pictures / "cats" / "15.png")]
     line = error_of(disturbed(run, pictures, *settings))
@@ -73,9 +77,9 @@ def test_skip_names_them_once_and_goes_on_also_at_its_start(pictures, tmp_path):
     assert sum(done.stdout.count(f"data: skipped: {name}") for name in names) == len(told) == 2
     assert sum(line.get("data/skipped", 0) for line in lines_of(run)) > 2
     (pictures / "cats" / "15.png").touch()  # a name that is gone would make it another data set
-    again = train(run, pictures, "data.on_error=skip", "total_kimg=1.68")
-    assert again.returncode == 0 and "resumed at 1.6 of 1.68 kimg" in again.stdout, again.stdout + again.stderr
-    assert "does not decode" in error_of(train(run, pictures, "total_kimg=1.76"))
+    again = train(run, pictures, "data.on_error=skip", "total_kimg=1.04")
+    assert again.returncode == 0 and "resumed at 0.96 of 1.04 kimg" in again.stdout, again.stdout + again.stderr
+    assert "does not decode" in error_of(train(run, pictures, "total_kimg=1.12"))
 
 
 @pytest.mark.parametrize("keep_in", ["disk", pytest.param("host", marks=pytest.mark.slow)])
@@ -106,3 +110,34 @@ def test_the_next_of_the_same_class_stands_in(pictures):
     assert isinstance(image, UserError) and "nor can the 15 images of its class after it be read" in str(image)
     images.skips = False
     assert isinstance(images[3][0], UserError) and images[16][0].shape == (3, 16, 16)
+
+
+def test_what_the_whole_process_group_is_told_does_not_take_the_workers_from_it(pictures, tmp_path):
+    """As schedulers tell it: the run saves and leaves. Killed, its lock is free although its workers are still there."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "gantrain", *arguments(run, pictures, "data.workers=2", "total_kimg=100")]
+
+    def begun() -> subprocess.Popen:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), start_new_session=True)
+
+    process = begun()
+    wait_until(trained_to(run, 160), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and not err, out + err
+    stopped = next(line["nimg"] for line in lines_of(run) if line.get("event") == "interrupted")
+    assert int(newest(run).name) == stopped
+    process = begun()
+    wait_until(trained_to(run, stopped + 160), process)
+    workers = [child for child in psutil.Process(process.pid).children() if child.is_running()]
+    assert len(workers) >= 2
+    os.kill(process.pid, signal.SIGSTOP)
+    for worker in workers:
+        worker.suspend()
+    process.kill()
+    process.wait()
+    assert all(worker.is_running() for worker in workers)
+    with locked(run):
+        pass
+    for worker in workers:
+        worker.kill()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, TINY, error_of, lines_of
 from test_commands import newest, same_run
 from test_preemption import environment
@@ -34,21 +35,33 @@ def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
     assert f"{run / 'checkpoints' / '000000000240'}: the checkpoint could not be written (File too large; it needs 1 MiB, " in line
     assert " are free); the one at 0.16 kimg is whole; make room and run the same command again" in line
     assert newest(run) == kept and not list((run / "checkpoints").glob(".writing-*"))
-    done = train(run, "total_kimg=0.32", "checkpoint.on_error=continue", largest=20_000)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = train(run, "total_kimg=0.4", "checkpoint.on_error=continue", largest=20_000)
     assert done.stdout.count("checkpoint.on_error=continue goes on") >= 2 and newest(run) == kept
+    assert "done:" not in done.stdout  # there is nothing to show for it
+    assert f"{run / 'checkpoints' / '000000000400'}: the checkpoint could not be written" in error_of(done)
     assert [one["nimg"] for one in lines_of(run) if one.get("event") == "not_written"][0] in (240, 256)
     assert train(run, "total_kimg=0.32").returncode == train(whole, "total_kimg=0.32").returncode == 0
     same_run(whole, run)
 
 
 def test_lines_that_the_disk_does_not_take_wait_for_room(tmp_path):
-    """metrics.jsonl itself is too large: the run goes on; what could not be written is not torn, and the record resumes."""
+    """metrics.jsonl itself is too large: the run goes on to its end, which is too large as well; no line is torn."""
     run = tmp_path / "run"
     settings = ["checkpoint.on_error=continue", "total_kimg=0.32", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null"]
     done = train(run, *settings, largest=3_000)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the checkpoint could not be written" in error_of(done) and "100%" in done.stdout
     assert f"{run / 'metrics.jsonl'}: cannot be written (File too large); its lines wait in memory for room" in done.stdout
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n") and lines_of(run)[0]["event"] == "start"
     line = error_of(train(tmp_path / "other", *settings, "checkpoint.on_error=stop", largest=3_000))
     assert "File too large" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path):
+    """Standard output that takes no byte: the run is trained, and its exit status says so."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, "total_kimg=0.16", "eval.every_kimg=null", "eval.metrics=[fid]"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert lines_of(run)[-1] == {"nimg": 160, "event": "end"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT, TINY, lines_of
 from safetensors.torch import load_file
@@ -72,6 +73,7 @@ def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain,
     assert newest(run).name == "000000000240"
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_was_not_named_is_held_all_the_same(launch, gantrain, tmp_path):
     """Two processes of 8 images each, then one: two rounds of 8."""
     run = tmp_path / "run"

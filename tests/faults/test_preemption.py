@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v)))
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v)))
 def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, tmp_path, number, status):
     """Between two lines of the record, so that what has summed up since the last one is saved too; resumed, the bits are the same."""
     run = tmp_path / "run"
@@ -113,6 +113,14 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, out + err
     assert err == "gantrain: error: interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_a_run_that_is_done_when_it_is_asked_to_stop_is_done(tmp_path):
+    """Status 0, or a scheduler's script would run it again."""
+    run = tmp_path / "run"
+    process = start([sys.executable, str(FAULTS / "inject.py"), "late", *arguments(run, "total_kimg=0.16")])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and lines_of(run)[-1] == {"nimg": 160, "event": "end"}, out + err
 
 
 def test_before_training_has_begun_the_status_is_the_same(tmp_path):

@@ -66,8 +66,8 @@ def test_the_same_path_is_not_walked_twice(tmp_path):
     """After a rollback the run sees the images that stand behind those of the bad path; without a fault it would end elsewhere."""
     run, again, other = tmp_path / "run", tmp_path / "again", tmp_path / "other"
     for one in (run, again):
-        faulty(one, "gradient", *FEW, FAULT_UPDATE="22")
-    faulty(other, "none", *FEW)
+        faulty(one, "gradient", *FEW, "total_kimg=0.48", FAULT_UPDATE="22")
+    faulty(other, "none", *FEW, "total_kimg=0.48")
     same = newest(run) / "g.safetensors"
     assert same.read_bytes() == (newest(again) / "g.safetensors").read_bytes() != (newest(other) / "g.safetensors").read_bytes()
     (event,) = events(run, "rollback")
@@ -84,7 +84,7 @@ def test_it_gives_up_after_as_many_attempts_as_it_may_make(tmp_path):
     assert [(one["to"], one["attempt"], one["lr_scale"]) for one in found] == [(320, 1, 0.5), (320, 2, 0.25), (320, 3, 0.125)]
     assert events(run, "gave_up")[0]["rollbacks"] == 3 and lines_of(run)[-1]["event"] == "gave_up"
     last = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(last) == 1 and "3 rollbacks have not led past it; guard.lr_scale, guard.growth or a larger guard.max_rollbacks may" in last[0]
+    assert len(last) == 1 and "3 rollbacks have not led past it; the same command with a larger guard.max_rollbacks goes on" in last[0]
     assert newest(run).name == "000000000320" and finite(run)
     faulty(run, "none", *FEW, "guard.lr_scale=0.5", "guard.max_rollbacks=4")
     assert finite(run) and newest(run).name == "000000000960"
@@ -103,18 +103,23 @@ def test_stop_and_warn(tmp_path, action, status):
         assert len(events(run, "warning")) == 1 and "guard.on_nonfinite=warn goes on" in done.stdout and not finite(run)
 
 
-def test_a_score_that_gets_worse_leads_back_to_the_best(tmp_path):
-    """Scripted scores: 4, 1, then three above twice the best: back to the checkpoint kept as the best, which is one of before."""
+@pytest.mark.parametrize("to", ["best", "last"])
+def test_a_score_that_gets_worse_leads_back(tmp_path, to):
+    """Scripted scores: 4, 1, 1.5, then two above twice the best: back to the best, or to where the score was last well, although
+    there were many checkpoints between two evaluations and two are kept. What another score was best with is kept all the same."""
     run = tmp_path / "run"
-    guard = ["guard={on_worse: rollback, score: eval/ema/digits_fid, factor: 2, evaluations: 3, rollback_to: best}", "checkpoint.keep_best=[eval/ema/digits_fid]"]
-    told = json.dumps([4.0, 1.0, 2.5, 3.0, 9.0])
-    done = faulty(run, "scores", *guard, "tracking.samples_every_kimg=null", FAULT_SCORES=told)
+    guard = f"guard={{on_worse: rollback, score: eval/ema/digits_fid, factor: 2, evaluations: 2, rollback_to: {to}}}"
+    told = json.dumps({"digits_fid": [4.0, 1.0, 1.5, 3.0, 9.0, 1.2, 1.2], "digits_is": [1.0, 2.0, 2.0, 2.0, 2.0, 3.0, 2.5]})
+    settings = [guard, "checkpoint.every_kimg=0.032", "checkpoint.keep_best=[eval/ema/digits_is]", "tracking.samples_every_kimg=null"]
+    done = faulty(run, "scores", *settings, FAULT_SCORES=told)
     (event,) = events(run, "rollback")
-    # The ema has scores from 160 images on; the best was at 320, the third bad one at 800.
-    assert (event["nimg"], event["to"]) == (800, 320) and event["best_nimg"] == 320 and event["evaluations"] == 3 and event["value"] == 9.0
-    assert "eval/ema/digits_fid 9 is the 3. in a row above 2; the best was 1 at 0.32 kimg" in done.stdout
-    best = sorted((run / "best" / "eval.ema.digits_fid").iterdir())
-    assert [path.name for path in best] == ["000000000320"]  # nothing after it was better than 1
+    # The ema has scores from 160 images on; the best was at 320, the second bad one at 800.
+    assert (event["nimg"], event["to"]) == (800, {"best": 320, "last": 480}[to])
+    assert event["best_nimg"] == 320 and event["evaluations"] == 2 and event["value"] == 9.0
+    assert "eval/ema/digits_fid 9 is above 2, 2 evaluations in a row; the best was 1 at 0.32 kimg" in done.stdout
+    best = {folder.name: [path.name for path in folder.iterdir()] for folder in (run / "best").iterdir()}
+    assert best.pop("eval.ema.digits_is") == [{"best": "000000000480", "last": "000000000640"}[to]]
+    assert best == ({"eval.ema.digits_fid": ["000000000320"]} if to == "best" else {})  # nothing after it was better than 1
     assert newest(run).name == "000000000960"
 
 
@@ -130,7 +135,7 @@ def test_saturation_of_d_is_said_once(tmp_path):
 def test_killed_after_a_rollback_it_goes_on_as_if_it_had_not_been(tmp_path):
     """Between the rollback and the next checkpoint: the file that tells of the rollback stands for it."""
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    slow = ["checkpoint.every_kimg=0.32", *FEW]
+    slow = ["checkpoint.every_kimg=0.32", *FEW, "total_kimg=0.64"]
     faulty(undisturbed, "gradient", *slow, "guard.lr_scale=0.5", FAULT_UPDATE="24")
     process = start([sys.executable, INJECT, "gradient", *arguments(run, *slow, "guard.lr_scale=0.5")], FAULT_UPDATE="24")
     wait_until(lambda: (run / "rollback.json").exists(), process)
@@ -154,7 +159,7 @@ def test_checkpoints_of_the_abandoned_path_are_not_taken_up(tmp_path):
     """A rollback to the best, killed before the later checkpoints were deleted: they are known for what they are."""
     run = tmp_path / "run"
     guard = ["guard={on_worse: rollback, score: eval/ema/digits_fid, evaluations: 2, rollback_to: best}", "checkpoint.keep_best=[eval/ema/digits_fid]", "checkpoint.keep_last=9"]
-    told = json.dumps([4.0, 1.0, 3.0, 9.0])
+    told = json.dumps({"digits_fid": [4.0, 1.0, 3.0, 9.0]})
     late = run / "checkpoints" / "000000000560"
     process = start([sys.executable, INJECT, "scores", *arguments(run, *guard)], FAULT_SCORES=told)
     saved = tmp_path / "saved"
@@ -164,16 +169,19 @@ def test_checkpoints_of_the_abandoned_path_are_not_taken_up(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     subprocess.run(["cp", "-r", saved, late], check=True)  # as if it had not been deleted yet
-    done = faulty(run, "scores", *guard, FAULT_SCORES="[]")
+    done = faulty(run, "scores", *guard, FAULT_SCORES='{"digits_fid": []}')
     assert "resumed at 0.32 of 0.96 kimg" in done.stdout or "resumed at 0.4 of 0.96 kimg" in done.stdout
     assert len(events(run, "rollback")) == 1 and lines_of(run)[-1]["event"] == "end"
 
 
-def test_growth_at_a_rollback(tmp_path):
+def test_growth_at_two_rollbacks_to_one_checkpoint(tmp_path, gantrain):
+    """The factors multiply, as those of the learning rates do; the orbit is recorded once for every moment of the path in the end."""
     run = tmp_path / "run"
-    policy = "batching={name: on_swap, batch_size: 16, micro_batch: 16, max_batch: 32}"
-    faulty(run, "loss", *FEW, policy, "guard.growth=2", FAULT_UPDATE="22")
-    (event,) = events(run, "rollback")
-    assert event["batch/size"] == 32 and event["batch/rounds"] == 2
-    sizes = [(line["nimg"], line["batch/size"]) for line in lines_of(run) if "loss/d" in line]
-    assert (320, 16) in sizes and (400, 16) not in sizes and all(size == 32 for nimg, size in sizes if nimg > 320)
+    policy = "batching={name: on_swap, batch_size: 16, micro_batch: 16, max_batch: 128}"
+    faulty(run, "gradient", *FEW, policy, "guard.growth=2", "guard.lr_scale=0.5", "orbit.every_kimg=0.032", FAULT_UPDATE="22", FAULT_TIMES="2")
+    found = events(run, "rollback")
+    assert [(one["to"], one["batch/size"], one["batch/rounds"], one["lr_scale"]) for one in found] == [(320, 32, 2, 0.5), (320, 64, 4, 0.25)]
+    sizes = {line["nimg"]: line["batch/size"] for line in lines_of(run) if "loss/d" in line}
+    assert sizes[320] == 16 and all(size == 64 for nimg, size in sizes.items() if nimg > 320) and max(sizes) == 960
+    recorded = [json.loads(line)["nimg"] for line in (run / "orbit" / "record.jsonl").read_text().splitlines()]
+    assert recorded == sorted(set(recorded)) and len(recorded) > 15
