@@ -102,6 +102,11 @@ def configuration_of(run: Path) -> Config:
         UserError: not a run folder.
     """
     if not (run / CONFIG_FILE).is_file():
+        above = next((p for p in run.absolute().parents if (p / CONFIG_FILE).is_file()), None)
+        if above:  # one of its checkpoints, say
+            inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdigit()), None)
+            kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
+            raise UserError(f"{run}: is no run folder but a part of one; give {above}{kimg}")
         raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
     return load(run / CONFIG_FILE)
 

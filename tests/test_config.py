@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from gantrain import loading as configuration
 from gantrain.averaging import Ema, EmaSteps, Swa
-from gantrain.config import Config, notes
+from gantrain.config import Config, Guard, notes
 from gantrain.loading import ConfigError, load
 from gantrain.errors import UserError
 
@@ -37,6 +38,15 @@ def test_every_configuration_says_how_to_run_it(path):
     head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#")).lower()
     for word in (f"gantrain train configs/{path.name}", "hardware", "duration", "expected", "source", "run by us"):
         assert word in head, f"the head of {path.name} does not say: {word}"
+
+
+def test_the_readmes_guard_is_one_and_its_defaults_are_the_defaults(tmp_path):
+    (block,) = re.findall(r"```yaml\n(guard:\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    told = yaml.safe_load(block)["guard"]
+    guard = load(written(tmp_path, block)).guard
+    assert {name: getattr(guard, name) for name in told} == told
+    for name in ("on_nonfinite", "on_saturation", "saturation", "saturation_kimg", "factor", "evaluations", "rollback_to", "max_rollbacks"):
+        assert told[name] == getattr(Guard(), name), name
 
 
 def test_an_empty_file_is_all_defaults(tmp_path):

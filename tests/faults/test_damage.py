@@ -184,5 +184,8 @@ def test_a_best_checkpoint_is_sampled_and_a_damaged_one_refused(run, gantrain, t
     shutil.rmtree(copy / "checkpoints" / best.name, ignore_errors=True)
     arguments = ["sample", copy, "--kimg", int(best.name) / 1000, "--num", 2, "--out", tmp_path / "two.png"]
     assert "2 images of ema" in gantrain(*arguments).stdout
+    for inside in (best, best.parent):
+        line = error_of(gantrain("sample", inside, "--out", tmp_path / "none.png", check=False))
+        assert f"{inside}: is no run folder but a part of one; give {copy}, and --kimg {int(best.name) / 1000:g} for this checkpoint" in line
     flip(0.5)(best / "average.ema.safetensors")
     assert f"{best / 'average.ema.safetensors'}: its SHA-256 is not that of what was written" in error_of(gantrain(*arguments, check=False))

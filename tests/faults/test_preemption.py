@@ -192,6 +192,7 @@ def test_the_readmes_slurm_script_requeues(tmp_path):
 
 
 SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
 pids=()
 for rank in 0 1; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" &
