@@ -189,6 +189,7 @@ def test_a_run_folder_of_another_configuration_is_refused(finished, gantrain):
     assert before == ((run / "config.yaml").read_text(), (run / "metrics.jsonl").read_text())
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_writing_a_checkpoint_loses_nothing(finished, gantrain, tmp_path):
     """The system refuses files over a size; the checkpoint before stays whole, and with room the run goes on to the same bits."""
     run = tmp_path / "run"

@@ -53,7 +53,8 @@ def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_stop_names_the_image_and_mended_the_run_goes_on(pictures, tmp_path, workers):
     """To the bits of a run whose images were whole all along."""
     run, whole, settings = tmp_path / "run", tmp_path / "whole", [f"data.workers={workers}", "total_kimg=0.48"]
@@ -82,7 +83,8 @@ def test_skip_names_them_once_and_goes_on_also_at_its_start(pictures, tmp_path):
     assert "does not decode" in error_of(train(run, pictures, "total_kimg=1.12"))
 
 
-@pytest.mark.parametrize("keep_in", ["disk", pytest.param("host", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_in", ["disk", "host"])
 def test_what_stands_in_is_a_function_of_what_is_broken(pictures, tmp_path, keep_in):
     """Broken from the start, twice: the same bits."""
     (pictures / "dogs" / "15.png").write_bytes(b"none")
