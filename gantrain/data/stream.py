@@ -140,7 +140,8 @@ class RealBatches:
         if self._loaded is not None:
             batch = next(self._loaded)
             if isinstance(batch, UserError):
-                raise UserError(f"{batch}; replace it and run the same command again, or set data.on_error=skip")  # a new one: the batch itself would hold on to the workers through its traceback
+                # A new one: the batch itself would hold on to the workers through its traceback.
+                raise UserError(f"{batch}; replace it and run the same command again, or set data.on_error=skip")
             x, y, skipped = batch
             self.skipped += skipped
         else:
