@@ -47,7 +47,11 @@ class Snapshot:
 
 
 class NotWritten(UserError):
-    """A checkpoint that could not be written; those before it are whole."""
+    """A checkpoint that could not be written; those before it are whole. `what` is the text without the remedy."""
+
+    def __init__(self, what: str):
+        self.what = what
+        super().__init__(f"{what}; make room and run the same command again")
 
 
 class CheckpointStore:
@@ -86,7 +90,7 @@ class CheckpointStore:
             before = self.paths()
             kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is none before it"
             needs = f"it needs {in_words(size_of(tensors))}, {free_in_words(self.folder)}"
-            raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}; make room and run the same command again") from error
+            raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
         self.prune(nimg)
         return target
 
@@ -163,7 +167,7 @@ def keep_also(path: Path, store: CheckpointStore) -> None:
         store.clear_drafts()
         linked(path, store.folder / path.name)
     except OSError as error:
-        raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error}); make room and run the same command again") from error
+        raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})") from error
     store.prune(int(path.name))
 
 

@@ -127,8 +127,8 @@ class Keeper:
         except NotWritten as error:
             if last or self.settings.on_error == "stop":
                 raise
-            self.tracker.event(nimg, "not_written", str(error), words=str(error))
-            self.tracker.say(f"{error}; checkpoint.on_error=continue goes on")
+            self.tracker.event(nimg, "not_written", error.what, words=error.what)
+            self.tracker.say(f"{error.what}; checkpoint.on_error=continue goes on")
             return False
         return True
 
