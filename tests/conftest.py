@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
 import pytest
+import spawning
 import torch
 from accelerate.state import AcceleratorState
 
@@ -108,6 +109,20 @@ def launch():
         command += ["--num_processes", str(processes), "--main_process_port", "0"]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def together():
+    """The same without a launcher's seconds: `together(2, "-m", "gantrain", ...)` are two processes of one group."""
+
+    def run(processes: int, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
+        done = spawning.together(processes, arguments, environment)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import spawning
 import torch
 from conftest import ROOT, TESTS, TINY, error_of, lines_of
 from PIL import Image
@@ -103,8 +104,7 @@ def test_the_same_command_on_a_finished_run_repeats_its_table(finished, gantrain
 
 def kill_when(run: Path, ready, *overrides: str) -> bool:
     """Start the run and SIGKILL it when `ready(run)`; False when it ended before."""
-    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = spawning.Spawned(["-m", "gantrain", "train", DIGITS, f"run_dir={run}", *TINY, *overrides], os.environ)
     while process.poll() is None:
         if ready(run):
             process.send_signal(signal.SIGKILL)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import spawning
 import torch
 from conftest import ROOT, TESTS, TINY, error_of, lines_of
 from test_commands import newest
@@ -218,12 +219,12 @@ def undisturbed(gantrain, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(launch, tmp_path_factory) -> dict[str, Path]:
+def of_two_processes(together, tmp_path_factory) -> dict[str, Path]:
     """The same training by two processes, as it is and with a policy on the second that asks for more: their folders."""
     folders = {case: tmp_path_factory.mktemp(case) for case in ("command", "disagree")}
     settings = {case: [DIGITS, f"run_dir={folder / 'run'}", *TINY, *NOISY] for case, folder in folders.items()}
     words = ["command", folders["command"], "train", *settings["command"], "--", "disagree", folders["disagree"], *settings["disagree"]]
-    launch(2, TESTS / "workers.py", *words)
+    together(2, TESTS / "workers.py", *words)
     assert all(sorted(p.read_text() for p in folder.glob("world-*")) == ["2", "2"] for folder in folders.values())
     return folders
 
@@ -269,7 +270,7 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
         "    update(trainer)\n"
         "Trainer.update = killed; cli.main(sys.argv[1:])"
     )
-    assert subprocess.run([sys.executable, "-c", code, *words], capture_output=True, cwd=ROOT).returncode == -signal.SIGKILL
+    assert spawning.run(["-c", code, *words], os.environ).returncode == -signal.SIGKILL
     at = checkpoint.CheckpointStore(run / "checkpoints").newest()
     noise = checkpoint.read(at, groups=[]).state["batching"]["noise"]
     assert at.name == "000000001024" and noise["fresh"] == {"d": 4, "g": 4} and len(noise["checks"]) == 1 and len(noise["windows"]["d"]) == 8

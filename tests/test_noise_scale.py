@@ -181,10 +181,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("noise")
 
 
-def in_two_processes(launch, folder) -> dict:
+def in_two_processes(together, folder) -> dict:
     """What two processes found; the same on either."""
     if not list(folder.glob("noise-*")):
-        launch(2, TESTS / "workers.py", "noise_scale", folder)
+        together(2, TESTS / "workers.py", "noise_scale", folder)
     assert sorted(p.read_text() for p in folder.glob("world-*")) == ["2", "2"]
     texts = [(folder / f"noise-{rank}.json").read_text() for rank in (0, 1)]
     assert texts[0] == texts[1]
@@ -192,9 +192,9 @@ def in_two_processes(launch, folder) -> dict:
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_two_processes_find_the_closed_form(launch, folder, k):
+def test_two_processes_find_the_closed_form(together, folder, k):
     """With one micro-batch a process and with three: unbiased, and covered as often as the intervals say."""
-    found, missed, count = in_two_processes(launch, folder), 0, 0
+    found, missed, count = in_two_processes(together, folder), 0, 0
     for name, oracle in of_several_processes().items():
         single = np.array(found[f"{name}-{k}"]["single"])
         is_the_truth(single, oracle)
@@ -205,16 +205,16 @@ def test_two_processes_find_the_closed_form(launch, folder, k):
     at_most(count - missed, count, 0.95)
 
 
-def test_two_processes_find_no_noise_where_there_is_none(launch, folder):
+def test_two_processes_find_no_noise_where_there_is_none(together, folder):
     """G of theta alone, whose gradient is the same for every image."""
-    single, squared = np.array(in_two_processes(launch, folder)["theta"]), affine_game("theta").squared
+    single, squared = np.array(in_two_processes(together, folder)["theta"]), affine_game("theta").squared
     assert np.abs(single[:, 0]).max() < 1e-12 * squared and single[:, 1] == pytest.approx(squared, rel=1e-12)
 
 
 @pytest.mark.parametrize("b, k", [(3, 1), (1, 3), (4, 2)])
-def test_two_processes_measure_the_gradients_of_all_images(launch, folder, b, k):
+def test_two_processes_measure_the_gradients_of_all_images(together, folder, b, k):
     """To rounding what per-example gradients in one process give, layer by layer."""
-    found = in_two_processes(launch, folder)["measured"]
+    found = in_two_processes(together, folder)["measured"]
     for which, (g, d) in played():
         of_layers = layered(per_example(which, g, d, 2 * b * k))
         same(found[f"{which}-{b}-{k}"], [[moments(grads, b)[i].item() for grads in of_layers.values()] for i in (0, 1)])

@@ -8,6 +8,7 @@ import base64
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import spawning
 import torch
 from conftest import ROOT, TESTS, TINY, error_of, here, lines_of
 from PIL import Image
@@ -1397,7 +1399,7 @@ def test_killed_and_resumed_the_record_is_the_same_to_the_byte(through, gantrain
     """SIGKILL soon after the swap was made; lines behind the checkpoint are recorded again, and a torn one is cut."""
     run = tmp_path / "run"
     command = ["train", str(SWAP), f"run_dir={run}", *THROUGH]
-    process = subprocess.Popen([sys.executable, "-m", "gantrain", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = spawning.Spawned(["-m", "gantrain", *command], os.environ)
     while process.poll() is None and not (run / "checkpoints" / "000000000416").is_dir():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -1430,10 +1432,10 @@ def test_a_swap_that_was_owed_at_the_end_is_recorded_like_any_other(through, gan
     assert (run / "orbit" / "record.jsonl").read_bytes().splitlines() == expected[: len(record_of(run))]
 
 
-def test_two_processes_record_the_same_once(launch, tmp_path):
+def test_two_processes_record_the_same_once(together, tmp_path):
     """Both hold the same sketches at every recording, and one of them writes."""
     run = tmp_path / "run"
-    launch(2, TESTS / "workers.py", "orbit", tmp_path, DIGITS, f"run_dir={run}", *RUN, "total_kimg=0.08", "eval.every_kimg=null", "eval.num_samples=32", "batching.micro_batch=8")
+    together(2, TESTS / "workers.py", "orbit", tmp_path, DIGITS, f"run_dir={run}", *RUN, "total_kimg=0.08", "eval.every_kimg=null", "eval.num_samples=32", "batching.micro_batch=8")
     told = sorted(p.read_text() for p in tmp_path.glob("orbit-*"))
     assert told == ["rank 0 of 2: 6 recordings", "rank 1 of 2: 6 recordings"]
     assert [line["nimg"] for line in record_of(run)] == [0, 16, 32, 48, 64, 80]

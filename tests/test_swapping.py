@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import spawning
 import torch
 from conftest import ROOT, TESTS, error_of, lines_of
 from PIL import Image
@@ -118,7 +118,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(swapped, gantrain, tmp_path
     run, dice = tmp_path / "run", random.Random(1)
 
     def killed(ready) -> bool:
-        process = subprocess.Popen([sys.executable, "-m", "gantrain", *command(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        process = spawning.Spawned(["-m", "gantrain", *command(run)], os.environ)
         while process.poll() is None:
             if ready():
                 time.sleep(dice.random() * 0.05)
@@ -350,9 +350,9 @@ def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_p
     assert events[-1]["nimg"] == last["nimg"] and events[-1]["live"]["digits_fid"] == last["eval/live/digits_fid"]
 
 
-def test_two_processes_swap_to_the_same_weights_and_the_same_batch(launch, tmp_path):
+def test_two_processes_swap_to_the_same_weights_and_the_same_batch(together, tmp_path):
     """Both processes hold bit-identical weights, statistics and batch right after each swap, of G and D."""
-    launch(2, TESTS / "workers.py", "swap", tmp_path, *command(tmp_path / "run", "batching.micro_batch=8", "total_kimg=0.7", "eval.metrics=[fid]")[1:])
+    together(2, TESTS / "workers.py", "swap", tmp_path, *command(tmp_path / "run", "batching.micro_batch=8", "total_kimg=0.7", "eval.metrics=[fid]")[1:])
     told = sorted(p.read_text() for p in tmp_path.glob("swap-*"))
     assert len(told) == 4  # two swaps on two processes
     assert {text.split(" ", 1)[1] for text in told} == {"world 2, at 320: batch 32, rounds 2", "world 2, at 640: batch 48, rounds 3"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import spawning
 import torch
 from conftest import ROOT, TINY, error_of, lines_of
 from PIL import Image
@@ -40,12 +41,12 @@ def arguments(run: Path, root: Path, *overrides: str) -> list[str]:
 
 
 def train(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "gantrain", *arguments(run, root, *overrides)], capture_output=True, text=True, cwd=ROOT, env=environment())
+    return spawning.run(["-m", "gantrain", *arguments(run, root, *overrides)], environment())
 
 
 def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
     """The command, while the image dogs/03.png is cut short and cats/15.png goes away."""
-    process = subprocess.Popen([sys.executable, "-m", "gantrain", *arguments(run, root, *overrides)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    process = spawning.Spawned(["-m", "gantrain", *arguments(run, root, *overrides)], environment())
     wait_until(trained_to(run, 80), process)
     (root / "dogs" / "03.png").write_bytes((root / "dogs" / "03.png").read_bytes()[:60])
     (root / "cats" / "15.png").unlink()

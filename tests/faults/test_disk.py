@@ -1,13 +1,12 @@
 """A disk that fills up: the system refuses files over a size, as a full disk refuses bytes."""
 from __future__ import annotations
 
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import spawning
 from conftest import ROOT, TINY, error_of, lines_of
 from test_commands import newest, same_run
 from test_preemption import environment
@@ -17,13 +16,7 @@ DIGITS = ROOT / "configs" / "digits.yaml"
 
 def train(run: Path, *overrides: str, largest: int | None = None) -> subprocess.CompletedProcess:
     """The command, in a process that may write files of so many bytes."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it anyway
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-
-    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, *overrides]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), preexec_fn=limit if largest else None, timeout=120)
+    return spawning.run(["-m", "gantrain", "train", DIGITS, f"run_dir={run}", *TINY, *overrides], environment(), largest)
 
 
 def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):

@@ -20,8 +20,8 @@ PLAIN = [
 ]  # fmt: skip
 
 
-def train(launch, run: Path, processes: int, *overrides: str) -> None:
-    launch(processes, "-m", "gantrain", "train", DIGITS, f"run_dir={run}", *TINY, *PLAIN, *overrides)
+def train(together, run: Path, processes: int, *overrides: str) -> None:
+    together(processes, "-m", "gantrain", "train", DIGITS, f"run_dir={run}", *TINY, *PLAIN, *overrides)
     said = [line for line in lines_of(run) if line.get("event") in ("start", "resume")][-1]
     assert said["processes"] == processes and said["micro_batch"] == 4
 
@@ -36,12 +36,12 @@ def close(a: Path, b: Path) -> None:
                 torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=2e-6, msg=lambda m, key=key: f"{name}, {key}: {m}")
 
 
-def test_two_then_one_then_three_processes_are_one(launch, tmp_path):
+def test_two_then_one_then_three_processes_are_one(together, tmp_path):
     """Weights, optimizers, averages to rounding; the batch's growth, its decisions and which scores were best the same."""
     moved, alone = tmp_path / "moved", tmp_path / "alone"
-    train(launch, alone, 1, "total_kimg=0.6")
+    train(together, alone, 1, "total_kimg=0.6")
     for processes, until in ((2, 0.2), (1, 0.4), (3, 0.6)):
-        train(launch, moved, processes, f"total_kimg={until}")
+        train(together, moved, processes, f"total_kimg={until}")
     close(alone, moved)
     for run in (alone, moved):
         sizes = [(line["nimg"], line["batch/size"]) for line in lines_of(run) if "loss/d" in line]

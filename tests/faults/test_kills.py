@@ -7,12 +7,11 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, lines_of
+import spawning
+from conftest import lines_of
 from test_commands import same_run
 from test_preemption import arguments, environment
 
@@ -59,17 +58,17 @@ def moments(count: int) -> list[tuple[str, int, str]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run([sys.executable, "-m", "gantrain", *arguments(run, *RICH)], cwd=ROOT, check=True, capture_output=True, env=environment())
+    assert spawning.run(["-m", "gantrain", *arguments(run, *RICH)], environment()).returncode == 0
     return run
 
 
 def killed_and_resumed(run: Path, moment: tuple[str, int, str]) -> None:
     """Killed at the moment, then trained to the end."""
     place, number, side = moment
-    command = [sys.executable, "-c", KILL, place, str(number), side, *arguments(run, *RICH)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
+    command = ["-c", KILL, place, str(number), side, *arguments(run, *RICH)]
+    done = spawning.run(command, environment())
     assert done.returncode == -signal.SIGKILL, f"{moment} never came: {done.stdout}{done.stderr}"
-    done = subprocess.run([sys.executable, "-m", "gantrain", *arguments(run, *RICH)], cwd=ROOT, capture_output=True, text=True, env=environment())
+    done = spawning.run(["-m", "gantrain", *arguments(run, *RICH)], environment())
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -88,10 +87,10 @@ def test_killed_here_and_there(undisturbed, tmp_path):
     """One run killed in training, in renaming a checkpoint and in scoring, one after the other."""
     run = tmp_path / "run"
     for place, number, side in [("training", 9, "after"), ("renaming", 3, "before"), ("scoring", 2, "before")]:
-        command = [sys.executable, "-c", KILL, place, str(number), side, *arguments(run, *RICH)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
+        command = ["-c", KILL, place, str(number), side, *arguments(run, *RICH)]
+        done = spawning.run(command, environment())
         assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-    done = subprocess.run([sys.executable, "-m", "gantrain", *arguments(run, *RICH)], cwd=ROOT, capture_output=True, text=True, env=environment())
+    done = spawning.run(["-m", "gantrain", *arguments(run, *RICH)], environment())
     assert done.returncode == 0, done.stdout + done.stderr
     same_in_all(undisturbed, run)
     assert lines_of(run)[-1] == {"nimg": 960, "event": "end"}

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import spawning
 import torch
 from conftest import ROOT, TESTS, TINY, lines_of
 from safetensors.torch import load_file
+from spawning import Spawned
 from test_commands import newest, same_run
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -30,7 +32,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", **more}
 
 
-def start(command: list[str], **more: str) -> subprocess.Popen:
+def start(command: list[str], **more: str) -> subprocess.Popen | Spawned:
+    """A command of this Python's, quickly; another as it is."""
+    if command[0] == sys.executable and command[2] != "accelerate.commands.launch":
+        return Spawned(command[1:], environment(**more))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(**more))
 
 
@@ -38,7 +43,7 @@ def launcher(run: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHED, "-m", "gantrain", *arguments(run, *overrides)]
 
 
-def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(condition, process: subprocess.Popen | Spawned, seconds: float = 120) -> None:
     """Until it holds; the process must not end before."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -64,7 +69,7 @@ def told(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run([sys.executable, "-m", "gantrain", *arguments(run)], cwd=ROOT, check=True, capture_output=True)
+    assert spawning.run(["-m", "gantrain", *arguments(run)], environment()).returncode == 0
     return run
 
 
@@ -134,7 +139,7 @@ def test_before_training_has_begun_the_status_is_the_same(tmp_path):
     assert err == "gantrain: error: stopped by SIGTERM; the same command goes on from the last checkpoint\n"
 
 
-def test_sigterm_to_the_launcher_of_two_processes(tmp_path, launch):
+def test_sigterm_to_the_launcher_of_two_processes(tmp_path, launch, together):
     """Both stop after the same update; the launcher itself exits with 1 whatever its processes say. Resumed, the weights are those of
     two processes that nobody disturbed."""
     run, other = tmp_path / "run", tmp_path / "other"
@@ -148,7 +153,7 @@ def test_sigterm_to_the_launcher_of_two_processes(tmp_path, launch):
     assert len(stopped) == 1 and stopped[0]["nimg"] == int(newest(run).name) < 960
     assert out.count("stopped by SIGTERM at") == 1
     launch(2, "-m", "gantrain", *arguments(run, "eval.every_kimg=null", "eval.metrics=[fid]"))
-    launch(2, "-m", "gantrain", *arguments(other, "eval.every_kimg=null", "eval.metrics=[fid]"))
+    together(2, "-m", "gantrain", *arguments(other, "eval.every_kimg=null", "eval.metrics=[fid]"))
     same_weights(run, other)
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import spawning
 from conftest import ROOT, TESTS, lines_of
 from safetensors.torch import load_file
 from test_commands import newest
@@ -19,9 +20,12 @@ INJECT = str(TESTS / "faults" / "inject.py")
 
 def faulty(run: Path, fault: str, *overrides: str, processes: int = 1, check: int = 0, **settings: str) -> subprocess.CompletedProcess:
     """The command with a fault, to its end."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHED] if processes == 2 else [sys.executable]
-    command = [*launcher, INJECT, fault, *arguments(run, *overrides)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(**settings), timeout=200)
+    command = [INJECT, fault, *arguments(run, *overrides)]
+    if processes == 2:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHED]
+        done = subprocess.run([*launcher, *command], capture_output=True, text=True, cwd=ROOT, env=environment(**settings), timeout=200)
+    else:
+        done = spawning.run(command, environment(**settings))
     assert done.returncode == check, done.stdout + done.stderr
     return done
 

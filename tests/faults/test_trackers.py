@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import spawning
 from conftest import ROOT, TESTS, TINY, lines_of
 from test_commands import same_run
 
@@ -43,8 +44,7 @@ def train(run: Path, fault: str | None, tmp_path: Path) -> subprocess.CompletedP
     (tmp_path / "fake" / "wandb" / "__init__.py").write_text(WANDB)
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
     environment |= {"FAULT": fault or "", "PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{ROOT}"} if fault else {"WANDB_MODE": "disabled"}
-    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *SETTINGS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    done = spawning.run(["-m", "gantrain", "train", DIGITS, f"run_dir={run}", *SETTINGS], environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
