@@ -54,8 +54,7 @@ def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_stop_names_the_image_and_mended_the_run_goes_on(pictures, tmp_path, workers):
     """To the bits of a run whose images were whole all along."""
     run, whole, settings = tmp_path / "run", tmp_path / "whole", [f"data.workers={workers}", "total_kimg=0.48"]

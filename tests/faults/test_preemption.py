@@ -73,7 +73,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("number, status", [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v)))
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v)))
 def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, tmp_path, number, status):
     """Between two lines of the record, so that what has summed up since the last one is saved too; resumed, the bits are the same."""
     run = tmp_path / "run"

@@ -66,7 +66,6 @@ def test_whatever_is_not_finite_is_seen_before_it_is_kept(tmp_path, fault, seen)
     assert [line["event"] for line in lines_of(run) if line["nimg"] == 400 and "event" in line] == ["rollback", "checkpoint"]
 
 
-@pytest.mark.slow
 def test_the_same_path_is_not_walked_twice(tmp_path):
     """After a rollback the run sees the images that stand behind those of the bad path; without a fault it would end elsewhere."""
     run, again, other = tmp_path / "run", tmp_path / "again", tmp_path / "other"
@@ -108,7 +107,7 @@ def test_stop_and_warn(tmp_path, action, status):
         assert len(events(run, "warning")) == 1 and "guard.on_nonfinite=warn goes on" in done.stdout and not finite(run)
 
 
-@pytest.mark.parametrize("to", [pytest.param("best", marks=pytest.mark.slow), "last"])
+@pytest.mark.parametrize("to", ["best", "last"])
 def test_a_score_that_gets_worse_leads_back(tmp_path, to):
     """Scripted scores: 4, 1, 1.5, then two above twice the best: back to the best, or to where the score was last well, although
     there were many checkpoints between two evaluations and two are kept. What another score was best with is kept all the same."""
@@ -137,7 +136,6 @@ def test_saturation_of_d_is_said_once(tmp_path):
     assert "D has won; guard.on_saturation=warn goes on" in done.stdout and lines_of(run)[-1]["event"] == "end"
 
 
-@pytest.mark.slow
 def test_killed_after_a_rollback_it_goes_on_as_if_it_had_not_been(tmp_path):
     """Between the rollback and the next checkpoint: the file that tells of the rollback stands for it."""
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
@@ -161,7 +159,6 @@ def same_weights_and_losses(a: Path, b: Path) -> None:
     assert one == other
 
 
-@pytest.mark.slow
 def test_checkpoints_of_the_abandoned_path_are_not_taken_up(tmp_path):
     """A rollback to the best, killed before the later checkpoints were deleted: they are known for what they are."""
     run = tmp_path / "run"
