@@ -1,11 +1,13 @@
 """The `gantrain` command with a fault in it: `inject.py FAULT ARGUMENTS...`, the fault's own settings in the environment.
 
-FAULT_RANK is the process it is in (all of them where it is not set), FAULT_UPDATE the update, FAULT_TIMES how often.
+FAULT_RANK is the process it is in (all of them where it is not set), FAULT_UPDATE the update, FAULT_TIMES how often; in FAULT_SEEN
+stands what every update has drawn.
 """
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from gantrain import cli, update
+from gantrain import cli, sampling, update
+from gantrain.data import RealBatches
 from gantrain.evaluation import Evaluator
 from gantrain.losses import Hinge
 from gantrain.trainer import Trainer
@@ -121,6 +124,24 @@ def stuck() -> None:
     Evaluator.score = score
 
 
+def noted(path: Path) -> None:
+    """Write down which positions of the streams of latents and of real images an update takes, a line each."""
+    draw, batch = sampling.draw, RealBatches.next
+
+    def drawn(seed, purpose, start, *arguments, **kwargs):
+        if re.fullmatch(r"g|d\d", purpose):
+            with path.open("a") as file:
+                file.write(f"{purpose} {start}\n")
+        return draw(seed, purpose, start, *arguments, **kwargs)
+
+    def taken(self):
+        with path.open("a") as file:
+            file.write(f"real {self.sampler.positions(self.turn)[0]}\n")
+        return batch(self)
+
+    sampling.draw, RealBatches.next = drawn, taken
+
+
 def counted() -> None:
     """Remember which update is being made."""
     step = Trainer.update
@@ -135,4 +156,6 @@ def counted() -> None:
 if __name__ == "__main__":
     {"gradient": gradient, "loss": loss, "weight": weight, "scores": scores, "slow_scores": slow_scores, "stuck": stuck, "late": late, "none": lambda: None}[sys.argv[1]]()
     counted()
+    if "FAULT_SEEN" in os.environ:
+        noted(Path(os.environ["FAULT_SEEN"]))
     cli.main(sys.argv[2:])

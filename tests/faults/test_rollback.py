@@ -67,15 +67,19 @@ def test_whatever_is_not_finite_is_seen_before_it_is_kept(tmp_path, fault, seen)
 
 
 def test_the_same_path_is_not_walked_twice(tmp_path):
-    """After a rollback the run sees the images that stand behind those of the bad path; without a fault it would end elsewhere."""
+    """After a rollback the run takes images and latents that stand behind those of the bad path: none twice, whatever the stream."""
     run, again, other = tmp_path / "run", tmp_path / "again", tmp_path / "other"
     for one in (run, again):
-        faulty(one, "gradient", *FEW, "total_kimg=0.48", FAULT_UPDATE="22")
+        faulty(one, "gradient", *FEW, "total_kimg=0.48", FAULT_UPDATE="22", FAULT_SEEN=str(tmp_path / f"seen-{one.name}"))
     faulty(other, "none", *FEW, "total_kimg=0.48")
     same = newest(run) / "g.safetensors"
     assert same.read_bytes() == (newest(again) / "g.safetensors").read_bytes() != (newest(other) / "g.safetensors").read_bytes()
     (event,) = events(run, "rollback")
     state = json.loads((newest(run) / "state.json").read_text())
+    seen = [line.split() for line in (tmp_path / "seen-run").read_text().splitlines()]
+    for stream, a_batch in (("g", 1), ("d0", 1), ("d1", 1), ("real", 2)):  # there are two D steps
+        starts = [int(start) for name, start in seen if name == stream]
+        assert starts == list(range(0, a_batch * (480 + event["skipped"]), 16)), stream
     assert state["guard"]["skipped"] == event["skipped"] == event["nimg"] - event["to"] and state["guard"]["rollbacks"] == 1
 
 
