@@ -36,25 +36,35 @@ class Spawner:
         ours, theirs = socket.socketpair()
         self._server = subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
-        self._socket = ours
-        self._lines = ours.makefile("r")
+        self._socket, self._heard = ours, b""
         self._ended: dict[int, int] = {}
 
     def spawn(self, task: dict) -> int:
         """Start what a task says; its process number."""
         self._socket.sendall(json.dumps(task).encode() + b"\n")
         while True:
-            said = json.loads(self._lines.readline())
-            if "started" in said:
-                return said["started"]
-            self._ended |= {said["ended"]: said["status"]}
+            for said in self._listen():
+                if "started" in said:
+                    return said["started"]
 
     def status(self, pid: int) -> int | None:
         """What a process has ended with; negative for a signal, None while it runs."""
         while pid not in self._ended and select.select([self._socket], [], [], 0)[0]:
-            said = json.loads(self._lines.readline())
-            self._ended |= {said["ended"]: said["status"]}
+            self._listen()
         return self._ended.get(pid)
+
+    def _listen(self) -> list[dict]:
+        """All that the server has said since, at least a part of a line; waits for it.
+
+        No buffered file: `select` knows nothing of a second line that such a file holds, where two processes end in one moment.
+        """
+        received = self._socket.recv(65536)
+        if not received:
+            raise RuntimeError("the process that starts the others has ended")
+        *lines, self._heard = (self._heard + received).split(b"\n")
+        said = [json.loads(line) for line in lines]
+        self._ended |= {one["ended"]: one["status"] for one in said if "ended" in one}
+        return said
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -86,7 +96,8 @@ class Spawned:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the word of it is on its way
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
