@@ -237,17 +237,21 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Performance:
-    """Switches for speed; none changes what is computed beyond rounding.
+    """Switches for speed; none changes what is computed beyond rounding. A run says at its start which are on.
 
     Attributes:
+        auto: a switch that is null is on where it was measured to be fast on the device; false leaves it off.
         channels_last: keep images and convolution weights in NHWC order.
         compile: compile both networks with torch.compile; the first updates then take minutes.
         tf32: let CUDA matrix products and convolutions round their inputs to TF32.
+        keep_memory: on a CPU, keep the memory of freed tensors for the next ones instead of giving it back to the system.
     """
 
-    channels_last: bool = True
-    compile: bool = False
-    tf32: bool = True
+    auto: bool = True
+    channels_last: bool | None = None
+    compile: bool | None = None
+    tf32: bool | None = None
+    keep_memory: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -299,8 +299,9 @@ class RunScorer:
         images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes()))
         self.evaluator = Evaluator(config, images, accelerator)
         # Laid out in memory as in training: another order of summation would flip a pixel here and there.
-        layout = torch.channels_last if config.performance.channels_last else torch.contiguous_format
-        self.generator = load_weights(config, self.path, LIVE).to(accelerator.device, memory_format=layout)
+        switches = performance.picked(config.performance, accelerator.device)
+        performance.set_up(switches, accelerator.device)
+        self.generator = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
         return self.evaluator.score(names, self.materialize, self.generator, policy)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from gantrain import checkpoint, sampling
+from gantrain import checkpoint, performance, sampling
 from gantrain.averaging import LIVE
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
@@ -28,7 +28,6 @@ from gantrain.images import to_float
 from gantrain.loading import load
 from gantrain.models.layers import frozen_power_iteration
 from gantrain.tracking import as_json
-from gantrain.trainer import set_performance
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, sees_real
 
 
@@ -72,7 +71,8 @@ class Bench:
     def prepare(self, accelerator: Accelerator, bar: Callable) -> None:
         """Take up the data and the networks."""
         c, self.device = self.config, accelerator.device
-        set_performance(c)
+        self.performance = performance.picked(c.performance, self.device)
+        performance.set_up(self.performance, self.device)
         images, state = prepare(c.data, self.device, 1, bar), self.saved.state
         if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
             raise UserError(f"data: {images.name} is not what the run was trained on (other images, labels or resolution); give its own, wherever that lies here")
@@ -80,10 +80,9 @@ class Bench:
             G, D = c.model.build(*state["shape"])
         self.fill(D, "d")
         self.fill(G, "g")
-        layout = torch.channels_last if c.performance.channels_last else torch.contiguous_format
         players = {}
         for key, network in (("g", G), ("d", D)):
-            wrapped = accelerator.prepare_model(network.to(self.device, memory_format=layout).train())
+            wrapped = accelerator.prepare_model(performance.place(network, self.performance, self.device).train())
             scaler = torch.amp.GradScaler(self.device.type, enabled=c.mixed_precision == "fp16")
             players[key] = Player(network, wrapped, Still(network.parameters()), scaler)
         self.G, self.D = players["g"], players["d"]
@@ -121,8 +120,7 @@ class Bench:
     def real(self) -> Iterator[Batch]:
         for _ in range(self.rounds):
             x, y = self.real_batches.next()
-            x = to_float(x)
-            yield x.contiguous(memory_format=torch.channels_last) if self.config.performance.channels_last else x, y
+            yield performance.laid_out(to_float(x), self.performance), y
 
     def latents(self, purpose: str, start: int) -> Iterator[Batch]:
         b, g = self.micro_batch, self.G.network

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import resource
 import signal
@@ -16,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gantrain import __version__, checkpoint, clock, loading, orbit_report, sampling
+from gantrain import __version__, checkpoint, clock, loading, orbit_report, performance, sampling
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
@@ -69,7 +70,8 @@ class Trainer:
         self.run_dir = Path(config.run_dir).expanduser()
         self.tracker = Tracker(self.run_dir, self.main, persistent=config.checkpoint.on_error == "continue")
         self.changes = from_main(self.accelerator, look_into(self.run_dir, config) if self.main else None)
-        set_performance(config)
+        self.performance = performance.picked(config.performance, self.device)
+        performance.set_up(self.performance, self.device)
         self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
         self.tracker.say(f"data: {audit(self.images)}")
         self.nimg, self.previous_nimg = 0, -1  # -1: before the first image, so that everything periodic is done once at 0
@@ -215,7 +217,7 @@ class Trainer:
     def as_input(self, batch: Batch) -> Batch:
         """Images and labels as the networks take them."""
         x, y = to_float(batch[0]), batch[1]
-        return x.contiguous(memory_format=torch.channels_last) if self.config.performance.channels_last else x, y
+        return performance.laid_out(x, self.performance), y
 
     def latents(self, purpose: str, k: int) -> Iterator[Batch]:
         """This process's k micro-batches of latents and labels, by position in the image stream."""
@@ -252,10 +254,9 @@ class Trainer:
         generator, discriminator = c.model.build(*shape)
         with torch.random.fork_rng(devices=[]):
             averaged, _ = c.model.build(*shape)
-        layout = torch.channels_last if c.performance.channels_last else torch.contiguous_format
         for network in (generator, discriminator, averaged):
-            network.to(self.device, memory_format=layout)
-        if c.performance.compile:
+            performance.place(network, self.performance, self.device)
+        if self.performance.compile:
             generator.compile()
             discriminator.compile()
         g = self.player(generator, c.optim.lr_g, c.optim.orthogonal_g)
@@ -303,6 +304,7 @@ class Trainer:
         self.open_stream()
         self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}), **({"notes": self.notes} if self.notes else {}))
         self.tracker.say(self.headline(path))
+        self.tracker.say(f"performance: {performance.described(self.performance, self.config.performance, self.device)}")
         for note in self.notes:
             self.tracker.say(f"note: {note}")
         self.name_unreadable(list(self.images.skipped.values()))
@@ -333,6 +335,7 @@ class Trainer:
             "micro_batch": self.batching.micro_batch,
             "parameters": {"g": count(self.G.network), "d": count(self.D.network)},
             "data_fingerprint": self.images.fingerprint,
+            "performance": dataclasses.asdict(self.performance),
         }
 
     def headline(self, path: Path | None) -> str:
@@ -783,12 +786,6 @@ class Trainer:
     def bar(self, items, total: int):
         """A progress bar for long preparations, on a terminal only."""
         return tqdm(items, total=total, desc="data", leave=False, disable=None if self.main else True)
-
-
-def set_performance(config: Config) -> None:
-    """Global switches of torch that belong to speed."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.performance.tf32
-    torch.backends.cudnn.benchmark = True
 
 
 def memory_gib(device: torch.device) -> float:

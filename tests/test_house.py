@@ -13,7 +13,7 @@ from gantrain import config as configuration
 FLOORS = [
     {"archives", "errors", "interruption", "lines", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed"},
+    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance"},
     {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "swapping", "trainer"},
     {"cli", "__main__"},
 ]

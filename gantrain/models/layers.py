@@ -97,8 +97,10 @@ class ConditionalBatchNorm2d(nn.Module):
         self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        gain = 1 + self.gain(condition)[:, :, None, None]
-        return torch.addcmul(self.bias(condition)[:, :, None, None].to(gain.dtype), self.norm(x), gain)
+        h = self.norm(x)
+        # In the precision of the features: under autocast fp32 gains would make every feature map fp32 from here to the next convolution.
+        gain, bias = (part[:, :, None, None].to(h.dtype) for part in (1 + self.gain(condition), self.bias(condition)))
+        return torch.addcmul(bias, h, gain)
 
 
 class SelfAttention(nn.Module):
