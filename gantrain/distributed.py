@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, broadcast_object_list
 from torch import Tensor
 
 from gantrain.errors import UserError
@@ -79,6 +79,15 @@ def from_main(accelerator: Accelerator, value: T) -> T:
     if accelerator.num_processes > 1:
         broadcast_object_list(box)
     return box[0]
+
+
+def tensors_from_main(accelerator: Accelerator, tensors: list[Tensor]) -> list[Tensor]:
+    """The main process's tensors, on the CPU of every process; what the others give is not looked at."""
+    if accelerator.num_processes == 1:
+        return tensors
+    kinds = from_main(accelerator, [(tuple(t.shape), t.dtype) for t in tensors])
+    mine = tensors if accelerator.is_main_process else [torch.empty(shape, dtype=dtype) for shape, dtype in kinds]
+    return [broadcast(t.to(accelerator.device)).cpu() for t in mine]
 
 
 def on_any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -4,21 +4,24 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gantrain import performance
 from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch
 from gantrain.checkpoint import Damaged, read_manifest
 from gantrain.config import Config
 from gantrain.data import ImageSet, decode_all, permuted, prepare
-from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, on_any_process, sum_over_processes
+from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, on_any_process, sum_over_processes, tensors_from_main
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
@@ -30,6 +33,15 @@ from gantrain.tracking import as_json, better_when_higher
 
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
 FEWEST = 8  # images of a reference: fewer have no third neighbour among the halves that metrics take
+
+
+class AtOnce(Executor):
+    """Does what it is given before it takes anything else."""
+
+    def submit(self, fn, /, *args, **kwargs) -> Future:
+        done: Future = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class Interrupted(Exception):
@@ -128,14 +140,37 @@ class Evaluator:
             On the main process metrics by name; elsewhere empty mappings.
         """
         policy = policy or self.config.eval.batchnorm
-        with self.apart():
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        with self.apart(), self.aside() as aside:
             reference = self.reference()
-            scores = {}
-            for name in names:
-                materialize(name, generator, policy == "average")
-                self.fit_batchnorm(generator, policy)
-                scores[name] = self.metrics_of(self.features_of(generator, name), reference)
-            return scores
+            mine: dict[str, Future[dict[str, float]]] = {}
+            # As many as there are processes are sampled together, then each process computes the metrics of one.
+            for turn in range(0, len(names), world):
+                features = None
+                for owner, name in enumerate(names[turn : turn + world]):
+                    materialize(name, generator, policy == "average")
+                    self.fit_batchnorm(generator, policy)
+                    found = self.features_of(generator, name, owner)
+                    features = (name, found) if rank == owner else features
+                for of in mine.values():
+                    of.result()  # no more than two averages' features are in memory
+                if features:
+                    mine[features[0]] = aside.submit(self.metrics_of, features[1], reference)
+            found = {name: of.result() for name, of in mine.items()}
+        if world > 1:
+            found = {name: metrics for one in gather_object([found]) for name, metrics in one.items()}
+        return {name: found[name] if self.accelerator.is_main_process else {} for name in names}
+
+    @contextmanager
+    def aside(self) -> Iterator[Executor]:
+        """Where metrics are computed: beside a GPU, which samples the next average meanwhile; on a CPU at once, where there is no core to spare."""
+        device = self.accelerator.device
+        if device.type == "cpu":
+            yield AtOnce()
+            return
+        # A new thread would begin with the first GPU as its own.
+        with ThreadPoolExecutor(1, initializer=torch.cuda.set_device if device.type == "cuda" else None, initargs=(device,) if device.type == "cuda" else ()) as pool:
+            yield pool
 
     def fit_batchnorm(self, generator: nn.Module, policy: str | None = None) -> None:
         """BatchNorm for the weights at hand, by a policy, the configured one by default; then evaluation mode."""
@@ -152,23 +187,26 @@ class Evaluator:
         batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
         recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
 
-    def features_of(self, generator: nn.Module, name: str = LIVE) -> FeatureSet | None:
-        """Features of `num_samples` generated images; None but on the main process."""
+    def features_of(self, generator: nn.Module, name: str = LIVE, owner: int = 0) -> FeatureSet | None:
+        """Features of `num_samples` generated images; None but on process `owner`."""
         e = self.config.eval
 
         def chunk(start: int, count: int) -> Tensor:
             z, y = draw(self.config.seed, "eval", start, count, generator.dim_z, generator.num_classes, self.accelerator.device, e.truncation)
             return generator(z, y)
 
-        return self.extract(chunk, e.num_samples, f"score {name}")
+        return self.extract(chunk, e.num_samples, f"score {name}", owner)
 
     def reference(self) -> FeatureSet | None:
-        """Features of the real images, from the cache where they were computed before; None but on the main process."""
+        """Features of the real images, from the cache where they were computed before; the same on every process."""
         if not self._reference_print:
             self._reference_print = fingerprint(self.images.fingerprint, self.num_reference, self.extractor.identity)
             main = self.accelerator.is_main_process
             self._reference = cached(self._reference_print) if main else None
-            if not from_main(self.accelerator, self._reference is not None):
+            if from_main(self.accelerator, self._reference is not None):
+                both = tensors_from_main(self.accelerator, [self._reference.features, self._reference.logits] if main else [])
+                self._reference = self._reference if main else FeatureSet(*both)
+            else:
                 # A fixed shuffle, so that fewer than all are a sample of all.
                 order = torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
 
@@ -178,17 +216,18 @@ class Evaluator:
                         return self.images.pixels[chosen.to(self.images.pixels.device)].to(self.accelerator.device)
                     return decode_all(self.images, chosen.tolist()).to(self.accelerator.device)
 
-                self._reference = self.extract(chunk, self.num_reference, "reference")
+                self._reference = self.extract(chunk, self.num_reference, "reference", None)
                 if main:
                     keep(self._reference_print, self._reference)
         return self._reference
 
     @torch.no_grad()
-    def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str) -> FeatureSet | None:
-        """Features of images 0 .. total - 1 in order, each process extracting every W-th chunk; None but on the main one.
+    def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str, owner: int | None = 0) -> FeatureSet | None:
+        """Features of images 0 .. total - 1 in order, each process extracting every W-th chunk; None but on process `owner`.
 
         Args:
             chunk: (start, count) to uint8 images `[count, C, H, W]` on this process's device.
+            owner: None gives them to every process.
         """
         size, world, rank = self.config.eval.batch_size, self.accelerator.num_processes, self.accelerator.process_index
         chunks = -(-total // size)
@@ -209,8 +248,9 @@ class Evaluator:
                 padded = both.new_zeros(size, both.shape[1])
                 padded[:count] = both
                 both = self.accelerator.gather(padded)
-            rows.append(both.cpu())
-        if not self.accelerator.is_main_process:
+            if owner in (None, rank):
+                rows.append(both.cpu())
+        if owner not in (None, rank):
             return None
         everything = torch.cat(rows)[:total]
         return FeatureSet(everything[:, :width].contiguous(), everything[:, width:].contiguous())

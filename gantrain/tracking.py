@@ -345,6 +345,7 @@ class Progress:
         self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
         self.last_time, self.last_nimg = self.started_at, nimg
         self.aside = self.all_aside = 0.0
+        self.seconds = 0.0  # of training between the last two lines
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -361,7 +362,8 @@ class Progress:
     def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, float]:
         """(line, images per second since the line before)."""
         now = time.monotonic()
-        rate = (nimg - self.last_nimg) / max(now - self.last_time - self.aside, 1e-9)
+        self.seconds = max(now - self.last_time - self.aside, 1e-9)
+        rate = (nimg - self.last_nimg) / self.seconds
         self.all_aside, self.aside = self.all_aside + self.aside, 0.0
         overall = (nimg - self.start) / max(now - self.started_at - self.all_aside, 1e-9)
         left = duration((self.total - nimg) / overall) if overall > 0 else "?"

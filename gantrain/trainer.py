@@ -7,6 +7,7 @@ import functools
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -106,6 +107,7 @@ class Trainer:
         self.real_batches: RealBatches | None = None
         self.stats: dict[str, Tensor] = {}
         self.stats_count = 0
+        self.data_wait = 0.0  # seconds since the last line that updates stood still for their real images
         self.scores: Scores = {}
         self.scored = 0  # samples behind them
         self.scored_at = -1  # images seen then
@@ -209,7 +211,9 @@ class Trainer:
     def real(self, k: int, kept: list[Batch]) -> Iterator[Batch]:
         """This process's k real micro-batches of the next D phase; also put, as bytes, into `kept` if the loss of G wants them."""
         for _ in range(k):
+            began = time.perf_counter()
             batch = self.real_batches.next()
+            self.data_wait += time.perf_counter() - began
             if sees_real(self.config.loss):
                 kept.append(batch)
             yield self.as_input(batch)
@@ -384,8 +388,9 @@ class Trainer:
         values |= self.report_skipped()
         line, rate = self.progress.line(self.nimg, values)
         self.tracker.say(line)
-        self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate})
-        self.stats, self.stats_count = {}, 0
+        waited = self.data_wait / self.progress.seconds
+        self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate, "throughput/data_wait": waited})
+        self.stats, self.stats_count, self.data_wait = {}, 0, 0.0
         before, self.logged_at = self.logged_at, self.nimg
         self.face(self.watch.losses(before, self.nimg, values["loss/d"]))
 

@@ -1,7 +1,11 @@
-"""How long an update takes, what a setting costs or saves, and what averaging, measuring noise, recording the orbit and rounds cost.
+"""How long an update takes and how near that is to what the machine can do, and what each part of gantrain costs.
 
     python tools/benchmark.py train configs/digits.yaml
-    python tools/benchmark.py train configs/digits.yaml --against performance.channels_last=false --against "averagers.swa=null averagers.ema_short=null"
+    python tools/benchmark.py train configs/cifar10_biggan.yaml --images 10000 --against mixed_precision=bf16 --against performance.channels_last=false
+    python tools/benchmark.py evaluate configs/digits.yaml --processes 2 --threads 1
+    python tools/benchmark.py data configs/digits.yaml
+    python tools/benchmark.py sample configs/cifar10_biggan.yaml
+    python tools/benchmark.py startup configs/digits.yaml
     python tools/benchmark.py averaging configs/cifar10_biggan.yaml
     python tools/benchmark.py noise-scale configs/cifar10_biggan.yaml
     python tools/benchmark.py orbit configs/cifar10_biggan.yaml
@@ -9,7 +13,17 @@
     python tools/benchmark.py guard configs/cifar10_biggan.yaml
     python tools/benchmark.py tracker configs/digits.yaml
 
-`train` times whole updates. Every `--against` is the same configuration with overrides (several with spaces between).
+`train` times whole updates, each variant in a process of its own, beside the same convolutions and matrix products alone, which are
+written down while an update is made: the bound. Every `--against` is the same configuration with overrides (several with spaces
+between). `--images N` puts random images in the place of the data; what they show does not change the time.
+
+`evaluate` times the scores of several averages beside sampling and extraction of one, on one process and on `--processes`.
+
+`data` times the real images of a micro-batch beside a copy of as many bytes (into pinned memory where there is a GPU).
+
+`sample` times a generator's images beside its convolutions and matrix products alone.
+
+`startup` times the command: to its help, and to the line after the first update.
 
 `averaging` times what the averages of the generator take: several of them in the bank, one after the other by the loop that
 most trainers have (`e.copy_(e * d + p * (1 - d))`), a copy of as many bytes (the bound), and a whole update of the game, of
@@ -23,13 +37,13 @@ costs a training.
 `rounds` sets a batch of one micro-batch beside one of several: time an image, and the peak memory of a process that trains with
 it.
 
-`guard` times what looks at an update's losses, gradients and weights, beside an update. These five need no data: images are
-random.
+`guard` times what looks at an update's losses, gradients and weights, beside an update. The last five, and `sample`, need no data:
+images are random.
 
 `tracker` times updates, each with a line of the record, without W&B and with one whose every call raises or hangs.
 
 Variants take turns, A B A B, so that a machine that slows down slows them all. Prints medians and spreads over the turns;
-`--json PATH` writes them.
+`--json PATH` writes them, with the machine and the versions.
 """
 from __future__ import annotations
 
@@ -40,34 +54,45 @@ import io
 import itertools
 import json
 import multiprocessing
-import platform
+import os
 import resource
 import shlex
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 import command
+from roofline import Roofline
+from timing import Variant, answer, in_turns, machine, seconds_cold, seconds_of, versions
 
-from gantrain import __version__
+from gantrain import performance
 from gantrain.averaging import AverageBank, Ema
 from gantrain.batching import GradientProbe
 from gantrain.config import Config
+from gantrain.data import RealBatches, prepare
 from gantrain.distributed import finish, make_accelerator
+from gantrain.errors import UserError
+from gantrain.evaluation import Evaluator
 from gantrain.guard import Pulse
 from gantrain.loading import load
+from gantrain.metrics import FeatureSet
 from gantrain.recording import OrbitRecorder
+from gantrain.sampling import generate
 from gantrain.theory.sketch import Orbit
 from gantrain.tracking import WandbRun, WandbThread
-from gantrain.trainer import Trainer
+from gantrain.trainer import Trainer, memory_gib
 from gantrain.update import Player, discriminator_phase, generator_phase, make_adam, sees_real
 
 QUIET = ["tracking.wandb.mode=disabled"]
 UPDATE = "one update of the game"
+COPY = "copying as many bytes"
 
 
 def ready(config: str, overrides: list[str], folder: Path, accelerator) -> Trainer:
@@ -79,70 +104,209 @@ def ready(config: str, overrides: list[str], folder: Path, accelerator) -> Train
     return trainer
 
 
-def seconds(trainer: Trainer, updates: int) -> float:
-    """Seconds an update, over some updates."""
-    return seconds_of(trainer.update, updates, trainer.device)
+def on_random_images(arguments: argparse.Namespace) -> list[str]:
+    """Overrides that put so many random images in the place of the data, and of what scores would need."""
+    if arguments.images is None:
+        return []
+    resolution = load(arguments.config, arguments.overrides).data.resolution
+    data = {"name": "random_images:RandomImages", "resolution": resolution, "size": arguments.images, "channels": arguments.channels, "num_classes": arguments.classes}
+    return [*(f"data.{key}={value}" for key, value in data.items()), "eval.features.name=digits"]
 
 
-def seconds_of(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds a call, over some calls."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    wait()
-    return (time.perf_counter() - begin) / repeats
-
-
-def seconds_cold(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """The same with caches full of something else before every call, as an update leaves them."""
-    scratch = torch.zeros(2**26, device=device)  # 256 MiB
-    taken = 0.0
-    for _ in range(repeats):
-        scratch.add_(1.0)
-        taken += seconds_of(call, 1, device)
-    return taken / repeats
-
-
-def machine() -> str:
-    """The device and its software, for a table's head."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return f"{device}; gantrain {__version__}, torch {torch.__version__}"
-
-
-def in_turns(variants: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """Every variant's seconds at every turn, A B A B."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(turns):
-        for name, measure in variants.items():
-            times[name].append(measure())
-    return times
+def updates_of(connection: Connection, folder: Path, config: str, overrides: list[str]) -> None:
+    """A trainer: its "updates", their operators "alone", the "memory" it has had, what its data kept it "waiting"."""
+    accelerator = make_accelerator(load(config, overrides).mixed_precision)
+    trainer = ready(config, overrides, folder, accelerator)
+    bound = Roofline()
+    if not trainer.performance.compile:  # compiled code shows no operators
+        with bound:
+            trainer.update()
+        bound.run()
+    connection.send({"batch_size": trainer.batching.batch_size, "operators": len(bound.calls)})
+    trainer.data_wait = 0.0
+    answer(connection, {
+        "updates": lambda updates: seconds_of(trainer.update, updates, trainer.device),
+        "alone": lambda times: seconds_of(bound.run, times, trainer.device) if bound.calls else float("nan"),
+        "memory": lambda _: memory_gib(trainer.device),
+        "waiting": lambda _: trainer.data_wait,
+    })  # fmt: skip
+    trainer.close(wait=False)
+    del trainer, bound
+    finish(accelerator)
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Whole updates of one configuration and of variants of it."""
-    accelerator = make_accelerator(load(arguments.config, arguments.overrides).mixed_precision)
-    names = ["as configured", *arguments.against]
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = {
-            name: ready(arguments.config, [*arguments.overrides, *shlex.split(name if name in arguments.against else "")], Path(folder) / str(i), accelerator)
-            for i, name in enumerate(names)
-        }
-        times = in_turns({name: functools.partial(seconds, trainer, arguments.updates) for name, trainer in trainers.items()}, arguments.turns)
-        batch = {name: trainer.batching.batch_size for name, trainer in trainers.items()}
-    print(f"\n{arguments.config}: {machine()}; {arguments.turns} turns of {arguments.updates} updates")
+    """Whole updates of one configuration and of variants of it, and what their convolutions and matrix products take alone."""
+    names, data = ["as configured", *arguments.against], on_random_images(arguments)
+    overrides = {name: [*arguments.overrides, *data, *shlex.split(name if name in arguments.against else "")] for name in names}
+    variants = {name: Variant(updates_of, (arguments.config, of), arguments.threads) for name, of in overrides.items()}
+    asks = {"updates": arguments.updates, "alone": 1}
+    times = in_turns({(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()}, arguments.turns)
+    print(f"\n{arguments.config}: {machine(arguments.threads)}; {arguments.turns} turns of {arguments.updates} updates")
     width = max(map(len, names))
-    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'time':>7}")
+    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8} {'data':>7} {'GiB':>6}")
+    rows, base = [], times[names[0], "updates"]
+    for name, variant in variants.items():
+        taken, alone, batch = times[name, "updates"], times[name, "alone"], variant.facts["batch_size"]
+        median, speed = statistics.median(taken), statistics.median(b / t for t, b in zip(taken, base))
+        reached = statistics.median(a / t for t, a in zip(taken, alone))
+        rows.append({
+            "variant": name, "seconds": taken, "median": median, "speed": speed, "batch_size": batch, "bound_seconds": alone, "reached": reached,
+            "operators": variant.facts["operators"], "peak_gib": variant.ask("memory"), "data_wait": variant.ask("waiting") / (sum(taken) * arguments.updates),
+        })  # fmt: skip
+        print(
+            f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch / median:9.1f} {speed:6.2f}x"
+            f" {statistics.median(alone) * 1e3:10.2f} {reached:8.1%} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f}"
+        )
+        variant.end()
+    print("bound: the update's convolutions and matrix products alone, of the same shapes and precisions; reached: its share of the update;")
+    print("data: the share of the time in which updates stood still for their real images")
+    return {"rows": rows}
+
+
+def scoring_of(connection: Connection, folder: Path, config: str, overrides: list[str], averages: int) -> None:
+    """An evaluator: the "reference", sampling and extraction of "one", scores of "all" averages, and their "metrics" alone."""
+    os.environ["GANTRAIN_CACHE"] = str(folder)
+    c = load(config, [*QUIET, *overrides, f"run_dir={folder}"])
+    accelerator = make_accelerator(c.mixed_precision)
+    switches = performance.picked(c.performance, accelerator.device)
+    performance.set_up(switches, accelerator.device)
+    images = prepare(c.data, accelerator.device)
+    torch.manual_seed(c.seed)
+    live, apart = (performance.place(c.model.build(images.resolution, images.channels, images.num_classes)[0], switches, accelerator.device) for _ in range(2))
+    bank = AverageBank(live, {f"ema{i}": Ema(half_life_kimg=10.0 * 2**i, ramp_up=None) for i in range(averages)})
+    bank.update(c.batching.batch_size)
+    evaluator = Evaluator(c, images, accelerator, show_progress=False)
+    evaluator.extractor  # noqa: B018 - built, and its weights read, before anything is timed
+
+    def one() -> FeatureSet | None:
+        bank.materialize(names[0], apart)
+        evaluator.fit_batchnorm(apart)
+        return evaluator.features_of(apart, names[0])
+
+    names = bank.started()
+    with evaluator.apart():
+        reference_seconds = seconds_of(evaluator.reference, 1, accelerator.device)
+        found, reference = one(), evaluator.reference()
+        connection.send({"reference": reference_seconds, "samples": c.eval.num_samples, "references": evaluator.num_reference})
+        answer(connection, {
+            "one": lambda times: seconds_of(one, times, accelerator.device),
+            "all": lambda times: seconds_of(lambda: evaluator.score(names, bank.materialize, apart), times, accelerator.device),
+            "metrics": lambda times: seconds_of(lambda: evaluator.metrics_of(found, reference), times, accelerator.device),
+        })  # fmt: skip
+    finish(accelerator)
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Scores of several averages beside sampling and extraction of one, on one process and on several."""
+    worlds, n = {"one process": 1, **({f"{arguments.processes} processes": arguments.processes} if arguments.processes > 1 else {})}, arguments.averages
+    overrides = [*arguments.overrides, *on_random_images(arguments)]
+    variants = {name: Variant(scoring_of, (arguments.config, overrides, n), arguments.threads, processes) for name, processes in worlds.items()}
+    times = in_turns({(name, what): functools.partial(one.ask, what) for name, one in variants.items() for what in ("one", "all", "metrics")}, arguments.turns)
+    facts = variants["one process"].facts
+    print(f"\n{arguments.config}: {facts['samples']} samples an average, {facts['references']} real images; {machine(arguments.threads)} a process; {arguments.turns} turns")
+    width = max(map(len, worlds))
+    print(f"{'':{width}}  {'one: s':>9} {f'{n} scored: s':>12} {'min':>8} {'max':>8} {f'/ {n} x one':>10} {'metrics: s':>11} {'reference: s':>13} {'speed':>7}")
+    rows = []
+    for name, variant in variants.items():
+        one, scored, metrics = (times[name, what] for what in ("one", "all", "metrics"))
+        ratio = statistics.median(a / (n * o) for a, o in zip(scored, one))
+        speed = statistics.median(b / a for a, b in zip(scored, times["one process", "all"]))
+        rows.append({"variant": name, "one": one, "scored": scored, "metrics": metrics, "ratio": ratio, "speed": speed, **variant.facts})
+        print(
+            f"{name:{width}}  {statistics.median(one):9.3f} {statistics.median(scored):12.3f} {min(scored):8.3f} {max(scored):8.3f} {ratio:10.3f}"
+            f" {statistics.median(metrics):11.3f} {variant.facts['reference']:13.3f} {speed:6.2f}x"
+        )
+        variant.end()
+    print("one: BatchNorm, sampling and features of one average, without metrics; metrics: of one; reference: features of the real images, once")
+    return {"averages": n, "rows": rows}
+
+
+def data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How fast real images come, as configured and otherwise, beside copying as many bytes."""
+    names, device = ["as configured", *arguments.against], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured: dict[str, Callable[[], float]] = {}
+    b = facts = None
+    streams = []
+    for name in names:
+        config = load(arguments.config, [*arguments.overrides, *on_random_images(arguments), *shlex.split(name if name in arguments.against else "")])
+        images, b = prepare(config.data, device), config.batching.micro_batch or config.batching.batch_size
+        facts = facts or f"{images.channels} x {images.resolution} x {images.resolution}"
+        streams.append(RealBatches(images, config.seed, b, 0, 1, 0, device, getattr(config.data, "flip", False), getattr(config.data, "workers", 4)))
+        for _ in range(8):  # what was decoded ahead before the clock began
+            streams[-1].next()
+        measured[name] = functools.partial(seconds_of, streams[-1].next, arguments.batches, device)
+    shape = (b, images.channels, images.resolution, images.resolution)
+    source, target = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    measured[COPY] = functools.partial(seconds_of, lambda: target.copy_(source), arguments.batches, torch.device("cpu"))
+    times = in_turns(measured, arguments.turns)
+    print(f"\n{arguments.config}: micro-batches of {b}, {facts}; {machine()}; {arguments.turns} turns of {arguments.batches}")
+    width = max(map(len, measured))
+    print(f"{'':{width}}  {'ms':>9} {'min':>9} {'max':>9} {'img/s':>10} {'MB/s':>9}")
     rows = []
     for name, taken in times.items():
         median = statistics.median(taken)
-        ratio = statistics.median(t / base for t, base in zip(taken, times[names[0]]))
-        rows.append({"variant": name, "seconds": taken, "median": median, "ratio": ratio, "batch_size": batch[name]})
-        print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch[name] / median:9.0f} {ratio:6.2f}x")
-    del trainers
-    finish(accelerator)
-    return {"rows": rows}
+        rows.append({"variant": name, "seconds": taken, "median": median, "img_per_s": b / median, "bytes_per_s": source.numel() / median})
+        print(f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f} {source.numel() / median / 1e6:9.0f}")
+    for stream in streams:
+        stream.close()
+    return {"micro_batch": b, "rows": rows}
+
+
+def sample(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images that a generator makes, beside its convolutions and matrix products alone."""
+    game = Game(load(arguments.config, arguments.overrides), arguments)
+    generator, n = game.players[0].network.eval(), arguments.num
+    z, y = torch.randn(n, generator.dim_z, device=game.device), torch.arange(n, device=game.device) % arguments.classes
+
+    @torch.no_grad()
+    def draw() -> None:
+        generate(generator, z, y, arguments.batch)
+
+    draw()
+    with Roofline() as bound:
+        draw()
+    bound.run()
+    times = in_turns({what: functools.partial(seconds_of, call, 1, game.device) for what, call in (("sampling", draw), ("alone", bound.run))}, arguments.turns)
+    median, reached = statistics.median(times["sampling"]), statistics.median(a / s for s, a in zip(times["sampling"], times["alone"]))
+    print(f"\n{arguments.config}: {n} images in batches of {arguments.batch}; {machine()}; {arguments.turns} turns")
+    print(f"{'img/s':>9} {'ms/image':>9} {'min':>9} {'max':>9} {'bound':>9} {'reached':>8}")
+    each = [t / n * 1e3 for t in times["sampling"]]
+    print(f"{n / median:9.1f} {median / n * 1e3:9.3f} {min(each):9.3f} {max(each):9.3f} {statistics.median(times['alone']) / n * 1e3:9.3f} {reached:8.1%}")
+    return {"images": n, "seconds": times["sampling"], "bound_seconds": times["alone"], "reached": reached}
+
+
+def startup(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from the command to its help, and to the line after the first update, with the data prepared."""
+    config = load(arguments.config, arguments.overrides)
+    first = config.batching.batch_size / 1000
+    overrides = [*arguments.overrides, *on_random_images(arguments), *QUIET, f"tracking.every_kimg={first}", "tracking.samples_every_kimg=null", "eval.every_kimg=null"]
+
+    def command_line(*words: str) -> float:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        began = time.perf_counter()
+        with subprocess.Popen([sys.executable, "-m", "gantrain", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if " kimg " in line and "loss D" in line:
+                    process.kill()
+                    return time.perf_counter() - began
+            if process.wait():
+                raise UserError(f"the command failed: {''.join(said)[-500:]}")
+        return time.perf_counter() - began
+
+    def train_once() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return command_line("train", arguments.config, *overrides, f"run_dir={folder}")
+
+    train_once()  # so that files are where the system keeps what it has read, and the data is prepared
+    times = in_turns({"gantrain --help": lambda: command_line("--help"), "first update": train_once}, arguments.turns)
+    print(f"\n{arguments.config}: {machine(arguments.threads)}; {arguments.turns} turns")
+    print(f"{'':16}  {'s':>8} {'min':>8} {'max':>8}")
+    for name, taken in times.items():
+        print(f"{name:16}  {statistics.median(taken):8.2f} {min(taken):8.2f} {max(taken):8.2f}")
+    return {"seconds": times}
 
 
 class Failing:
@@ -175,7 +339,9 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
             if hangs is not None:
                 start = functools.partial(WandbRun, Failing(hangs), None, lambda line: None)
                 trainers[name].tracker._wandb = WandbThread(start, 1.0, lambda line: None)
-        times = in_turns({name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.device) for name, t in trainers.items()}, arguments.turns)
+        times = in_turns(
+            {name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.device) for name, t in trainers.items()}, arguments.turns
+        )
         for trainer in trainers.values():
             trainer.close(wait=False)
     base = times["without W&B"]
@@ -201,16 +367,17 @@ class Game:
         self.config = config
         self.device = device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         resolution, channels, classes = config.data.resolution, arguments.channels, arguments.classes
-        layout = torch.channels_last if config.performance.channels_last else torch.contiguous_format
+        switches = performance.picked(config.performance, device)
+        performance.set_up(switches, device)
         self.micro_batch = b = config.batching.micro_batch or config.batching.batch_size
         self.rounds = config.batching.batch_size // b if rounds is None else rounds
         self.players = []
         networks = config.model.build(resolution, channels, classes)
         for network, lr in zip(networks, (config.optim.lr_g, config.optim.lr_d)):
-            network.to(device, memory_format=layout)
+            performance.place(network, switches, device)
             self.players.append(Player(network, network, make_adam(network, lr, config.optim.betas, config.optim.eps), torch.amp.GradScaler(device.type, enabled=False)))
         self.probes = [GradientProbe(network) for network in networks]
-        real = torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1).contiguous(memory_format=layout)
+        real = performance.laid_out(torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1), switches)
         self.real = real, torch.zeros(b, dtype=torch.int64, device=device)
         self.noise = torch.randn(b, networks[0].dim_z, device=device), torch.zeros(b, dtype=torch.int64, device=device)
 
@@ -392,10 +559,26 @@ def main() -> None:
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("--channels", type=command.positive, default=3, help="of the images (default: 3)")
     images.add_argument("--classes", type=command.positive, default=10, help="of the data (default: 10)")
-    whole = kinds.add_parser("train", parents=[shared], help="whole updates")
-    whole.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
+    random = argparse.ArgumentParser(add_help=False, parents=[images])
+    random.add_argument("--images", type=command.positive, metavar="N", help="take N random images in place of the data")
+    others = argparse.ArgumentParser(add_help=False)
+    others.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
+    whole = kinds.add_parser("train", parents=[shared, random, others], help="whole updates beside their convolutions and products alone")
     whole.add_argument("--updates", type=command.positive, default=10, help="updates a turn (default: 10)")
     whole.set_defaults(call=train)
+    scores = kinds.add_parser("evaluate", parents=[shared, random], help="scores of averages, on one process and on several")
+    scores.add_argument("--averages", type=command.positive, default=6, help="how many (default: 6)")
+    scores.add_argument("--processes", type=command.positive, default=1, help="also on so many (default: 1)")
+    scores.set_defaults(call=evaluate)
+    stream = kinds.add_parser("data", parents=[shared, random, others], help="how fast real images come")
+    stream.add_argument("--batches", type=command.positive, default=50, help="micro-batches a turn (default: 50)")
+    stream.set_defaults(call=data)
+    draws = kinds.add_parser("sample", parents=[shared, images], help="how fast a generator makes images")
+    draws.add_argument("--num", type=command.positive, default=256, help="images a turn (default: 256)")
+    draws.add_argument("--batch", type=command.positive, default=64, help="images a forward (default: 64)")
+    draws.set_defaults(call=sample)
+    begins = kinds.add_parser("startup", parents=[shared, random], help="from the command to its first update")
+    begins.set_defaults(call=startup)
     failing = kinds.add_parser("tracker", parents=[shared], help="updates with a W&B that raises or hangs")
     failing.add_argument("--updates", type=command.positive, default=20, help="updates a turn (default: 20)")
     failing.set_defaults(call=tracker)
@@ -424,7 +607,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     record = arguments.call(arguments)
     if arguments.json:
-        head = {"config": arguments.config, "overrides": arguments.overrides, "machine": machine()}
+        head = {"config": arguments.config, "overrides": arguments.overrides, "machine": machine(arguments.threads), "versions": versions()}
         arguments.json.write_text(json.dumps({**head, **record}, indent=1) + "\n")
 
 
