@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -163,13 +164,13 @@ class Evaluator:
 
     @contextmanager
     def aside(self) -> Iterator[Executor]:
-        """Where metrics are computed: beside a GPU, which samples the next average meanwhile; on a CPU at once, where there is no core to spare."""
+        """Where metrics are computed: beside the sampling of the next average; at once where all cores are busy with that."""
         device = self.accelerator.device
-        if device.type == "cpu":
+        if device.type == "cpu" and torch.get_num_threads() * local_processes() >= (os.cpu_count() or 1):
             yield AtOnce()
             return
-        # A new thread would begin with the first GPU as its own.
-        with ThreadPoolExecutor(1, initializer=torch.cuda.set_device if device.type == "cuda" else None, initargs=(device,) if device.type == "cuda" else ()) as pool:
+        on_its_gpu = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}  # a new thread's is the first
+        with ThreadPoolExecutor(1, **on_its_gpu) as pool:
             yield pool
 
     def fit_batchnorm(self, generator: nn.Module, policy: str | None = None) -> None:

@@ -138,7 +138,7 @@ def updates_of(connection: Connection, folder: Path, config: str, overrides: lis
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Whole updates of one configuration and of variants of it, and what their convolutions and matrix products take alone."""
     names, data = ["as configured", *arguments.against], on_random_images(arguments)
-    overrides = {name: [*arguments.overrides, *data, *shlex.split(name if name in arguments.against else "")] for name in names}
+    overrides = {name: [*data, *arguments.overrides, *shlex.split(name if name in arguments.against else "")] for name in names}
     variants = {name: Variant(updates_of, (arguments.config, of), arguments.threads) for name, of in overrides.items()}
     asks = {"updates": arguments.updates, "alone": 1}
     times = in_turns({(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()}, arguments.turns)
@@ -200,7 +200,7 @@ def scoring_of(connection: Connection, folder: Path, config: str, overrides: lis
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Scores of several averages beside sampling and extraction of one, on one process and on several."""
     worlds, n = {"one process": 1, **({f"{arguments.processes} processes": arguments.processes} if arguments.processes > 1 else {})}, arguments.averages
-    overrides = [*arguments.overrides, *on_random_images(arguments)]
+    overrides = [*on_random_images(arguments), *arguments.overrides]
     variants = {name: Variant(scoring_of, (arguments.config, overrides, n), arguments.threads, processes) for name, processes in worlds.items()}
     times = in_turns({(name, what): functools.partial(one.ask, what) for name, one in variants.items() for what in ("one", "all", "metrics")}, arguments.turns)
     facts = variants["one process"].facts
@@ -229,7 +229,7 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
     b = facts = None
     streams = []
     for name in names:
-        config = load(arguments.config, [*arguments.overrides, *on_random_images(arguments), *shlex.split(name if name in arguments.against else "")])
+        config = load(arguments.config, [*on_random_images(arguments), *arguments.overrides, *shlex.split(name if name in arguments.against else "")])
         images, b = prepare(config.data, device), config.batching.micro_batch or config.batching.batch_size
         facts = facts or f"{images.channels} x {images.resolution} x {images.resolution}"
         streams.append(RealBatches(images, config.seed, b, 0, 1, 0, device, getattr(config.data, "flip", False), getattr(config.data, "workers", 4)))
@@ -280,7 +280,7 @@ def startup(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds from the command to its help, and to the line after the first update, with the data prepared."""
     config = load(arguments.config, arguments.overrides)
     first = config.batching.batch_size / 1000
-    overrides = [*arguments.overrides, *on_random_images(arguments), *QUIET, f"tracking.every_kimg={first}", "tracking.samples_every_kimg=null", "eval.every_kimg=null"]
+    overrides = [*on_random_images(arguments), *arguments.overrides, *QUIET, f"tracking.every_kimg={first}", "tracking.samples_every_kimg=null", "eval.every_kimg=null"]
 
     def command_line(*words: str) -> float:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
