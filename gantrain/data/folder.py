@@ -116,20 +116,35 @@ class Decoder:
         path = self.path(index)
         try:
             data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as opened:
-                if opened.width * opened.height > MOST_PIXELS:  # read off its head: nothing is decoded yet
-                    raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
-                image = upright(opened).convert(self.mode)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except OSError as error:
             raise UserError(f"{path}: does not decode as an image ({reason(error)})") from error
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        size = (self.resolution, self.resolution)
-        # Cropped first: a filter that is given a box looks beyond it.
-        image = image.crop((left, top, left + side, top + side)).resize(size, self.filter)
-        pixels = torch.from_numpy(np.array(image))
-        pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
-        return pixels, hashlib.sha256(data).digest()
+        return decoded_image(data, str(path), self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+
+
+def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
+    """A file's bytes as uint8 `[C, resolution, resolution]`: centre-cropped to a square and resized.
+
+    Raises:
+        UserError: they do not decode; `name` is in its words.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.width * opened.height > MOST_PIXELS:  # read off its head: nothing is decoded yet
+                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
+            return resized_image(opened, mode, resolution, filter)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: does not decode as an image ({reason(error)})") from error
+
+
+def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
+    """A picture as uint8 `[C, resolution, resolution]`, centre-cropped to a square; its own errors where it does not decode."""
+    image = upright(image).convert(mode)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    # Cropped first: a filter that is given a box looks beyond it.
+    image = image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def reason(error: Exception) -> str:

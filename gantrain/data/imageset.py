@@ -58,6 +58,8 @@ class ImageSet(Dataset):
         content: SHA-256 of the files that images are decoded from, once they have been read.
         skips: whether the next readable image of its class takes the place of one that is not.
         skipped: what was wrong with those that were skipped before the run, by number.
+        mapped: whether `pixels` is a file that is mapped into memory, whose pages are read as they are needed.
+        verify: looks at every image once before a run, with a bar; raises `UserError`. None where there is nothing to be found.
     """
 
     name: str
@@ -70,6 +72,8 @@ class ImageSet(Dataset):
     content: str = ""
     skips: bool = False
     skipped: dict[int, str] = field(default_factory=dict)
+    mapped: bool = False
+    verify: Callable[[Callable], None] | None = field(default=None, repr=False)
     _fingerprint: str = field(default="", repr=False)
 
     def __len__(self) -> int:
@@ -130,14 +134,14 @@ class ImageSet(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: of names and bytes of the files that images come from, else of the pixels.
+        """SHA-256 of the content: of names and bytes of the files that images come from, or of what was noted of them, else of the pixels.
 
         It does not depend on whether files have been decoded into memory.
         """
         if not self._fingerprint:
             digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution}".encode())
             digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
-            if self.decode is not None:
+            if self.decode is not None or self.content:
                 digest.update(self.content.encode())
             else:
                 for chunk in self.pixels.split(4096):

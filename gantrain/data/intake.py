@@ -44,11 +44,15 @@ def prepare(
     refuse_impossible(images, wanted_classes=labelled)
     images.skips = getattr(source, "on_error", "stop") == "skip"
     where = place(images, getattr(source, "keep_in", "auto"), device, processes_here)
+    if images.verify:
+        images.verify(progress)
     if images.pixels is None:
         read_files(images, where != "disk", progress)
+    elif images.mapped and getattr(source, "keep_in", "auto") == "host":
+        images.pixels, images.mapped = images.pixels.clone(), False
     images.fingerprint  # from the bytes where they are, before they move
     if where == "device":
-        images.pixels, images.labels = images.pixels.to(device), images.labels.to(device)
+        images.pixels, images.labels, images.mapped = images.pixels.to(device), images.labels.to(device), False
     return images
 
 
@@ -185,16 +189,17 @@ def audit(images: ImageSet) -> str:
     Raises:
         UserError: all pixels looked at are equal, or an image does not decode.
     """
-    if images.pixels is not None:
+    if images.pixels is not None and not images.mapped:
         seen, looked = images.pixels, "all"
     else:
         step = max(1, len(images) // LOOKED_AT)
-        seen, looked = decode_all(images, range(0, len(images), step)[:LOOKED_AT]), "a sample"
+        some = range(0, len(images), step)[:LOOKED_AT]
+        seen, looked = images.pixels[list(some)] if images.mapped else decode_all(images, some), "a sample"
     low, high = int(seen.min()), int(seen.max())
     if low == high:
         raise UserError(f"data: {images.name}: every pixel looked at is {low}; these are no pictures")
     counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
-    where = "on disk" if images.pixels is None else "in memory" if images.pixels.device.type == "cpu" else f"on {images.pixels.device}"
+    where = "on disk" if images.pixels is None else "on disk, mapped into memory" if images.mapped else "in memory" if images.pixels.device.type == "cpu" else f"on {images.pixels.device}"
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     return (
         f"{images.name}: {len(images):,} images, {images.num_classes} class{'es' if images.num_classes > 1 else ''}"

@@ -10,7 +10,10 @@ process's micro-batches are therefore the positions (m*W + r) * b for m = 0, 1, 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +24,9 @@ from gantrain.data.imageset import ImageSet, collate
 from gantrain.errors import UserError
 from gantrain.interruption import SIGNALS
 
+T = TypeVar("T")
+
+AHEAD = 4  # micro-batches that are gathered ahead
 LEAVE = 300  # seconds after which a worker that was told to go goes by itself
 FEISTEL_ROUNDS = 8
 MIN_HALF_BITS = 4  # a domain of at least 256: rounds on fewer bits mix poorly
@@ -87,11 +93,28 @@ def steadfast(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEAVE))  # what the owner ends one with that does not listen
 
 
+class Ahead:
+    """Results of a function of 0, 1, 2, ..., some of them ahead, by a thread."""
+
+    def __init__(self, make: Callable[[int], T], depth: int = AHEAD):
+        self._make, self._pool, self._turn = make, ThreadPoolExecutor(1), 0
+        self._waiting = deque(self._pool.submit(make, turn) for turn in range(depth))
+
+    def next(self) -> T:
+        result = self._waiting.popleft()
+        self._turn += 1
+        self._waiting.append(self._pool.submit(self._make, self._turn + len(self._waiting)))
+        return result.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class RealBatches:
     """Real micro-batches of one process, from a position of the stream on.
 
-    Images in memory are gathered where they lie, on the device if they are there; others are decoded ahead by worker
-    processes. Flips are drawn per position.
+    Images in memory are gathered where they lie, on the device if they are there; those of a mapped file, and those that are on their way
+    to a GPU, ahead by a thread; others are decoded ahead by worker processes. Flips are drawn per position.
 
     Args:
         images: the data set.
@@ -109,8 +132,11 @@ class RealBatches:
         self.turn = 0
         self.skipped: list[str] = []  # what could not be read, until somebody says it and clears the list
         self._loaded: Iterator[tuple[torch.Tensor, torch.Tensor, list[str]] | UserError] | None = None
+        self._gathered: Ahead | None = None
         if images.pixels is None:
             self._loaded = iter(self._loader(images, workers))
+        elif images.pixels.device.type == "cpu" and (images.mapped or device.type == "cuda"):
+            self._gathered = Ahead(self.gather)
 
     def _loader(self, images: Dataset, workers: int) -> DataLoader:
         return DataLoader(
@@ -128,6 +154,17 @@ class RealBatches:
     def close(self) -> None:
         """Let the workers go."""
         self._loaded = None
+        if self._gathered:
+            self._gathered.close()
+
+    def gather(self, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Micro-batch number `turn` of images in memory, where they lie; pinned where they are to be copied to a GPU."""
+        indices = torch.from_numpy(permuted(self.seed, self.sampler.positions(turn), len(self.images)))
+        indices = indices.to(self.images.pixels.device, non_blocking=True)
+        x, y = self.images.pixels[indices], self.images.labels[indices]
+        if x.device.type == "cpu" and self.device.type == "cuda":  # a copy out of pageable memory would wait for the device
+            x, y = x.pin_memory(), y.pin_memory()
+        return x, y
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next micro-batch: uint8 `[b, C, H, W]` and labels int64 `[b]`, on the device.
@@ -145,11 +182,7 @@ class RealBatches:
             x, y, skipped = batch
             self.skipped += skipped
         else:
-            indices = torch.from_numpy(permuted(self.seed, positions, len(self.images)))
-            indices = indices.to(self.images.pixels.device, non_blocking=True)
-            x, y = self.images.pixels[indices], self.images.labels[indices]
-            if x.device.type == "cpu" and self.device.type == "cuda":  # a copy out of pageable memory would wait for the device
-                x, y = x.pin_memory(), y.pin_memory()
+            x, y = self._gathered.next() if self._gathered else self.gather(self.turn - 1)
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         if self.flip:
             mirrored = randomness.uniform(self.seed, "flip", int(positions[0]), len(positions))[:, 0] < 0.5
