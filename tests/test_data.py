@@ -7,12 +7,14 @@ import gc
 import hashlib
 import io
 import itertools
+import json
 import math
 import tarfile
 import typing
 import urllib.error
 import urllib.request
 import weakref
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +29,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from gantrain import randomness
-from gantrain.data import DATASETS, Cifar10, Cifar100, Digits, Folder, ImageSet, RealBatches, Source, Stl10, audit, decode_all, permuted, prepare
+from gantrain.data import DATASETS, Archive, Cifar10, Cifar100, Digits, Folder, ImageSet, Packed, RealBatches, Source, Stl10, audit, decode_all, pack, permuted, prepare
 from gantrain.data.intake import place
 from gantrain.data.torchvision_sets import CIFAR10, CIFAR100, read_cifar
 from gantrain.errors import InvalidField, UserError
@@ -92,6 +94,18 @@ def write_stl10(root: Path, images: np.ndarray, labels: np.ndarray, split: str =
     (folder / "class_names.txt").write_text("\n".join(f"thing{i}" for i in range(10)) + "\n")
 
 
+def write_zip(path: Path, folder: Path, labels: dict[str, int] | None = None, **more: object) -> Path:
+    """The images under a folder as StyleGAN's tool writes them: stored PNGs, and `dataset.json` with a class for each."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder))
+        if labels is not None:
+            pairs = [[str(file.relative_to(folder)), labels[file.parent.name]] for file in files]
+            archive.writestr("dataset.json", json.dumps({"labels": pairs, **more}))
+    return path
+
+
 @pytest.fixture
 def any_stl10(monkeypatch):
     """torchvision takes STL-10 files whatever their checksums."""
@@ -123,6 +137,11 @@ def furnished(name: str, root: Path) -> Source:
     if name == "stl10":
         write_stl10(root, noise(10, 96, 96, 3), np.arange(10))
         return Stl10(root=str(root))
+    if name == "archive":
+        return Archive(root=str(write_zip(root / "pets.zip", cats_and_dogs(root), {"cat": 1, "dog": 0})), resolution=16)
+    if name == "packed":
+        pack(Folder(root=str(cats_and_dogs(root)), resolution=16).build(), root / "packed", "pets") if not (root / "packed").exists() else None
+        return Packed(root=str(root / "packed"), resolution=16)
     raise AssertionError(f"say here how a small {name} is made, so that its contract is tested")
 
 

@@ -1,0 +1,402 @@
+"""Prepared data sets, StyleGAN's zips, and the tool that makes the former from everything."""
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, lines_of
+from test_data import CPU, cats_and_dogs, in_memory, noise, write_images, write_zip
+
+from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, pack, prepare
+from gantrain.data import packed as packing
+from gantrain.data.stream import Ahead
+from gantrain.errors import UserError
+
+LABELS = {"cat": 1, "dog": 0}
+
+
+def tool(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    """The script in this process, from the project's root."""
+    out, err, before, status = io.StringIO(), io.StringIO(), os.getcwd(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
+        patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+        patch.delitem(sys.modules, "command", raising=False)
+        os.chdir(ROOT)
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                runpy.run_path("tools/prepare_dataset.py", run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        finally:
+            os.chdir(before)
+    assert not check or not status, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def same(a: ImageSet, b: ImageSet) -> None:
+    assert [a[i][1] for i in range(len(a))] == [b[i][1] for i in range(len(b))] and a.class_names == b.class_names
+    assert all(torch.equal(a[i][0], b[i][0]) for i in range(len(a)))
+
+
+# ---- StyleGAN's zips -------------------------------------------------------------------------------------------------
+
+
+def test_a_zip_holds_the_images_of_its_folder_with_its_own_labels(tmp_path):
+    folder = cats_and_dogs(tmp_path)
+    images, files = Archive(root=str(write_zip(tmp_path / "a.zip", folder, LABELS)), resolution=4).build(), Folder(root=str(folder), resolution=4).build()
+    assert len(images) == len(files) == 7 and images.class_names == ["0", "1"] and images.labels.tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert all(torch.equal(images[i][0], files[i][0]) for i in range(7))
+
+
+@pytest.mark.parametrize("labels", [None, "null"])
+def test_a_zip_without_labels_has_its_folders_as_classes(tmp_path, labels):
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))
+    if labels:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("dataset.json", '{"labels": null}')
+    images = Archive(root=str(path), resolution=4).build()
+    assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_and_threads_read_a_zip_of_their_own(tmp_path, workers):
+    """A forked process that shared its parent's open file would read where the other has moved it to."""
+    path = write_zip(tmp_path / "a.zip", write_images(tmp_path / "many", [f"{c}/{i}.png" for c in "ab" for i in range(40)]))
+    on_disk = prepare(Archive(root=str(path), resolution=8, keep_in="disk"), CPU)
+    in_ram = prepare(Archive(root=str(path), resolution=8), CPU)
+    assert on_disk.pixels is None and in_ram.pixels is not None and on_disk.fingerprint == in_ram.fingerprint
+    streams = [RealBatches(images, 0, 8, 0, 1, 0, CPU, workers=workers) for images in (on_disk, in_ram)]
+    for _ in range(25):
+        (x, y), (same_x, same_y) = (stream.next() for stream in streams)
+        assert torch.equal(x, same_x) and torch.equal(y, same_y)
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.parametrize("write, words", [
+    (lambda path, folder: path.write_bytes(b"no zip"), "cannot be read as a zip of images"),
+    (lambda path, folder: write_zip(path, folder, {"cat": 0.5, "dog": 1}), "is 0.5, not a class 0, 1, 2"),
+    (lambda path, folder: write_zip(path, folder, {"cat": [1, 0], "dog": [0, 1]}), r"is \[1, 0\], not a class"),
+    (lambda path, folder: write_zip(path, folder, {"cat": -1, "dog": 1}), "is -1, not a class"),
+    (lambda path, folder: write_zip(path, folder / "cat", {"cat": 0, "": 0}), "single class"),
+    (lambda path, folder: zipfile.ZipFile(path, "w").close(), "no image in"),
+])  # fmt: skip
+def test_a_zip_that_cannot_be_right_is_refused(tmp_path, write, words):
+    write(tmp_path / "a.zip", cats_and_dogs(tmp_path))
+    with pytest.raises(UserError, match=words):
+        prepare(Archive(root=str(tmp_path / "a.zip"), resolution=8), CPU)
+
+
+def test_images_without_a_label_are_counted_and_one_is_named(tmp_path):
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("dataset.json", json.dumps({"labels": [["cat/0.png", 0]]}))
+    with pytest.raises(UserError, match=r"6 images have no label in its dataset.json, 'cat/1.png' among them; set data.labels=false"):
+        Archive(root=str(path)).build()
+
+
+def test_a_member_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    from gantrain.data import archive
+
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path), LABELS)
+    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("dog/bomb.png", bytes(10**6))
+    with pytest.raises(UserError, match="dog/bomb.png cannot be read .larger than 1,000 bytes"):
+        prepare(Archive(root=str(path), resolution=8, labels=False), CPU)
+
+
+def test_a_damaged_member_is_named_or_skipped(tmp_path):
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path), LABELS)
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("dog/2.png").header_offset + 60
+    data = bytearray(path.read_bytes())
+    data[at : at + 40] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="a.zip: dog/2.png cannot be read .Bad CRC-32"):
+        prepare(Archive(root=str(path), resolution=8), CPU)
+    assert list(prepare(Archive(root=str(path), resolution=8, on_error="skip"), CPU).skipped) == [5]
+
+
+# ---- prepared sets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A set of 50 images on disk, packed in blocks of 8."""
+    for module in (packing, sys.modules["gantrain.data.intake"]):
+        monkeypatch.setattr(module, "BLOCK", 8)
+    monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path / "cache"))
+    root = write_images(tmp_path / "many", [f"{c}/{i:02}.png" for c in "ab" for i in range(25)])
+    return lambda: Folder(root=str(root), resolution=8).build()
+
+
+def test_a_prepared_set_is_the_set_that_it_was_made_from(many, tmp_path):
+    assert pack(many(), tmp_path / "p", "many") == 50
+    images = prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+    same(images, many())
+    assert images.mapped and "on disk, mapped into memory" in audit(images)
+    assert np.array_equal(np.load(tmp_path / "p" / "images.npy"), images.pixels.numpy())  # anybody's NumPy reads it
+    assert not (tmp_path / "p.part").exists() and sorted(p.name for p in (tmp_path / "p").iterdir()) == ["head.json", "images.npy", "labels.npy"]
+    in_ram = prepare(Packed(root=str(tmp_path / "p"), resolution=8, keep_in="host"), CPU)
+    assert not in_ram.mapped and " in memory" in audit(in_ram) and in_ram.fingerprint == images.fingerprint
+
+
+def test_what_was_interrupted_goes_on(many, tmp_path):
+    """Blocks that are done are not decoded again; one that was lost on the way to the disk is."""
+    images, decoded = many(), []
+    decode = images.decode
+
+    class Stopping(type(decode)):
+        def read(self, index):
+            if index >= 30:
+                raise KeyboardInterrupt
+            return decode.read(index)
+
+    stopping = object.__new__(Stopping)
+    stopping.__dict__ |= decode.__dict__
+    images.decode = stopping
+    with pytest.raises(KeyboardInterrupt):
+        pack(images, tmp_path / "p", "many")
+    assert not (tmp_path / "p").exists() and len((tmp_path / "p.part" / "done.jsonl").read_text().splitlines()) == 3
+    with open(tmp_path / "p.part" / "images.npy", "r+b") as file:
+        file.seek(128 + 8 * 3 * 64)  # in the second block
+        file.write(b"lost")
+    with open(tmp_path / "p.part" / "done.jsonl", "a") as file:
+        file.write('{"block": 3, "sha')  # cut short
+    with pytest.raises(UserError, match=r"p' is no prepared data set .it has no head.json.; it is half made: the command that began .*p.part goes on"):
+        Packed(root=str(tmp_path / "p"), resolution=8).build()
+
+    class Counting(type(decode)):
+        def read(self, index):
+            decoded.append(index)
+            return decode.read(index)
+
+    counting = object.__new__(Counting)
+    counting.__dict__ |= decode.__dict__
+    images.decode = counting
+    assert pack(images, tmp_path / "p", "many") == 50 - 16
+    assert sorted(decoded) == [*range(8, 16), *range(24, 50)]
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+
+
+def test_another_set_does_not_go_on_where_one_was_interrupted(many, tmp_path):
+    (tmp_path / "p.part").mkdir()
+    (tmp_path / "p.part" / "head.json").write_text("{}")
+    with pytest.raises(UserError, match="p.part: was begun from something else, or with other settings; delete it to begin anew"):
+        pack(many(), tmp_path / "p", "many")
+    pack(many(), tmp_path / "q", "many")
+    with pytest.raises(UserError, match="q: is there already; delete it, or give another --out"):
+        pack(many(), tmp_path / "q", "many")
+
+
+def test_every_region_of_a_prepared_set_is_looked_at(many, tmp_path):
+    folder = tmp_path / "p"
+    pack(many(), folder, "many")
+    for name, at in [("images.npy", 3), ("images.npy", 130), ("images.npy", 128 + 50 * 192 - 1), ("labels.npy", 140), ("head.json", 5), ("head.json", -70)]:
+        data = bytearray((folder / name).read_bytes())
+        data[at] ^= 0x11
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(data)
+        with pytest.raises(UserError, match=r"make it again with tools/prepare_dataset.py|is no prepared data set"):
+            prepare(Packed(root=str(folder), resolution=8), CPU)
+        (folder / name).write_bytes(whole[:-1])
+        with pytest.raises(UserError, match="make it again with tools/prepare_dataset.py"):
+            prepare(Packed(root=str(folder), resolution=8), CPU)
+        (folder / name).write_bytes(whole)
+    prepare(Packed(root=str(folder), resolution=8), CPU)
+
+
+def test_what_is_damaged_is_named_by_its_images(many, tmp_path):
+    pack(many(), tmp_path / "p", "many")
+    with open(tmp_path / "p" / "images.npy", "r+b") as file:
+        file.seek(128 + 49 * 192)
+        file.write(b"\0\1\2")
+    with pytest.raises(UserError, match=r"images.npy: damaged: images 48..49 are not what was written"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+
+
+def test_all_is_read_once_and_not_at_every_start(many, tmp_path, monkeypatch):
+    pack(many(), tmp_path / "p", "many")
+    prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+    sum_of = packing.sum_of
+    monkeypatch.setattr(packing, "sum_of", lambda array: "wrong" if array.ndim == 4 else sum_of(array))
+    images = prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+    with pytest.raises(UserError, match="damaged"):
+        packing.verify(tmp_path / "p", images, packing.read_head(tmp_path / "p"), lambda it, total: it, always=True)
+
+
+def test_another_resolution_is_refused_with_the_right_one(many, tmp_path):
+    pack(many(), tmp_path / "p", "many")
+    with pytest.raises(UserError, match="data.resolution: .*p holds images of 8, not of 32; set data.resolution=8, or prepare it anew"):
+        Packed(root=str(tmp_path / "p")).build()
+    with pytest.raises(UserError, match="data.root must name the folder of a prepared data set"):
+        Packed().build()
+
+
+def test_a_pickle_in_the_place_of_an_array_is_not_loaded(many, tmp_path):
+    pack(many(), tmp_path / "p", "many")
+    np.save(tmp_path / "p" / "images.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="is not whole"):
+        Packed(root=str(tmp_path / "p"), resolution=8).build()
+
+
+def test_a_disk_that_is_too_small_says_so_before_anything_is_decoded(many, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    images = many()
+    images.decode = None  # nobody asks it
+    images.content = "x"
+    with pytest.raises(OSError, match="No space left"):
+        pack(images, tmp_path / "p", "many")
+
+
+# ---- what is gathered ahead ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mapped_set_streams_as_one_in_memory(many, tmp_path, flip):
+    pack(many(), tmp_path / "p", "many")
+    mapped, in_ram = (prepare(Packed(root=str(tmp_path / "p"), resolution=8, keep_in=where), CPU) for where in ("auto", "host"))
+    for start in (0, 64):
+        streams = [RealBatches(images, 3, 8, 1, 2, start, CPU, flip=flip) for images in (mapped, in_ram)]
+        assert streams[0]._gathered and not streams[1]._gathered
+        for _ in range(20):
+            (x, y), (same_x, same_y) = (stream.next() for stream in streams)
+            assert torch.equal(x, same_x) and torch.equal(y, same_y)
+        for stream in streams:
+            stream.close()
+
+
+def test_results_come_in_order_and_ahead():
+    made, go = [], threading.Event()
+
+    def make(turn: int) -> int:
+        made.append(turn)
+        if turn == 6:
+            go.wait(20)
+        return turn * turn
+
+    ahead = Ahead(make, depth=3)
+    assert [ahead.next() for _ in range(4)] == [0, 1, 4, 9]
+    deadline = time.monotonic() + 20
+    while 6 not in made and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert made == [0, 1, 2, 3, 4, 5, 6]  # three beyond what was taken, and no more
+    go.set()
+    assert ahead.next() == 16
+    ahead.close()
+    assert not [t for t in threading.enumerate() if t in ahead._pool._threads]
+
+
+def test_what_cannot_be_made_is_raised_where_it_is_taken():
+    def make(turn: int) -> int:
+        if turn == 2:
+            raise UserError("two")
+        return turn
+
+    ahead = Ahead(make)
+    assert [ahead.next(), ahead.next()] == [0, 1]
+    with pytest.raises(UserError, match="two"):
+        ahead.next()
+    ahead.close()
+
+
+# ---- the tool --------------------------------------------------------------------------------------------------------
+
+
+def test_the_tool_prepares_a_folder_that_a_run_trains_on(tmp_path, gantrain):
+    folder = write_images(tmp_path / "many", [f"{c}/{i}.png" for c in "ab" for i in range(20)], size=(20, 16))
+    said = tool(folder, "--out", tmp_path / "p", "--resolution", 8, "--channels", 1).stdout
+    assert f"{tmp_path / 'p'}: 40 of 40 images made just now" in said and f"train with data.name=packed data.root={tmp_path / 'p'} data.resolution=8" in said
+    same(Packed(root=str(tmp_path / "p"), resolution=8).build(), Folder(root=str(folder), resolution=8, channels=1).build())
+    assert "all 40 images are what was written" in tool("--verify", tmp_path / "p").stdout
+    runs = []
+    for data in (["data.name=packed", f"data.root={tmp_path / 'p'}"], ["data.name=folder", f"data.root={folder}", "data.channels=1"]):
+        runs.append(tmp_path / data[0])
+        gantrain("train", "configs/digits.yaml", *TINY, *data, "data.resolution=8", f"run_dir={runs[-1]}", "total_kimg=0.08", "eval.reference_samples=32", "eval.num_samples=32")
+    logs = [[line for line in lines_of(run) if "loss/d" in line] for run in runs]
+    assert [line["loss/d"] for line in logs[0]] == [line["loss/d"] for line in logs[1]] and len(logs[0]) >= 1
+    assert all(0 <= line["throughput/data_wait"] < 1 for line in logs[0])
+
+
+def test_the_tool_reads_stylegans_zips(tmp_path):
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path), LABELS)
+    tool(path, "--out", tmp_path / "p", "--resolution", 8)
+    same(Packed(root=str(tmp_path / "p"), resolution=8).build(), Archive(root=str(path), resolution=8).build())
+
+
+def test_the_tool_reads_biggan_pytorchs_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    pixels, labels = noise(20, 3, 8, 8), np.arange(20) % 3
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:  # as its make_hdf5.py lays it out
+        file.create_dataset("imgs", data=pixels, dtype="uint8", maxshape=(None, 3, 8, 8), chunks=(10, 3, 8, 8))
+        file.create_dataset("labels", data=labels, dtype="int64", maxshape=(None,), chunks=(10,))
+    tool(tmp_path / "a.hdf5", "--out", tmp_path / "p", "--resolution", 8)
+    images = Packed(root=str(tmp_path / "p"), resolution=8).build()
+    assert np.array_equal(images.pixels.numpy(), pixels) and images.labels.tolist() == labels.tolist()
+    with h5py.File(tmp_path / "b.hdf5", "w") as file:
+        file.create_dataset("imgs", data=pixels.astype(np.float32))
+        file.create_dataset("labels", data=labels)
+    done = tool(tmp_path / "b.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
+    assert done.returncode == 2 and "is no HDF5 as BigGAN-PyTorch's make_hdf5.py writes it (imgs is float32 (20, 3, 8, 8)" in done.stderr
+
+
+def test_the_tool_reads_torchvisions_sets(tmp_path):
+    pixels, labels = noise(12, 28, 28), np.arange(12, dtype=np.uint8) % 10
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for kind, count in (("train", 12), ("t10k", 12)):
+        for name, magic, body in ((f"{kind}-images-idx3-ubyte", (0, 0, 8, 3), pixels), (f"{kind}-labels-idx1-ubyte", (0, 0, 8, 1), labels)):
+            head = bytes(magic) + b"".join(int(n).to_bytes(4, "big") for n in body.shape)
+            (raw / name).write_bytes(head + body.tobytes())
+            (raw / f"{name}.gz").write_bytes(gzip.compress(head + body.tobytes()))
+    tool("torchvision:FashionMNIST", "--data", tmp_path / "data", "--out", tmp_path / "p", "--resolution", 28, "--channels", 1)
+    images = Packed(root=str(tmp_path / "p"), resolution=28).build()
+    assert np.array_equal(images.pixels[:, 0].numpy(), pixels) and images.labels.tolist() == labels.tolist() and images.class_names[9] == "Ankle boot"
+
+
+def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
+    folder = cats_and_dogs(tmp_path)
+    (folder / "cat" / "1.png").write_bytes(b"no picture")
+    done = tool(folder, "--out", tmp_path / "p", "--resolution", 8, check=False)
+    assert done.returncode == 2 and "cat/1.png: does not decode" in done.stderr and len(done.stderr.splitlines()) == 1 and not (tmp_path / "p").exists()
+    said = tool(folder, "--out", tmp_path / "p", "--resolution", 8, "--on-error", "skip").stdout
+    assert "skipped: " in said and "cat/1.png" in said
+    images = Packed(root=str(tmp_path / "p"), resolution=8).build()
+    assert torch.equal(images.pixels[1], images.pixels[2]) and len(images) == 7
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["cifar1O", "--out", "x", "--resolution", 32], "cifar1O: is no folder, no .zip, no .hdf5 and none of cifar10, cifar100, stl10, digits; did you mean 'cifar10'?"),
+    (["torchvision:FashonMNIST", "--out", "x", "--resolution", 32], "did you mean 'FashionMNIST'?"),
+    (["digits"], "a source, --out and --resolution are needed"),
+    (["--verify", "nowhere"], "is no prepared data set (it has no head.json); tools/prepare_dataset.py makes one"),
+    (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be fetched"),
+])  # fmt: skip
+def test_the_tools_mistakes_are_one_line(arguments, words):
+    done = tool(*arguments, check=False)
+    assert done.returncode == 2 and words in done.stderr.splitlines()[-1]
+
+
+def test_flat_pictures_are_said_at_the_start_of_a_run(many, tmp_path):
+    images = in_memory(16, 2, 1, 8)
+    images.pixels[:] = 7
+    pack(images, tmp_path / "p", "flat")
+    with pytest.raises(UserError, match="every pixel looked at is 7"):
+        audit(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU))
