@@ -256,7 +256,11 @@ class Performance:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. Every attribute is a section or key of the YAML file."""
+    """A whole run. Every attribute is a section or key of the YAML file.
+
+    `sync_batchnorm` has BatchNorm take its statistics, in training, over the micro-batches of all processes (on GPUs): the networks then see
+    micro_batch x processes images at a time, so that other numbers of processes give other results.
+    """
 
     run_dir: str = "runs/gantrain"
     seed: int = 0
@@ -276,6 +280,7 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     orbit: Orbit = field(default_factory=Orbit)
     mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sync_batchnorm: bool = False
     performance: Performance = field(default_factory=Performance)
 
     def __post_init__(self) -> None:

@@ -68,6 +68,8 @@ class Trainer:
         if self.accelerator.mixed_precision != PRECISIONS[config.mixed_precision]:
             raise UserError(f"mixed_precision: the Accelerator of this program computes in {self.accelerator.mixed_precision!r}, not in {config.mixed_precision}")
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        if config.sync_batchnorm and self.device.type == "cpu" and self.accelerator.num_processes > 1:
+            raise UserError("sync_batchnorm: torch synchronises BatchNorm on GPUs only; set sync_batchnorm=false, or a larger batching.micro_batch")
         self.run_dir = Path(config.run_dir).expanduser()
         self.tracker = Tracker(self.run_dir, self.main, persistent=config.checkpoint.on_error == "continue")
         self.changes = from_main(self.accelerator, look_into(self.run_dir, config) if self.main else None)
@@ -258,6 +260,8 @@ class Trainer:
         generator, discriminator = c.model.build(*shape)
         with torch.random.fork_rng(devices=[]):
             averaged, _ = c.model.build(*shape)
+        if c.sync_batchnorm:
+            generator, discriminator = map(nn.SyncBatchNorm.convert_sync_batchnorm, (generator, discriminator))
         for network in (generator, discriminator, averaged):
             performance.place(network, self.performance, self.device)
         if self.performance.compile:

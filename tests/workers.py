@@ -203,8 +203,43 @@ def orbit(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     return cli.run(["train", *words])
 
 
+def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
+    """How often three updates exchange each network's gradients, bucket by bucket."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from gantrain.loading import load
+    from gantrain.trainer import Trainer
+
+    trainer = Trainer(load(words[0], words[1:]))
+    seen: dict[str, list[int]] = {"d": [], "g": []}
+    for key, player in (("d", trainer.D), ("g", trainer.G)):
+
+        def hook(state, bucket, key=key):
+            seen[key].append(bucket.index())
+            return allreduce_hook(None, bucket)
+
+        player.wrapped.register_comm_hook(None, hook)
+    trainer.start()
+    trainer.update()  # after the first, DistributedDataParallel puts its buckets in order
+    for of in seen.values():
+        of.clear()
+    for _ in range(3):
+        trainer.update()
+    trainer.pulse.receive(all=True)
+    buckets = {key: len(set(of)) for key, of in seen.items()}
+    views = all(p.grad._is_view() for player in (trainer.D, trainer.G) for p in player.network.parameters() if p.grad is not None)
+    found = {"updates": 3, "d_steps": trainer.config.optim.d_steps, "buckets": buckets, "exchanges": {key: len(of) for key, of in seen.items()}, "views": views}
+    if trainer.main:
+        (folder / "exchanges.json").write_text(json.dumps(found))
+    trainer.close()
+    accelerator = trainer.accelerator
+    del trainer, player, of
+    finish(accelerator)
+    return 0
+
+
 SMALL = {"gradient": gradient, "helpers": helpers, "noise_scale": noise_scale}
-WHOLE_RUNS = {"command": command, "spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree, "orbit": orbit}
+WHOLE_RUNS = {"command": command, "spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree, "orbit": orbit, "exchanges": exchanges}
 
 
 def run(case: str, folder: Path, words: list[str]) -> None:

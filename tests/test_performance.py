@@ -1,0 +1,277 @@
+"""Speed without a clock: what is picked, what is not waited for, how often processes speak, and that none of it changes a result."""
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, TESTS, TINY, lines_of
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gantrain import performance
+from gantrain.config import Performance
+from gantrain.loading import load
+from gantrain.trainer import Trainer
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+DIGITS = ROOT / "configs" / "digits.yaml"
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+# ---- what is picked --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device, on", [("cpu", {"channels_last", "keep_memory"}), ("cuda", {"channels_last", "tf32"}), ("mps", set())])
+def test_what_is_left_open_is_picked_for_the_device(device, on):
+    found = performance.picked(Performance(), torch.device(device))
+    assert {name for name in ("channels_last", "compile", "tf32", "keep_memory") if getattr(found, name)} == on
+    assert None not in vars(found).values() and performance.picked(found, CPU) == found
+
+
+def test_what_is_given_stays_and_without_auto_nothing_is_picked():
+    found = performance.picked(Performance(channels_last=False, compile=True), CPU)
+    assert (found.channels_last, found.compile, found.keep_memory) == (False, True, True)
+    off = performance.picked(Performance(auto=False, tf32=True), CPU)
+    assert (off.channels_last, off.compile, off.tf32, off.keep_memory) == (False, False, True, False)
+
+
+def test_a_run_says_what_was_picked_and_what_was_asked_for(gantrain, tmp_path):
+    said = gantrain("train", DIGITS, *TINY, f"run_dir={tmp_path / 'run'}", "total_kimg=0.032", "performance.tf32=false").stdout
+    assert "performance: channels_last, keep_memory picked for cpu; as configured tf32=false" in said
+    start = next(line for line in lines_of(tmp_path / "run") if line.get("event") == "start")
+    assert start["performance"] == {"auto": True, "channels_last": True, "compile": False, "tf32": False, "keep_memory": True}
+
+
+def test_freed_memory_is_kept_for_the_next_tensor():
+    """Counted in page faults: a tensor that is mapped anew has one for each of its pages, 4 or 64 KiB."""
+    text = """
+import resource, torch
+from gantrain.performance import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+assert keep_freed_memory()
+faults()
+print(before, faults())
+"""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("needs glibc")
+    out = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    before, after = map(int, out.split())
+    assert before >= 5 * 2**26 / 2**16 and after < before / 50
+
+
+# ---- what is not waited for ------------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would have a host wait for its device: a tensor's value as a number, and shapes that depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique"):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+EVERYTHING = [
+    "optim.d_steps=2", "optim.orthogonal_g=1e-4", "noise_scale.measure_every=1", "noise_scale.window=8", "batching.micro_batch=8", "data.flip=true",
+    "penalties={r1: {name: r1, gamma: 0.1, every: 2}}", "averagers={a: {name: ema, half_life_kimg: 1, networks: gd}, b: {name: swa, every_kimg: 0.016}, c: {name: bema}, d: {name: power}}",
+    "guard.on_saturation=rollback", "total_kimg=9", "tracking.wandb.mode=disabled",
+]  # fmt: skip
+
+
+def begun(folder, *overrides: str) -> Trainer:
+    trainer = Trainer(load(DIGITS, [*TINY, *EVERYTHING, *overrides, f"run_dir={folder}"]))
+    trainer.start()
+    for _ in range(2):
+        trainer.update()
+    return trainer
+
+
+def test_the_trap_sees_what_waits():
+    with Waits() as waits:
+        x = torch.ones(3)
+        assert x[0].item() == 1 and bool(x.sum() > 0) and float(x[1]) == 1 and x.tolist() and len(x.nonzero()) == 3
+    assert waits.found == {"aten::_local_scalar_dense": 3, "aten::nonzero": 1}
+
+
+def test_an_update_waits_for_nothing(tmp_path):
+    """With a measured noise scale, rounds, penalties, averages of both players, and the guard."""
+    trainer = begun(tmp_path)
+    with Waits() as waits:
+        for _ in range(3):
+            trainer.update()
+    trainer.close()
+    assert not waits.found
+
+
+@ON_GPU
+def test_an_update_waits_for_nothing_on_a_gpu(tmp_path):
+    trainer = begun(tmp_path)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.close()
+
+
+# ---- how often processes speak ---------------------------------------------------------------------------------------
+
+
+def test_gradients_are_exchanged_once_a_step_however_many_rounds(together, tmp_path):
+    """Counted in DistributedDataParallel's own buckets, by two processes: a bucket a network, once for each step of its optimizer."""
+    cases = {k: tmp_path / str(k) for k in (1, 2, 4)}
+    words = [w for k, folder in cases.items() for w in ("--", "exchanges", folder, DIGITS, *TINY, "total_kimg=9", f"batching.micro_batch={8 // k}", f"run_dir={folder / 'run'}")]
+    together(2, TESTS / "workers.py", *words)
+    for folder in cases.values():
+        assert sorted(p.read_text() for p in folder.glob("world-*")) == ["2", "2"]
+        found = json.loads((folder / "exchanges.json").read_text())
+        assert found == {"updates": 3, "d_steps": 2, "buckets": {"d": 1, "g": 1}, "exchanges": {"d": 6, "g": 3}, "views": True}
+
+
+def test_two_machines_train_as_one_with_two_processes(together, tmp_path):
+    """Two launchers, as on two machines, each with a process of its own; they meet on localhost."""
+    words = [*TINY, "total_kimg=0.16", "eval.every_kimg=null", "tracking.wandb.mode=disabled"]
+    together(2, "-m", "gantrain", "train", DIGITS, *words, f"run_dir={tmp_path / 'one'}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    launcher += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = ["-m", "gantrain", "train", str(DIGITS), *words, f"run_dir={tmp_path / 'two'}"]
+    machines = [
+        subprocess.Popen([*launcher, "--machine_rank", str(rank), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
+        for rank in range(2)
+    ]
+    said = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    one, two = (lines_of(tmp_path / run) for run in ("one", "two"))
+    assert next(line for line in two if line.get("event") == "start")["processes"] == 2 and "done:" in said[0] and "done:" not in said[1]
+    numbers = [[{k: v for k, v in line.items() if not k.startswith(("throughput", "memory"))} for line in lines if "loss/d" in line] for lines in (one, two)]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 2
+
+
+# ---- BatchNorm over all processes ------------------------------------------------------------------------------------
+
+
+def test_synchronised_batchnorm_is_plain_batchnorm_on_one_process(gantrain, tmp_path):
+    words = [DIGITS, *TINY, "total_kimg=0.064", "eval.num_samples=32"]
+    logs = []
+    for on in ("false", "true"):
+        gantrain("train", *words, f"run_dir={tmp_path / on}", f"sync_batchnorm={on}")
+        logs.append([(line["loss/d"], line["loss/g"]) for line in lines_of(tmp_path / on) if "loss/d" in line] + [v for line in lines_of(tmp_path / on) for k, v in line.items() if k.startswith("eval/ema")])
+    assert logs[0] == logs[1] and len(logs[0]) > 3
+    config = load(DIGITS, [*TINY, "sync_batchnorm=true", f"run_dir={tmp_path / 'x'}"])
+    trainer = Trainer(config)
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in trainer.G.network.modules()) and not any(isinstance(m, nn.SyncBatchNorm) for m in trainer.averaged.modules())
+
+
+def test_synchronised_batchnorm_on_cpus_is_refused(together, tmp_path):
+    done = together(2, "-m", "gantrain", "train", DIGITS, *TINY, "sync_batchnorm=true", f"run_dir={tmp_path}", check=False)
+    assert done.returncode and "sync_batchnorm: torch synchronises BatchNorm on GPUs only; set sync_batchnorm=false" in done.stderr
+
+
+# ---- compiled networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_run_resumes_swaps_and_averages_as_another(gantrain, tmp_path, monkeypatch, backend):
+    """With a backend that runs what was traced as it is, nothing may differ by a bit; with the real one, what rounding does."""
+    compile = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: compile(self, backend=backend, **kwargs))
+    swaps = ["swap={source: ema, start_kimg: 0.08, every_kimg: 0.08, after_kimg: 0.04, networks: g}", "eval.every_kimg=null", "optim.eps=1e-3", "batching.micro_batch=8"]
+    for name, on in (("plain", "false"), ("compiled", "true")):
+        words = ["train", DIGITS, *TINY, *swaps, f"run_dir={tmp_path / name}", f"performance.compile={on}"]
+        gantrain(*words, "total_kimg=0.16")
+        torch.compiler.reset()
+        assert "resumed at 0.16" in gantrain(*words, "total_kimg=0.24").stdout
+    plain, compiled = (sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("plain", "compiled"))
+    files = sorted(p.name for p in plain.glob("*.safetensors"))
+    assert files == sorted(p.name for p in compiled.glob("*.safetensors")) and "g.safetensors" in files
+    for file in files:
+        a, b = load_file(plain / file), load_file(compiled / file)
+        assert a.keys() == b.keys()
+        for name, tensor in a.items():
+            torch.testing.assert_close(b[name], tensor, **({"rtol": 0, "atol": 0} if backend == "eager" else {"rtol": 2e-3, "atol": 2e-4}))
+
+
+# ---- in half precision -----------------------------------------------------------------------------------------------
+
+
+def test_features_stay_in_the_precision_of_the_convolutions():
+    """Conditional gains in fp32 would make every feature map fp32 up to the next convolution, at twice the traffic."""
+    trainer_config = load(DIGITS, TINY)
+    G, _ = trainer_config.model.build(16, 1, 10)
+    seen = []
+    for block in G.blocks:
+        block.conv1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        G(torch.randn(4, G.dim_z), torch.arange(4))
+    assert seen and set(seen) == {torch.bfloat16}
+
+
+# ---- the bound -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def roofline(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import roofline
+
+    return roofline
+
+
+def test_the_bound_is_an_updates_convolutions_and_products_alone(roofline):
+    conv, out = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last), nn.Linear(4, 2)
+    x = torch.randn(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    with roofline.Roofline() as bound:
+        out(F.relu(conv(x)).mean(dim=(2, 3))).square().sum().backward()
+    names = Counter(func._schema.name for func, _, _ in bound.calls)
+    assert names == {"aten::convolution": 1, "aten::convolution_backward": 1, "aten::addmm": 1, "aten::mm": 2}
+    bound.run()
+    with Counting() as counting:
+        bound.run()
+    assert counting.found == names  # and nothing else
+    described = bound.calls[0][1]
+    made = bound.filled(described)
+    assert made[0].shape == x.shape and made[0].is_contiguous(memory_format=torch.channels_last) and made[0].dtype == x.dtype
+    assert made[1].shape == conv.weight.shape and list(made[3]) == [1, 1]
+    assert bound.filled(described)[0] is made[0]  # made once
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_bound_has_the_precision_of_the_update(roofline):
+    conv = nn.Conv2d(3, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16), roofline.Roofline() as bound:
+        conv(torch.randn(2, 3, 8, 8))
+    assert [made.dtype for made in bound.filled(bound.calls[0][1])[:2]] == [torch.bfloat16] * 2
