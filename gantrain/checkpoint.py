@@ -119,6 +119,10 @@ class CheckpointStore:
             if int(path.name) > nimg:
                 shutil.rmtree(path, ignore_errors=True)
 
+    def forget(self, path: Path) -> None:
+        """Delete one."""
+        shutil.rmtree(path, ignore_errors=True)
+
     def clear_drafts(self) -> None:
         """Delete what a kill in the middle of writing has left."""
         if self.folder.is_dir():

@@ -83,6 +83,8 @@ class Eval:
             running ones that were averaged like the weights; "batch" normalises every batch by its own.
         recalibration_batches: forwards of `batch_size` images for "recalibrate".
         truncation: draw z from the normal cut at this absolute value; null does not cut.
+        asynchronous: (in files `async`) score a checkpoint in a process of its own, on the main process's device, while training goes
+            on; the line arrives later, at its kimg. The last evaluation of a run is always waited for.
     """
 
     every_kimg: float | None = 25.0
@@ -94,6 +96,7 @@ class Eval:
     batchnorm: str = "recalibrate"
     recalibration_batches: int = 16
     truncation: float | None = None
+    asynchronous: bool = field(default=False, metadata={"key": "async"})  # a word that Python keeps for itself
 
     def __post_init__(self) -> None:
         check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null")

@@ -317,12 +317,15 @@ class RunScorer:
         num_samples: generated images a score; None is the run's own.
         kimg: which checkpoint; None is the newest.
         overrides: changes to the run's eval and data sections, `section.key=value`.
+        path: a checkpoint that is none of those; `kimg` is not looked at.
 
     Raises:
         UserError: as `load_generator`.
     """
 
-    def __init__(self, run: str | Path, num_samples: int | None = None, kimg: float | None = None, overrides: Sequence[str] = ()):
+    def __init__(
+        self, run: str | Path, num_samples: int | None = None, kimg: float | None = None, overrides: Sequence[str] = (), path: Path | None = None
+    ):  # fmt: skip
         if num_samples is not None and num_samples < 16:
             raise UserError(f"--num: must be at least 16, got {num_samples}")
         for override in overrides:
@@ -330,7 +333,7 @@ class RunScorer:
                 raise UserError(f"{override}: this command takes overrides of eval and data only; the rest is what was trained")
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
-        _, self.path = open_run(run, kimg)
+        self.path = open_run(run, kimg)[1] if path is None else path
         self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
 
     def prepare(self) -> None:

@@ -15,6 +15,7 @@ from gantrain.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, k
 from gantrain.config import Checkpoint
 from gantrain.errors import UserError
 from gantrain.runfolder import forget_abandoned
+from gantrain.scoring import BackgroundEvaluation
 from gantrain.tracking import Tracker
 
 
@@ -31,6 +32,7 @@ class Keeper:
         checkpoints: what the run goes on from.
         snapshots: compact averages that others are rebuilt from.
         best: a store of one checkpoint for each of the scores.
+        scoring: checkpoints that are scored in the background.
     """
 
     def __init__(self, run_dir: Path, settings: Checkpoint, scores: Sequence[str], tracker: Tracker):
@@ -38,6 +40,7 @@ class Keeper:
         self.checkpoints = CheckpointStore(run_dir / "checkpoints", settings.keep_last, tracker.say, settings.keep_every_kimg)
         self.snapshots = CheckpointStore(run_dir / sampling.AVERAGES_FOLDER, None, tracker.say)
         self.best = {name: CheckpointStore(run_dir / sampling.BEST_FOLDER / name.replace("/", "."), 1, tracker.say) for name in scores}
+        self.scoring = BackgroundEvaluation(run_dir, tracker.say)
         self._run_dir = run_dir
         self._writer = BackgroundWriter()
 
@@ -83,7 +86,8 @@ class Keeper:
         sampling.forget_rebuilt_after(self._run_dir, nimg)
 
     def save(
-        self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best_of: Sequence[str], best_only: bool, held: int | None
+        self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best_of: Sequence[str], best_only: bool, held: int | None,
+        to_score: bool = False,
     ) -> None:  # fmt: skip
         """Write a checkpoint in the background, when the one before it is written.
 
@@ -92,12 +96,13 @@ class Keeper:
             best_of: scores that are at their best.
             best_only: keep it for these alone.
             held: images seen; the newest checkpoint not beyond them is still needed.
+            to_score: keep it for `scoring`, too, and let go of what was scored before.
 
         Raises:
             NotWritten: the one before it could not be written, and that ends the run.
         """
         self.collect(nimg, wait=True)
-        stores = [*([] if best_only else [self.checkpoints]), *(self.best[name] for name in best_of)]
+        stores = [*([] if best_only else [self.checkpoints]), *(self.best[name] for name in best_of), *([self.scoring.store] if to_score else [])]
         self.checkpoints.held = held
         state = copy.deepcopy(state)  # the run goes on changing what it has told
 
@@ -105,8 +110,23 @@ class Keeper:
             save_under(stores, nimg, tensors, state)
             for name in best_of:
                 self.best[name].forget_after(nimg)  # the best of a path that was rolled back from, which this one beats
+            if to_score:
+                self.scoring.clear(but=nimg)
 
         self._writer.submit(job)
+
+    def keep_best(self, nimg: int, best_of: Sequence[str]) -> None:
+        """Keep what was scored in the background as the best of some scores.
+
+        Raises:
+            NotWritten: it could not be kept, and that ends the run.
+        """
+        try:
+            for name in best_of:
+                keep_also(self.scoring.path(nimg), self.best[name])
+                self.best[name].forget_after(nimg)
+        except NotWritten as error:
+            self.bear(nimg, error)
 
     def snapshot(self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """The same of a snapshot of averages."""
@@ -125,12 +145,16 @@ class Keeper:
         try:
             self._writer.wait() if wait else self._writer.check()
         except NotWritten as error:
-            if last or self.settings.on_error == "stop":
-                raise
-            self.tracker.event(nimg, "not_written", error.what, words=error.what)
-            self.tracker.say(f"{error.what}; checkpoint.on_error=continue goes on")
+            self.bear(nimg, error, last)
             return False
         return True
+
+    def bear(self, nimg: int, error: NotWritten, last: bool = False) -> None:
+        """Say what was not written where the run goes on without; raise it where it does not."""
+        if last or self.settings.on_error == "stop":
+            raise error
+        self.tracker.event(nimg, "not_written", error.what, words=error.what)
+        self.tracker.say(f"{error.what}; checkpoint.on_error=continue goes on")
 
     def newest(self, until: int, best: str | None = None) -> Path | None:
         """The newest whole checkpoint of no more than `until` images, or the best by a score; among `checkpoints` afterwards.

@@ -109,8 +109,13 @@ def to_dict(config: Any) -> dict[str, Any]:
         elif dataclasses.is_dataclass(value):
             result[f.name] = to_dict(value)
         else:
-            result[f.name] = list(value) if isinstance(value, tuple) else value
+            result[key_of(f)] = list(value) if isinstance(value, tuple) else value
     return result
+
+
+def key_of(f: dataclasses.Field) -> str:
+    """What a field is called in files."""
+    return f.metadata.get("key", f.name)
 
 
 def to_yaml(config: Config) -> str:
@@ -276,7 +281,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{sources(path)}: {path} is a section with keys of its own, got {shortened(values)}")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = {key_of(f): f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     arguments = {}
     for key, value in values.items():
@@ -288,7 +293,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         if key not in fields:
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
             raise ConfigError(f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{(not path and elsewhere(key)) or did_you_mean(key, fields)}")
-        arguments[key] = field_value(fields[key], hints[key], value, full, sources)
+        arguments[fields[key].name] = field_value(fields[key], hints[fields[key].name], value, full, sources)
     try:
         return cls(**arguments)
     except InvalidField as error:

@@ -113,6 +113,8 @@ class Trainer:
         self.scores: Scores = {}
         self.scored = 0  # samples behind them
         self.scored_at = -1  # images seen then
+        self.to_score = False  # whether the next checkpoint is to be scored in the background
+        self.scoring: int | None = None  # images seen at the checkpoint that is being scored in the background
         self.lock: IO[str] | None = None
         self.wandb_id = new_run_id()
         self.notes = notes(config)  # what a person should know, said once at the start
@@ -155,13 +157,13 @@ class Trainer:
             if self.due(c.orbit.every_kimg) or self.due(c.eval.every_kimg) or done:
                 self.record_orbit()
             if self.due(c.eval.every_kimg) or done:
-                self.evaluate()
+                self.evaluate(done)
             if self.due(c.tracking.samples_every_kimg) or done:
                 with self.dispensable("samples"):
                     self.draw_samples()
             self.keep_snapshots(done)
             self.swapper.maintain(self.previous_nimg, self.nimg, done, more=self.nimg < total)
-            if self.due(c.checkpoint.every_kimg) or done or self.improved:
+            if self.due(c.checkpoint.every_kimg) or done or self.improved or self.to_score:
                 self.save()
         return self.nimg >= total
 
@@ -305,6 +307,7 @@ class Trainer:
             half = self.batching.micro_batch // 2
             self.notes.append(f"noise_scale: there is one micro-batch an update, so a measured update goes in two of {half} images, which is what BatchNorm sees then")
         if self.main:
+            self.keeper.scoring.clear(but=self.scoring)
             self.keeper.tidy(self.nimg, path, {name: one.nimg for name, one in self.watch.best.items()})
             write_config(self.config, self.run_dir)
         self.tracker.open(state.get("metrics_bytes", 0))
@@ -396,6 +399,7 @@ class Trainer:
         self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate, "throughput/data_wait": waited})
         self.stats, self.stats_count, self.data_wait = {}, 0, 0.0
         before, self.logged_at = self.logged_at, self.nimg
+        self.receive_scores()
         self.face(self.watch.losses(before, self.nimg, values["loss/d"]))
 
     def singular_values(self) -> dict[str, float]:
@@ -466,9 +470,12 @@ class Trainer:
         if path is None or self.watch.attempts > g.max_rollbacks:
             self.give_up(trouble, path, tried)
         state = self.load(path, rolls_back=True)
+        if self.scoring is not None and self.scoring > self.nimg:  # of the path that is left
+            self.scoring = None
+            self.keeper.scoring.cancel()
         growth = self.watch.growth / state["guard"]["growth"]  # the checkpoint's batch has had its part
         grown = self.batching.ask(self.nimg, growth) if growth > 1 else None
-        self.stats, self.stats_count, self.improved = {}, 0, []
+        self.stats, self.stats_count, self.improved, self.to_score = {}, 0, [], False
         attempt = f"attempt {self.watch.attempts} of {g.max_rollbacks}"
         words = f"{trouble.words}; back to {self.nimg / 1000:g} kimg, {attempt}, on other images"
         words += f", learning rates x {self.watch.lr_scale:g}" if self.watch.lr_scale != 1 else ""
@@ -550,10 +557,20 @@ class Trainer:
                     values |= as_numbers(f"noise_scale/{player.upper()}/{name}", one)
         return values
 
-    def evaluate(self) -> None:
-        """Score the live weights and every average that has begun, unless that was done at this moment."""
-        if self.scored_at == self.nimg:
+    def evaluate(self, last: bool) -> None:
+        """Score the live weights and every average that has begun, unless that was done, or begun, at this moment."""
+        self.receive_scores(wait=last or self.scoring not in (None, self.nimg))
+        if self.nimg in (self.scored_at, self.scoring):
             return
+        if self.scoring is not None:  # a full disk has taken it
+            self.tracker.say(f"the evaluation at {self.scoring / 1000:g} kimg is lost: its checkpoint was not written")
+        if self.config.eval.asynchronous and not last:
+            self.tracker.say(f"scoring {', '.join([LIVE, *self.bank.started()])} at {self.nimg / 1000:g} kimg in the background")
+            self.scoring, self.to_score = self.nimg, True
+            if self.swapper.swaps_now(self.previous_nimg, self.nimg, more=self.nimg < clock.images(self.config.total_kimg)):
+                self.save(pending=True)  # what is to be scored, before a swap replaces it
+            return
+        self.scoring = None
         self.listen(all=True)
         self.unify_statistics()
         names = [LIVE, *self.bank.started()]
@@ -561,16 +578,54 @@ class Trainer:
         with self.evaluator.leaving_when(lambda: self.interruption.asked is not None):
             self.scores = self.evaluator.score(names, self.bank.materialize, self.averaged)
         self.scored, self.scored_at = self.config.eval.num_samples, self.nimg
-        if self.main:
-            self.tracker.log(self.nimg, {**as_keys(self.scores), **self.evaluator.protocol()})
-            if self.nimg < clock.images(self.config.total_kimg):  # the last table is the end's
-                self.tracker.say(table(self.scores))
-            self.show_orbit()
+        self.record_scores(self.nimg, self.evaluator.protocol())
         improved, trouble = self.watch.scores(self.nimg, from_main(self.accelerator, as_keys(self.scores)))
         self.improved = [name for name in improved if name in self.keeper.best]
         self.face(trouble)
         if self.improved and self.swapper.swaps_now(self.previous_nimg, self.nimg, more=self.nimg < clock.images(self.config.total_kimg)):
             self.save(pending=True, best_only=True)  # what was scored, before a swap replaces it
+
+    def receive_scores(self, wait: bool = False) -> None:
+        """Take up what was scored in the background, if it is there; every process must ask at the same time.
+
+        Raises:
+            Interrupted: asked to stop while waiting.
+            Trouble: the scores say so.
+        """
+        if self.scoring is None:
+            return
+        found = from_main(self.accelerator, self.result(wait) if self.main else None)
+        if found is None:
+            return
+        if found == Interrupted.__name__:
+            raise Interrupted
+        nimg, self.scoring = self.scoring, None
+        self.scores = {name: dict(row) for name, row in found["scores"]}
+        self.scored, self.scored_at = self.config.eval.num_samples, nimg
+        self.record_scores(nimg, found["protocol"])
+        improved, trouble = self.watch.scores(nimg, as_keys(self.scores))
+        best_of = [name for name in improved if name in self.keeper.best]
+        if self.main and best_of:
+            self.tracker.event(nimg, "best", best_of=best_of)
+            self.keeper.keep_best(nimg, best_of)
+        self.face(trouble)
+
+    def result(self, wait: bool) -> dict[str, Any] | str | None:
+        """What the background has to say to this; a word where the run was asked to stop meanwhile."""
+        self.keeper.collect(self.nimg, wait=wait)
+        try:
+            return self.keeper.scoring.result(self.scoring, wait, lambda: self.interruption.asked is not None)
+        except Interrupted:
+            return Interrupted.__name__
+
+    def record_scores(self, nimg: int, protocol: dict[str, object]) -> None:
+        """A line of the record, a table on the console, and what the orbit looks like by now."""
+        if not self.main:
+            return
+        self.tracker.log(nimg, {**as_keys(self.scores), **protocol})
+        if nimg < clock.images(self.config.total_kimg):  # the last table is the end's
+            self.tracker.say(table(self.scores, f"at {nimg / 1000:g} kimg" if nimg < self.nimg else "average"))
+        self.show_orbit()
 
     def score_live(self) -> dict[str, float]:
         """The live weights' scores as they are now, beside a swap; empty but on the main process."""
@@ -626,8 +681,8 @@ class Trainer:
             self.tracker.event(self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}" if not best_only else sampling.BEST_FOLDER, best_of=self.improved)
             self.keeper.collect(self.nimg, wait=True)  # before the copies are made: one of each is in memory
             tensors = {group: checkpoint.plain(named) for group, named in self.tensors().items()}
-            self.keeper.save(self.nimg, tensors, self.state(stats, pending), self.improved, best_only, self.watch.well_until)
-        self.improved = []
+            self.keeper.save(self.nimg, tensors, self.state(stats, pending), self.improved, best_only, self.watch.well_until, self.to_score)
+        self.improved, self.to_score = [], False
         if not best_only:
             self.saved_at = self.nimg
 
@@ -702,6 +757,7 @@ class Trainer:
             "stats_count": self.stats_count,
             "logged_at": self.logged_at,
             "scored_at": self.scored_at,
+            "scoring": self.scoring,
             "guard": self.watch.state(),
             "gantrain": __version__,
             "shape": list(self.shape),
@@ -759,6 +815,7 @@ class Trainer:
         if rolls_back:
             self.watch.go_back(state["guard"])
             return state
+        self.scoring = state.get("scoring")
         self.watch.load(state["guard"])
         self.wandb_id = state["wandb_id"]
         if self.nimg > clock.images(self.config.total_kimg):
@@ -783,6 +840,7 @@ class Trainer:
 
     def close(self, exit_code: int = 0, wait: bool = True) -> None:
         """Let go of the record and of the run folder; also after an exception. `wait` for what is being written and sent."""
+        self.keeper.scoring.cancel()
         if wait:
             self.keeper.close()
         if self.real_batches:

@@ -14,7 +14,7 @@ FLOORS = [
     {"archives", "errors", "interruption", "lines", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
     {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance"},
-    {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "swapping", "trainer"},
+    {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,138 @@
+"""Evaluation in the background: the same scores at the same kimg, whatever comes between."""
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import spawning
+from conftest import ROOT, TINY, lines_of
+from safetensors.torch import load_file
+
+from gantrain import scoring
+from gantrain.guard import Trouble
+from gantrain.loading import ConfigError, load, to_dict, to_yaml
+from gantrain.trainer import Trainer
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+WORDS = [DIGITS, *TINY, "total_kimg=0.4", "eval.every_kimg=0.16"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def scores_of(run) -> dict[int, dict]:
+    """Every evaluation's line by images seen; none may be there twice."""
+    lines = [line for line in lines_of(run) if "eval/num_samples" in line]
+    assert len({line["nimg"] for line in lines}) == len(lines)
+    return {line["nimg"]: {k: v for k, v in line.items() if k.startswith(("eval/", "nimg"))} for line in lines}
+
+
+def weights_of(run) -> dict:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    return {(path.name, name): tensor.numpy().tobytes() for path in sorted(newest.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+@pytest.fixture(scope="module")
+def plain(gantrain, tmp_path_factory):
+    """A run that scores as it trains."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    gantrain("train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", f"run_dir={run}")
+    assert list(scores_of(run)) == [160, 320, 400]
+    return run
+
+
+def test_the_lines_are_those_of_a_run_that_waits(plain, gantrain, tmp_path):
+    said = gantrain("train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}").stdout
+    assert "scoring live, ema, ema_short, swa at 0.16 kimg in the background" in said and "\nat 0.16 kimg" in said
+    assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
+    best = [sorted(p.name for p in (run / "best" / "eval.ema.digits_fid").iterdir()) for run in (plain, tmp_path)]
+    assert best[0] == best[1] and len(best[0]) == 1
+    assert [p.name for p in sorted((tmp_path / "scoring").iterdir())][:1] == ["000000000320"]  # what was scored before it is gone
+    lines = [line["nimg"] for line in lines_of(tmp_path)]
+    assert lines != sorted(lines)  # it was waited for by nobody
+
+
+def test_what_is_scored_is_what_there_was_before_a_swap(gantrain, tmp_path):
+    swap = ["swap={source: ema, start_kimg: 0.16, every_kimg: 0.16, after_kimg: 0.04}", "total_kimg=0.24", "optim.lr_g=0.01"]
+    for name in ("false", "true"):
+        gantrain("train", *WORDS, *swap, f"run_dir={tmp_path / name}", f"eval.async={name}")
+    found = [scores_of(tmp_path / name) for name in ("false", "true")]
+    assert found[0] == found[1] and found[0][160]["eval/live/digits_fid"] != found[0][160]["eval/ema/digits_fid"]
+
+
+def test_a_run_that_is_stopped_while_it_is_scored_scores_it_later(plain, tmp_path):
+    words = ["-m", "gantrain", "train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
+    process = spawning.Spawned(words, ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while "in the background" not in process.output() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75, process.errors()
+    assert "at 0.16 kimg\n" not in process.output()  # in so short a time nothing is scored
+    assert spawning.run(words, ENVIRONMENT).returncode == 0
+    assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
+
+
+def test_a_run_that_is_killed_while_it_is_scored_scores_it_later(plain, tmp_path):
+    words = ["-m", "gantrain", "train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
+    process = spawning.Spawned(words, ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "scoring" / "000000000160.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert spawning.run(words, ENVIRONMENT).returncode == 0
+    assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
+
+
+def test_two_processes_have_one_scorer(together, tmp_path):
+    words = [*WORDS, "batching.micro_batch=8", "optim.eps=1e-3"]
+    for name in ("false", "true"):
+        together(2, "-m", "gantrain", "train", *words, f"run_dir={tmp_path / name}", f"eval.async={name}")
+        assert next(line for line in lines_of(tmp_path / name) if line.get("event") == "start")["processes"] == 2
+    waited, later = (scores_of(tmp_path / name) for name in ("false", "true"))
+    assert waited.keys() == later.keys() and weights_of(tmp_path / "false") == weights_of(tmp_path / "true")
+    for nimg, line in waited.items():
+        numbers = {k: v for k, v in line.items() if isinstance(v, float)}
+        assert numbers == pytest.approx({k: later[nimg][k] for k in numbers}, rel=1e-4, abs=1e-6)  # one process adds up in another order
+
+
+def test_what_cannot_be_scored_ends_the_run_with_its_words(plain, gantrain, tmp_path, monkeypatch):
+    words = ["train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "FOLDER", "nowhere")  # of the store; the process looks in the right place
+        done = gantrain(*words, check=False)
+    assert done.returncode == 2 and "eval.async: what lies in" in done.stderr and "could not be scored" in done.stderr
+    assert "eval.async=false scores in the run itself" in done.stderr and len(done.stderr.splitlines()) == 1
+    gantrain(*words[:-2], "eval.async=false", words[-1])
+    assert set(scores_of(tmp_path)) == set(scores_of(plain)) and weights_of(tmp_path) == weights_of(plain)
+
+
+def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp_path, monkeypatch):
+    """While 0.16 kimg are being scored the run goes back to 0.08: what it comes to then at 0.16 is scored, once."""
+    listen, result, told = Trainer.listen, scoring.BackgroundEvaluation.result, []
+
+    def trouble(trainer: Trainer, all: bool = False) -> None:
+        listen(trainer, all)
+        if trainer.nimg == 176 and not told:
+            told.append(trainer.scoring)
+            raise Trouble("worse", 176, 80, "it is worse", {})
+
+    def nothing_yet(self, nimg, wait, asked):
+        return result(self, nimg, wait, asked) if told or wait else None
+
+    monkeypatch.setattr(Trainer, "listen", trouble)
+    monkeypatch.setattr(scoring.BackgroundEvaluation, "result", nothing_yet)
+    guard = ["guard={on_worse: rollback, score: eval/ema/digits_fid, factor: 1000}", "checkpoint.every_kimg=0.08"]
+    gantrain("train", *WORDS, *guard, "eval.async=true", f"run_dir={tmp_path}")
+    (event,) = [line for line in lines_of(tmp_path) if line.get("event") == "rollback"]
+    assert told == [160] and event["to"] == 80 and list(scores_of(tmp_path)) == [160, 320, 400]
+
+
+def test_the_key_is_called_async_in_files():
+    config = load(DIGITS, ["eval.async=true"])
+    assert config.eval.asynchronous is True and to_dict(config)["eval"]["async"] is True and "asynchronous" not in to_yaml(config)
+    with pytest.raises(ConfigError, match="eval.asynchronous=True: no such key"):
+        load(DIGITS, ["eval.asynchronous=true"])
+    with pytest.raises(ConfigError, match="eval.async must be true or false, got 'soon'"):
+        load(DIGITS, ["eval.async=soon"])
