@@ -126,7 +126,7 @@ def main() -> None:
             os.nice(5)  # training first, where both compute on the same cores
         score(Path(run), int(nimg), Path(out))
     except UserError as error:
-        print(" ".join(str(error).split()))
+        sys.stdout.write(" ".join(str(error).split()) + "\n")
         sys.exit(2)
 
 

@@ -84,6 +84,8 @@ class Spawned:
         self.args, self._spawner = list(map(str, arguments)), spawner()
         self._folder = Path(tempfile.mkdtemp(prefix="spawned-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        for name in ("out", "err"):
+            (self._folder / name).touch()
         task = {"arguments": self.args, "environment": dict(environment), "out": str(self._folder / "out"), "err": str(self._folder / "err"), "largest": largest}
         self.pid = self._spawner.spawn(task)
 
