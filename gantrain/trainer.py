@@ -157,7 +157,7 @@ class Trainer:
             if self.due(c.orbit.every_kimg) or self.due(c.eval.every_kimg) or done:
                 self.record_orbit()
             if self.due(c.eval.every_kimg) or done:
-                self.evaluate(done)
+                self.evaluate()
             if self.due(c.tracking.samples_every_kimg) or done:
                 with self.dispensable("samples"):
                     self.draw_samples()
@@ -346,7 +346,7 @@ class Trainer:
             "micro_batch": self.batching.micro_batch,
             "parameters": {"g": count(self.G.network), "d": count(self.D.network)},
             "data_fingerprint": self.images.fingerprint,
-            "performance": dataclasses.asdict(self.performance),
+            "switches": dataclasses.asdict(self.performance),
         }
 
     def headline(self, path: Path | None) -> str:
@@ -557,8 +557,9 @@ class Trainer:
                     values |= as_numbers(f"noise_scale/{player.upper()}/{name}", one)
         return values
 
-    def evaluate(self, last: bool) -> None:
+    def evaluate(self) -> None:
         """Score the live weights and every average that has begun, unless that was done, or begun, at this moment."""
+        last = self.nimg >= clock.images(self.config.total_kimg)
         self.receive_scores(wait=last or self.scoring not in (None, self.nimg))
         if self.nimg in (self.scored_at, self.scoring):
             return

@@ -387,7 +387,7 @@ def test_memory_does_not_grow_with_the_batch(tmp_path):
     )
     # What is in use, not what the allocator keeps for later, which differs from run to run by more than 2%.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    settings = ["model.ch=8", "loss.name=relativistic", "optim.d_steps=1", "batching.micro_batch=64"]
+    settings = ["model.ch=8", "loss.name=relativistic", "optim.d_steps=1", "batching.micro_batch=64", "performance.keep_memory=false"]
     words = [sys.executable, "-c", code, str(DIGITS), str(tmp_path), *settings]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True, env=environment)
     found = [[int(word) for word in line.split()] for line in done.stdout.splitlines() if line[:1].isdigit()]

@@ -48,7 +48,7 @@ def test_a_run_says_what_was_picked_and_what_was_asked_for(gantrain, tmp_path):
     said = gantrain("train", DIGITS, *TINY, f"run_dir={tmp_path / 'run'}", "total_kimg=0.032", "performance.tf32=false").stdout
     assert "performance: channels_last, keep_memory picked for cpu; as configured tf32=false" in said
     start = next(line for line in lines_of(tmp_path / "run") if line.get("event") == "start")
-    assert start["performance"] == {"auto": True, "channels_last": True, "compile": False, "tf32": False, "keep_memory": True}
+    assert start["switches"] == {"auto": True, "channels_last": True, "compile": False, "tf32": False, "keep_memory": True}
 
 
 def test_freed_memory_is_kept_for_the_next_tensor():

@@ -89,6 +89,7 @@ def test_a_run_that_is_killed_while_it_is_scored_scores_it_later(plain, tmp_path
     assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_scorer(together, tmp_path):
     words = [*WORDS, "batching.micro_batch=8", "optim.eps=1e-3"]
     for name in ("false", "true"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import redirect_stdout
+from statistics import median
 
 import numpy as np
 import pytest
@@ -55,6 +56,49 @@ def test_benchmark_compares_variants(tmp_path):
     for row in record["rows"]:
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median"] <= max(row["seconds"]) and row["batch_size"] == 16
         assert f"{row['median'] * 1e3:.2f}" in said
+
+
+        assert len(row["bound_seconds"]) == 2 and row["operators"] > 50 and row["reached"] == pytest.approx(median([b / s for b, s in zip(row["bound_seconds"], row["seconds"])]))
+        assert 0 < row["data_wait"] < 1 and row["peak_gib"] > 0.1
+    assert record["versions"].keys() >= {"date", "python", "torch", "accelerate", "processor"} and record["rows"][0]["speed"] == 1
+
+
+def test_benchmark_says_a_variants_mistake_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tools/benchmark.py", "train", "configs/digits.yaml", "--against", "optim.lrg=1"], capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("benchmark.py: error: command line: optim.lrg=1: no such key")
+
+
+def test_benchmark_sets_scores_beside_sampling_on_one_process_and_on_two(tmp_path):
+    small = ["model.ch=2", "batching.batch_size=16", "eval.num_samples=64", "eval.batch_size=16", "eval.reference_samples=64", "eval.recalibration_batches=1"]
+    words = ["--averages", 3, "--processes", 2, "--threads", 1, "--turns", 2, "--images", 64, "--channels", 1]
+    run_here("tools/benchmark.py", "evaluate", "configs/digits.yaml", *small, *words, "--json", tmp_path / "b.json")
+    record = json.loads((tmp_path / "b.json").read_text())
+    one, two = record["rows"]
+    assert (one["variant"], two["variant"], record["averages"]) == ("one process", "2 processes", 3) and one["speed"] == 1
+    for row in (one, two):
+        assert row["samples"] == row["references"] == 64 and row["reference"] > 0
+        assert row["ratio"] == pytest.approx(median([s / (3 * o) for s, o in zip(row["scored"], row["one"])]))
+    assert two["speed"] == pytest.approx(median([a / b for a, b in zip(one["scored"], two["scored"])]))
+
+
+def test_benchmark_sets_images_beside_a_copy(tmp_path):
+    words = ["--images", 200, "--channels", 1, "--turns", 2, "--batches", 4, "--against", "data.flip=true"]
+    run_here("tools/benchmark.py", "data", "configs/digits.yaml", "batching.batch_size=16", *words, "--json", tmp_path / "b.json")
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["micro_batch"] == 16 and [row["variant"] for row in record["rows"]] == ["as configured", "data.flip=true", "copying as many bytes"]
+    for row in record["rows"]:
+        assert row["img_per_s"] == pytest.approx(16 / row["median"]) and row["bytes_per_s"] == pytest.approx(16 * 16 * 16 / row["median"])
+
+
+def test_benchmark_samples_and_starts(tmp_path):
+    run_here("tools/benchmark.py", "sample", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--num", 32, "--batch", 16, "--turns", 2, "--json", tmp_path / "s.json")
+    sampled = json.loads((tmp_path / "s.json").read_text())
+    assert sampled["images"] == 32 and sampled["reached"] == pytest.approx(median([b / s for b, s in zip(sampled["bound_seconds"], sampled["seconds"])]))
+    run_here("tools/benchmark.py", "startup", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--turns", 1, "--json", tmp_path / "t.json")
+    seconds = json.loads((tmp_path / "t.json").read_text())["seconds"]
+    assert 0 < seconds["gantrain --help"][0] < seconds["first update"][0]
 
 
 def test_benchmark_sets_averages_beside_an_update(tmp_path):

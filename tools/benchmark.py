@@ -139,6 +139,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Whole updates of one configuration and of variants of it, and what their convolutions and matrix products take alone."""
     names, data = ["as configured", *arguments.against], on_random_images(arguments)
     overrides = {name: [*data, *arguments.overrides, *shlex.split(name if name in arguments.against else "")] for name in names}
+    for of in overrides.values():
+        load(arguments.config, of)  # what is wrong is said before anything is started
     variants = {name: Variant(updates_of, (arguments.config, of), arguments.threads) for name, of in overrides.items()}
     asks = {"updates": arguments.updates, "alone": 1}
     times = in_turns({(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()}, arguments.turns)

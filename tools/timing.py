@@ -140,6 +140,7 @@ def variant_process(work: Callable[..., None], connection: Connection, arguments
 
 
 def answer(connection: Connection, answers: Mapping[str, Callable[[int], Any]]) -> None:
-    """Answer until nothing more is asked."""
-    while (asked := connection.recv()) is not None:
-        connection.send(answers[asked[0]](asked[1]))
+    """Answer until nothing more is asked, or nobody is left to ask."""
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while (asked := connection.recv()) is not None:
+            connection.send(answers[asked[0]](asked[1]))

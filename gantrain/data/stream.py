@@ -172,8 +172,7 @@ class RealBatches:
         Raises:
             UserError: an image does not decode; it is named.
         """
-        positions = self.sampler.positions(self.turn)
-        self.turn += 1
+        turn, self.turn = self.turn, self.turn + 1
         if self._loaded is not None:
             batch = next(self._loaded)
             if isinstance(batch, UserError):
@@ -182,9 +181,10 @@ class RealBatches:
             x, y, skipped = batch
             self.skipped += skipped
         else:
-            x, y = self._gathered.next() if self._gathered else self.gather(self.turn - 1)
+            x, y = self._gathered.next() if self._gathered else self.gather(turn)
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         if self.flip:
+            positions = self.sampler.positions(turn)
             mirrored = randomness.uniform(self.seed, "flip", int(positions[0]), len(positions))[:, 0] < 0.5
             x = torch.where(mirrored.to(self.device, non_blocking=True)[:, None, None, None], x.flip(3), x)
         return x, y

@@ -68,7 +68,7 @@ class InceptionFeatures:
     def build(self, device: torch.device) -> Extractor:
         path = inception_weights_path(self.weights)
         state, digest = read_weights(path)
-        network = build_inception(state, path, self.layer).to(device, memory_format=torch.channels_last)  # a third faster on a CPU
+        network = build_inception(state, path, self.layer).to(device)
 
         def extract(images: Tensor) -> tuple[Tensor, Tensor]:
             features, logits = network(images.expand(-1, 3, -1, -1).contiguous())
