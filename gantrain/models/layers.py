@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrizations import _SpectralNorm
+
+from gantrain.models.spectral_norm import with_spectral_norm
 
 Init = Literal["orthogonal", "normal"]
 
@@ -48,7 +49,7 @@ class Layers:
         if getattr(layer, "bias", None) is not None:
             nn.init.zeros_(layer.bias)
         if self.spectral_norm and spectral_norm:
-            parametrizations.spectral_norm(layer, n_power_iterations=self.power_iterations, eps=self.eps)
+            with_spectral_norm(layer, self.power_iterations, self.eps)
         return layer
 
 
