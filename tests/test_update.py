@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from conftest import ROOT, TINY
 from game import gradients, networks, noise, player, real, rounds
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from gantrain import sampling
+from gantrain.batching.noise_scale import GradientProbe
 from gantrain.loading import load
 from gantrain.losses import LOSSES, Hinge, Relativistic
+from gantrain.losses.penalties import R1, R2
+from gantrain.models.spectral_norm import SpectralNorm, with_spectral_norm
 from gantrain.trainer import Trainer
 from gantrain.update import (
     add_orthogonal_gradient,
@@ -116,6 +120,48 @@ def test_spectral_norms_iterate_once_a_phase_however_many_rounds():
     for other in vectors[1:]:
         assert all(torch.equal(vectors[0][k], other[k]) for k in other)
     assert any(not torch.equal(vectors[0][k], start[k]) for k in start)
+
+
+def torchs_own(network: nn.Module) -> nn.Module:
+    """The same network with the spectral norm that torch comes with."""
+    for module in network.modules():
+        if isinstance(module, SpectralNorm):
+            module.__class__ = _SpectralNorm
+    return network
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+@pytest.mark.parametrize("probed", [False, True], ids=["plain", "probed"])
+def test_weights_are_normed_once_a_phase_with_the_gradient_of_torchs_own_norm(k, probed, monkeypatch):
+    """Gradients go back through W / sigma once, whoever looks at them: two penalties a round, and a probe of every round's."""
+    penalties = [(R1(gamma=0.3), 1.0), (R2(gamma=0.2), 2.0)]
+    counted, divided = [], SpectralNorm.divided
+    monkeypatch.setattr(SpectralNorm, "divided", lambda self, weight: counted.append(self) or divided(self, weight))
+    found, measured = [], []
+    for form in (torchs_own, lambda network: network):
+        g, d = (player(form(n)) for n in networks())
+        counted.clear()  # torch calls a norm when it is registered
+        probes = [GradientProbe(p.network, processes=2) if probed else None for p in (d, g)]
+        stats = discriminator_phase(g, d, Hinge(), rounds(24 // k, k), k, probes[0], penalties)
+        of_d = gradients(d.network)
+        more = generator_phase(g, d, Hinge(), rounds(24 // k, k, with_real=False), k, probes[1])
+        found.append((of_d, gradients(g.network)))
+        measured.append([s["measured"] for s in (stats, more) if probed])
+    for ours, theirs in zip(*found):
+        close(ours, theirs)
+    torch.testing.assert_close(*measured, rtol=1e-9, atol=0)
+    norms = sum(isinstance(m, SpectralNorm) for p in (g, d) for m in p.network.modules())
+    assert len(counted) == 2 * norms if k > 1 else len(counted) > 2 * norms  # in a single round a penalty computes its own
+    assert all(norm.kept is None and norm.rounds is None for norm in counted)
+
+
+def test_a_norm_is_computed_in_full_precision_under_autocast(monkeypatch):
+    """A GPU's autocast has matrix-vector products in half precision."""
+    layer, mv, lowered = with_spectral_norm(nn.Linear(64, 48), 1, 1e-8), torch.mv, []
+    monkeypatch.setattr(torch, "mv", lambda *args: lowered.append(torch.is_autocast_enabled("cpu")) or mv(*args))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(2, 64)).dtype == torch.bfloat16
+    assert lowered == [False] * 3  # two of an iteration, one of sigma
 
 
 def test_the_orthogonal_gradient_is_that_of_the_papers_penalty():
