@@ -34,7 +34,12 @@ class InvalidField(UserError):
 
     def __init__(self, field: str, value: Any, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(f"{field}: {remedy}, got {value!r}")
+        super().__init__(f"{field}: {remedy}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a configuration."""
+    return "null" if value is None else repr(value)
 
 
 def check(section: Any, field: str, holds: bool, remedy: str) -> None:

@@ -80,9 +80,13 @@ class Keeper:
         sampling.forget_rebuilt_after(self._run_dir, nimg)
 
     def forget_after(self, nimg: int) -> None:
-        """Delete what is later than `nimg` images, on a path that was rolled back from. What was best on it stays the best."""
+        """Delete what is later than `nimg` images, on a path that was rolled back from. What was best on it stays the best.
+
+        Nobody may be scoring it.
+        """
         self.checkpoints.forget_after(nimg)
         self.snapshots.forget_after(nimg)
+        self.scoring.forget_after(nimg)
         sampling.forget_rebuilt_after(self._run_dir, nimg)
 
     def save(

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gantrain.config import Config
-from gantrain.errors import InvalidField, UserError, did_you_mean
+from gantrain.errors import InvalidField, UserError, did_you_mean, shown
 from gantrain.plugins import find, name_of, one_line
 
 
@@ -298,7 +298,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         return cls(**arguments)
     except InvalidField as error:
         full = f"{path}.{error.field}" if path else error.field
-        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {error.value!r}") from None
+        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {shown(error.value)}") from None
     except TypeError as error:
         raise ConfigError(f"{sources(path)}: {path}: {one_line(error)}") from None
 
@@ -347,6 +347,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     """A value converted to its declared type by OmegaConf, or a message that says what was wanted."""
     if hint is Any:
         return value
+    if bool in (hint, *typing.get_args(hint)) and type(value) in (int, float) and value not in (0, 1):  # OmegaConf takes any number for true
+        raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}")
     holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
     try:
         with warnings.catch_warnings():
@@ -371,7 +373,7 @@ def described(hint: Any) -> str:
 
 def shortened(value: Any) -> str:
     """A value for a message, on one line and not too long."""
-    text = " ".join(repr(value).split())
+    text = " ".join(shown(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 

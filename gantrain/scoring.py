@@ -1,16 +1,19 @@
 """Evaluation in the background: a checkpoint is scored by a process of its own while training goes on.
 
-    python -m gantrain.scoring RUN NIMG OUT
+    python -m gantrain.scoring RUN NIMG OUT PARENT
 
-scores RUN/scoring/NIMG as an evaluation of the run would, live weights and averages, and leaves the scores in OUT.
+scores RUN/scoring/NIMG as an evaluation of the run would, live weights and averages, leaves the scores in OUT, and ends with the
+process PARENT.
 """
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +77,9 @@ class BackgroundEvaluation:
             time.sleep(POLL)
         self._process = None
         if status:
-            words = out.with_suffix(".log").read_text().splitlines()
-            raise UserError(f"eval.async: what lies in {self.path(nimg)} could not be scored ({words[-1] if words else f'status {status}'}); eval.async=false scores in the run itself")
+            words = out.with_suffix(".log").read_text(errors="replace").splitlines()
+            why = f"ended by {signal.Signals(-status).name}" if status < 0 else words[-1] if words else f"status {status}"
+            raise UserError(f"eval.async: what lies in {self.path(nimg)} could not be scored ({why}); eval.async=false scores in the run itself")
         return json.loads(out.read_text())
 
     def clear(self, but: int | None = None) -> None:
@@ -85,9 +89,18 @@ class BackgroundEvaluation:
         for path in self.store.paths():
             if path.name != keep:
                 self.store.forget(path)
-        for path in [*self.store.folder.glob("*.json"), *self.store.folder.glob("*.log")]:
-            if path.stem != keep:
+        for path in self.store.folder.glob("*.*"):  # scores, words, drafts
+            if path.is_file() and path.stem.partition(".")[0] != keep:
                 path.unlink(missing_ok=True)
+        if but is None:
+            with contextlib.suppress(OSError):  # not there
+                self.store.folder.rmdir()
+
+    def forget_after(self, nimg: int) -> None:
+        """Delete what is later than `nimg` images, on a path that was rolled back from: the new path comes by the same moments."""
+        later = [path for path in self.store.paths() if int(path.name) > nimg]
+        if later:
+            self.clear()
 
     def cancel(self) -> None:
         """End the process, if there is one."""
@@ -98,7 +111,9 @@ class BackgroundEvaluation:
 
     def _start(self, nimg: int, out: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if key not in OF_THE_GROUP and not key.startswith("TORCHELASTIC")}
-        command = [sys.executable, "-m", "gantrain.scoring", str(self.run_dir), str(nimg), str(out)]
+        # What the run can import, such as a plug-in beside the script that started it, the scorer can.
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path))
+        command = [sys.executable, "-m", "gantrain.scoring", str(self.run_dir), str(nimg), str(out), str(os.getpid())]
         if not torch.cuda.is_available():
             environment.setdefault("OMP_NUM_THREADS", "1")  # two processes that fight for a core cost each other more than it is worth
         with open(out.with_suffix(".log"), "wb") as log:
@@ -114,13 +129,22 @@ def score(run: Path, nimg: int, out: Path) -> None:
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()
     scores = scorer.score([LIVE, *(name for name, one in read_state(path)["averages"].items() if one["num_averaged"] > 0)])
-    draft = out.with_suffix(".new")
+    draft = out.with_suffix(f".{os.getpid()}.new")
     draft.write_text(json.dumps({"scores": [[name, list(row.items())] for name, row in scores.items()], "protocol": scorer.evaluator.protocol()}))
     os.replace(draft, out)
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, which had no time to say so. A thread of its own."""
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os._exit(1)
+
+
 def main() -> None:
-    run, nimg, out = sys.argv[1:]
+    """The process's command line; status 2 with one line where the checkpoint cannot be scored."""
+    run, nimg, out, parent = sys.argv[1:]
+    threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     try:
         with contextlib.suppress(OSError):
             os.nice(5)  # training first, where both compute on the same cores

@@ -247,6 +247,8 @@ class Trainer:
         """
         self.notes += self.batching.notes
         b, world = self.batching.micro_batch, self.accelerator.num_processes
+        if self.config.sync_batchnorm and world == 1:
+            self.notes.append("sync_batchnorm: there is one process, whose micro-batches are all that BatchNorm can see")
         if getattr(self.config.batching, "grows", True) and not self.batching.can_grow:
             self.notes.append(f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}: the batch will not grow")
         if self.measures_halves() and b % 2:
@@ -329,6 +331,8 @@ class Trainer:
 
     def open_stream(self) -> None:
         """Real images from where the run stands; what rollbacks have left out is behind it."""
+        if self.real_batches:  # its threads and its batches ahead would stay until the garbage collector comes
+            self.real_batches.close()
         position = (self.nimg + self.watch.skipped) * self.config.optim.d_steps
         self.real_batches = RealBatches(
             self.images, self.config.seed, self.batching.micro_batch, self.accelerator.process_index, self.accelerator.num_processes,
@@ -475,7 +479,7 @@ class Trainer:
             self.keeper.scoring.cancel()
         growth = self.watch.growth / state["guard"]["growth"]  # the checkpoint's batch has had its part
         grown = self.batching.ask(self.nimg, growth) if growth > 1 else None
-        self.stats, self.stats_count, self.improved, self.to_score = {}, 0, [], False
+        self.stats, self.stats_count, self.data_wait, self.improved, self.to_score = {}, 0, 0.0, [], False
         attempt = f"attempt {self.watch.attempts} of {g.max_rollbacks}"
         words = f"{trouble.words}; back to {self.nimg / 1000:g} kimg, {attempt}, on other images"
         words += f", learning rates x {self.watch.lr_scale:g}" if self.watch.lr_scale != 1 else ""
@@ -614,8 +618,13 @@ class Trainer:
     def result(self, wait: bool) -> dict[str, Any] | str | None:
         """What the background has to say to this; a word where the run was asked to stop meanwhile."""
         self.keeper.collect(self.nimg, wait=wait)
+        asked = lambda: self.interruption.asked is not None  # noqa: E731
         try:
-            return self.keeper.scoring.result(self.scoring, wait, lambda: self.interruption.asked is not None)
+            found = self.keeper.scoring.result(self.scoring, False, asked)
+            if found is None and wait and self.keeper.scoring.path(self.scoring).is_dir():
+                self.tracker.say(f"training waits for the scores at {self.scoring / 1000:g} kimg: one evaluation goes on beside it at a time")
+                found = self.keeper.scoring.result(self.scoring, True, asked)
+            return found
         except Interrupted:
             return Interrupted.__name__
 
@@ -827,6 +836,8 @@ class Trainer:
         """Close the record with the final table; the scores."""
         self.keeper.collect(self.nimg, wait=True, last=True)
         self.stopping = None  # whoever asked: there is nothing left to do
+        if self.main:
+            self.keeper.scoring.clear()
         if self.watch.warned:
             self.tracker.say(f"guard: not well at the end: {', '.join(sorted(self.watch.warned))}")
         self.tracker.event(self.nimg, "end")

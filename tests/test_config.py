@@ -151,7 +151,7 @@ REFUSALS = [
     (["guard.growth=0.5"], r"guard.growth must be at least 1, got 0.5"),
     (["guard.growth=2"], r"guard.growth above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch, got 2"),
     (["guard.score=eval/ema/digits_fdi"], r"guard.score must name a score of eval.metrics; did you mean 'digits_fid'\?"),
-    (["guard.on_worse=rollback"], r"guard.score must name a score, such as eval/swa/digits_fid: on_worse=rollback goes by it, got None"),
+    (["guard.on_worse=rollback"], r"guard.score must name a score, such as eval/swa/digits_fid: on_worse=rollback goes by it, got null"),
     (["guard.rollback_to=best"], r"guard.rollback_to needs guard.score or checkpoint.keep_best, such as eval/swa/digits_fid, got 'best'"),
     (["data.on_error=warn"], r"data.on_error"),
     (["tracking.wandb.patience=0"], r"tracking.wandb.patience must be above 0"),

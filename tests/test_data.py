@@ -30,6 +30,7 @@ from sklearn.datasets import load_digits
 
 from gantrain import randomness
 from gantrain.data import DATASETS, Archive, Cifar10, Cifar100, Digits, Folder, ImageSet, Packed, RealBatches, Source, Stl10, audit, decode_all, pack, permuted, prepare
+from gantrain.data import intake
 from gantrain.data.intake import place
 from gantrain.data.torchvision_sets import CIFAR10, CIFAR100, read_cifar
 from gantrain.errors import InvalidField, UserError
@@ -908,6 +909,23 @@ def test_a_fingerprint_does_not_depend_on_where_the_images_live(tmp_path):
     source = Folder(root=str(cats_and_dogs(tmp_path)), resolution=8)
     prints = {prepare(dataclasses.replace(source, keep_in=where), CPU).fingerprint for where in ("host", "disk")}
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "one broken"])
+def test_files_that_were_read_into_memory_are_not_read_again_from_disk(broken, tmp_path, monkeypatch):
+    """As a scorer in the background does beside its run."""
+    root = cats_and_dogs(tmp_path)
+    if broken:
+        (root / "dog" / "2.png").write_bytes(b"no picture")
+    source = Folder(root=root, resolution=8, on_error="skip")
+    first = prepare(dataclasses.replace(source, keep_in="host"), torch.device("cpu"))
+    monkeypatch.setattr(intake, "decoded", lambda *args: pytest.fail("it reads the images again"))
+    second = prepare(dataclasses.replace(source, keep_in="disk"), torch.device("cpu"))
+    assert second.fingerprint == first.fingerprint and second.skipped == first.skipped and len(first.skipped) == broken
+    monkeypatch.undo()
+    if broken:  # whoever skips nothing is told all the same
+        with pytest.raises(UserError, match="does not decode"):
+            prepare(dataclasses.replace(source, keep_in="disk", on_error="stop"), torch.device("cpu"))
 
 
 def test_a_moved_folder_is_the_same_data(tmp_path):

@@ -650,7 +650,7 @@ def test_no_source_is_no_swap():
         ({"growth": 0.5}, "growth: must be a number of at least 1, or auto, got 0.5"),
         ({"growth": "automatic"}, "growth: must be a number of at least 1, or auto, got 'automatic'"),
         ({"growth": True}, "growth: must be a number of at least 1, or auto, got True"),
-        ({"growth": None}, "growth: must be a number of at least 1, or auto, got None"),
+        ({"growth": None}, "growth: must be a number of at least 1, or auto, got null"),
         ({"growth": math.inf}, "growth: must be a number of at least 1, or auto, got inf"),
         ({"lr_scale": 0.0}, "lr_scale: must be above 0, got 0.0"),
         ({"after_kimg": 0}, "after_kimg: must be above 0 and at most every_kimg (50), got 0"),

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import spawning
 from conftest import ROOT, TINY, lines_of
 from safetensors.torch import load_file
 
-from gantrain import scoring
+from gantrain import keeping, scoring
+from gantrain.errors import UserError
 from gantrain.guard import Trouble
 from gantrain.loading import ConfigError, load, to_dict, to_yaml
 from gantrain.trainer import Trainer
@@ -49,7 +51,7 @@ def test_the_lines_are_those_of_a_run_that_waits(plain, gantrain, tmp_path):
     assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
     best = [sorted(p.name for p in (run / "best" / "eval.ema.digits_fid").iterdir()) for run in (plain, tmp_path)]
     assert best[0] == best[1] and len(best[0]) == 1
-    assert [p.name for p in sorted((tmp_path / "scoring").iterdir())][:1] == ["000000000240"]  # what was scored before it is gone
+    assert not (tmp_path / "scoring").exists()  # what was scored is gone
     lines = [line["nimg"] for line in lines_of(tmp_path)]
     assert lines != sorted(lines)  # it was waited for by nobody
 
@@ -85,8 +87,42 @@ def test_a_run_that_is_killed_while_it_is_scored_scores_it_later(plain, tmp_path
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    while any(str(tmp_path) in words and "gantrain.scoring" in words for words in running()):  # it ends soon, though nobody tells it to
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert spawning.run(words, ENVIRONMENT).returncode == 0
     assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
+
+
+def running() -> list[str]:
+    """The command lines of all processes."""
+    return [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+
+
+def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
+    """Its own command, started by a shell that is killed."""
+    words = [sys.executable, "-c", "import threading, time; from gantrain.scoring import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)"]
+    start = f"import os, subprocess, time; p = subprocess.Popen([*{words!r}, str(os.getpid())]); print(p.pid, flush=True); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=30)
+
+
+def test_a_scorer_can_import_what_the_run_can(tmp_path, monkeypatch):
+    """A plug-in beside the script that calls gantrain, which is started from elsewhere."""
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "my_metric.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "beside")
+    (tmp_path / "scoring").mkdir()
+    started = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda command, **kwargs: started.append((command, kwargs)))
+        scoring.BackgroundEvaluation(tmp_path, print)._start(0, tmp_path / "scoring" / "000000000000.json")
+    ((command, kwargs),) = started
+    done = subprocess.run([command[0], "-c", "import my_metric; print(my_metric.Mine.__name__)"], env=kwargs["env"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "Mine\n", done.stderr
 
 
 @pytest.mark.slow
@@ -114,25 +150,54 @@ def test_what_cannot_be_scored_ends_the_run_with_its_words(plain, gantrain, tmp_
     assert set(scores_of(tmp_path)) == set(scores_of(plain)) and weights_of(tmp_path) == weights_of(plain)
 
 
+def test_a_scorer_that_the_system_kills_is_not_misquoted(tmp_path, monkeypatch):
+    background = scoring.BackgroundEvaluation(tmp_path, print)
+    background.path(0).mkdir(parents=True)
+    popen = subprocess.Popen
+    words = "import os, sys; sys.stdout.buffer.write(b'a harmless warning \\xff\\n'); sys.stdout.flush(); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-c", words], **kwargs))
+    with pytest.raises(UserError, match=r"could not be scored \(ended by SIGKILL\); eval.async=false scores in the run itself"):
+        background.result(0, True, lambda: False)
+
+
 def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp_path, monkeypatch):
-    """While 0.24 kimg are being scored the run goes back to 0.16: what it comes to then at 0.24 is scored, once."""
-    listen, result, told = Trainer.listen, scoring.BackgroundEvaluation.result, []
+    """While 0.24 kimg are being scored the run goes back to 0.16: what it comes to then at 0.24 is scored, though its disk is slow."""
+    listen, result, save_under = Trainer.listen, scoring.BackgroundEvaluation.result, keeping.save_under
+    told, started = [], []
 
     def trouble(trainer: Trainer, all: bool = False) -> None:
         listen(trainer, all)
-        if trainer.nimg == 256 and not told:
+        if trainer.nimg == 272 and not told:
             told.append(trainer.scoring)
-            raise Trouble("worse", 256, 160, "it is worse", {})
+            raise Trouble("worse", 272, 160, "it is worse", {})
 
-    def nothing_yet(self, nimg, wait, asked):
-        return result(self, nimg, wait, asked) if told or wait else None
+    def not_yet(self, nimg, wait, asked):
+        if nimg != 240 or told:
+            return result(self, nimg, wait, asked)
+        while not self.path(nimg).is_dir():
+            time.sleep(0.01)
+        result(self, nimg, False, asked)
+        started.append(self._process.pid)
+
+    def slow(stores, nimg, tensors, state):
+        time.sleep(2.0 if told and nimg == 240 else 0.0)
+        save_under(stores, nimg, tensors, state)
 
     monkeypatch.setattr(Trainer, "listen", trouble)
-    monkeypatch.setattr(scoring.BackgroundEvaluation, "result", nothing_yet)
-    guard = ["guard={on_worse: rollback, score: eval/ema/digits_fid, factor: 1000}", "checkpoint.every_kimg=0.08"]
-    gantrain("train", *WORDS, *guard, "eval.async=true", f"run_dir={tmp_path}")
-    (event,) = [line for line in lines_of(tmp_path) if line.get("event") == "rollback"]
-    assert told == [240] and event["to"] == 160 and list(scores_of(tmp_path)) == [0, 240, 320]
+    monkeypatch.setattr(scoring.BackgroundEvaluation, "result", not_yet)
+    monkeypatch.setattr(keeping, "save_under", slow)
+    words = ["guard={on_worse: rollback, score: eval/ema/digits_fid, factor: 1000}", "checkpoint.every_kimg=0.08", "tracking.every_kimg=0.016"]
+    found = {}
+    for name in ("true", "false"):
+        told.clear()
+        gantrain("train", *WORDS, *words, f"eval.async={name}", f"run_dir={tmp_path / name}")
+        (event,) = [line for line in lines_of(tmp_path / name) if line.get("event") == "rollback"]
+        assert told == [240 if name == "true" else None] and event["to"] == 160
+        lines = [line for line in lines_of(tmp_path / name) if "eval/num_samples" in line]
+        assert [line["nimg"] for line in lines] == ([0, 240, 320] if name == "true" else [0, 240, 240, 320])
+        found[name] = [{k: v for k, v in line.items() if k.startswith("eval/")} for line in lines]
+    assert started and found["true"] == [found["false"][i] for i in (0, 2, 3)]
+    assert found["false"][1] != found["false"][2]  # the path that was left is another
 
 
 def test_the_key_is_called_async_in_files():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,25 +106,25 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     """Read and decode every image once before a run: broken ones are named now and not on the third day.
 
     Sets `images.content`, and `images.pixels` if they are to be kept. What was found is cached by the files' names, sizes
-    and times of change, so that the next start of a run that leaves them on disk reads nothing.
+    and times of change, so that whoever next leaves them on disk, a run or its scorer, reads nothing.
 
     Raises:
         UserError: names every image that does not decode, up to ten.
     """
     seen = ""
-    if not keep and hasattr(images.decode, "state"):
+    if hasattr(images.decode, "state"):
         state = hashlib.sha256(images.listing.encode())
         for index in range(len(images)):
             try:
                 state.update(images.decode.state(index).encode())
             except OSError:  # gone, or not to be had: reading it will say so
                 state.update(b"unreadable")
-        seen = f"files-{state.hexdigest()[:32]}"
-        try:
-            images.content = (cache_folder() / seen).read_text()
+        seen = f"looked-{state.hexdigest()[:32]}.json"
+        known = None if keep else seen_before(seen)
+        if known and (images.skips or not known["skipped"]):
+            images.content = known["content"]
+            images.skipped.update({int(index): words for index, words in known["skipped"].items()})
             return
-        except OSError:
-            pass  # not seen before
     content, done = hashlib.sha256(images.listing.encode()), 0
     shape = (len(images), images.channels, images.resolution, images.resolution)
     pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # once: it may be half of the memory
@@ -134,8 +135,16 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
                 pixels[done] = image
             done += 1
     images.content, images.pixels = content.hexdigest(), pixels
-    if seen and not images.skipped:  # or the next start would not know of them
-        keep_file(seen, images.content.encode())
+    if seen:
+        keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
+
+
+def seen_before(name: str) -> dict | None:
+    """What the cache has of this name."""
+    try:
+        return json.loads((cache_folder() / name).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def decoded(images: ImageSet, indices: Sequence[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it) -> Iterator[list[tuple]]:
