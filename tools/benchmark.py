@@ -53,6 +53,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -113,20 +114,46 @@ def on_random_images(arguments: argparse.Namespace) -> list[str]:
     return [*(f"data.{key}={value}" for key, value in data.items()), "eval.features.name=digits"]
 
 
+def kept_apart(text: str) -> str:
+    """Overrides of a variant as one argument; an argparse type."""
+    try:
+        if shlex.split(text):
+            return text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(error).lower()}") from None
+    raise argparse.ArgumentTypeError("is empty; write for example --against performance.channels_last=false")
+
+
+def spread(taken: list[float]) -> dict[str, Any]:
+    """Every turn's seconds, and what is said of them."""
+    return {"seconds": taken, "median": statistics.median(taken), "min": min(taken), "max": max(taken)}
+
+
 def updates_of(connection: Connection, folder: Path, config: str, overrides: list[str]) -> None:
     """A trainer: its "updates", their operators "alone", the "memory" it has had, what its data kept it "waiting"."""
     accelerator = make_accelerator(load(config, overrides).mixed_precision)
     trainer = ready(config, overrides, folder, accelerator)
-    bound = Roofline()
+    bound, cycle = Roofline(), max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())])  # updates until all penalties have had their turn
     if not trainer.performance.compile:  # compiled code shows no operators
+        weights = [(player, player.orthogonal) for player in (trainer.G, trainer.D)]
+        for player, _ in weights:
+            player.orthogonal = 0.0  # a regulariser's products are no part of the game
         with bound:
-            trainer.update()
+            for _ in range(cycle):
+                trainer.update()
+        for player, weight in weights:
+            player.orthogonal = weight
         bound.run()
-    connection.send({"batch_size": trainer.batching.batch_size, "operators": len(bound.calls)})
+
+    def update() -> None:
+        trainer.update()
+        trainer.listen()  # to the guard, as after every update
+
+    connection.send({"batch_size": trainer.batching.batch_size, "operators": len(bound.calls) // cycle})
     trainer.data_wait = 0.0
     answer(connection, {
-        "updates": lambda updates: seconds_of(trainer.update, updates, trainer.device),
-        "alone": lambda times: seconds_of(bound.run, times, trainer.device) if bound.calls else float("nan"),
+        "updates": lambda updates: seconds_of(update, updates, trainer.device),
+        "alone": lambda times: seconds_of(bound.run, times, trainer.device) / cycle if bound.calls else None,
         "memory": lambda _: memory_gib(trainer.device),
         "waiting": lambda _: trainer.data_wait,
     })  # fmt: skip
@@ -142,6 +169,9 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     for of in overrides.values():
         load(arguments.config, of)  # what is wrong is said before anything is started
     variants = {name: Variant(updates_of, (arguments.config, of), arguments.threads) for name, of in overrides.items()}
+    if arguments.processes > 1:
+        names.append(f"{arguments.processes} processes")
+        variants[names[-1]] = Variant(updates_of, (arguments.config, overrides[names[0]]), arguments.threads, arguments.processes)
     asks = {"updates": arguments.updates, "alone": 1}
     times = in_turns({(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()}, arguments.turns)
     print(f"\n{arguments.config}: {machine(arguments.threads)}; {arguments.turns} turns of {arguments.updates} updates")
@@ -151,17 +181,19 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, variant in variants.items():
         taken, alone, batch = times[name, "updates"], times[name, "alone"], variant.facts["batch_size"]
         median, speed = statistics.median(taken), statistics.median(b / t for t, b in zip(taken, base))
-        reached = statistics.median(a / t for t, a in zip(taken, alone))
+        known = None not in alone
+        reached = statistics.median(a / t for t, a in zip(taken, alone)) if known else None
         rows.append({
-            "variant": name, "seconds": taken, "median": median, "speed": speed, "batch_size": batch, "bound_seconds": alone, "reached": reached,
+            "variant": name, **spread(taken), "speed": speed, "batch_size": batch, "bound": spread(alone) if known else None, "reached": reached,
             "operators": variant.facts["operators"], "peak_gib": variant.ask("memory"), "data_wait": variant.ask("waiting") / (sum(taken) * arguments.updates),
         })  # fmt: skip
         print(
             f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch / median:9.1f} {speed:6.2f}x"
-            f" {statistics.median(alone) * 1e3:10.2f} {reached:8.1%} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f}"
+            f" {f'{statistics.median(alone) * 1e3:10.2f} {reached:8.1%}' if known else f'{chr(45):>10} {chr(45):>8}'} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f}"
         )
         variant.end()
-    print("bound: the update's convolutions and matrix products alone, of the same shapes and precisions; reached: its share of the update;")
+    print("bound: the update's convolutions and matrix products alone, in a process of the same settings, of the same shapes and precisions;")
+    print("reached: its share of the update; speed: updates beside those as configured;", end=" ")
     print("data: the share of the time in which updates stood still for their real images")
     return {"rows": rows}
 
@@ -214,7 +246,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         one, scored, metrics = (times[name, what] for what in ("one", "all", "metrics"))
         ratio = statistics.median(a / (n * o) for a, o in zip(scored, one))
         speed = statistics.median(b / a for a, b in zip(scored, times["one process", "all"]))
-        rows.append({"variant": name, "one": one, "scored": scored, "metrics": metrics, "ratio": ratio, "speed": speed, **variant.facts})
+        rows.append({"variant": name, "one": spread(one), "scored": spread(scored), "metrics": spread(metrics), "ratio": ratio, "speed": speed, **variant.facts})
         print(
             f"{name:{width}}  {statistics.median(one):9.3f} {statistics.median(scored):12.3f} {min(scored):8.3f} {max(scored):8.3f} {ratio:10.3f}"
             f" {statistics.median(metrics):11.3f} {variant.facts['reference']:13.3f} {speed:6.2f}x"
@@ -239,17 +271,25 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
             streams[-1].next()
         measured[name] = functools.partial(seconds_of, streams[-1].next, arguments.batches, device)
     shape = (b, images.channels, images.resolution, images.resolution)
-    source, target = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    measured[COPY] = functools.partial(seconds_of, lambda: target.copy_(source), arguments.batches, torch.device("cpu"))
+    size = math.prod(shape)
+    # So many that no cache holds them: real images come from memory, too.
+    buffers = [(torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")) for _ in range(2**28 // size + 1)]
+    turn = itertools.cycle(buffers)
+
+    def copy() -> None:
+        source, target = next(turn)
+        target.copy_(source)
+
+    measured[COPY] = functools.partial(seconds_of, copy, arguments.batches, torch.device("cpu"))
     times = in_turns(measured, arguments.turns)
     print(f"\n{arguments.config}: micro-batches of {b}, {facts}; {machine()}; {arguments.turns} turns of {arguments.batches}")
     width = max(map(len, measured))
-    print(f"{'':{width}}  {'ms':>9} {'min':>9} {'max':>9} {'img/s':>10} {'MB/s':>9}")
+    print(f"{'':{width}}  {'ms':>9} {'min':>9} {'max':>9} {'img/s':>10} {'MB/s':>9} {'reached':>8}")
     rows = []
     for name, taken in times.items():
-        median = statistics.median(taken)
-        rows.append({"variant": name, "seconds": taken, "median": median, "img_per_s": b / median, "bytes_per_s": source.numel() / median})
-        print(f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f} {source.numel() / median / 1e6:9.0f}")
+        median, reached = statistics.median(taken), statistics.median(c / t for t, c in zip(taken, times[COPY]))
+        rows.append({"variant": name, **spread(taken), "img_per_s": b / median, "bytes_per_s": size / median, "reached": reached})
+        print(f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f} {size / median / 1e6:9.0f} {reached:8.1%}")
     for stream in streams:
         stream.close()
     return {"micro_batch": b, "rows": rows}
@@ -275,7 +315,7 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{'img/s':>9} {'ms/image':>9} {'min':>9} {'max':>9} {'bound':>9} {'reached':>8}")
     each = [t / n * 1e3 for t in times["sampling"]]
     print(f"{n / median:9.1f} {median / n * 1e3:9.3f} {min(each):9.3f} {max(each):9.3f} {statistics.median(times['alone']) / n * 1e3:9.3f} {reached:8.1%}")
-    return {"images": n, "seconds": times["sampling"], "bound_seconds": times["alone"], "reached": reached}
+    return {"images": n, **spread(times["sampling"]), "bound": spread(times["alone"]), "reached": reached}
 
 
 def startup(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -308,7 +348,7 @@ def startup(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{'':16}  {'s':>8} {'min':>8} {'max':>8}")
     for name, taken in times.items():
         print(f"{name:16}  {statistics.median(taken):8.2f} {min(taken):8.2f} {max(taken):8.2f}")
-    return {"seconds": times}
+    return {name: spread(taken) for name, taken in times.items()}
 
 
 class Failing:
@@ -351,7 +391,7 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{'variant':18}  {'ms/update':>10} {'min':>9} {'max':>9} {'time':>7}")
     rows = []
     for name, taken in times.items():
-        rows.append({"variant": name, "seconds": taken, "median": statistics.median(taken), "ratio": statistics.median(t / b for t, b in zip(taken, base))})
+        rows.append({"variant": name, **spread(taken), "ratio": statistics.median(t / b for t, b in zip(taken, base))})
         print(f"{name:18}  {rows[-1]['median'] * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {rows[-1]['ratio']:6.3f}x")
     del trainers, trainer
     finish(accelerator)
@@ -412,7 +452,7 @@ def noise_scale(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, taken in times.items():
         print(f"{name:10}{statistics.median(taken) * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f}")
     print(f"one update in {every} measured: {share:+.2%} of training time")
-    return {"seconds": times, "every": every, "share": share, "rounds": game.rounds, "micro_batch": game.micro_batch}
+    return {**{name: spread(taken) for name, taken in times.items()}, "every": every, "share": share, "rounds": game.rounds, "micro_batch": game.micro_batch}
 
 
 def peak_memory(config: str, overrides: list[str], channels: int, classes: int, threads: int, rounds: int, answer: Any) -> None:
@@ -445,7 +485,7 @@ def rounds(arguments: argparse.Namespace) -> dict[str, Any]:
     for k, game in games.items():
         taken = [t / game.batch_size for t in times[str(k)]]
         ratio = statistics.median(t / (base / games[1].batch_size) for t, base in zip(taken, times["1"]))
-        rows.append({"rounds": k, "batch_size": game.batch_size, "seconds_an_image": taken, "ratio": ratio, "peak_mib": memory[k]})
+        rows.append({"rounds": k, "batch_size": game.batch_size, "an_image": spread(taken), "ratio": ratio, "peak_mib": memory[k]})
         print(f"{k:8}{game.batch_size:8}{statistics.median(taken) * 1e3:11.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {ratio:6.2f}x {memory[k]:10.0f} {memory[k] / memory[1]:6.3f}x")
     return {"rows": rows}
 
@@ -494,7 +534,7 @@ def beside_an_update(variants: Mapping[str, Callable[[], float]], config: Config
     rows = []
     for name, taken in times.items():
         median = statistics.median(taken)
-        rows.append({"variant": name, "seconds": taken, "median": median, "share": median / whole})
+        rows.append({"variant": name, **spread(taken), "share": median / whole})
         print(f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {median / whole:12.2%}")
     return rows
 
@@ -564,9 +604,10 @@ def main() -> None:
     random = argparse.ArgumentParser(add_help=False, parents=[images])
     random.add_argument("--images", type=command.positive, metavar="N", help="take N random images in place of the data")
     others = argparse.ArgumentParser(add_help=False)
-    others.add_argument("--against", action="append", default=[], metavar="'KEY=VALUE ...'", help="another variant; may be given often")
+    others.add_argument("--against", action="append", default=[], type=kept_apart, metavar="'KEY=VALUE ...'", help="another variant; may be given often")
     whole = kinds.add_parser("train", parents=[shared, random, others], help="whole updates beside their convolutions and products alone")
     whole.add_argument("--updates", type=command.positive, default=10, help="updates a turn (default: 10)")
+    whole.add_argument("--processes", type=command.positive, default=1, help="also as configured on so many (default: 1)")
     whole.set_defaults(call=train)
     scores = kinds.add_parser("evaluate", parents=[shared, random], help="scores of averages, on one process and on several")
     scores.add_argument("--averages", type=command.positive, default=6, help="how many (default: 6)")
@@ -610,7 +651,7 @@ def main() -> None:
     record = arguments.call(arguments)
     if arguments.json:
         head = {"config": arguments.config, "overrides": arguments.overrides, "machine": machine(arguments.threads), "versions": versions()}
-        arguments.json.write_text(json.dumps({**head, **record}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**head, **record}, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

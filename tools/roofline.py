@@ -28,8 +28,9 @@ class Like(NamedTuple):
     device: torch.device
 
     def make(self) -> Tensor:
-        tensor = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
-        return tensor.normal_() if tensor.is_floating_point() else tensor.zero_()
+        there = [1 if stride == 0 else size for size, stride in zip(self.shape, self.strides)]  # what was expanded lies there once
+        tensor = torch.empty_strided(there, self.strides, dtype=self.dtype, device=self.device)
+        return (tensor.normal_() if tensor.is_floating_point() else tensor.zero_()).expand(self.shape)
 
 
 class Roofline(TorchDispatchMode):
