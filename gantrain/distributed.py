@@ -98,9 +98,20 @@ def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
-    """`do()` on each machine's first process, then on the others: so that one downloads and the others find it there."""
+    """`do()` on each machine's first process, then on the others: so that one downloads and the others find it there.
+
+    Raises:
+        UserError, OSError: it failed here; or elsewhere, and this process would wait for the other in vain.
+    """
+    done = error = None
     with accelerator.local_main_process_first():
-        return do()
+        try:
+            done = do()
+        except (UserError, OSError) as caught:
+            error = caught
+    if on_any_process(accelerator, error is not None):
+        raise error or UserError("another process has come to an end; what it says stands beside this")
+    return done
 
 
 def finish(accelerator: Accelerator) -> None:

@@ -9,6 +9,7 @@ from conftest import ROOT, TESTS, TINY, lines_of
 from game import gradients, networks, player, rounds
 from safetensors.torch import load_file
 
+from gantrain.data import Digits, pack
 from gantrain.losses import R1, R2, Hinge
 from gantrain.update import discriminator_phase, generator_phase
 
@@ -167,3 +168,15 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(launch, tmp_pa
     assert done.returncode != 0
     assert "batching.batch_size: 15 does not divide over 2 processes; choose a multiple of 2" in done.stderr
     assert done.stderr.count("gantrain: error:") == 1
+
+
+def test_data_that_is_refused_is_refused_in_a_line_by_all_processes(together, tmp_path):
+    """Not by one, with the others left to find out that it has gone."""
+    pack(Digits().build(), tmp_path / "data", "digits")
+    images = tmp_path / "data" / "images.npy"
+    images.write_bytes(images.read_bytes()[:-1] + b"\x99")
+    words = [*TINY, "data={name: packed, resolution: 16}", f"data.root={tmp_path / 'data'}", "batching.micro_batch=8", f"run_dir={tmp_path / 'run'}"]
+    done = together(2, "-m", "gantrain", "train", DIGITS, *words, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "gantrain: error: " in line]
+    assert lines[0].startswith("gantrain: error: ") and str(images) in lines[0] and all(line.startswith("gantrain: error: process 1: ") for line in lines[1:])
