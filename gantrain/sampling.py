@@ -20,6 +20,7 @@ from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch, write_statistics
 from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.config import FREE_NAME, Config
+from gantrain.data.stream import sent
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
@@ -36,7 +37,7 @@ def draw(
     """Latents `[count, dim_z]` and uniform labels `[count]` of positions start .. start + count - 1 of a stream."""
     z = randomness.normal(seed, f"{purpose}/z", start, count, dim_z, truncation)
     y = randomness.integers(seed, f"{purpose}/y", start, count, num_classes)
-    return z.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    return sent(z, device), sent(y, device)
 
 
 # ---- generators from run folders -------------------------------------------------------------------------------------

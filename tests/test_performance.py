@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gantrain import performance
 from gantrain.config import Performance
+from gantrain.guard import Pulse
 from gantrain.loading import load
 from gantrain.trainer import Trainer
 
@@ -76,12 +77,41 @@ print(before, faults())
 # ---- what is not waited for ------------------------------------------------------------------------------------------
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would have a host wait for its device: a tensor's value as a number, and shapes that depend on values."""
+READINGS = ("item", "tolist", "numpy", "cpu", "__float__", "__bool__", "__int__", "__index__", "__array__")
 
-    def __init__(self):
+
+class Waits(TorchDispatchMode):
+    """Counts what would have a host wait for its device: a tensor read as numbers, and shapes that depend on values.
+
+    What the guard hears of the update before the last one has arrived, as an event tells it on a GPU: that it reads is right.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch):
         super().__init__()
         self.found: Counter[str] = Counter()
+        hearing, receive = [], Pulse.receive
+
+        def hears(pulse: Pulse, all: bool = False):
+            assert not all and len(pulse._sent) <= 2
+            hearing.append(True)
+            try:
+                return receive(pulse, all)
+            finally:
+                hearing.pop()
+
+        def counted(name: str):
+            read = getattr(torch.Tensor, name)
+
+            def call(*args, **kwargs):
+                if not hearing:
+                    self.found[name] += 1
+                return read(*args, **kwargs)
+
+            return call
+
+        patch.setattr(Pulse, "receive", hears)
+        for name in READINGS:
+            patch.setattr(torch.Tensor, name, counted(name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
@@ -105,18 +135,24 @@ def begun(folder, *overrides: str) -> Trainer:
     return trainer
 
 
-def test_the_trap_sees_what_waits():
-    with Waits() as waits:
+def test_the_trap_sees_what_waits(monkeypatch):
+    with monkeypatch.context() as patch, Waits(patch) as waits:
         x = torch.ones(3)
-        assert x[0].item() == 1 and bool(x.sum() > 0) and float(x[1]) == 1 and x.tolist() and len(x.nonzero()) == 3
-    assert waits.found == {"aten::_local_scalar_dense": 3, "aten::nonzero": 1}
+        seen = x[0].item() == 1, bool(x.sum() > 0), float(x[1]) == 1, x.tolist() == [1.0] * 3, len(x.nonzero()) == 3, x.cpu().numpy().sum() == 3
+    assert all(seen)
+    assert waits.found == {"aten::_local_scalar_dense": 3, "aten::nonzero": 1, "item": 1, "__bool__": 1, "__float__": 1, "tolist": 1, "cpu": 1, "numpy": 1}
 
 
-def test_an_update_waits_for_nothing(tmp_path):
-    """With a measured noise scale, rounds, penalties, averages of both players, and the guard."""
-    trainer = begun(tmp_path)
-    with Waits() as waits:
-        for _ in range(3):
+QUIETLY = ["tracking.every_kimg=9", "tracking.samples_every_kimg=null", "eval.every_kimg=null", "checkpoint.every_kimg=9", "orbit.every_kimg=null"]
+
+
+def test_nothing_is_waited_for_between_two_lines_of_the_record(tmp_path, monkeypatch):
+    """The loop as it turns, with a measured noise scale, rounds, penalties, averages of both players, and the guard."""
+    trainer = begun(tmp_path, *QUIETLY)
+    with monkeypatch.context() as patch, Waits(patch) as waits:
+        for _ in range(4):
+            trainer.listen()
+            assert not trainer.maintain()
             trainer.update()
     trainer.close()
     assert not waits.found
@@ -124,15 +160,50 @@ def test_an_update_waits_for_nothing(tmp_path):
 
 @ON_GPU
 def test_an_update_waits_for_nothing_on_a_gpu(tmp_path):
-    trainer = begun(tmp_path)
+    trainer = begun(tmp_path, *QUIETLY)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
+            trainer.maintain()
             trainer.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     trainer.close()
+
+
+# ---- what a run computes with ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["channels_last", "contiguous"])
+def test_training_is_in_the_order_in_memory_that_was_picked(on, tmp_path, monkeypatch):
+    """Images of three channels, real and generated, features, weights, gradients and moments."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    images = ["data={name: random_images:RandomImages, resolution: 16, size: 64, num_classes: 10}", "optim.d_steps=1", f"performance.channels_last={str(on).lower()}"]
+    trainer = Trainer(load(DIGITS, [*TINY, *images, f"run_dir={tmp_path}"]))
+    trainer.start()
+    order, seen = torch.channels_last if on else torch.contiguous_format, []
+    first = trainer.G.network.blocks[0]  # takes 4 x 4 images out of a linear layer, in the order in which that has them
+    for network in (trainer.G.network, trainer.D.network):
+        for conv in (m for m in network.modules() if isinstance(m, nn.Conv2d)):
+            given = 0 if conv in (first.conv1, first.shortcut) else 1
+            conv.register_forward_hook(lambda module, inputs, output, given=given: seen.extend([*inputs[:given], module.weight, output]))
+    trainer.D.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    trainer.update()
+    for player in (trainer.G, trainer.D):
+        for p in (p for p in player.network.parameters() if p.dim() == 4):
+            seen += [p, p.grad, player.optimizer.state[p]["exp_avg"], player.optimizer.state[p]["exp_avg_sq"]]
+    trainer.close()
+    tell = [x for x in seen if x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1]  # the others lie the same in both orders
+    assert any(x.shape[1:] == (3, 16, 16) for x in tell) and len(tell) > 40 and all(x.is_contiguous(memory_format=order) for x in tell)
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_a_run_keeps_freed_memory_where_it_shall(keep, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(performance, "keep_freed_memory", lambda: asked.append(True))
+    Trainer(load(DIGITS, [*TINY, f"performance.keep_memory={keep}", f"run_dir={tmp_path}"]))
+    assert bool(asked) == (keep == "true")
 
 
 # ---- how often processes speak ---------------------------------------------------------------------------------------
@@ -208,6 +279,7 @@ def test_a_compiled_run_resumes_swaps_and_averages_as_another(gantrain, tmp_path
         gantrain(*words, "total_kimg=0.16")
         torch.compiler.reset()
         assert "resumed at 0.16" in gantrain(*words, "total_kimg=0.24").stdout
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == (name == "compiled")
     plain, compiled = (sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("plain", "compiled"))
     files = sorted(p.name for p in plain.glob("*.safetensors"))
     assert files == sorted(p.name for p in compiled.glob("*.safetensors")) and "g.safetensors" in files

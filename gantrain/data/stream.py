@@ -110,6 +110,17 @@ class Ahead:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def pinned(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU's tensor in pinned memory if it is to go to a GPU: a copy out of pageable memory may wait for the device."""
+    return x.pin_memory() if x.device.type == "cpu" and device.type == "cuda" else x
+
+
+def sent(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on a device, on its way there while this process goes on."""
+    device = torch.device(device)
+    return pinned(x, device).to(device, non_blocking=True)
+
+
 class RealBatches:
     """Real micro-batches of one process, from a position of the stream on.
 
@@ -160,11 +171,8 @@ class RealBatches:
     def gather(self, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Micro-batch number `turn` of images in memory, where they lie; pinned where they are to be copied to a GPU."""
         indices = torch.from_numpy(permuted(self.seed, self.sampler.positions(turn), len(self.images)))
-        indices = indices.to(self.images.pixels.device, non_blocking=True)
-        x, y = self.images.pixels[indices], self.images.labels[indices]
-        if x.device.type == "cpu" and self.device.type == "cuda":  # a copy out of pageable memory would wait for the device
-            x, y = x.pin_memory(), y.pin_memory()
-        return x, y
+        indices = sent(indices, self.images.pixels.device)
+        return pinned(self.images.pixels[indices], self.device), pinned(self.images.labels[indices], self.device)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next micro-batch: uint8 `[b, C, H, W]` and labels int64 `[b]`, on the device.
@@ -186,5 +194,5 @@ class RealBatches:
         if self.flip:
             positions = self.sampler.positions(turn)
             mirrored = randomness.uniform(self.seed, "flip", int(positions[0]), len(positions))[:, 0] < 0.5
-            x = torch.where(mirrored.to(self.device, non_blocking=True)[:, None, None, None], x.flip(3), x)
+            x = torch.where(sent(mirrored, self.device)[:, None, None, None], x.flip(3), x)
         return x, y
