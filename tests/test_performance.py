@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gantrain import performance
 from gantrain.config import Performance
+from gantrain.data import Digits, pack
 from gantrain.guard import Pulse
 from gantrain.loading import load
 from gantrain.trainer import Trainer
@@ -349,3 +350,65 @@ def test_the_bound_has_the_precision_of_the_update(roofline):
     with torch.autocast("cpu", torch.bfloat16), roofline.Roofline() as bound:
         conv(torch.randn(2, 3, 8, 8))
     assert [made.dtype for made in bound.filled(bound.calls[0][1])[:2]] == [torch.bfloat16] * 2
+
+
+# ---- the same run with every switch ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed_digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "digits"
+    pack(Digits().build(), folder, "digits")
+    return folder
+
+
+SWITCHES = {
+    "nothing picked": ["performance.auto=false"],
+    "channels_last": ["performance={auto: false, channels_last: true}"],
+    "packed": ["data={{name: packed, resolution: 16, flip: true, root: {packed}}}"],
+    "packed on the device": ["data={{name: packed, resolution: 16, root: {packed}, keep_in: device}}"],
+    "background": ["eval.async=true"],
+    "bf16": ["mixed_precision=bf16"],
+}
+
+
+def with_switch(name: str, packed) -> list[str]:
+    return [word.format(packed=packed) for word in SWITCHES[name]] if "packed" in name else SWITCHES[name]
+
+
+def tensors_of(run) -> dict[tuple[str, str], torch.Tensor]:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    return {(path.name, name): tensor for path in sorted(newest.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def switches(*by_default: str, all: list[str]) -> list:
+    return [name if name in by_default else pytest.param(name, marks=pytest.mark.slow) for name in all]
+
+
+@pytest.mark.parametrize("switch", switches("packed", "bf16", all=list(SWITCHES)))
+def test_a_run_in_two_goes_is_the_run_in_one(switch, gantrain, packed_digits, tmp_path):
+    """Bit for bit, with rounds, a swap, and scores."""
+    words = [DIGITS, *TINY, *with_switch(switch, packed_digits), "batching.micro_batch=8", "swap={source: ema, start_kimg: 0.08, every_kimg: 0.08, after_kimg: 0.04, networks: g}"]
+    for run, totals in (("one", [0.24]), ("two", [0.16, 0.24])):
+        for total in totals:
+            gantrain("train", *words, f"run_dir={tmp_path / run}", f"total_kimg={total}")
+    one, two = (tensors_of(tmp_path / run) for run in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    scores = [[(line["nimg"], k, v) for line in lines_of(tmp_path / run) for k, v in line.items() if k.startswith("eval/")] for run in ("one", "two")]
+    assert scores[0] and set(scores[0]) <= set(scores[1])
+
+
+@pytest.mark.parametrize("switch", switches("packed", all=[name for name in SWITCHES if name != "bf16"]))  # whose rounding is of another size
+def test_rounds_and_processes_leave_a_run_what_it_was(switch, gantrain, together, packed_digits, tmp_path):
+    """Sixteen images an update in one round, in two, and on two processes; without BatchNorm, which goes by the micro-batch."""
+    words = [DIGITS, *TINY, *with_switch(switch, packed_digits), "model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3", "eval.every_kimg=null", "total_kimg=0.16"]
+    gantrain("train", *words, f"run_dir={tmp_path / 'one'}")
+    gantrain("train", *words, f"run_dir={tmp_path / 'rounds'}", "batching.micro_batch=8")
+    together(2, "-m", "gantrain", "train", *words, f"run_dir={tmp_path / 'processes'}")
+    assert next(line for line in lines_of(tmp_path / "processes") if line.get("event") == "start")["processes"] == 2
+    one = tensors_of(tmp_path / "one")
+    for name in ("rounds", "processes"):
+        other = tensors_of(tmp_path / name)
+        assert one.keys() == other.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(other[key], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, key=key, name=name: f"{name} {key}: {m}")
