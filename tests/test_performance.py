@@ -401,7 +401,7 @@ def test_a_run_in_two_goes_is_the_run_in_one(switch, gantrain, packed_digits, tm
 @pytest.mark.parametrize("switch", switches("packed", all=[name for name in SWITCHES if name != "bf16"]))  # whose rounding is of another size
 def test_rounds_and_processes_leave_a_run_what_it_was(switch, gantrain, together, packed_digits, tmp_path):
     """Sixteen images an update in one round, in two, and on two processes; without BatchNorm, which goes by the micro-batch."""
-    words = [DIGITS, *TINY, *with_switch(switch, packed_digits), "model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3", "eval.every_kimg=null", "total_kimg=0.16"]
+    words = [DIGITS, *TINY, *with_switch(switch, packed_digits), "model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3", "eval.every_kimg=null", "total_kimg=0.048"]
     gantrain("train", *words, f"run_dir={tmp_path / 'one'}")
     gantrain("train", *words, f"run_dir={tmp_path / 'rounds'}", "batching.micro_batch=8")
     together(2, "-m", "gantrain", "train", *words, f"run_dir={tmp_path / 'processes'}")
