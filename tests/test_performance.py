@@ -406,9 +406,14 @@ def test_rounds_and_processes_leave_a_run_what_it_was(switch, gantrain, together
     gantrain("train", *words, f"run_dir={tmp_path / 'rounds'}", "batching.micro_batch=8")
     together(2, "-m", "gantrain", "train", *words, f"run_dir={tmp_path / 'processes'}")
     assert next(line for line in lines_of(tmp_path / "processes") if line.get("event") == "start")["processes"] == 2
-    one = tensors_of(tmp_path / "one")
+    gradients = {name: last_gradients(tmp_path / name) for name in ("one", "rounds", "processes")}
     for name in ("rounds", "processes"):
-        other = tensors_of(tmp_path / name)
-        assert one.keys() == other.keys()
-        for key, tensor in ((key, tensor) for key, tensor in one.items() if not key[1].endswith(("._u", "._v"))):  # which turn quickly where singular values are near
-            torch.testing.assert_close(other[key], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, key=key, name=name: f"{name} {key}: {m}")
+        for player, one in gradients["one"].items():
+            # Not tensor by tensor: in float32 rounding may carry one image over a kink of ReLU, which a wrong gradient is far beyond.
+            assert (gradients[name][player] - one).norm() < 0.02 * one.norm(), (name, player)
+
+
+def last_gradients(run) -> dict[str, torch.Tensor]:
+    """Of D and of G: Adam's first moments, which with beta_1 = 0 are the last update's gradient."""
+    tensors = tensors_of(run)
+    return {player: torch.cat([t.flatten() for (file, name), t in tensors.items() if file == f"optimizer_{player}.safetensors" and name.endswith("/exp_avg")]) for player in "dg"}
