@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 
 from gantrain import randomness
 from gantrain.data import DATASETS, Archive, Cifar10, Cifar100, Digits, Folder, ImageSet, Packed, RealBatches, Source, Stl10, audit, decode_all, pack, permuted, prepare
-from gantrain.data.intake import place
+from gantrain.data.intake import place, refuse_impossible
 from gantrain.data.torchvision_sets import CIFAR10, CIFAR100, read_cifar
 from gantrain.errors import InvalidField, UserError
 
@@ -631,6 +631,17 @@ def test_empty_classes_are_named(tmp_path):
     with pytest.raises(UserError, match="of class bear, empty00, .*, empty08 and 4 more; fill"):
         prepare(Folder(root=str(tmp_path / "pets"), resolution=8), CPU)
     assert len(prepare(Folder(root=str(tmp_path / "pets"), resolution=8, labels=False), CPU)) == 7
+    write_images(tmp_path / "numbers", ["0/a.png", "2/a.png"])
+    (tmp_path / "numbers" / "1").mkdir()
+    with pytest.raises(UserError, match="folder/numbers has no image of class 1; fill or delete the empty class folders"):
+        prepare(Folder(root=str(tmp_path / "numbers"), resolution=8), CPU)
+
+
+def test_labels_without_images_are_named_where_there_are_no_folders():
+    images = in_memory(6, 3)
+    images.labels[:] = torch.arange(6) % 2
+    with pytest.raises(UserError, match="data: noise has no image with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"):
+        refuse_impossible(images, wanted_classes=True)
 
 
 def test_a_single_class_is_refused_with_the_remedy(tmp_path):

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import runpy
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from conftest import ROOT, TINY, lines_of
 from test_data import CPU, cats_and_dogs, in_memory, noise, write_images, write_zip
 
-from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, pack, prepare
+from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, decode_all, pack, prepare
 from gantrain.data import packed as packing
 from gantrain.data.stream import Ahead
 from gantrain.errors import UserError
@@ -61,14 +62,49 @@ def test_a_zip_holds_the_images_of_its_folder_with_its_own_labels(tmp_path):
     assert all(torch.equal(images[i][0], files[i][0]) for i in range(7))
 
 
-@pytest.mark.parametrize("labels", [None, "null"])
-def test_a_zip_without_labels_has_its_folders_as_classes(tmp_path, labels):
-    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))
-    if labels:
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr("dataset.json", '{"labels": null}')
-    images = Archive(root=str(path), resolution=4).build()
+def test_a_zip_without_a_list_of_labels_has_its_folders_as_classes(tmp_path):
+    images = Archive(root=str(write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))), resolution=4).build()
     assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_zip_that_says_it_has_no_labels_is_not_given_its_shards_as_classes(tmp_path):
+    path = write_zip(tmp_path / "a.zip", write_images(tmp_path / "shards", [f"0000{i}/{j}.png" for i in range(2) for j in range(3)]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("dataset.json", '{"labels": null}')
+    with pytest.raises(UserError, match="a.zip: has no labels .its dataset.json says null.; set data.labels=false to train without"):
+        Archive(root=str(path), resolution=8).build()
+    assert prepare(Archive(root=str(path), resolution=8, labels=False), CPU).class_names == ["all"]
+    done = tool(path, "--out", tmp_path / "p", "--resolution", 8, check=False)
+    assert done.returncode == 2 and "its dataset.json says null" in done.stderr
+    assert "6 of 6 images made just now" in tool(path, "--out", tmp_path / "p", "--resolution", 8, "--no-labels").stdout
+
+
+def test_the_index_of_a_zip_is_read_once_a_process(tmp_path, monkeypatch):
+    from gantrain.data import archive
+
+    opened, whole = [], zipfile.ZipFile
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path), LABELS)
+    monkeypatch.setattr(archive.zipfile, "ZipFile", lambda *words: opened.append(words) or whole(*words))
+    images = Archive(root=str(path), resolution=8).build()
+    first = [decode_all(images, range(7)) for _ in range(5)]
+    there = pickle.loads(pickle.dumps(images.decode))  # as a worker process that is not forked has it
+    assert torch.equal(torch.stack([there(i) for i in range(7)]), first[4]) and images.decode.state(3) == there.state(3)
+    assert len(opened) == 1
+
+
+def test_members_are_read_stored_and_deflated_and_no_other_way(tmp_path):
+    folder = cats_and_dogs(tmp_path)
+    ways = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA}
+    sets = {}
+    for name, way in ways.items():
+        with zipfile.ZipFile(tmp_path / name, "w", way) as opened:
+            for file in sorted(folder.rglob("*.png")):
+                opened.write(file, file.relative_to(folder))
+        (tmp_path / name).write_bytes(b"in front" + (tmp_path / name).read_bytes())  # as self-extracting ones have something
+        sets[name] = Archive(root=str(tmp_path / name), resolution=8).build()
+    assert torch.equal(decode_all(sets["stored"], range(7)), decode_all(sets["deflated"], range(7)))
+    with pytest.raises(UserError, match="lzma: cat/0.png cannot be read .packed by method 14, neither stored nor deflated"):
+        sets["lzma"].decode(0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -91,6 +127,8 @@ def test_worker_processes_and_threads_read_a_zip_of_their_own(tmp_path, workers)
     (lambda path, folder: write_zip(path, folder, {"cat": 0.5, "dog": 1}), "is 0.5, not a class 0, 1, 2"),
     (lambda path, folder: write_zip(path, folder, {"cat": [1, 0], "dog": [0, 1]}), r"is \[1, 0\], not a class"),
     (lambda path, folder: write_zip(path, folder, {"cat": -1, "dog": 1}), "is -1, not a class"),
+    (lambda path, folder: write_zip(path, folder, {"cat": 0, "dog": 2_000_000_000}), "label 2000000000 .* more classes than its 7 images; .*set data.labels=false"),
+    (lambda path, folder: write_zip(path, folder, {"cat": 1, "dog": 6}), "a.zip has no image with label 0, 2, 3, 4, 5; number .*or set data.labels=false"),
     (lambda path, folder: write_zip(path, folder / "cat", {"cat": 0, "": 0}), "single class"),
     (lambda path, folder: zipfile.ZipFile(path, "w").close(), "no image in"),
 ])  # fmt: skip

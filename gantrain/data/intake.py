@@ -85,7 +85,9 @@ def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
     empty = [images.class_names[i] for i in torch.nonzero(counts == 0)[:, 0].tolist()]
     if empty:
         names = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
-        raise UserError(f"data: {images.name} has no image of class {names}; fill or delete the empty class folders")
+        if images.name.startswith("folder/"):
+            raise UserError(f"data: {images.name} has no image of class {names}; fill or delete the empty class folders")
+        raise UserError(f"data: {images.name} has no image with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false")
 
 
 def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: int) -> str:
