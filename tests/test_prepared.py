@@ -1,18 +1,23 @@
 """Prepared data sets, StyleGAN's zips, and the tool that makes the former from everything."""
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,16 +297,139 @@ def test_a_pickle_in_the_place_of_an_array_is_not_loaded(many, tmp_path):
         Packed(root=str(tmp_path / "p"), resolution=8).build()
 
 
-def test_a_disk_that_is_too_small_says_so_before_anything_is_decoded(many, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_there(many, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(os, "posix_fallocate", lambda *words: pytest.fail("it was about to fill the disk"))
+    images = many()
+    images.resolution = 100_000  # mistyped
+    words = r"deep: the images need 1397.0 GiB and 1 MiB are free there; make room, or give another --out or a smaller --resolution"
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(UserError, match=words):
+        pack(images, tmp_path / "deep" / "er" / "p", "many")
+    assert not list((tmp_path / "deep").iterdir())
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+
+def test_what_is_on_the_disk_already_is_not_asked_for_again(many, tmp_path, monkeypatch):
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=packing.A_LITTLE + 50 * 8))
+    pack(many(), tmp_path / "p", "many")
+    with pytest.raises(UserError, match="the images need 2 MiB and 2 MiB are free there"):
+        pack(many(), tmp_path / "q", "many")
+
+
+def test_a_disk_that_fills_up_is_given_back_what_holds_no_images(many, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     images = many()
     images.decode = None  # nobody asks it
     images.content = "x"
-    with pytest.raises(OSError, match="No space left"):
-        pack(images, tmp_path / "p", "many")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match="p.part: No space left on device; make room, and the same command goes on"):
+            pack(images, tmp_path / "p", "many")
+    assert not (tmp_path / "p.part").exists()
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match="p.part: No space left on device"):
+            pack(many(), tmp_path / "p", "many")
+    assert (tmp_path / "p.part" / "images.npy").stat().st_size == 128 + 24 * 192
+    assert pack(many(), tmp_path / "p", "many") == 50 - 24
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+
+
+# ---- what a half made set, a head and a lock say ---------------------------------------------------------------------
+
+
+def stopped_after_three_blocks(images: ImageSet, folder: Path) -> None:
+    """What `pack` leaves behind where it is killed."""
+
+    def killed(blocks, total):
+        yield from itertools.islice(blocks, 3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(images, folder, "many", killed)
+
+
+@pytest.mark.parametrize("head", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_head_of_a_half_made_set_says_to_begin_anew(many, tmp_path, head):
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    (tmp_path / "p.part" / "head.json").write_bytes(head)
+    with pytest.raises(UserError, match="p.part/head.json: is damaged; delete .*p.part to begin anew"):
+        pack(many(), tmp_path / "p", "many")
+
+
+def test_a_set_that_was_killed_before_it_had_its_name_is_finished(many, tmp_path, monkeypatch):
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        pack(many(), tmp_path / "p", "many")
+    assert "sha256" in json.loads((tmp_path / "p.part" / "head.json").read_text())
+    assert pack(many(), tmp_path / "p", "many") == 0
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["head.json", "images.npy", "labels.npy"]
+
+
+def test_two_do_not_make_one_set(many, tmp_path):
+    def second(blocks, total):
+        with pytest.raises(UserError, match=f"p.part: is being made by process {os.getpid()} on .*; wait for it, stop it, or give another --out"):
+            pack(many(), tmp_path / "p", "many")
+        yield from blocks
+
+    assert pack(many(), tmp_path / "p", "many", second) == 50
+
+
+def test_a_half_made_set_is_not_trained_on(many, tmp_path):
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    words = "p.part is half made; tools/prepare_dataset.py with --out .*/p, as it was begun .from many., goes on; then data.root=.*/p$"
+    with pytest.raises(UserError, match=words):
+        prepare(Packed(root=str(tmp_path / "p.part"), resolution=8), CPU)
+
+
+def test_a_head_has_a_sum_of_its_own(many, tmp_path):
+    pack(many(), tmp_path / "p", "many")
+    path = tmp_path / "p" / "head.json"
+    head = json.loads(path.read_text())
+    path.write_text(json.dumps({**head, "source": "else"}))
+    with pytest.raises(UserError, match="head.json: is not what was written; make it again"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+    done = tool("--verify", tmp_path / "p", check=False)
+    assert done.returncode == 2 and "head.json: is not what was written" in done.stderr
+    del head["head_sha256"]  # as earlier sets have it
+    path.write_text(json.dumps(head))
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+    path.write_text(json.dumps({**head, "classes": ["a"]}))
+    with pytest.raises(UserError, match="p: labels.npy holds label 1, and head.json names classes 0..0; make it again with"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+
+
+@pytest.mark.parametrize("key, value", [("classes", "ab"), ("classes", []), ("sha256", {}), ("source", 3), ("listing", None), ("images", True), ("head_sha256", 1)])
+def test_a_heads_fields_have_their_types(many, tmp_path, key, value):
+    pack(many(), tmp_path / "p", "many")
+    path = tmp_path / "p" / "head.json"
+    head = {k: v for k, v in json.loads(path.read_text()).items() if k != "head_sha256"}
+    path.write_text(json.dumps({**head, key: value}))
+    with pytest.raises(UserError, match="head.json: is no head of a gantrain-packed-1 set; make it again"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "head.json"])
+def test_what_may_not_be_read_is_not_called_damaged(many, tmp_path, monkeypatch, name):
+    def closed(path, whole, *words, **more):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *words, **more)
+
+    pack(many(), tmp_path / "p", "many")
+    for owner, function in ((np, "load"), (Path, "read_text")):
+        monkeypatch.setattr(owner, function, lambda path, *words, whole=getattr(owner, function), **more: closed(path, whole, *words, **more))
+    with pytest.raises(UserError, match=f"p/{name}: may not be read .permission denied.; have its owner allow it"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
 
 
 # ---- what is gathered ahead ------------------------------------------------------------------------------------------
