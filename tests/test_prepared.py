@@ -9,7 +9,9 @@ import json
 import os
 import pickle
 import runpy
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -549,15 +551,84 @@ def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["cifar1O", "--out", "x", "--resolution", 32], "cifar1O: is no folder, no .zip, no .hdf5 and none of cifar10, cifar100, stl10, digits; did you mean 'cifar10'?"),
-    (["torchvision:FashonMNIST", "--out", "x", "--resolution", 32], "did you mean 'FashionMNIST'?"),
-    (["digits"], "a source, --out and --resolution are needed"),
+    (["cifar1O", "--out", "x", "--resolution", 32], "cifar1O: is no folder, no .zip, no .hdf5 and no data set of gantrain's; did you mean 'cifar10'?"),
+    (["nope", "--out", "x", "--resolution", 32], "error: nope: is no folder, no .zip, no .hdf5 and no data set of gantrain's; known: cifar10, cifar100, digits, stl10"),
+    (["torchvision:FashonMNIST", "--out", "x", "--resolution", 32], "torchvision:FashonMNIST: is none of its sets that are read here; did you mean 'FashionMNIST'?"),
+    (["torchvision:Nope", "--out", "x", "--resolution", 32], "torchvision:Nope: is none of its sets that are read here; known: Caltech101, Caltech256, DTD, "),
+    (["digits"], "error: missing: --out, --resolution"),
+    (["digits", "--out", "x"], "error: missing: --resolution"),
+    (["--out", "x", "--resolution", 8], "error: missing: a source"),
+    (["nowhere.hdf5", "--out", "x", "--resolution", 8], "error: nowhere.hdf5: no such file"),
+    (["nowhere.zip", "--out", "x", "--resolution", 8], "error: there is no file 'nowhere.zip'"),
     (["--verify", "nowhere"], "is no prepared data set (it has no head.json); tools/prepare_dataset.py makes one"),
     (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be fetched"),
 ])  # fmt: skip
 def test_the_tools_mistakes_are_one_line(arguments, words):
     done = tool(*arguments, check=False)
-    assert done.returncode == 2 and words in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and words in last and last.count("Caltech101") <= 1
+
+
+def test_the_tools_remedies_are_its_own_options(tmp_path):
+    folder = cats_and_dogs(tmp_path)
+    flat = write_images(tmp_path / "flat", ["1.png", "2.png"])
+    with zipfile.ZipFile(write_zip(tmp_path / "a.zip", folder), "a") as opened:
+        opened.writestr("dataset.json", '{"labels": null}')
+    (folder / "cat" / "1.png").write_bytes(b"no picture")
+    for source, words in [
+        (flat, f"error: no image in '{flat}'; images belong in one sub-folder a class (.bmp, "),
+        (flat, "or give --no-labels"),
+        (folder / "cat", "or give --no-labels"),
+        (write_images(tmp_path / "one", ["class/1.png"]), "give the folder whose sub-folders are the classes, or give --no-labels"),
+        (folder, "replace or delete it, or give --on-error skip"),
+        (tmp_path / "a.zip", "(its dataset.json says null); give --no-labels to train without"),
+    ]:
+        done = tool(source, "--out", tmp_path / "p", "--resolution", 8, check=False)
+        assert done.returncode == 2 and words in done.stderr and "data." not in done.stderr, done.stderr
+    assert "2 of 2 images made just now" in tool(flat, "--out", tmp_path / "p2", "--resolution", 8, "--no-labels").stdout
+
+
+def test_the_tool_reads_hdf5_without_labels_if_it_is_to(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("imgs", data=noise(5, 3, 8, 8))
+    assert "5 of 5 images made just now" in tool(tmp_path / "a.hdf5", "--out", tmp_path / "p", "--resolution", 8, "--no-labels").stdout
+    assert Packed(root=str(tmp_path / "p"), resolution=8).build().class_names == ["all"]
+    done = tool(tmp_path / "a.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
+    assert done.returncode == 2 and "a.hdf5: has no labels; give --no-labels" in done.stderr
+    for labels, words in (([0, 1, 2, 0, 2_000_000_000], "label 2000000000 makes more classes than its 5 images"), ([0, 1, 4, 0, 1], "no image with label 2, 3; number")):
+        with h5py.File(tmp_path / "b.hdf5", "w") as file:
+            file.create_dataset("imgs", data=noise(5, 3, 8, 8))
+            file.create_dataset("labels", data=np.array(labels))
+        done = tool(tmp_path / "b.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
+        assert done.returncode == 2 and words in done.stderr and "or give --no-labels" in done.stderr
+
+
+def test_the_last_line_can_be_pasted(tmp_path):
+    said = tool("digits", "--out", tmp_path / "my digits", "--resolution", 8).stdout.splitlines()[-1]
+    assert shlex.split(said)[-2:] == [f"data.root={tmp_path / 'my digits'}", "data.resolution=8"]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_the_tool_says_where_it_was_stopped(many, tmp_path, monkeypatch, number, status):
+    from gantrain.data.folder import Decoder
+
+    whole, before = Decoder.read, signal.getsignal(number)
+
+    def read(self, index):
+        if index == 20:
+            os.kill(os.getpid(), number)
+        if index >= 20:
+            time.sleep(0.2)  # the main thread is told meanwhile
+        return whole(self, index)
+
+    words = [tmp_path / "many", "--out", tmp_path / "p", "--resolution", 8]
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "read", read)
+        done = tool(*words, check=False)
+    assert done.returncode == status and signal.getsignal(number) == before
+    assert done.stderr == "prepare_dataset.py: stopped after 2 of 7 blocks; the same command goes on\n"
+    assert "34 of 50 images made just now" in tool(*words).stdout
 
 
 def test_flat_pictures_are_said_at_the_start_of_a_run(many, tmp_path):
