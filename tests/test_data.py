@@ -190,7 +190,7 @@ def test_without_labels_any_data_set_has_one_class(name, tmp_path, any_stl10):
     images = prepare(dataclasses.replace(furnished(name, tmp_path), labels=False), CPU)
     assert images.num_classes == 1 and images.class_names == ["all"] and not images.labels.any()
     assert len(images) == len(furnished(name, tmp_path).build())
-    assert " 1 class (" in audit(images)
+    assert " 1 class, " in audit(images)
 
 
 # ---- the order -------------------------------------------------------------------------------------------------------

@@ -157,7 +157,8 @@ def numbered_classes(name: str, largest: int, count: int) -> list[str]:
         UserError: there are more classes than images; the list would be as long as any number in a file.
     """
     if largest >= count:
-        raise UserError(f"{name}: label {largest} makes more classes than its {count:,} images; number them 0, 1, 2, ... without gaps, or set data.labels=false")
+        remedy = "number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+        raise UserError(f"{name}: label {largest} makes more classes than its {count:,} images; {remedy}")
     return [str(i) for i in range(largest + 1)]
 
 

@@ -203,9 +203,10 @@ def audit(images: ImageSet) -> str:
     counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
     where = "on disk" if images.pixels is None else "on disk, mapped into memory" if images.mapped else "in memory" if images.pixels.device.type == "cpu" else f"on {images.pixels.device}"
     smallest, largest = int(counts.argmin()), int(counts.argmax())
-    classes = f"{images.num_classes} classes (smallest {images.class_names[smallest]!r} {counts[smallest]:,}, largest {images.class_names[largest]!r} {counts[largest]:,})"
+    sizes = f"smallest {images.class_names[smallest]!r} {counts[smallest]:,}, largest {images.class_names[largest]!r} {counts[largest]:,}"
     if counts[smallest] == counts[largest]:
-        classes = f"{images.num_classes} classes ({counts[0]:,} each)" if images.num_classes > 1 else "1 class"
+        sizes = f"{counts[0]:,} each"
+    classes = f"{images.num_classes} classes ({sizes})" if images.num_classes > 1 else "1 class"
     return (
         f"{images.name}: {len(images):,} images, {classes}, {images.channels} x {images.resolution} x {images.resolution},"
         f" range {low}..{high} ({looked}), {where}"
