@@ -24,7 +24,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gantrain import clock
-from gantrain.errors import UserError
+from gantrain.errors import UserError, in_words
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -384,11 +384,6 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
     """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
-
-
-def in_words(size: int) -> str:
-    """Bytes as 12 MiB or 1.3 GiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"
 
 
 def free_in_words(folder: Path) -> str:

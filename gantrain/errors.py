@@ -55,3 +55,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(known)}" if known else "; nothing is known here"
+
+
+def in_words(size: int) -> str:
+    """Bytes as 12 MiB or 1.3 GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"

@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from gantrain import randomness
 from gantrain.data import DATASETS, Archive, Cifar10, Cifar100, Digits, Folder, ImageSet, Packed, RealBatches, Source, Stl10, audit, decode_all, pack, permuted, prepare
 from gantrain.data import intake
-from gantrain.data.intake import place
+from gantrain.data.intake import place, refuse_impossible
 from gantrain.data.torchvision_sets import CIFAR10, CIFAR100, read_cifar
 from gantrain.errors import InvalidField, UserError
 
@@ -183,7 +183,7 @@ def test_what_a_data_set_builds(name, tmp_path, any_stl10):
 def test_a_data_set_is_prepared_and_described(name, tmp_path, any_stl10):
     images = prepare(furnished(name, tmp_path), CPU)
     assert images.pixels.shape == (len(images), images.channels, images.resolution, images.resolution)
-    assert audit(images).startswith(f"{images.name}: {len(images):,} images, {images.num_classes} classes (smallest ")
+    assert audit(images).startswith(f"{images.name}: {len(images):,} images, {images.num_classes} classes (")
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -191,7 +191,7 @@ def test_without_labels_any_data_set_has_one_class(name, tmp_path, any_stl10):
     images = prepare(dataclasses.replace(furnished(name, tmp_path), labels=False), CPU)
     assert images.num_classes == 1 and images.class_names == ["all"] and not images.labels.any()
     assert len(images) == len(furnished(name, tmp_path).build())
-    assert " 1 class (" in audit(images)
+    assert " 1 class, " in audit(images)
 
 
 # ---- the order -------------------------------------------------------------------------------------------------------
@@ -632,6 +632,17 @@ def test_empty_classes_are_named(tmp_path):
     with pytest.raises(UserError, match="of class bear, empty00, .*, empty08 and 4 more; fill"):
         prepare(Folder(root=str(tmp_path / "pets"), resolution=8), CPU)
     assert len(prepare(Folder(root=str(tmp_path / "pets"), resolution=8, labels=False), CPU)) == 7
+    write_images(tmp_path / "numbers", ["0/a.png", "2/a.png"])
+    (tmp_path / "numbers" / "1").mkdir()
+    with pytest.raises(UserError, match="folder/numbers has no image of class 1; fill or delete the empty class folders"):
+        prepare(Folder(root=str(tmp_path / "numbers"), resolution=8), CPU)
+
+
+def test_labels_without_images_are_named_where_there_are_no_folders():
+    images = in_memory(6, 3)
+    images.labels[:] = torch.arange(6) % 2
+    with pytest.raises(UserError, match="data: noise has no image with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"):
+        refuse_impossible(images, wanted_classes=True)
 
 
 def test_a_single_class_is_refused_with_the_remedy(tmp_path):
@@ -740,6 +751,8 @@ def test_the_audit_says_what_there_is(tmp_path):
     assert audit(images) == line
     on_disk = prepare(Folder(root=str(root), resolution=8, keep_in="disk"), CPU)
     assert audit(on_disk) == line.replace("(all), in memory", "(a sample), on disk")
+    assert "7 images, 1 class, 3 x 8 x 8" in audit(prepare(Folder(root=str(root), resolution=8, labels=False), CPU))
+    assert "30 images, 3 classes (10 each), 3 x 4 x 4" in audit(in_memory())
     of_digits = "digits: 1,797 images, 10 classes (smallest '8' 174, largest '3' 183), 1 x 16 x 16, range 0..255 (all), in memory"
     assert audit(prepare(Digits(), CPU)) == of_digits
 

@@ -1,17 +1,25 @@
 """Prepared data sets, StyleGAN's zips, and the tool that makes the former from everything."""
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import itertools
 import json
 import os
+import pickle
 import runpy
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +27,7 @@ import torch
 from conftest import ROOT, TINY, lines_of
 from test_data import CPU, cats_and_dogs, in_memory, noise, write_images, write_zip
 
-from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, pack, prepare
+from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, decode_all, pack, prepare
 from gantrain.data import packed as packing
 from gantrain.data.stream import Ahead
 from gantrain.errors import UserError
@@ -61,14 +69,49 @@ def test_a_zip_holds_the_images_of_its_folder_with_its_own_labels(tmp_path):
     assert all(torch.equal(images[i][0], files[i][0]) for i in range(7))
 
 
-@pytest.mark.parametrize("labels", [None, "null"])
-def test_a_zip_without_labels_has_its_folders_as_classes(tmp_path, labels):
-    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))
-    if labels:
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr("dataset.json", '{"labels": null}')
-    images = Archive(root=str(path), resolution=4).build()
+def test_a_zip_without_a_list_of_labels_has_its_folders_as_classes(tmp_path):
+    images = Archive(root=str(write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))), resolution=4).build()
     assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_zip_that_says_it_has_no_labels_is_not_given_its_shards_as_classes(tmp_path):
+    path = write_zip(tmp_path / "a.zip", write_images(tmp_path / "shards", [f"0000{i}/{j}.png" for i in range(2) for j in range(3)]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("dataset.json", '{"labels": null}')
+    with pytest.raises(UserError, match="a.zip: has no labels .its dataset.json says null.; set data.labels=false to train without"):
+        Archive(root=str(path), resolution=8).build()
+    assert prepare(Archive(root=str(path), resolution=8, labels=False), CPU).class_names == ["all"]
+    done = tool(path, "--out", tmp_path / "p", "--resolution", 8, check=False)
+    assert done.returncode == 2 and "its dataset.json says null" in done.stderr
+    assert "6 of 6 images made just now" in tool(path, "--out", tmp_path / "p", "--resolution", 8, "--no-labels").stdout
+
+
+def test_the_index_of_a_zip_is_read_once_a_process(tmp_path, monkeypatch):
+    from gantrain.data import archive
+
+    opened, whole = [], zipfile.ZipFile
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path), LABELS)
+    monkeypatch.setattr(archive.zipfile, "ZipFile", lambda *words: opened.append(words) or whole(*words))
+    images = Archive(root=str(path), resolution=8).build()
+    first = [decode_all(images, range(7)) for _ in range(5)]
+    there = pickle.loads(pickle.dumps(images.decode))  # as a worker process that is not forked has it
+    assert torch.equal(torch.stack([there(i) for i in range(7)]), first[4]) and images.decode.state(3) == there.state(3)
+    assert len(opened) == 1
+
+
+def test_members_are_read_stored_and_deflated_and_no_other_way(tmp_path):
+    folder = cats_and_dogs(tmp_path)
+    ways = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA}
+    sets = {}
+    for name, way in ways.items():
+        with zipfile.ZipFile(tmp_path / name, "w", way) as opened:
+            for file in sorted(folder.rglob("*.png")):
+                opened.write(file, file.relative_to(folder))
+        (tmp_path / name).write_bytes(b"in front" + (tmp_path / name).read_bytes())  # as self-extracting ones have something
+        sets[name] = Archive(root=str(tmp_path / name), resolution=8).build()
+    assert torch.equal(decode_all(sets["stored"], range(7)), decode_all(sets["deflated"], range(7)))
+    with pytest.raises(UserError, match="lzma: cat/0.png cannot be read .packed by method 14, neither stored nor deflated"):
+        sets["lzma"].decode(0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -91,6 +134,8 @@ def test_worker_processes_and_threads_read_a_zip_of_their_own(tmp_path, workers)
     (lambda path, folder: write_zip(path, folder, {"cat": 0.5, "dog": 1}), "is 0.5, not a class 0, 1, 2"),
     (lambda path, folder: write_zip(path, folder, {"cat": [1, 0], "dog": [0, 1]}), r"is \[1, 0\], not a class"),
     (lambda path, folder: write_zip(path, folder, {"cat": -1, "dog": 1}), "is -1, not a class"),
+    (lambda path, folder: write_zip(path, folder, {"cat": 0, "dog": 2_000_000_000}), "label 2000000000 .* more classes than its 7 images; .*set data.labels=false"),
+    (lambda path, folder: write_zip(path, folder, {"cat": 1, "dog": 6}), "a.zip has no image with label 0, 2, 3, 4, 5; number .*or set data.labels=false"),
     (lambda path, folder: write_zip(path, folder / "cat", {"cat": 0, "": 0}), "single class"),
     (lambda path, folder: zipfile.ZipFile(path, "w").close(), "no image in"),
 ])  # fmt: skip
@@ -254,16 +299,139 @@ def test_a_pickle_in_the_place_of_an_array_is_not_loaded(many, tmp_path):
         Packed(root=str(tmp_path / "p"), resolution=8).build()
 
 
-def test_a_disk_that_is_too_small_says_so_before_anything_is_decoded(many, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_there(many, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(os, "posix_fallocate", lambda *words: pytest.fail("it was about to fill the disk"))
+    images = many()
+    images.resolution = 100_000  # mistyped
+    words = r"deep: the images need 1397.0 GiB and 1 MiB are free there; make room, or give another --out or a smaller --resolution"
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(UserError, match=words):
+        pack(images, tmp_path / "deep" / "er" / "p", "many")
+    assert not list((tmp_path / "deep").iterdir())
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+
+def test_what_is_on_the_disk_already_is_not_asked_for_again(many, tmp_path, monkeypatch):
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=packing.A_LITTLE + 50 * 8))
+    pack(many(), tmp_path / "p", "many")
+    with pytest.raises(UserError, match="the images need 2 MiB and 2 MiB are free there"):
+        pack(many(), tmp_path / "q", "many")
+
+
+def test_a_disk_that_fills_up_is_given_back_what_holds_no_images(many, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     images = many()
     images.decode = None  # nobody asks it
     images.content = "x"
-    with pytest.raises(OSError, match="No space left"):
-        pack(images, tmp_path / "p", "many")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match="p.part: No space left on device; make room, and the same command goes on"):
+            pack(images, tmp_path / "p", "many")
+    assert not (tmp_path / "p.part").exists()
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match="p.part: No space left on device"):
+            pack(many(), tmp_path / "p", "many")
+    assert (tmp_path / "p.part" / "images.npy").stat().st_size == 128 + 24 * 192
+    assert pack(many(), tmp_path / "p", "many") == 50 - 24
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+
+
+# ---- what a half made set, a head and a lock say ---------------------------------------------------------------------
+
+
+def stopped_after_three_blocks(images: ImageSet, folder: Path) -> None:
+    """What `pack` leaves behind where it is killed."""
+
+    def killed(blocks, total):
+        yield from itertools.islice(blocks, 3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(images, folder, "many", killed)
+
+
+@pytest.mark.parametrize("head", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_head_of_a_half_made_set_says_to_begin_anew(many, tmp_path, head):
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    (tmp_path / "p.part" / "head.json").write_bytes(head)
+    with pytest.raises(UserError, match="p.part/head.json: is damaged; delete .*p.part to begin anew"):
+        pack(many(), tmp_path / "p", "many")
+
+
+def test_a_set_that_was_killed_before_it_had_its_name_is_finished(many, tmp_path, monkeypatch):
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        pack(many(), tmp_path / "p", "many")
+    assert "sha256" in json.loads((tmp_path / "p.part" / "head.json").read_text())
+    assert pack(many(), tmp_path / "p", "many") == 0
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["head.json", "images.npy", "labels.npy"]
+
+
+def test_two_do_not_make_one_set(many, tmp_path):
+    def second(blocks, total):
+        with pytest.raises(UserError, match=f"p.part: is being made by process {os.getpid()} on .*; wait for it, stop it, or give another --out"):
+            pack(many(), tmp_path / "p", "many")
+        yield from blocks
+
+    assert pack(many(), tmp_path / "p", "many", second) == 50
+
+
+def test_a_half_made_set_is_not_trained_on(many, tmp_path):
+    stopped_after_three_blocks(many(), tmp_path / "p")
+    words = "p.part is half made; tools/prepare_dataset.py with --out .*/p, as it was begun .from many., goes on; then data.root=.*/p$"
+    with pytest.raises(UserError, match=words):
+        prepare(Packed(root=str(tmp_path / "p.part"), resolution=8), CPU)
+
+
+def test_a_head_has_a_sum_of_its_own(many, tmp_path):
+    pack(many(), tmp_path / "p", "many")
+    path = tmp_path / "p" / "head.json"
+    head = json.loads(path.read_text())
+    path.write_text(json.dumps({**head, "source": "else"}))
+    with pytest.raises(UserError, match="head.json: is not what was written; make it again"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+    done = tool("--verify", tmp_path / "p", check=False)
+    assert done.returncode == 2 and "head.json: is not what was written" in done.stderr
+    del head["head_sha256"]  # as earlier sets have it
+    path.write_text(json.dumps(head))
+    same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
+    path.write_text(json.dumps({**head, "classes": ["a"]}))
+    with pytest.raises(UserError, match="p: labels.npy holds label 1, and head.json names classes 0..0; make it again with"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+
+
+@pytest.mark.parametrize("key, value", [("classes", "ab"), ("classes", []), ("sha256", {}), ("source", 3), ("listing", None), ("images", True), ("head_sha256", 1)])
+def test_a_heads_fields_have_their_types(many, tmp_path, key, value):
+    pack(many(), tmp_path / "p", "many")
+    path = tmp_path / "p" / "head.json"
+    head = {k: v for k, v in json.loads(path.read_text()).items() if k != "head_sha256"}
+    path.write_text(json.dumps({**head, key: value}))
+    with pytest.raises(UserError, match="head.json: is no head of a gantrain-packed-1 set; make it again"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "head.json"])
+def test_what_may_not_be_read_is_not_called_damaged(many, tmp_path, monkeypatch, name):
+    def closed(path, whole, *words, **more):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *words, **more)
+
+    pack(many(), tmp_path / "p", "many")
+    for owner, function in ((np, "load"), (Path, "read_text")):
+        monkeypatch.setattr(owner, function, lambda path, *words, whole=getattr(owner, function), **more: closed(path, whole, *words, **more))
+    with pytest.raises(UserError, match=f"p/{name}: may not be read .permission denied.; have its owner allow it"):
+        prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
 
 
 # ---- what is gathered ahead ------------------------------------------------------------------------------------------
@@ -383,15 +551,84 @@ def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["cifar1O", "--out", "x", "--resolution", 32], "cifar1O: is no folder, no .zip, no .hdf5 and none of cifar10, cifar100, stl10, digits; did you mean 'cifar10'?"),
-    (["torchvision:FashonMNIST", "--out", "x", "--resolution", 32], "did you mean 'FashionMNIST'?"),
-    (["digits"], "a source, --out and --resolution are needed"),
+    (["cifar1O", "--out", "x", "--resolution", 32], "cifar1O: is no folder, no .zip, no .hdf5 and no data set of gantrain's; did you mean 'cifar10'?"),
+    (["nope", "--out", "x", "--resolution", 32], "error: nope: is no folder, no .zip, no .hdf5 and no data set of gantrain's; known: cifar10, cifar100, digits, stl10"),
+    (["torchvision:FashonMNIST", "--out", "x", "--resolution", 32], "torchvision:FashonMNIST: is none of its sets that are read here; did you mean 'FashionMNIST'?"),
+    (["torchvision:Nope", "--out", "x", "--resolution", 32], "torchvision:Nope: is none of its sets that are read here; known: Caltech101, Caltech256, DTD, "),
+    (["digits"], "error: missing: --out, --resolution"),
+    (["digits", "--out", "x"], "error: missing: --resolution"),
+    (["--out", "x", "--resolution", 8], "error: missing: a source"),
+    (["nowhere.hdf5", "--out", "x", "--resolution", 8], "error: nowhere.hdf5: no such file"),
+    (["nowhere.zip", "--out", "x", "--resolution", 8], "error: there is no file 'nowhere.zip'"),
     (["--verify", "nowhere"], "is no prepared data set (it has no head.json); tools/prepare_dataset.py makes one"),
     (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be fetched"),
 ])  # fmt: skip
 def test_the_tools_mistakes_are_one_line(arguments, words):
     done = tool(*arguments, check=False)
-    assert done.returncode == 2 and words in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and words in last and last.count("Caltech101") <= 1
+
+
+def test_the_tools_remedies_are_its_own_options(tmp_path):
+    folder = cats_and_dogs(tmp_path)
+    flat = write_images(tmp_path / "flat", ["1.png", "2.png"])
+    with zipfile.ZipFile(write_zip(tmp_path / "a.zip", folder), "a") as opened:
+        opened.writestr("dataset.json", '{"labels": null}')
+    (folder / "cat" / "1.png").write_bytes(b"no picture")
+    for source, words in [
+        (flat, f"error: no image in '{flat}'; images belong in one sub-folder a class (.bmp, "),
+        (flat, "or give --no-labels"),
+        (folder / "cat", "or give --no-labels"),
+        (write_images(tmp_path / "one", ["class/1.png"]), "give the folder whose sub-folders are the classes, or give --no-labels"),
+        (folder, "replace or delete it, or give --on-error skip"),
+        (tmp_path / "a.zip", "(its dataset.json says null); give --no-labels to train without"),
+    ]:
+        done = tool(source, "--out", tmp_path / "p", "--resolution", 8, check=False)
+        assert done.returncode == 2 and words in done.stderr and "data." not in done.stderr, done.stderr
+    assert "2 of 2 images made just now" in tool(flat, "--out", tmp_path / "p2", "--resolution", 8, "--no-labels").stdout
+
+
+def test_the_tool_reads_hdf5_without_labels_if_it_is_to(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("imgs", data=noise(5, 3, 8, 8))
+    assert "5 of 5 images made just now" in tool(tmp_path / "a.hdf5", "--out", tmp_path / "p", "--resolution", 8, "--no-labels").stdout
+    assert Packed(root=str(tmp_path / "p"), resolution=8).build().class_names == ["all"]
+    done = tool(tmp_path / "a.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
+    assert done.returncode == 2 and "a.hdf5: has no labels; give --no-labels" in done.stderr
+    for labels, words in (([0, 1, 2, 0, 2_000_000_000], "label 2000000000 makes more classes than its 5 images"), ([0, 1, 4, 0, 1], "no image with label 2, 3; number")):
+        with h5py.File(tmp_path / "b.hdf5", "w") as file:
+            file.create_dataset("imgs", data=noise(5, 3, 8, 8))
+            file.create_dataset("labels", data=np.array(labels))
+        done = tool(tmp_path / "b.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
+        assert done.returncode == 2 and words in done.stderr and "or give --no-labels" in done.stderr
+
+
+def test_the_last_line_can_be_pasted(tmp_path):
+    said = tool("digits", "--out", tmp_path / "my digits", "--resolution", 8).stdout.splitlines()[-1]
+    assert shlex.split(said)[-2:] == [f"data.root={tmp_path / 'my digits'}", "data.resolution=8"]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_the_tool_says_where_it_was_stopped(many, tmp_path, monkeypatch, number, status):
+    from gantrain.data.folder import Decoder
+
+    whole, before = Decoder.read, signal.getsignal(number)
+
+    def read(self, index):
+        if index == 20:
+            os.kill(os.getpid(), number)
+        if index >= 20:
+            time.sleep(0.2)  # the main thread is told meanwhile
+        return whole(self, index)
+
+    words = [tmp_path / "many", "--out", tmp_path / "p", "--resolution", 8]
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "read", read)
+        done = tool(*words, check=False)
+    assert done.returncode == status and signal.getsignal(number) == before
+    assert done.stderr == "prepare_dataset.py: stopped after 2 of 7 blocks; the same command goes on\n"
+    assert "34 of 50 images made just now" in tool(*words).stdout
 
 
 def test_flat_pictures_are_said_at_the_start_of_a_run(many, tmp_path):

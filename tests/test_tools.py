@@ -287,3 +287,9 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
 def test_a_scripts_mistake_is_one_line(words, error):
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr and error in done.stderr.splitlines()[-1]
+
+
+def test_a_script_that_is_interrupted_says_so_in_one_line():
+    code = "import command, os, signal, sys; sys.argv[0] = 'any.py'; command.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"})
+    assert done.returncode == 130 and done.stderr == "any.py: interrupted\n"

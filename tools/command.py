@@ -5,17 +5,28 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from gantrain.errors import UserError
+from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a mistake is one line and exit status 2."""
+    """Run a script's `main`; a mistake is one line and exit status 2, Ctrl-C one line and 130."""
     try:
         main()
     except (UserError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        leave(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        leave("interrupted", INTERRUPTED)
+    except Stopped as stopped:
+        leave(f"stopped by {stopped}", exit_status(stopped.signal))
+
+
+def leave(text: str, status: int) -> NoReturn:
+    """Exit with one line on standard error."""
+    print(f"{Path(sys.argv[0]).name}: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 def positive(text: str) -> int:

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import command
 import torch
 
 from gantrain.data import Digits
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -22,6 +22,8 @@ every 512 images: the first start of a training on a machine compares them, and 
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,9 +36,11 @@ from tqdm import tqdm
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, pack
 from gantrain.data.folder import resized_image
+from gantrain.data.imageset import numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
-from gantrain.data.packed import read_head, read_packed, verify
+from gantrain.data.packed import BLOCK, DONE, drafts, read_done, read_head, read_packed, verify
 from gantrain.errors import InvalidField, UserError, did_you_mean
+from gantrain.interruption import Interruption, Stopped, exit_status
 from gantrain.plugins import one_line
 
 BUILT_IN = ("cifar10", "cifar100", "stl10", "digits")
@@ -46,9 +50,25 @@ TORCHVISION = {
     "FashionMNIST": {"train": True}, "Flowers102": {"split": "train"}, "Food101": {"split": "train"}, "Imagenette": {"split": "train"},
     "KMNIST": {"train": True}, "MNIST": {"train": True}, "OxfordIIITPet": {"split": "trainval"}, "SUN397": {}, "SVHN": {"split": "train"},
 }  # fmt: skip
+# What errors call by its key in a configuration, as it is said here.
+IN_OPTIONS = {
+    "data.root: ": "", "point data.root at the folder": "give the folder", "set data.labels=false": "give --no-labels",
+    "set data.on_error=skip": "give --on-error skip",
+}  # fmt: skip
 
 
 def main() -> None:
+    try:
+        with Interruption():
+            run()
+    except UserError as error:
+        text = str(error)
+        for key, option in IN_OPTIONS.items():
+            text = text.replace(key, option)
+        raise UserError(text) from None
+
+
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", help="a folder, a .zip, a .hdf5, a data set's name, or torchvision:NAME")
     parser.add_argument("--out", type=Path, help="the folder to be made")
@@ -62,19 +82,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.verify:
         return check_again(arguments.verify)
-    if not (arguments.source and arguments.out and arguments.resolution):
-        parser.error("a source, --out and --resolution are needed")
+    needed = {"a source": arguments.source, "--out": arguments.out, "--resolution": arguments.resolution}
+    if missing := [name for name, value in needed.items() if not value]:
+        parser.error(f"missing: {', '.join(missing)}")
     images = source_of(arguments)
     if arguments.no_labels:
         images = images.unlabelled()
     refuse_impossible(images, wanted_classes=not arguments.no_labels)
     images.skips = arguments.on_error == "skip"
-    made = pack(images, arguments.out, f"{arguments.source} at {arguments.resolution}, {arguments.filter}", bar("preparing"))
+    try:
+        made = pack(images, arguments.out, f"{arguments.source} at {arguments.resolution}, {arguments.filter}", bar("preparing"))
+    except (KeyboardInterrupt, Stopped) as stopped:
+        done = len(read_done(drafts(arguments.out) / DONE))
+        status = exit_status(getattr(stopped, "signal", signal.SIGINT))
+        command.leave(f"stopped after {done} of {-(-len(images) // BLOCK)} blocks; the same command goes on", status)
     for line in images.skipped.values():
         print(f"skipped: {line}")
     print(f"{arguments.out}: {made:,} of {len(images):,} images made just now")
     print(audit(read_packed(arguments.out, arguments.resolution)))
-    print(f"train with data.name=packed data.root={arguments.out} data.resolution={arguments.resolution}")
+    print(f"train with data.name=packed {shlex.quote(f'data.root={arguments.out}')} data.resolution={arguments.resolution}")
 
 
 def check_again(folder: Path) -> None:
@@ -111,7 +137,7 @@ def source_of(arguments: argparse.Namespace) -> ImageSet:
             return DATASETS[source](**how, **({} if source == "digits" else {"root": arguments.data})).build()
     except InvalidField as error:
         raise UserError(f"--{error.field} {error.remedy}, got {error.value!r}") from None
-    raise UserError(f"{source}: is no folder, no .zip, no .hdf5 and none of {', '.join(BUILT_IN)}{did_you_mean(source, BUILT_IN)}")
+    raise UserError(f"{source}: is no folder, no .zip, no .hdf5 and no data set of gantrain's{did_you_mean(source, BUILT_IN)}")
 
 
 class Resizing:
@@ -150,7 +176,7 @@ def of_torchvision(name: str, arguments: argparse.Namespace) -> ImageSet:
     from torchvision import datasets
 
     if name not in TORCHVISION:
-        raise UserError(f"torchvision:{name}: known are {', '.join(TORCHVISION)}{did_you_mean(name, TORCHVISION)}; of another, give its folder")
+        raise UserError(f"torchvision:{name}: is none of its sets that are read here{did_you_mean(name, TORCHVISION)}; of another, give its folder")
     try:
         data = getattr(datasets, name)(arguments.data, download=True, **TORCHVISION[name])
     except (RuntimeError, OSError) as error:
@@ -184,20 +210,25 @@ class Rows:
 
 def of_hdf5(path: Path, arguments: argparse.Namespace) -> ImageSet:
     """BigGAN-PyTorch's file: `imgs` uint8 `[N, 3, H, W]` and `labels` int64 `[N]`."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
         import h5py
     except ModuleNotFoundError:
         raise UserError(f"{path}: reading HDF5 needs h5py: pip install h5py") from None
     try:
         file = h5py.File(path, "r")
-        images, labels = file["imgs"], torch.from_numpy(np.asarray(file["labels"]).astype(np.int64).reshape(-1))
+        images, labelled = file["imgs"], not arguments.no_labels and "labels" in file
+        labels = torch.from_numpy(np.asarray(file["labels"] if labelled else np.zeros(len(images))).astype(np.int64).reshape(-1))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(labels) != len(images) or not len(images):
             raise ValueError(f"imgs is {images.dtype} {images.shape} and labels {len(labels)}")
         if int(labels.min()) < 0:
             raise ValueError(f"a label is {int(labels.min())}")
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is no HDF5 as BigGAN-PyTorch's make_hdf5.py writes it ({one_line(error)})") from None
-    classes = [str(i) for i in range(int(labels.max()) + 1)]
+    if not (labelled or arguments.no_labels):
+        raise UserError(f"{path}: has no labels; give --no-labels to train without")
+    classes = numbered_classes(str(path), int(labels.max()), len(labels))
     return ImageSet(f"hdf5/{path.name}", labels, classes, arguments.channels, arguments.resolution, decode=Resizing(str(path), Rows(images), arguments))
 
 

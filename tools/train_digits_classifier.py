@@ -13,6 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import command
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

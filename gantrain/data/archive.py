@@ -4,24 +4,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
+import struct
+import weakref
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from gantrain.data.folder import EXTENSIONS, decoded_image
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import ImageSet, Source, numbered_classes
 from gantrain.errors import UserError, check
 from gantrain.plugins import one_line
 
 LABELS = "dataset.json"
 MOST_BYTES = 2**28  # of a member, unpacked: a few bytes of a zip can become many
+LOCAL_HEADER = "<4s22xHH"  # what stands before each member: a signature, ..., the lengths of its name and of what follows that
+ENCRYPTED = -1  # in the place of a method
 BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError)  # encrypted and unknown compressions among them
 
 
@@ -29,8 +32,8 @@ BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedErr
 class Archive(Source):
     """A zip of images with `dataset.json` (`{"labels": [["00000/img00000000.png", 3], ...]}`), as StyleGAN's tool makes it.
 
-    Without such labels (null, or no `dataset.json`) the folders in the zip are the classes. Images are centre-cropped to a
-    square and resized with antialiasing, where they have another size.
+    Without a `dataset.json` the folders in the zip are the classes; where it says `"labels": null` there are none, and `labels:
+    false` is needed. Images are centre-cropped to a square and resized with antialiasing, where they have another size.
 
     Attributes:
         root: the zip file.
@@ -52,15 +55,16 @@ class Archive(Source):
         path = Path(self.root).expanduser()
         if not path.is_file():
             raise UserError(f"data.root: there is no file {self.root!r}")
-        members, labels = read_zip(path)
+        members, said = read_zip(path)
         if not members:
             raise UserError(f"data.root: no image in {self.root!r} ({', '.join(sorted(EXTENSIONS))})")
         if not self.labels:
             numbers, classes = [0] * len(members), ["all"]
-        elif labels is not None:
-            numbers, classes = labels_of(path, members, labels)
+        elif said is not None:
+            numbers, classes = labels_of(path, [member.filename for member in members], said["labels"])
         else:
-            folders = [PurePosixPath(name).parts[0] if len(PurePosixPath(name).parts) > 1 else "." for name in members]
+            paths = [PurePosixPath(member.filename) for member in members]
+            folders = [path.parts[0] if len(path.parts) > 1 else "." for path in paths]
             classes = sorted(set(folders))
             number = {name: i for i, name in enumerate(classes)}
             numbers = [number[folder] for folder in folders]
@@ -68,20 +72,23 @@ class Archive(Source):
         return ImageSet(f"archive/{path.name}", torch.tensor(numbers), classes, self.channels, self.resolution, decode=decoder)
 
 
-def read_zip(path: Path) -> tuple[list[str], object]:
-    """(names of all images in order, what `dataset.json` says of labels or None).
+def read_zip(path: Path) -> tuple[list[zipfile.ZipInfo], dict[str, Any] | None]:
+    """(all images in the order of their names, what `dataset.json` says of `labels`, or None where there is no such file).
 
     Raises:
         UserError: it is no zip, or its `dataset.json` cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as opened:
-            members = sorted(m.filename for m in opened.infolist() if not m.is_dir() and PurePosixPath(m.filename).suffix.lower() in EXTENSIONS)
+            names = sorted(m.filename for m in opened.infolist() if not m.is_dir() and PurePosixPath(m.filename).suffix.lower() in EXTENSIONS)
+            members = [opened.getinfo(name) for name in names]
+            if any(not 0 <= n < 2**63 for m in members for n in (m.header_offset, m.compress_size, m.file_size)):
+                raise ValueError("its index is damaged")
             if LABELS not in opened.namelist():
                 return members, None
             if opened.getinfo(LABELS).file_size > MOST_BYTES:
                 raise ValueError(f"{LABELS} is larger than {MOST_BYTES:,} bytes")
-            return members, json.loads(opened.read(LABELS))["labels"]
+            return members, {"labels": json.loads(opened.read(LABELS))["labels"]}
     except (*BROKEN, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a zip of images ({one_line(error)})") from None
 
@@ -90,8 +97,10 @@ def labels_of(path: Path, members: list[str], labels: object) -> tuple[list[int]
     """(a class for each image, the classes' names) from `dataset.json`.
 
     Raises:
-        UserError: an image has no class, or classes are no whole numbers.
+        UserError: there are no labels, an image has no class, or classes are no whole numbers.
     """
+    if labels is None:
+        raise UserError(f"{path}: has no labels (its {LABELS} says null); set data.labels=false to train without")
     try:
         by_name = {str(name): label for name, label in labels}
     except (TypeError, ValueError):
@@ -103,30 +112,35 @@ def labels_of(path: Path, members: list[str], labels: object) -> tuple[list[int]
     strange = next((n for n in numbers if type(n) is not int or not 0 <= n < 2**31), None)
     if strange is not None:
         raise UserError(f"{path}: a label of its {LABELS} is {strange!r}, not a class 0, 1, 2, ...; set data.labels=false to train without")
-    return numbers, [str(i) for i in range(max(numbers) + 1)]
+    return numbers, numbered_classes(str(path), max(numbers), len(numbers))
 
 
 class ZipDecoder:
-    """Decodes member number i to uint8 `[channels, resolution, resolution]`. Every thread of every process opens the zip for itself."""
+    """Decodes member number i to uint8 `[channels, resolution, resolution]`.
 
-    def __init__(self, path: Path, members: list[str], resolution: int, channels: int, filter: str):
+    The zip's index is parsed once, before; its file is open once. All threads, and forked processes too, read at positions
+    of their own from it.
+    """
+
+    def __init__(self, path: Path, members: list[zipfile.ZipInfo], resolution: int, channels: int, filter: str):
         self.path, self.resolution = path, resolution
-        self.names = np.array([name.encode() for name in members])  # one block of bytes: as `folder.Decoder` says
+        # Arrays and no Python objects: as `folder.Decoder` says.
+        self.names = np.array([member.filename.encode() for member in members])
+        self.index = np.array([(m.header_offset, m.compress_size, m.file_size, m.CRC, ENCRYPTED if m.flag_bits & 1 else m.compress_type) for m in members])
         self.mode = "RGB" if channels == 3 else "L"
         self.filter = Image.Resampling[filter.upper()]
-        self._open = threading.local()
+        self._open()
+
+    def _open(self) -> None:
+        self.file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": None}
+        return {key: value for key, value in self.__dict__.items() if key != "file"}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= {**state, "_open": threading.local()}
-
-    def archive(self) -> zipfile.ZipFile:
-        """The zip as this thread of this process has it open: a forked one would share its parent's place in the file."""
-        if getattr(self._open, "pid", None) != os.getpid():
-            self._open.zip, self._open.pid = zipfile.ZipFile(self.path), os.getpid()
-        return self._open.zip
+        self.__dict__ |= state
+        self._open()
 
     def listing(self) -> str:
         """SHA-256 of the names of all members and of how they are decoded."""
@@ -136,11 +150,8 @@ class ZipDecoder:
 
     def state(self, index: int) -> str:
         """A member's size and sum: while they stay, it need not be read again."""
-        try:
-            member = self.archive().getinfo(bytes(self.names[index]).decode())
-        except BROKEN as error:
-            raise OSError(one_line(error)) from error
-        return f"{member.file_size} {member.CRC}"
+        _, _, size, crc, _ = self.index[index].tolist()
+        return f"{size} {crc}"
 
     def __call__(self, index: int) -> torch.Tensor:
         """The image.
@@ -152,11 +163,25 @@ class ZipDecoder:
 
     def read(self, index: int) -> tuple[torch.Tensor, bytes]:
         """(the image, SHA-256 of the member)."""
-        name = bytes(self.names[index]).decode()
+        name = f"{self.path}: {bytes(self.names[index]).decode()}"
         try:
-            if self.archive().getinfo(name).file_size > MOST_BYTES:
-                raise ValueError(f"larger than {MOST_BYTES:,} bytes")
-            data = self.archive().read(name)
-        except (*BROKEN, KeyError, zlib.error) as error:
-            raise UserError(f"{self.path}: {name} cannot be read ({one_line(error)})") from error
-        return decoded_image(data, f"{self.path}: {name}", self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+            data = self.unpacked(*self.index[index].tolist())
+        except (OSError, ValueError, struct.error, zlib.error) as error:
+            raise UserError(f"{name} cannot be read ({one_line(error)})") from error
+        return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+
+    def unpacked(self, offset: int, packed_size: int, size: int, crc: int, method: int) -> bytes:
+        """A member's bytes; its own errors where they are not what the index says."""
+        if max(size, packed_size) > MOST_BYTES:
+            raise ValueError(f"larger than {MOST_BYTES:,} bytes")
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("encrypted" if method == ENCRYPTED else f"packed by method {method}, neither stored nor deflated")
+        signature, name_length, extra_length = struct.unpack(LOCAL_HEADER, os.pread(self.file, struct.calcsize(LOCAL_HEADER), offset))
+        if signature != b"PK\3\4":
+            raise ValueError("its header is damaged")
+        data = os.pread(self.file, packed_size, offset + struct.calcsize(LOCAL_HEADER) + name_length + extra_length)
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # no further, whatever comes
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise ValueError("Bad CRC-32")
+        return data

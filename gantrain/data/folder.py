@@ -57,7 +57,8 @@ class Folder(Source):
             loose = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS)
             files, labels, classes = loose + files, [0] * (len(loose) + len(files)), ["all"]
         if not files:
-            raise UserError(f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))})")
+            flat = ", or set data.labels=false for images without classes" if self.labels else ""
+            raise UserError(f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))}){flat}")
         return ImageSet(
             name=f"folder/{root.name}",
             labels=torch.tensor(labels),

@@ -150,6 +150,18 @@ class ImageSet(Dataset):
         return self._fingerprint
 
 
+def numbered_classes(name: str, largest: int, count: int) -> list[str]:
+    """Names of the classes of `count` images whose labels are numbers up to `largest`.
+
+    Raises:
+        UserError: there are more classes than images; the list would be as long as any number in a file.
+    """
+    if largest >= count:
+        remedy = "number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+        raise UserError(f"{name}: label {largest} makes more classes than its {count:,} images; {remedy}")
+    return [str(i) for i in range(largest + 1)]
+
+
 def collate(items: list[tuple[Tensor | UserError, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]] | UserError:
     """A batch of decoded images and labels and what was skipped for it, or the first error among them."""
     for image, *_ in items:

@@ -86,7 +86,9 @@ def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
     empty = [images.class_names[i] for i in torch.nonzero(counts == 0)[:, 0].tolist()]
     if empty:
         names = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
-        raise UserError(f"data: {images.name} has no image of class {names}; fill or delete the empty class folders")
+        if images.name.startswith("folder/"):
+            raise UserError(f"data: {images.name} has no image of class {names}; fill or delete the empty class folders")
+        raise UserError(f"data: {images.name} has no image with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false")
 
 
 def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: int) -> str:
@@ -210,8 +212,11 @@ def audit(images: ImageSet) -> str:
     counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
     where = "on disk" if images.pixels is None else "on disk, mapped into memory" if images.mapped else "in memory" if images.pixels.device.type == "cpu" else f"on {images.pixels.device}"
     smallest, largest = int(counts.argmin()), int(counts.argmax())
+    sizes = f"smallest {images.class_names[smallest]!r} {counts[smallest]:,}, largest {images.class_names[largest]!r} {counts[largest]:,}"
+    if counts[smallest] == counts[largest]:
+        sizes = f"{counts[0]:,} each"
+    classes = f"{images.num_classes} classes ({sizes})" if images.num_classes > 1 else "1 class"
     return (
-        f"{images.name}: {len(images):,} images, {images.num_classes} class{'es' if images.num_classes > 1 else ''}"
-        f" (smallest {images.class_names[smallest]!r} {counts[smallest]:,}, largest {images.class_names[largest]!r} {counts[largest]:,}),"
-        f" {images.channels} x {images.resolution} x {images.resolution}, range {low}..{high} ({looked}), {where}"
+        f"{images.name}: {len(images):,} images, {classes}, {images.channels} x {images.resolution} x {images.resolution},"
+        f" range {low}..{high} ({looked}), {where}"
     )
