@@ -143,27 +143,12 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory, digits) -> Path:
     """Weights for the real Inception code without network: He initialisation, BatchNorm statistics of one pass over digits."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
-    class Unloaded(module.FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, strict=True):
-            return None
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_state_dict_from_url", lambda url, progress=True: {})
-        network = Unloaded("inception-v3-compat", ["2048", "logits_unbiased"], verbose=False)
-    generator = torch.Generator().manual_seed(0)
-    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for layer in network.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-            torch.nn.init.kaiming_normal_(layer.weight, generator=generator)
-    for norm in norms:
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        network(digits[0][-8:].expand(-1, 3, -1, -1).contiguous())
+        patch.syspath_prepend(str(ROOT / "tools"))
+        from random_inception import random_weights
+
     path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save(network.state_dict(), path)
+    torch.save(random_weights(digits[0][-8:].expand(-1, 3, -1, -1).contiguous()), path)
     return path
 
 

@@ -14,12 +14,14 @@ from statistics import median
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT, TINY, here, lines_of
 from PIL import Image
 from safetensors.torch import load_file
 
-from gantrain.metrics.features import DigitsClassifier
+from gantrain.data import Packed, prepare
+from gantrain.metrics.features import DigitsClassifier, InceptionFeatures
 
 
 def run(*arguments: object) -> str:
@@ -64,7 +66,7 @@ def test_benchmark_compares_variants(tmp_path):
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median"] <= max(row["seconds"]) and row["batch_size"] == 16
         assert f"{row['median'] * 1e3:.2f}" in said and row["operators"] > 50
         assert len(row["bound"]["seconds"]) == 2 and row["reached"] == pytest.approx(median([b / s for b, s in zip(row["bound"]["seconds"], row["seconds"])]))
-        assert 0 < row["data_wait"] < 1 and row["peak_gib"] > 0.1
+        assert 0 < row["data_wait"] < 1 and row["first_update"] > 0 and row["peak_gib"] > 0.1
     assert record["versions"].keys() >= {"date", "python", "torch", "accelerate", "processor"} and record["rows"][0]["speed"] == 1
 
 
@@ -293,3 +295,17 @@ def test_a_script_that_is_interrupted_says_so_in_one_line():
     code = "import command, os, signal, sys; sys.argv[0] = 'any.py'; command.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"})
     assert done.returncode == 130 and done.stderr == "any.py: interrupted\n"
+
+
+def test_random_images_are_prepared_for_measuring(tmp_path):
+    run_here("tools/random_images.py", "--num", 20, "--resolution", 8, "--classes", 5, "--out", tmp_path / "r")
+    images = prepare(Packed(root=str(tmp_path / "r"), resolution=8), torch.device("cpu"))
+    assert len(images) == 20 and images.num_classes == 5 and images.channels == 3
+
+
+def test_random_inception_weights_are_inceptions(tmp_path):
+    """They load, and their features differ from image to image and have a sensible size."""
+    run_here("tools/random_inception.py", tmp_path / "random.pth")
+    extract = InceptionFeatures(weights=str(tmp_path / "random.pth")).build(torch.device("cpu")).extract
+    features, logits = extract(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (3, 2048) and logits.shape == (3, 1008) and 1e-3 < features.std(0).mean() < 1e3

@@ -96,13 +96,15 @@ UPDATE = "one update of the game"
 COPY = "copying as many bytes"
 
 
-def ready(config: str, overrides: list[str], folder: Path, accelerator) -> Trainer:
-    """A trainer that has made two updates, so that everything is allocated."""
+def ready(config: str, overrides: list[str], folder: Path, accelerator) -> tuple[Trainer, float]:
+    """(a trainer that has made two updates, so that everything is allocated; seconds that the first took)."""
     trainer = Trainer(load(config, [*QUIET, *overrides, f"run_dir={folder}"]), accelerator)
     trainer.start()
-    for _ in range(2):
-        trainer.update()
-    return trainer
+    began = time.perf_counter()
+    trainer.update()
+    first = time.perf_counter() - began
+    trainer.update()
+    return trainer, first
 
 
 def on_random_images(arguments: argparse.Namespace) -> list[str]:
@@ -132,7 +134,7 @@ def spread(taken: list[float]) -> dict[str, Any]:
 def updates_of(connection: Connection, folder: Path, config: str, overrides: list[str]) -> None:
     """A trainer: its "updates", their operators "alone", the "memory" it has had, what its data kept it "waiting"."""
     accelerator = make_accelerator(load(config, overrides).mixed_precision)
-    trainer = ready(config, overrides, folder, accelerator)
+    trainer, first = ready(config, overrides, folder, accelerator)
     bound, cycle = Roofline(), max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())])  # updates until all penalties have had their turn
     if not trainer.performance.compile:  # compiled code shows no operators
         weights = [(player, player.orthogonal) for player in (trainer.G, trainer.D)]
@@ -149,7 +151,7 @@ def updates_of(connection: Connection, folder: Path, config: str, overrides: lis
         trainer.update()
         trainer.listen()  # to the guard, as after every update
 
-    connection.send({"batch_size": trainer.batching.batch_size, "operators": len(bound.calls) // cycle})
+    connection.send({"batch_size": trainer.batching.batch_size, "operators": len(bound.calls) // cycle, "first": first})
     trainer.data_wait = 0.0
     answer(connection, {
         "updates": lambda updates: seconds_of(update, updates, trainer.device),
@@ -176,7 +178,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     times = in_turns({(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()}, arguments.turns)
     print(f"\n{arguments.config}: {machine(arguments.threads)}; {arguments.turns} turns of {arguments.updates} updates")
     width = max(map(len, names))
-    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8} {'data':>7} {'GiB':>6}")
+    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8} {'data':>7} {'GiB':>6} {'first s':>8}")
     rows, base = [], times[names[0], "updates"]
     for name, variant in variants.items():
         taken, alone, batch = times[name, "updates"], times[name, "alone"], variant.facts["batch_size"]
@@ -185,16 +187,16 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         reached = statistics.median(a / t for t, a in zip(taken, alone)) if known else None
         rows.append({
             "variant": name, **spread(taken), "speed": speed, "batch_size": batch, "bound": spread(alone) if known else None, "reached": reached,
-            "operators": variant.facts["operators"], "peak_gib": variant.ask("memory"), "data_wait": variant.ask("waiting") / (sum(taken) * arguments.updates),
+            "operators": variant.facts["operators"], "first_update": variant.facts["first"], "peak_gib": variant.ask("memory"), "data_wait": variant.ask("waiting") / (sum(taken) * arguments.updates),
         })  # fmt: skip
         print(
             f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch / median:9.1f} {speed:6.2f}x"
-            f" {f'{statistics.median(alone) * 1e3:10.2f} {reached:8.1%}' if known else f'{chr(45):>10} {chr(45):>8}'} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f}"
+            f" {f'{statistics.median(alone) * 1e3:10.2f} {reached:8.1%}' if known else f'{chr(45):>10} {chr(45):>8}'} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f} {variant.facts['first']:8.2f}"
         )
         variant.end()
     print("bound: the update's convolutions and matrix products alone, in a process of the same settings, of the same shapes and precisions;")
     print("reached: its share of the update; speed: updates beside those as configured;", end=" ")
-    print("data: the share of the time in which updates stood still for their real images")
+    print("data: the share of the time in which updates stood still for their real images; first: the first update, which may compile")
     return {"rows": rows}
 
 
@@ -376,7 +378,7 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.log()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # of their lines
-        trainers = {name: ready(arguments.config, arguments.overrides, Path(folder) / str(i), accelerator) for i, name in enumerate(names)}
+        trainers = {name: ready(arguments.config, arguments.overrides, Path(folder) / str(i), accelerator)[0] for i, name in enumerate(names)}
         for name, hangs in names.items():
             if hangs is not None:
                 start = functools.partial(WandbRun, Failing(hangs), None, lambda line: None)

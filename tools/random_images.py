@@ -1,11 +1,19 @@
-"""Random images as a data set, for measuring: `data.name=random_images:RandomImages`. Time does not depend on what pictures show."""
+"""Random images as a data set, for measuring: `data.name=random_images:RandomImages`. Time does not depend on what pictures show.
+
+    python tools/random_images.py --num 20000 --resolution 128 --classes 1000 --out FOLDER
+
+prepares some for `data.name=packed data.root=FOLDER`.
+"""
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
+import command
 import torch
 
-from gantrain.data import ImageSet, Source
+from gantrain.data import ImageSet, Source, pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +28,19 @@ class RandomImages(Source):
         shape = (self.size, self.channels, self.resolution, self.resolution)
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return ImageSet("random", torch.arange(self.size) % self.num_classes, [str(i) for i in range(self.num_classes)], self.channels, self.resolution, pixels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=command.positive, default=10_000, help="how many (default: 10000)")
+    parser.add_argument("--resolution", type=command.positive, required=True)
+    parser.add_argument("--channels", type=command.positive, default=3, help="(default: 3)")
+    parser.add_argument("--classes", type=command.positive, default=10, help="(default: 10)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to be made")
+    arguments = parser.parse_args()
+    source = RandomImages(resolution=arguments.resolution, size=arguments.num, channels=arguments.channels, num_classes=arguments.classes)
+    pack(source.build(), arguments.out, "random images")
+
+
+if __name__ == "__main__":
+    command.run(main)
