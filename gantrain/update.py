@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gantrain.batching.noise_scale import GradientProbe
 from gantrain.models.layers import frozen_power_iteration
-from gantrain.models.spectral_norm import Rounds, held
+from gantrain.models.spectral_norm import held
 
 Stats = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # (images or latents, labels) of one micro-batch
@@ -101,24 +101,18 @@ def generator_phase(
 def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int, probe: GradientProbe | None = None) -> Stats:
     """Accumulate the gradient of the mean of `term` over k rounds, regularise it, and let the optimizer step.
 
-    Gradients are exchanged between processes once, in the last round. Spectral norms are iterated once, in the first. With a
-    probe of the player `stats["measured"]` is what it has measured, before anything is added to the loss's gradient.
+    Gradients are exchanged between processes once, in the last round. Spectral norms are iterated once, in the first, and the other
+    player's weights normed there for all rounds. With a probe of the player `stats["measured"]` is what it has measured, before
+    anything is added to the loss's gradient.
     """
     player.optimizer.zero_grad(set_to_none=True)
     if probe and probe.halves(k):
         rounds, k = halves(rounds), 2 * k
     total: Stats = {}
-    several = Rounds(gather=probe is None)  # a probe looks at every round's gradient of the weights themselves
-    with ExitStack() as during:
-        if k > 1:
-            during.enter_context(held(player.network, several))
-            during.enter_context(held(other.network, several))
-        if probe:
-            during.enter_context(probe.listening())
+    with held(other.network), probe.listening() if probe else nullcontext():
         for j, batch in enumerate(rounds):
             # no_sync must span the forward too: DDP decides there whether this backward will exchange gradients.
-            several.last = j == k - 1
-            sync = nullcontext() if several.last else player.no_sync()
+            sync = nullcontext() if j == k - 1 else player.no_sync()
             norms = nullcontext() if j == 0 else frozen_power_iteration(player.network)
             others = nullcontext() if j == 0 else frozen_power_iteration(other.network)
             with sync, norms, others:

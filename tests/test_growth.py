@@ -349,6 +349,7 @@ def same_networks(a: Path, b: Path) -> None:
         assert (newest(a) / f"{name}.safetensors").read_bytes() == (newest(b) / f"{name}.safetensors").read_bytes(), f"{name} differs"
 
 
+@pytest.mark.slow
 def test_a_relativistic_game_with_a_policy_of_several_resumes_in_the_same_bits(gantrain, tmp_path):
     """G's loss looks at the real images of every round; noise, schedule and swap each have a part in the batch; penalties lazy."""
     several = (

@@ -56,6 +56,7 @@ def test_the_lines_are_those_of_a_run_that_waits(plain, gantrain, tmp_path):
     assert lines != sorted(lines)  # it was waited for by nobody
 
 
+@pytest.mark.slow
 def test_what_is_scored_is_what_there_was_before_a_swap(gantrain, tmp_path):
     swap = ["swap={source: ema, start_kimg: 0.16, every_kimg: 0.16, after_kimg: 0.04}", "total_kimg=0.24", "eval.every_kimg=0.16", "optim.lr_g=0.01"]
     for name in ("false", "true"):

@@ -58,6 +58,7 @@ def test_two_then_one_then_three_processes_are_one(together, tmp_path):
     assert [states[i]["batching"]["first_micro_batch"] for i in (0, 1)] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain, tmp_path):
     """16 images in one round of one process; on two processes rounds of 8 are the most; on one again 16. Three do not share 16."""
     run = tmp_path / "run"
