@@ -1,16 +1,12 @@
 """The run folder: whose it is, what it holds, and who trains in it."""
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import platform
 import shutil
-import weakref
 from pathlib import Path
 from typing import IO, Any
 
-from gantrain import loading
+from gantrain import loading, locks
 from gantrain.checkpoint import CheckpointStore, Damaged, read_state, sealed, sync_folder, written
 from gantrain.config import Config
 from gantrain.errors import UserError
@@ -50,26 +46,15 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
 
 
 def locked(run_dir: Path) -> IO[str]:
-    """The run folder's lock, held as long as the returned file is open: a dead owner holds nothing.
+    """The run folder's lock, held as long as the returned file is open.
 
     Raises:
         UserError: another process trains there.
     """
-    file = open(run_dir / ".lock", "a+")  # noqa: SIM115
-    here = weakref.ref(file)
-    os.register_at_fork(after_in_child=lambda: (held := here()) and held.close())  # else a worker would hold it for a dead owner
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
+        return locks.locked(run_dir)
+    except locks.InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
-    except OSError:  # a file system without locks
-        return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
 
 
 def write_config(config: Config, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from gantrain import config as configuration
 
 FLOORS = [
-    {"archives", "errors", "interruption", "lines", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory"},
+    {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
     {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance"},
     {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer"},

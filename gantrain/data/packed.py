@@ -9,11 +9,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from gantrain import locks
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.intake import BLOCK, decoded
@@ -31,7 +30,7 @@ from gantrain.errors import UserError, in_words
 from gantrain.plugins import one_line
 
 FORMAT = "gantrain-packed-1"
-IMAGES, LABELS, HEAD, DONE, LOCK = "images.npy", "labels.npy", "head.json", "done.jsonl", ".lock"
+IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
 SUMS = ("sha256", "head_sha256")  # of the head, which are known at the end
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
 AGAIN = "make it again with tools/prepare_dataset.py"
@@ -203,7 +202,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
                 shutil.rmtree(draft, ignore_errors=True)
             raise UserError(f"{draft}: {error.strerror}; make room, and the same command goes on") from None
         draft.rename(folder)
-        for name in (DONE, LOCK):
+        for name in (DONE, ".lock"):
             (folder / name).unlink(missing_ok=True)
     return made
 
@@ -223,25 +222,15 @@ def refuse_small_disk(images: ImageSet, draft: Path) -> None:
 
 
 def locked(draft: Path) -> IO[str]:
-    """The lock of a set that is being made, held as long as the returned file is open: a dead owner holds nothing.
+    """The lock of a set that is being made, held as long as the returned file is open.
 
     Raises:
         UserError: another process makes it.
     """
-    file = open(draft / LOCK, "a+")  # noqa: SIM115
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
+        return locks.locked(draft)
+    except locks.InUse as owner:
         raise UserError(f"{draft}: is being made by {owner}; wait for it, stop it, or give another --out") from None
-    except OSError:  # a file system without locks
-        return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
 
 
 def begun(draft: Path) -> dict[str, Any] | None:
