@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,11 +22,11 @@ from gantrain.data.stream import sent
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
+from gantrain.sheets import grid, to_pil
 
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
 BEST_FOLDER = "best"  # of a run: a folder a score, with the checkpoint that was best by it
 CONFIG_FILE = "config.yaml"
-SHEETS_A_ROW = 4
 
 
 def draw(
@@ -222,48 +220,6 @@ def calibration_batches(
 def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Tensor:
     """Images of latents and labels as uint8 `[N, C, H, W]` on the CPU, batch by batch."""
     return torch.cat([to_uint8(generator(*part)).cpu() for part in zip(z.split(batch_size), y.split(batch_size))])
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """uint8 `[C, H, W]`, C 1 or 3, to a picture."""
-    array = image.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-
-
-def enlargement(resolution: int) -> int:
-    """How much small images are enlarged in a grid, so that a person sees them."""
-    return max(1, 48 // resolution)
-
-
-def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """A sheet of images `[N, C, H, W]` uint8, row by row; small ones enlarged by whole factors."""
-    factor = enlargement(images.shape[-1])
-    height, width = images.shape[-2] * factor + gap, images.shape[-1] * factor + gap
-    rows = -(-len(images) // columns)
-    mode = "L" if images.shape[1] == 1 else "RGB"
-    sheet = Image.new(mode, (columns * width + gap, rows * height + gap), 255 if mode == "L" else (255, 255, 255))
-    for i, image in enumerate(images):
-        picture = to_pil(image).resize((width - gap, height - gap), Image.Resampling.NEAREST)
-        sheet.paste(picture, (gap + i % columns * width, gap + i // columns * height))
-    return sheet
-
-
-def side_by_side(sheets: Sequence[tuple[str, Image.Image]], margin: int = 12) -> Image.Image:
-    """Sheets of one size next to each other, four a row, each under its caption."""
-    font = functools.cache(lambda size: ImageFont.load_default(size=size))
-    head = 30
-    wide, high = sheets[0][1].width + margin, sheets[0][1].height + head + margin
-    columns, rows = min(len(sheets), SHEETS_A_ROW), -(-len(sheets) // SHEETS_A_ROW)
-    picture = Image.new("RGB", (columns * wide + margin, rows * high), (255, 255, 255))
-    pen = ImageDraw.Draw(picture)
-    for i, (caption, sheet) in enumerate(sheets):
-        left, top = margin + i % SHEETS_A_ROW * wide, i // SHEETS_A_ROW * high
-        size = 20
-        while size > 6 and pen.textlength(caption, font=font(size)) > sheet.width:
-            size -= 1
-        pen.text((left, top + head - 5), caption, fill=(0, 0, 0), font=font(size), anchor="ls")
-        picture.paste(sheet.convert("RGB"), (left, top + head))
-    return picture
 
 
 def class_sheet_inputs(seed: int, dim_z: int, num_classes: int, rows: int, classes: int) -> tuple[Tensor, Tensor, int]:

@@ -12,12 +12,15 @@ import json
 import math
 import netrc
 import os
+import platform
 import queue
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -30,6 +33,7 @@ from gantrain.plugins import one_line
 
 METRICS_FILE = "metrics.jsonl"
 SUPERSEDED_FILE = "metrics.superseded.jsonl"
+LIBRARIES = ("torch", "torchvision", "accelerate", "torch-fidelity", "numpy", "scipy", "wandb")
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
 WANDB_WAITING = 4096  # calls that may wait for W&B: a bound on memory
 
@@ -327,6 +331,16 @@ def has_key() -> bool:
 
 def new_run_id() -> str:
     return uuid.uuid4().hex[:8]
+
+
+def utc_now() -> str:
+    """The time of day for the record, such as 2026-01-31T12:00:00Z."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that numbers depend on, without importing any of them."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def better_when_higher(key: str) -> bool | None:

@@ -38,8 +38,9 @@ from gantrain.models.layers import singular_values
 from gantrain.plugins import one_line
 from gantrain.recording import NothingYet, OrbitRecorder, as_motion, read_record
 from gantrain.runfolder import locked, look_into, read_rollback, write_config, write_rollback
+from gantrain.sheets import Sheet, grid, save_side_by_side
 from gantrain.swapping import Swapper
-from gantrain.tracking import Progress, Tracker, as_json, new_run_id
+from gantrain.tracking import Progress, Tracker, as_json, new_run_id, utc_now, versions
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, load_optimizer_tensors, make_adam, optimizer_tensors, sees_real, set_lr
 
 SHOWN = 5  # unreadable images named on the console at a time
@@ -315,7 +316,7 @@ class Trainer:
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
         self.open_stream()
-        self.tracker.event(self.nimg, "resume" if path else "start", **self.facts(), **({"changed": self.changes} if self.changes else {}), **({"notes": self.notes} if self.notes else {}))
+        self.tracker.event(self.nimg, "resume" if path else "start", time=utc_now(), **self.facts(), **({"changed": self.changes} if self.changes else {}), **({"notes": self.notes} if self.notes else {}))
         self.tracker.say(self.headline(path))
         self.tracker.say(f"performance: {performance.described(self.performance, self.config.performance, self.device)}")
         for note in self.notes:
@@ -344,7 +345,7 @@ class Trainer:
         count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
         return {
             "gantrain": __version__,
-            "torch": torch.__version__,
+            "versions": versions(),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
             "processes": self.accelerator.num_processes,
             "micro_batch": self.batching.micro_batch,
@@ -507,7 +508,7 @@ class Trainer:
             why = "no whole checkpoint of before is kept to go back to; a larger checkpoint.keep_last keeps more"
         else:
             why = f"{tried} rollbacks have not led past it; the same command with a larger guard.max_rollbacks goes on, guard.lr_scale and guard.growth may change with it"
-        self.tracker.event(self.nimg, "gave_up", trouble.words, kind=trouble.kind, words=trouble.words, rollbacks=tried, **trouble.evidence)
+        self.tracker.event(self.nimg, "gave_up", trouble.words, time=utc_now(), kind=trouble.kind, words=trouble.words, rollbacks=tried, **trouble.evidence)
         raise GaveUp(f"guard: {trouble.words}; {why}")
 
     def checkpoint_before(self, trouble: Trouble) -> Path | None:
@@ -527,7 +528,7 @@ class Trainer:
             self.tracker.say(f"guard: {trouble.words}; not saved, the checkpoint before stands")
         else:
             self.report_skipped()
-            self.tracker.event(self.nimg, "interrupted", signal=self.stopping.name)
+            self.tracker.event(self.nimg, "interrupted", time=utc_now(), signal=self.stopping.name)
             if self.saved_at != self.nimg:
                 self.save(pending=True)
         saved = self.keeper.collect(self.nimg, wait=True) and self.saved_at == self.nimg
@@ -669,12 +670,12 @@ class Trainer:
                 self.evaluator.fit_batchnorm(self.averaged)
                 if self.main:
                     images = sampling.generate(self.averaged, z.to(self.device), y.to(self.device), self.config.eval.batch_size)
-                    sheets.append((f"{name} at {self.nimg / 1000:g} kimg", sampling.grid(images, columns)))
+                    sheets.append(Sheet(name, f"{name} at {self.nimg / 1000:g} kimg", grid(images, columns)))
         if self.main:
             path = self.run_dir / "samples" / f"{self.nimg:012d}.png"
             path.parent.mkdir(exist_ok=True)
-            sampling.side_by_side(sheets).save(path)
-            self.tracker.image(self.nimg, "samples", path, ", ".join(caption for caption, _ in sheets))
+            save_side_by_side(sheets, path)
+            self.tracker.image(self.nimg, "samples", path, ", ".join(sheet.caption for sheet in sheets))
 
     def save(self, pending: bool = False, best_only: bool = False) -> None:
         """Write a checkpoint of everything that the run goes on from, in the background.
@@ -840,7 +841,7 @@ class Trainer:
             self.keeper.scoring.clear()
         if self.watch.warned:
             self.tracker.say(f"guard: not well at the end: {', '.join(sorted(self.watch.warned))}")
-        self.tracker.event(self.nimg, "end")
+        self.tracker.event(self.nimg, "end", time=utc_now())
         self.tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(self.scores).items()})
         if self.main and self.scores:
             picture = self.run_dir / "samples" / f"{self.nimg:012d}.png"

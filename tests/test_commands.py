@@ -63,7 +63,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["000000000880", "000000000960"]
     lines = lines_of(run)
     assert all("nimg" in line for line in lines)
-    assert lines[0]["event"] == "start" and lines[-1] == {"nimg": 960, "event": "end"}
+    assert lines[0]["event"] == "start" and lines[-1].items() >= {"nimg": 960, "event": "end"}.items()
     training = [line for line in lines if "loss/d" in line]
     assert [line["nimg"] for line in training] == [80 * i for i in range(1, 13)]
     for line in training:

@@ -22,6 +22,7 @@ from gantrain.data import RealBatches, prepare
 from gantrain.images import to_float
 from gantrain.loading import load
 from gantrain.losses import R1, Hinge
+from gantrain.sheets import to_pil
 from gantrain.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -532,7 +533,7 @@ def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, overr
         for name in ("a", "b"):
             (tmp_path / "images" / name).mkdir(parents=True)
             for i in range(8):
-                sampling.to_pil(torch.full((3, 16, 16), 16 * i, dtype=torch.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+                to_pil(torch.full((3, 16, 16), 16 * i, dtype=torch.uint8)).save(tmp_path / "images" / name / f"{i}.png")
         folder = ["data.name=folder", f"data.root={tmp_path / 'images'}", "data.resolution=16", "data.workers=0", "eval.num_samples=16", "eval.reference_samples=16"]
         gantrain("train", DIGITS, f"run_dir={run}", *settings, *folder, "eval.metrics=[kid]")
         if override == "data.name=folder":

@@ -343,7 +343,7 @@ def test_digits_scores_are_torch_fidelitys(source, digits, tmp_path):
     fake, real = (x.expand(-1, 3, -1, -1).contiguous() for x in (with_noise(images[:200], 0.2), images[200:500]))
     inputs = [Bare(fake), Bare(real)]
     if source == "folder":
-        from gantrain.sampling import to_pil
+        from gantrain.sheets import to_pil
 
         inputs = [str(tmp_path / "fake"), str(tmp_path / "real")]
         for folder, these in zip(inputs, (fake, real)):

@@ -57,4 +57,4 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert lines_of(run)[-1] == {"nimg": 160, "event": "end"}
+    assert lines_of(run)[-1].items() >= {"nimg": 160, "event": "end"}.items()

@@ -27,7 +27,7 @@ import os, signal, sys
 from gantrain import checkpoint, cli, evaluation, trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
-    "training": (trainer.Trainer, "update"), "scoring": (evaluation.Evaluator, "features_of"), "drawing": (trainer.sampling, "side_by_side"),
+    "training": (trainer.Trainer, "update"), "scoring": (evaluation.Evaluator, "features_of"), "drawing": (trainer, "save_side_by_side"),
     "writing": (checkpoint, "written"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
     "recording": (trainer.Tracker, "_write"), "syncing": (checkpoint, "sync_folder"),
 }[place]
@@ -93,7 +93,7 @@ def test_killed_here_and_there(undisturbed, tmp_path):
     done = spawning.run(["-m", "gantrain", *arguments(run, *RICH)], environment())
     assert done.returncode == 0, done.stdout + done.stderr
     same_in_all(undisturbed, run)
-    assert lines_of(run)[-1] == {"nimg": 960, "event": "end"}
+    assert lines_of(run)[-1].items() >= {"nimg": 960, "event": "end"}.items()
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_a_run_that_is_done_when_it_is_asked_to_stop_is_done(tmp_path):
     run = tmp_path / "run"
     process = start([sys.executable, str(FAULTS / "inject.py"), "late", *arguments(run, "total_kimg=0.16")])
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and lines_of(run)[-1] == {"nimg": 160, "event": "end"}, out + err
+    assert process.returncode == 0 and lines_of(run)[-1].items() >= {"nimg": 160, "event": "end"}.items(), out + err
 
 
 def test_before_training_has_begun_the_status_is_the_same(tmp_path):
@@ -193,7 +193,7 @@ def test_the_readmes_slurm_script_requeues(tmp_path):
     process = start(["bash", str(tmp_path / "job.sh")], **settings, SHIM_PIDS=str(tmp_path / "pids2"))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and not (tmp_path / "noted").exists(), out + err
-    assert told(run)[-1] == {"nimg": 960, "event": "end"}
+    assert told(run)[-1].items() >= {"nimg": 960, "event": "end"}.items()
 
 
 SRUN = """#!/bin/bash

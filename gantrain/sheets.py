@@ -1,0 +1,102 @@
+"""Sheets of sample images, alone and side by side; a picture of several sheets says in itself where each of them is."""
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from torch import Tensor
+
+SHEETS_A_ROW = 4
+MARGIN, HEAD = 12, 30  # pixels around a sheet, and above it for its caption
+TEXT_KEY = "gantrain"  # of the PNG's text in which the sheets are listed
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sheet of images.
+
+    Attributes:
+        name: of the average it shows, or "live".
+        caption: what stands above it.
+        picture: the sheet.
+    """
+
+    name: str
+    caption: str
+    picture: Image.Image
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 `[C, H, W]`, C 1 or 3, to a picture."""
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def enlargement(resolution: int) -> int:
+    """How much small images are enlarged in a grid, so that a person sees them."""
+    return max(1, 48 // resolution)
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """A sheet of images `[N, C, H, W]` uint8, row by row; small ones enlarged by whole factors."""
+    factor = enlargement(images.shape[-1])
+    height, width = images.shape[-2] * factor + gap, images.shape[-1] * factor + gap
+    rows = -(-len(images) // columns)
+    mode = "L" if images.shape[1] == 1 else "RGB"
+    sheet = Image.new(mode, (columns * width + gap, rows * height + gap), 255 if mode == "L" else (255, 255, 255))
+    for i, image in enumerate(images):
+        picture = to_pil(image).resize((width - gap, height - gap), Image.Resampling.NEAREST)
+        sheet.paste(picture, (gap + i % columns * width, gap + i // columns * height))
+    return sheet
+
+
+def side_by_side(sheets: Sequence[Sheet]) -> Image.Image:
+    """Sheets of one size next to each other, four a row, each under its caption."""
+    font = functools.cache(lambda size: ImageFont.load_default(size=size))
+    wide, high = sheets[0].picture.width + MARGIN, sheets[0].picture.height + HEAD + MARGIN
+    columns, rows = min(len(sheets), SHEETS_A_ROW), -(-len(sheets) // SHEETS_A_ROW)
+    whole = Image.new("RGB", (columns * wide + MARGIN, rows * high), (255, 255, 255))
+    pen = ImageDraw.Draw(whole)
+    for sheet, (left, top, right, _) in zip(sheets, boxes(sheets)):
+        size = 20
+        while size > 6 and pen.textlength(sheet.caption, font=font(size)) > right - left:
+            size -= 1
+        pen.text((left, top - 5), sheet.caption, fill=(0, 0, 0), font=font(size), anchor="ls")
+        whole.paste(sheet.picture.convert("RGB"), (left, top))
+    return whole
+
+
+def boxes(sheets: Sequence[Sheet]) -> list[tuple[int, int, int, int]]:
+    """Where `side_by_side` puts each sheet: left, top, right, bottom in pixels."""
+    width, height = sheets[0].picture.size
+    places = [(MARGIN + i % SHEETS_A_ROW * (width + MARGIN), HEAD + i // SHEETS_A_ROW * (height + HEAD + MARGIN)) for i in range(len(sheets))]
+    return [(left, top, left + width, top + height) for left, top in places]
+
+
+def save_side_by_side(sheets: Sequence[Sheet], path: Path) -> None:
+    """Write sheets of one size as one PNG, from which `read_side_by_side` cuts them again."""
+    listed = [{"name": sheet.name, "caption": sheet.caption, "box": box} for sheet, box in zip(sheets, boxes(sheets))]
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(TEXT_KEY, json.dumps({"sheets": listed}))
+    side_by_side(sheets).save(path, pnginfo=text)
+
+
+def read_side_by_side(path: Path) -> list[Sheet]:
+    """The sheets of a picture; the whole of it, without a name, where it does not say where they are.
+
+    Raises:
+        OSError: the file is no picture.
+    """
+    with Image.open(path) as opened:
+        opened.load()
+        whole = opened.convert("RGB")
+        said = getattr(opened, "text", {}).get(TEXT_KEY)
+    try:
+        listed = json.loads(said)["sheets"]
+        return [Sheet(str(one["name"]), str(one["caption"]), whole.crop(tuple(map(int, one["box"])))) for one in listed]
+    except (TypeError, ValueError, KeyError):
+        return [Sheet("", path.stem, whole)]
