@@ -162,6 +162,11 @@ def parser() -> Parser:
     orbit.add_argument("--to-kimg", type=float, metavar="K", help="where it ends (default: the last recording)")
     orbit.add_argument("--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)")
     orbit.set_defaults(call=call_orbit)
+
+    report = verbs.add_parser("report", help="a page of a run, or of several side by side: one HTML file that needs nothing else")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those that differ in nothing but their seed become a mean with its interval")
+    report.add_argument("--out", metavar="FILE.html", help="where the page goes (default: RUN/report.html, of several the folder that they lie in)")
+    report.set_defaults(call=call_report)
     return top
 
 
@@ -246,6 +251,12 @@ def call_orbit(arguments: argparse.Namespace) -> None:
 
     names = None if arguments.average == "all" else arguments.average.split(",")
     print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
+
+
+def call_report(arguments: argparse.Namespace) -> None:
+    from gantrain.report import report_runs
+
+    print(report_runs(arguments.runs, arguments.out))
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

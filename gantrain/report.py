@@ -205,11 +205,14 @@ def took(record: Record) -> str:
 
 def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     """A group's runs, and in what it differs from the first."""
-    found = differences(groups[0].records[0], group.records[0]) if group is not groups[0] else {}
-    return {
-        "name": group.name, "seeds": [record.config.seed for record in group.records],
-        "differs": [f"{key}: {there!r} → {here!r}" for key, (there, here) in found.items()],
-    }  # fmt: skip
+    found: dict[str, str] = {}
+    for key, (there, here) in differences(groups[0].records[0], group.records[0]).items():
+        if "absent" in (there, here):  # an averager, say, that only one of them has: named once
+            section = key.rpartition(".")[0]
+            found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
+        else:
+            found[key] = f"{key}: {there!r} → {here!r}"
+    return {"name": group.name, "seeds": [record.config.seed for record in group.records], "differs": list(found.values())}
 
 
 def notes(record: Record, named: bool) -> list[str]:
@@ -375,13 +378,13 @@ def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
     """Averages to choose from where groups are compared, the first of them the best one's; none where all are drawn at once."""
     if len(groups) < 2 or not metrics:
         return []
-    ends = {}
+    ends: dict[str, list[float]] = {}
     for group in groups:
         for curve in curves(group, metrics[0]):
             ends.setdefault(curve.average, []).append(curve.mean[-1])
-    means = {name: sum(values) / len(values) for name, values in ends.items() if all(math.isfinite(v) for v in values)}
-    order = sorted(means, key=means.get, reverse=bool(better_when_higher(metrics[0])))
-    return order + [name for name in ends if name not in means]
+    sign = -1 if better_when_higher(metrics[0]) else 1
+    rank = lambda name: (-len(ends[name]), mean if math.isfinite(mean := sign * sum(ends[name]) / len(ends[name])) else math.inf)  # noqa: E731
+    return sorted(ends, key=rank)
 
 
 def pictures(records: Sequence[Record]) -> list[dict[str, str]]:

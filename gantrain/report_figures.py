@@ -12,15 +12,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gantrain.averaging import LIVE
+from gantrain.charts import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, batches, marks, number, style_of, thinned
 from gantrain.comparison import Curve, Group, curves
 from gantrain.record import Record
 from gantrain.tracking import better_when_higher
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8172b3", "#a6761d")  # told apart by colour-blind readers too
-LIVE_COLOUR = "#8a8f98"  # seen on white and on black
-PLAYERS = {"G": "#0072b2", "D": "#d55e00"}
-MARKS = {"swap": ("#dc2626", "diamond", 0.45), "growth": ("#16a34a", "triangle-up", -0.45), "rollback": ("#9333ea", "x", 0.0)}  # colour, sign, height
-MOST_POINTS = 2000  # of a line of the training: more cannot be seen, and every one is a number in the page
 SCORE_HEIGHT, OTHER_HEIGHT, MARKS_HEIGHT = 210, 150, 34  # pixels
 HEAD, FOOT, GAP = 70, 50, 46
 MOST_TICKS = 6
@@ -57,7 +53,7 @@ class Stack:
         shown = style.pop("named", True) and key not in self._named
         self._named |= {key} if shown else set()
         trace = go.Scatter(
-            x=list(x), y=plain(y), name=name, legendgroup=name, showlegend=shown, line={"color": colour, **style.pop("line", {})}, meta=meta,
+            x=list(x), y=list(map(number, y)), name=name, legendgroup=name, showlegend=shown, line={"color": colour, **style.pop("line", {})}, meta=meta,
             **{"mode": "lines", **style},
         )  # fmt: skip
         self.figure.add_trace(trace, row=self.rows[row], col=1)
@@ -82,11 +78,6 @@ def ladder(low: float, high: float) -> list[float]:
         if 2 <= len(ticks) <= MOST_TICKS:
             return ticks
     return [low, high]
-
-
-def plain(values: Sequence[float | None]) -> list[float | None]:
-    """Numbers for a figure: nan and infinities are gaps."""
-    return [v if v is not None and math.isfinite(v) else None for v in values]
 
 
 def stack(groups: Sequence[Group], metrics: Sequence[str]) -> go.Figure:
@@ -118,12 +109,6 @@ def title_of(metric: str) -> str:
     return metric + {True: " (higher is better)", False: " (lower is better)", None: ""}[better_when_higher(metric)]
 
 
-def colour_of(average: str, averages: Sequence[str]) -> str:
-    """An average's colour; grey for the live weights."""
-    others = [name for name in averages if name != LIVE]
-    return LIVE_COLOUR if average == LIVE else COLOURS[others.index(average) % len(COLOURS)]
-
-
 def averages_of(groups: Sequence[Group]) -> list[str]:
     """Everything that was scored, live first."""
     return list(dict.fromkeys(name for group in groups for record in group.records for name in record.averages))
@@ -131,30 +116,28 @@ def averages_of(groups: Sequence[Group]) -> list[str]:
 
 def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
     """A metric's row: a line an average (or a group), with the interval over seeds as a band and the seeds' own lines, faint."""
-    row, averages, drawn = title_of(metric), averages_of(groups), []
-    for number, group in enumerate(groups):
-        for curve in curves(group, metric):
-            one = len(groups) == 1
-            name = curve.average if one else group.name
-            colour = colour_of(curve.average, averages) if one else COLOURS[number % len(COLOURS)]
-            drawn += [y for x, y in zip(curve.kimg, curve.mean) if x > 0]
-            add_curve(made, row, curve, name, colour, group.name)
-        if len(groups) == 1 and not group.several:
-            add_swap_scores(made, row, group.records[0], metric)
-    number = made.rows[row]
-    finite = [y for y in drawn if math.isfinite(y)]
-    if finite and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite):
+    row, styles = title_of(metric), style_of(averages_of(groups))
+    found = [(i, group, curve) for i, group in enumerate(groups) for curve in curves(group, metric)]
+    finite = [y for *_, curve in found for x, y in zip(curve.kimg, curve.mean) if x > 0 and math.isfinite(y)]
+    log = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
+    for i, group, curve in found:
+        one = len(groups) == 1
+        style = styles[curve.average] if one else {"color": COLOURS[i % len(COLOURS)], "dash": "solid"}
+        add_curve(made, row, curve, curve.average if one else group.name, style, group.name, lowest=min(finite) / 10 if log else -math.inf)
+    if len(groups) == 1 and not groups[0].several:
+        add_swap_scores(made, row, groups[0].records[0], metric)
+    if log:
         made.logarithmic(row, finite)
     elif finite and max(finite) > min(finite):  # the first evaluation, of weights that have learnt nothing, would press all others flat
         edge = 0.08 * (max(finite) - min(finite))
-        made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=number, col=1)
+        made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=made.rows[row], col=1)
 
 
-def add_curve(made: Stack, row: str, curve: Curve, name: str, colour: str, group: str) -> None:
-    """One average's line, band and seeds."""
-    meta = {"average": curve.average}
+def add_curve(made: Stack, row: str, curve: Curve, name: str, style: dict[str, str], group: str, lowest: float) -> None:
+    """One average's line, band and seeds; nothing of the band lies below `lowest`, which a logarithmic axis cannot show."""
+    meta, colour = {"average": curve.average}, style["color"]
     if curve.half is not None:
-        bounds = [(x, m - h, m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
+        bounds = [(x, max(m - h, lowest), m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
         made.line(
             row, name, [x for x, *_ in bounds] + [x for x, *_ in reversed(bounds)], [low for _, low, _ in bounds] + [high for *_, high in reversed(bounds)], colour,
             "band", group, named=False, fill="toself", fillcolor=faint(colour, 0.16), hoverinfo="skip", line={"width": 0}, meta=meta,
@@ -164,7 +147,7 @@ def add_curve(made: Stack, row: str, curve: Curve, name: str, colour: str, group
     spread = " ± %{customdata:.3g}" if curve.half is not None else ""
     made.line(
         row, name, curve.kimg, curve.mean, colour, "score", group, mode="lines+markers", marker={"size": 6}, meta=meta,
-        line={"width": 2.2, **({"dash": "dot"} if curve.average == LIVE else {})}, customdata=None if curve.half is None else plain(curve.half),
+        line={"width": 2.2, "dash": "dot" if curve.average == LIVE else style["dash"]}, customdata=None if curve.half is None else list(map(number, curve.half)),
         hovertemplate=f"{name} %{{y:.5g}}{spread}<extra></extra>",
     )  # fmt: skip
 
@@ -179,7 +162,7 @@ def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
     if points:
         x, y, words = zip(*points)
         made.line(
-            row, "live at swaps", x, y, MARKS["swap"][0], "swap", mode="lines+markers", line={"width": 1.2, "dash": "dot"}, text=list(words),
+            row, "live at swaps", x, y, LIVE_COLOUR, "swap", mode="lines+markers", line={"width": 1.2, "dash": "dot"}, text=list(words),
             marker={"size": 7, "symbol": "circle-open"}, hovertemplate="live, %{text} %{y:.5g}<extra></extra>", meta={"average": LIVE},
         )  # fmt: skip
 
@@ -192,7 +175,7 @@ def faint(colour: str, share: float) -> str:
 # Rows of the training's own numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
 OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
     ("loss", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "solid")}, False),
-    ("batch (images) and rounds", {"batch/size": ("batch", "#16a34a", "solid"), "batch/rounds": ("rounds", "#16a34a", "dot")}, True),
+    ("batch (images) and rounds", {"batch/size": ("batch", COLOURS[2], "solid"), "batch/rounds": ("rounds", COLOURS[2], "dot")}, True),
     ("learning rate", {"lr/g": ("G", PLAYERS["G"], "solid"), "lr/d": ("D", PLAYERS["D"], "dash")}, True),
     (
         "gradient noise scale B_simple (images)",
@@ -203,52 +186,43 @@ OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
 
 def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[str, tuple[str, str, str]], log: bool) -> None:
     """A row of numbers of the training lines, a line a key and run."""
-    for number, group in enumerate(groups):
+    drawn: list[float] = []
+    for i, group in enumerate(groups):
         for record in group.records:
-            lines = thinned([line for line in record.training if any(key in line for key in keys)])
             for key, (name, colour, dash) in keys.items():
+                x, y = points_of(record, key)
+                drawn += [value for value in y if value is not None and value > 0]
                 name = name if len(groups) == 1 else f"{group.name} {name}"
-                colour = colour if len(groups) == 1 else COLOURS[number % len(COLOURS)]
-                style = {"shape": "hv"} if key.startswith("batch/") else {}
                 made.line(
-                    title, name, [line["nimg"] / 1000 for line in lines], [line.get(key) for line in lines], colour, key, group.name,
-                    line={"width": 1.6 if not group.several else 1, "dash": dash, **style}, named=len(groups) == 1, meta={"run": record.run.name},
-                    hovertemplate=f"{name} %{{y:.5g}}<extra></extra>" if not group.several else None, hoverinfo="skip" if group.several else None,
+                    title, name, x, y, colour if len(groups) == 1 else COLOURS[i % len(COLOURS)], key, group.name, named=len(groups) == 1, meta={"run": record.run.name},
+                    line={"width": 1 if group.several else 1.6, "dash": dash, **({"shape": "hv"} if key.startswith("batch/") else {})},
+                    **({"hoverinfo": "skip"} if group.several else {"hovertemplate": f"{name} %{{y:.5g}}<extra></extra>"}),
                 )  # fmt: skip
     if log:
-        values = [line[key] for group in groups for record in group.records for line in record.training for key in keys if line.get(key, 0) > 0]
-        made.logarithmic(title, values)
+        made.logarithmic(title, drawn)
 
 
-def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `MOST_POINTS` of them and the last."""
-    step = -(-len(lines) // MOST_POINTS) or 1
-    return lines[::step] + lines[-1:] if (len(lines) - 1) % step else lines[::step]
+def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]]:
+    """(kimg, values) of a number of the training; the batch from where it changes, and not from the line after that."""
+    if key.startswith("batch/"):
+        return [nimg / 1000 for nimg, *_ in batches(record)], [rounds if key == "batch/rounds" else size for _, size, rounds in batches(record)]
+    lines = thinned([line for line in record.training if key in line])
+    return [line["nimg"] / 1000 for line in lines], [number(line[key]) for line in lines]
 
 
 def add_marks(made: Stack, record: Record, lines: bool) -> None:
-    """Swaps, growths and rollbacks as marks in the first row, and as lines through all rows, one a moment."""
+    """Swaps, growths and rollbacks as signs in the first row, and as lines through all rows, one a moment."""
     crossed: set[float] = set()
-    for kind, (colour, symbol, height) in MARKS.items():
-        told = [line for line in record.events(kind) if kind != "swap" or line.get("moment") == "at"]
+    for i, (kind, mark) in enumerate(MARKS.items()):
+        told = [(nimg / 1000, words) for nimg, one, words in marks(record) if one == kind]
         if not told:
             continue
-        kimg = [line["nimg"] / 1000 for line in told]
         made.line(
-            "", kind, kimg, [height] * len(told), colour, "mark", mode="markers", marker={"symbol": symbol, "size": 10}, text=[in_words(line) for line in told],
-            hovertemplate="%{text}<extra></extra>", meta={"run": record.run.name},
+            "", kind, [kimg for kimg, _ in told], [0.5 - 0.5 * i] * len(told), mark.colour, "mark", mode="markers", marker={"symbol": mark.symbol, "size": 10},
+            text=[words for _, words in told], hovertemplate=f"{kind}: %{{text}}<extra></extra>", meta={"run": record.run.name},
         )  # fmt: skip
-        for x in sorted(set(kimg) - crossed) if lines else ():
-            made.figure.add_shape(type="line", xref="x", yref="paper", x0=x, x1=x, y0=0, y1=1, line={"color": colour, "width": 1, "dash": "dot"}, opacity=0.6)
-        crossed |= set(kimg)
+        for x in sorted({kimg for kimg, _ in told} - crossed) if lines else ():
+            made.figure.add_shape(type="line", xref="x", yref="paper", x0=x, x1=x, y0=0, y1=1, line={"color": mark.colour, "width": 1, "dash": "dot"}, opacity=0.7)
+        crossed |= {kimg for kimg, _ in told}
     made.figure.update_yaxes(visible=False, range=[-1, 1], row=1, col=1)
     made.figure.update_xaxes(showgrid=False, ticks="", row=1, col=1)
-
-
-def in_words(line: dict[str, Any]) -> str:
-    """An event in words."""
-    if line["event"] == "swap":
-        return f"swap: {line['source']} in place of the live weights of {'G and D' if line['networks'] == 'gd' else 'G'}"
-    if line["event"] == "growth":
-        return f"growth: batch {line['from']} -> {line['to']}"
-    return f"rollback to {line['to'] / 1000:g} kimg: {line['words']}"

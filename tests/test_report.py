@@ -1,0 +1,365 @@
+"""The report: every number on the page is the record's, runs that are not whole say so, and the page needs nothing else."""
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import ROOT, error_of, lines_of
+from PIL import Image
+from test_swapping import TINY
+
+from gantrain.comparison import half_width, matched
+from gantrain.report import spread
+from gantrain.report_figures import ladder
+
+DIGITS = ROOT / "configs" / "digits_swap.yaml"
+# Two swaps, two growths, four evaluations of five averages, pictures, noise scale.
+SETTINGS = [
+    *TINY, "eval.metrics=[fid,is,kid]", "tracking.samples_every_kimg=0.32", "noise_scale={measure_every: 2, window: 8}", "averagers.ema_long=null",
+    "averagers.power_05=null", "orbit.every_kimg=0.032",
+]  # fmt: skip
+SCORES = ("digits_fid", "digits_is", "digits_kid")
+
+
+class Page(HTMLParser):
+    """A page's scripts of JSON, tables as rows of (text, data-value, class), pictures and addresses."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.json: dict[str, object] = {}
+        self.tables: list[list[list[tuple[str, float | None, str]]]] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._script: str | None = None
+        self._cell: list | None = None
+        self._hidden = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href") and value]
+        if tag in ("script", "style"):
+            self._hidden, self._script = True, found.get("id") if found.get("type") == "application/json" else None
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = ["", float(found["data-value"]) if "data-value" in found else None, found.get("class", "")]
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self._hidden, self._script = False, None
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append(tuple(self._cell))
+            self._cell = None
+
+    def handle_data(self, data):
+        if self._script:
+            self.json[self._script] = json.loads(data)
+        elif self._cell is not None:
+            self._cell[0] += data
+        elif not self._hidden:
+            self.text += data
+
+    def table(self, first: str) -> tuple[list[str], list[list[tuple[str, float | None, str]]]]:
+        """(heads, rows) of the first table whose head begins with a word."""
+        rows = next(rows for rows in self.tables if rows[0][0][0] == first)
+        return [cell[0] for cell in rows[0]], rows[1:]
+
+    def traces(self, kind: str, row: str = "") -> list[dict]:
+        return [trace for trace in self.json["figure"]["data"] if trace["meta"]["kind"] == kind and trace["meta"]["row"].startswith(row)]
+
+
+def reported(gantrain, *runs: Path, out: Path) -> Page:
+    done = gantrain("report", *runs, "--out", out)
+    assert done.stdout.startswith(f"report of {len(runs)} run") and str(out) in done.stdout and done.stderr == ""
+    return Page(out)
+
+
+@pytest.fixture(scope="module")
+def runs(gantrain, tmp_path_factory) -> list[Path]:
+    """Three seeds of one run, and a fourth with another growth; the first was also scored under every BatchNorm policy."""
+    folder = tmp_path_factory.mktemp("reports")
+    for name, more in {"swap_0": ["seed=0"], "swap_1": ["seed=1"], "swap_2": ["seed=2"], "plain": ["seed=0", "swap.growth=1", "averagers.swa=null", "swap.source=null"]}.items():
+        gantrain("train", DIGITS, f"run_dir={folder / name}", *SETTINGS, *more)
+    gantrain("evaluate", folder / "swap_0", "--average", "live,swa", "--batchnorm", "copy,recalibrate")
+    return [folder / name for name in ("swap_0", "swap_1", "swap_2", "plain")]
+
+
+@pytest.fixture(scope="module")
+def one(gantrain, runs) -> SimpleNamespace:
+    """The page of one run, and its record as the file has it."""
+    gantrain("report", runs[0])
+    return SimpleNamespace(run=runs[0], page=Page(runs[0] / "report.html"), lines=lines_of(runs[0]))
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_of_live_and_every_average_is_the_records_at_every_evaluation(one):
+    evaluations = [line for line in one.lines if "eval/live/digits_fid" in line]
+    assert len(evaluations) == 4
+    for metric in SCORES:
+        traces = {trace["meta"]["average"]: trace for trace in one.page.traces("score", metric)}
+        assert list(traces) == ["live", "swa", "ema", "ema_short", "power_10"]
+        for name, trace in traces.items():
+            wanted = [(line["nimg"] / 1000, line[f"eval/{name}/{metric}"]) for line in evaluations if f"eval/{name}/{metric}" in line]
+            assert list(zip(trace["x"], trace["y"])) == wanted and len(wanted) >= 3
+            assert "%{y:.5g}" in trace["hovertemplate"]
+
+
+def test_losses_rates_and_noise_are_those_of_the_training_lines(one):
+    training = [line for line in one.lines if "loss/d" in line]
+    for key in ("loss/g", "loss/d", "lr/g", "lr/d", "noise_scale/G/b_simple", "noise_scale/D/b_simple"):
+        (trace,) = one.page.traces(key)
+        wanted = [(line["nimg"] / 1000, line[key]) for line in training if key in line]
+        assert list(zip(trace["x"], trace["y"])) == wanted and wanted, key
+
+
+def test_the_batch_grows_where_the_events_say_on_the_axis_of_the_scores(one):
+    grown = [line for line in one.lines if line.get("event") == "growth"]
+    (batch,), (rounds,) = one.page.traces("batch/size"), one.page.traces("batch/rounds")
+    assert list(zip(batch["x"], batch["y"])) == [(0, 16), *((line["nimg"] / 1000, line["to"]) for line in grown), (0.976, 48)] and batch["line"]["shape"] == "hv"
+    assert rounds["y"] == [1, 2, 3, 3] and len(grown) == 2
+    layout = one.page.json["figure"]["layout"]
+    assert {axis["matches"] for name, axis in layout.items() if name.startswith("xaxis") and "matches" in axis} <= {name.replace("axis", "") for name in layout if name.startswith("xaxis")}
+    assert sum(name.startswith("xaxis") for name in layout) == sum("matches" in axis for name, axis in layout.items() if name.startswith("xaxis")) + 1
+
+
+def test_swaps_and_growths_are_marked_at_their_images(one):
+    for kind, wanted in {"swap": [0.32, 0.64], "growth": [0.32, 0.64]}.items():
+        (trace,) = [trace for trace in one.page.traces("mark") if trace["name"] == kind]
+        assert trace["x"] == wanted == [line["nimg"] / 1000 for line in one.lines if line.get("event") == kind and line.get("moment", "at") == "at"]
+    assert "swa in place of the live weights of G and D" in [t for trace in one.page.traces("mark") if trace["name"] == "swap" for t in trace["text"]]
+    assert [shape["x0"] for shape in one.page.json["figure"]["layout"]["shapes"]] == [0.32, 0.64]
+
+
+def test_the_swaps_scores_stand_in_chart_and_table(one):
+    told = [line for line in one.lines if line.get("event") == "swap"]
+    heads, rows = one.page.table("swap at kimg")
+    assert heads == ["swap at kimg", "batch", "moment (kimg)", *SCORES] and len(rows) == len(told) == 6
+    for row, line in zip(rows, told):
+        assert [cell[0] for cell in row[:3]] == [f"{line['swap_nimg'] / 1000:g}", str(line["batch/size"]), f"{line['moment']} ({line['nimg'] / 1000:g})"]
+        assert [cell[1] for cell in row[3:]] == [line["live"][m] for m in SCORES]
+    (trace,) = one.page.traces("swap", "digits_fid")
+    assert [y for y in trace["y"] if y is not None] == [line["live"]["digits_fid"] for line in told]
+
+
+def test_tables_have_the_records_scores_with_the_best_marked_and_their_protocol(one):
+    """Averager x BatchNorm x metric: first the run's last evaluation, then the one by gantrain evaluate."""
+    last = [line for line in one.lines if "eval/live/digits_fid" in line][-1]
+    body = json.loads(next((one.run / "evaluations").glob("0*.json")).read_text())
+    tables = [rows for rows in one.page.tables if rows[0][0][0] == "average"]
+    wanted = [
+        {(name, "recalibrate"): {m: last[f"eval/{name}/{m}"] for m in SCORES} for name in ("live", "swa", "ema", "ema_short", "power_10")},
+        {(name, policy): {m: body["scores_by_batchnorm"][policy][name][m] for m in SCORES} for name in ("live", "swa") for policy in ("copy", "recalibrate")},
+    ]
+    assert len(tables) == len(wanted)
+    for rows, table in zip(tables, wanted):
+        assert {(row[0][0], row[1][0]): {m: cell[1] for m, cell in zip(SCORES, row[2:])} for row in rows[1:]} == table
+        for i, (m, best) in enumerate(zip(SCORES, (min, max, min))):
+            value = best(row[m] for row in table.values())
+            for row in rows[1:]:
+                text, number, style = row[2 + i]
+                assert ("best" in style) == (number == value) and text == f"{number:.4f}"
+    for words in ("64 generated images", f"fingerprint {last['eval/reference_fingerprint']}", "BatchNorm statistics of 2 x 32", "no truncation", "digits (64 images)"):
+        assert words in one.page.text
+
+
+def test_the_head_says_what_the_run_is_and_its_best_scores(one):
+    start = one.lines[0]
+    for words in ("done", "0.976 of 0.96 kimg", "48 images (3 rounds) at the end", f"G {start['parameters']['g']:,}", f"torch {start['versions']['torch']}", start["data_fingerprint"][:16], "swap_0"):
+        assert words in one.page.text
+    assert (one.run / "config.yaml").read_text() in one.page.text
+    heads, rows = one.page.table("score")
+    assert [row[0][0] for row in rows] == list(SCORES)
+    for (metric, *_), (_, value, _), (name, *_), (kimg, *_) in rows:
+        better = max if metric == "digits_is" else min
+        scores = [(v, k.split("/")[1], line["nimg"] / 1000) for line in one.lines if "event" not in line for k, v in line.items() if k.startswith("eval/") and k.endswith("/" + metric)]
+        assert (value, name, float(kimg)) == better(scores, key=lambda score: score[0])
+
+
+def test_samples_are_the_run_folders_cut_into_averages_without_loss(one):
+    data = one.page.json["samples"]
+    assert {source["average"] for source in data["sources"]} == {"live", "swa", "ema", "ema_short", "power_10"}
+    assert data["times"] == [0, 0.32, 0.64, 0.976]
+    assert data["sources"][data["left"]]["average"] == "live" and data["sources"][data["right"]]["average"] != "live"
+    for source in data["sources"]:
+        for moment in source["moments"]:
+            path = one.run / "samples" / f"{round(moment['kimg'] * 1000):012d}.png"
+            said = json.loads(Image.open(path).text["gantrain"])["sheets"]
+            (sheet,) = [sheet for sheet in said if sheet["name"] == source["average"]]
+            shown = Image.open(io.BytesIO(base64.b64decode(moment["src"].partition(",")[2]))).convert("RGB")
+            drawn = Image.open(path).convert("RGB").crop(sheet["box"])
+            assert np.array_equal(np.asarray(shown), np.asarray(drawn)) and moment["caption"] == sheet["caption"] and np.asarray(drawn).std() > 5
+
+
+def test_the_page_needs_nothing_else(one):
+    """No address but data: Plotly, pictures and numbers are in it; it has a viewport, and both themes."""
+    assert all(address.startswith("data:image/") for address in one.page.addresses)
+    assert not {"link", "iframe", "object"} & set(one.page.tags)
+    text = (one.run / "report.html").read_text()
+    assert "plotly.js v" in text and 'name="viewport"' in text and "prefers-color-scheme: dark" in text and "overflow-x: auto" in text
+
+
+# ---- several runs ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_their_seed_are_a_mean_with_students_interval(gantrain, runs, tmp_path):
+    page = reported(gantrain, *runs[:3], out=tmp_path / "three.html")
+    assert "3 runs, seeds 0, 1, 2" in page.text and "95% interval" in page.text
+    lines = [[line for line in lines_of(run) if "eval/live/digits_fid" in line] for run in runs[:3]]
+    for name in ("live", "swa", "ema"):
+        (trace,) = [trace for trace in page.traces("score", "digits_fid") if trace["meta"]["average"] == name]
+        values = np.array([[line[f"eval/{name}/digits_fid"] for line in one if f"eval/{name}/digits_fid" in line] for one in lines])
+        halves = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
+        np.testing.assert_allclose(trace["y"], values.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(trace["customdata"], halves, rtol=1e-9)
+        (band,) = [band for band in page.traces("band", "digits_fid") if band["meta"]["average"] == name]
+        np.testing.assert_allclose(band["y"][len(halves) :][::-1], values.mean(axis=0) + halves, rtol=1e-9)
+        seeds = {trace["meta"]["run"]: trace["y"] for trace in page.traces("run", "digits_fid") if trace["meta"]["average"] == name}
+        assert seeds == {run.name: row.tolist() for run, row in zip(runs, values)}
+    heads, rows = page.table("runs")
+    for row in rows:
+        values = [one[-1][f"eval/{row[1][0]}/digits_fid"] for one in lines]
+        assert row[0][0] == "swap" and row[2][0] == "3" and row[3][1] == pytest.approx(np.mean(values), rel=1e-12)
+        assert row[3][0] == f"{np.mean(values):.4f} ± {scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values):.2g}"
+
+
+def test_runs_of_other_configurations_are_groups_of_their_own(gantrain, runs, tmp_path):
+    page = reported(gantrain, *runs[:2], runs[3], out=tmp_path / "groups.html")
+    assert "differs from swap in" in page.text and "swap.source: 'swa' → None" in page.text and "averagers.swa (in swap only)" in page.text
+    names = {trace["meta"]["group"] for trace in page.traces("score")}
+    assert names == {"swap", "plain"} and "select" in page.tags
+    shown = [(trace["name"], trace["meta"]["average"]) for trace in page.traces("score", "digits_fid") if trace["showlegend"]]
+    assert ("swap", "ema") in shown and ("plain", "ema") in shown
+    order = re.search(r'<select id="average">(.*?)</select>', (tmp_path / "groups.html").read_text()).group(1)
+    assert re.findall(r"<option>(\w+)</option>", order)[-1] == "swa"  # which only one group has
+    assert {source["run"] for source in page.json["samples"]["sources"]} == {"swap_0", "swap_1", "plain"}
+
+
+def test_by_default_several_runs_are_reported_where_they_lie_together(gantrain, runs):
+    done = gantrain("report", *runs[:2], runs[0])
+    assert (runs[0].parent / "report.html").is_file() and done.stdout.startswith("report of 2 runs in ")
+
+
+def test_moments_are_matched_by_the_nearest():
+    """A batch that grew shifts an evaluation; what has no partner within half a period is left out."""
+    rows = matched([[(0, 1.0), (100, 2.0), (200, 3.0)], [(0, 4.0), (104, 5.0), (207, 6.0), (300, 7.0)]])
+    assert rows == [[(0, 1.0), (0, 4.0)], [(100, 2.0), (104, 5.0)], [(200, 3.0), (207, 6.0)]]
+    assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (60, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)], [(100, 2.0), (60, 2.0)]]
+    assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (170, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)]]
+    assert matched([[(5, 1.0)], []]) == []
+
+
+def test_half_width_is_students():
+    values = [1.0, 2.0, 4.0, 4.5]
+    low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert half_width(values) == pytest.approx((high - low) / 2, rel=1e-10)
+    assert math.isnan(half_width([1.0]))
+
+
+def test_few_round_numbers_on_a_logarithmic_axis():
+    assert ladder(1.2, 60) == [2, 5, 10, 20, 50] and ladder(0.1, 1000) == [0.1, 1, 10, 100, 1000]
+    assert ladder(3e-7, 4e5) == pytest.approx([1e-6, 1e-4, 1e-2, 1, 100, 1e4]) and ladder(3, 4) == [3, 4]
+
+
+def test_pictures_are_spread_over_the_run():
+    paths = [Path(str(i)) for i in range(100)]
+    assert [path.name for path in spread(paths, 5)] == ["0", "25", "50", "74", "99"]
+    assert spread(paths[:3], 5) == paths[:3] and len(set(spread(paths, 40))) == 40
+
+
+# ---- runs that are not whole -----------------------------------------------------------------------------------------
+
+
+def altered(run: Path, folder: Path, change) -> Path:
+    """A copy of a run whose record's lines went through `change`."""
+    copy = folder / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints", "wandb", "report.html"))
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in change(lines_of(run))))
+    return copy
+
+
+CHANGES = {
+    "cut short": (lambda lines: lines[:-4], "cut short: it was killed or ended by an error"),
+    "no evaluation": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in lines if line.get("event") != "swap"], "No evaluation has been made"),
+    "one average": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("eval/") or "/live/" in k or k.count("/") == 1} for line in lines], "live alone was scored: there is nothing to compare"),
+    "empty": (lambda lines: [], "has written nothing yet"),
+    "only begun": (lambda lines: lines[:1], "No line of training has been written"),
+    "no noise scale": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("noise")} for line in lines], "The gradient noise scale was not measured"),
+    "another protocol": (lambda lines: [{**line, "eval/num_samples": 32} if line["nimg"] < 300 and "eval/num_samples" in line else line for line in lines], "1 earlier evaluation was made under another protocol"),
+    "rolled back": (lambda lines: [*lines, {"nimg": 976, "event": "rollback", "to": 640, "words": "loss/d is nan", "batch/size": 48, "batch/rounds": 3}], "of paths that rollbacks have left are not drawn"),
+    "nan": (lambda lines: [{**line, **({"eval/live/digits_fid": "nan"} if "eval/live/digits_fid" in line else {})} for line in lines], "done"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_missing_is_said(gantrain, one, tmp_path, what):
+    change, words = CHANGES[what]
+    page = reported(gantrain, altered(one.run, tmp_path, change), out=tmp_path / "page.html")
+    assert words in page.text
+    lines = change(one.lines)
+    if what == "no evaluation":
+        assert not page.traces("score") and page.traces("loss/d") and "No score yet." in page.text
+    if what == "empty":
+        assert page.json["figure"] is None and len(page.tables) == 1  # of what gantrain evaluate has left
+    if what == "one average":
+        assert {trace["meta"]["average"] for trace in page.traces("score")} == {"live"}
+        assert not [cell for row in page.table("average")[1] for cell in row if "best" in cell[2]]
+    if what == "another protocol":
+        assert all(0 not in trace["x"] for trace in page.traces("score"))
+    if what == "rolled back":
+        assert max(x for trace in page.traces("score") for x in trace["x"]) <= 0.64 < max(line["nimg"] for line in lines) / 1000
+        assert [trace["x"] for trace in page.traces("mark") if trace["name"] == "rollback"] == [[0.976]]
+    if what == "nan":
+        (trace,) = [trace for trace in page.traces("score", "digits_fid") if trace["meta"]["average"] == "live"]
+        assert trace["y"] == [None] * 4 and [row[2][0] for row in page.table("average")[1]][0] == "nan"
+
+
+def test_a_run_that_goes_on_and_a_damaged_picture(gantrain, one, tmp_path):
+    from gantrain.locks import locked
+
+    copy = altered(one.run, tmp_path, lambda lines: lines[:-2])
+    (copy / "samples" / "000000000640.png").write_bytes(b"no picture")
+    with open(copy / "metrics.jsonl", "a") as record:
+        record.write('{"nimg": 976, "loss/')
+    with locked(copy):
+        page = reported(gantrain, copy, out=tmp_path / "page.html")
+    assert "goes on; this page shows what it has come to" in page.text and page.json["samples"]["times"] == [0, 0.32, 0.976]
+    (loss,) = page.traces("loss/g")
+    assert len(loss["x"]) == len([line for line in lines_of(one.run) if "loss/g" in line])
+
+
+def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
+    folder = tmp_path / "<b>&amp;'\"<i>"
+    altered(one.run, tmp_path, lambda lines: [{**line, **({"words": "</script><script>alert(1)</script>"} if line.get("event") == "growth" else {})} for line in lines]).rename(folder)
+    page = reported(gantrain, folder, out=tmp_path / "page.html")
+    assert "<b>&amp;'\"<i>" in page.text and "b" not in page.tags and page.tags.count("script") == 5
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
+    assert "is no run folder (it has no config.yaml)" in error_of(gantrain("report", tmp_path, check=False))
+    assert "report.html" in error_of(gantrain("report", runs[0], "--out", tmp_path, check=False))
+    assert "is no path of a page; write for example" in error_of(gantrain("report", runs[0], "--out", tmp_path / "page.png", check=False))
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in error_of(gantrain("report", runs[0], "--out", tmp_path / "file" / "page.html", check=False))
+    other = altered(runs[1], tmp_path, lambda lines: [{**line, "eval/num_samples": 32} if "eval/num_samples" in line else line for line in lines])
+    said = error_of(gantrain("report", runs[0], other, check=False))
+    assert "its scores do not compare with" in said and "(eval/num_samples is 32 here and 64 there)" in said
