@@ -162,6 +162,18 @@ def parser() -> Parser:
     orbit.add_argument("--to-kimg", type=float, metavar="K", help="where it ends (default: the last recording)")
     orbit.add_argument("--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)")
     orbit.set_defaults(call=call_orbit)
+
+    runs = verbs.add_parser("runs", help="list runs: status, kimg, best score and of which average")
+    runs.add_argument("folders", nargs="*", default=["runs"], metavar="FOLDER", help="folders to look into, at any depth down to 3 (default: runs)")
+    runs.add_argument("--by", metavar="METRIC", help="whose best is shown, such as digits_kid (default: the first that a run is scored by)")
+    runs.add_argument("--sort", choices=("path", "score", "kimg", "time"), default="path", help="path (default), or score, kimg, time: the best, furthest or last changed first")
+    runs.add_argument("--json", action="store_true", help="a JSON object a run, for scripts")
+    runs.set_defaults(call=call_runs)
+
+    watch = verbs.add_parser("watch", help="follow a run live, until it ends")
+    watch.add_argument("run", metavar="RUN", help="a run folder")
+    watch.add_argument("--last", type=int, default=10, metavar="N", help="how much of what it has said before (default: 10)")
+    watch.set_defaults(call=call_watch)
     return top
 
 
@@ -246,6 +258,22 @@ def call_orbit(arguments: argparse.Namespace) -> None:
 
     names = None if arguments.average == "all" else arguments.average.split(",")
     print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
+
+
+def call_runs(arguments: argparse.Namespace) -> None:
+    from gantrain import listing
+
+    rows = listing.list_runs(arguments.folders, arguments.by, arguments.sort)
+    print(listing.as_json_lines(rows) if arguments.json else listing.table(rows, width=listing.terminal_width()))
+
+
+def call_watch(arguments: argparse.Namespace) -> int | None:
+    try:
+        from gantrain.watching import watch
+
+        watch(arguments.run, arguments.last, functools.partial(print, flush=True))
+    except KeyboardInterrupt:  # seen enough; nothing was interrupted but looking on
+        return INTERRUPTED
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
