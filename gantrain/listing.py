@@ -155,7 +155,8 @@ def shortened(text: str, width: int | None) -> str:
     """A text in so many characters, without its middle where it is longer."""
     if width is None or len(text) <= width:
         return text
-    return f"{text[: (width - 2) // 2]}...{text[len(text) - (width - 4) // 2 :]}"
+    left = (width - 2) // 2
+    return f"{text[:left]}...{text[len(text) - (width - 3 - left) :]}"
 
 
 def when(moment: float | None, now: float) -> str:

@@ -242,6 +242,8 @@ def restored(value: Any) -> Any:
     """The same values, with nan and infinities as floats again; words of an event stay words."""
     if isinstance(value, dict):
         return {k: restored(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [restored(v) for v in value]
     return WORDS.get(value, value) if isinstance(value, str) else value
 
 

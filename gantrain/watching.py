@@ -202,7 +202,7 @@ def watch(run: str | Path, last: int, say: Callable[[str], None], every: float =
     on = goes_on()
     for text in told_before(follower.new(), teller, last):
         say(text)
-    with tqdm(total=config.total_kimg, leave=False, disable=None, bar_format=BAR, desc=run.name, dynamic_ncols=True) as bar:
+    with tqdm(total=config.total_kimg, leave=False, disable=None, bar_format=BAR, desc=run.name, dynamic_ncols=True, initial=teller.nimg / 1000) as bar:
         while True:
             show(bar, teller)
             if not on:
