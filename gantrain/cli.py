@@ -167,6 +167,18 @@ def parser() -> Parser:
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those that differ in nothing but their seed become a mean with its interval")
     report.add_argument("--out", metavar="FILE.html", help="where the page goes (default: RUN/report.html, of several the folder that they lie in)")
     report.set_defaults(call=call_report)
+
+    runs = verbs.add_parser("runs", help="list runs: status, kimg, best score and of which average")
+    runs.add_argument("folders", nargs="*", default=["runs"], metavar="FOLDER", help="folders to look into, at any depth down to 3 (default: runs)")
+    runs.add_argument("--by", metavar="METRIC", help="whose best is shown, such as digits_kid (default: the first that a run is scored by)")
+    runs.add_argument("--sort", choices=("path", "score", "kimg", "time"), default="path", help="path (default), or score, kimg, time: the best, furthest or last changed first")
+    runs.add_argument("--json", action="store_true", help="a JSON object a run, for scripts")
+    runs.set_defaults(call=call_runs)
+
+    watch = verbs.add_parser("watch", help="follow a run live, until it ends")
+    watch.add_argument("run", metavar="RUN", help="a run folder")
+    watch.add_argument("--last", type=int, default=10, metavar="N", help="how much of what it has said before (default: 10)")
+    watch.set_defaults(call=call_watch)
     return top
 
 
@@ -257,6 +269,22 @@ def call_report(arguments: argparse.Namespace) -> None:
     from gantrain.report import report_runs
 
     print(report_runs(arguments.runs, arguments.out))
+
+
+def call_runs(arguments: argparse.Namespace) -> None:
+    from gantrain import listing
+
+    rows = listing.list_runs(arguments.folders, arguments.by, arguments.sort)
+    print(listing.as_json_lines(rows) if arguments.json else listing.table(rows, width=listing.terminal_width()))
+
+
+def call_watch(arguments: argparse.Namespace) -> int | None:
+    try:
+        from gantrain.watching import watch
+
+        watch(arguments.run, arguments.last, functools.partial(print, flush=True))
+    except KeyboardInterrupt:  # seen enough; nothing was interrupted but looking on
+        return INTERRUPTED
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

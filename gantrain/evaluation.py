@@ -340,7 +340,11 @@ class RunScorer:
         """Take up the data and the networks."""
         self.accelerator = make_accelerator()
         config, accelerator = self.config, self.accelerator
-        images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes()))
+
+        def bar(items, total):
+            return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
+
+        images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
         self.evaluator = Evaluator(config, images, accelerator)
         # Laid out in memory as in training: another order of summation would flip a pixel here and there.
         switches = performance.picked(config.performance, accelerator.device)

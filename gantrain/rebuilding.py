@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from gantrain import checkpoint
 from gantrain.averaging.average import write_buffers, write_weights
@@ -80,6 +81,7 @@ class Snapshots:
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
         self.run, self.say = Path(run), say
+        self.show_progress = True  # on a terminal
         if not (self.run / CONFIG_FILE).is_file():
             raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
         self.config = load(self.run / CONFIG_FILE)
@@ -157,7 +159,8 @@ class Snapshots:
             self.require(sigma_rel)
             shares, error = coefficients([k.profile for k in self.kept], Profile(self.nimg, gamma_of(sigma_rel)))
             try:
-                tensors = combine((c, self._read(kept)) for c, kept in zip(shares, self.kept))
+                kept = tqdm(self.kept, desc=f"rebuild {sigma_rel:g}", leave=False, disable=None if self.show_progress else True)
+                tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
                 last = checkpoint.read(self.kept[-1].path, ["buffers"])
             except Damaged as damage:
                 self.say(f"{damage}; left out")
@@ -261,6 +264,7 @@ def sweep_run(
         snapshots.require(lengths[0], "--sweep")
     scorer.prepare()
     accelerator, main = scorer.accelerator, scorer.accelerator.is_main_process
+    snapshots.show_progress = main
     for s in left_out if main else ():
         say(f"sigma_rel {s:g} is left out: the profile would be off by {snapshots.error(s):.0%}, {LARGEST_ERROR:.0%} at most")
     rebuilt = {f"{s:g}": snapshots.rebuild(s) for s in given} if len(given) * size_of(scorer.generator) < 2**30 else {}

@@ -7,19 +7,37 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from gantrain import clock, locks
-from gantrain.config import Config
 from gantrain.errors import UserError
-from gantrain.sampling import configuration_of
-from gantrain.tracking import METRICS_FILE, better_when_higher
+from gantrain.names import CONFIG_FILE, METRICS_FILE
+from gantrain.tracking import better_when_higher
+
+if TYPE_CHECKING:
+    from gantrain.config import Config
 
 WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # as the tracker writes what JSON has no number for
-RUNNING, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY = "running", "done", "interrupted", "gave up", "cut short", "empty"
+RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY = "running", "running?", "done", "interrupted", "gave up", "cut short", "empty"
+ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}  # events, and the status that they leave
+NEEDED = (b'"event"', b'"eval/')  # in lines that tell where a run has come to and how good it is
+QUIET = 600  # seconds without a line, after which a run that nothing else is known of counts as ended
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a listing needs of a configuration."""
+
+    total_kimg: float
 
 
 @dataclass(frozen=True)
@@ -43,21 +61,23 @@ class Record:
 
     Attributes:
         run: the run folder.
-        config: what it was trained with.
-        lines: of its path, oldest first; numbers that JSON has none for are floats again.
+        config: what it was trained with; of `outline`, an `Outline`.
+        lines: of its path, oldest first; numbers that JSON has none for are floats again. What is read off them is kept.
         abandoned: lines of paths that rollbacks have left.
         unreadable: lines that are no JSON.
         running: whether a process trains there now.
+        elsewhere: whether one may on another machine, see `goes_on_elsewhere`.
     """
 
     run: Path
-    config: Config
+    config: Config | Outline
     lines: list[dict[str, Any]]
     abandoned: list[dict[str, Any]] = field(default_factory=list)
     unreadable: int = 0
     running: bool = False
+    elsewhere: bool = False
 
-    @property
+    @cached_property
     def training(self) -> list[dict[str, Any]]:
         """Lines of losses, batch and rates."""
         return [line for line in self.lines if "loss/d" in line]
@@ -66,46 +86,49 @@ class Record:
         """Lines of what happens once, of these names, or all."""
         return [line for line in self.lines if "event" in line and (not names or line["event"] in names)]
 
-    @property
+    @cached_property
     def evaluations(self) -> list[Evaluation]:
         """All evaluations, by images seen; of two at one moment the later line."""
-        found = (evaluation(line) for line in self.lines if "event" not in line)
+        found = (evaluation(line) for line in self.lines if has_scores(line))
         by_time = {one.nimg: one for one in found if one is not None}
         return [by_time[nimg] for nimg in sorted(by_time)]
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """Names of all scores in the order in which evaluations have them, their spreads left out."""
         return list(dict.fromkeys(m for one in self.evaluations for row in one.scores.values() for m in row if better_when_higher(m) is not None))
 
-    @property
+    @cached_property
     def averages(self) -> list[str]:
         """Names of all that was scored, live first."""
         return list(dict.fromkeys(name for one in self.evaluations for name in one.scores))
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What the program last said of itself and its machine; empty where it never did."""
         told = self.events("start", "resume")
         return {k: v for k, v in told[-1].items() if k not in ("nimg", "event", "notes", "changed")} if told else {}
 
-    @property
+    @cached_property
     def nimg(self) -> int:
-        """Images seen at the last line."""
-        return self.lines[-1]["nimg"] if self.lines else 0
+        """Images seen where the path has come to: a rollback goes back, a score that was computed beside the training does not."""
+        nimg = 0
+        for line in self.lines:
+            nimg = line["to"] if goes_back(line) else max(nimg, line["nimg"])
+        return nimg
 
     @property
     def status(self) -> str:
-        """"running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), or "empty"."""
+        """"running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), "empty"; or "running?", where that
+        cannot be told from this machine."""
         if self.running:
             return RUNNING
-        ends = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
-        told = [line["event"] for line in self.events() if line["event"] in (*ends, "start", "resume")]
+        told = [line["event"] for line in self.events(*ENDS, "start", "resume")]
         if not told:
-            return EMPTY
+            return CUT_SHORT if self.lines else EMPTY
         if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # made longer since, and not begun yet
             return INTERRUPTED
-        return ends.get(told[-1], CUT_SHORT)
+        return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
 
     def best(self, metric: str | None = None, averages: Iterable[str] | None = None) -> tuple[float, str, int] | None:
         """(value, average, images seen) of the best score by a metric, the run's first by default; None where there is none."""
@@ -119,6 +142,11 @@ class Record:
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
 
 
+def has_scores(line: dict[str, Any]) -> bool:
+    """Whether a line may be an evaluation's; an event that quotes scores, a swap, is none."""
+    return "event" not in line and "loss/d" not in line
+
+
 def evaluation(line: dict[str, Any]) -> Evaluation | None:
     """A line's scores; None where it has none."""
     scores: dict[str, dict[str, float]] = {}
@@ -127,10 +155,10 @@ def evaluation(line: dict[str, Any]) -> Evaluation | None:
         if not key.startswith("eval/"):
             continue
         average, slash, metric = key.removeprefix("eval/").rpartition("/")
-        if slash:
-            scores.setdefault(average, {})[metric] = value
-        else:
+        if not slash:
             protocol[metric] = value
+        elif isinstance(value, (int, float)):
+            scores.setdefault(average, {})[metric] = value
     return Evaluation(line["nimg"], scores, protocol) if scores else None
 
 
@@ -140,45 +168,108 @@ def read(run: str | Path) -> Record:
     Raises:
         UserError: not a run folder, or its record cannot be read.
     """
-    run = Path(run)
-    config = configuration_of(run)
+    from gantrain.sampling import configuration_of  # all that waits for torch
+
+    return read_with(configuration_of(Path(run)), Path(run))
+
+
+def outline(run: Path) -> Record:
+    """The same without lines of losses but for the last line, and of its configuration `total_kimg` alone: quickly, and without torch.
+
+    Raises:
+        UserError: the configuration or the record cannot be read.
+    """
+    path = run / CONFIG_FILE
     try:
-        text = (run / METRICS_FILE).read_bytes().decode(errors="replace")
-    except FileNotFoundError:
-        text = ""
+        config = yaml.safe_load(path.read_bytes())
+        total = float(config["total_kimg"])
     except OSError as error:
-        raise UserError(f"{run / METRICS_FILE}: cannot be read ({error.strerror}); put it right, or leave this run out") from error
-    parsed = [parse(line) for line in text.splitlines()]
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)") from None
+    return read_with(Outline(total), run, brief=True)
+
+
+def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Record:
+    """The record of a run whose configuration is known."""
+    running, elsewhere = locks.owner(run) is not None, goes_on_elsewhere(run)
+    path, parsed, last = run / METRICS_FILE, [], b""
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n") and parse(line) is None:  # it is being written, or was when the power went
+                    break
+                needed = not brief or any(word in line for word in NEEDED)
+                last = b"" if needed else line
+                if needed:
+                    parsed.append(parse(line))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); put it right, or leave this run out") from error
+    if last:
+        parsed.append(parse(last))
     lines, abandoned = followed(line for line in parsed if line is not None)
-    return Record(run, config, lines, abandoned, sum(line is None for line in parsed), locks.owner(run) is not None)
+    return Record(run, config, lines, abandoned, sum(line is None for line in parsed), running, elsewhere)
 
 
-def parse(line: str) -> dict[str, Any] | None:
+def goes_on_elsewhere(run: Path) -> bool:
+    """Whether a process of another machine may train there although its lock is not seen: not every shared file system shows one
+    machine's locks to another. It may where the last one was not of this machine (or had no lock to leave its name in) and the record
+    has changed within `QUIET` seconds."""
+    try:
+        last = (run / ".lock").read_text(errors="replace")
+        changed = (run / METRICS_FILE).stat().st_mtime
+    except OSError:
+        return False
+    return not last.endswith(f" on {platform.node()}") and time.time() - changed < QUIET
+
+
+def parse(line: bytes | str) -> dict[str, Any] | None:
     """A line of the file; None where it is no JSON object with `nimg`, as a power cut may leave one."""
     try:
-        found = json.loads(line)
-        if not isinstance(found["nimg"], int):
+        text = line.decode() if isinstance(line, bytes) else line
+        found = json.loads(text)
+        if type(found["nimg"]) is not int:
             return None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return restored(found)
+    if any(f'"{word}"' in text for word in WORDS):
+        found = restored(found)
+    return {sys.intern(key): value for key, value in found.items()}  # the same few keys on each of 100,000 lines
 
 
 def restored(value: Any) -> Any:
     """The same values, with nan and infinities as floats again; words of an event stay words."""
     if isinstance(value, dict):
         return {k: restored(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [restored(v) for v in value]
     return WORDS.get(value, value) if isinstance(value, str) else value
 
 
+def goes_back(line: dict[str, Any]) -> bool:
+    """Whether a line is a rollback's."""
+    return line.get("event") == "rollback" and type(line.get("to")) is int
+
+
 def followed(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(lines of the path that counts, lines of paths that rollbacks have left); events of rollbacks count."""
+    """(lines of the path that counts, lines of paths that rollbacks have left).
+
+    Events of rollbacks, starts and resumes count. Of the moment that a rollback leads to, what came after the checkpoint was left
+    too and comes again: a growth of the batch, say. Scores of that moment stay, computed beside the training they come late.
+    """
     kept: list[dict[str, Any]] = []
     left: list[dict[str, Any]] = []
     for line in lines:
-        if line.get("event") == "rollback" and isinstance(line.get("to"), int):
-            stays = lambda one: one["nimg"] <= line["to"] or one.get("event") in ("start", "resume", "rollback")  # noqa: B023, E731
-            left += [one for one in kept if not stays(one)]
-            kept = [one for one in kept if stays(one)]
+        if goes_back(line):
+            to = line["to"]
+            saved = max((i for i, one in enumerate(kept) if one["nimg"] == to and one.get("event") == "checkpoint"), default=len(kept))
+            stays = [
+                one.get("event") in ("start", "resume", "rollback") or one["nimg"] < to or (one["nimg"] == to and (i <= saved or has_scores(one)))
+                for i, one in enumerate(kept)
+            ]  # fmt: skip
+            left += [one for one, stay in zip(kept, stays) if not stay]
+            kept = [one for one, stay in zip(kept, stays) if stay]
         kept.append(line)
     return kept, left

@@ -24,9 +24,9 @@ from PIL import Image
 
 from gantrain import __version__, loading
 from gantrain.averaging import LIVE
-from gantrain.comparison import LEVEL, Group, curves, differences, grouped, half_width, require_comparable, scored_alike, stated
+from gantrain.comparison import LEVEL, Group, curves, differences, grouped, half_width, require_comparable, scored_alike
 from gantrain.errors import UserError
-from gantrain.record import CUT_SHORT, DONE, EMPTY, GAVE_UP, INTERRUPTED, RUNNING, Record, evaluation, read, restored
+from gantrain.record import CUT_SHORT, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record, read, restored
 from gantrain.report_figures import stack
 from gantrain.sheets import read_side_by_side
 from gantrain.tracking import better_when_higher, duration, utc_now
@@ -38,6 +38,7 @@ MOST_BYTES = 24 * 2**20  # of all sample pictures together
 WIDEST = 1200  # pixels of one
 IN_WORDS = {
     RUNNING: "goes on; this page shows what it has come to",
+    MAYBE: "goes on, it seems, on another machine; this page shows what it has come to",
     DONE: "done",
     INTERRUPTED: "interrupted: it was asked to stop, and the same command goes on",
     GAVE_UP: "gave up: its training went wrong and could not be saved",
@@ -182,13 +183,11 @@ def head(record: Record) -> dict[str, Any]:
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
     """The best value of a metric over the evaluations that compare, and whose it is."""
-    found = Record(record.run, record.config, [line for line in record.lines if compares(line, record)]).best(metric)
-    return None if found is None else {"metric": metric, "value": found[0], "text": f"{found[0]:.4f}", "average": found[1], "kimg": found[2] / 1000}
-
-
-def compares(line: Mapping[str, Any], record: Record) -> bool:
-    one = evaluation(line) if "event" not in line else None
-    return one is not None and stated(one) == stated(record.evaluations[-1])
+    found = [(row[metric], name, one.nimg / 1000) for one in scored_alike(record)[0] for name, row in one.scores.items() if math.isfinite(row.get(metric, math.nan))]
+    if not found:
+        return None
+    value, average, kimg = (max if better_when_higher(metric) else min)(found, key=lambda one: one[0])
+    return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": kimg}
 
 
 def took(record: Record) -> str:

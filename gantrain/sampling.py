@@ -22,11 +22,11 @@ from gantrain.data.stream import sent
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
+from gantrain.names import CONFIG_FILE
 from gantrain.sheets import grid, to_pil
 
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
 BEST_FOLDER = "best"  # of a run: a folder a score, with the checkpoint that was best by it
-CONFIG_FILE = "config.yaml"
 
 
 def draw(

@@ -22,16 +22,17 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from gantrain.config import Wandb
 from gantrain.errors import OF_THE_MACHINE
 from gantrain.lines import LineFile
-from gantrain.metrics import HIGHER_IS_BETTER
+from gantrain.names import HIGHER_IS_BETTER, METRICS_FILE
 from gantrain.plugins import one_line
 
-METRICS_FILE = "metrics.jsonl"
+if TYPE_CHECKING:  # whoever reads a record does not wait for torch
+    from gantrain.config import Wandb
+
 SUPERSEDED_FILE = "metrics.superseded.jsonl"
 LIBRARIES = ("torch", "torchvision", "accelerate", "torch-fidelity", "numpy", "scipy", "wandb")
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
@@ -373,29 +374,49 @@ class Progress:
         self.start -= self.last_nimg - nimg
         self.last_nimg = nimg
 
-    def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, float]:
-        """(line, images per second since the line before)."""
+    def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+        """(line, what it says of time, for the record: images per second since the line before, seconds since the start, seconds to go)."""
         now = time.monotonic()
         self.seconds = max(now - self.last_time - self.aside, 1e-9)
-        rate = (nimg - self.last_nimg) / self.seconds
+        times = {"throughput/img_per_s": (nimg - self.last_nimg) / self.seconds, "throughput/elapsed_s": now - self.started_at}
         self.all_aside, self.aside = self.all_aside + self.aside, 0.0
         overall = (nimg - self.start) / max(now - self.started_at - self.all_aside, 1e-9)
-        left = duration((self.total - nimg) / overall) if overall > 0 else "?"
+        if overall > 0:
+            times["throughput/left_s"] = max(0, self.total - nimg) / overall
         self.last_time, self.last_nimg = now, nimg
-        text = (
-            f"{nimg / 1000:9.1f} kimg {min(1.0, nimg / self.total):4.0%} | {duration(now - self.started_at):>6} + {left:>6} to go | {rate:6.0f} img/s"
-            f" | loss D {values.get('loss/d', math.nan):6.3f} G {values.get('loss/g', math.nan):6.3f}"
-            f" | D(real) {values.get('logits/real', math.nan):6.2f} D(fake) {values.get('logits/fake', math.nan):6.2f}"
-            f" | batch {values.get('batch/size', 0):.0f}{noise_in_words(values)} | {values.get('memory/gib', math.nan):.1f} GiB"
-        )
-        return text, rate
+        return console_line(nimg, self.total, {**values, **times}), times
+
+
+def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
+    """A line of losses as the console has it, from what the record has: every column as wide as that of any other line of a run.
+
+    Args:
+        nimg, total: images seen, and in the whole run.
+        values: a training line of metrics.jsonl; what it lacks is nan, or ? where it is a time.
+    """
+    of = lambda key, width, decimals: fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
+    elapsed, left = (duration(values[key]) if key in values else "?" for key in ("throughput/elapsed_s", "throughput/left_s"))
+    return (
+        f"{nimg / 1000:9.1f} kimg {min(1.0, nimg / total):4.0%} | {elapsed:>7} + {left:>7} to go | {of('throughput/img_per_s', 6, 0)} img/s"
+        f" | loss D {of('loss/d', 6, 3)} G {of('loss/g', 6, 3)} | D(real) {of('logits/real', 6, 2)} D(fake) {of('logits/fake', 6, 2)}"
+        f" | batch {of('batch/size', 5, 0).strip():<5} | {of('memory/gib', 5, 1)} GiB{noise_in_words(values)}"
+    )
+
+
+def fixed(value: float, width: int, decimals: int) -> str:
+    """A number flush right in so many characters: with fewer decimals where it is large, as a power of ten where it is larger."""
+    for places in range(decimals, -1, -1):
+        text = f"{value:{width}.{places}f}"
+        if len(text) == width:
+            return text
+    return f"{value:.0e}".rjust(width)
 
 
 def noise_in_words(values: Mapping[str, float]) -> str:
-    """The noise scale of either player in images, for the console line; nothing where none is measured."""
+    """The noise scale of either player in images, for the end of the console line; nothing where none is measured."""
     measured = [player for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values]
-    cells = [f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else format(values[f'noise_scale/{p}/b_simple'], '.0f')}" for p in measured]
-    return " | noise" + "".join(cells) if cells else ""
+    cells = [f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else fixed(values[f'noise_scale/{p}/b_simple'], 6, 0).strip():<6}" for p in measured]
+    return (" | noise" + "".join(cells)).rstrip() if cells else ""
 
 
 def duration(seconds: float) -> str:

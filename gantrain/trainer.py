@@ -398,10 +398,10 @@ class Trainer:
         values["reals_seen"] = self.nimg * self.config.optim.d_steps
         values |= self.singular_values()
         values |= self.report_skipped()
-        line, rate = self.progress.line(self.nimg, values)
+        line, times = self.progress.line(self.nimg, values)
         self.tracker.say(line)
         waited = self.data_wait / self.progress.seconds
-        self.tracker.log(self.nimg, {**values, "throughput/img_per_s": rate, "throughput/data_wait": waited})
+        self.tracker.log(self.nimg, {**values, **times, "throughput/data_wait": waited})
         self.stats, self.stats_count, self.data_wait = {}, 0, 0.0
         before, self.logged_at = self.logged_at, self.nimg
         self.receive_scores()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -307,7 +308,7 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     shown = [line for line in said if " kimg " in line and "loss D" in line]
     for text, line in zip(shown, lines):
         d, g = ("?" if line[f"noise_scale/{p}/undecidable"] else f"{line[f'noise_scale/{p}/b_simple']:.0f}" for p in ("D", "G"))
-        assert f"| batch {line['batch/size']} | noise D {d} G {g} |" in text
+        assert re.search(rf"\| batch {line['batch/size']} +\|.* GiB \| noise D {re.escape(d)} +G {re.escape(g)}$", text)
     told = [line for line in said if line.startswith("growth at ")]
     assert told == ["growth at {at:g} kimg: batch {from} -> {to}: {reason}".format(at=g["nimg"] / 1000, **g) for g in events_of(undisturbed)]
 

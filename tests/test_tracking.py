@@ -22,7 +22,7 @@ from PIL import Image
 from gantrain import loading as configuration
 from gantrain.config import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
-from gantrain.tracking import Progress, Tracker, WandbRun, WandbThread, as_json, better_when_higher, duration, has_key
+from gantrain.tracking import Progress, Tracker, WandbRun, WandbThread, as_json, better_when_higher, console_line, duration, fixed, has_key
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -183,13 +183,41 @@ def test_progress_line_says_where_and_how_fast(monkeypatch):
     monkeypatch.setattr("gantrain.tracking.time.monotonic", lambda: now[0])
     progress = Progress(1000, 100)
     now[0] = 3.0
-    assert progress.line(200, {})[1] == pytest.approx(100 / 3)
+    assert progress.line(200, {})[1]["throughput/img_per_s"] == pytest.approx(100 / 3)
     now[0] = 4.0
-    text, rate = progress.line(300, {"loss/d": 1.25, "loss/g": -0.5, "logits/real": 2.0, "logits/fake": -3.0, "batch/size": 16})
-    assert rate == pytest.approx(100)
+    text, times = progress.line(300, {"loss/d": 1.25, "loss/g": -0.5, "logits/real": 2.0, "logits/fake": -3.0, "batch/size": 16})
+    assert times == pytest.approx({"throughput/img_per_s": 100, "throughput/elapsed_s": 4, "throughput/left_s": 14})
     for words in ("0.3 kimg", " 30%", "4s", "    14s to go", "100 img/s", "D  1.250", "G -0.500", "D(real)   2.00", "D(fake)  -3.00", "batch 16"):
         assert words in text
     assert "\n" not in text
+
+
+NUMBERS = (0.0, 0.0004, -0.5, 1.25, -99.9996, 123.456, -123.456, 12345.6, -1234567.0, 3.4e38, -3.4e38, math.nan, math.inf, -math.inf)
+
+
+def test_columns_stand_where_they_stand_through_a_whole_run():
+    """Whatever the numbers become; the noise, which is measured from some time on, is the last column."""
+    times = ((0, 0, 1), (59, 3599, 12345), (356400, 86400 * 99, 0.5), (86400 * 120, 0, 99999))
+    places = set()
+    for i, number in enumerate(NUMBERS):
+        elapsed, left, rate = times[i % len(times)]
+        values = {key: number for key in ("loss/d", "loss/g", "logits/real", "logits/fake")}
+        values |= {"batch/size": 8 * 4**i if i < 7 else 2048, "memory/gib": 0.05 * 3**i if i < 8 else 78.2}
+        values |= {"throughput/img_per_s": rate, "throughput/elapsed_s": elapsed, "throughput/left_s": left}
+        for noise in ({}, {"D": 5.2, "G": None}, {"D": 123456.0, "G": 12345678.0}):
+            of = {f"noise_scale/{p}/{key}": v for p, b in noise.items() for key, v in (("undecidable", int(b is None)), ("b_simple", b)) if v is not None}
+            text = console_line((80, 999_999, 25_000_000)[i % 3], 25_000_000, values | of)
+            places |= {tuple(j for j, c in enumerate(text) if c == "|")[:6]}
+            assert text.count("|") == (7 if noise else 6) and text == text.rstrip() and "\n" not in text
+            if noise:
+                assert text.rpartition("| noise")[0].rstrip().endswith("GiB")
+    assert len(places) == 1
+    assert console_line(5, 10, {}).count("?") == 2  # times that a line of an older record does not have
+
+
+@pytest.mark.parametrize("value, width, decimals, text", [(1.25, 6, 3, " 1.250"), (-123.456, 6, 3, "-123.5"), (99.9996, 6, 3, "100.00"), (1234567, 6, 3, " 1e+06"), (math.nan, 6, 3, "   nan"), (123456.4, 6, 0, "123456")])
+def test_a_number_keeps_its_width(value, width, decimals, text):
+    assert fixed(value, width, decimals) == text
 
 
 # ---- a key for W&B ---------------------------------------------------------------------------------------------------

@@ -6,11 +6,9 @@ from gantrain.metrics.fid import Fid
 from gantrain.metrics.inception_score import InceptionScore
 from gantrain.metrics.kid import Kid
 from gantrain.metrics.precision_recall import PrecisionRecall
+from gantrain.names import HIGHER_IS_BETTER
 
 METRICS: dict[str, type] = {"fid": Fid, "is": InceptionScore, "kid": Kid, "prc": PrecisionRecall}
 EXTRACTORS: dict[str, type] = {"inception": InceptionFeatures, "digits": DigitsFeatures}
-
-# Whether more of it is better, for tables that mark the best.
-HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True}
 
 __all__ = ["EXTRACTORS", "HIGHER_IS_BETTER", "METRICS", "DigitsFeatures", "Extractor", "FeatureSet", "InceptionFeatures"]

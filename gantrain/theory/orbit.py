@@ -35,6 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, special
+from tqdm import tqdm
 
 from gantrain.errors import UserError
 from gantrain.theory.ornstein_uhlenbeck import drift_lag, ema_ratio, equal_window, rate_of_two, variance_of_two, variance_ratio
@@ -348,7 +349,7 @@ class Simulated:
         noise = np.random.default_rng(seed).standard_normal((len(times), PATHS))
         self.lag = max(2, len(times) // LATER)
         shown = []
-        for x in (self.paths(k, steps, noise) for k in self.rates):
+        for x in (self.paths(k, steps, noise) for k in tqdm(self.rates, desc="orbit", leave=False, disable=None)):
             shown.append((autocorrelation_of(x), autocorrelation_of(x, self.lag), trend_of(times, x), spread_of(x)))
         self.autocorrelations, self.later, self.trends, self.spreads = (np.array(kind) for kind in zip(*shown))
 

@@ -1,0 +1,159 @@
+"""`gantrain runs`: what is found, in which order, and what is said of it."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, error_of
+from test_record import by_hand, event, score, train
+
+from gantrain import listing, locks
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Runs in every state, at every depth, among what is none."""
+    runs = tmp_path / "runs"
+    (runs / "studies" / "swap").mkdir(parents=True)
+    by_hand(runs / "b", event(0, "start"), score(500, 3.0, swa=2.5), train(1000), score(1000, 2.75), event(1000, "end"))
+    by_hand(runs / "a", event(0, "start"), train(40), total_kimg=80)
+    by_hand(runs / "studies" / "c", event(0, "start"), {"nimg": 16, "eval/live/digits_is": 7.0, "eval/ema/digits_is": 8.125}, event(16, "interrupted"))
+    by_hand(runs / "studies" / "swap" / "d", event(0, "start"), score(700, 12.5), event(700, "gave_up"), total_kimg=25000)
+    (by_hand(runs / "empty") / "metrics.jsonl").write_text("")
+    (by_hand(runs / "torn", event(0, "start")) / "config.yaml").write_text("a: [")
+    (runs / "b" / "checkpoints").mkdir()
+    by_hand(runs / "b" / "checkpoints" / "inside", event(0, "start"))  # in a run no others are looked for
+    (runs / "studies" / "swap" / "e").mkdir()
+    by_hand(runs / "studies" / "swap" / "e" / "deep", event(0, "start"))
+    by_hand(runs / ".hidden", event(0, "start"))
+    (runs / "notes").mkdir()
+    (runs / "notes" / "config.yaml").write_text("total_kimg: 1\n")  # a configuration alone is no run
+    for age, name in ((5, "a"), (200, "b"), (8000, "studies/c"), (90_000, "studies/swap/d"), (0, "empty"), (100, "torn")):
+        os.utime(runs / name / "metrics.jsonl", (NOW - age,) * 2)
+    return runs
+
+
+TABLE = """\
+run             status       kimg          best score       average  at kimg  last change
+a               cut short    0.04 of 80    -                -              -  5 s ago
+b               done            1 of 1     fid       2.5000 swa          0.5  3 min ago
+empty           empty           0 of 1     -                -              -  0 s ago
+studies/c       interrupted 0.016 of 1     digits_is  8.1250 ema        0.016  2 h ago
+studies/swap/d  gave up       0.7 of 25000 fid 12.5000      ema          0.7  2027-01-14
+"""
+
+
+def cells(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_a_row_a_run(folder):
+    rows = listing.list_runs([str(folder)])
+    text = listing.table(rows, NOW)
+    *whole, torn = text.splitlines()
+    assert torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is not the configuration of a run (it has no total_kimg)"
+    date = time.strftime("%Y-%m-%d", time.localtime(NOW - 90_000))
+    assert cells("\n".join(whole)) == cells(TABLE.replace("2027-01-14", date))
+    assert [row.run for row in rows] == ["a", "b", "empty", "studies/c", "studies/swap/d", "torn"]
+
+
+def test_columns_are_aligned(folder):
+    """What stands right of a number is where it is in every other row."""
+    lines = listing.table(listing.list_runs([str(folder)]), NOW).splitlines()[:-1]
+    head, rows = lines[0], lines[1:]
+    for name in ("status", "kimg", "best score", "average", "last change"):
+        at = head.index(name)
+        assert all(row[at - 2 : at] == "  " and (row[at] != " " or name == "kimg") for row in rows), name
+    assert len({row.index(" of ") for row in rows}) == 1 and len({row.index(".", row.index(" of ") + 10) for row in rows if "fid" in row or "digits_is" in row}) == 1
+    end = head.index("at kimg") + len("at kimg")
+    assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows) and not any(line != line.rstrip() for line in lines)
+
+
+def test_a_run_itself_and_several_folders(folder):
+    assert [row.run for row in listing.list_runs([str(folder / "b")])] == [str(folder / "b")]
+    both = listing.list_runs([str(folder / "studies"), str(folder / "a")])
+    assert [row.run for row in both] == [str(folder / name) for name in ("studies/c", "studies/swap/d", "studies/swap/e/deep", "a")]
+    assert [row.run for row in listing.list_runs([str(folder / "studies")])] == ["c", "swap/d", "swap/e/deep"]  # three folders down from there
+
+
+@pytest.mark.parametrize(
+    "by, order, wanted",
+    [
+        ("fid", "score", ["b", "studies/swap/d"]),
+        ("digits_is", "score", ["studies/c"]),
+        (None, "kimg", ["b", "studies/swap/d", "a", "studies/c"]),
+        (None, "time", ["empty", "a", "torn", "b", "studies/c", "studies/swap/d"]),
+    ],
+)
+def test_orders(folder, by, order, wanted):
+    rows = listing.list_runs([str(folder)], by, order)
+    assert [row.run for row in rows][: len(wanted)] == wanted and len(rows) == 6
+    if by:
+        assert all(row.score is None for row in rows[len(wanted) :]) and rows[0].metric == by
+
+
+def test_higher_is_better_where_it_is(tmp_path):
+    for name, value in (("x", 7.0), ("y", 9.0), ("z", 8.0)):
+        by_hand(tmp_path / name, event(0, "start"), {"nimg": 16, "eval/ema/is": value})
+    assert [row.run for row in listing.list_runs([str(tmp_path)], order="score")] == ["y", "z", "x"]
+
+
+def test_one_trains_now(folder, gantrain):
+    held = locks.locked(folder / "a")
+    assert [row.status for row in listing.list_runs([str(folder / "a")])] == ["running"]
+    held.close()
+
+
+def test_for_scripts(folder, gantrain):
+    objects = [json.loads(line) for line in gantrain("runs", folder, "--json").stdout.splitlines()]
+    assert [Path(one["run"]).name for one in objects] == ["a", "b", "empty", "c", "d", "torn"] and all(Path(one["run"]).is_dir() for one in objects)
+    assert objects[1] == {
+        "run": str(folder / "b"), "status": "done", "kimg": 1.0, "total_kimg": 1.0, "metric": "fid", "score": 2.5, "average": "swa", "at_kimg": 0.5,
+        "changed": "2027-01-15T07:56:40Z",
+    }  # fmt: skip
+    assert objects[0]["score"] is objects[0]["metric"] is objects[0]["at_kimg"] is None and "error" in objects[5] and objects[5]["status"] == "damaged"
+
+
+@pytest.mark.parametrize("ago, text", [(-60, "0 s ago"), (0, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (3599, "59 min ago"), (3600, "1 h ago"), (86399, "23 h ago")])
+def test_when(ago, text):
+    assert listing.when(NOW - ago, NOW) == text and listing.when(None, NOW) == "-"
+
+
+@pytest.mark.parametrize("width", [16, 17, 18, 40])
+def test_a_long_name_loses_its_middle(width):
+    name = "studies/batch/0123456789/lr_0.0004_seed_3"
+    short = listing.shortened(name, width)
+    assert len(short) == min(width, len(name)) and name.startswith(short.split("...")[0]) and name.endswith(short.split("...")[-1])
+    assert listing.shortened(name, None) == name and listing.shortened("short", width) == "short"
+
+
+def test_names_are_shortened_on_a_terminal_only(tmp_path):
+    by_hand(tmp_path / ("n" * 60), event(0, "start"), score(16, 1.0))
+    rows = listing.list_runs([str(tmp_path)])
+    assert max(map(len, listing.table(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.table(rows, NOW)
+    assert "n...n" in listing.table(rows, NOW, width=20)
+
+
+def test_mistakes_are_one_line(folder, tmp_path, gantrain):
+    (tmp_path / "nothing").mkdir()
+    for arguments, words in (
+        ([tmp_path / "nothing"], "holds no run (config.yaml beside metrics.jsonl), down to 3 folders below; give the folder that run_dir lies in"),
+        ([tmp_path / "missing"], "missing: is no folder; give the one that holds the run folders"),
+        ([folder, "--by", "digits_si"], "--by: no run has a score 'digits_si'; did you mean 'digits_is'?"),
+        ([folder, "--sort", "score"], "--sort score: the runs are scored by digits_is, fid, which do not compare; choose one with --by"),
+        ([folder, "--sort", "name"], "argument --sort: invalid choice: 'name'"),
+    ):
+        assert words in error_of(gantrain("runs", *arguments, check=False))
+
+
+def test_the_list_does_not_wait_for_torch(folder):
+    code = "import sys; from gantrain import cli; status = cli.run(['runs', sys.argv[1]]); print(status, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
