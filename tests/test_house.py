@@ -13,7 +13,7 @@ from gantrain import config as configuration
 FLOORS = [
     {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory", "sheets"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "charts", "dashboard"},
+    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "best_generator", "charts", "dashboard"},
     {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer"},
     {"cli", "__main__"},
 ]

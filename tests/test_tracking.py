@@ -22,7 +22,8 @@ from PIL import Image
 from gantrain import loading as configuration
 from gantrain.config import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
-from gantrain.tracking import Progress, Tracker, WandbRun, WandbThread, as_json, better_when_higher, duration, has_key
+from gantrain.dashboard import WandbRun, WandbThread, has_key
+from gantrain.tracking import Progress, Tracker, as_json, better_when_higher, duration
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -421,7 +422,7 @@ def test_wandb_goes_offline_without_a_key_and_says_how_to_show_the_run(resumed):
 
 def test_wandb_key_without_network_goes_on_offline(tmp_path, cache):
     """One line says so; the run is whole, in metrics.jsonl and in W&B's file."""
-    code = "import gantrain.tracking; gantrain.tracking.WANDB_PATIENCE = 1"
+    code = "import gantrain.dashboard; gantrain.dashboard.WANDB_PATIENCE = 1"
     nowhere = {"WANDB_MODE": None, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = start(tmp_path / "tiny", "tracking.wandb.mode=online", "total_kimg=0.2", cache=cache, code=code, **nowhere)
     said = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
@@ -523,7 +524,7 @@ def test_calls_are_made_in_order_and_nobody_waits_but_the_end():
 
 
 def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypatch):
-    monkeypatch.setattr("gantrain.tracking.WANDB_WAITING", 8)
+    monkeypatch.setattr("gantrain.dashboard.WANDB_WAITING", 8)
     run, said = Recorded(), []
     thread = WandbThread(lambda: run, 30, said.append)
     for i in range(100):
@@ -536,7 +537,7 @@ def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypa
 
 def test_a_run_that_hangs_is_let_go_when_patience_ends(monkeypatch):
     hung, run, said = [], Recorded(), []
-    monkeypatch.setattr("gantrain.tracking.HUNG", hung)
+    monkeypatch.setattr("gantrain.dashboard.HUNG", hung)
     thread = WandbThread(lambda: run, 0.2, said.append)
     thread.call("log", 1)
     thread.finish(0)
