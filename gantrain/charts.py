@@ -60,7 +60,7 @@ def mark_of(line: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "swap" and line.get("moment") == "at":
         return kind, f"{line['source']} in place of the live weights of {' and '.join(line['networks'].upper())}"
     if kind == "growth":
-        return kind, "batch {from} → {to}: {reason}".format(**line)
+        return kind, "batch {from} -> {to}: {reason}".format(**line)
     if kind == "rollback":
         return kind, f"{line['words']}; back to {line['to'] / 1000:g} kimg"
     return None

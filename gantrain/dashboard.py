@@ -16,7 +16,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -32,7 +32,10 @@ WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
 WANDB_WAITING = 4096  # calls that may wait for W&B: a bound on memory
 GENERATORS_FOLDER = "wandb/generators"  # of a run: generators that W&B's file of an offline run points to
 HELPERS = ("kimg", "updates", "reals_seen", "batch/micro_batch", "eval/num_samples")  # no charts of their own
-TOLD = ("swap", "growth", "rollback", "warning", "gave_up", "not_written", "resume", "interrupted", "end")  # in the table of events
+STAGING_FOLDER = "wandb/data"  # of a run: what W&B would else keep in the home folder of what is yet to be sent
+# In the table of events, with the words of those that have none of their own.
+TOLD = {**dict.fromkeys([*charts.MARKS, "warning", "gave_up", "not_written"], ""), "interrupted": "", "resume": "taken up again", "end": "done"}
+Table = tuple[list[str], list[list[Any]]]  # columns, rows
 
 Made = TypeVar("Made")
 
@@ -45,6 +48,7 @@ class WandbRun:
         self._defined: set[str] = set()
         self._missing: set[str] = set()  # what could not be made, each said once
         self._exported: Path | None = None
+        self._tables: dict[str, Table] = {}  # as they were logged
 
     @classmethod
     def start(cls, settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> WandbRun | None:
@@ -113,6 +117,7 @@ class WandbRun:
         """Every sheet of a picture, and of every class, a column of the sheets, a picture with a row for each."""
         shown = self._made("samples", lambda: sheets.read_side_by_side(path))
         by_class = self._made("samples of classes", lambda: sheets.by_class(shown, classes)) if shown and classes else None
+        by_class = [dataclasses.replace(one, caption=f"{one.caption} at {values['kimg']:g} kimg") for one in by_class or ()]
         as_images = lambda all: [self._module.Image(one.picture, caption=one.caption) for one in all]  # noqa: E731
         pictures = {"samples": shown, "samples/classes": by_class}
         if shown:
@@ -123,7 +128,7 @@ class WandbRun:
         found = self._made("overview", lambda: overview(record.read(run_dir)))
         if found:
             figures, tables, best = found
-            self._log_made(figures, tables, values)
+            self._log_made(figures, tables, values, run_dir)
             self.summary(best)
 
     def conclude(self, run_dir: Path) -> None:
@@ -133,7 +138,7 @@ class WandbRun:
             return
         found = self._made("final scores", lambda: {"events": events_table(told), "final/scores": scores_table(told)})
         if found:
-            self._log_made({}, found, {"kimg": told.nimg / 1000})
+            self._log_made({}, found, {"kimg": told.nimg / 1000}, told.run)
             self.summary(best_scores(told))
         exported = self._made("generator", lambda: self._export(told))
         if exported:
@@ -154,13 +159,16 @@ class WandbRun:
         aliases = dict.fromkeys(["best", chosen.average, f"{chosen.nimg / 1000:g}kimg"])
         self._run.log_artifact(artifact, aliases=list(aliases))
 
-    def _log_made(self, figures: Mapping[str, Any], tables: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    def _log_made(self, figures: Mapping[str, Any], tables: Mapping[str, Table], values: Mapping[str, Any], run_dir: Path) -> None:
         def send() -> None:
             shown = {key: self._module.Plotly(figure) for key, figure in figures.items()}
-            shown |= {key: self._module.Table(columns=columns, data=rows) for key, (columns, rows) in tables.items() if rows}
+            shown |= {key: self._module.Table(columns=columns, data=rows) for key, (columns, rows) in changed.items()}
             if shown:
-                self._run.log({**shown, **values})
+                with staged_in(run_dir / STAGING_FOLDER):
+                    self._run.log({**shown, **values})
 
+        changed = {key: table for key, table in tables.items() if table[1] and table != self._tables.get(key)}  # W&B keeps each as a version
+        self._tables |= changed
         self._guarded(send)
 
     def _made(self, what: str, make: Callable[[], Made]) -> Made | None:
@@ -179,9 +187,12 @@ class WandbRun:
         self._guarded(lambda: self._run.summary.update(dict(values)))
 
     def finish(self, exit_code: int) -> None:
-        self._guarded(lambda: self._run.finish(exit_code=exit_code))
-        if self._exported and self._run is not None and not self._run.offline:  # W&B has it
-            shutil.rmtree(self._exported, ignore_errors=True)
+        def close() -> None:
+            self._run.finish(exit_code=exit_code)
+            if self._exported and not self._run.offline:  # W&B has it
+                shutil.rmtree(self._exported, ignore_errors=True)
+
+        self._guarded(close)
 
     @property
     def ended(self) -> bool:
@@ -199,9 +210,6 @@ class WandbRun:
 
 
 # ---- what is shown of a record ---------------------------------------------------------------------------------------------
-
-Table = tuple[list[str], list[list[Any]]]  # columns, rows
-
 
 def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, Any]]:
     """(figures, tables, summary) of a record, by W&B's keys."""
@@ -223,7 +231,7 @@ def events_table(told: Record) -> Table:
     for line in told.events(*TOLD):
         mark = charts.mark_of(line)
         if mark or line["event"] != "swap":  # a swap is three lines, of which one is the moment
-            words = mark[1] if mark else line.get("words") or ", ".join(f"{key} {line[key]}" for key in ("signal", "time") if key in line)
+            words = mark[1] if mark else line.get("words") or line.get("signal") or TOLD[line["event"]]
             rows.append([line["nimg"] / 1000, line["event"], words])
     return ["kimg", "event", "what"], rows
 
@@ -237,6 +245,19 @@ def scores_table(told: Record) -> Table:
     winners = {metric: best_of(last, metric) for metric in metrics}
     rows = [[name, *(charts.number(row.get(m)) for m in metrics), ", ".join(m for m in metrics if name in winners[m])] for name, row in last.items()]
     return ["average", *metrics, "best by"], rows
+
+
+@contextlib.contextmanager
+def staged_in(folder: Path) -> Iterator[None]:
+    """Inside, W&B keeps copies of what it is given in the run folder, unless its user has said where: an offline run is in one place."""
+    if os.environ.get("WANDB_DATA_DIR"):
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def best_of(scores: Mapping[str, Mapping[str, float]], metric: str) -> list[str]:
