@@ -60,7 +60,7 @@ def mark_of(line: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "swap" and line.get("moment") == "at":
         return kind, f"{line['source']} in place of the live weights of {' and '.join(line['networks'].upper())}"
     if kind == "growth":
-        return kind, "batch {from} → {to}: {reason}".format(**line)
+        return kind, "batch {from} -> {to}: {reason}".format(**line)
     if kind == "rollback":
         return kind, f"{line['words']}; back to {line['to'] / 1000:g} kimg"
     return None
@@ -108,11 +108,12 @@ def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[st
 def scores_figure(record: Record, metric: str) -> go.Figure:
     """A metric of the live weights and of every average over kimg, with swaps, growths and rollbacks."""
     figure = framed([f"{metric} ({'higher' if better_when_higher(metric) else 'lower'} is better)"])
-    values = [row[metric] for one in record.evaluations for row in one.scores.values() if number(row.get(metric)) is not None]
+    evaluations = record.evaluations
+    values = [row[metric] for one in evaluations for row in one.scores.values() if number(row.get(metric)) is not None]
     if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or what comes first flattens all the rest
         figure.update_layout(yaxis={"type": "log"})
     for name, line in style_of(record.averages).items():
-        shown = [(one.nimg / 1000, number(one.scores[name][metric])) for one in record.evaluations if metric in one.scores.get(name, {})]
+        shown = [(one.nimg / 1000, number(one.scores[name][metric])) for one in evaluations if metric in one.scores.get(name, {})]
         if shown:
             figure.add_scatter(
                 x=[kimg for kimg, _ in shown], y=[value for _, value in shown], name=name, mode="lines+markers", line=line, marker={"size": 6},

@@ -89,6 +89,11 @@ class Evaluator:
         wanted = self.config.eval.reference_samples
         return len(self.images) if wanted is None else min(wanted, len(self.images))
 
+    @property
+    def reference_fingerprint(self) -> str:
+        """What the reference is, known before it is there."""
+        return fingerprint(self.images.fingerprint, self.num_reference, self.extractor.identity)
+
     def protocol(self, policy: str | None = None) -> dict[str, object]:
         """What a score must be quoted with; `policy` is BatchNorm's where it was not the configured one."""
         e = self.config.eval
@@ -97,7 +102,7 @@ class Evaluator:
         return {
             "eval/num_samples": e.num_samples,
             "eval/reference": f"{self.images.name} ({self.num_reference} images)",
-            "eval/reference_fingerprint": self._reference_print,
+            "eval/reference_fingerprint": self.reference_fingerprint,
             "eval/features": self.extractor.identity,
             "eval/batchnorm": policy,
             "eval/batchnorm_batches": stated.get(policy),
@@ -201,7 +206,7 @@ class Evaluator:
     def reference(self) -> FeatureSet | None:
         """Features of the real images, from the cache where they were computed before; the same on every process."""
         if not self._reference_print:
-            self._reference_print = fingerprint(self.images.fingerprint, self.num_reference, self.extractor.identity)
+            self._reference_print = self.reference_fingerprint
             main = self.accelerator.is_main_process
             self._reference = cached(self._reference_print) if main else None
             if from_main(self.accelerator, self._reference is not None):

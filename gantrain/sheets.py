@@ -12,6 +12,7 @@ from torch import Tensor
 
 SHEETS_A_ROW = 4
 MARGIN, HEAD = 12, 30  # pixels around a sheet, and above it for its caption
+GAP = 2  # pixels between the images of a sheet
 TEXT_KEY = "gantrain"  # of the PNG's text in which the sheets are listed
 
 
@@ -41,7 +42,7 @@ def enlargement(resolution: int) -> int:
     return max(1, 48 // resolution)
 
 
-def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
+def grid(images: Tensor, columns: int, gap: int = GAP) -> Image.Image:
     """A sheet of images `[N, C, H, W]` uint8, row by row; small ones enlarged by whole factors."""
     factor = enlargement(images.shape[-1])
     height, width = images.shape[-2] * factor + gap, images.shape[-1] * factor + gap
@@ -75,6 +76,30 @@ def boxes(sheets: Sequence[Sheet]) -> list[tuple[int, int, int, int]]:
     width, height = sheets[0].picture.size
     places = [(MARGIN + i % SHEETS_A_ROW * (width + MARGIN), HEAD + i // SHEETS_A_ROW * (height + HEAD + MARGIN)) for i in range(len(sheets))]
     return [(left, top, left + width, top + height) for left, top in places]
+
+
+def by_class(sheets: Sequence[Sheet], classes: Sequence[str]) -> list[Sheet]:
+    """Of every class a picture with a row for each sheet, the sheet's name beside it: the same z through all of them in a column.
+
+    Args:
+        sheets: of one size, made by `grid`, a class a column.
+        classes: what the columns are called, from the left.
+    """
+    first = sheets[0].picture
+    step = (first.width - GAP) // len(classes)  # from an image to the next
+    count, font = (first.height - GAP) // step, ImageFont.load_default(size=min(20, step // 3))
+    left = MARGIN * 2 + round(max(font.getlength(sheet.name) for sheet in sheets))
+    pictures = []
+    for column, name in enumerate(classes):
+        whole = Image.new("RGB", (left + count * step + GAP, len(sheets) * step + GAP), (255, 255, 255))
+        pen = ImageDraw.Draw(whole)
+        for row, sheet in enumerate(sheets):
+            pen.text((left - MARGIN, row * step + GAP + step // 2), sheet.name, fill=(0, 0, 0), font=font, anchor="rm")
+            for i in range(count):
+                box = (column * step + GAP, i * step + GAP, (column + 1) * step, (i + 1) * step)
+                whole.paste(sheet.picture.crop(box).convert("RGB"), (left + i * step + GAP, row * step + GAP))
+        pictures.append(Sheet(name, f"class {name}", whole))
+    return pictures
 
 
 def save_side_by_side(sheets: Sequence[Sheet], path: Path) -> None:

@@ -112,13 +112,14 @@ class Swapper:
         record["batch"] = [was, self.batching.batch_size]
         settings = {"source": s.source, "networks": s.networks, "alpha": s.alpha, "optimizer": s.optimizer, "lr_scale": s.lr_scale, "lr_scale_so_far": self.lr_scale}
         # Whatever the policy of BatchNorm is, the live statistics were just measured anew.
-        self._keep_score(record, "at", nimg, **settings, growth=growth, grown=self.batching.batch_size / was, live_statistics="recalibrated", **reason)
-        self.records.append(record)
-        if grown:
-            self.tracker.say(f"growth at {nimg / 1000:g} kimg: {self.tracker.growth(nimg, grown)}")
         of = {"g": "G", "gd": "G and D"}[s.networks]
         why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
         batch = f"batch {was} -> {self.batching.batch_size}{why}"
+        words = f"{s.source} in place of the live weights of {of}; {batch}"
+        self._keep_score(record, "at", nimg, shown=words, **settings, growth=growth, grown=self.batching.batch_size / was, live_statistics="recalibrated", **reason)
+        self.records.append(record)
+        if grown:
+            self.tracker.say(f"growth at {nimg / 1000:g} kimg: {self.tracker.growth(nimg, grown)}")
         self.tracker.say(f"swap: {s.source} in place of the live weights of {of} at {nimg / 1000:g} kimg; {batch}{self._in_words(record)}")
 
     def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
@@ -134,11 +135,13 @@ class Swapper:
         # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
         return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
 
-    def _keep_score(self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, **more: Any) -> MetricValues:
-        """An event with the live score, taken now unless given; on every process the record knows that it was taken."""
+    def _keep_score(
+        self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, shown: str | None = None, **more: Any
+    ) -> MetricValues:  # fmt: skip
+        """An event with the live score, taken now unless given, `shown` in W&B; on every process the record knows that it was taken."""
         scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
-        self.tracker.event(nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol())
+        self.tracker.event(nimg, "swap", shown, moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol())
         return scores
 
     def _in_words(self, record: dict[str, Any]) -> str:

@@ -5,38 +5,30 @@ thread of its own: whether it is slow, fails or hangs, training goes on.
 """
 from __future__ import annotations
 
-import configparser
 import contextlib
-import functools
 import json
 import math
-import netrc
 import os
 import platform
-import queue
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 from gantrain.errors import OF_THE_MACHINE
 from gantrain.lines import LineFile
 from gantrain.names import HIGHER_IS_BETTER, METRICS_FILE
-from gantrain.plugins import one_line
 
-if TYPE_CHECKING:  # whoever reads a record does not wait for torch
+if TYPE_CHECKING:  # whoever reads a record waits neither for torch nor for W&B
     from gantrain.config import Wandb
+    from gantrain.dashboard import WandbThread
 
 SUPERSEDED_FILE = "metrics.superseded.jsonl"
 LIBRARIES = ("torch", "torchvision", "accelerate", "torch-fidelity", "numpy", "scipy", "wandb")
-WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
-WANDB_WAITING = 4096  # calls that may wait for W&B: a bound on memory
 
 
 class Tracker:
@@ -77,8 +69,9 @@ class Tracker:
     def start_wandb(self, settings: Wandb, run_id: str, config: Mapping[str, Any]) -> None:
         """Open or continue the W&B run `run_id`."""
         if self.enabled and settings.mode != "disabled":
-            start = functools.partial(WandbRun.start, settings, run_id, config, self.run_dir, self.say)
-            self._wandb = WandbThread(start, settings.patience, self.say)
+            from gantrain.dashboard import opened  # reads the record that is written here
+
+            self._wandb = opened(settings, run_id, config, self.run_dir, self.say)
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -99,10 +92,15 @@ class Tracker:
             self._wandb.call("log", {"kimg": nimg / 1000, **values})
 
     def event(self, nimg: int, name: str, shown: str | None = None, /, **fields: Any) -> None:
-        """Something that happens once; W&B gets what is `shown` of it."""
+        """Something that happens once; W&B gets what is `shown` of it, and a 1 where it happened, which its charts can draw."""
         self._write({"nimg": nimg, "event": name, **fields})
         if self._wandb and shown:
-            self._wandb.call("log", {"kimg": nimg / 1000, f"event/{name}": shown})
+            self._wandb.call("log", {"kimg": nimg / 1000, f"event/{name}": shown, f"mark/{name}": 1})
+
+    def overview(self, nimg: int) -> None:
+        """Have W&B draw the charts of the whole record anew."""
+        if self._wandb:
+            self._wandb.call("overview", self.run_dir, {"kimg": nimg / 1000})
 
     def growth(self, nimg: int, grown: Mapping[str, Any]) -> str:
         """A growth of the batch, in the record and in W&B; the same in words."""
@@ -115,14 +113,25 @@ class Tracker:
         if self._wandb:
             self._wandb.call("image", key, path, caption, {"kimg": nimg / 1000})
 
+    def samples(self, nimg: int, path: Path, classes: Sequence[str]) -> None:
+        """Show a picture of sheets that is on disk: each sheet by itself, and of every class all sheets' images.
+
+        Args:
+            classes: the sheets' columns; none where there are no classes.
+        """
+        if self._wandb:
+            self._wandb.call("samples", path, list(classes), {"kimg": nimg / 1000})
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final numbers of the run."""
         if self._wandb:
             self._wandb.call("summary", values)
 
     def close(self, exit_code: int = 0, wait: bool = True) -> None:
-        """Let go of everything; `wait` for W&B as long as its patience lasts."""
+        """Let go of everything; `wait` for W&B, which is told how the run has ended, as long as its patience lasts."""
         if self._wandb:
+            if wait:
+                self._wandb.call("conclude", self.run_dir)
             self._wandb.finish(exit_code, wait)
             self._wandb = None
         if self._file:
@@ -165,169 +174,6 @@ def as_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_json(v) for v in value]
     return value
-
-
-class WandbRun:
-    """A W&B run that cannot stop the training: the first call that fails ends it with one line."""
-
-    def __init__(self, run: Any, module: Any, say: Callable[[str], None]):
-        self._run, self._module, self._say = run, module, say
-        self._defined: set[str] = set()
-
-    @classmethod
-    def start(cls, settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> WandbRun | None:
-        """Online where that works, else offline; None where neither does."""
-        try:
-            import wandb
-
-            mode = os.environ.get("WANDB_MODE") or settings.mode
-            if mode == "disabled":
-                return None
-            if mode not in ("offline", "dryrun"):  # W&B's own older words are dryrun and run
-                if mode != "auto" and not has_key():
-                    say("wandb: no key found, `wandb login` sets one; going on offline")
-                mode = "online" if has_key() else "offline"  # without a key, online would ask on the terminal
-            arguments = {
-                "project": settings.project,
-                "entity": settings.entity,
-                "name": settings.name or run_dir.name,
-                "id": run_id,
-                "resume": "allow",
-                "dir": str(run_dir),
-                "config": dict(config),
-                "settings": wandb.Settings(silent=True, console="off", init_timeout=WANDB_PATIENCE),
-            }
-            if mode == "online":
-                say("wandb: connecting ...")
-            try:
-                run = wandb.init(mode=mode, **arguments)
-            except Exception as error:  # no key, no network, no such entity: the run matters more than its dashboard
-                if mode == "offline":
-                    raise
-                say(f"wandb: cannot go online ({one_line(error)[:160]}); going on offline")
-                wandb.teardown()
-                mode, run = "offline", wandb.init(mode="offline", **arguments)
-            run.define_metric("kimg", hidden=True)
-            run.define_metric("*", step_metric="kimg")
-            say(f"wandb: {run.url}" if mode == "online" else f"wandb: offline; show the run with `wandb sync {Path(run.dir).parent}`")
-            return cls(run, wandb, say)
-        except Exception as error:
-            say(f"wandb: not available ({one_line(error)[:160]}); metrics.jsonl has everything")
-            return None
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        def send() -> None:
-            for key in values:
-                if key.startswith("eval/") and key not in self._defined:
-                    self._defined.add(key)
-                    higher = better_when_higher(key)
-                    if higher is not None:
-                        self._run.define_metric(key, step_metric="kimg", summary="max" if higher else "min")
-            self._run.log(dict(values))  # never with step=: W&B drops what is logged below the highest step
-
-        self._guarded(send)
-
-    def image(self, key: str, path: Path, caption: str, values: Mapping[str, Any]) -> None:
-        self._guarded(lambda: self._run.log({key: self._module.Image(str(path), caption=caption), **values}))
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        self._guarded(lambda: self._run.summary.update(dict(values)))
-
-    def finish(self, exit_code: int) -> None:
-        self._guarded(lambda: self._run.finish(exit_code=exit_code))
-
-    @property
-    def ended(self) -> bool:
-        """Whether a call has failed."""
-        return self._run is None
-
-    def _guarded(self, call: Callable[[], Any]) -> None:
-        if self._run is None:
-            return
-        try:
-            call()
-        except Exception as error:
-            self._run = None
-            self._say(f"wandb: stopped ({one_line(error)[:160]}); training goes on, metrics.jsonl has everything")
-
-
-class WandbThread:
-    """A W&B run at arm's length: a thread makes its calls, in order, and nobody waits for it but the end of the run.
-
-    Args:
-        start: opens the run; None where it cannot be had.
-        patience: seconds that `finish` waits.
-        say: receives a line where calls were left out or the end was not waited for.
-    """
-
-    def __init__(self, start: Callable[[], WandbRun | None], patience: float, say: Callable[[str], None]):
-        self._patience, self._say = patience, say
-        self._calls: queue.Queue[tuple[str, tuple]] = queue.Queue(WANDB_WAITING)
-        self._dropped = 0
-        self._thread = threading.Thread(target=self._run, args=(start,), name="wandb", daemon=True)
-        self._thread.start()
-
-    def _run(self, start: Callable[[], WandbRun | None]) -> None:
-        run = start()
-        while run is not None:
-            name, arguments = self._calls.get()
-            getattr(run, name)(*arguments)
-            if name == "finish":
-                return
-            if run.ended:
-                HUNG.append(self._thread)
-                return
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Have a method of the run called, some time."""
-        if not self._thread.is_alive():
-            return
-        try:
-            self._calls.put_nowait((name, arguments))
-        except queue.Full:
-            if not self._dropped:
-                self._say("wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything")
-            self._dropped += 1
-
-    def finish(self, exit_code: int, wait: bool = True) -> None:
-        """Have the run closed when all calls are made, or let go of it when that takes too long, or at once unless `wait`."""
-        if not wait:
-            if self._thread.is_alive():
-                HUNG.append(self._thread)
-            return
-        until = time.monotonic() + self._patience
-        while self._thread.is_alive() and time.monotonic() < until:
-            with contextlib.suppress(queue.Full):  # of calls that are being made
-                self._calls.put(("finish", (exit_code,)), timeout=min(0.1, self._patience))
-                break
-        self._thread.join(max(0.0, until - time.monotonic()))
-        if self._thread.is_alive():
-            HUNG.append(self._thread)
-            self._say(f"wandb: did not take everything within {self._patience:g} seconds and is let go; metrics.jsonl has everything")
-
-
-HUNG: list[threading.Thread] = []  # threads of W&B that were let go, or have failed: W&B's own end of a process might wait for what they did
-
-
-def has_key() -> bool:
-    """Whether W&B has a key to log in with, without asking for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import wandb
-
-    saved = configparser.ConfigParser()
-    saved.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
-    url = os.environ.get("WANDB_BASE_URL") or saved.get("default", "base_url", fallback=wandb.Settings().base_url)
-    hosts = [urlparse(url).netloc, *(["api.wandb.ai"] if url == wandb.Settings().base_url else [])]
-    if os.environ.get("NETRC"):
-        path = Path(os.environ["NETRC"]).expanduser()
-    else:
-        path = next((p for p in (Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()) if p.exists()), None)
-    try:
-        known = netrc.netrc(path) if path else None
-    except (netrc.NetrcParseError, OSError):
-        return False
-    return known is not None and any((known.authenticators(host) or ("", "", ""))[2] for host in hosts)
 
 
 def new_run_id() -> str:

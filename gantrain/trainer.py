@@ -114,6 +114,7 @@ class Trainer:
         self.scores: Scores = {}
         self.scored = 0  # samples behind them
         self.scored_at = -1  # images seen then
+        self.scores_of = -1  # the same, which a swap at that moment does not unsay
         self.to_score = False  # whether the next checkpoint is to be scored in the background
         self.scoring: int | None = None  # images seen at the checkpoint that is being scored in the background
         self.lock: IO[str] | None = None
@@ -322,7 +323,8 @@ class Trainer:
         for note in self.notes:
             self.tracker.say(f"note: {note}")
         self.name_unreadable(list(self.images.skipped.values()))
-        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts()})
+        reference = {key: self.evaluator.protocol()[f"eval/{key}"] for key in ("reference", "reference_fingerprint")}
+        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts(), **reference})
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
 
     def find(self) -> tuple[dict[str, Any] | None, Path | None]:
@@ -583,7 +585,7 @@ class Trainer:
         self.tracker.say(f"scoring {', '.join(names)} at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples each)")
         with self.evaluator.leaving_when(lambda: self.interruption.asked is not None):
             self.scores = self.evaluator.score(names, self.bank.materialize, self.averaged)
-        self.scored, self.scored_at = self.config.eval.num_samples, self.nimg
+        self.scored, self.scored_at, self.scores_of = self.config.eval.num_samples, self.nimg, self.nimg
         self.record_scores(self.nimg, self.evaluator.protocol())
         improved, trouble = self.watch.scores(self.nimg, from_main(self.accelerator, as_keys(self.scores)))
         self.improved = [name for name in improved if name in self.keeper.best]
@@ -607,7 +609,7 @@ class Trainer:
             raise Interrupted
         nimg, self.scoring = self.scoring, None
         self.scores = {name: dict(row) for name, row in found["scores"]}
-        self.scored, self.scored_at = self.config.eval.num_samples, nimg
+        self.scored, self.scored_at, self.scores_of = self.config.eval.num_samples, nimg, nimg
         self.record_scores(nimg, found["protocol"])
         improved, trouble = self.watch.scores(nimg, as_keys(self.scores))
         best_of = [name for name in improved if name in self.keeper.best]
@@ -634,6 +636,7 @@ class Trainer:
         if not self.main:
             return
         self.tracker.log(nimg, {**as_keys(self.scores), **protocol})
+        self.tracker.overview(nimg)
         if nimg < clock.images(self.config.total_kimg):  # the last table is the end's
             self.tracker.say(table(self.scores, f"at {nimg / 1000:g} kimg" if nimg < self.nimg else "average"))
         self.show_orbit()
@@ -670,12 +673,21 @@ class Trainer:
                 self.evaluator.fit_batchnorm(self.averaged)
                 if self.main:
                     images = sampling.generate(self.averaged, z.to(self.device), y.to(self.device), self.config.eval.batch_size)
-                    sheets.append(Sheet(name, f"{name} at {self.nimg / 1000:g} kimg", grid(images, columns)))
+                    sheets.append(Sheet(name, self.caption(name), grid(images, columns)))
         if self.main:
             path = self.run_dir / "samples" / f"{self.nimg:012d}.png"
             path.parent.mkdir(exist_ok=True)
             save_side_by_side(sheets, path)
-            self.tracker.image(self.nimg, "samples", path, ", ".join(sheet.caption for sheet in sheets))
+            classes = [self.images.class_names[label] for label in y[:columns].tolist()] if self.averaged.num_classes > 1 else []
+            self.tracker.samples(self.nimg, path, classes)
+
+    def caption(self, name: str) -> str:
+        """What stands above a sheet of samples: whose it is, when, and the last score that there is of it."""
+        metric, score = next(iter(self.scores.get(name, {}).items()), (None, None))
+        when = f"{self.nimg / 1000:g} kimg"
+        if metric is None:
+            return f"{name} at {when}"
+        return f"{name} at {when}, {metric} {score:.4f}" + ("" if self.scores_of == self.nimg else f" at {self.scores_of / 1000:g} kimg")
 
     def save(self, pending: bool = False, best_only: bool = False) -> None:
         """Write a checkpoint of everything that the run goes on from, in the background.
@@ -768,6 +780,7 @@ class Trainer:
             "stats_count": self.stats_count,
             "logged_at": self.logged_at,
             "scored_at": self.scored_at,
+            "scores_of": self.scores_of,
             "scoring": self.scoring,
             "guard": self.watch.state(),
             "gantrain": __version__,
@@ -823,6 +836,7 @@ class Trainer:
         self.nimg, self.previous_nimg, self.saved_at = snapshot.nimg, state["previous_nimg"], snapshot.nimg
         self.stats = {name: torch.tensor(float(value), device=self.device) for name, value in state["stats"]}
         self.stats_count, self.logged_at, self.scored_at = state["stats_count"], state["logged_at"], state["scored_at"]
+        self.scores_of = state.get("scores_of", self.scored_at)
         if rolls_back:
             self.watch.go_back(state["guard"])
             return state

@@ -13,7 +13,7 @@ from gantrain import config as configuration
 FLOORS = [
     {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "names", "torchvision_ops", "theory", "sheets"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "comparison", "charts", "dashboard"},
+    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "best_generator", "comparison", "charts", "dashboard"},
     {"evaluation", "guard", "keeping", "listing", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "report", "report_figures", "scoring", "swapping", "trainer", "watching"},
     {"cli", "__main__"},
 ]

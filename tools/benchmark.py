@@ -87,7 +87,7 @@ from gantrain.metrics import FeatureSet
 from gantrain.recording import OrbitRecorder
 from gantrain.sampling import generate
 from gantrain.theory.sketch import Orbit
-from gantrain.tracking import WandbRun, WandbThread
+from gantrain.dashboard import WandbRun, WandbThread
 from gantrain.trainer import Trainer, memory_gib
 from gantrain.update import Player, discriminator_phase, generator_phase, make_adam, sees_real
 
