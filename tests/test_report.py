@@ -91,11 +91,16 @@ def reported(gantrain, *runs: Path, out: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def runs(gantrain, tmp_path_factory) -> list[Path]:
-    """Three seeds of one run, and a fourth with another growth; the first was also scored under every BatchNorm policy."""
+    """A run, also scored under two BatchNorm policies; two more as if of other seeds, and a fourth as if without swaps."""
     folder = tmp_path_factory.mktemp("reports")
-    for name, more in {"swap_0": ["seed=0"], "swap_1": ["seed=1"], "swap_2": ["seed=2"], "plain": ["seed=0", "swap.growth=1", "averagers.swa=null", "swap.source=null"]}.items():
-        gantrain("train", DIGITS, f"run_dir={folder / name}", *SETTINGS, *more)
+    gantrain("train", DIGITS, f"run_dir={folder / 'swap_0'}", *SETTINGS)
     gantrain("evaluate", folder / "swap_0", "--average", "live,swa", "--batchnorm", "copy,recalibrate")
+    for name, (more, factor) in {"swap_1": (["seed=1"], 1.1), "swap_2": (["seed=2"], 0.7), "plain": (["swap.source=null", "averagers.swa=null"], 1.2)}.items():
+        shutil.copytree(folder / "swap_0", folder / name, ignore=shutil.ignore_patterns("checkpoints", "evaluations", "wandb"))
+        (folder / name / "config.yaml").write_text(gantrain("config", folder / "swap_0" / "config.yaml", f"run_dir={folder / name}", *more).stdout)
+        lines = [{k: v * factor if k.endswith(SCORES) else v for k, v in line.items()} for line in lines_of(folder / "swap_0")]
+        lines = [{k: v for k, v in line.items() if name != "plain" or "/swa/" not in k} for line in lines if name != "plain" or line.get("event") != "swap"]
+        (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return [folder / name for name in ("swap_0", "swap_1", "swap_2", "plain")]
 
 
