@@ -25,7 +25,7 @@ from gantrain import best_generator, charts, record, sheets
 from gantrain.checkpoint import Damaged
 from gantrain.config import Wandb
 from gantrain.plugins import one_line
-from gantrain.record import Record
+from gantrain.record import Evaluation, Record
 from gantrain.tracking import as_json, better_when_higher
 
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
@@ -220,9 +220,17 @@ def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, 
     return figures, {"events": events_table(few)}, best_scores(few)
 
 
+class Scored(Record):
+    """A record of which its evaluations are asked often: they are looked for once."""
+
+    @functools.cached_property
+    def evaluations(self) -> list[Evaluation]:
+        return super().evaluations
+
+
 def without_training(told: Record) -> Record:
-    """The same without what most of its lines are: what is asked of it often is found sooner."""
-    return dataclasses.replace(told, lines=[line for line in told.lines if "loss/d" not in line])
+    """The same without what most of its lines are."""
+    return Scored(told.run, told.config, [line for line in told.lines if "loss/d" not in line], told.abandoned, told.unreadable, told.running)
 
 
 def events_table(told: Record) -> Table:
