@@ -89,6 +89,11 @@ class Evaluator:
         wanted = self.config.eval.reference_samples
         return len(self.images) if wanted is None else min(wanted, len(self.images))
 
+    @property
+    def reference_order(self) -> Tensor:
+        """Numbers of the reference's images, int64: a fixed shuffle, so that fewer than all are a sample of all."""
+        return torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
+
     def protocol(self, policy: str | None = None) -> dict[str, object]:
         """What a score must be quoted with; `policy` is BatchNorm's where it was not the configured one."""
         e = self.config.eval
@@ -208,8 +213,7 @@ class Evaluator:
                 both = tensors_from_main(self.accelerator, [self._reference.features, self._reference.logits] if main else [])
                 self._reference = self._reference if main else FeatureSet(*both)
             else:
-                # A fixed shuffle, so that fewer than all are a sample of all.
-                order = torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
+                order = self.reference_order
 
                 def chunk(start: int, count: int) -> Tensor:
                     chosen = order[start : start + count]
@@ -386,9 +390,7 @@ def evaluate_run(
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
     there = averages_of(path)
-    for name in names or ():
-        if name not in there:
-            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
+    require_averages(run, path, names or ())
     times = {}
     for name in rebuilt_of(Path(run)):
         try:
@@ -429,6 +431,14 @@ def evaluate_run(
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}; also in {target}"
     return f"{head}\n{text}", accelerator
+
+
+def require_averages(run: str | Path, path: Path, names: Sequence[str]) -> None:
+    """Refuse averages that a run does not have at a checkpoint."""
+    there = averages_of(path)
+    for name in names:
+        if name not in there:
+            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
 
 
 def free_name(folder: Path, stem: str) -> Path:

@@ -11,10 +11,10 @@ from conftest import ROOT
 from gantrain import config as configuration
 
 FLOORS = [
-    {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory", "sheets"},
+    {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory", "sheets", "interpolation"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
     {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record"},
-    {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer"},
+    {"drawing", "evaluation", "galleries", "guard", "keeping", "measuring", "neighbours", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer", "truncation", "walking"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
