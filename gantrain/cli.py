@@ -116,7 +116,7 @@ def parser() -> Parser:
 
     sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
     add_choice(sample)
-    sample.add_argument("--num", type=int, metavar="N", help="how many images (default: 64); with --sheet averages images of each, with z, class, both rows (8), with neighbours images compared (512)")
+    sample.add_argument("--num", type=int, metavar="N", help="how many images (default: 64); with --sheet averages images of each (about 64), with z, class, both rows (8), with neighbours images compared (512)")
     sample.add_argument("--sheet", metavar="KIND", help="classes (a row each), averages (the same latents through all), z, class or both (ways between latents, classes), neighbours (nearest real images, the memorisation check)")
     sample.add_argument("--per-class", type=int, metavar="N", help="images a row of --sheet classes (default: 10)")
     sample.add_argument("--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)")

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gantrain import checkpoint, randomness
+from gantrain.config import Config
 from gantrain.distributed import main_first, make_accelerator, on_any_process, on_main, together
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
-from gantrain.sampling import chosen, load_generator
+from gantrain.sampling import chosen, ready
 from gantrain.sheets import grid, to_pil
 
 CHUNK = 64  # images drawn together: with batchnorm=batch an image depends on these, and on no others
@@ -47,8 +48,8 @@ class Choice:
     kimg: float | None = None
     batchnorm: str | None = None
 
-    def check(self) -> Path:
-        """The checkpoint that is drawn from.
+    def open(self) -> Chosen:
+        """What was chosen, once all of it is known to be there.
 
         Raises:
             UserError: an option that cannot be, or as `load_generator`.
@@ -56,35 +57,52 @@ class Choice:
         require_truncation(self.truncation)
         if self.seed < 0:
             raise UserError(f"--seed: must be at least 0, got {self.seed}")
-        _, path, _ = chosen(self.run, self.average, self.kimg, self.batchnorm)
+        config, path, policy = chosen(self.run, self.average, self.kimg, self.batchnorm)
         num_classes = checkpoint.read(path, groups=[]).state["shape"][2]
         for label in self.labels or ():
             if not 0 <= label < num_classes:
                 known = f"0 to {num_classes - 1}" if num_classes > 1 else "no classes"
                 raise UserError(f"--labels: there is no class {label}; the run has {known}")
-        return path
+        return Chosen(self, config, path, policy, torch.tensor(list(self.labels or range(num_classes))), num_classes)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice that there is.
+
+    Attributes:
+        config, path, policy: of the run, of its checkpoint, of BatchNorm.
+        classes: labels that are taken in turn, int64.
+        num_classes: of the run.
+    """
+
+    choice: Choice
+    config: Config
+    path: Path
+    policy: str
+    classes: Tensor
+    num_classes: int
+
+    @property
+    def average(self) -> str:
+        return self.choice.average
 
     def generator(self, device: torch.device | str, average: str | None = None) -> nn.Module:
         """The generator, or that of another average."""
-        return load_generator(self.run, average or self.average, self.kimg, device, self.batchnorm, self.truncation)
+        return ready(self.config, self.path, average or self.average, self.policy, device, self.choice.truncation)
 
-    def classes(self, generator: nn.Module) -> Tensor:
-        """The labels that are taken in turn, int64."""
-        return torch.tensor(list(self.labels or range(generator.num_classes)))
+    def labels(self, count: int, start: int = 0) -> Tensor:
+        """Labels of positions start .. start + count - 1, int64."""
+        return self.classes[torch.arange(start, start + count) % len(self.classes)]
 
-    def latents(self, generator: nn.Module, start: int, count: int) -> Tensor:
+    def latents(self, generator: nn.Module, count: int, start: int = 0) -> Tensor:
         """Latents `[count, dim_z]` of positions start .. start + count - 1."""
-        return randomness.normal(self.seed, "sample/z", start, count, generator.dim_z, self.truncation)
+        return randomness.normal(self.choice.seed, "sample/z", start, count, generator.dim_z, self.choice.truncation)
 
     def floats(self, generator: nn.Module) -> Callable[[int, int], Tensor]:
         """A function of (start, count) to what the generator puts out for these positions, `[count, C, H, W]` on its device."""
-        classes, device = self.classes(generator), next(generator.parameters()).device
-
-        def chunk(start: int, count: int) -> Tensor:
-            y = classes[torch.arange(start, start + count) % len(classes)]
-            return generator(self.latents(generator, start, count).to(device), y.to(device))
-
-        return chunk
+        device = next(generator.parameters()).device
+        return lambda start, count: generator(self.latents(generator, count, start).to(device), self.labels(count, start).to(device))
 
     def images(self, generator: nn.Module) -> Callable[[int, int], Tensor]:
         """The same as images, uint8 on the CPU."""
@@ -302,19 +320,18 @@ def sample_run(choice: Choice, out: Out, num: int = 64) -> tuple[str, Accelerato
     """
     require_count(num)
     require_kind(out)
-    choice.check()  # before a folder is made for nothing
+    there = choice.open()  # before a folder is made for nothing
     accelerator = make_accelerator()
     main_first(accelerator, out.make)  # nobody writes before everybody has looked
-    generator = choice.generator(accelerator.device)
-    images, classes = choice.images(generator), choice.classes(generator)
+    images = there.images(there.generator(accelerator.device))
     if out.folder:
         draw_all(images, num, Pngs(out.path), accelerator)
     elif out.suffix == ".npz":
-        write_archive(images, classes[torch.arange(num) % len(classes)], out.path, accelerator)
+        write_archive(images, there.labels(num), out.path, accelerator)
     else:
         kept = Kept()
         draw_all(images, num, kept, accelerator)
-        on_main(accelerator, lambda: save(grid(torch.cat(kept.parts), columns_of(num, len(classes))), out.path))
+        on_main(accelerator, lambda: save(grid(torch.cat(kept.parts), columns_of(num, len(there.classes))), out.path))
     shared = f", on {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return f"{num} images of {choice.average} in {out.path}{'/' if out.folder else ''}{shared}", accelerator
 

@@ -390,7 +390,9 @@ def evaluate_run(
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
     there = averages_of(path)
-    require_averages(run, path, names or ())
+    for name in names or ():
+        if name not in there:
+            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
     times = {}
     for name in rebuilt_of(Path(run)):
         try:
@@ -431,14 +433,6 @@ def evaluate_run(
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}; also in {target}"
     return f"{head}\n{text}", accelerator
-
-
-def require_averages(run: str | Path, path: Path, names: Sequence[str]) -> None:
-    """Refuse averages that a run does not have at a checkpoint."""
-    there = averages_of(path)
-    for name in names:
-        if name not in there:
-            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
 
 
 def free_name(folder: Path, stem: str) -> Path:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from gantrain.data import decode_all
 from gantrain.distributed import on_main
-from gantrain.drawing import CHUNK, Choice, save
+from gantrain.drawing import CHUNK, Chosen, save
 from gantrain.errors import UserError
 from gantrain.evaluation import Evaluator, RunScorer
+from gantrain.sampling import run_of
 from gantrain.sheets import labelled
 
 SHOWN, NEAREST = 8, 8  # rows of the sheet, and real images a row
@@ -84,7 +85,7 @@ def memorisation(fake: Tensor, real: Tensor, k: int = NEAREST) -> Memorisation:
     return Memorisation(*nearest(fake, real, k), nearest(real[:QUERIES], real, 1, themselves=True)[0][:, 0])
 
 
-def neighbours(choice: Choice, num: int, out: Path) -> str:
+def neighbours(chosen: Chosen, num: int, out: Path) -> str:
     """The memorisation check of `num` images, those that `gantrain sample` draws, and a sheet of the eight nearest to real ones.
 
     All processes take part.
@@ -92,45 +93,45 @@ def neighbours(choice: Choice, num: int, out: Path) -> str:
     Raises:
         UserError: a generator that puts out no numbers, too few real images, or as `RunScorer`.
     """
-    scorer = RunScorer(choice.run, None, choice.kimg, [f"eval.batch_size={CHUNK}"])  # the chunks that images are drawn in
+    scorer = RunScorer(run_of(chosen.path), None, None, [f"eval.batch_size={CHUNK}"], chosen.path)  # the chunks that images are drawn in
     scorer.prepare()
     evaluator, accelerator = scorer.evaluator, scorer.accelerator
     if evaluator.num_reference <= NEAREST:
         raise UserError(f"data: {evaluator.images.name} gives {evaluator.num_reference} real images; --sheet neighbours needs more than {NEAREST}")
-    generator = choice.generator(accelerator.device)
+    generator = chosen.generator(accelerator.device)
     with evaluator.apart():
         real = evaluator.reference()
-        fake = evaluator.extract(choice.floats(generator), num, f"features of {choice.average}")
+        fake = evaluator.extract(chosen.floats(generator), num, f"features of {chosen.average}")
 
     def finish() -> str:
         if not torch.isfinite(fake.features).all():
-            raise UserError(f"{choice.run}: {choice.average} puts out no numbers; it has no neighbours")
+            raise UserError(f"{run_of(chosen.path)}: {chosen.average} puts out no numbers; it has no neighbours")
         with evaluator.apart():
             found = memorisation(fake.features.to(accelerator.device), real.features.to(accelerator.device))
             closest = found.distances[:, 0].argsort(stable=True)[:SHOWN]
-            images = choice.images(generator)
+            images = chosen.images(generator)
             generated = torch.stack([images(i // CHUNK * CHUNK, min(CHUNK, num - i // CHUNK * CHUNK))[i % CHUNK] for i in closest.tolist()])
         beside = torch.stack([real_images(evaluator, found.indices[i].tolist()) for i in closest.tolist()])
         heads = ["generated", "nearest", *(f"{i + 1}." for i in range(1, NEAREST))]
         rows = [f"{d:.3g}" for d in found.distances[closest, 0].tolist()]
         save(labelled(torch.cat([generated[:, None], beside], dim=1).flatten(0, 1), 1 + NEAREST, rows, heads, apart=True), out)
-        return said(found, evaluator, choice, out)
+        return said(found, evaluator, chosen, out)
 
     return on_main(accelerator, finish) or ""
 
 
 def real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
     """Real images by their positions in the reference: uint8 `[n, C, H, W]` on the CPU."""
-    chosen = evaluator.reference_order[positions]
+    numbers = evaluator.reference_order[positions]
     pixels = evaluator.images.pixels
-    return pixels[chosen.to(pixels.device)].cpu() if pixels is not None else decode_all(evaluator.images, chosen.tolist())
+    return pixels[numbers.to(pixels.device)].cpu() if pixels is not None else decode_all(evaluator.images, numbers.tolist())
 
 
-def said(found: Memorisation, evaluator: Evaluator, choice: Choice, out: Path) -> str:
+def said(found: Memorisation, evaluator: Evaluator, chosen: Chosen, out: Path) -> str:
     """The memorisation check in words."""
     (generated, between), num = found.medians, len(found.distances)
     return (
-        f"{num} images of {choice.average} against {evaluator.num_reference} of {evaluator.images.name}, by L2 in {evaluator.extractor.identity}:"
+        f"{num} images of {chosen.average} against {evaluator.num_reference} of {evaluator.images.name}, by L2 in {evaluator.extractor.identity}:"
         f" median distance {generated:.4g} to the nearest real image, {between:.4g} of a real image to its nearest other;"
         f" {found.share:.1%} of them are as near to a real image as the nearest {SHARE:.0%} of real images are to another ({found.threshold:.4g}),"
         f" of an independent sample of the data {SHARE:.0%} would be;"

@@ -72,6 +72,11 @@ def load_generator(
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
     config, path, policy = chosen(run, average, kimg, batchnorm)
+    return ready(config, path, average, policy, device, truncation)
+
+
+def ready(config: Config, path: Path, average: str, policy: str, device: torch.device | str = "cpu", truncation: float | None = None) -> nn.Module:
+    """A generator of a checkpoint as `load_generator` gives it."""
     generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
@@ -89,17 +94,22 @@ def chosen(run: str | Path, average: str, kimg: float | None = None, batchnorm: 
         UserError: as `load_generator`.
     """
     config, path = open_run(run, kimg)
-    names = averages_of(path)
-    if average not in names and average in config.averagers:
-        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
-    if average not in names:
-        raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
-    if kimg is not None and average in rebuilt_of(Path(run)):
-        require_time(average, checkpoint.read_manifest(Path(run) / AVERAGES_FOLDER / average)["nimg"], kimg)
+    require_average(config, path, average, kimg)
     policy = config.eval.batchnorm if batchnorm is None else batchnorm
     if policy not in POLICIES:
         raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
     return config, path, policy
+
+
+def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
+    """Refuse an average that there is none of at a checkpoint; where `kimg` asks for its time, one of another."""
+    run, names = run_of(path), averages_of(path)
+    if average not in names and average in config.averagers:
+        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
+    if average not in names:
+        raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
+    if kimg is not None and average in rebuilt_of(run):
+        require_time(average, checkpoint.read_manifest(run / AVERAGES_FOLDER / average)["nimg"], kimg)
 
 
 def configuration_of(run: Path) -> Config:

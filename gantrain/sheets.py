@@ -83,8 +83,9 @@ def labelled(images: Tensor, columns: int, rows: Sequence[str] = (), heads: Sequ
         x += block.width + MARGIN
     for i, word in enumerate(rows):
         pen.text((left - MARGIN, top + 1 + (i + 0.5) * cell_high), word, fill=(0, 0, 0), font=font, anchor="rm")
-    for x, word in zip(centres, heads):
-        pen.text((x, top - 6), word, fill=(0, 0, 0), font=fitting(word, cell_wide), anchor="ms")
+    for i, (x, word) in enumerate(zip(centres, heads)):
+        room = cell_wide + 2 * MARGIN if apart and i == 0 else cell_wide
+        pen.text((x, top - 6), word, fill=(0, 0, 0), font=fitting(word, room), anchor="ms")
     return whole
 
 

@@ -11,11 +11,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from gantrain.config import Config, scores_of
-from gantrain.checkpoint import read_manifest
 from gantrain.distributed import on_main
 from gantrain.errors import UserError
-from gantrain.evaluation import RunScorer, Scores, free_name, require_averages, table
-from gantrain.sampling import AVERAGES_FOLDER, rebuilt_of, require_time
+from gantrain.evaluation import RunScorer, Scores, free_name, table
+from gantrain.sampling import require_average
 from gantrain.tracking import as_json, better_when_higher
 
 EXAMPLE = "0.2:2:10"
@@ -49,10 +48,8 @@ def truncation_run(
         if override.startswith("eval.truncation="):
             raise UserError(f"{override}: the truncations are those of --sweep; leave it out")
     scorer = RunScorer(run, num_samples, kimg, overrides)
-    require_averages(run, scorer.path, averages)
-    for name in averages if kimg is not None else ():
-        if name in rebuilt_of(scorer.run):
-            require_time(name, read_manifest(scorer.run / AVERAGES_FOLDER / name)["nimg"], kimg)
+    for name in averages:
+        require_average(scorer.config, scorer.path, name, kimg)
     curves = curves_of(scorer.config)
     scorer.prepare()
     accelerator, evaluator = scorer.accelerator, scorer.evaluator
@@ -72,8 +69,8 @@ def curves_of(config: Config) -> list[tuple[str, str]]:
     Raises:
         UserError: none.
     """
-    there = {name: full for full in scores_of(config) for name in {n for curve in CURVES for n in curve} if full == config.eval.features.metric_prefix + name}
-    found = [(there[x], there[y]) for x, y in CURVES if x in there and y in there]
+    prefix, there = config.eval.features.metric_prefix, scores_of(config)
+    found = [(prefix + x, prefix + y) for x, y in CURVES if prefix + x in there and prefix + y in there]
     if not found:
         raise UserError(f"eval.metrics: a curve needs fid and is, or prc, got {', '.join(config.eval.metrics)}; add 'eval.metrics=[fid,is,prc]'")
     return found
@@ -119,7 +116,7 @@ def short(score: str) -> str:
 
 def f1(precision: float, recall: float) -> float:
     """The harmonic mean of precision and recall; 0 where both are."""
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0 * (precision + recall)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def draw_curves(scores: dict[str, Scores], best: dict[str, dict[str, Point]], curves: list[tuple[str, str]], title: str, path: Path) -> None:
@@ -133,7 +130,9 @@ def draw_curves(scores: dict[str, Scores], best: dict[str, dict[str, Point]], cu
             axes.plot([row[x] for row in rows.values()], [row[y] for row in rows.values()], color=colour, linewidth=1.5, marker="o", markersize=4)
             for t, row in rows.items():
                 if math.isfinite(row[x]) and math.isfinite(row[y]):
-                    axes.annotate(t, (row[x], row[y]), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
+                    # Where the curve is not: fidelity is bought with FID, and with recall.
+                    aside = {"xytext": (-5, 5), "ha": "right"} if short(y) == "fid" else {"xytext": (5, 5), "ha": "left"}
+                    axes.annotate(t, (row[x], row[y]), textcoords="offset points", fontsize=7, color=colour, **aside)
             for score, point in best[name].items():
                 if score in (x, y) or (score == F1 and short(y) == "precision"):
                     row = rows[f"{point.truncation:g}"]

@@ -1,6 +1,7 @@
 """What `gantrain walk` does: a film of a closed walk through the latents, as GIF or MP4."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from gantrain.drawing import CHUNK, Choice, Out, columns_of, require_count, whole
+from gantrain.drawing import CHUNK, Choice, Chosen, Out, require_count, whole
 from gantrain.errors import UserError
 from gantrain.interpolation import circle
 from gantrain.plugins import one_line
@@ -37,9 +38,9 @@ def walk_run(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: i
     if suffix == ".gif" and fps > FASTEST_GIF:
         raise UserError(f"--fps: a .gif shows at most {FASTEST_GIF} frames a second, got {fps}; choose fewer, or a .mp4")
     av = import_av() if suffix == ".mp4" else None
-    choice.check()
+    chosen = choice.open()
     Out(out).make()
-    pictures = tqdm(walk(choice, num, frames), desc="walk", unit="frame", total=frames, leave=False, disable=None)
+    pictures = tqdm(walk(chosen, num, frames), desc="walk", unit="frame", total=frames, leave=False, disable=None)
     with whole(out) as draft:
         if av is None:
             write_gif(pictures, frames, fps, draft)
@@ -64,16 +65,14 @@ def import_av() -> Any:
 
 
 @torch.no_grad()
-def walk(choice: Choice, num: int, frames: int) -> Iterator[Image.Image]:
+def walk(chosen: Chosen, num: int, frames: int) -> Iterator[Image.Image]:
     """The frames of a walk, tiles in a grid."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = choice.generator(device)
-    classes = choice.classes(generator)
-    y = classes[torch.arange(num) % len(classes)].to(device)
-    latents = choice.latents(generator, 0, 2 * num)
+    generator = chosen.generator(device)
+    y, latents = chosen.labels(num).to(device), chosen.latents(generator, 2 * num)
     for frame in range(frames):
-        z = circle(latents[::2], latents[1::2], frame / frames, choice.truncation)
-        yield grid(generate(generator, z.to(device), y, CHUNK), columns_of(num, len(classes)))
+        z = circle(latents[::2], latents[1::2], frame / frames, chosen.choice.truncation)
+        yield grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5))
 
 
 def write_gif(pictures: Iterator[Image.Image], frames: int, fps: int, path: Path) -> None:
