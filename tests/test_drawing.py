@@ -16,10 +16,11 @@ from PIL import Image
 import gantrain as library
 from gantrain import randomness
 from gantrain.data import Digits
-from gantrain.drawing import Chosen
+from gantrain.drawing import Choice, Chosen
+from gantrain.errors import UserError
 from gantrain.evaluation import RunScorer
-from gantrain.galleries import MIDPOINTS
-from gantrain.images import to_uint8
+from gantrain.galleries import MIDPOINTS, require_two_classes
+from gantrain.images import to_float, to_uint8
 from gantrain.interpolation import between, circle, mixture
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
@@ -43,8 +44,8 @@ def run(tmp_path_factory, gantrain) -> Path:
 
 
 @pytest.fixture
-def refused(gantrain, tmp_path, monkeypatch):
-    """Runs a command that must be refused; its line. Nothing is left in the folder it names."""
+def refused(gantrain):
+    """Runs a command that must be refused; its line."""
 
     def run(*arguments: object) -> str:
         return error_of(gantrain(*arguments, check=False))
@@ -93,13 +94,13 @@ def test_arrays_and_folder_hold_the_generators_images(run, drawn):
     assert np.array_equal(generate(generator, latents(generator, 150), torch.tensor(labels)).permute(0, 2, 3, 1).numpy(), images)
 
 
-def test_two_processes_draw_the_same_bytes(run, drawn, together, tmp_path):
+@pytest.mark.parametrize("out", ["arrays.npz", pytest.param("pngs/", marks=pytest.mark.slow)])
+def test_two_processes_draw_the_same_bytes(out, run, drawn, together, tmp_path):
     """With BatchNorm by the batch, where an image depends on those it is drawn with."""
-    for out in ("arrays.npz", "pngs/"):
-        done = together(2, "-m", "gantrain", "sample", run, "--num", 150, "--labels", "3,8", "--batchnorm", "batch", "--out", f"{tmp_path}/{out}")
-        assert done.stdout == f"150 images of ema in {tmp_path}/{out}, on 2 processes\n"
-    assert (tmp_path / "arrays.npz").read_bytes() == (drawn / "arrays.npz").read_bytes()
-    assert {f.name: f.read_bytes() for f in (tmp_path / "pngs").iterdir()} == {f.name: f.read_bytes() for f in (drawn / "pngs").iterdir()}
+    done = together(2, "-m", "gantrain", "sample", run, "--num", 150, "--labels", "3,8", "--batchnorm", "batch", "--out", f"{tmp_path}/{out}")
+    assert done.stdout == f"150 images of ema in {tmp_path}/{out}, on 2 processes\n"
+    files = lambda folder: {f.name: f.read_bytes() for f in (folder / out).iterdir()} if out.endswith("/") else (folder / out).read_bytes()  # noqa: E731
+    assert files(tmp_path) == files(drawn)
 
 
 @pytest.mark.slow
@@ -227,17 +228,25 @@ def test_a_sheet_of_ways_goes_from_end_to_end(kind, run, gantrain, tmp_path):
     assert moved.min() > 0 and moved.max() < (ends[0].float() - ends[1].float()).flatten(1).norm(dim=1).max()
 
 
-def test_ways_between_classes_need_classes_and_a_generator_that_mixes_them(run, refused, gantrain, monkeypatch, tmp_path):
+def test_ways_between_classes_need_two_and_a_generator_that_mixes_them(run, refused, monkeypatch, tmp_path):
     out = tmp_path / "x.png"
     assert "--labels: 'both' goes from one class to another; give at least two, got 3 alone" in refused("sample", run, "--sheet", "both", "--labels", "3,3", "--out", out)
-    plain = trained(gantrain, tmp_path / "plain", "data.labels=false", "total_kimg=0.016")
-    for kind in ("class", "both"):
-        words = refused("sample", plain, "--sheet", kind, "--out", out)
-        assert f"--sheet: {kind!r} goes from one class to another, and the run has no classes; --sheet z goes between latents" in words
-    gantrain("sample", plain, "--sheet", "z", "--num", 2, "--out", tmp_path / "z.png")
     monkeypatch.setattr("gantrain.models.biggan.Generator.accepts_mixtures", False)
     assert "the run's Generator takes labels alone; it would need accepts_mixtures = True" in refused("sample", run, "--sheet", "class", "--out", out)
     assert not out.exists()
+    for kind in ("class", "both"):
+        with pytest.raises(UserError, match=f"--sheet: '{kind}' goes from one class to another, and the run has no classes; --sheet z goes between latents"):
+            require_two_classes(kind, Choice(run), 1)
+
+
+@pytest.mark.slow
+def test_sheets_of_a_run_without_classes(gantrain, refused, tmp_path):
+    run = trained(gantrain, tmp_path / "run", "data.labels=false")
+    assert "the run has no classes" in refused("sample", run, "--sheet", "class", "--out", tmp_path / "x.png")
+    for kind, size in (("z", (10 * 50 + 2 + 2 * 12, 8 * 50 + 2 + 2 * 12)), ("averages", None), ("classes", None), ("neighbours", None)):
+        gantrain("sample", run, "--sheet", kind, "--out", tmp_path / f"{kind}.png")
+        assert size is None or Image.open(tmp_path / f"{kind}.png").size == size  # no words where there is nothing to say
+    gantrain("walk", run, "--frames", 2, "--out", tmp_path / "walk.gif")
 
 
 def test_words_stand_beside_and_above_and_within_the_picture():
@@ -281,18 +290,22 @@ def test_five_percent_of_an_independent_sample_are_as_near():
     assert memorisation(torch.cat([fake[:1000], real[:1000]]), real).share == pytest.approx(0.525, abs=0.02)
 
 
-def test_neighbours_are_found_and_drawn(run, gantrain, tmp_path):
-    """Rows start with the generated image that is nearest to a real one, as the library finds it."""
-    done = gantrain("sample", run, "--sheet", "neighbours", "--num", 100, "--out", tmp_path / "one.png")
+@pytest.fixture(scope="module")
+def reference(run):
+    """The run's own: 64 digits of a fixed shuffle, and what extracts features."""
     scorer = RunScorer(run)
     scorer.prepare()
-    evaluator = scorer.evaluator
+    return Digits(resolution=16).build().pixels[scorer.evaluator.reference_order], scorer.evaluator.extractor
+
+
+def test_neighbours_are_found_and_drawn(run, gantrain, reference, tmp_path):
+    """Rows start with the generated image that is nearest to a real one, as the library finds it."""
+    done = gantrain("sample", run, "--sheet", "neighbours", "--num", 100, "--out", tmp_path / "one.png")
     generator = library.load_generator(run)
     images = generate(generator, latents(generator, 100), torch.arange(100) % 10)
-    pixels = Digits(resolution=16).build().pixels
-    real = pixels[evaluator.reference_order]
-    found = memorisation(evaluator.extractor.extract(images)[0], evaluator.extractor.extract(real)[0])
-    assert f"100 images of ema against 64 of digits, by L2 in {evaluator.extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
+    real, extractor = reference
+    found = memorisation(extractor.extract(images)[0], extractor.extract(real)[0])
+    assert f"100 images of ema against 64 of digits, by L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
     assert f"{found.medians[1]:.4g} of a real image to its nearest other; {found.share:.1%} of them" in done.stdout
     sheet, order = Image.open(tmp_path / "one.png"), found.distances[:, 0].argsort(stable=True)[:8]
     right = sheet.width - 12 - 402
@@ -308,18 +321,11 @@ def test_two_processes_find_the_same_neighbours(run, gantrain, together, tmp_pat
     assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
 
 
-def test_a_generator_that_repeats_the_data_is_found_out(run, gantrain, monkeypatch, tmp_path):
-    real = Digits(resolution=16).build().pixels[order_of(run)].float().div(127.5).sub(1)
+def test_a_generator_that_repeats_the_data_is_found_out(run, gantrain, reference, monkeypatch, tmp_path):
+    real = to_float(reference[0])
     monkeypatch.setattr(Chosen, "floats", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)])
     done = gantrain("sample", run, "--sheet", "neighbours", "--num", 64, "--out", tmp_path / "copies.png")
     assert "median distance 0 to the nearest real image" in done.stdout and "100.0% of them" in done.stdout
-
-
-def order_of(run: Path) -> torch.Tensor:
-    """Which digits the run's reference has."""
-    scorer = RunScorer(run)
-    scorer.prepare()
-    return scorer.evaluator.reference_order
 
 
 def test_a_generator_without_numbers_has_no_neighbours(run, refused, monkeypatch, tmp_path):
