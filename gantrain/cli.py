@@ -117,7 +117,7 @@ def parser() -> Parser:
     sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
     add_choice(sample)
     sample.add_argument("--num", type=int, metavar="N", help="how many images (default: 64); with --sheet averages images of each (about 64), with z, class, both rows (8), with neighbours images compared (512)")
-    sample.add_argument("--sheet", metavar="KIND", help="classes (a row each), averages (the same latents through all), z, class or both (ways between latents, classes), neighbours (nearest real images, the memorisation check)")
+    sample.add_argument("--sheet", metavar="KIND", help="classes (a row each), averages (the same latents through all, or through --average A,B), z, class or both (ways between latents, classes), neighbours (nearest real images, the memorisation check)")
     sample.add_argument("--per-class", type=int, metavar="N", help="images a row of --sheet classes (default: 10)")
     sample.add_argument("--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)")
     sample.set_defaults(call=call_sample)
@@ -184,7 +184,7 @@ def parser() -> Parser:
 def add_choice(verb: argparse.ArgumentParser) -> None:
     """What `sample` and `walk` have in common."""
     verb.add_argument("run", metavar="RUN", help="a run folder")
-    verb.add_argument("--average", metavar="NAME", help="an average's name, or live (default: ema); for --sheet averages several with commas between (default: all)")
+    verb.add_argument("--average", metavar="NAME", help="an average's name, or live (default: ema)")
     verb.add_argument("--labels", metavar="0,3", help="classes, taken in turn (default: all of them)")
     verb.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
     verb.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")

@@ -67,7 +67,7 @@ def curves_of(config: Config) -> list[tuple[str, str]]:
     """The pairs of scores that an evaluation of a run has, under their full names.
 
     Raises:
-        UserError: none.
+        UserError: there is no such pair.
     """
     prefix, there = config.eval.features.metric_prefix, scores_of(config)
     found = [(prefix + x, prefix + y) for x, y in CURVES if prefix + x in there and prefix + y in there]
