@@ -9,11 +9,14 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gantrain import __version__
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
 from gantrain.interruption import INTERRUPTED, Interruption, Stopped, exit_status
+
+if TYPE_CHECKING:
+    from gantrain.drawing import Choice
 
 USER_ERROR = 2
 GAVE_UP = 3
@@ -112,16 +115,29 @@ def parser() -> Parser:
     show.set_defaults(call=call_config)
 
     sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
-    sample.add_argument("run", metavar="RUN", help="a run folder")
-    sample.add_argument("--average", default="ema", metavar="NAME", help="an average's name, or live (default: ema)")
-    sample.add_argument("--num", type=int, default=64, help="how many images (default: 64)")
-    sample.add_argument("--labels", metavar="0,3", help="classes, taken in turn (default: all of them)")
-    sample.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
-    sample.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
-    sample.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
-    sample.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, or batch, with which images depend on each other (default: the run's eval.batchnorm)")
-    sample.add_argument("--out", default="samples.png", help="a .png for a grid, or a folder/ for numbered PNGs (default: samples.png)")
+    add_choice(sample)
+    sample.add_argument("--num", type=int, metavar="N", help="how many images (default: 64); with --sheet averages images of each (about 64), with z, class, both rows (8), with neighbours images compared (512)")
+    sample.add_argument("--sheet", metavar="KIND", help="classes (a row each), averages (the same latents through all, or through --average A,B), z, class or both (ways between latents, classes), neighbours (nearest real images, the memorisation check)")
+    sample.add_argument("--per-class", type=int, metavar="N", help="images a row of --sheet classes (default: 10)")
+    sample.add_argument("--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)")
     sample.set_defaults(call=call_sample)
+
+    walk = verbs.add_parser("walk", help="a film of a closed walk through the latents")
+    add_choice(walk)
+    walk.add_argument("--num", type=int, default=16, metavar="N", help="how many walks, in tiles (default: 16)")
+    walk.add_argument("--frames", type=int, default=120, metavar="N", help="of the loop (default: 120)")
+    walk.add_argument("--fps", type=int, default=24, metavar="N", help="frames a second (default: 24)")
+    walk.add_argument("--out", default="walk.gif", help="a .gif or a .mp4 (default: walk.gif)")
+    walk.set_defaults(call=call_walk)
+
+    truncation = verbs.add_parser("truncation", help="score truncations of z and draw fidelity against variety")
+    truncation.add_argument("run", metavar="RUN", help="a run folder")
+    truncation.add_argument("--average", default="ema", metavar="NAMES", help="names with commas between, live among them (default: ema)")
+    truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
+    truncation.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples)")
+    truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    truncation.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
+    truncation.set_defaults(call=call_truncation)
 
     evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
@@ -182,6 +198,17 @@ def parser() -> Parser:
     return top
 
 
+def add_choice(verb: argparse.ArgumentParser) -> None:
+    """What `sample` and `walk` have in common."""
+    verb.add_argument("run", metavar="RUN", help="a run folder")
+    verb.add_argument("--average", metavar="NAME", help="an average's name, or live (default: ema)")
+    verb.add_argument("--labels", metavar="0,3", help="classes, taken in turn (default: all of them)")
+    verb.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
+    verb.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
+    verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    verb.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, or batch, with which images depend on each other (default: the run's eval.batchnorm)")
+
+
 def call_train(arguments: argparse.Namespace) -> int:
     with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
         from gantrain import loading
@@ -209,14 +236,56 @@ def call_config(arguments: argparse.Namespace) -> None:
 
 
 def call_sample(arguments: argparse.Namespace) -> None:
-    from gantrain.sampling import write_samples
+    from gantrain.distributed import finish
+    from gantrain.drawing import Out, sample_run
+    from gantrain.galleries import sheet_run
+
+    kind = arguments.sheet
+    if arguments.per_class is not None and kind != "classes":
+        raise UserError(f"--per-class: {arguments.per_class} goes with --sheet classes; --num says how many images")
+    if arguments.num is not None and kind == "classes":
+        raise UserError(f"--num: {arguments.num} does not go with --sheet classes; --per-class says how many images a class has")
+    out = Out.parse(arguments.out or f"{kind or 'samples'}.png")
+    if kind is None:
+        written, accelerator = sample_run(choice_of(arguments), out, **({} if arguments.num is None else {"num": arguments.num}))
+    else:
+        names = arguments.average.split(",") if arguments.average and kind == "averages" else None
+        if kind == "averages":
+            arguments.average = (names or ["live"])[0]
+        num = arguments.per_class if kind == "classes" else arguments.num
+        written, accelerator = sheet_run(choice_of(arguments), kind, out, num, names)
+    if accelerator.is_main_process:
+        print(written)
+    finish(accelerator)
+
+
+def choice_of(arguments: argparse.Namespace) -> Choice:
+    """What `sample` or `walk` draws from."""
+    from gantrain.drawing import Choice
 
     labels = whole_numbers(arguments.labels, "--labels") if arguments.labels is not None else None
-    written = write_samples(
-        arguments.run, Path(arguments.out), as_folder=arguments.out.endswith(("/", os.sep)), average=arguments.average, num=arguments.num,
-        labels=labels, truncation=arguments.truncation, seed=arguments.seed, kimg=arguments.kimg, batchnorm=arguments.batchnorm,
-    )  # fmt: skip
-    print(written)
+    average = {} if arguments.average is None else {"average": arguments.average}
+    return Choice(arguments.run, labels=labels, truncation=arguments.truncation, seed=arguments.seed, kimg=arguments.kimg, batchnorm=arguments.batchnorm, **average)
+
+
+def call_walk(arguments: argparse.Namespace) -> None:
+    from gantrain.walking import walk_run
+
+    if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
+        print(walk_run(choice_of(arguments), Path(arguments.out), arguments.num, arguments.frames, arguments.fps))
+
+
+def call_truncation(arguments: argparse.Namespace) -> None:
+    from gantrain.distributed import finish
+    from gantrain.rebuilding import parse_sweep
+    from gantrain.truncation import EXAMPLE, truncation_run
+
+    truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
+    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
+    report, accelerator = truncation_run(arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, arguments.overrides, say)
+    if accelerator.is_main_process:
+        print(report)
+    finish(accelerator)
 
 
 def call_evaluate(arguments: argparse.Namespace) -> None:

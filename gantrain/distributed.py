@@ -109,9 +109,30 @@ def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
             done = do()
         except (UserError, OSError) as caught:
             error = caught
+    together(accelerator, error)
+    return done
+
+
+def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T | None:
+    """`do()` on the main process while the others wait for it; None there.
+
+    Raises:
+        UserError, OSError: it failed, on every process.
+    """
+    done = error = None
+    if accelerator.is_main_process:
+        try:
+            done = do()
+        except (UserError, OSError) as caught:
+            error = caught
+    together(accelerator, error)
+    return done
+
+
+def together(accelerator: Accelerator, error: Exception | None) -> None:
+    """Raise on every process where one of them has run into an error, its own where this is the one."""
     if on_any_process(accelerator, error is not None):
         raise error or UserError("another process has come to an end; what it says stands beside this")
-    return done
 
 
 def finish(accelerator: Accelerator) -> None:

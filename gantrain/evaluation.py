@@ -94,6 +94,11 @@ class Evaluator:
         """What the reference is, known before it is there."""
         return fingerprint(self.images.fingerprint, self.num_reference, self.extractor.identity)
 
+    @property
+    def reference_order(self) -> Tensor:
+        """Numbers of the reference's images, int64: a fixed shuffle, so that fewer than all are a sample of all."""
+        return torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
+
     def protocol(self, policy: str | None = None) -> dict[str, object]:
         """What a score must be quoted with; `policy` is BatchNorm's where it was not the configured one."""
         e = self.config.eval
@@ -213,8 +218,7 @@ class Evaluator:
                 both = tensors_from_main(self.accelerator, [self._reference.features, self._reference.logits] if main else [])
                 self._reference = self._reference if main else FeatureSet(*both)
             else:
-                # A fixed shuffle, so that fewer than all are a sample of all.
-                order = torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
+                order = self.reference_order
 
                 def chunk(start: int, count: int) -> Tensor:
                     chosen = order[start : start + count]

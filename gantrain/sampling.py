@@ -4,12 +4,11 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gantrain import checkpoint, randomness
 from gantrain.averaging import LIVE, recalibrate
@@ -23,7 +22,6 @@ from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
 from gantrain.names import CONFIG_FILE
-from gantrain.sheets import grid, to_pil
 
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
 BEST_FOLDER = "best"  # of a run: a folder a score, with the checkpoint that was best by it
@@ -73,17 +71,12 @@ def load_generator(
     Raises:
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
-    config, path = open_run(run, kimg)
-    names = averages_of(path)
-    if average not in names and average in config.averagers:
-        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
-    if average not in names:
-        raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
-    if kimg is not None and average in rebuilt_of(Path(run)):
-        require_time(average, checkpoint.read_manifest(Path(run) / AVERAGES_FOLDER / average)["nimg"], kimg)
-    policy = config.eval.batchnorm if batchnorm is None else batchnorm
-    if policy not in POLICIES:
-        raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
+    config, path, policy = chosen(run, average, kimg, batchnorm)
+    return ready(config, path, average, policy, device, truncation)
+
+
+def ready(config: Config, path: Path, average: str, policy: str, device: torch.device | str = "cpu", truncation: float | None = None) -> nn.Module:
+    """A generator of a checkpoint as `load_generator` gives it."""
     generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
@@ -92,6 +85,31 @@ def load_generator(
     if policy == "batch":
         normalise_by_batch(generator)
     return generator
+
+
+def chosen(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Path, str]:
+    """A run's configuration, the checkpoint that an average is taken from, and the BatchNorm policy.
+
+    Raises:
+        UserError: as `load_generator`.
+    """
+    config, path = open_run(run, kimg)
+    require_average(config, path, average, kimg)
+    policy = config.eval.batchnorm if batchnorm is None else batchnorm
+    if policy not in POLICIES:
+        raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
+    return config, path, policy
+
+
+def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
+    """Refuse an average that there is none of at a checkpoint; where `kimg` asks for its time, one of another."""
+    run, names = run_of(path), averages_of(path)
+    if average not in names and average in config.averagers:
+        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
+    if average not in names:
+        raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
+    if kimg is not None and average in rebuilt_of(run):
+        require_time(average, checkpoint.read_manifest(run / AVERAGES_FOLDER / average)["nimg"], kimg)
 
 
 def configuration_of(run: Path) -> Config:
@@ -229,63 +247,3 @@ def class_sheet_inputs(seed: int, dim_z: int, num_classes: int, rows: int, class
     # Spread over all classes where there are more of them than columns.
     shown = torch.arange(columns) * num_classes // columns if num_classes > 1 else torch.zeros(columns, dtype=torch.int64)
     return z, shown.repeat(rows), columns
-
-
-def write_samples(
-    run: str | Path,
-    out: Path,
-    as_folder: bool = False,
-    average: str = "ema",
-    num: int = 64,
-    labels: Sequence[int] | None = None,
-    truncation: float | None = None,
-    seed: int = 0,
-    kimg: float | None = None,
-    batchnorm: str | None = None,
-) -> str:
-    """Draw `num` images into a grid, or into a folder of numbered PNGs; a line that says what was written.
-
-    Args:
-        labels: classes, taken in turn; None takes all of the run's.
-        as_folder: `out` is a folder.
-        The rest as `load_generator`.
-
-    Raises:
-        UserError: a label, a number or a path that cannot be.
-    """
-    if num < 1:
-        raise UserError(f"--num: must be at least 1, got {num}")
-    if truncation is not None and not 0 < truncation < float("inf"):
-        raise UserError(f"--truncation: must be above 0, got {truncation:g}")
-    if seed < 0:
-        raise UserError(f"--seed: must be at least 0, got {seed}")
-    if not as_folder and out.suffix.lower() != ".png":
-        raise UserError(f"--out: {str(out)!r} is neither a .png nor a folder; write {str(out) + '.png'!r} for a grid or {str(out) + '/'!r} for numbered files")
-    open_run(run, kimg)  # before a folder is made for nothing
-    if not as_folder and out.is_dir():
-        raise UserError(f"--out: {str(out)!r} is a folder; end it with / for numbered files")
-    folder = out if as_folder else out.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out: {str(folder)!r} is or lies below a file, not a folder") from None
-    if as_folder and any(out.glob("*.png")):  # older ones among them would end up in somebody's FID
-        raise UserError(f"--out: {str(out)!r} holds PNGs already; empty it or choose another folder")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = load_generator(run, average, kimg, device, batchnorm, truncation)
-    for label in labels or ():
-        if not 0 <= label < generator.num_classes:
-            known = f"0 to {generator.num_classes - 1}" if generator.num_classes > 1 else "no classes"
-            raise UserError(f"--labels: there is no class {label}; the run has {known}")
-    classes = torch.tensor(labels if labels else range(generator.num_classes))
-    z = randomness.normal(seed, "sample/z", 0, num, generator.dim_z, truncation).to(device)
-    y = classes[torch.arange(num) % len(classes)].to(device)
-    images = generate(generator, z, y)
-    if as_folder:
-        for i, image in enumerate(tqdm(images, desc="write", leave=False, disable=None)):
-            to_pil(image).save(out / f"{i:06d}.png")
-        return f"{num} images of {average} in {out}/"
-    # A class a column; few classes are repeated until the sheet is about square.
-    columns = min(num, len(classes) * max(1, round(num**0.5 / len(classes)))) if len(classes) <= 16 else max(1, round(num**0.5))
-    grid(images, columns).save(out)
-    return f"{num} images of {average} in {out}"

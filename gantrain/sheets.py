@@ -55,6 +55,47 @@ def grid(images: Tensor, columns: int, gap: int = GAP) -> Image.Image:
     return sheet
 
 
+def labelled(images: Tensor, columns: int, rows: Sequence[str] = (), heads: Sequence[str] = (), apart: bool = False) -> Image.Image:
+    """A sheet of images `[N, C, H, W]` uint8 with words beside its rows and above its columns.
+
+    Args:
+        columns: images a row.
+        rows, heads: the words; those above shrink to the width of a column.
+        apart: the first column is framed and stands apart from the others.
+    """
+    count = -(-len(images) // columns)
+    first = [i for i in range(len(images)) if i % columns == 0] if apart else []
+    rest = [i for i in range(len(images)) if i not in set(first)]
+    blocks = [grid(images[chosen], columns=wide) for chosen, wide in ((first, 1), (rest, columns - bool(first))) if chosen]
+    cell_high, cell_wide = ((side - 2) // n for side, n in zip(reversed(blocks[-1].size), (count, columns - bool(first))))
+    font = ImageFont.load_default(size=max(10, min(16, cell_high // 3)))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = round(max((pen.textlength(word, font=font) for word in rows), default=0)) + (MARGIN if rows else 0) + MARGIN
+    top = HEAD if heads else MARGIN
+    width = left + sum(block.width for block in blocks) + MARGIN * len(blocks)
+    whole = Image.new("RGB", (width, top + blocks[0].height + MARGIN), (255, 255, 255))
+    pen = ImageDraw.Draw(whole)
+    centres, x = [], left
+    for block in blocks:
+        whole.paste(block.convert("RGB"), (x, top))
+        centres += [x + 1 + (i + 0.5) * cell_wide for i in range(round((block.width - 2) / cell_wide))]
+        if apart and block is blocks[0]:
+            pen.rectangle((x - 2, top - 2, x + block.width + 1, top + block.height + 1), outline=(194, 65, 12), width=2)
+        x += block.width + MARGIN
+    for i, word in enumerate(rows):
+        pen.text((left - MARGIN, top + 1 + (i + 0.5) * cell_high), word, fill=(0, 0, 0), font=font, anchor="rm")
+    for i, (x, word) in enumerate(zip(centres, heads)):
+        room = cell_wide + 2 * MARGIN if apart and i == 0 else cell_wide
+        pen.text((x, top - 6), word, fill=(0, 0, 0), font=fitting(word, room), anchor="ms")
+    return whole
+
+
+def fitting(word: str, width: float, largest: int = 14) -> ImageFont.FreeTypeFont:
+    """The largest font, down to 6 pixels, in which a word has no more than this width."""
+    fonts = (ImageFont.load_default(size=size) for size in range(largest, 5, -1))
+    return next((font for font in fonts if font.getlength(word) <= width), ImageFont.load_default(size=6))
+
+
 def side_by_side(sheets: Sequence[Sheet]) -> Image.Image:
     """Sheets of one size next to each other, four a row, each under its caption."""
     font = functools.cache(lambda size: ImageFont.load_default(size=size))

@@ -148,7 +148,12 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """G(z, y) -> x: latents `[N, dim_z]` and labels int64 `[N]` to images `[N, channels, resolution, resolution]` in [-1, 1]."""
+    """G(z, y) -> x: latents `[N, dim_z]` and labels int64 `[N]` to images `[N, channels, resolution, resolution]` in [-1, 1].
+
+    In place of labels y may be mixtures of classes, float `[N, num_classes]`, rows of weights that add up to one.
+    """
+
+    accepts_mixtures = True
 
     def __init__(self, config: BigGAN, resolution: int, channels: int, num_classes: int):
         super().__init__()

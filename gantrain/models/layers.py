@@ -41,7 +41,7 @@ class Layers:
         return self._finish(nn.Linear(inputs, outputs, bias=bias))
 
     def embedding(self, num_classes: int, outputs: int, spectral_norm: bool = True) -> nn.Module:
-        return self._finish(nn.Embedding(num_classes, outputs), spectral_norm)
+        return self._finish(ClassEmbedding(num_classes, outputs), spectral_norm)
 
     def _finish(self, layer: nn.Module, spectral_norm: bool = True) -> nn.Module:
         # The weight is set first: registering the norm estimates its singular vectors from the weight it finds.
@@ -51,6 +51,13 @@ class Layers:
         if self.spectral_norm and spectral_norm:
             with_spectral_norm(layer, self.power_iterations, self.eps)
         return layer
+
+
+class ClassEmbedding(nn.Embedding):
+    """A table of vectors: labels int64 `[N]`, or mixtures of classes `[N, num_classes]` (weights that add up to one), to `[N, S]`."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y @ self.weight if y.is_floating_point() else super().forward(y)
 
 
 @contextmanager
