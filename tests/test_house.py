@@ -13,8 +13,8 @@ from gantrain import config as configuration
 FLOORS = [
     {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "torchvision_ops", "theory", "sheets"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record"},
-    {"evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer"},
+    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "pictures", "references", "scores_table"},
+    {"evaluating", "evaluation", "guard", "keeping", "measuring", "orbit_picture", "orbit_report", "rebuilding", "recording", "scoring", "swapping", "trainer"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
