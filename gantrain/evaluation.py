@@ -119,7 +119,10 @@ class Evaluator:
 
     @property
     def reference_fingerprint(self) -> str:
-        """What the reference is, known before any feature of it is: SHA-256 (16 hex digits) of its content and the extractor."""
+        """What the reference is, known before any feature of it is: SHA-256 (16 hex digits) of its content and the extractor.
+
+        Where the extractor has not been built yet, all processes must ask.
+        """
         return fingerprint(self.real.content, self.real.count, self.extractor.identity)
 
     def protocol(self, policy: str | None = None) -> dict[str, object]:
@@ -242,14 +245,15 @@ class Evaluator:
         if real.take is None:
             self._reference = real.statistics.featureset()
             return self._reference
-        found = cached(self.reference_fingerprint) if main else None
+        name = self.reference_fingerprint  # on every process: all take part in building the extractor
+        found = cached(name) if main else None
         if from_main(self.accelerator, found is not None):
             both = tensors_from_main(self.accelerator, [found.features, found.logits] if main else [])
             found = found if main else FeatureSet(*both)
         else:
             found = self.extract(real.take, real.taken, "reference", None)
             if main:
-                keep(self.reference_fingerprint, found)
+                keep(name, found)
         if real.statistics is not None:
             found.given = real.statistics.moments  # of more images, perhaps, than lie in the file
         self._reference = found

@@ -93,7 +93,7 @@ class Statistics:
 
 def short(identity: str) -> str:
     """An extractor's identity with its long digests cut."""
-    return "/".join(part[:12] for part in identity.split("/")) if len(identity) > 40 else identity
+    return "/".join(part[:12] if len(part) > 40 else part for part in identity.split("/"))
 
 
 def read_statistics(path: str | Path) -> Statistics:
