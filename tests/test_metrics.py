@@ -21,6 +21,7 @@ from torch import Tensor
 from gantrain import torchvision_ops
 from gantrain.data import Digits
 from gantrain.errors import UserError
+from fidelity import fidelity_scores, registered_digits
 from gantrain.metrics import EXTRACTORS, HIGHER_IS_BETTER, METRICS, DigitsFeatures, FeatureSet, InceptionFeatures, features, needs, precision_recall, reference
 
 CPU = torch.device("cpu")
@@ -276,26 +277,6 @@ class Bare(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def fidelity_scores(fake, real, subset_size: int, splits: int, **kwargs) -> dict[str, float]:
-    """`torch_fidelity.calculate_metrics` under gantrain's names."""
-    import torch_fidelity
-
-    with torch.random.fork_rng(devices=[]):
-        scores = torch_fidelity.calculate_metrics(
-            input1=fake, input2=real, isc=True, fid=True, kid=True, prc=True, isc_splits=splits, kid_subset_size=subset_size,
-            cuda=False, cache=False, save_cpu_ram=True, verbose=False, **kwargs,
-        )  # fmt: skip
-    return {
-        "fid": scores["frechet_inception_distance"],
-        "is": scores["inception_score_mean"],
-        "is_std": scores["inception_score_std"],
-        "kid": scores["kernel_inception_distance_mean"],
-        "kid_std": scores["kernel_inception_distance_std"],
-        "precision": scores["precision"],
-        "recall": scores["recall"],
-    }
-
-
 def our_scores(extract, fake: Tensor, real: Tensor, subset_size: int, splits: int, batch: int) -> dict[str, float]:
     """All metrics of uint8 images, extracted in batches of `batch`."""
     sets = [FeatureSet(*(torch.cat(part) for part in zip(*(extract(piece) for piece in images.split(batch))))) for images in (fake, real)]
@@ -313,59 +294,14 @@ def with_noise(images: Tensor, strength: float, seed: int = 0) -> Tensor:
     return (images + 255 * strength * noise).round().clamp(0, 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize("source", ["tensors", "folder"])
-def test_digits_scores_are_torch_fidelitys(source, digits, tmp_path):
-    """The digits extractor, registered with torch-fidelity, gives there what gantrain computes, from tensors and from PNG files."""
-    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
+def test_digits_scores_are_torch_fidelitys(digits):
+    """The digits extractor, registered with torch-fidelity, gives there what gantrain computes of the same tensors."""
     extract = DigitsFeatures().build(CPU).extract
-
-    class ForFidelity(FeatureExtractorBase):
-        def __init__(self, name, features_list, **kwargs):
-            super().__init__(name, features_list)
-
-        @staticmethod
-        def get_provided_features_list():
-            return "64", "logits_unbiased"
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric):
-            return "logits_unbiased" if metric == "isc" else "64"
-
-        def forward(self, images):
-            both = dict(zip(self.get_provided_features_list(), extract(images)))
-            return tuple(both[name] for name in self.features_list)
-
-    if "digits-classifier" not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor("digits-classifier", ForFidelity)
     images, _ = digits
     fake, real = (x.expand(-1, 3, -1, -1).contiguous() for x in (with_noise(images[:200], 0.2), images[200:500]))
-    inputs = [Bare(fake), Bare(real)]
-    if source == "folder":
-        from gantrain.sheets import to_pil
-
-        inputs = [str(tmp_path / "fake"), str(tmp_path / "real")]
-        for folder, these in zip(inputs, (fake, real)):
-            Path(folder).mkdir()
-            for i, image in enumerate(these):
-                to_pil(image).save(f"{folder}/{i:06d}.png")
-    theirs = fidelity_scores(*inputs, 50, 10, feature_extractor="digits-classifier", batch_size=64)
+    theirs = fidelity_scores(Bare(fake), Bare(real), 50, 10, feature_extractor=registered_digits(), batch_size=64)
     assert our_scores(extract, fake, real, 50, 10, 64) == pytest.approx(theirs, **SAME)
     assert theirs["fid"] > 0.1 and 0 < theirs["precision"] < 1 and 0 < theirs["recall"] < 1
-
-
-def test_inception_scores_are_torch_fidelitys(inception_weights, digits):
-    """The published network and layer, with random weights."""
-    images, _ = digits
-    fake, real = (x.expand(-1, 3, -1, -1).contiguous() for x in (with_noise(images[:10], 0.02), images[10:22]))
-    extract = InceptionFeatures(weights=str(inception_weights)).build(CPU).extract
-    ours = our_scores(extract, fake, real, 5, 2, 6)
-    theirs = fidelity_scores(
-        Bare(fake), Bare(real), 5, 2, feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception_weights), batch_size=6
-    )
-    assert ours == pytest.approx(theirs, **SAME)
-    assert theirs["fid"] > 1 and theirs["is"] > 1.001 and theirs["precision"] != theirs["recall"]
 
 
 # ---- contract of an extractor ----------------------------------------------------------------------------------------
