@@ -93,6 +93,8 @@ def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halve
     np.savez(tmp_path / "fake.npz", halves[0][:50].permute(0, 2, 3, 1).numpy())
     again = scores_of_command(gantrain, tmp_path / "again.json", tmp_path / "fake.npz", "--reference", real, "eval.metrics=[fid]")
     assert again == pytest.approx(record["scores"]["fake"], rel=1e-6)
+    gantrain("reference", real, "--out", tmp_path / "real.npz")
+    assert scores_of_command(gantrain, tmp_path / "file.json", fake, "--reference", tmp_path / "real.npz", "--num", 50, "eval.metrics=[fid]") == record["scores"]["fake"]
     assert not (fake / "evaluations").exists() and len(list(fake.iterdir())) == 200
 
 
