@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load_generator", "__version__"]
+__all__ = ["evaluate", "load_generator", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,4 +13,8 @@ def __getattr__(name: str) -> Any:
         from gantrain.sampling import load_generator
 
         return load_generator
+    if name == "evaluate":
+        from gantrain.evaluating import evaluate
+
+        return evaluate
     raise AttributeError(f"module 'gantrain' has no attribute {name!r}")

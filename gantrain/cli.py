@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 GAVE_UP = 3
 SECONDS_FOR_MAIN = 3  # what all processes run into, the main one says; the launcher has ended the others by then
+REFERENCE_HELP = "score against this in place of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml (eval.reference)"
 OVERRIDES_HELP = "section.key=value, as often as needed; the value is read as YAML"
 
 
@@ -106,6 +107,7 @@ def parser() -> Parser:
 
     train = verbs.add_parser("train", help="train; the same command on the same run_dir resumes")
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
+    train.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     train.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     train.set_defaults(call=call_train)
 
@@ -139,15 +141,23 @@ def parser() -> Parser:
     truncation.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
     truncation.set_defaults(call=call_truncation)
 
-    evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages")
-    evaluate.add_argument("run", metavar="RUN", help="a run folder")
+    evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages, or images")
+    evaluate.add_argument("run", metavar="RUN", help="a run folder; or a folder, zip or .npz of images, with --reference")
+    evaluate.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     evaluate.add_argument("--average", default="all", metavar="NAME", help="names with commas between, live among them, or all (default)")
-    evaluate.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples)")
+    evaluate.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples; of images, all)")
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     evaluate.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, batch, several with commas between, or all (default: the run's eval.batchnorm)")
-    evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name)")
+    evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name; of images, nowhere)")
     evaluate.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
     evaluate.set_defaults(call=call_evaluate)
+
+    reference = verbs.add_parser("reference", help="write the statistics of real images, to score against in place of them")
+    reference.add_argument("target", metavar="TARGET", help="a CONFIG.yaml or a run folder, for its data set; or a folder, zip or .npz of images")
+    reference.add_argument("--out", required=True, metavar="FILE.npz", help="where the statistics go")
+    reference.add_argument("--moments-only", action="store_true", help="mean and covariance alone, without features: for FID and IS")
+    reference.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
+    reference.set_defaults(call=call_reference)
 
     average = verbs.add_parser("average", help="rebuild an average of any length from a run's snapshots")
     average.add_argument("run", metavar="RUN", help="a run folder with power averages that kept snapshots")
@@ -157,6 +167,7 @@ def parser() -> Parser:
     average.add_argument("--at-kimg", type=float, metavar="K", help="where the average ends: the snapshot nearest to it (default: the last)")
     average.add_argument("--name", help="what to call it (default: sigma_rel_S_at_K); not for --sweep")
     average.add_argument("--num", type=int, metavar="N", help="generated images a score of --sweep (default: the run's eval.num_samples)")
+    average.add_argument("--reference", metavar="PATH", help=f"for --sweep: {REFERENCE_HELP}")
     average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section")
     average.set_defaults(call=call_average)
 
@@ -213,7 +224,7 @@ def call_train(arguments: argparse.Namespace) -> int:
     with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
         from gantrain import loading
 
-        config = loading.load(arguments.config, arguments.overrides)
+        config = loading.load(arguments.config, overrides_of(arguments))
         from gantrain.distributed import finish
         from gantrain.trainer import Trainer
 
@@ -291,13 +302,33 @@ def call_truncation(arguments: argparse.Namespace) -> None:
 def call_evaluate(arguments: argparse.Namespace) -> None:
     from gantrain.distributed import finish
     from gantrain.averaging.batchnorm import POLICIES
+    from gantrain.evaluating import evaluate_images, holds_images
     from gantrain.evaluation import evaluate_run
 
+    if holds_images(arguments.run):
+        for option, given in (("--average", arguments.average != "all"), ("--kimg", arguments.kimg is not None), ("--batchnorm", arguments.batchnorm is not None)):
+            if given:
+                raise UserError(f"{option}: belongs to a run, and {arguments.run} holds images; leave it out")
+        report, accelerator = evaluate_images(arguments.run, arguments.reference, arguments.num, arguments.out, arguments.overrides)
+        if accelerator.is_main_process:
+            print(report)
+        finish(accelerator)
+        return
     names = None if arguments.average == "all" else arguments.average.split(",")
     policies = list(POLICIES) if arguments.batchnorm == "all" else None if arguments.batchnorm is None else arguments.batchnorm.split(",")
-    report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, arguments.overrides, policies)
+    report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, overrides_of(arguments), policies)
     if accelerator.is_main_process:
         print(report)
+    finish(accelerator)
+
+
+def call_reference(arguments: argparse.Namespace) -> None:
+    from gantrain.distributed import finish
+    from gantrain.evaluating import write_reference
+
+    written, accelerator = write_reference(arguments.target, arguments.out, arguments.moments_only, arguments.overrides)
+    if accelerator.is_main_process:
+        print(written)
     finish(accelerator)
 
 
@@ -307,7 +338,7 @@ def call_average(arguments: argparse.Namespace) -> None:
 
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     if arguments.sweep is None:
-        for option, given in (("--num", arguments.num), (" ".join(arguments.overrides), arguments.overrides)):
+        for option, given in (("--num", arguments.num), ("--reference", arguments.reference), (" ".join(arguments.overrides), arguments.overrides)):
             if given:
                 raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
         if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
@@ -315,7 +346,7 @@ def call_average(arguments: argparse.Namespace) -> None:
         return
     if arguments.name is not None:
         raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")
-    report, accelerator = sweep_run(arguments.run, parse_sweep(arguments.sweep), arguments.at_kimg, arguments.num, arguments.overrides, say)
+    report, accelerator = sweep_run(arguments.run, parse_sweep(arguments.sweep), arguments.at_kimg, arguments.num, overrides_of(arguments), say)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)
@@ -354,6 +385,13 @@ def call_watch(arguments: argparse.Namespace) -> int | None:
         watch(arguments.run, arguments.last, functools.partial(print, flush=True))
     except KeyboardInterrupt:  # seen enough; nothing was interrupted but looking on
         return INTERRUPTED
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """KEY=VALUE of the command line, with --reference among them."""
+    from gantrain.loading import as_override
+
+    return [*arguments.overrides, *([] if arguments.reference is None else [as_override("eval.reference", arguments.reference)])]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

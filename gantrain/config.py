@@ -15,9 +15,9 @@ from gantrain.averaging.batchnorm import POLICIES
 from gantrain.averaging.swap import AUTO, Swap, reads_orbit
 from gantrain.batching import BATCH_POLICIES, Fixed, NoiseScale
 from gantrain.data import DATASETS, Digits
-from gantrain.errors import InvalidField, UserError, check, did_you_mean
+from gantrain.errors import InvalidField, UserError, check, did_you_mean, shown
 from gantrain.losses import LOSSES, PENALTIES, Hinge
-from gantrain.metrics import EXTRACTORS, METRICS, DigitsFeatures
+from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, InceptionScore
 from gantrain.models import ARCHITECTURES, BigGAN
 from gantrain.plugins import find
 from gantrain.schedules import LrTail
@@ -74,10 +74,15 @@ class Eval:
 
     Attributes:
         every_kimg: null scores at the end only.
+        protocol: counts of published scores by name (`gantrain.metrics.protocols`): sets num_samples, reference_samples and is_splits.
         num_samples: generated images a score.
-        reference_samples: real images of the reference; null takes all.
+        reference: real images to score against in place of the data set: an .npz of statistics, a folder or zip of images as they
+            are, a prepared set, a run folder or a CONFIG.yaml; relative to the working directory.
+        reference_samples: real images of the reference; null takes all. Statistics in a file are taken whole.
         batch_size: images a forward, on each process.
         metrics: names from the table of metrics.
+        is_splits: parts over which the inception score is averaged.
+        resamples: random halves of the generated images behind a 95% interval of each score; null computes none.
         features: the extractor behind them.
         batchnorm: "recalibrate" measures statistics for the weights at hand; "copy" takes the live ones; "average" takes
             running ones that were averaged like the weights; "batch" normalises every batch by its own.
@@ -88,10 +93,14 @@ class Eval:
     """
 
     every_kimg: float | None = 25.0
+    protocol: str | None = None
     num_samples: int = 10_000
+    reference: str | None = None
     reference_samples: int | None = 50_000
     batch_size: int = 64
     metrics: tuple[str, ...] = ("fid", "is", "kid", "prc")
+    is_splits: int = InceptionScore.splits
+    resamples: int | None = None
     features: Any = plugin("feature extractor", EXTRACTORS, DigitsFeatures)
     batchnorm: str = "recalibrate"
     recalibration_batches: int = 16
@@ -109,9 +118,21 @@ class Eval:
                 find("metric", METRICS, name)
             except UserError as error:
                 raise InvalidField("metrics", name, f"must name metrics ({error})") from None
+        check(self, "reference", self.reference is None or bool(self.reference) and "\0" not in self.reference, "must name a file or folder, or be null")
+        check(self, "is_splits", self.is_splits >= 1, "must be at least 1")
+        check(self, "resamples", self.resamples is None or self.resamples >= 8, "must be at least 8, or null")
+        check(self, "protocol", self.protocol is None or self.protocol in PROTOCOLS, f"must be one of {', '.join(PROTOCOLS)}, or null")
+        for key, value in (PROTOCOLS[self.protocol].keys if self.protocol else {}).items():
+            check(self, key, getattr(self, key) == value, f"is {shown(value)} under protocol={self.protocol}; leave one of them out")
         check(self, "batchnorm", self.batchnorm in POLICIES, f"must be one of {', '.join(POLICIES)}")
         check(self, "recalibration_batches", self.recalibration_batches >= 1, "must be at least 1")
         check(self, "truncation", self.truncation is None or 0 < self.truncation < float("inf"), "must be above 0, or null for none")
+
+    @staticmethod
+    def decided(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(the key that decides about others, what it makes of them), for `gantrain.loading`."""
+        name = given.get("protocol")
+        return "protocol", PROTOCOLS[name].keys if name in PROTOCOLS else {}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,20 +21,24 @@ from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch
 from gantrain.checkpoint import Damaged, read_manifest
-from gantrain.config import Config
-from gantrain.data import ImageSet, decode_all, permuted, prepare
+from gantrain.config import Config, Eval
+from gantrain.data import ImageSet, prepare
 from gantrain.distributed import from_main, local_processes, main_first, make_accelerator, on_any_process, sum_over_processes, tensors_from_main
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_uint8
 from gantrain.loading import load
-from gantrain.metrics import METRICS, FeatureSet
+from gantrain.metrics import METRICS, FeatureSet, half_widths, needs
 from gantrain.metrics.reference import cached, fingerprint, keep
+from gantrain.metrics.statistics import Statistics
 from gantrain.plugins import find
+from gantrain.references import Reference, of_dataset, open_reference
 from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run, rebuilt_of, require_time
-from gantrain.tracking import as_json, better_when_higher
+from gantrain.scores_table import Scores, as_keys, policy_tables, table
+from gantrain.tracking import as_json
 
-Scores = dict[str, dict[str, float]]  # average -> metric -> value
-FEWEST = 8  # images of a reference: fewer have no third neighbour among the halves that metrics take
+__all__ = ["AtOnce", "Evaluator", "Interrupted", "RunScorer", "Scores", "as_keys", "evaluate_run", "free_name", "policy_tables", "table"]
+
+PROBE = 64, 8  # images and features of what stands in for features that are no numbers
 
 
 class AtOnce(Executor):
@@ -50,29 +55,52 @@ class Interrupted(Exception):
 
 
 class Evaluator:
-    """Scores generators against one data set.
+    """Scores generators against one reference: a data set, or what `eval.reference` names.
 
     The samples are a function of (seed, position) alone, cut into chunks that the processes share out, and the features
     are put back in order: the scores do not depend on how many processes there are.
 
     Args:
         config: of the run; its `eval` section says what is computed.
-        images: the real images.
+        images: the real images, a data set or an opened reference; None where `eval.reference` names some.
         accelerator: of the program.
         show_progress: draw a bar on a terminal.
+        shape: (C, H, W) of generated images; None is that of the real ones.
+        device: where features are computed; None is the accelerator's.
+
+    Raises:
+        UserError: the reference has too few images, or is a file that the metrics or the extractor cannot be compared with.
     """
 
-    def __init__(self, config: Config, images: ImageSet, accelerator: Accelerator, show_progress: bool = True):
-        self.config, self.images, self.accelerator = config, images, accelerator
+    def __init__(
+        self, config: Config, images: ImageSet | Reference | None, accelerator: Accelerator, show_progress: bool = True,
+        shape: tuple[int, int, int] | None = None, device: torch.device | None = None,
+    ):  # fmt: skip
+        self.config, self.accelerator, self.device = config, accelerator, device or accelerator.device
         self.show_progress = show_progress and accelerator.is_main_process
-        self.metrics = [find("metric", METRICS, name)() for name in config.eval.metrics]
-        self.prefix = config.eval.features.metric_prefix
+        e = config.eval
+        self.metrics = [metric_of(name, e) for name in e.metrics]
+        self.prefix = e.features.metric_prefix
         self._extractor = None
         self._asked_to_stop: Callable[[], bool] | None = None
-        if self.num_reference < FEWEST:
-            raise UserError(f"data: {images.name} has {len(images)} images; scores need at least {FEWEST}")
         self._reference: FeatureSet | None = None
-        self._reference_print = ""
+        wanted = dict(zip(e.metrics, map(needs, self.metrics)))
+        if isinstance(images, Reference):
+            self.real = images
+        elif e.reference is None:
+            self.real = of_dataset(images, e.reference_samples)
+        else:
+            opened = lambda: open_reference(e.reference, e.reference_samples, self.device, "features" in wanted.values())  # noqa: E731
+            self.real = main_first(accelerator, opened)
+        self.real.require(wanted)
+        if self.real.statistics is not None:  # now, and not after the training
+            shape = shape or self.real.shape or (images.channels, images.resolution, images.resolution)
+            self.require_extractor(self.real.statistics, shape)
+
+    def require_extractor(self, file: Statistics, shape: tuple[int, int, int]) -> None:
+        """Refuse a file of other features than the configured ones, whose width one forward tells."""
+        features, _ = self.extractor.extract(torch.zeros(1, *shape, dtype=torch.uint8, device=self.device))
+        file.require_extractor(self.extractor.identity, features.shape[1])
 
     @property
     def extractor(self):
@@ -81,23 +109,21 @@ class Evaluator:
             features = self.config.eval.features
             if hasattr(features, "fetch"):
                 main_first(self.accelerator, features.fetch)
-            self._extractor = features.build(self.accelerator.device)
+            self._extractor = features.build(self.device)
         return self._extractor
 
     @property
-    def num_reference(self) -> int:
-        wanted = self.config.eval.reference_samples
-        return len(self.images) if wanted is None else min(wanted, len(self.images))
+    def num_reference(self) -> int | None:
+        """Real images; None where a file does not say."""
+        return self.real.count
 
     @property
     def reference_fingerprint(self) -> str:
-        """What the reference is, known before it is there."""
-        return fingerprint(self.images.fingerprint, self.num_reference, self.extractor.identity)
+        """What the reference is, known before any feature of it is: SHA-256 (16 hex digits) of its content and the extractor.
 
-    @property
-    def reference_order(self) -> Tensor:
-        """Numbers of the reference's images, int64: a fixed shuffle, so that fewer than all are a sample of all."""
-        return torch.from_numpy(permuted(0, torch.arange(self.num_reference).numpy(), len(self.images)))
+        Where the extractor has not been built yet, all processes must ask.
+        """
+        return fingerprint(self.real.content, self.real.count, self.extractor.identity)
 
     def protocol(self, policy: str | None = None) -> dict[str, object]:
         """What a score must be quoted with; `policy` is BatchNorm's where it was not the configured one."""
@@ -105,10 +131,13 @@ class Evaluator:
         policy = policy or e.batchnorm
         stated = {"recalibrate": f"{e.recalibration_batches} x {e.batch_size}", "batch": f"{e.batch_size}"}
         return {
+            "eval/protocol": e.protocol,
             "eval/num_samples": e.num_samples,
-            "eval/reference": f"{self.images.name} ({self.num_reference} images)",
+            "eval/reference": self.real.described,
             "eval/reference_fingerprint": self.reference_fingerprint,
             "eval/features": self.extractor.identity,
+            "eval/is_splits": e.is_splits,
+            "eval/resamples": e.resamples,
             "eval/batchnorm": policy,
             "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
@@ -210,26 +239,25 @@ class Evaluator:
 
     def reference(self) -> FeatureSet | None:
         """Features of the real images, from the cache where they were computed before; the same on every process."""
-        if not self._reference_print:
-            self._reference_print = self.reference_fingerprint
-            main = self.accelerator.is_main_process
-            self._reference = cached(self._reference_print) if main else None
-            if from_main(self.accelerator, self._reference is not None):
-                both = tensors_from_main(self.accelerator, [self._reference.features, self._reference.logits] if main else [])
-                self._reference = self._reference if main else FeatureSet(*both)
-            else:
-                order = self.reference_order
-
-                def chunk(start: int, count: int) -> Tensor:
-                    chosen = order[start : start + count]
-                    if self.images.pixels is not None:
-                        return self.images.pixels[chosen.to(self.images.pixels.device)].to(self.accelerator.device)
-                    return decode_all(self.images, chosen.tolist()).to(self.accelerator.device)
-
-                self._reference = self.extract(chunk, self.num_reference, "reference", None)
-                if main:
-                    keep(self._reference_print, self._reference)
-        return self._reference
+        if self._reference is not None:
+            return self._reference
+        real, main = self.real, self.accelerator.is_main_process
+        if real.take is None:
+            self._reference = real.statistics.featureset()
+            return self._reference
+        name = self.reference_fingerprint  # on every process: all take part in building the extractor
+        found = cached(name) if main else None
+        if from_main(self.accelerator, found is not None):
+            both = tensors_from_main(self.accelerator, [found.features, found.logits] if main else [])
+            found = found if main else FeatureSet(*both)
+        else:
+            found = self.extract(real.take, real.taken, "reference", None)
+            if main:
+                keep(name, found)
+        if real.statistics is not None:
+            found.given = real.statistics.moments  # of more images, perhaps, than lie in the file
+        self._reference = found
+        return found
 
     @torch.no_grad()
     def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str, owner: int | None = 0) -> FeatureSet | None:
@@ -248,14 +276,14 @@ class Evaluator:
             # Where there is no chunk left for this process it does the last one again, since all must take part.
             start = min(turn * world + rank, chunks - 1) * size
             count = min(size, total - start)
-            x = chunk(start, count)
+            x = chunk(start, count).to(self.device)
             features, logits = self.extractor.extract(to_uint8(x) if x.is_floating_point() else x)
             width = features.shape[1]
             both = torch.cat([features.float(), logits.float()], dim=1)
             if x.is_floating_point():  # bytes cannot say nan
                 both = both.masked_fill(~torch.isfinite(x).flatten(1).all(dim=1)[:, None], float("nan"))
             if world > 1:
-                padded = both.new_zeros(size, both.shape[1])
+                padded = torch.zeros(size, both.shape[1], device=self.accelerator.device)
                 padded[:count] = both
                 both = self.accelerator.gather(padded)
             if owner in (None, rank):
@@ -266,56 +294,23 @@ class Evaluator:
         return FeatureSet(everything[:, :width].contiguous(), everything[:, width:].contiguous())
 
     def metrics_of(self, fake: FeatureSet | None, real: FeatureSet | None) -> dict[str, float]:
-        """All configured metrics with their extractor's prefix; nan where a generator puts out no numbers."""
+        """All configured metrics with their extractor's prefix, and intervals where `eval.resamples` asks; nan where a generator puts out no numbers."""
         if fake is None or real is None:
             return {}
-        if not (torch.isfinite(fake.features).all() and torch.isfinite(fake.logits).all()):
-            probe = FeatureSet(real.features[:64], real.logits[:64])
-            return {self.prefix + name: float("nan") for metric in self.metrics for name in metric.compute(probe, probe)}
-        return {self.prefix + name: value for metric in self.metrics for name, value in metric.compute(fake, real).items()}
+        whole = bool(torch.isfinite(fake.features).all() and torch.isfinite(fake.logits).all())
+        if not whole:
+            fake = real = FeatureSet(*torch.rand(2, *PROBE, generator=torch.Generator().manual_seed(0)))
+        score = lambda some: {self.prefix + name: value for metric in self.metrics for name, value in metric.compute(some, real).items()}  # noqa: E731
+        found = score(fake)
+        if self.config.eval.resamples is not None:
+            found |= half_widths(score, fake, self.config.eval.resamples, self.config.seed)
+        return found if whole else dict.fromkeys(found, float("nan"))
 
 
-def as_keys(scores: Scores) -> dict[str, float]:
-    """Scores under their full names, eval/AVERAGE/METRIC."""
-    return {f"eval/{name}/{metric}": value for name, metrics in scores.items() for metric, value in metrics.items()}
-
-
-def table(scores: Scores, title: str = "average") -> str:
-    """Scores as text, a row (an average under its name) each, the best of each column marked with a star unless all are equal."""
-    metrics = [m for m in dict.fromkeys(m for row in scores.values() for m in row) if not m.endswith("_std")]
-    best = {}
-    for metric in metrics:
-        higher = better_when_higher(metric)
-        values = {name: row[metric] for name, row in scores.items() if metric in row and row[metric] == row[metric]}
-        if higher is not None and len(scores) > 1 and (len(set(values.values())) > 1 or len(values) == 1):
-            winner = (max if higher else min)(values.values())
-            best[metric] = {name for name, value in values.items() if value == winner}
-    width = max([len(title), *(len(name) for name in scores)])
-    columns = [max(len(m), 9) + 1 for m in metrics]
-    lines = ["  ".join([title.ljust(width), *(m.rjust(c - 1) + " " for m, c in zip(metrics, columns))])]
-    for name, row in scores.items():
-        cells = [f"{row.get(m, float('nan')):{c - 1}.4f}" + ("*" if name in best.get(m, ()) else " ") for m, c in zip(metrics, columns)]
-        lines.append("  ".join([name.ljust(width), *cells]))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def policy_tables(by_policy: dict[str, Scores]) -> str:
-    """A table a metric: an average a row, a BatchNorm policy a column, the best of all marked with a star."""
-    averages = list(next(iter(by_policy.values())))
-    metrics = [m for m in next(iter(next(iter(by_policy.values())).values())) if not m.endswith("_std")]
-    width = max(len(name) for name in [*averages, *metrics])
-    columns = [max(len(policy), 9) + 1 for policy in by_policy]
-    blocks = []
-    for metric in metrics:
-        values = [scores[name][metric] for scores in by_policy.values() for name in averages]
-        finite, higher = [v for v in values if v == v], better_when_higher(metric)
-        best = (max if higher else min)(finite) if higher is not None and len(set(finite)) > 1 else None
-        lines = ["  ".join([metric.ljust(width), *(policy.rjust(c - 1) + " " for policy, c in zip(by_policy, columns))])]
-        for name in averages:
-            cells = [f"{scores[name][metric]:{c - 1}.4f}" + ("*" if scores[name][metric] == best else " ") for scores, c in zip(by_policy.values(), columns)]
-            lines.append("  ".join([name.ljust(width), *cells]))
-        blocks.append("\n".join(line.rstrip() for line in lines))
-    return "\n\n".join(blocks)
+def metric_of(name: str, settings: Eval) -> Any:
+    """A metric by name, with those of its fields that keys of `eval` set."""
+    cls = find("metric", METRICS, name)
+    return cls(**{field: getattr(settings, key) for field, key in getattr(cls, "of_eval", {}).items()})
 
 
 class RunScorer:
@@ -346,19 +341,22 @@ class RunScorer:
         self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
 
     def prepare(self) -> None:
-        """Take up the data and the networks."""
+        """Take up the reference and the networks."""
         self.accelerator = make_accelerator()
         config, accelerator = self.config, self.accelerator
 
         def bar(items, total):
             return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
 
-        images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
-        self.evaluator = Evaluator(config, images, accelerator)
+        images = None  # where eval.reference names others, the run's own need not even be there
+        if config.eval.reference is None:
+            images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
         # Laid out in memory as in training: another order of summation would flip a pixel here and there.
         switches = performance.picked(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)
         self.generator = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
+        g = self.generator
+        self.evaluator = Evaluator(config, images, accelerator, shape=(g.channels, g.resolution, g.resolution))
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
         return self.evaluator.score(names, self.materialize, self.generator, policy)

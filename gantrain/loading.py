@@ -6,6 +6,7 @@ source, full key, value and remedy.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import typing
 import warnings
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gantrain.config import Config
 from gantrain.errors import InvalidField, UserError, did_you_mean, shown
+from gantrain.metrics import PROTOCOLS
 from gantrain.plugins import find, name_of, one_line
 
 
@@ -45,15 +47,16 @@ class Sources:
         return self.of_key[key]
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration in a YAML file with `section.key=value` overrides on top.
+def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file, or the defaults, with `section.key=value` overrides on top.
 
     Raises:
         ConfigError: one line naming source, full key, value and remedy.
     """
-    path = Path(path)
     values, of_key = {}, {}
-    layers = [(str(path), read_yaml(path)), *(("command line", parse_override(text)) for text in overrides)]
+    file = [] if path is None else [(str(Path(path)), read_yaml(Path(path)))]
+    path = "defaults" if path is None else Path(path)
+    layers = [*file, *(("command line", parse_override(text)) for text in overrides)]
     merged = OmegaConf.create({})
     for source, layer in layers:
         for key, value in leaves(layer):
@@ -247,6 +250,11 @@ def parse_override(text: str) -> dict[str, Any]:
     return result
 
 
+def as_override(key: str, text: str) -> str:
+    """A text as the override that `parse_override` reads it from, whatever is in it."""
+    return f"{key}={json.dumps(escaped(text))}"
+
+
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """(full key, value) of everything that is no section."""
     for key, value in values.items():
@@ -294,6 +302,10 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
             raise ConfigError(f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{(not path and elsewhere(key)) or did_you_mean(key, fields)}")
         arguments[fields[key].name] = field_value(fields[key], hints[fields[key].name], value, full, sources)
+    if hasattr(cls, "decided"):  # a key of the section sets others that nobody has set, or that a file had set before the command line set it
+        by, decided = cls.decided(arguments)
+        overruled = lambda key: sources(f"{path}.{by}") == "command line" != sources(f"{path}.{key}")  # noqa: E731
+        arguments |= {key: value for key, value in decided.items() if key not in arguments or overruled(key)}
     try:
         return cls(**arguments)
     except InvalidField as error:
@@ -388,3 +400,9 @@ def check_across(config: Config, sources: Sources) -> None:
             config.model.require_resolution(config.data.resolution)
         except UserError as error:
             raise ConfigError(f"{sources(str(error).partition(':')[0])}: {error}") from None
+    protocol, split = PROTOCOLS.get(config.eval.protocol), getattr(config.data, "split", None)
+    if protocol and config.eval.reference is None and split not in (None, protocol.split):
+        raise ConfigError(
+            f"{sources('data.split')}: data.split is {split}, and eval.protocol={config.eval.protocol} scores against {protocol.split};"
+            f" set data.split={protocol.split}, or eval.reference to that split, or leave the protocol out"
+        )

@@ -5,4 +5,4 @@ CONFIG_FILE = "config.yaml"  # of a run folder: the resolved configuration
 METRICS_FILE = "metrics.jsonl"  # of a run folder: its record
 
 # Whether more of a score is better, for tables that mark the best.
-HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True}
+HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True, "fid_infinity": False}

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gantrain.data import decode_all
 from gantrain.distributed import on_main
 from gantrain.drawing import CHUNK, Chosen, save
 from gantrain.errors import UserError
@@ -93,11 +92,12 @@ def neighbours(chosen: Chosen, num: int, out: Path) -> str:
     Raises:
         UserError: a generator that puts out no numbers, too few real images, or as `RunScorer`.
     """
-    scorer = RunScorer(run_of(chosen.path), None, None, [f"eval.batch_size={CHUNK}"], chosen.path)  # the chunks that images are drawn in
+    # Against what it was trained on, whatever it is scored against; in the chunks that images are drawn in.
+    scorer = RunScorer(run_of(chosen.path), None, None, ["eval.reference=null", f"eval.batch_size={CHUNK}"], chosen.path)
     scorer.prepare()
     evaluator, accelerator = scorer.evaluator, scorer.accelerator
     if evaluator.num_reference <= NEAREST:
-        raise UserError(f"data: {evaluator.images.name} gives {evaluator.num_reference} real images; --sheet neighbours needs more than {NEAREST}")
+        raise UserError(f"data: {evaluator.real.name} gives {evaluator.num_reference} real images; --sheet neighbours needs more than {NEAREST}")
     generator = chosen.generator(accelerator.device)
     with evaluator.apart():
         real = evaluator.reference()
@@ -122,16 +122,14 @@ def neighbours(chosen: Chosen, num: int, out: Path) -> str:
 
 def real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
     """Real images by their positions in the reference: uint8 `[n, C, H, W]` on the CPU."""
-    numbers = evaluator.reference_order[positions]
-    pixels = evaluator.images.pixels
-    return pixels[numbers.to(pixels.device)].cpu() if pixels is not None else decode_all(evaluator.images, numbers.tolist())
+    return torch.cat([evaluator.real.take(position, 1) for position in positions]).cpu()
 
 
 def said(found: Memorisation, evaluator: Evaluator, chosen: Chosen, out: Path) -> str:
     """The memorisation check in words."""
     (generated, between), num = found.medians, len(found.distances)
     return (
-        f"{num} images of {chosen.average} against {evaluator.num_reference} of {evaluator.images.name}, by L2 in {evaluator.extractor.identity}:"
+        f"{num} images of {chosen.average} against {evaluator.num_reference} of {evaluator.real.name}, by L2 in {evaluator.extractor.identity}:"
         f" median distance {generated:.4g} to the nearest real image, {between:.4g} of a real image to its nearest other;"
         f" {found.share:.1%} of them are as near to a real image as the nearest {SHARE:.0%} of real images are to another ({found.threshold:.4g}),"
         f" of an independent sample of the data {SHARE:.0%} would be;"

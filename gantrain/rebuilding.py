@@ -24,6 +24,7 @@ from gantrain.config import FREE_NAME, RESERVED_NAMES
 from gantrain.errors import UserError
 from gantrain.evaluation import RunScorer, Scores, free_name, table
 from gantrain.loading import load
+from gantrain.metrics import SPREADS
 from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, group_of
 from gantrain.tracking import as_json, better_when_higher
 
@@ -287,7 +288,7 @@ def sweep_run(
     for s in given:
         scores |= scorer.evaluator.score([f"{s:g}"], materialize, scorer.generator)
         if main:
-            say(f"sigma_rel {s:g}: profile error {snapshots.error(s):.2%}, " + ", ".join(f"{m} {v:.4f}" for m, v in scores[f"{s:g}"].items() if not m.endswith("_std")))
+            say(f"sigma_rel {s:g}: profile error {snapshots.error(s):.2%}, " + ", ".join(f"{m} {v:.4f}" for m, v in scores[f"{s:g}"].items() if not m.endswith(SPREADS)))
     if not main:
         return "", accelerator
     metric = next(m for m in scores[f"{given[0]:g}"] if better_when_higher(m) is not None)
@@ -319,7 +320,7 @@ def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: floa
     """A picture: every metric against the length of the average, the best of `metric` marked."""
     from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
 
-    metrics = [m for m in scores[f"{lengths[0]:g}"] if not m.endswith("_std")]
+    metrics = [m for m in scores[f"{lengths[0]:g}"] if not m.endswith(SPREADS)]
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.5), layout="constrained", dpi=150)

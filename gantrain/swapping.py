@@ -8,6 +8,7 @@ from gantrain import clock
 from gantrain.averaging import AverageBank
 from gantrain.averaging.swap import AUTO, Swap, growth_that_holds, identified_rate
 from gantrain.batching import BatchController
+from gantrain.metrics import SPREADS
 from gantrain.tracking import Tracker
 from gantrain.update import Player, reset_optimizer
 
@@ -154,7 +155,7 @@ class Swapper:
     def report(self) -> str:
         """A table: three rows a swap, the live weights' scores before, at and after it."""
         taken = [m for record in self.records for scores in record["scores"].values() for m in dict(scores)]
-        metrics = [m for m in dict.fromkeys(taken) if not m.endswith("_std")]  # eval.metrics may change at a resume
+        metrics = [m for m in dict.fromkeys(taken) if not m.endswith(SPREADS)]  # eval.metrics may change at a resume
         columns = [max(len(m), 9) for m in metrics]
         lines = ["  ".join([f"{'swap at kimg':>12}", f"{'batch':>14}", f"{'live':<6}", *(m.rjust(c) for m, c in zip(metrics, columns))])]
         for record in self.records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gantrain.metrics.featureset import FeatureSet
+from gantrain.metrics.featureset import FeatureSet, Moments
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,14 @@ class Fid:
     """Squared Fréchet distance between Gaussians fitted to both sets of features; 0 is best, it falls with N."""
 
     scores: ClassVar[tuple[str, ...]] = ("fid",)  # that can be best
+    needs: ClassVar[str] = "moments"  # of the reference
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
-        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+        return {"fid": distance(features_fake.moments, features_real.moments)}
 
-        return {"fid": float(fid_statistics_to_metric(features_fake.moments, features_real.moments, verbose=False)[KEY_METRIC_FID])}
+
+def distance(fake: Moments, real: Moments) -> float:
+    """|mu - mu'|^2 + tr(sigma + sigma' - 2 (sigma sigma')^(1/2)) (Heusel et al. 2017, Eq. 6)."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    return float(fid_statistics_to_metric(fake, real, verbose=False)[KEY_METRIC_FID])

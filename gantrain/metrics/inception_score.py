@@ -13,6 +13,8 @@ class InceptionScore:
     """exp of the mean divergence of p(y|x) from p(y), over `splits` parts; from 1 to the number of classes, higher is better."""
 
     scores: ClassVar[tuple[str, ...]] = ("is",)  # that can be best
+    needs: ClassVar[str] = "nothing"  # of the reference
+    of_eval: ClassVar[dict[str, str]] = {"splits": "is_splits"}  # fields that keys of `eval` set
 
     splits: int = 10
 

@@ -18,6 +18,7 @@ class Kid:
     """
 
     scores: ClassVar[tuple[str, ...]] = ("kid",)  # that can be best
+    needs: ClassVar[str] = "features"  # of the reference
 
     subsets: int = 100
     subset_size: int = 1000

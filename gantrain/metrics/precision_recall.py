@@ -22,6 +22,7 @@ class PrecisionRecall:
     """
 
     scores: ClassVar[tuple[str, ...]] = ("precision", "recall")  # that can be best
+    needs: ClassVar[str] = "features"  # of the reference
 
     neighbors: int = 3
     batch_size: int = 2500

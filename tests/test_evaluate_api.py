@@ -1,0 +1,211 @@
+"""Scores of images and of generators of one's own: `gantrain evaluate FOLDER --reference`, `gantrain.evaluate`, and torch-fidelity beside them."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, error_of, lines_of
+from fidelity import fidelity_scores, registered_digits
+from torch import Tensor, nn
+
+import gantrain as package
+from gantrain.errors import UserError
+from gantrain.images import to_float, to_uint8
+from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
+from gantrain.sampling import draw
+from gantrain.sheets import to_pil
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+SAME = {"rel": 1e-6, "abs": 1e-9}  # KID may be next to nothing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu():
+    """What is compared here is computed on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def halves(digits) -> tuple[Tensor, Tensor]:
+    """(generated, real): 200 noisy digits, and 300 others."""
+    noise = torch.randn(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return (digits[0][:200] + 40 * noise).round().clamp(0, 255).to(torch.uint8), digits[0][200:500]
+
+
+@pytest.fixture(scope="module")
+def folders(halves, tmp_path_factory) -> tuple[Path, Path]:
+    """The same as PNGs, the real ones in sub-folders too."""
+    at = tmp_path_factory.mktemp("folders")
+    for name, images in zip(("fake", "real"), halves):
+        (at / name).mkdir()
+        for i, image in enumerate(images):
+            to_pil(image).save(at / name / f"{i:06d}.png")
+    return at / "fake", at / "real"
+
+
+# ---- torch-fidelity --------------------------------------------------------------------------------------------------
+
+
+def scores_of_command(gantrain, out: Path, *words: object) -> dict[str, float]:
+    gantrain("evaluate", *words, "--out", out)
+    ((_, scores),) = json.loads(out.read_text())["scores"].items()
+    return scores
+
+
+def test_digits_scores_of_folders_are_torch_fidelitys(gantrain, folders, tmp_path):
+    fake, real = folders
+    theirs = fidelity_scores(str(fake), str(real), 100, 10, feature_extractor=registered_digits(), batch_size=64)
+    ours = scores_of_command(gantrain, tmp_path / "scores.json", fake, "--reference", real)
+    assert {name.removeprefix("digits_"): value for name, value in ours.items()} == pytest.approx(theirs, **SAME)
+    assert theirs["fid"] > 0.1 and 0 < theirs["precision"] < 1 and 0 < theirs["recall"] < 1 and theirs["precision"] != theirs["recall"]
+
+
+def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, inception_weights, tmp_path):
+    """The published network and layer, with random weights."""
+    for folder, name, count in zip(folders, ("fake", "real"), (16, 9)):
+        (tmp_path / name).mkdir()
+        for path in sorted(folder.iterdir())[:count]:
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+    fake, real = tmp_path / "fake", tmp_path / "real"
+    theirs = fidelity_scores(str(fake), str(real), 4, 10, feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception_weights), batch_size=8)
+    features = f"eval.features={{name: inception, weights: {inception_weights}}}"
+    ours = scores_of_command(gantrain, tmp_path / "scores.json", fake, "--reference", real, features, "eval.batch_size=8")
+    assert ours == pytest.approx(theirs, **SAME)
+    assert theirs["fid"] > 0.001 and theirs["is"] > 1 and theirs["kid"] != 0
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halves, tmp_path):
+    """A row under the folder's name; the first N where so many are asked for; JSON only where it is asked for; an .npz is the same."""
+    fake, real = folders
+    said = gantrain("evaluate", fake, "--reference", real, "--num", 50, "eval.metrics=[fid]", "--out", tmp_path / "new" / "some.json").stdout
+    record = json.loads((tmp_path / "new" / "some.json").read_text())
+    assert f"{fake}: 50 images against real (300 images); also in {tmp_path}/new/some.json" in said and said.splitlines()[1].split() == ["images", "digits_fid"]
+    assert record["images"] == str(fake) and record["eval/num_samples"] == 50 and record["eval/reference"] == "real (300 images)" and "eval/truncation" not in record
+    np.savez(tmp_path / "fake.npz", halves[0][:50].permute(0, 2, 3, 1).numpy())
+    again = scores_of_command(gantrain, tmp_path / "again.json", tmp_path / "fake.npz", "--reference", real, "eval.metrics=[fid]")
+    assert again == pytest.approx(record["scores"]["fake"], rel=1e-6)
+    gantrain("reference", real, "--out", tmp_path / "real.npz")
+    assert scores_of_command(gantrain, tmp_path / "file.json", fake, "--reference", tmp_path / "real.npz", "--num", 50, "eval.metrics=[fid]") == record["scores"]["fake"]
+    assert not (fake / "evaluations").exists() and len(list(fake.iterdir())) == 200
+
+
+def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
+    fake, real = folders
+    (tmp_path / "few").mkdir()
+    to_pil(torch.zeros(1, 16, 16, dtype=torch.uint8)).save(tmp_path / "few" / "a.png")
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(64), sigma=np.eye(64))
+    for words, said in [
+        ([fake], "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml"),
+        ([fake, "--reference", real, "--num", 201], "--num: fake has 200 images, so it must be between 16 and that, got 201"),
+        ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
+        ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
+        ([fake, "--reference", real, "--average", "ema"], "--average: belongs to a run, and "),
+        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: belongs to a run, and "),
+        ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
+        ([fake, "--reference", real, "--out", tmp_path], "cannot hold scores; name a .json file"),
+        ([fake, "--reference", real, "eval.protocol=torch-fidelity"], "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200"),
+        ([tmp_path / "moments.npz", "--reference", real], "moments.npz: holds statistics and no images"),
+        ([tmp_path / "none.npz", "--reference", real], "none.npz: there is no such file"),
+    ]:
+        assert said in error_of(gantrain("evaluate", *words, check=False))
+
+
+# ---- gantrain.evaluate -----------------------------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    """z on grey, through a BatchNorm whose statistics lag behind."""
+
+    dim_z, num_classes = 16, 10
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.scale = nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = self.drop(self.norm(z * self.scale + y[:, None] / 5))
+        return torch.tanh(x.repeat(1, 16)).view(-1, 1, 16, 16)
+
+
+def by_hand(fake: Tensor, real: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """Scores of uint8 images, straight from the metrics."""
+    extract = DigitsFeatures().build(torch.device("cpu")).extract
+    a, b = (FeatureSet(*extract(images)) for images in (fake, real))
+    return {f"digits_{key}": value for name in names for key, value in METRICS[name]().compute(a, b).items()}
+
+
+def test_a_module_is_scored_as_it_stands_and_left_as_it_was(halves):
+    """In evaluation mode, with z and y of the seed; modes one by one, buffers, gradients, random state and gradient mode are those of before."""
+    torch.manual_seed(3)
+    module = Noisy()
+    module(torch.randn(8, 16), torch.zeros(8, dtype=torch.int64)).sum().backward()
+    module.drop.eval()
+    before = [torch.get_rng_state(), module.scale.grad.clone(), *(v.clone() for v in module.state_dict().values())]
+    found = package.evaluate(module, halves[1], num_samples=100, metrics=("fid", "kid"), seed=5, truncation=1.5)
+    after = [torch.get_rng_state(), module.scale.grad, *module.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after)) and torch.is_grad_enabled()
+    assert [m.training for m in module.modules()] == [True, True, False]
+    z, y = draw(5, "eval", 0, 100, 16, 10, truncation=1.5)
+    with torch.no_grad():
+        assert found == pytest.approx(by_hand(to_uint8(module.eval()(z, y)), halves[1], ("fid", "kid")), rel=1e-5, abs=1e-7)
+        module.train()
+    measured = package.evaluate(module, halves[1], num_samples=100, metrics=["fid"], seed=5, truncation=1.5, batchnorm="recalibrate")
+    assert measured["digits_fid"] != pytest.approx(found["digits_fid"], rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before[2:], module.state_dict().values()))
+
+
+def test_all_forms_of_the_same_images_score_the_same(halves, folders):
+    """A function of positions, floats and bytes, a tensor, a folder; the reference as tensor, data set, folder."""
+    fake, real = halves
+    asked = []
+
+    def sample(start: int, count: int) -> Tensor:
+        asked.append((start, count, torch.is_grad_enabled()))
+        return to_float(fake[start : start + count])
+
+    whole = package.evaluate(fake, real)
+    assert whole == pytest.approx(by_hand(fake, real, ("fid", "is", "kid", "prc")), rel=1e-5, abs=1e-7) and set(whole) >= {"digits_fid", "digits_recall"}
+    assert package.evaluate(sample, torch.utils.data.TensorDataset(real, torch.zeros(300)), num_samples=200) == whole
+    assert asked[1:] == [(0, 64, False), (64, 64, False), (128, 64, False), (192, 8, False)]
+    assert package.evaluate(folders[0], str(folders[1]), features=DigitsFeatures()) == pytest.approx(whole, rel=1e-6, abs=1e-9)
+    fewer = package.evaluate(fake, real, num_samples=150, metrics=("fid",), resamples=8)
+    assert fewer["digits_fid"] == pytest.approx(by_hand(fake[:150], real, ("fid",))["digits_fid"], rel=1e-5) and fewer["digits_fid_ci95"] > 0
+
+
+def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
+    run = tmp_path / "run"
+    gantrain("train", DIGITS, *TINY, "total_kimg=0.08", "eval.every_kimg=null", f"run_dir={run}")
+    gantrain("reference", run, "--out", tmp_path / "real.npz", "--moments-only")
+    logged = next(line for line in lines_of(run) if "eval/num_samples" in line)
+    scores = package.evaluate(package.load_generator(run, "ema"), tmp_path / "real.npz", num_samples=64, metrics=("fid", "is"), batch_size=32)
+    assert scores == pytest.approx({key: logged[f"eval/ema/{key}"] for key in scores}, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("generator", "arguments", "words"),
+    [
+        (nn.Linear(2, 2), {}, "generator: Linear has no dim_z or no num_classes; set both, or give a function sample.start, count."),
+        (7, {}, "generator: must be G.z, y. with dim_z and num_classes, sample.start, count., a tensor or a path, got int"),
+        (lambda start, count: torch.zeros(count, 3), {}, r"generator: must give images \[1, C, H, W\], uint8 or float in \[-1, 1\], and gives float32 \[1, 3\]"),
+        (torch.zeros(20, 1, 16, 16), {}, r"images: images as a tensor must be uint8 \[N, C, H, W\] with C of 1 or 3, got float32 \[20, 1, 16, 16\]"),
+        (Noisy(), {"batchnorm": "average"}, "batchnorm: must be one of recalibrate, copy, batch, or None, got 'average'"),
+        (Noisy(), {"metrics": ("fdi",)}, "metrics: must name metrics .no metric 'fdi'; did you mean"),
+        (Noisy(), {"features": "digit"}, "no feature extractor 'digit'; did you mean 'digits'"),
+        (Noisy(), {"num_samples": 3}, "num_samples: must be at least 16, got 3"),
+        (Noisy(), {"reference": 7}, "reference: must be a path, a uint8 tensor .* or a data set of .image, label., got int"),
+        (Noisy(), {"reference": "nowhere"}, "nowhere: there is no such file or folder"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(generator, arguments, words, halves):
+    with pytest.raises(UserError, match=words) as caught:
+        package.evaluate(generator, **{"reference": halves[1], **arguments})
+    assert "\n" not in str(caught.value)

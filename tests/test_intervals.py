@@ -1,0 +1,152 @@
+"""FID at infinity against a closed form, intervals against the spread of independent draws, and the named protocols."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from gantrain.errors import UserError
+from gantrain.loading import ConfigError, load, to_yaml
+from gantrain.metrics import METRICS, PROTOCOLS, FeatureSet, half_widths
+from gantrain.metrics.featureset import of_moments
+from gantrain.scores_table import policy_tables, shown, table
+from gantrain.tracking import better_when_higher
+
+DIGITS, CIFAR = ROOT / "configs" / "digits.yaml", ROOT / "configs" / "cifar10_biggan.yaml"
+
+
+def normal(n: int, d: int, seed: int, shift: float = 0.0) -> FeatureSet:
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d)) + shift).float()
+    return FeatureSet(x, 2 * x)
+
+
+def standard(d: int) -> FeatureSet:
+    """The standard normal itself: no sample of it."""
+    return of_moments({"mu": np.zeros(d), "sigma": np.eye(d)})
+
+
+# ---- FID at infinity -------------------------------------------------------------------------------------------------
+
+
+def test_fid_infinity_has_little_of_fids_bias():
+    """FID from N(shift, 1) in d dimensions to N(0, 1) is d shift^2; of 1,000 images it is far above, and the line's end is near."""
+    d, shift = 32, 0.05
+    truth = d * shift**2
+    fids, infinite = [], []
+    for seed in range(4):
+        fake = normal(1000, d, seed, shift)
+        fids.append(METRICS["fid"]().compute(fake, standard(d))["fid"] - truth)
+        infinite.append(METRICS["fid_infinity"]().compute(fake, standard(d))["fid_infinity"] - truth)
+    assert min(fids) > 3 * truth  # the bias is most of what FID says
+    assert abs(np.mean(infinite)) < 0.15 * np.mean(fids)
+
+
+def test_fid_infinity_is_the_intercept_of_fids_against_one_over_n(monkeypatch):
+    """Where FID is a + b / N, it is a; sizes go evenly from a tenth to all, and the whole set is one of them."""
+    from gantrain.metrics import fid_infinity
+
+    sizes = []
+
+    def line(fake: dict, real: dict) -> float:
+        sizes.append(fake["n"])
+        return 3.0 + 40.0 / fake["n"]
+
+    monkeypatch.setattr(fid_infinity, "distance", line)
+    monkeypatch.setattr(FeatureSet, "moments", property(lambda self: {"n": len(self)}))
+    found = METRICS["fid_infinity"]().compute(normal(700, 2, 0), normal(9, 2, 1))
+    assert found == {"fid_infinity": pytest.approx(3.0, rel=1e-9)}
+    assert sizes == np.linspace(70, 700, 15).astype(int).tolist()
+    sizes.clear()
+    monkeypatch.setattr(fid_infinity, "SMALLEST", 50)
+    METRICS["fid_infinity"](points=3).compute(normal(700, 2, 0), normal(9, 2, 1))
+    assert sizes == [50, 375, 700]
+
+
+def test_fid_infinity_has_a_direction_of_its_own():
+    assert better_when_higher("eval/ema/digits_fid_infinity") is False and better_when_higher("eval/ema/fid_infinity") is False
+    assert [better_when_higher(f"eval/ema/digits_{name}_ci95") for name in ("fid", "is", "recall", "fid_infinity")] == [None] * 4
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "shift"), [("fid", 0.3), ("is", 0.0), ("precision", 0.3)])
+def test_half_width_is_that_of_independent_draws(name, shift):
+    """Within 30% of 1.96 standard deviations of the score over sets that have nothing in common."""
+    d, n = 6, 400
+    metric, real = METRICS["prc" if name == "precision" else name](), normal(300, d, 1000)
+    score = lambda fake: metric.compute(fake, real)  # noqa: E731
+    draws = [normal(n, d, seed, shift) for seed in range(60)]
+    spread = np.std([score(fake)[name] for fake in draws], ddof=1)
+    widths = [half_widths(score, fake, 24, seed)[f"{name}_ci95"] for seed, fake in enumerate(draws[:6])]
+    assert np.mean(widths) == pytest.approx(1.96 * spread, rel=0.3)
+
+
+def test_half_widths_are_of_scores_and_repeat():
+    fake, real = normal(100, 4, 0, 0.5), normal(90, 4, 1)
+    score = lambda some: {"is_std": 7.0, **METRICS["fid"]().compute(some, real)}  # noqa: E731
+    found = half_widths(score, fake, 8, 3)
+    assert list(found) == ["fid_ci95"] and found["fid_ci95"] > 0
+    assert half_widths(score, fake, 8, 3) == found != half_widths(score, fake, 8, 4)
+
+
+def test_the_parts_are_halves_without_an_image_twice():
+    fake = FeatureSet(torch.arange(41.0)[:, None], torch.zeros(41, 1))
+    seen = []
+    found = half_widths(lambda part: seen.append(part.features[:, 0].tolist()) or {"mean": part.features.mean().item()}, fake, 8)
+    assert all(len(set(part)) == len(part) == 20 for part in seen) and len({tuple(part) for part in seen}) == 8
+    means = [np.mean(part) for part in seen]
+    assert found["mean_ci95"] == pytest.approx(1.959964 * np.sqrt(20 / 21 * np.var(means, ddof=1)), rel=1e-5)  # r / (N - r) of Shao and Wu
+
+
+def test_tables_show_intervals_beside_the_scores():
+    scores = {"live": {"fid": 12.5, "fid_ci95": 1.25, "is": 2.0, "is_std": 0.1}, "ema": {"fid": 3.0, "fid_ci95": 0.5, "is": 1.0, "is_std": 0.1}}
+    head, live, ema = table(scores).splitlines()
+    assert head.split() == ["average", "fid", "is"] and live.split() == ["live", "12.5000", "±1.2500", "2.0000*"] and ema.split() == ["ema", "3.0000*±0.5000", "1.0000"]
+    for row in (live, ema):
+        assert row[head.index("fid") + 2] == "0" and row[head.index(" is") + 2] == "0"  # the last digit stands under the last letter
+    assert "ci95" not in policy_tables({"copy": scores}) and shown(scores["live"]) == ["fid", "is"]
+
+
+# ---- protocols -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_sets_its_counts_and_reads_back(name, tmp_path):
+    """On the command line it takes the place of what a file says; what is saved says both, and loads equal."""
+    config = load(CIFAR, [f"eval.protocol={name}"])
+    assert (config.eval.num_samples, config.eval.reference_samples) == (50_000, None)
+    assert config.eval.is_splits == {"torch-fidelity": 10, "studiogan": 1, "biggan": 10}[name] and config.data.split == "train"
+    (tmp_path / "saved.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "saved.yaml") == config
+    assert load(DIGITS, [f"eval.protocol={name}"]).eval.num_samples == 50_000  # where the file has 1,797
+    assert load(tmp_path / "saved.yaml", ["eval.protocol=null", "eval.num_samples=64"]).eval.num_samples == 64
+    assert PROTOCOLS[name].source
+
+
+def test_what_contradicts_a_protocol_is_refused(tmp_path):
+    contradicting = tmp_path / "run.yaml"
+    contradicting.write_text("eval: {protocol: studiogan, num_samples: 64}\n")
+    for path, words, text in [
+        (contradicting, [], r"run.yaml: eval.num_samples is 50000 under protocol=studiogan; leave one of them out, got 64"),
+        (DIGITS, ["eval.protocol=studiogan", "eval.is_splits=10"], "command line: eval.is_splits is 1 under protocol=studiogan; leave one of them out, got 10"),
+        (DIGITS, ["eval.protocol=biggan", "eval.reference_samples=500"], "eval.reference_samples is null under protocol=biggan"),
+        (DIGITS, ["eval.protocol=bigan"], "eval.protocol must be one of torch-fidelity, studiogan, biggan, or null, got 'bigan'"),
+        (CIFAR, ["eval.protocol=studiogan", "data.split=test"], "data.split is test, and eval.protocol=studiogan scores against train; set data.split=train"),
+        (DIGITS, ["eval.resamples=4"], "eval.resamples must be at least 8, or null, got 4"),
+        (DIGITS, ["eval.is_splits=0"], "eval.is_splits must be at least 1, got 0"),
+    ]:
+        with pytest.raises(ConfigError, match=text):
+            load(path, words)
+    assert load(CIFAR, ["eval.protocol=studiogan", "data.split=test", "eval.reference=train.npz"]).eval.protocol == "studiogan"
+    with pytest.raises(UserError, match="is_splits: is 1 under protocol=studiogan"):  # from Python, where nothing fills in
+        type(load(DIGITS).eval)(protocol="studiogan", num_samples=50_000, reference_samples=None)
+
+
+def test_splits_of_the_configuration_reach_the_inception_score():
+    from gantrain.evaluation import metric_of
+
+    fake = normal(100, 4, 0)
+    one, ten = (metric_of("is", load(DIGITS, [f"eval.is_splits={n}"]).eval).compute(fake, fake) for n in (1, 10))
+    assert one == METRICS["is"](splits=1).compute(fake, fake) and ten == METRICS["is"](splits=10).compute(fake, fake) and one != ten
