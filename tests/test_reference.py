@@ -60,10 +60,10 @@ def scores_at(path: Path) -> dict:
 def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file, tmp_path, monkeypatch):
     """Bit for bit, moments alone too; the data set is not even looked for; the record says what was scored against."""
     gantrain("reference", run, "--out", tmp_path / "moments.npz", "--moments-only")
-    gantrain("evaluate", run, "--out", tmp_path / "data.json")
+    gantrain("evaluate", run, "--average", "ema", "--out", tmp_path / "data.json")
     monkeypatch.setattr("gantrain.data.digits.Digits.build", lambda self: pytest.fail("read"))
-    gantrain("evaluate", run, "--reference", file, "--out", tmp_path / "file.json")
-    gantrain("evaluate", run, "--reference", tmp_path / "moments.npz", "--out", tmp_path / "moments.json", "eval.metrics=[fid,is]")
+    gantrain("evaluate", run, "--reference", file, "--average", "ema", "--out", tmp_path / "file.json")
+    gantrain("evaluate", run, "--reference", tmp_path / "moments.npz", "--average", "ema", "--out", tmp_path / "moments.json", "eval.metrics=[fid,is]")
     data, whole, moments = (scores_at(tmp_path / f"{name}.json") for name in ("data", "file", "moments"))
     assert whole["scores"] == data["scores"] and set(data["scores"]["ema"]) == {f"digits_{m}" for m in ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall")}
     assert moments["scores"] == {name: {k: v for k, v in row.items() if k in ("digits_fid", "digits_is", "digits_is_std")} for name, row in data["scores"].items()}
