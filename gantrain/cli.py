@@ -138,6 +138,7 @@ def parser() -> Parser:
     truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
     truncation.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples)")
     truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    truncation.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     truncation.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
     truncation.set_defaults(call=call_truncation)
 
@@ -293,7 +294,7 @@ def call_truncation(arguments: argparse.Namespace) -> None:
 
     truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
-    report, accelerator = truncation_run(arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, arguments.overrides, say)
+    report, accelerator = truncation_run(arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, overrides_of(arguments), say)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)

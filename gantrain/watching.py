@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gantrain import clock, locks
 from gantrain.config import Config
 from gantrain.errors import UserError
-from gantrain.evaluation import table
+from gantrain.scores_table import table
 from gantrain.names import CONFIG_FILE, METRICS_FILE
 from gantrain.record import ENDS, Record, evaluation, goes_back, goes_on_elsewhere, outline, parse
 from gantrain.sampling import configuration_of
