@@ -220,17 +220,9 @@ def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, 
     return figures, {"events": events_table(few)}, best_scores(few)
 
 
-class Scored(Record):
-    """A record of which its evaluations are asked often: they are looked for once."""
-
-    @functools.cached_property
-    def evaluations(self) -> list[Evaluation]:
-        return super().evaluations
-
-
 def without_training(told: Record) -> Record:
     """The same without what most of its lines are."""
-    return Scored(told.run, told.config, [line for line in told.lines if "loss/d" not in line], told.abandoned, told.unreadable, told.running)
+    return Record(told.run, told.config, [line for line in told.lines if "loss/d" not in line], told.abandoned, told.unreadable, told.running)
 
 
 def events_table(told: Record) -> Table:

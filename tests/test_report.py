@@ -349,6 +349,17 @@ def test_a_run_that_goes_on_and_a_damaged_picture(gantrain, one, tmp_path):
     assert len(loss["x"]) == len([line for line in lines_of(one.run) if "loss/g" in line])
 
 
+def test_the_newest_orbit_and_the_pictures_of_evaluations_are_in_the_page(gantrain, one, tmp_path):
+    copy = altered(one.run, tmp_path, lambda lines: lines)
+    (copy / "orbit").mkdir(exist_ok=True)
+    for name, colour in {"orbit/000000000320.png": "red", "orbit/000000000640.png": "green", "evaluations/sweep-000000000976.png": "blue"}.items():
+        Image.new("RGB", (8, 8), colour).save(copy / name)
+    page = reported(gantrain, copy, out=tmp_path / "page.html")
+    shown = [base64.b64decode(address.partition(",")[2]) for address in page.addresses]
+    assert shown == [(copy / "orbit" / "000000000640.png").read_bytes(), (copy / "evaluations" / "sweep-000000000976.png").read_bytes()]
+    assert "orbit at 0.64 kimg" in page.text and "sweep-000000000976" in page.text
+
+
 def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
     folder = tmp_path / "<b>&amp;'\"<i>"
     altered(one.run, tmp_path, lambda lines: [{**line, **({"words": "</script><script>alert(1)</script>"} if line.get("event") == "growth" else {})} for line in lines]).rename(folder)
