@@ -25,7 +25,7 @@ from gantrain import best_generator, charts, record, sheets
 from gantrain.checkpoint import Damaged
 from gantrain.config import Wandb
 from gantrain.plugins import one_line
-from gantrain.record import Evaluation, Record
+from gantrain.record import Record
 from gantrain.tracking import as_json, better_when_higher
 
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
