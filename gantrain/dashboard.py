@@ -26,7 +26,7 @@ from gantrain.checkpoint import Damaged
 from gantrain.config import Wandb
 from gantrain.plugins import one_line
 from gantrain.record import Record
-from gantrain.tracking import as_json, better_when_higher
+from gantrain.tracking import as_json, best_value, better_when_higher
 
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
 WANDB_WAITING = 4096  # calls that may wait for W&B: a bound on memory
@@ -242,8 +242,8 @@ def scores_table(told: Record) -> Table:
         return [], []
     last = told.evaluations[-1].scores
     metrics = [metric for metric in told.metrics if any(metric in row for row in last.values())]
-    winners = {metric: best_of(last, metric) for metric in metrics}
-    rows = [[name, *(charts.number(row.get(m)) for m in metrics), ", ".join(m for m in metrics if name in winners[m])] for name, row in last.items()]
+    best = {metric: best_value(metric, [row.get(metric) for row in last.values()]) for metric in metrics}
+    rows = [[name, *(charts.number(row.get(m)) for m in metrics), ", ".join(m for m in metrics if best[m] is not None and row.get(m) == best[m])] for name, row in last.items()]
     return ["average", *metrics, "best by"], rows
 
 
@@ -258,15 +258,6 @@ def staged_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ["WANDB_DATA_DIR"]
-
-
-def best_of(scores: Mapping[str, Mapping[str, float]], metric: str) -> list[str]:
-    """Names with the best value; none where all are equal."""
-    values = {name: row[metric] for name, row in scores.items() if math.isfinite(row.get(metric, math.nan))}
-    if len(set(values.values())) < 2:
-        return []
-    best = (max if better_when_higher(metric) else min)(values.values())
-    return [name for name, value in values.items() if value == best]
 
 
 def best_scores(told: Record) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from gantrain.errors import UserError
 from gantrain.record import CUT_SHORT, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record, read, restored
 from gantrain.report_figures import stack
 from gantrain.sheets import read_side_by_side
-from gantrain.tracking import better_when_higher, duration, utc_now
+from gantrain.tracking import best_value, better_when_higher, duration, utc_now
 
 TEMPLATE = Path(__file__).parent / "report_page.html"
 REPORT_FILE = "report.html"
@@ -273,12 +273,6 @@ def score_table(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]],
     best = {m: best_value(m, [row.get(m) for row in rows.values()]) for m in metrics}
     body = [([name, policy], [Cell(row.get(m), row.get(f"{m}_ci95"), row.get(m) is not None and row[m] == best[m]) for m in metrics]) for (name, policy), row in rows.items()]
     return Table(title, ["average", "BatchNorm"], metrics, body, protocol_in_words(protocol))
-
-
-def best_value(metric: str, values: Sequence[float | None]) -> float | None:
-    """The best of a column; None where all are equal or there is but one."""
-    finite = [v for v in values if v is not None and math.isfinite(v)]
-    return (max if better_when_higher(metric) else min)(finite) if len(values) > 1 and (len(set(finite)) > 1 or 0 < len(finite) < len(values)) else None
 
 
 def protocol_in_words(protocol: Mapping[str, Any]) -> str:

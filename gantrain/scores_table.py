@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from gantrain.metrics import SPREADS, SUFFIX
-from gantrain.tracking import better_when_higher
+from gantrain.tracking import best_value
 
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
 
@@ -23,14 +23,8 @@ def table(scores: Scores, title: str = "average") -> str:
     Where there are 95% intervals a score stands with its half-width, as 0.3541 ±0.0120.
     """
     metrics = list(dict.fromkeys(m for row in scores.values() for m in shown(row)))
-    best = {}
-    for metric in metrics:
-        higher = better_when_higher(metric)
-        values = {name: row[metric] for name, row in scores.items() if metric in row and row[metric] == row[metric]}
-        if higher is not None and len(scores) > 1 and (len(set(values.values())) > 1 or len(values) == 1):
-            winner = (max if higher else min)(values.values())
-            best[metric] = {name for name, value in values.items() if value == winner}
-    columns = [[cell(row, m, name in best.get(m, ())) for name, row in scores.items()] for m in metrics]
+    best = {m: best_value(m, [row.get(m) for row in scores.values()]) for m in metrics}
+    columns = [[cell(row, m, best[m]) for row in scores.values()] for m in metrics]
     # The last digit stands under the last letter; the star and what follows it stick out.
     widths = [max([len(m), 9, *(len(number) for number, _ in column)]) for m, column in zip(metrics, columns)]
     tails = [max([1, *(len(tail) for _, tail in column)]) for column in columns]
@@ -42,10 +36,10 @@ def table(scores: Scores, title: str = "average") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def cell(row: dict[str, float], metric: str, best: bool) -> tuple[str, str]:
+def cell(row: dict[str, float], metric: str, best: float | None) -> tuple[str, str]:
     """(the score, what stands behind it): a star where it is the best, and half of its interval where that is known."""
-    half = row.get(metric + SUFFIX)
-    return f"{row.get(metric, float('nan')):.4f}", ("*" if best else " ") + ("" if half is None else f"±{half:.4f}")
+    value, half = row.get(metric, float("nan")), row.get(metric + SUFFIX)
+    return f"{value:.4f}", ("*" if value == best else " ") + ("" if half is None else f"±{half:.4f}")
 
 
 def policy_tables(by_policy: dict[str, Scores]) -> str:
@@ -56,9 +50,7 @@ def policy_tables(by_policy: dict[str, Scores]) -> str:
     columns = [max(len(policy), 9) + 1 for policy in by_policy]
     blocks = []
     for metric in metrics:
-        values = [scores[name][metric] for scores in by_policy.values() for name in averages]
-        finite, higher = [v for v in values if v == v], better_when_higher(metric)
-        best = (max if higher else min)(finite) if higher is not None and len(set(finite)) > 1 else None
+        best = best_value(metric, [scores[name][metric] for scores in by_policy.values() for name in averages])
         lines = ["  ".join([metric.ljust(width), *(policy.rjust(c - 1) + " " for policy, c in zip(by_policy, columns))])]
         for name in averages:
             cells = [f"{scores[name][metric]:{c - 1}.4f}" + ("*" if scores[name][metric] == best else " ") for scores, c in zip(by_policy.values(), columns)]

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -197,6 +197,20 @@ def better_when_higher(key: str) -> bool | None:
         if name == metric or name.endswith("_" + metric):
             return higher
     return None
+
+
+def best_value(metric: str, values: Iterable[float | None]) -> float | None:
+    """The best of a column of scores, to be marked: None where nothing stands out, or more is neither better nor worse.
+
+    Args:
+        metric: a score's name, such as digits_fid.
+        values: a row each; None and nan are rows without a score.
+    """
+    rows, higher = list(values), better_when_higher(metric)
+    there = [value for value in rows if value is not None and math.isfinite(value)]
+    if higher is None or len(rows) < 2 or not (len(set(there)) > 1 or len(there) == 1):
+        return None
+    return (max if higher else min)(there)
 
 
 class Progress:
