@@ -9,7 +9,6 @@ import configparser
 import contextlib
 import dataclasses
 import functools
-import math
 import netrc
 import os
 import queue
