@@ -10,7 +10,7 @@ from typing import Any
 
 from gantrain import checkpoint
 from gantrain.averaging import LIVE
-from gantrain.record import Evaluation, Record, evaluation
+from gantrain.record import Evaluation, Record, evaluation, stated
 from gantrain.sampling import BEST_FOLDER, CONFIG_FILE, group_of
 from gantrain.tracking import better_when_higher
 
@@ -55,14 +55,14 @@ def candidates(record: Record) -> Iterator[Candidate]:
 
     What was scored when a checkpoint was made comes first, the last checkpoint with the scores of the last evaluation after it.
     """
-    evaluations = record.evaluations
+    evaluations = record.comparable
     if not evaluations:
         return
     metric = record.metrics[0]
     stores = [checkpoint.CheckpointStore(folder) for folder in [*sorted((record.run / BEST_FOLDER).glob("*")), record.run / "checkpoints"]]
     paths = {int(path.name): path for store in stores for path in store.paths()}
     told = (evaluation(line) for line in record.abandoned if "event" not in line)  # what was best on a path that was left is kept
-    scored = {one.nimg: one for one in [*filter(None, told), *evaluations]}
+    scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
     found = [one for nimg, path in paths.items() if nimg in scored for one in of_evaluation(path, metric, scored[nimg])]
     yield from ranked(found)
     if paths:

@@ -367,6 +367,8 @@ def call_orbit(arguments: argparse.Namespace) -> None:
 
 
 def call_report(arguments: argparse.Namespace) -> None:
+    if os.environ.get("RANK", "0") != "0":  # nothing to share out
+        return
     from gantrain.report import report_runs
 
     print(report_runs(arguments.runs, arguments.out))

@@ -6,18 +6,18 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from scipy.special import stdtrit
 
 from gantrain import loading
 from gantrain.errors import UserError
-from gantrain.record import Evaluation, Record
+from gantrain.record import Record, stated
 
 LEVEL = 0.95  # of intervals
 # What may differ between runs that repeat each other: nothing in it touches what is trained or how it is scored.
-MAY_DIFFER = ("run_dir", "seed", "checkpoint.", "tracking.", "performance.", "data.root", "data.keep_in", "data.workers", "data.download", "orbit.", "eval.async")
-STATED = ("num_samples", "reference_fingerprint", "features", "truncation")  # of a protocol: scores that differ in these do not compare
+MAY_DIFFER = ("run_dir", "seed", "checkpoint.", "tracking.", "performance.", "data.root", "data.keep_in", "data.workers", "data.download", "data.on_error", "orbit.", "guard.", "eval.async", "eval.every_kimg")
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,33 @@ class Group:
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
-    """Runs put together where they differ in nothing but their seed and what has no part in the training."""
+    """Runs put together where they differ in nothing but their seed and what has no part in the training or the scores.
+
+    Raises:
+        UserError: two of them have the same seed: they are one run, and no two draws of it.
+    """
     groups: list[list[Record]] = []
     for record in records:
-        for group in groups:
-            if not differences(group[0], record):
-                group.append(record)
-                break
-        else:
+        group = next((group for group in groups if not differences(group[0], record)), None)
+        if group is None:
             groups.append([record])
+            continue
+        twin = next((one for one in group if one.config.seed == record.config.seed), None)
+        if twin is not None:
+            raise UserError(f"{record.run}: is {twin.run} again, seed {record.config.seed} included: an interval of both would claim what they cannot show; leave one out")
+        group.append(record)
     names = [name_of(group) for group in groups]
     return [Group(name if names.count(name) == 1 else f"{name} ({i + 1})", group) for i, (name, group) in enumerate(zip(names, groups))]
+
+
+def names_of(records: Sequence[Record]) -> dict[Path, str]:
+    """What to call each run, by its resolved folder: the folder's name, with as many of those above it as tell it from the others."""
+    folders = [record.run.resolve() for record in records]
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return dict(zip(folders, names))
 
 
 def differences(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
@@ -77,20 +93,6 @@ def name_of(group: Sequence[Record]) -> str:
         return names[0]
     common = os.path.commonprefix(names).rstrip("0123456789").removesuffix("seed").rstrip("_-. ")
     return common or names[0]
-
-
-def scored_alike(record: Record) -> tuple[list[Evaluation], int]:
-    """(the evaluations that compare with the last one, how many others there are): `eval` may change at a resume."""
-    everything = record.evaluations
-    if not everything:
-        return [], 0
-    alike = [one for one in everything if stated(one) == stated(everything[-1])]
-    return alike, len(everything) - len(alike)
-
-
-def stated(one: Evaluation) -> dict[str, Any]:
-    """What of a protocol makes scores comparable."""
-    return {key: one.protocol.get(key) for key in STATED}
 
 
 def require_comparable(records: Sequence[Record]) -> None:
@@ -113,8 +115,8 @@ def require_comparable(records: Sequence[Record]) -> None:
 
 def curves(group: Group, metric: str) -> list[Curve]:
     """A curve an average, live first; moments and averages that not all runs of the group have are left out."""
-    runs = {record.run.resolve().name if group.several else group.name: scored_alike(record)[0] for record in group.records}
-    runs = {name: found for name, found in runs.items() if found}
+    names = names_of(group.records)
+    runs = {names[record.run.resolve()]: record.comparable for record in group.records if record.comparable}
     if not runs:
         return []
     found = []
@@ -137,17 +139,18 @@ def matched(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[in
     """Moments that all runs have, as rows of a point a run: growing batches shift an evaluation by less than its period."""
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in zip(fewest, fewest[1:])]
-    near = min(gaps) / 2 if gaps else math.inf
+    near = statistics.median(gaps) / 2 if gaps else math.inf  # the last may be short
     rows = []
     for nimg, _ in fewest:
         row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]  # noqa: B023
-        if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row):
+        again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point stands for one moment
+        if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row) and not again:
             rows.append(row)
     return rows
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the interval of a mean of independent numbers at the 95% level, by Student's t; nan of fewer than two."""
-    if len(values) < 2:
+    """Half of the interval of a mean of independent numbers at the 95% level, by Student's t; nan of fewer than two, or where one is no number."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))

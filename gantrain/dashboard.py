@@ -23,10 +23,13 @@ from urllib.parse import urlparse
 from gantrain import best_generator, charts, record, sheets
 from gantrain.checkpoint import Damaged
 from gantrain.config import Wandb
+from gantrain.metrics import SPREADS
+from gantrain.names import METRICS_FILE
 from gantrain.plugins import one_line
 from gantrain.record import Record
 from gantrain.tracking import as_json, best_value, better_when_higher
 
+LONG_RECORD = 32 * 2**20  # bytes: from there on W&B's charts of batch and noise are its own alone
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
 WANDB_WAITING = 4096  # calls that may wait for W&B: a bound on memory
 GENERATORS_FOLDER = "wandb/generators"  # of a run: generators that W&B's file of an offline run points to
@@ -106,7 +109,7 @@ class WandbRun:
         higher = better_when_higher(key)
         if higher is not None:
             self._run.define_metric(key, step_metric="kimg", summary="max" if higher else "min")
-        elif key.endswith("_std"):
+        elif key.endswith(SPREADS):
             self._run.define_metric(key, step_metric="kimg", hidden=True)
 
     def image(self, key: str, path: Path, caption: str, values: Mapping[str, Any]) -> None:
@@ -124,7 +127,7 @@ class WandbRun:
 
     def overview(self, run_dir: Path, values: Mapping[str, Any]) -> None:
         """The charts and the table of events of the whole record, and its best scores for the summary."""
-        found = self._made("overview", lambda: overview(record.read(run_dir)))
+        found = self._made("overview", lambda: overview(told_by(run_dir)))
         if found:
             figures, tables, best = found
             self._log_made(figures, tables, values, run_dir)
@@ -132,14 +135,15 @@ class WandbRun:
 
     def conclude(self, run_dir: Path) -> None:
         """What there is to say at the end, however the run has ended: the last scores, the best ones, the best averaged generator."""
-        told = self._made("final scores", lambda: without_training(record.read(run_dir)))
+        told = self._made("final scores", lambda: without_training(told_by(run_dir)))
         if told is None:
             return
         found = self._made("final scores", lambda: {"events": events_table(told), "final/scores": scores_table(told)})
         if found:
             self._log_made({}, found, {"kimg": told.nimg / 1000}, told.run)
             self.summary(best_scores(told))
-        exported = self._made("generator", lambda: self._export(told))
+        goes_on = [line["event"] for line in told.events("start", "resume", "end", "gave_up", "interrupted")][-1:] == ["interrupted"]
+        exported = None if goes_on else self._made("generator", lambda: self._export(told))  # whoever asked for the machine waits
         if exported:
             chosen, self._exported = exported
             self._guarded(functools.partial(self._log_generator, chosen))
@@ -210,11 +214,17 @@ class WandbRun:
 
 # ---- what is shown of a record ---------------------------------------------------------------------------------------------
 
+def told_by(run_dir: Path) -> Record:
+    """A run's record; of a long one without the lines of losses, which would take seconds of the interpreter at every evaluation."""
+    long = (run_dir / METRICS_FILE).stat().st_size > LONG_RECORD
+    return record.outline(run_dir) if long else record.read(run_dir)
+
+
 def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, Any]]:
     """(figures, tables, summary) of a record, by W&B's keys."""
     few = without_training(told)
     figures = {f"overview/{metric}": charts.scores_figure(few, metric) for metric in few.metrics}
-    if told.training:
+    if len(told.training) > 1:  # an outline has the last one
         figures["overview/batch"] = charts.batch_figure(told)
     return figures, {"events": events_table(few)}, best_scores(few)
 

@@ -340,6 +340,8 @@ def require_kind(out: Out) -> None:
     """Refuse files of other kinds than images are drawn into."""
     if out.suffix not in ("/", ".png", ".npz"):
         name = str(out.path)
+        if out.path.is_dir():
+            raise UserError(f"--out: {name!r} is a folder; end it with / for numbered files")
         raise UserError(
             f"--out: {name!r} is neither a .png nor a folder; write {name + '.png'!r} for a grid or {name + '/'!r} for numbered files,"
             f" or {name + '.npz'!r} for arrays"

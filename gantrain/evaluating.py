@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +22,17 @@ from gantrain.data import ImageSet, prepare
 from gantrain.data.folder import EXTENSIONS
 from gantrain.distributed import from_main, local_processes, main_first, make_accelerator
 from gantrain.errors import UserError, in_words
-from gantrain.evaluation import Evaluator
+from gantrain.evaluation import apart_from, Evaluator
 from gantrain.loading import as_override, load
 from gantrain.metrics import EXTRACTORS
 from gantrain.metrics.statistics import read_statistics, write_statistics
 from gantrain.pictures import Pictures, of_array, of_folder, of_tensor, of_zip
 from gantrain.plugins import find
 from gantrain.references import Reference, of_dataset, of_pictures, open_reference
+from gantrain.results import target_of, write
 from gantrain.sampling import CONFIG_FILE, draw
 from gantrain.scores_table import table
-from gantrain.tracking import as_json, utc_now, versions
+from gantrain.tracking import utc_now, versions
 
 FEWEST = 16  # generated images, as for eval.num_samples
 YAML = (".yaml", ".yml")
@@ -92,7 +92,7 @@ def evaluate(
     device = accelerator.device if device is None else torch.device(device)
     extractor = find("feature extractor", EXTRACTORS, features)() if isinstance(features, str) else features
     fixed = pictures_of(generator)
-    total = count_of(fixed, num_samples, "num_samples") if fixed else num_samples or Eval.num_samples
+    total = count_of(fixed, num_samples, "num_samples") if fixed else Eval.num_samples if num_samples is None else num_samples
     if batchnorm not in (None, "recalibrate", "copy", "batch"):
         raise UserError(f"batchnorm: must be one of recalibrate, copy, batch, or None, got {batchnorm!r}")
     real = None if isinstance(reference, (str, Path)) else reference_of(reference)
@@ -104,7 +104,8 @@ def evaluate(
     config = Config(seed=seed, eval=settings)
     source = accelerator.unwrap_model(generator) if isinstance(generator, nn.Module) else fixed or generator
     with images_from(source, config, device) as (images, fit):
-        shape = fixed.shape if fixed else tuple(images(0, 1).shape[1:])
+        with apart_from(device):
+            shape = fixed.shape if fixed else tuple(images(0, 1).shape[1:])
         evaluator = Evaluator(config, real, accelerator, shape=shape, device=device)
         fit(evaluator)
         return scores_of(evaluator, images, total, "score")
@@ -264,8 +265,7 @@ def evaluate_images(
     if reference is None and not any(text.startswith("eval.reference=") for text in overrides):
         raise UserError(f"{target}: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml")
     config = of_eval(overrides, "images")
-    if out is not None and (Path(out).is_dir() or Path(out).suffix.lower() != ".json"):
-        raise UserError(f"--out: {str(out)!r} cannot hold scores; name a .json file")
+    where = None if out is None else target_of(out, Path(), "")
     accelerator = make_accelerator()
     pictures = main_first(accelerator, lambda: open_pictures(Path(target).expanduser()))
     total = count_of(pictures, num, "--num")
@@ -275,9 +275,8 @@ def evaluate_images(
     if not accelerator.is_main_process:
         return "", accelerator
     protocol = {key: value for key, value in evaluator.protocol().items() if key not in OF_A_GENERATOR}
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(as_json({"images": str(target), **protocol, "scores": scores}), indent=1) + "\n")
+    if where is not None:
+        write(where, {"images": str(target), **protocol, "scores": scores})
     also = f"; also in {out}" if out is not None else ""
     return f"{target}: {total} images against {evaluator.real.described}{also}\n{table(scores, 'images')}", accelerator
 

@@ -1,8 +1,6 @@
 """Scores: generator to samples to features to metrics, over all processes, leaving no trace on training."""
 from __future__ import annotations
 
-import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -32,11 +30,11 @@ from gantrain.metrics.reference import cached, fingerprint, keep
 from gantrain.metrics.statistics import Statistics
 from gantrain.plugins import find
 from gantrain.references import Reference, of_dataset, open_reference
+from gantrain.results import target_of, write
 from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, averages_of, calibration_batches, draw, load_weights, open_run, rebuilt_of, require_time
 from gantrain.scores_table import Scores, as_keys, policy_tables, table
-from gantrain.tracking import as_json
 
-__all__ = ["AtOnce", "Evaluator", "Interrupted", "RunScorer", "Scores", "as_keys", "evaluate_run", "free_name", "policy_tables", "table"]
+__all__ = ["AtOnce", "Evaluator", "Interrupted", "RunScorer", "Scores", "as_keys", "evaluate_run", "policy_tables", "table"]
 
 PROBE = 64, 8  # images and features of what stands in for features that are no numbers
 
@@ -92,10 +90,10 @@ class Evaluator:
         else:
             opened = lambda: open_reference(e.reference, e.reference_samples, self.device, "features" in wanted.values())  # noqa: E731
             self.real = main_first(accelerator, opened)
-        self.real.require(wanted)
         if self.real.statistics is not None:  # now, and not after the training
             shape = shape or self.real.shape or (images.channels, images.resolution, images.resolution)
             self.require_extractor(self.real.statistics, shape)
+        self.real.require(wanted)
 
     def require_extractor(self, file: Statistics, shape: tuple[int, int, int]) -> None:
         """Refuse a file of other features than the configured ones, whose width one forward tells."""
@@ -123,7 +121,7 @@ class Evaluator:
 
         Where the extractor has not been built yet, all processes must ask.
         """
-        return fingerprint(self.real.content, self.real.count, self.extractor.identity)
+        return fingerprint(self.real.content, self.real.count if self.real.take is None else self.real.taken, self.extractor.identity)
 
     def protocol(self, policy: str | None = None) -> dict[str, object]:
         """What a score must be quoted with; `policy` is BatchNorm's where it was not the configured one."""
@@ -155,14 +153,8 @@ class Evaluator:
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Inside, the global random state may be used and nothing is rounded to TF32; afterwards both are as before."""
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        try:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-            with torch.random.fork_rng(devices=devices):
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        with apart_from(self.accelerator.device):
+            yield
 
     def score(
         self, names: list[str], materialize: Callable[[str, nn.Module, bool], None], generator: nn.Module, policy: str | None = None
@@ -307,6 +299,18 @@ class Evaluator:
         return found if whole else dict.fromkeys(found, float("nan"))
 
 
+@contextmanager
+def apart_from(device: torch.device) -> Iterator[None]:
+    """Inside, the global random state may be used and nothing is rounded to TF32; afterwards both are as before."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
 def metric_of(name: str, settings: Eval) -> Any:
     """A metric by name, with those of its fields that keys of `eval` set."""
     cls = find("metric", METRICS, name)
@@ -393,9 +397,7 @@ def evaluate_run(
     """
     scorer = RunScorer(run, num_samples, kimg, overrides)
     path, config = scorer.path, scorer.config
-    target = Path(out) if out is not None else free_name(Path(run) / "evaluations", path.name)
-    if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
-        raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
+    target = target_of(out, Path(run) / "evaluations", path.name)
     there = averages_of(path)
     for name in names or ():
         if name not in there:
@@ -427,7 +429,6 @@ def evaluate_run(
     accelerator, protocol = scorer.accelerator, scorer.evaluator.protocol(chosen[0])
     if not accelerator.is_main_process:
         return "", accelerator
-    target.parent.mkdir(parents=True, exist_ok=True)
     apart = {name: nimg for name, nimg in times.items() if name in names and nimg != int(path.name)}
     record = {"nimg": int(path.name), **({"nimg_of_rebuilt": apart} if apart else {}), **protocol}
     if len(chosen) == 1:
@@ -435,14 +436,9 @@ def evaluate_run(
     else:
         record |= {"eval/batchnorm": chosen, "scores_by_batchnorm": by_policy}
         record["eval/batchnorm_batches"] = {policy: scorer.evaluator.protocol(policy)["eval/batchnorm_batches"] for policy in chosen}
-    target.write_text(json.dumps(as_json(record), indent=1) + "\n")
+    write(target, record)
     text = table(by_policy[chosen[0]]) if len(chosen) == 1 else policy_tables(by_policy)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}; also in {target}"
     return f"{head}\n{text}", accelerator
 
-
-def free_name(folder: Path, stem: str) -> Path:
-    """The first of stem.json, stem-2.json, ... that is free: an evaluation never overwrites another."""
-    names = (f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in itertools.count(1))
-    return next(folder / name for name in names if not (folder / name).exists())

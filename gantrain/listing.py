@@ -52,15 +52,15 @@ class Row:
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
     """Run folders in a folder, by path: itself, or those below it; in a run folder no others are looked for."""
-    if (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE):
+    try:
+        is_run = (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE)
+        inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    except OSError:  # another user's
+        return
+    if is_run:
         yield folder
-    elif depth > 0:
-        try:
-            inside = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
-        except OSError:  # another user's
-            return
-        for one in inside:
-            yield from find_runs(one, depth - 1)
+    for one in inside:
+        yield from find_runs(one, depth - 1)
 
 
 def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[str]]:
@@ -70,6 +70,8 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
         found = record.outline(run)
     except UserError as error:
         return Row(name, str(run), "damaged", changed=changed, error=str(error)), []
+    if found.status == record.DAMAGED:
+        return Row(name, str(run), "damaged", changed=changed, error=f"{run / METRICS_FILE}: has no line that can be read"), []
     known = found.metrics
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)

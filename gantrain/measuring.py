@@ -1,7 +1,6 @@
 """The gradient noise scale of what lies in a run's folder, measured without training."""
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,10 @@ from gantrain.batching.noise_scale import FEWEST, as_numbers
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
-from gantrain.evaluation import free_name
 from gantrain.images import to_float
 from gantrain.loading import load
 from gantrain.models.layers import frozen_power_iteration
-from gantrain.tracking import as_json
+from gantrain.results import target_of, write
 from gantrain.update import Batch, Player, discriminator_phase, generator_phase, sees_real
 
 
@@ -153,9 +151,7 @@ def measure_run(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("noise-scale: is measured by one process; start it without `accelerate launch`")
     bench = open_bench(run, average, kimg, overrides)
-    target = Path(out) if out is not None else free_name(Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
-    if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
-        raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
+    target = target_of(out, Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
 
     def bar(items, total):
         return tqdm(items, total=total, desc="noise scale", leave=False, disable=None)
@@ -166,8 +162,7 @@ def measure_run(
     for player, one in found.items():
         if one.measurements < FEWEST:
             raise UserError(f"{run}: the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg are no finite numbers; choose another checkpoint with --kimg")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(as_json(record_of(bench, updates, found, monitor.by_layer())), indent=1) + "\n")
+    write(target, record_of(bench, updates, found, monitor.by_layer()))
     whose = f"{average} weights of G" + (", of D too" if "d" in bench.averaged else "; D's live ones, the run does not follow D")
     whose = "live weights" if average == LIVE else whose
     head = (

@@ -92,8 +92,8 @@ def neighbours(chosen: Chosen, num: int, out: Path) -> str:
     Raises:
         UserError: a generator that puts out no numbers, too few real images, or as `RunScorer`.
     """
-    # Against what it was trained on, whatever it is scored against; in the chunks that images are drawn in.
-    scorer = RunScorer(run_of(chosen.path), None, None, ["eval.reference=null", f"eval.batch_size={CHUNK}"], chosen.path)
+    # Against all that it was trained on, whatever it is scored against; in the chunks that images are drawn in.
+    scorer = RunScorer(run_of(chosen.path), None, None, ["eval.protocol=null", "eval.reference=null", "eval.reference_samples=null", f"eval.batch_size={CHUNK}"], chosen.path)
     scorer.prepare()
     evaluator, accelerator = scorer.evaluator, scorer.accelerator
     if evaluator.num_reference <= NEAREST:

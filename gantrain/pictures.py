@@ -18,6 +18,7 @@ from gantrain.cache import cache_folder, keep_file
 from gantrain.data.archive import ZipDecoder, read_zip
 from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, upright
 from gantrain.errors import UserError
+from gantrain.names import CONFIG_FILE
 from gantrain.plugins import one_line
 
 THREADS = 8  # Pillow decodes without the interpreter's lock
@@ -78,6 +79,9 @@ def of_folder(folder: Path) -> Pictures:
     Raises:
         UserError: there is none, or the first does not decode.
     """
+    run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
+    if run is not None:
+        raise UserError(f"{folder}: holds run folders, and their pictures are no images to score; name one of them, such as {run.parent}")
     files = [str(path) for path in images_under(folder)]
     files.sort()  # as text and not part by part, which is torch-fidelity's order: KID and IS draw by number
     if not files:

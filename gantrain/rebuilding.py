@@ -1,7 +1,6 @@
 """Averages rebuilt after the run: from the snapshots in its folder to a stored average, and to a sweep over lengths."""
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,12 @@ from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.checkpoint import CheckpointStore, Damaged
 from gantrain.config import FREE_NAME, RESERVED_NAMES
 from gantrain.errors import UserError
-from gantrain.evaluation import RunScorer, Scores, free_name, table
+from gantrain.evaluation import RunScorer, Scores, table
 from gantrain.loading import load
 from gantrain.metrics import SPREADS
+from gantrain.results import target_of, write
 from gantrain.sampling import AVERAGES_FOLDER, CONFIG_FILE, group_of
-from gantrain.tracking import as_json, better_when_higher
+from gantrain.tracking import better_when_higher
 
 HALF_ULP = 2.0**-11  # relative rounding of half precision, in which snapshots are kept
 
@@ -268,6 +268,7 @@ def sweep_run(
     left_out = [s for s in lengths if s not in given]
     if not given:
         snapshots.require(lengths[0], "--sweep")
+    target = target_of(None, Path(run) / "evaluations", f"sweep-{snapshots.nimg:012d}")
     scorer.prepare()
     accelerator, main = scorer.accelerator, scorer.accelerator.is_main_process
     snapshots.show_progress = main
@@ -298,11 +299,9 @@ def sweep_run(
     best = (max if better_when_higher(metric) else min)(finite, key=lambda s: scores[f"{s:g}"][metric])
     name = default_name(best, snapshots.nimg)
     store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)
-    target = free_name(Path(run) / "evaluations", f"sweep-{snapshots.nimg:012d}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     errors = {f"{s:g}": snapshots.error(s) for s in given}
     record: dict[str, Any] = {"nimg": snapshots.nimg, "sigma_rel": given, "scores": scores, "profile_error": errors, "best": best, "by": metric, **scorer.evaluator.protocol()}
-    target.write_text(json.dumps(as_json(record), indent=1) + "\n")
+    write(target, record)
     picture = target.with_suffix(".png")
     draw_sweep(given, scores, metric, best, f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples", picture)
     return (

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from gantrain.config import Config
 
 WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # as the tracker writes what JSON has no number for
-RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY = "running", "running?", "done", "interrupted", "gave up", "cut short", "empty"
+# Of a protocol: scores that differ in one of these do not compare. With what an older record, which does not say it, was made with.
+STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
+RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = "running", "running?", "done", "interrupted", "gave up", "cut short", "empty", "damaged"
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}  # events, and the status that they leave
 NEEDED = (b'"event"', b'"eval/')  # in lines that tell where a run has come to and how good it is
 QUIET = 600  # seconds without a line, after which a run that nothing else is known of counts as ended
@@ -94,6 +96,11 @@ class Record:
         return [by_time[nimg] for nimg in sorted(by_time)]
 
     @cached_property
+    def comparable(self) -> list[Evaluation]:
+        """The evaluations whose scores compare with the last one's: `eval` may change at a resume."""
+        return [one for one in self.evaluations if stated(one) == stated(self.evaluations[-1])]
+
+    @cached_property
     def metrics(self) -> list[str]:
         """Names of all scores in the order in which evaluations have them, their spreads left out."""
         return list(dict.fromkeys(m for one in self.evaluations for row in one.scores.values() for m in row if better_when_higher(m) is not None))
@@ -119,27 +126,33 @@ class Record:
 
     @property
     def status(self) -> str:
-        """"running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), "empty"; or "running?", where that
+        """"running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), "empty", "damaged" (nothing in it can be read); or "running?", where that
         cannot be told from this machine."""
         if self.running:
             return RUNNING
         told = [line["event"] for line in self.events(*ENDS, "start", "resume")]
         if not told:
-            return CUT_SHORT if self.lines else EMPTY
+            return CUT_SHORT if self.lines else DAMAGED if self.unreadable else EMPTY
         if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # made longer since, and not begun yet
             return INTERRUPTED
         return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
 
     def best(self, metric: str | None = None, averages: Iterable[str] | None = None) -> tuple[float, str, int] | None:
-        """(value, average, images seen) of the best score by a metric, the run's first by default; None where there is none."""
+        """(value, average, images seen) of the best score by a metric, the run's first by default, among those that compare; None where
+        there is none."""
         metrics = self.metrics
         metric = metrics[0] if metric is None and metrics else metric
         wanted = None if averages is None else set(averages)
         found = [
-            (row[metric], name, one.nimg) for one in self.evaluations for name, row in one.scores.items()
+            (row[metric], name, one.nimg) for one in self.comparable for name, row in one.scores.items()
             if metric in row and math.isfinite(row[metric]) and (wanted is None or name in wanted)
         ]  # fmt: skip
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
+
+
+def stated(one: Evaluation) -> dict[str, Any]:
+    """What of a protocol makes scores comparable."""
+    return {key: one.protocol.get(key, default) for key, default in STATED.items()}
 
 
 def has_scores(line: dict[str, Any]) -> bool:

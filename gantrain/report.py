@@ -24,9 +24,9 @@ from PIL import Image
 
 from gantrain import __version__, loading
 from gantrain.averaging import LIVE
-from gantrain.comparison import LEVEL, Group, curves, differences, grouped, half_width, require_comparable, scored_alike
+from gantrain.comparison import LEVEL, Group, curves, differences, grouped, half_width, names_of, require_comparable
 from gantrain.errors import UserError
-from gantrain.record import CUT_SHORT, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record, read, restored
+from gantrain.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record, read, restored
 from gantrain.report_figures import stack
 from gantrain.sheets import read_side_by_side
 from gantrain.tracking import best_value, better_when_higher, duration, utc_now
@@ -35,6 +35,7 @@ TEMPLATE = Path(__file__).parent / "report_page.html"
 REPORT_FILE = "report.html"
 MOST_MOMENTS = 40  # of sample pictures in a page; the first and the last are among them
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
+MOST_PICTURES = 20  # of orbits, sweeps and truncations
 WIDEST = 1200  # pixels of one
 IN_WORDS = {
     RUNNING: "goes on; this page shows what it has come to",
@@ -44,6 +45,7 @@ IN_WORDS = {
     GAVE_UP: "gave up: its training went wrong and could not be saved",
     CUT_SHORT: "cut short: it was killed or ended by an error; the same command goes on from its last checkpoint",
     EMPTY: "has written nothing yet",
+    DAMAGED: "is damaged: no line of its metrics.jsonl can be read",
 }
 
 
@@ -134,19 +136,20 @@ def page(records: Sequence[Record]) -> str:
     groups = grouped(records)
     metrics = list(dict.fromkeys(m for record in records for m in record.metrics))
     figure = stack(groups, metrics)
-    one = records[0] if len(records) == 1 else None
-    samples = samples_of(records, metrics)
+    one, names = records[0] if len(records) == 1 else None, names_of(records)
+    samples = samples_of(records, names)
+    left, right = left_and_right(samples, records, names)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=one.run.resolve().name if one else " · ".join(group.name for group in groups),
+        title=names[one.run.resolve()] if one else " · ".join(group.name for group in groups),
         version=__version__, made=utc_now(), level=LEVEL,
-        heads=[head(record) for record in records], groups=[group_head(group, groups) for group in groups], several=one is None,
-        notes=[note for record in records for note in notes(record, one is None)],
+        heads=[head(record, names[record.run.resolve()]) for record in records], groups=[group_head(group, groups) for group in groups], several=one is None,
+        notes=[(f"{names[record.run.resolve()]}: " if one is None else "") + note for record in records for note in notes(record)],
         figure=as_script(json.loads(figure.to_json())) if figure.data else "", averages=chosen_averages(groups, metrics),
-        samples=as_script({"times": samples.times, "sources": samples.sources, "left": left_and_right(samples, records)[0], "right": left_and_right(samples, records)[1]}),
+        samples=as_script({"times": samples.times, "sources": samples.sources, "left": left, "right": right}),
         sources=[source["label"] for source in samples.sources], moments=len(samples.times), left_out=samples.left_out,
         tables=tables(one) if one else [means_table(groups, metrics)] if metrics else [], swaps=swap_table(one) if one else None,
-        pictures=pictures(records), plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()),
+        pictures=pictures(records, names), plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()),
     )  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def as_script(value: Any) -> Any:
 # ---- the head --------------------------------------------------------------------------------------------------------
 
 
-def head(record: Record) -> dict[str, Any]:
+def head(record: Record, name: str) -> dict[str, Any]:
     """What a run is and what has become of it."""
     facts, total = record.facts, record.config.total_kimg
     parameters = facts.get("parameters", {})
@@ -176,14 +179,14 @@ def head(record: Record) -> dict[str, Any]:
         "Data": f"{loading.to_dict(record.config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}" if "data_fingerprint" in facts else "",
     }
     return {
-        "name": record.run.resolve().name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
+        "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(record.config),
     }  # fmt: skip
 
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
     """The best value of a metric over the evaluations that compare, and whose it is."""
-    found = [(row[metric], name, one.nimg / 1000) for one in scored_alike(record)[0] for name, row in one.scores.items() if math.isfinite(row.get(metric, math.nan))]
+    found = [(row[metric], name, one.nimg / 1000) for one in record.comparable for name, row in one.scores.items() if math.isfinite(row.get(metric, math.nan))]
     if not found:
         return None
     value, average, kimg = (max if better_when_higher(metric) else min)(found, key=lambda one: one[0])
@@ -192,14 +195,19 @@ def best_of(record: Record, metric: str) -> dict[str, Any] | None:
 
 def took(record: Record) -> str:
     """From the first start to the last end in words, where both are known."""
-    told = [line["time"] for line in record.events() if isinstance(line.get("time"), str)]
+    told = [line for line in record.events() if isinstance(line.get("time"), str)]
     try:
-        first, last = (datetime.strptime(moment, "%Y-%m-%dT%H:%M:%SZ") for moment in (told[0], told[-1]))
+        begun, last = (datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ") for line in (told[0], told[-1]))
     except (IndexError, ValueError):
         return ""
+    seconds, end = (last - begun).total_seconds(), told[-1]["time"]
+    if told[-1]["event"] in ("start", "resume"):  # it goes on, or nobody had the time to say when it ended
+        since = record.lines[record.lines.index(told[-1]) :]
+        seconds += max((line.get("throughput/elapsed_s", 0.0) for line in since if "loss/d" in line), default=0.0)
+        end = "its last line"
     resumes = len(record.events("resume"))
     again = f", resumed {resumes} time{'s' if resumes > 1 else ''}" if resumes else ""
-    return f"{duration((last - first).total_seconds())} from {told[0]} to {told[-1]}{again}"
+    return f"{duration(seconds)} from {told[0]['time']} to {end}{again}"
 
 
 def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
@@ -210,14 +218,19 @@ def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
             section = key.rpartition(".")[0]
             found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
         else:
-            found[key] = f"{key}: {there!r} → {here!r}"
+            found[key] = f"{key}: {in_yaml(there)} → {in_yaml(here)}"
     return {"name": group.name, "seeds": [record.config.seed for record in group.records], "differs": list(found.values())}
 
 
-def notes(record: Record, named: bool) -> list[str]:
+def in_yaml(value: Any) -> str:
+    """A value as a configuration has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def notes(record: Record) -> list[str]:
     """What the page does not show of a run, and why."""
     found = []
-    _, apart = scored_alike(record)
+    apart = len(record.evaluations) - len(record.comparable)
     if not record.evaluations:
         found.append("No evaluation has been made: there are no scores to draw.")
     elif len(record.averages) == 1:
@@ -234,7 +247,7 @@ def notes(record: Record, named: bool) -> list[str]:
         found.append(f"{len(record.abandoned)} lines of paths that rollbacks have left are not drawn.")
     if record.unreadable:
         found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read and are left out.")
-    return [f"{record.run.resolve().name}: {note}" for note in found] if named else found
+    return found
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -248,11 +261,22 @@ def tables(record: Record) -> list[Table]:
         rows = {(name, str(last.protocol.get("batchnorm", ""))): scores for name, scores in last.scores.items()}
         found.append(score_table(f"Scores at {last.nimg / 1000:g} kimg", rows, last.protocol))
     for body in sorted(later_evaluations(record.run), key=lambda one: -one["nimg"]):
-        by_policy = body.get("scores_by_batchnorm") or {str(body.get("eval/batchnorm", "")): body["scores"]}
-        rows = {(name, policy): row for name in next(iter(by_policy.values())) for policy, scores in by_policy.items() for row in [scores[name]]}
-        protocol = {key.removeprefix("eval/"): value for key, value in body.items() if key.startswith("eval/")}
-        found.append(score_table(f"Scores at {body['nimg'] / 1000:g} kimg, by gantrain evaluate", rows, protocol))
+        found += tables_of(body, body["nimg"])
     return found
+
+
+def tables_of(body: Mapping[str, Any], nimg: int) -> list[Table]:
+    """What `gantrain evaluate` has found, as a table; none where it has no scores.
+
+    Raises:
+        TypeError, KeyError, AttributeError, ValueError: it is not what `gantrain evaluate` writes.
+    """
+    by_policy = body.get("scores_by_batchnorm") or {str(body.get("eval/batchnorm", "")): body["scores"]}
+    rows = {(name, policy): dict(scores[name]) for name in next(iter(by_policy.values())) for policy, scores in by_policy.items()}
+    protocol = {key.removeprefix("eval/"): value for key, value in body.items() if key.startswith("eval/")}
+    made = score_table(f"Scores at {nimg / 1000:g} kimg, by gantrain evaluate", rows, protocol)
+    [cell.text for _, cells in made.rows for cell in cells]  # a word where a number should be
+    return [made] if made.metrics else []
 
 
 def later_evaluations(run: Path) -> list[dict[str, Any]]:
@@ -260,10 +284,10 @@ def later_evaluations(run: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((run / "evaluations").glob("*.json")):
         if re.fullmatch(r"\d{12}(-\d+)?", path.stem):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 body = restored(json.loads(path.read_text(encoding="utf-8")))
-                assert isinstance(body["nimg"], int) and ("scores" in body or "scores_by_batchnorm" in body)
-                found.append(body)
+                if isinstance(body["nimg"], int) and tables_of(body, body["nimg"]):
+                    found.append(body)
     return found
 
 
@@ -298,7 +322,7 @@ def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
     """The last scores of each group's runs: means with intervals, the best mean of each column marked."""
     rows: dict[tuple[str, str, str], dict[str, tuple[float, float | None]]] = {}
     for group in groups:
-        lasts = [scored_alike(record)[0][-1] for record in group.records if record.evaluations]
+        lasts = [record.evaluations[-1] for record in group.records if record.evaluations]
         for name in dict.fromkeys(name for last in lasts for name in last.scores):
             have = [last.scores[name] for last in lasts if name in last.scores]
             key = (group.name, name, str(len(have)))
@@ -317,7 +341,7 @@ def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def samples_of(records: Sequence[Record], metrics: Sequence[str]) -> Samples:
+def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
     """The sheets that the runs have drawn, evenly spread in time where there are too many."""
     found = Samples()
     most, room = max(2, MOST_MOMENTS // len(records)), MOST_BYTES // len(records)
@@ -333,8 +357,9 @@ def samples_of(records: Sequence[Record], metrics: Sequence[str]) -> Samples:
             with contextlib.suppress(OSError):  # being written, or damaged
                 for sheet in read_side_by_side(path):
                     by_name.setdefault(sheet.name or "all", []).append({"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.picture)})
-        prefix = f"{record.run.resolve().name} · " if len(records) > 1 else ""
-        found.sources += [{"label": prefix + name, "run": record.run.resolve().name, "average": name, "moments": moments} for name, moments in by_name.items()]
+        run = names[record.run.resolve()]
+        prefix = f"{run} · " if len(records) > 1 else ""
+        found.sources += [{"label": prefix + name, "run": run, "average": name, "moments": moments} for name, moments in by_name.items()]
     return found
 
 
@@ -357,9 +382,9 @@ def as_uri(picture: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(whole.getvalue()).decode()}"
 
 
-def left_and_right(samples: Samples, records: Sequence[Record]) -> tuple[int, int]:
+def left_and_right(samples: Samples, records: Sequence[Record], names: Mapping[Path, str]) -> tuple[int, int]:
     """Which two sources stand side by side at first: live and the best average of a run, or the best averages of two runs."""
-    best = {record.run.resolve().name: found[1] for record in records if (found := record.best(averages=[n for n in record.averages if n != LIVE]))}
+    best = {names[record.run.resolve()]: found[1] for record in records if (found := record.best(averages=[n for n in record.averages if n != LIVE]))}
     favourites = [i for i, source in enumerate(samples.sources) if source["average"] == best.get(source["run"])]
     if len(records) > 1 and len(favourites) > 1:
         return favourites[0], favourites[-1]
@@ -380,14 +405,18 @@ def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
     return sorted(ends, key=rank)
 
 
-def pictures(records: Sequence[Record]) -> list[dict[str, str]]:
-    """The newest picture of the orbit, and what was drawn beside evaluations."""
-    found = []
-    for record in records:
-        name = f"{record.run.resolve().name}: " if len(records) > 1 else ""
-        orbits = sorted(path for path in (record.run / "orbit").glob("*.png") if path.stem.isdigit())
-        for path in [*orbits[-1:], *sorted((record.run / "evaluations").glob("*.png"))]:
-            with contextlib.suppress(OSError):
-                title = f"orbit at {int(path.stem) / 1000:g} kimg" if path in orbits else path.stem
-                found.append({"title": name + title, "src": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"})
+def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, str]]:
+    """The newest picture of each orbit, and the newest ones drawn beside evaluations, as many as a page bears."""
+    orbits = [path for record in records for path in sorted(path for path in (record.run / "orbit").glob("*.png") if path.stem.isdigit())[-1:]]
+    others = sorted((path for record in records for path in (record.run / "evaluations").glob("*.png")), key=lambda path: path.stat().st_mtime)
+    found, size = [], 0
+    for path in [*orbits, *reversed(others)][:MOST_PICTURES]:
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            size += len(data)
+            if size > MOST_BYTES:
+                break
+            run = names[path.parent.parent.resolve()]
+            title = f"orbit at {int(path.stem) / 1000:g} kimg" if path in orbits else path.stem
+            found.append({"title": (f"{run}: " if len(records) > 1 else "") + title, "src": f"data:image/png;base64,{base64.b64encode(data).decode()}"})
     return found

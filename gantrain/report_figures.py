@@ -174,12 +174,12 @@ def faint(colour: str, share: float) -> str:
 
 # Rows of the training's own numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
 OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
-    ("loss", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "solid")}, False),
-    ("batch (images) and rounds", {"batch/size": ("batch", COLOURS[2], "solid"), "batch/rounds": ("rounds", COLOURS[2], "dot")}, True),
-    ("learning rate", {"lr/g": ("G", PLAYERS["G"], "solid"), "lr/d": ("D", PLAYERS["D"], "dash")}, True),
+    ("loss (D dashed)", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "dash")}, False),
+    ("batch (images) and rounds (dotted)", {"batch/size": ("batch", COLOURS[2], "solid"), "batch/rounds": ("rounds", COLOURS[2], "dot")}, True),
+    ("learning rate (D dashed)", {"lr/g": ("G", PLAYERS["G"], "solid"), "lr/d": ("D", PLAYERS["D"], "dash")}, True),
     (
-        "gradient noise scale B_simple (images)",
-        {"noise_scale/G/b_simple": ("G", PLAYERS["G"], "solid"), "noise_scale/D/b_simple": ("D", PLAYERS["D"], "solid")}, True,
+        "gradient noise scale B_simple (images; D dashed)",
+        {"noise_scale/G/b_simple": ("G", PLAYERS["G"], "solid"), "noise_scale/D/b_simple": ("D", PLAYERS["D"], "dash")}, True,
     ),
 )  # fmt: skip
 

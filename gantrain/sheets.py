@@ -157,12 +157,15 @@ def read_side_by_side(path: Path) -> list[Sheet]:
     Raises:
         OSError: the file is no picture.
     """
-    with Image.open(path) as opened:
-        opened.load()
-        whole = opened.convert("RGB")
-        said = getattr(opened, "text", {}).get(TEXT_KEY)
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            whole = opened.convert("RGB")
+            said = getattr(opened, "text", {}).get(TEXT_KEY)
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's ways to say that a PNG is damaged
+        raise OSError(f"{path}: is no picture ({error})") from error
     try:
         listed = json.loads(said)["sheets"]
         return [Sheet(str(one["name"]), str(one["caption"]), whole.crop(tuple(map(int, one["box"])))) for one in listed]
     except (TypeError, ValueError, KeyError):
-        return [Sheet("", path.stem, whole)]
+        return [Sheet("", f"at {int(path.stem) / 1000:g} kimg" if path.stem.isdigit() else path.stem, whole)]

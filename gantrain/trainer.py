@@ -685,7 +685,7 @@ class Trainer:
         """What stands above a sheet of samples: whose it is, when, and the last score that there is of it."""
         metric, score = next(iter(self.scores.get(name, {}).items()), (None, None))
         when = f"{self.nimg / 1000:g} kimg"
-        if metric is None:
+        if metric is None or self.scores_of < 0:
             return f"{name} at {when}"
         return f"{name} at {when}, {metric} {score:.4f}" + ("" if self.scores_of == self.nimg else f" at {self.scores_of / 1000:g} kimg")
 

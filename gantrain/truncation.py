@@ -1,7 +1,6 @@
 """What `gantrain truncation` does: scores against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,11 @@ from accelerate import Accelerator
 from gantrain.config import Config, scores_of
 from gantrain.distributed import on_main
 from gantrain.errors import UserError
-from gantrain.evaluation import RunScorer, Scores, free_name, table
+from gantrain.evaluation import RunScorer, Scores, table
+from gantrain.metrics import SPREADS
+from gantrain.results import target_of, write
 from gantrain.sampling import require_average
-from gantrain.tracking import as_json, better_when_higher
+from gantrain.tracking import better_when_higher
 
 EXAMPLE = "0.2:2:10"
 CURVES = (("is", "fid"), ("recall", "precision"))  # (x, y) of the two plots
@@ -51,6 +52,7 @@ def truncation_run(
     for name in averages:
         require_average(scorer.config, scorer.path, name, kimg)
     curves = curves_of(scorer.config)
+    target = target_of(None, scorer.run / "evaluations", f"truncation-{scorer.path.name}")
     scorer.prepare()
     accelerator, evaluator = scorer.accelerator, scorer.evaluator
     scores: dict[str, Scores] = {name: {} for name in dict.fromkeys(averages)}  # average -> truncation -> metric -> value
@@ -59,8 +61,8 @@ def truncation_run(
         for name, row in scorer.score(list(scores)).items():
             scores[name][f"{t:g}"] = row
             if accelerator.is_main_process:
-                say(f"{name} at truncation {t:g}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in row.items() if not metric.endswith("_std")))
-    return on_main(accelerator, lambda: report(scorer, scores, curves)) or "", accelerator
+                say(f"{name} at truncation {t:g}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in row.items() if not metric.endswith(SPREADS)))
+    return on_main(accelerator, lambda: report(scorer, scores, curves, target)) or "", accelerator
 
 
 def curves_of(config: Config) -> list[tuple[str, str]]:
@@ -76,16 +78,14 @@ def curves_of(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]]) -> str:
+def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
     """Write the scores and the picture into the run's folder; what is to be said."""
     nimg, config = int(scorer.path.name), scorer.config
-    target = free_name(scorer.run / "evaluations", f"truncation-{nimg:012d}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     best = {name: best_of(rows, curves) for name, rows in scores.items()}
     truncations = [float(t) for t in next(iter(scores.values()))]
     record: dict[str, Any] = {"nimg": nimg, **scorer.evaluator.protocol(), "eval/truncation": truncations, "scores": scores}
     record["best"] = {name: {score: vars(point) for score, point in points.items()} for name, points in best.items()}
-    target.write_text(json.dumps(as_json(record), indent=1) + "\n")
+    write(target, record)
     picture = target.with_suffix(".png")
     draw_curves(scores, best, curves, f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation", picture)
     head = f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation, BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"

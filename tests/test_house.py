@@ -13,7 +13,7 @@ from gantrain import config as configuration
 FLOORS = [
     {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "names", "torchvision_ops", "theory", "sheets", "interpolation"},
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "best_generator", "comparison", "charts", "dashboard", "pictures", "references", "scores_table"},
+    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "results", "best_generator", "comparison", "charts", "dashboard", "pictures", "references", "scores_table"},
     {"drawing", "evaluating", "evaluation", "galleries", "guard", "keeping", "listing", "measuring", "neighbours", "orbit_picture", "orbit_report", "rebuilding", "recording", "report", "report_figures", "scoring", "swapping", "trainer", "truncation", "walking", "watching"},
     {"cli", "__main__"},
 ]
