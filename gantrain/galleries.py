@@ -83,7 +83,7 @@ def classes(task: Task) -> str:
         name = f"classes-{labels[0]:0{digits}d}-{labels[-1]:0{digits}d}.png"
         save(labelled(images, num, [str(label) for label in labels]), task.out.path / name if task.out.folder else task.out.path)
     few = f"{len(shown)} of {len(every)} classes, evenly spread (--out FOLDER/ draws all)" if len(shown) < len(every) else f"{len(every)} classes"
-    return f"{few} a row each, {num} images of {task.chosen.average} a class, in {task.out.path}" + (f"/, {len(sheets)} sheets" if task.out.folder else "")
+    return f"{few} a row each, {num} images of {task.chosen.average} a class, in {task.out.path}" + (f"/, {len(sheets)} sheet{'s' if len(sheets) > 1 else ''}" if task.out.folder else "")
 
 
 def averages(task: Task) -> str:

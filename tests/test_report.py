@@ -161,6 +161,7 @@ def test_the_swaps_scores_stand_in_chart_and_table(one):
         assert [cell[1] for cell in row[3:]] == [line["live"][m] for m in SCORES]
     (trace,) = one.page.traces("swap", "digits_fid")
     assert [y for y in trace["y"] if y is not None] == [line["live"]["digits_fid"] for line in told]
+    assert [x for x in trace["x"] if x is not None] == [line["nimg"] / 1000 for line in told]
 
 
 def test_tables_have_the_records_scores_with_the_best_marked_and_their_protocol(one):
@@ -246,7 +247,7 @@ def test_runs_that_differ_in_their_seed_are_a_mean_with_students_interval(gantra
 
 def test_runs_of_other_configurations_are_groups_of_their_own(gantrain, runs, tmp_path):
     page = reported(gantrain, *runs[:2], runs[3], out=tmp_path / "groups.html")
-    assert "differs from swap in" in page.text and "swap.source: 'swa' → None" in page.text and "averagers.swa (in swap only)" in page.text
+    assert "differs from swap in" in page.text and "swap.source: swa → null" in page.text and "averagers.swa (in swap only)" in page.text
     names = {trace["meta"]["group"] for trace in page.traces("score")}
     assert names == {"swap", "plain"} and "select" in page.tags
     shown = [(trace["name"], trace["meta"]["average"]) for trace in page.traces("score", "digits_fid") if trace["showlegend"]]
@@ -254,6 +255,22 @@ def test_runs_of_other_configurations_are_groups_of_their_own(gantrain, runs, tm
     order = re.search(r'<select id="average">(.*?)</select>', (tmp_path / "groups.html").read_text()).group(1)
     assert re.findall(r"<option>(\w+)</option>", order)[-1] == "swa"  # which only one group has
     assert {source["run"] for source in page.json["samples"]["sources"]} == {"swap_0", "swap_1", "plain"}
+
+
+def test_a_seed_that_puts_out_no_numbers_leaves_the_others_their_page(gantrain, runs, tmp_path):
+    sick = altered(runs[1], tmp_path, lambda lines: [{k: "nan" if k.endswith(SCORES) else v for k, v in line.items()} for line in lines])
+    page = reported(gantrain, runs[0], sick, out=tmp_path / "page.html")
+    (trace,) = [trace for trace in page.traces("score", "digits_fid") if trace["meta"]["average"] == "ema"]
+    assert set(trace["y"]) == {None} and [row[3][0] for row in page.table("runs")[1] if row[1][0] == "ema"] == ["nan"]
+    assert [trace["meta"]["run"] for trace in page.traces("run", "digits_fid") if trace["meta"]["average"] == "ema"] == ["swap_0", "copy"]
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(gantrain, runs, tmp_path):
+    for name, run in zip("xy", runs):
+        shutil.copytree(run, tmp_path / name / "run", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+    page = reported(gantrain, tmp_path / "x" / "run", tmp_path / "y" / "run", out=tmp_path / "page.html")
+    assert {trace["meta"]["run"] for trace in page.traces("run")} == {"x/run", "y/run"} == {source["run"] for source in page.json["samples"]["sources"]}
+    assert {row[2][0] for row in page.table("runs")[1]} == {"2"} and all(trace["customdata"] for trace in page.traces("score"))
 
 
 def test_by_default_several_runs_are_reported_where_they_lie_together(gantrain, runs):
@@ -268,13 +285,15 @@ def test_moments_are_matched_by_the_nearest():
     assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (60, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)], [(100, 2.0), (60, 2.0)]]
     assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (170, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)]]
     assert matched([[(5, 1.0)], []]) == []
+    shifted = [[(0, 1.0), (320, 2.0), (640, 3.0), (960, 4.0), (976, 5.0)], [(0, 1.0), (420, 2.0), (740, 3.0), (960, 4.0), (976, 5.0)]]
+    assert [[nimg for nimg, _ in row] for row in matched(shifted)] == [[0, 0], [320, 420], [640, 740], [960, 960], [976, 976]]  # a short last period
 
 
 def test_half_width_is_students():
     values = [1.0, 2.0, 4.0, 4.5]
     low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert half_width(values) == pytest.approx((high - low) / 2, rel=1e-10)
-    assert math.isnan(half_width([1.0]))
+    assert math.isnan(half_width([1.0])) and math.isnan(half_width([1.0, math.nan])) and math.isnan(half_width([1.0, math.inf]))
 
 
 def test_few_round_numbers_on_a_logarithmic_axis():
@@ -318,6 +337,8 @@ def test_what_is_missing_is_said(gantrain, one, tmp_path, what):
     page = reported(gantrain, altered(one.run, tmp_path, change), out=tmp_path / "page.html")
     assert words in page.text
     lines = change(one.lines)
+    if what in ("cut short", "only begun"):
+        assert ("its last line" in page.text) and (what != "cut short" or " 0s from" not in page.text)
     if what == "no evaluation":
         assert not page.traces("score") and page.traces("loss/d") and "No score yet." in page.text
     if what == "empty":
@@ -360,6 +381,23 @@ def test_the_newest_orbit_and_the_pictures_of_evaluations_are_in_the_page(gantra
     assert "orbit at 0.64 kimg" in page.text and "sweep-000000000976" in page.text
 
 
+def test_evaluations_that_are_damaged_are_passed_over_and_a_record_without_a_line_is_damaged(gantrain, one, tmp_path):
+    copy = altered(one.run, tmp_path, lambda lines: lines)
+    for i, text in enumerate(["{", '{"nimg": 960.5, "scores": {}}', '{"nimg": 960, "scores": {"live": {"digits_fid": "low"}}}', '{"nimg": 960, "scores": 3}', "[]"]):
+        (copy / "evaluations" / f"000000000960-{i + 5}.json").write_text(text)
+    page = reported(gantrain, copy, out=tmp_path / "page.html")
+    assert len([rows for rows in page.tables if rows[0][0][0] == "average"]) == 2
+    (copy / "metrics.jsonl").write_bytes((bytes(range(128, 256)) + b"\n") * 20)
+    assert "is damaged: no line of its metrics.jsonl can be read" in reported(gantrain, copy, out=tmp_path / "page.html").text
+
+
+def test_a_page_bears_so_many_pictures(gantrain, one, tmp_path):
+    copy = altered(one.run, tmp_path, lambda lines: lines)
+    for i in range(40):
+        Image.new("RGB", (8, 8), (i, i, i)).save(copy / "evaluations" / f"sweep-{i:012d}.png")
+    assert sum(address.startswith("data:image/png") for address in reported(gantrain, copy, out=tmp_path / "page.html").addresses) == 20
+
+
 def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
     folder = tmp_path / "<b>&amp;'\"<i>"
     altered(one.run, tmp_path, lambda lines: [{**line, **({"words": "</script><script>alert(1)</script>"} if line.get("event") == "growth" else {})} for line in lines]).rename(folder)
@@ -376,6 +414,13 @@ def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
     assert "is no path of a page; write for example" in error_of(gantrain("report", runs[0], "--out", tmp_path / "page.png", check=False))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in error_of(gantrain("report", runs[0], "--out", tmp_path / "file" / "page.html", check=False))
-    other = altered(runs[1], tmp_path, lambda lines: [{**line, "eval/num_samples": 32} if "eval/num_samples" in line else line for line in lines])
-    said = error_of(gantrain("report", runs[0], other, check=False))
-    assert "its scores do not compare with" in said and "(eval/num_samples is 32 here and 64 there)" in said
+    shutil.copytree(runs[0], tmp_path / "again", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+    said = error_of(gantrain("report", runs[0], tmp_path / "again", check=False))
+    assert f"is {runs[0]} again, seed 0 included" in said and "leave one out" in said
+
+
+@pytest.mark.parametrize("key, value", [("num_samples", 32), ("reference_fingerprint", "0" * 16), ("truncation", 0.5), ("batchnorm", "copy"), ("is_splits", 1)])
+def test_scores_that_do_not_compare_are_no_one_page(gantrain, runs, tmp_path, key, value):
+    other = altered(runs[1], tmp_path, lambda lines: [{**line, f"eval/{key}": value} if "eval/num_samples" in line else line for line in lines])
+    said = error_of(gantrain("report", runs[0], other, "--out", tmp_path / "page.html", check=False))
+    assert "its scores do not compare with" in said and f"(eval/{key} is {value!r} here and" in said and not (tmp_path / "page.html").exists()
