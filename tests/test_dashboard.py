@@ -425,6 +425,19 @@ def test_what_was_best_on_a_path_that_was_left_is_still_known(scored):
     assert [one.scored.nimg for one in best_generator.candidates(left)] == [1000, 2000, 2000]
 
 
+def test_averages_come_before_live_weights_that_were_better(scored):
+    """Scored alone before averages began, at a checkpoint that is still there."""
+    lines = [{"nimg": 1000, "eval/live/fid": 1.0}, scored.lines[1], {**scored.lines[1], "nimg": 2500, "eval/swa/fid": 6.0}]
+    found = [(one.nimg, one.average, one.scores["fid"]) for one in best_generator.candidates(replace(scored, lines=lines))]
+    assert found[:3] == [(2500, "ema", 5.0), (2500, "swa", 6.0), (1000, "live", 1.0)]
+
+
+def test_scores_of_the_path_count_and_not_those_that_were_left_at_the_same_moment(scored):
+    left = {**scored.lines[0], "eval/ema/fid": 0.5, "eval/swa/fid": 0.1}
+    found = [(one.nimg, one.average, one.scores["fid"]) for one in best_generator.candidates(replace(scored, abandoned=[left]))]
+    assert found == [(1000, "ema", 3.0), (2500, "swa", 4.0), (2500, "ema", 5.0)]
+
+
 def fake_wandb(said: list, **more) -> WandbRun:
     """A W&B run that takes everything."""
     run = SimpleNamespace(id="abc", offline=True, logged=[], summary={}, artifacts=[], **more)

@@ -2,8 +2,12 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import math
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from PIL import Image
 import gantrain as library
 from gantrain import randomness
 from gantrain.data import Digits, permuted
-from gantrain.drawing import Choice, Chosen
+from gantrain.drawing import CHUNK, Choice, Chosen, draw_all
 from gantrain.errors import UserError
 from gantrain.evaluation import RunScorer
 from gantrain.galleries import MIDPOINTS, require_two_classes
@@ -109,6 +113,65 @@ def test_a_folder_with_pngs_is_refused_by_all_processes_before_any_writes(run, d
     done = together(2, "-m", "gantrain", "sample", run, "--num", 200, "--out", f"{drawn}/pngs/", check=False)
     assert done.returncode == 2 and "holds PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
     assert sorted((drawn / "pngs").iterdir()) == before
+
+
+@dataclass
+class Rank:
+    """As much of an Accelerator as drawing asks for: two on threads, which break off where one does not speak when the other does."""
+
+    process_index: int
+    meeting: threading.Barrier
+    said: dict = field(default_factory=dict)
+
+    num_processes, device = 2, torch.device("cpu")
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
+
+    def _of_both(self, kind: str, tensor: torch.Tensor) -> list[torch.Tensor]:
+        self.said[self.process_index] = kind, tensor
+        self.meeting.wait()
+        (one, first), (other, second) = self.said[0], self.said[1]
+        self.meeting.wait()
+        assert one == other, f"{one} here, {other} there"
+        return [first, second]
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._of_both("gather", tensor))
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return sum(self._of_both(reduction, tensor))
+
+
+@pytest.mark.parametrize(("everywhere", "full"), [(False, 0), (True, 0), (True, 1)])
+def test_a_disk_that_is_full_for_one_process_ends_both_at_once(everywhere, full):
+    """After the first chunk, of three each; the other does not go on, and waits for nobody."""
+    meeting, said, drawn = threading.Barrier(2, timeout=20), {}, [[], []]
+
+    class Full:
+        def __init__(self, rank: int):
+            self.rank, self.everywhere = rank, everywhere
+
+        def take(self, start: int, images: torch.Tensor) -> None:
+            if self.rank == full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    def draw(rank: int) -> Exception | None:
+        def images(start: int, count: int) -> torch.Tensor:
+            drawn[rank].append(start)
+            return torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+
+        try:
+            draw_all(images, 6 * CHUNK, Full(rank), Rank(rank, meeting, said))
+        except Exception as error:  # noqa: BLE001 - looked at below
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(draw, range(2)))
+    assert isinstance(ended[full], OSError) and ended[full].errno == errno.ENOSPC
+    assert isinstance(ended[1 - full], UserError) and "another process has come to an end" in str(ended[1 - full])
+    assert drawn == [[0], [CHUNK]]
 
 
 def test_arrays_that_find_no_room_leave_nothing(run, tmp_path):

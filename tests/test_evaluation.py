@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gantrain
 from gantrain import cli, randomness
 from gantrain import loading as configuration
-from gantrain.averaging import AverageBank, Ema
+from gantrain.averaging import AverageBank, Ema, recalibrate
 from gantrain.config import Config
 from gantrain.data import prepare
 from gantrain.distributed import make_accelerator
@@ -197,6 +197,23 @@ def test_batchnorm_policy_is_recorded_and_makes_a_difference(images):
         means = {k: v for k, v in averaged.state_dict().items() if k.endswith("running_mean")}
         assert all(torch.equal(v, live.state_dict()[k]) for k, v in means.items()) == (policy == "copy")
     assert scores["copy"]["digits_fid"] != pytest.approx(scores["recalibrate"]["digits_fid"], rel=1e-3)
+
+
+def test_batchnorm_is_fitted_to_latents_cut_as_those_that_are_scored(images):
+    """The statistics left in the module are those of forwards with the cut latents, and with no others."""
+    config, found, fitted = tiny("eval.batchnorm=recalibrate", "eval.truncation=0.4"), build(tiny(), seed=2), {}
+    evaluator(config, images).score(["live"], AverageBank(build(config), {}).materialize, found)
+    size = config.eval.batch_size
+    for cut in (0.4, None):
+        fitted[cut] = build(config)
+        z = [randomness.normal(config.seed, "calibration/z", i * size, size, 8, cut) for i in range(2)]
+        y = [randomness.integers(config.seed, "calibration/y", i * size, size, 10) for i in range(2)]
+        recalibrate(fitted[cut], list(enumerate(zip(z, y))), 2)
+    statistics = {key: value for key, value in found.state_dict().items() if "running_" in key}
+    assert statistics
+    for key, value in statistics.items():
+        torch.testing.assert_close(value, fitted[0.4].state_dict()[key], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found.last_norm.running_var, fitted[None].last_norm.running_var, rtol=0.05)
 
 
 def test_protocol_says_what_a_score_must_be_quoted_with(images):

@@ -63,6 +63,16 @@ def test_fid_infinity_is_the_intercept_of_fids_against_one_over_n(monkeypatch):
     assert sizes == [50, 375, 700]
 
 
+def test_fid_infinity_takes_random_parts_of_features_in_any_order():
+    """Sorted, the first tenth of a standard normal is its tail, at an FID of some 3; a random tenth is like all of it."""
+    fake = normal(2000, 4, 0)
+    order = fake.features[:, 0].argsort()
+    ascending = FeatureSet(fake.features[order], fake.logits[order])
+    assert METRICS["fid"]().compute(ascending.part(np.arange(200)), standard(4))["fid"] > 2
+    for features in (fake, ascending):
+        assert abs(METRICS["fid_infinity"]().compute(features, standard(4))["fid_infinity"]) < 0.02
+
+
 def test_fid_infinity_has_a_direction_of_its_own():
     assert better_when_higher("eval/ema/digits_fid_infinity") is False and better_when_higher("eval/ema/fid_infinity") is False
     assert [better_when_higher(f"eval/ema/digits_{name}_ci95") for name in ("fid", "is", "recall", "fid_infinity")] == [None] * 4

@@ -171,6 +171,17 @@ def test_a_score_that_is_no_number_is_none(tmp_path):
     assert found.best() == (2.0, "live", 16) and found.evaluations[0].protocol == {"features": "digits"}
 
 
+@pytest.mark.parametrize(("metric", "best"), [("fid", min), ("is", max)])
+def test_nan_and_infinities_are_never_the_best(metric, best, tmp_path):
+    """Wherever they stand among the scores; alone they are none."""
+    for word in ("nan", "inf", "-inf"):
+        numbers = [{"nimg": 16 * (i + 1), f"eval/ema/{metric}": value} for i, value in enumerate([word, 2.0, word, 3.0, word])]
+        for one in both(by_hand(tmp_path / word, *numbers)):
+            assert one.best() == one.best(metric) == best([(2.0, "ema", 32), (3.0, "ema", 64)])
+        for one in both(by_hand(tmp_path / word, numbers[0], numbers[2])):
+            assert one.best() is None
+
+
 def test_scores_that_a_swap_quotes_are_no_evaluation(tmp_path):
     quoted = {"live": {"fid": 0.1}, "eval/num_samples": 64, "eval/live/fid": 0.1}
     found = record.read(by_hand(tmp_path / "run", event(0, "start"), score(16, 2.0), event(16, "swap", moment="before", **quoted)))

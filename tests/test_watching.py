@@ -172,6 +172,26 @@ def test_from_before_the_first_line_to_the_end(tmp_path):
     assert watched.to_the_end()[2:] == [console_line(32, 100, train(32)), "resume at 0.032 kimg", console_line(64, 200, train(64)), "done at 0.064 kimg"]
 
 
+@pytest.mark.parametrize("look", [1, 2])
+def test_what_a_run_writes_between_a_look_and_its_end_is_told(look, tmp_path, monkeypatch):
+    """Right after the first look at its record, or the second, it writes its last lines and ends."""
+    run = by_hand(tmp_path / "run", event(0, "start"), train(16))
+    held, read, looks, said = locks.locked(run), Follower.new, [], []
+
+    def new(follower: Follower) -> list[bytes]:
+        lines = read(follower)
+        looks.append(len(lines))
+        if len(looks) == look:
+            write(run, train(32), event(1000, "end"))
+            held.close()
+        return lines
+
+    monkeypatch.setattr(Follower, "new", new)
+    watch(run, 10, said.append, every=0.001)
+    assert said[1:] == ["start at 0 kimg", console_line(16, 1000, train(16)), console_line(32, 1000, train(32)), "done at 1 kimg"]
+    assert looks[0] == 2 and len(looks) > look
+
+
 def test_a_run_taken_up_again_goes_on_from_its_cut(tmp_path):
     """Between two looks the file is cut back and grows beyond what it was: nothing twice, nothing lost."""
     run = by_hand(tmp_path / "run", event(0, "start"), train(16))
