@@ -19,6 +19,7 @@ from gantrain.errors import UserError
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+TOP = 1150  # pixels of the page's beginning, in a picture of its own
 SETTLE = 600  # milliseconds for Plotly to draw
 
 
@@ -51,6 +52,8 @@ def browse(page: Path, out: Path | None, executable: str) -> list[str]:
                 if out:
                     tab.evaluate("scrollTo(0, 0)")
                     tab.wait_for_timeout(SETTLE)
+                    if (name, theme) == ("desktop", "light"):
+                        tab.screenshot(path=f"{out}-top.png", clip={"x": 0, "y": 0, "width": width, "height": TOP}, full_page=True)
                     tab.screenshot(path=f"{out}-{name}{'' if theme == 'light' else '-dark'}.png", full_page=True)
                 context.close()
         browser.close()
@@ -99,7 +102,7 @@ def used(tab) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, metavar="REPORT.html")
-    parser.add_argument("--out", type=Path, help="screenshots are OUT-desktop.png, OUT-phone.png, OUT-desktop-dark.png, OUT-phone-dark.png (default: none are taken)")
+    parser.add_argument("--out", type=Path, help="screenshots are OUT-desktop.png, OUT-phone.png, OUT-desktop-dark.png, OUT-phone-dark.png, and OUT-top.png (default: none are taken)")
     parser.add_argument("--chromium", help="the browser's program (default: chromium on the PATH)")
     arguments = parser.parse_args()
     executable = arguments.chromium or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
