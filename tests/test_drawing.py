@@ -263,6 +263,7 @@ def test_a_sheet_of_classes_has_a_class_a_row(run, gantrain, tmp_path, monkeypat
     assert near(cells(few, 4, 1, few.width - 12 - 50, 12 + 2), expected)
 
 
+@pytest.mark.slow
 def test_a_sheet_of_averages_shows_the_same_latents_through_all(run, gantrain, tmp_path):
     done = gantrain("sample", run, "--sheet", "averages", "--num", 4, "--out", tmp_path / "all.png")
     assert "4 images of each of live, ema, ema_short, swa in" in done.stdout
@@ -355,10 +356,10 @@ def test_five_percent_of_an_independent_sample_are_as_near():
 
 @pytest.fixture(scope="module")
 def reference(run):
-    """The run's own: 64 digits of a fixed shuffle, and what extracts features."""
+    """All digits that the run was trained on, however few it is scored against, in a fixed shuffle; and what extracts features."""
     scorer = RunScorer(run)
     scorer.prepare()
-    return Digits(resolution=16).build().pixels[permuted(0, np.arange(64), 1797)], scorer.evaluator.extractor
+    return Digits(resolution=16).build().pixels[permuted(0, np.arange(1797), 1797)], scorer.evaluator.extractor
 
 
 def test_neighbours_are_found_and_drawn(run, gantrain, reference, tmp_path):
@@ -368,7 +369,7 @@ def test_neighbours_are_found_and_drawn(run, gantrain, reference, tmp_path):
     images = generate(generator, latents(generator, 100), torch.arange(100) % 10)
     real, extractor = reference
     found = memorisation(extractor.extract(images)[0], extractor.extract(real)[0])
-    assert f"100 images of ema against 64 of digits, by L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
+    assert f"100 images of ema against 1797 of digits, by L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
     assert f"{found.medians[1]:.4g} of a real image to its nearest other; {found.share:.1%} of them" in done.stdout
     sheet, order = Image.open(tmp_path / "one.png"), found.distances[:, 0].argsort(stable=True)[:8]
     right = sheet.width - 12 - 402

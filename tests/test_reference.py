@@ -87,6 +87,7 @@ def test_the_file_says_what_it_is_of_and_is_readable_by_others(run, file):
     assert all(np.abs(extracted - row).max(1).min() < 1e-5 for row in held["features"][:5])
 
 
+@pytest.mark.slow
 def test_training_against_the_file_scores_as_against_the_data(gantrain, run, file, tmp_path):
     """Saved in the configuration, found by whoever scores the run later; it may change at a resume."""
     gantrain("train", DIGITS, *TINY, ALL_FOUR, "total_kimg=0.16", "eval.every_kimg=null", "--reference", file, f"run_dir={tmp_path / 'run'}")
@@ -97,6 +98,7 @@ def test_training_against_the_file_scores_as_against_the_data(gantrain, run, fil
     assert [line["eval/reference"] for line in lines_of(tmp_path / "run") if "eval/num_samples" in line] == ["digits.npz (64 images)", "digits (64 images)"]
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(together, run, file, tmp_path, gantrain):
     """Two of them write the file that one writes, and score a folder as one scores it."""
     images = load(run / "config.yaml").data.build().pixels[:40]

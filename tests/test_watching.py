@@ -101,6 +101,7 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
     assert "--last: must be at least 0, got -1" in error_of(gantrain("watch", run, "--last", "-1", check=False))
 
 
+@pytest.mark.slow
 def test_beside_a_run_that_is_killed_comes_back_and_is_asked_to_stop(tmp_path):
     """Its record says so too: running, cut short, running, interrupted."""
     run = tmp_path / "run"
