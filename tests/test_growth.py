@@ -261,6 +261,7 @@ def test_the_main_process_has_the_word(of_two_processes):
     assert [[g["from"], g["to"]] for g in events_of(folder / "run")] == json.loads(said[0])["sizes"] == [[16, 32], [32, 64]]
 
 
+@pytest.mark.slow
 def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, gantrain, tmp_path):
     """SIGKILL between the growths, with measurements and a check's part in hand; then to the same bits."""
     run = tmp_path / "run"
@@ -373,6 +374,7 @@ def test_a_relativistic_game_with_a_policy_of_several_resumes_in_the_same_bits(g
     assert growth[0] == growth[1]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_batch(tmp_path):
     """Peak memory of training with sixteen rounds is within 2% of one round's, though G's loss wants the real images of all of them.
 
@@ -563,7 +565,7 @@ def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrai
         (["--average", "emma"], "has no average 'emma' at 0.32 kimg; did you mean 'ema'?"),
         (["--kimg", "7"], "has no checkpoint at 7 kimg; it has 0.24, 0.32"),
         (["model.ch=4"], "model.ch=4: this command takes overrides of data and mixed_precision only; the rest is what was trained"),
-        (["--out", "."], "--out: '.' cannot be a file there; choose another path"),
+        (["--out", "."], "--out: '.' is no place for numbers; name a .json file of its own"),
     ],
 )
 def test_what_it_cannot_measure_is_one_line(plain, gantrain, arguments, words):

@@ -161,6 +161,7 @@ def test_a_scorer_that_the_system_kills_is_not_misquoted(tmp_path, monkeypatch):
         background.result(0, True, lambda: False)
 
 
+@pytest.mark.slow
 def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp_path, monkeypatch):
     """While 0.24 kimg are being scored the run goes back to 0.16: what it comes to then at 0.24 is scored, though its disk is slow."""
     listen, result, save_under = Trainer.listen, scoring.BackgroundEvaluation.result, keeping.save_under

@@ -51,6 +51,7 @@ def run_here(script: str, *arguments: object) -> str:
 PENALISED = "'penalties={r1: {name: r1, gamma: 0.1, every: 2}}' optim.orthogonal_g=1e-4"
 
 
+@pytest.mark.slow
 def test_benchmark_compares_variants(tmp_path):
     said = run_here(
         "tools/benchmark.py", "train", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--updates", 1, "--turns", 2,
@@ -180,6 +181,7 @@ def test_the_lab_draws_its_pictures(tmp_path):
     assert (tmp_path / "ou_swap.png").read_bytes() == first["ou_swap.png"]
 
 
+@pytest.mark.slow
 def test_benchmark_sets_rounds_beside_one_another(tmp_path):
     words = ["tools/benchmark.py", "rounds", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--rounds", 4, "--json", tmp_path / "b.json"]
     said = run_here(*words, "batching.batch_size=16")
@@ -238,6 +240,7 @@ def test_the_digits_classifier_can_be_made_again(tmp_path):
     DigitsClassifier().load_state_dict(load_file(tmp_path / "again.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, monkeypatch):
     """One seed at tiny size; options may stand before overrides. Two of the arms train in processes of their own, as all do."""
     from test_swapping import TINY as SWAPS

@@ -139,6 +139,7 @@ def test_before_training_has_begun_the_status_is_the_same(tmp_path):
     assert err == "gantrain: error: stopped by SIGTERM; the same command goes on from the last checkpoint\n"
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_of_two_processes(tmp_path, launch, together):
     """Both stop after the same update; the launcher itself exits with 1 whatever its processes say. Resumed, the weights are those of
     two processes that nobody disturbed."""
