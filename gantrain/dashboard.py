@@ -158,7 +158,8 @@ class WandbRun:
     def _log_generator(self, chosen: best_generator.Candidate) -> None:
         artifact = self._module.Artifact(f"generator-{self._run.id}", type="model", metadata=as_json(chosen.described))
         # Immutable: W&B takes the files where they are, instead of a copy in the home folder that an offline run's would go without.
-        artifact.add_dir(str(self._exported.absolute()), policy="immutable", skip_cache=True)
+        for path in sorted(path for path in self._exported.absolute().rglob("*") if path.is_file()):  # by add_dir W&B speaks on the console
+            artifact.add_file(str(path), name=str(path.relative_to(self._exported.absolute())), policy="immutable", skip_cache=True)
         aliases = dict.fromkeys(["best", chosen.average, f"{chosen.nimg / 1000:g}kimg"])
         self._run.log_artifact(artifact, aliases=list(aliases))
 

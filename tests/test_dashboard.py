@@ -125,6 +125,7 @@ def start(run_dir: Path, *overrides: str, cache: Path, code: str = "", **environ
     command = [sys.executable, "-c", f"{code}\nfrom gantrain.cli import main\nmain()", "train", str(DIGITS), f"run_dir={run_dir}", *SMALL, *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "wandb: " not in done.stderr  # W&B says nothing of its own beside the run's lines
     return done
 
 
@@ -444,7 +445,7 @@ def fake_wandb(said: list, **more) -> WandbRun:
     run = SimpleNamespace(id="abc", offline=True, logged=[], summary={}, artifacts=[], **more)
     run.log, run.log_artifact = run.logged.append, lambda artifact, aliases: run.artifacts.append(aliases)
     run.finish = lambda exit_code: None
-    module = SimpleNamespace(Plotly=lambda figure: figure, Table=lambda columns, data: data, Artifact=lambda *a, **k: SimpleNamespace(add_dir=lambda *a, **k: None))
+    module = SimpleNamespace(Plotly=lambda figure: figure, Table=lambda columns, data: data, Artifact=lambda *a, **k: SimpleNamespace(add_file=lambda *a, **k: None))
     return WandbRun(run, module, said.append)
 
 
