@@ -66,6 +66,7 @@ def test_what_is_scored_is_what_there_was_before_a_swap(gantrain, tmp_path):
     assert found[0][0]["eval/live/digits_fid"] != found[0][0]["eval/ema/digits_fid"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_it_is_scored_scores_it_later(plain, tmp_path):
     words = ["-m", "gantrain", "train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
     process = spawning.Spawned(words, ENVIRONMENT)

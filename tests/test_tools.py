@@ -88,6 +88,7 @@ def test_a_variant_that_cannot_be_read_is_said(against, words, capsys):
     assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1] == f"benchmark.py train: error: {words}"
 
 
+@pytest.mark.slow
 def test_benchmark_sets_scores_beside_sampling_on_one_process_and_on_two(tmp_path):
     small = ["model.ch=2", "batching.batch_size=16", "eval.num_samples=64", "eval.batch_size=16", "eval.reference_samples=64", "eval.recalibration_batches=1"]
     words = ["--averages", 3, "--processes", 2, "--threads", 1, "--turns", 2, "--images", 64, "--channels", 1]
@@ -110,6 +111,7 @@ def test_benchmark_sets_images_beside_a_copy(tmp_path):
         assert row["img_per_s"] == pytest.approx(16 / row["median"]) and row["bytes_per_s"] == pytest.approx(16 * 16 * 16 / row["median"])
 
 
+@pytest.mark.slow
 def test_benchmark_samples_and_starts(tmp_path):
     run_here("tools/benchmark.py", "sample", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--num", 32, "--batch", 16, "--turns", 2, "--json", tmp_path / "s.json")
     sampled = json.loads((tmp_path / "s.json").read_text())

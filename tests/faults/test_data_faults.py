@@ -114,6 +114,7 @@ def test_the_next_of_the_same_class_stands_in(pictures):
     assert isinstance(images[3][0], UserError) and images[16][0].shape == (3, 16, 16)
 
 
+@pytest.mark.slow
 def test_what_the_whole_process_group_is_told_does_not_take_the_workers_from_it(pictures, tmp_path):
     """As schedulers tell it: the run saves and leaves. Killed, its lock is free although its workers are still there."""
     run = tmp_path / "run"

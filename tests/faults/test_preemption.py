@@ -90,6 +90,7 @@ def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, t
     same_run(undisturbed, run)
 
 
+@pytest.mark.slow
 def test_in_an_evaluation_it_does_not_wait_for_the_scores(undisturbed, gantrain, tmp_path):
     """The scores that were due are made when the run goes on, once; the second Ctrl-C, an echo, changes nothing."""
     run, begun = tmp_path / "run", tmp_path / "begun"

@@ -66,6 +66,7 @@ def test_whatever_is_not_finite_is_seen_before_it_is_kept(tmp_path, fault, seen)
     assert [line["event"] for line in lines_of(run) if line["nimg"] == 400 and "event" in line] == ["rollback", "checkpoint"]
 
 
+@pytest.mark.slow
 def test_the_same_path_is_not_walked_twice(tmp_path):
     """After a rollback the run takes images and latents that stand behind those of the bad path: none twice, whatever the stream."""
     run, again, other = tmp_path / "run", tmp_path / "again", tmp_path / "other"
