@@ -1,20 +1,22 @@
 """gantrain: a GAN trainer in which weight averaging is a first-class experiment."""
+
 from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+from gantrain.version import __version__
+
 __all__ = ["evaluate", "load_generator", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `gantrain --help` does not wait for torch.
     if name == "load_generator":
-        from gantrain.sampling import load_generator
+        from gantrain.sampling.generators import load_generator
 
         return load_generator
     if name == "evaluate":
-        from gantrain.evaluating import evaluate
+        from gantrain.evaluation.api import evaluate
 
         return evaluate
     raise AttributeError(f"module 'gantrain' has no attribute {name!r}")

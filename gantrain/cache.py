@@ -1,4 +1,5 @@
 """Where results that take long to make and are the same for every run are kept."""
+
 from __future__ import annotations
 
 import os

@@ -1,28 +1,36 @@
 """The `gantrain` command: parse, call, format errors. torch is imported by the verbs, not for the help."""
+
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from gantrain import __version__
+from gantrain.commands.arguments import OVERRIDES_HELP, REFERENCE_HELP, add_choice
+from gantrain.commands.average import call_average
+from gantrain.commands.config import call_config
+from gantrain.commands.evaluate import call_evaluate
+from gantrain.commands.noise_scale import call_noise_scale
+from gantrain.commands.orbit import call_orbit
+from gantrain.commands.reference import call_reference
+from gantrain.commands.report import call_report
+from gantrain.commands.runs import call_runs
+from gantrain.commands.sample import call_sample
+from gantrain.commands.train import call_train
+from gantrain.commands.truncation import call_truncation
+from gantrain.commands.walk import call_walk
+from gantrain.commands.watch import call_watch
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
-from gantrain.interruption import INTERRUPTED, Interruption, Stopped, exit_status
-
-if TYPE_CHECKING:
-    from gantrain.drawing import Choice
+from gantrain.interruption import INTERRUPTED, Stopped, exit_status
+from gantrain.version import __version__
 
 USER_ERROR = 2
 GAVE_UP = 3
 SECONDS_FOR_MAIN = 3  # what all processes run into, the main one says; the launcher has ended the others by then
-REFERENCE_HELP = "score against this in place of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml (eval.reference)"
-OVERRIDES_HELP = "section.key=value, as often as needed; the value is read as YAML"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,10 +126,21 @@ def parser() -> Parser:
 
     sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
     add_choice(sample)
-    sample.add_argument("--num", type=int, metavar="N", help="how many images (default: 64); with --sheet averages images of each (about 64), with z, class, both rows (8), with neighbours images compared (512)")
-    sample.add_argument("--sheet", metavar="KIND", help="classes (a row each), averages (the same latents through all, or through --average A,B), z, class or both (ways between latents, classes), neighbours (nearest real images, the memorisation check)")
+    sample.add_argument(
+        "--num",
+        type=int,
+        metavar="N",
+        help="how many images (default: 64); with --sheet averages images of each (about 64), with z, class, both rows (8), with neighbours images compared (512)",
+    )
+    sample.add_argument(
+        "--sheet",
+        metavar="KIND",
+        help="classes (a row each), averages (the same latents through all, or through --average A,B), z, class or both (ways between latents, classes), neighbours (nearest real images, the memorisation check)",
+    )
     sample.add_argument("--per-class", type=int, metavar="N", help="images a row of --sheet classes (default: 10)")
-    sample.add_argument("--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)")
+    sample.add_argument(
+        "--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)"
+    )
     sample.set_defaults(call=call_sample)
 
     walk = verbs.add_parser("walk", help="a film of a closed walk through the latents")
@@ -146,15 +165,27 @@ def parser() -> Parser:
     evaluate.add_argument("run", metavar="RUN", help="a run folder; or a folder, zip or .npz of images, with --reference")
     evaluate.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     evaluate.add_argument("--average", default="all", metavar="NAME", help="names with commas between, live among them, or all (default)")
-    evaluate.add_argument("--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples; of images, all)")
+    evaluate.add_argument(
+        "--num", type=int, metavar="N", help="generated images a score (default: the run's eval.num_samples; of images, all)"
+    )
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
-    evaluate.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, batch, several with commas between, or all (default: the run's eval.batchnorm)")
-    evaluate.add_argument("--out", metavar="FILE.json", help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name; of images, nowhere)")
+    evaluate.add_argument(
+        "--batchnorm",
+        metavar="POLICY",
+        help="recalibrate, copy, average, batch, several with commas between, or all (default: the run's eval.batchnorm)",
+    )
+    evaluate.add_argument(
+        "--out",
+        metavar="FILE.json",
+        help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name; of images, nowhere)",
+    )
     evaluate.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
     evaluate.set_defaults(call=call_evaluate)
 
     reference = verbs.add_parser("reference", help="write the statistics of real images, to score against in place of them")
-    reference.add_argument("target", metavar="TARGET", help="a CONFIG.yaml or a run folder, for its data set; or a folder, zip or .npz of images")
+    reference.add_argument(
+        "target", metavar="TARGET", help="a CONFIG.yaml or a run folder, for its data set; or a folder, zip or .npz of images"
+    )
     reference.add_argument("--out", required=True, metavar="FILE.npz", help="where the statistics go")
     reference.add_argument("--moments-only", action="store_true", help="mean and covariance alone, without features: for FID and IS")
     reference.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
@@ -165,11 +196,15 @@ def parser() -> Parser:
     length = average.add_mutually_exclusive_group(required=True)
     length.add_argument("--sigma-rel", type=float, metavar="S", help="length of the average: its standard deviation as a share of the run")
     length.add_argument("--sweep", metavar="LOW:HIGH:COUNT", help="score this many lengths, draw score against length, keep the best")
-    average.add_argument("--at-kimg", type=float, metavar="K", help="where the average ends: the snapshot nearest to it (default: the last)")
+    average.add_argument(
+        "--at-kimg", type=float, metavar="K", help="where the average ends: the snapshot nearest to it (default: the last)"
+    )
     average.add_argument("--name", help="what to call it (default: sigma_rel_S_at_K); not for --sweep")
     average.add_argument("--num", type=int, metavar="N", help="generated images a score of --sweep (default: the run's eval.num_samples)")
     average.add_argument("--reference", metavar="PATH", help=f"for --sweep: {REFERENCE_HELP}")
-    average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section")
+    average.add_argument(
+        "overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section"
+    )
     average.set_defaults(call=call_average)
 
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D: which batch size suits it")
@@ -178,28 +213,50 @@ def parser() -> Parser:
     noise.add_argument("--updates", type=int, default=64, metavar="N", help="gradients measured, of the run's batch each (default: 64)")
     noise.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     noise.add_argument("--per-layer", action="store_true", help="also where in the networks the noise sits")
-    noise.add_argument("--out", metavar="FILE.json", help="where the numbers go (default: RUN/evaluations/noise_scale-<nimg>.json or the next free name)")
-    noise.add_argument("overrides", nargs="*", default=[], metavar="data.KEY=VALUE", help="changes to the run's data section, or mixed_precision=fp32")
+    noise.add_argument(
+        "--out", metavar="FILE.json", help="where the numbers go (default: RUN/evaluations/noise_scale-<nimg>.json or the next free name)"
+    )
+    noise.add_argument(
+        "overrides", nargs="*", default=[], metavar="data.KEY=VALUE", help="changes to the run's data section, or mixed_precision=fp32"
+    )
     noise.set_defaults(call=call_noise_scale)
 
     orbit = verbs.add_parser("orbit", help="what a run's weights do, orbit, walk or drift, and what averaging can still gain")
     orbit.add_argument("run", metavar="RUN", help="a run folder, of a run trained with orbit.every_kimg")
     orbit.add_argument("--networks", choices=("g", "d", "gd"), default="gd", help="whose weights (default: of both players)")
     orbit.add_argument("--average", default="all", metavar="NAMES", help="which averages to report, with commas between (default: all)")
-    orbit.add_argument("--from-kimg", type=float, metavar="K", help="where the stretch begins (default: the last one long enough without swap, growth or jump of a learning rate)")
+    orbit.add_argument(
+        "--from-kimg",
+        type=float,
+        metavar="K",
+        help="where the stretch begins (default: the last one long enough without swap, growth or jump of a learning rate)",
+    )
     orbit.add_argument("--to-kimg", type=float, metavar="K", help="where it ends (default: the last recording)")
-    orbit.add_argument("--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)")
+    orbit.add_argument(
+        "--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)"
+    )
     orbit.set_defaults(call=call_orbit)
 
     report = verbs.add_parser("report", help="a page of a run, or of several side by side: one HTML file that needs nothing else")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those that differ in nothing but their seed become a mean with its interval")
-    report.add_argument("--out", metavar="FILE.html", help="where the page goes (default: RUN/report.html, of several the folder that they lie in)")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; those that differ in nothing but their seed become a mean with its interval"
+    )
+    report.add_argument(
+        "--out", metavar="FILE.html", help="where the page goes (default: RUN/report.html, of several the folder that they lie in)"
+    )
     report.set_defaults(call=call_report)
 
     runs = verbs.add_parser("runs", help="list runs: status, kimg, best score and of which average")
-    runs.add_argument("folders", nargs="*", default=["runs"], metavar="FOLDER", help="folders to look into, at any depth down to 3 (default: runs)")
+    runs.add_argument(
+        "folders", nargs="*", default=["runs"], metavar="FOLDER", help="folders to look into, at any depth down to 3 (default: runs)"
+    )
     runs.add_argument("--by", metavar="METRIC", help="whose best is shown, such as digits_kid (default: the first that a run is scored by)")
-    runs.add_argument("--sort", choices=("path", "score", "kimg", "time"), default="path", help="path (default), or score, kimg, time: the best, furthest or last changed first")
+    runs.add_argument(
+        "--sort",
+        choices=("path", "score", "kimg", "time"),
+        default="path",
+        help="path (default), or score, kimg, time: the best, furthest or last changed first",
+    )
     runs.add_argument("--json", action="store_true", help="a JSON object a run, for scripts")
     runs.set_defaults(call=call_runs)
 
@@ -208,198 +265,3 @@ def parser() -> Parser:
     watch.add_argument("--last", type=int, default=10, metavar="N", help="how much of what it has said before (default: 10)")
     watch.set_defaults(call=call_watch)
     return top
-
-
-def add_choice(verb: argparse.ArgumentParser) -> None:
-    """What `sample` and `walk` have in common."""
-    verb.add_argument("run", metavar="RUN", help="a run folder")
-    verb.add_argument("--average", metavar="NAME", help="an average's name, or live (default: ema)")
-    verb.add_argument("--labels", metavar="0,3", help="classes, taken in turn (default: all of them)")
-    verb.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
-    verb.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
-    verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
-    verb.add_argument("--batchnorm", metavar="POLICY", help="recalibrate, copy, average, or batch, with which images depend on each other (default: the run's eval.batchnorm)")
-
-
-def call_train(arguments: argparse.Namespace) -> int:
-    with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
-        from gantrain import loading
-
-        config = loading.load(arguments.config, overrides_of(arguments))
-        from gantrain.distributed import finish
-        from gantrain.trainer import Trainer
-
-        trainer = Trainer(config, interruption=interruption)
-        try:
-            trainer.train()
-        except BaseException as error:
-            trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
-            raise
-        accelerator, stopping = trainer.accelerator, trainer.stopping
-        del trainer  # what it holds must be gone before the processes part
-        finish(accelerator)
-    return exit_status(stopping) if stopping else 0
-
-
-def call_config(arguments: argparse.Namespace) -> None:
-    from gantrain import loading
-
-    print(loading.to_yaml(loading.load(arguments.config, arguments.overrides)), end="")
-
-
-def call_sample(arguments: argparse.Namespace) -> None:
-    from gantrain.distributed import finish
-    from gantrain.drawing import Out, sample_run
-    from gantrain.galleries import sheet_run
-
-    kind = arguments.sheet
-    if arguments.per_class is not None and kind != "classes":
-        raise UserError(f"--per-class: {arguments.per_class} goes with --sheet classes; --num says how many images")
-    if arguments.num is not None and kind == "classes":
-        raise UserError(f"--num: {arguments.num} does not go with --sheet classes; --per-class says how many images a class has")
-    out = Out.parse(arguments.out or f"{kind or 'samples'}.png")
-    if kind is None:
-        written, accelerator = sample_run(choice_of(arguments), out, **({} if arguments.num is None else {"num": arguments.num}))
-    else:
-        names = arguments.average.split(",") if arguments.average and kind == "averages" else None
-        if kind == "averages":
-            arguments.average = (names or ["live"])[0]
-        num = arguments.per_class if kind == "classes" else arguments.num
-        written, accelerator = sheet_run(choice_of(arguments), kind, out, num, names)
-    if accelerator.is_main_process:
-        print(written)
-    finish(accelerator)
-
-
-def choice_of(arguments: argparse.Namespace) -> Choice:
-    """What `sample` or `walk` draws from."""
-    from gantrain.drawing import Choice
-
-    labels = whole_numbers(arguments.labels, "--labels") if arguments.labels is not None else None
-    average = {} if arguments.average is None else {"average": arguments.average}
-    return Choice(arguments.run, labels=labels, truncation=arguments.truncation, seed=arguments.seed, kimg=arguments.kimg, batchnorm=arguments.batchnorm, **average)
-
-
-def call_walk(arguments: argparse.Namespace) -> None:
-    from gantrain.walking import walk_run
-
-    if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
-        print(walk_run(choice_of(arguments), Path(arguments.out), arguments.num, arguments.frames, arguments.fps))
-
-
-def call_truncation(arguments: argparse.Namespace) -> None:
-    from gantrain.distributed import finish
-    from gantrain.rebuilding import parse_sweep
-    from gantrain.truncation import EXAMPLE, truncation_run
-
-    truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
-    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
-    report, accelerator = truncation_run(arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, overrides_of(arguments), say)
-    if accelerator.is_main_process:
-        print(report)
-    finish(accelerator)
-
-
-def call_evaluate(arguments: argparse.Namespace) -> None:
-    from gantrain.distributed import finish
-    from gantrain.averaging.batchnorm import POLICIES
-    from gantrain.evaluating import evaluate_images, holds_images
-    from gantrain.evaluation import evaluate_run
-
-    if holds_images(arguments.run):
-        for option, given in (("--average", arguments.average != "all"), ("--kimg", arguments.kimg is not None), ("--batchnorm", arguments.batchnorm is not None)):
-            if given:
-                raise UserError(f"{option}: belongs to a run, and {arguments.run} holds images; leave it out")
-        report, accelerator = evaluate_images(arguments.run, arguments.reference, arguments.num, arguments.out, arguments.overrides)
-        if accelerator.is_main_process:
-            print(report)
-        finish(accelerator)
-        return
-    names = None if arguments.average == "all" else arguments.average.split(",")
-    policies = list(POLICIES) if arguments.batchnorm == "all" else None if arguments.batchnorm is None else arguments.batchnorm.split(",")
-    report, accelerator = evaluate_run(arguments.run, names, arguments.num, arguments.kimg, arguments.out, overrides_of(arguments), policies)
-    if accelerator.is_main_process:
-        print(report)
-    finish(accelerator)
-
-
-def call_reference(arguments: argparse.Namespace) -> None:
-    from gantrain.distributed import finish
-    from gantrain.evaluating import write_reference
-
-    written, accelerator = write_reference(arguments.target, arguments.out, arguments.moments_only, arguments.overrides)
-    if accelerator.is_main_process:
-        print(written)
-    finish(accelerator)
-
-
-def call_average(arguments: argparse.Namespace) -> None:
-    from gantrain.distributed import finish
-    from gantrain.rebuilding import average_run, parse_sweep, sweep_run
-
-    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
-    if arguments.sweep is None:
-        for option, given in (("--num", arguments.num), ("--reference", arguments.reference), (" ".join(arguments.overrides), arguments.overrides)):
-            if given:
-                raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
-        if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
-            say(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
-        return
-    if arguments.name is not None:
-        raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")
-    report, accelerator = sweep_run(arguments.run, parse_sweep(arguments.sweep), arguments.at_kimg, arguments.num, overrides_of(arguments), say)
-    if accelerator.is_main_process:
-        print(report)
-    finish(accelerator)
-
-
-def call_noise_scale(arguments: argparse.Namespace) -> None:
-    from gantrain.measuring import measure_run
-
-    print(measure_run(arguments.run, arguments.average, arguments.updates, arguments.kimg, arguments.per_layer, arguments.out, arguments.overrides))
-
-
-def call_orbit(arguments: argparse.Namespace) -> None:
-    from gantrain.orbit_report import orbit_run
-
-    names = None if arguments.average == "all" else arguments.average.split(",")
-    print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
-
-
-def call_report(arguments: argparse.Namespace) -> None:
-    if os.environ.get("RANK", "0") != "0":  # nothing to share out
-        return
-    from gantrain.report import report_runs
-
-    print(report_runs(arguments.runs, arguments.out))
-
-
-def call_runs(arguments: argparse.Namespace) -> None:
-    from gantrain import listing
-
-    rows = listing.list_runs(arguments.folders, arguments.by, arguments.sort)
-    print(listing.as_json_lines(rows) if arguments.json else listing.table(rows, width=listing.terminal_width()))
-
-
-def call_watch(arguments: argparse.Namespace) -> int | None:
-    try:
-        from gantrain.watching import watch
-
-        watch(arguments.run, arguments.last, functools.partial(print, flush=True))
-    except KeyboardInterrupt:  # seen enough; nothing was interrupted but looking on
-        return INTERRUPTED
-
-
-def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """KEY=VALUE of the command line, with --reference among them."""
-    from gantrain.loading import as_override
-
-    return [*arguments.overrides, *([] if arguments.reference is None else [as_override("eval.reference", arguments.reference)])]
-
-
-def whole_numbers(text: str, option: str) -> list[int]:
-    """Numbers with commas between."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option}: {text!r} is no list of whole numbers; write for example {option} 0,3") from None

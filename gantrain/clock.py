@@ -3,6 +3,7 @@
 `nimg` counts images per generator update, StyleGAN's convention. Everything periodic or decaying is stated in kimg
 (thousands of images) and asks `due`, never "every so many steps", because the batch may grow and need not divide anything.
 """
+
 from __future__ import annotations
 
 

@@ -1,4 +1,5 @@
 """One Accelerator for the whole program: devices, processes, precision."""
+
 from __future__ import annotations
 
 import gc
@@ -13,13 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, broadcast_object_list
 from torch import Tensor
 
-from gantrain.errors import UserError
-from gantrain.plugins import one_line
+from gantrain.errors import UserError, one_line
 
 T = TypeVar("T")
-
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names and Accelerate's
-
 # Metrics of many samples keep one process busy while the others wait for it.
 PATIENCE = timedelta(hours=2)
 

@@ -3,13 +3,13 @@
 Everything in gantrain that refuses an input raises a `UserError`. The command line prints its text and exits with
 status 2; a library user catches a `ValueError`. A bug of ours is never a `UserError`.
 """
+
 from __future__ import annotations
 
 import difflib
 import errno
 from collections.abc import Iterable
 from typing import Any
-
 
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, closed or broken disks
 
@@ -60,3 +60,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def in_words(size: int) -> str:
     """Bytes as 12 MiB or 1.3 GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception folded into one line, its type's name where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 Inside gantrain an image batch is `[N, C, H, W]` float in [-1, 1]; on disk, in data sets and before feature extractors it
 is uint8 in 0..255.
 """
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C as requests that a run takes up between two updates."""
+
 from __future__ import annotations
 
 import os

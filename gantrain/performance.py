@@ -1,20 +1,19 @@
 """Speed: what `performance:` leaves open is picked for the device, and the process is set up for it."""
+
 from __future__ import annotations
 
 import ctypes
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-from gantrain.config import Performance
 
 # What was measured to be fast (docs/performance.md), by type of device. What is not named here is off unless it is asked for.
 PICKS: dict[str, dict[str, bool]] = {
     "cpu": {"channels_last": True, "keep_memory": True},
     "cuda": {"channels_last": True, "tf32": True},
 }
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -68,3 +67,22 @@ def laid_out(x: Tensor, performance: Performance) -> Tensor:
 def place(network: nn.Module, performance: Performance, device: torch.device) -> nn.Module:
     """A network on its device, its convolution weights in their order."""
     return network.to(device, memory_format=memory_format(performance))
+
+
+@dataclass(frozen=True)
+class Performance:
+    """Switches for speed; none changes what is computed beyond rounding. A run says at its start which are on.
+
+    Attributes:
+        auto: a switch that is null is on where it was measured to be fast on the device; false leaves it off.
+        channels_last: keep images and convolution weights in NHWC order.
+        compile: compile both networks with torch.compile; the first updates then take minutes.
+        tf32: let CUDA matrix products and convolutions round their inputs to TF32.
+        keep_memory: on a CPU, keep the memory of freed tensors for the next ones instead of giving it back to the system.
+    """
+
+    auto: bool = True
+    channels_last: bool | None = None
+    compile: bool | None = None
+    tf32: bool | None = None
+    keep_memory: bool | None = None

@@ -4,6 +4,7 @@ There is no generator to carry along, save or restore: position `i` of stream "z
 asks for it, in whatever order and however a batch is split over rounds and processes. The numbers come from Philox
 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a counter-based generator with random access.
 """
+
 from __future__ import annotations
 
 import hashlib

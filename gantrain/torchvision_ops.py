@@ -7,6 +7,7 @@ and 9085). Declaring the two is enough: gantrain uses neither operator.
 
 Where torchvision's library loads, this file does nothing. It can go when the default wheel imports beside a CPU torch.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -16,7 +17,6 @@ import torch
 
 # A Library lives as long as the operators it declares.
 _declared: torch.library.Library | None = None
-
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

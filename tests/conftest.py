@@ -1,4 +1,5 @@
 """One torch thread a process, no network, nothing outside the test's own folders."""
+
 from __future__ import annotations
 
 import gc
@@ -105,7 +106,9 @@ def launch():
 
     def run(processes: int, *arguments: object, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "accelerate.commands.launch"]
-        command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else ["--cpu"]
+        command += (
+            ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else ["--cpu"]
+        )
         command += ["--num_processes", str(processes), "--main_process_port", "0"]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)

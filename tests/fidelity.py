@@ -1,4 +1,5 @@
 """torch-fidelity as an oracle: its scores under gantrain's names, and the digits extractor registered with it."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """A small game in float64 for tests of the update: players and micro-batches, the same wherever they are built."""
+
 from __future__ import annotations
 
 import functools
@@ -7,7 +8,7 @@ import torch
 from plain_networks import PlainBigGAN
 
 from gantrain import randomness
-from gantrain.update import Player, make_adam
+from gantrain.training.players import Player, make_adam
 
 CLASSES, DIM_Z = 3, 6
 

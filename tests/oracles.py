@@ -1,4 +1,5 @@
 """Problems whose gradient noise scale is known in closed form, measured by the update's own code, in one process or several."""
+
 from __future__ import annotations
 
 import functools
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from gantrain import randomness
 from gantrain.batching import GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.losses import Hinge
-from gantrain.update import Player, discriminator_phase, generator_phase, step
+from gantrain.training.players import Player
+from gantrain.training.update import discriminator_phase, generator_phase, step
 
 
 @dataclass
@@ -111,7 +113,15 @@ def linear_regression(delta: Sequence[float], h: Sequence[float], s: float, acce
     mean, quadratic = h * delta, (h * delta * delta).sum()
     covariance = (quadratic + s**2) * torch.diag(h) + torch.outer(mean, mean)
     trace, squared = h.sum() * (quadratic + s**2) + mean.square().sum(), mean.square().sum()
-    return Oracle(trace.item(), squared.item(), own.network, draw, lambda rounds, k, probe: step(own, NOBODY, term, rounds, k, probe), covariance, mean)
+    return Oracle(
+        trace.item(),
+        squared.item(),
+        own.network,
+        draw,
+        lambda rounds, k, probe: step(own, NOBODY, term, rounds, k, probe),
+        covariance,
+        mean,
+    )
 
 
 def white_regression(ratio: float, dim: int = 20, accelerator=None) -> Oracle:

@@ -1,4 +1,5 @@
 """BigGAN without BatchNorm: a plug-in from outside gantrain whose gradient is a mean over images, however a batch is cut."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

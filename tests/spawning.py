@@ -3,6 +3,7 @@
 That one has done nothing else, so that what it forks off is a process as the command line would start it, with a life of its own:
 signals, files, threads, exit status. `Spawned` is to a test what `subprocess.Popen` is.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -86,7 +87,13 @@ class Spawned:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         for name in ("out", "err"):
             (self._folder / name).touch()
-        task = {"arguments": self.args, "environment": dict(environment), "out": str(self._folder / "out"), "err": str(self._folder / "err"), "largest": largest}
+        task = {
+            "arguments": self.args,
+            "environment": dict(environment),
+            "out": str(self._folder / "out"),
+            "err": str(self._folder / "err"),
+            "largest": largest,
+        }
         self.pid = self._spawner.spawn(task)
 
     @property
@@ -133,14 +140,18 @@ def spawner() -> Spawner:
     return one
 
 
-def run(arguments: Sequence[object], environment: Mapping[str, str], largest: int | None = None, timeout: float = 200) -> subprocess.CompletedProcess:
+def run(
+    arguments: Sequence[object], environment: Mapping[str, str], largest: int | None = None, timeout: float = 200
+) -> subprocess.CompletedProcess:
     """A process, to its end."""
     process = Spawned(arguments, environment, largest)
     out, err = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def together(processes: int, arguments: Sequence[object], environment: Mapping[str, str], timeout: float = 300) -> subprocess.CompletedProcess:
+def together(
+    processes: int, arguments: Sequence[object], environment: Mapping[str, str], timeout: float = 300
+) -> subprocess.CompletedProcess:
     """So many processes of one group, as a launcher starts them: when one fails, the others are ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -165,7 +176,7 @@ def serve(connection: socket.socket) -> None:
     import torch.distributed.tensor  # noqa: F401
 
     import gantrain.cli
-    import gantrain.trainer  # noqa: F401
+    import gantrain.training.trainer  # noqa: F401
 
     gc.collect()
     gc.freeze()  # what was imported is not looked through again in every process

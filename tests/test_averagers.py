@@ -1,4 +1,5 @@
 """Every averager of the table: against closed forms, plain-numpy implementations, and each other."""
+
 from __future__ import annotations
 
 import collections
@@ -61,7 +62,9 @@ def walk(live: dict[str, torch.Tensor], step: int) -> None:
 
 def weights_of(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {n: torch.randn(shape, generator=generator).to(device, dtype) for n, shape in (("a.weight", (4, 3)), ("a.bias", (4,)), ("scale", ()))}
+    return {
+        n: torch.randn(shape, generator=generator).to(device, dtype) for n, shape in (("a.weight", (4, 3)), ("a.bias", (4,)), ("scale", ()))
+    }
 
 
 def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,7 +92,8 @@ def test_no_averager_is_left_out_here():
 
 @pytest.mark.parametrize(
     "rule, gamma",
-    [(Power(sigma_rel=s), None) for s in (0.03, 0.05, 0.10, 0.15, 0.25)] + [(Power(sigma_rel=None, gamma=g), g) for g in (0.0, 1.0, 6.94, 40.0)],
+    [(Power(sigma_rel=s), None) for s in (0.03, 0.05, 0.10, 0.15, 0.25)]
+    + [(Power(sigma_rel=None, gamma=g), g) for g in (0.0, 1.0, 6.94, 40.0)],
 )
 def test_power_weights_are_exact_through_a_growing_batch(rule, gamma):
     """The live weights of (t', t] count (t/T)^(gamma+1) - (t'/T)^(gamma+1), and the initial weights nothing."""
@@ -189,7 +193,9 @@ def test_steps_ema_with_its_batch_decays_by_images():
         brought = 1 - decay ** ((positions[i] - positions[i - 1]) / published)
         assert weights[i] == pytest.approx(brought * decay ** ((positions[-1] - positions[i]) / published), rel=1e-12)
     fixed = range(64, 64 * 40 + 1, 64)
-    np.testing.assert_allclose(weight_profile(EmaSteps(decay=decay, batch_size=64), fixed)[1], weight_profile(EmaSteps(decay=decay), fixed)[1], rtol=1e-12)
+    np.testing.assert_allclose(
+        weight_profile(EmaSteps(decay=decay, batch_size=64), fixed)[1], weight_profile(EmaSteps(decay=decay), fixed)[1], rtol=1e-12
+    )
 
 
 def test_steps_ema_with_its_batch_and_rare_looks():
@@ -222,7 +228,9 @@ def test_steps_ema_counts_updates_between_rare_looks():
 # ---- means of collected weights --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k, every, start, look", [(1, 0.2, 0.0, None), (4, 0.2, 0.3, None), (4, 0.15, 0.5, 0.1), (7, 0.064, 0.0, None), (5, 0.7, 1.0, None)])
+@pytest.mark.parametrize(
+    "k, every, start, look", [(1, 0.2, 0.0, None), (4, 0.2, 0.3, None), (4, 0.15, 0.5, 0.1), (7, 0.064, 0.0, None), (5, 0.7, 1.0, None)]
+)
 def test_lawa_is_the_mean_of_the_last_k_collected(k, every, start, look):
     """Against a deque, after every update: before there are k, with k, and while the batch grows."""
     live = {"w": torch.randn(6, generator=torch.Generator().manual_seed(1))}
@@ -466,7 +474,10 @@ def test_the_profile_of_an_average_that_looks_rarely(rule, every):
 
 
 @settings(max_examples=60, deadline=None)
-@given(batches=st.lists(st.sampled_from([0, 1, 64, 64, 64, 128, 256, 1000]), min_size=1, max_size=40), every=st.none() | st.sampled_from([0.064, 0.2, 1.0]))
+@given(
+    batches=st.lists(st.sampled_from([0, 1, 64, 64, 64, 128, 256, 1000]), min_size=1, max_size=40),
+    every=st.none() | st.sampled_from([0.064, 0.2, 1.0]),
+)
 def test_looks_are_recorded_as_runs(batches, every):
     """Any schedule, with updates that were skipped (0 images): what was looked at is what unrolls, with the updates in between."""
     positions = list(itertools.accumulate(batches))
@@ -558,8 +569,14 @@ def test_a_wrong_tensor_or_slot_is_refused_by_name(rule, slot):
         (({**shadows, "a.bias": torch.zeros(2)}, state, slots), r"saved average: weight 'a.bias' has shape \[2\], \[4\] is wanted"),
         ((shadows, state, without(slots, f"{slot}/scale")), f"saved average's slots: weight '{slot}/scale' is missing"),
         ((shadows, state, None), "saved average's slots: weight '.*' is missing"),
-        ((shadows, state, {**slots, "other/scale": torch.zeros(())}), "saved average's slots: there is no weight 'other/scale' to receive it"),
-        ((shadows, state, {**slots, f"{slot}/scale": torch.zeros(7)}), rf"saved average's slots: weight '{slot}/scale' has shape \[7\], \[\] is wanted"),
+        (
+            (shadows, state, {**slots, "other/scale": torch.zeros(())}),
+            "saved average's slots: there is no weight 'other/scale' to receive it",
+        ),
+        (
+            (shadows, state, {**slots, f"{slot}/scale": torch.zeros(7)}),
+            rf"saved average's slots: weight '{slot}/scale' has shape \[7\], \[\] is wanted",
+        ),
     ]:
         with pytest.raises(UserError, match=words):
             average.load(*load)
@@ -603,7 +620,9 @@ def test_offload_from_a_gpu(rule):
         far.update(nimg)
         if step % 5 == 0:
             here, there = everything(near), everything(far)
-            assert all(t.device.type == "cpu" and t.dtype == torch.float32 for t in there.values()) and all(t.is_cuda for t in here.values())
+            assert all(t.device.type == "cpu" and t.dtype == torch.float32 for t in there.values()) and all(
+                t.is_cuda for t in here.values()
+            )
             torch.testing.assert_close({n: t.cpu() for n, t in here.items()}, there, rtol=1e-5, atol=1e-6)
     assert near.state() == far.state()
 
@@ -677,7 +696,11 @@ def test_half_precision_weights_move_fp32_averages(rule, dtype):
 def test_steps_below_half_precision_add_up(dtype):
     """Each moves the average by less than half precision shows: in it the average would stand still for ever."""
     live = torch.ones(4, dtype=dtype)
-    rules = {"ema": Ema(half_life_kimg=100.0, ramp_up=None), "ema_steps": EmaSteps(decay=0.9995), "lookahead": Lookahead(alpha=0.0005, every_kimg=0.064)}
+    rules = {
+        "ema": Ema(half_life_kimg=100.0, ramp_up=None),
+        "ema_steps": EmaSteps(decay=0.9995),
+        "lookahead": Lookahead(alpha=0.0005, every_kimg=0.064),
+    }
     averages = {name: Average(rule, {"w": live}) for name, rule in rules.items()}
     expected = {name: 1.0 for name in rules}
     for average in averages.values():
@@ -791,7 +814,9 @@ def test_batchnorm_statistics_are_averaged_by_the_same_rule(rule):
     averaged, live = normed(), normed()
     bank.materialize("it", averaged, averaged_statistics=True)
     bank.materialize("it", live)
-    assert torch.equal(averaged[1].running_mean, shadows["1.running_mean"]) and torch.equal(averaged[1].running_var, shadows["1.running_var"].clamp(min=0))
+    assert torch.equal(averaged[1].running_mean, shadows["1.running_mean"]) and torch.equal(
+        averaged[1].running_var, shadows["1.running_var"].clamp(min=0)
+    )
     assert torch.equal(live[1].running_mean, norm.running_mean) and torch.equal(live[1].running_var, norm.running_var)
     for target in (averaged, live):
         assert torch.equal(target[0].weight, shadows["0.weight"]) and torch.equal(target[1].num_batches_tracked, norm.num_batches_tracked)

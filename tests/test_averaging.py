@@ -1,4 +1,5 @@
 """Averages: against torch.optim.swa_utils, closed forms, and the clock of images."""
+
 from __future__ import annotations
 
 import copy
@@ -11,8 +12,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from gantrain.averaging import AVERAGERS, Average, AverageBank, Ema, EmaSteps, Swa
+from gantrain.config.lr_tail import LrTail
 from gantrain.errors import UserError
-from gantrain.schedules import LrTail
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -114,7 +115,9 @@ def test_the_ramp_alone_is_a_power_function_average():
     t = torch.arange(batch, n + 1, batch, dtype=torch.float64) / n
     mean = (weights * t).sum()
     assert mean.item() == pytest.approx((gamma + 1) / (gamma + 2), abs=2e-3)
-    assert (((t - mean) ** 2 * weights).sum().sqrt()).item() == pytest.approx(math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))), abs=2e-3)
+    assert (((t - mean) ** 2 * weights).sum().sqrt()).item() == pytest.approx(
+        math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))), abs=2e-3
+    )
 
 
 def test_ema_steps_follows_exactly_until_its_start():

@@ -1,4 +1,5 @@
 """Batch policies and the controller, by themselves; tests/test_growth.py has them in whole runs."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,9 +10,22 @@ import pytest
 import torch
 from conftest import ROOT
 
-from gantrain import batching, loading
-from gantrain import config as config_module
-from gantrain.batching import BATCH_POLICIES, BatchController, Batches, BatchState, ByNoiseScale, Estimate, Fixed, Largest, NoiseMonitor, NoiseScale, OnSwap, Schedule
+from gantrain import batching
+from gantrain.batching import (
+    BATCH_POLICIES,
+    BatchController,
+    Batches,
+    BatchState,
+    ByNoiseScale,
+    Estimate,
+    Fixed,
+    Largest,
+    NoiseMonitor,
+    NoiseScale,
+    OnSwap,
+    Schedule,
+)
+from gantrain.config import loading, notes, yaml_files
 from gantrain.errors import InvalidField, UserError
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -39,7 +53,17 @@ UNDECIDABLE = Estimate(trace=1.0, squared=-1.0, low=None, high=None, measurement
 
 def state(nimg: int = 10**6, batch: int = 64, d: Estimate = UNDECIDABLE, g: Estimate = UNDECIDABLE, checks=1, **kwargs) -> BatchState:
     """A moment at which so many equal checks (or these) have been made, the last of them just now."""
-    return BatchState(nimg, batch, **{"proposal": float(batch), "since_change": nimg, "checks": ({"d": d, "g": g},) * checks if isinstance(checks, int) else checks, "checked": True, **kwargs})
+    return BatchState(
+        nimg,
+        batch,
+        **{
+            "proposal": float(batch),
+            "since_change": nimg,
+            "checks": ({"d": d, "g": g},) * checks if isinstance(checks, int) else checks,
+            "checked": True,
+            **kwargs,
+        },
+    )
 
 
 # ---- every policy ----------------------------------------------------------------------------------------------------
@@ -126,7 +150,9 @@ def test_gates(gate, d, g, grows):
     assert policy.propose(moment) == (128 if grows else 64)
     if grows:
         named = [player for player, ratio in (("D", d), ("G", g)) if ratio == 4 and player.lower() in batching.by_noise_scale.GATES[gate]]
-        assert [f"{player}'s noise scale is 4 batches (3.64 to 4.4)" in policy.reason(moment) for player in ("D", "G")] == [p in named for p in ("D", "G")]
+        assert [f"{player}'s noise scale is 4 batches (3.64 to 4.4)" in policy.reason(moment) for player in ("D", "G")] == [
+            p in named for p in ("D", "G")
+        ]
         assert policy.reason(moment).endswith(", above 2 x 1.5 in 2 checks")
 
 
@@ -286,22 +312,31 @@ def test_another_policy_on_the_command_line_takes_the_files_keys_with_it():
     path = ROOT / "configs" / "digits_noise_scale.yaml"
     assert loading.load(path, ["batching.name=fixed"]).batching == Fixed(batch_size=64, micro_batch=32, max_batch=512)
     assert loading.load(path, ["batching={name: schedule, milestones: [[10, 128]]}"]).batching.milestones == ((10, 128),)
-    with pytest.raises(loading.ConfigError, match="command line: batching.target=2: no such key of fixed"):
+    with pytest.raises(yaml_files.ConfigError, match="command line: batching.target=2: no such key of fixed"):
         loading.load(path, ["batching.name=fixed", "batching.target=2"])
 
 
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["batching={name: schedule, milestones: [[10, 128], [90, 256]]}"], "batching.milestones: 90 is not before total_kimg=80: it will have no effect"),
-        (["batching={name: noise_scale, max_batch: 128, dwell_kimg: 99}", "noise_scale.measure_every=10"], "batching: checks and dwell take 99 kimg, and total_kimg is 80"),
-        (["batching={name: noise_scale, max_batch: 128}", "noise_scale.measure_every=100"], "batching: checks and dwell take 409.6 kimg, and total_kimg is 80"),
+        (
+            ["batching={name: schedule, milestones: [[10, 128], [90, 256]]}"],
+            "batching.milestones: 90 is not before total_kimg=80: it will have no effect",
+        ),
+        (
+            ["batching={name: noise_scale, max_batch: 128, dwell_kimg: 99}", "noise_scale.measure_every=10"],
+            "batching: checks and dwell take 99 kimg, and total_kimg is 80",
+        ),
+        (
+            ["batching={name: noise_scale, max_batch: 128}", "noise_scale.measure_every=100"],
+            "batching: checks and dwell take 409.6 kimg, and total_kimg is 80",
+        ),
         (["batching.lr_scaling=sqrt"], "batching.name=fixed: the batch stays, max_batch and lr_scaling have no effect"),
         (["noise_scale.per_layer=true"], "noise_scale.measure_every is null: the other settings of noise_scale have no effect"),
     ],
 )
 def test_settings_without_effect_are_noted(overrides, words):
-    assert any(note.startswith(words) for note in config_module.notes(loading.load(DIGITS, overrides)))
+    assert any(note.startswith(words) for note in notes.notes(loading.load(DIGITS, overrides)))
 
 
 @pytest.mark.parametrize("how, power", [("none", 0.0), ("sqrt", 0.5), ("linear", 1.0)])
@@ -361,7 +396,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("overrides, words", REFUSED, ids=[" ".join(o) for o, _ in REFUSED])
 def test_what_cannot_be_is_one_line(overrides, words):
-    with pytest.raises(loading.ConfigError) as error:
+    with pytest.raises(yaml_files.ConfigError) as error:
         loading.load(DIGITS, overrides)
     assert words in str(error.value)
     assert str(error.value).startswith("command line: ") or "measure_every must be given" in words  # a key that nobody has set

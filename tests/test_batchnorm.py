@@ -1,4 +1,5 @@
 """BatchNorm statistics for averaged weights."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,5 @@
 """The figures of a run: what they draw is what the record says."""
+
 from __future__ import annotations
 
 import json
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gantrain import charts
-from gantrain.config import Config
-from gantrain.record import Record, followed
+from gantrain.config.config import Config
+from gantrain.reporting import charts
+from gantrain.run_folder.record import Record, followed
 
 
 def scores(nimg: int, **values: float) -> dict:
@@ -78,7 +79,11 @@ def test_swaps_growths_and_rollbacks_are_marked():
     """Each once, where it happened, with words to be pointed at; of a swap's three lines only the moment counts."""
     for figure in (charts.scores_figure(record(*RUN), "fid"), charts.batch_figure(record(*RUN))):
         found = traces(figure)
-        assert {kind: found[kind]["x"] for kind in charts.MARKS} == {"swap": [20, 20, 20, None], "growth": [12, 12, 12, None], "rollback": [31, 31, 31, None]}
+        assert {kind: found[kind]["x"] for kind in charts.MARKS} == {
+            "swap": [20, 20, 20, None],
+            "growth": [12, 12, 12, None],
+            "rollback": [31, 31, 31, None],
+        }
         assert found["swap"]["text"][1] == "swap at 20 kimg<br>swa in place of the live weights of G and D"
         assert found["growth"]["text"][1] == "growth at 12 kimg<br>batch 64 -> 128: so"
         assert found["rollback"]["text"][1] == "rollback at 31 kimg<br>loss/d not finite; back to 22 kimg"
@@ -87,11 +92,17 @@ def test_swaps_growths_and_rollbacks_are_marked():
             assert [one.showlegend for one in mine] == [True, False, False][: len(mine)]
             for one in mine:
                 axis = figure.layout[one.yaxis.replace("y", "yaxis")]
-                assert tuple(axis.range) == (0, 1) and axis.overlaying == ("y" if one is mine[0] else f"y{mine.index(one) + 1}") and not axis.visible
+                assert (
+                    tuple(axis.range) == (0, 1)
+                    and axis.overlaying == ("y" if one is mine[0] else f"y{mine.index(one) + 1}")
+                    and not axis.visible
+                )
         assert "swap" not in traces(charts.scores_figure(record(*RUN[:4]), "fid"))
 
 
-@pytest.mark.parametrize(("values", "kind"), [((30.0, 0.5), "log"), ((30.0, 4.0), None), ((30.0, -0.001), None), ((30.0, 0.0), None), ((math.nan,), None)])
+@pytest.mark.parametrize(
+    ("values", "kind"), [((30.0, 0.5), "log"), ((30.0, 4.0), None), ((30.0, -0.001), None), ((30.0, 0.0), None), ((math.nan,), None)]
+)
 def test_scores_that_span_much_are_drawn_on_a_log_axis(values, kind):
     """Unless one of them has no place on it."""
     figure = charts.scores_figure(record(*(scores(i, live__kid=value) for i, value in enumerate(values))), "kid")
@@ -101,7 +112,14 @@ def test_scores_that_span_much_are_drawn_on_a_log_axis(values, kind):
 def test_batch_changes_where_it_was_grown():
     """Not at the next line of losses; a growth before the first of these, and what a rollback has grown, too."""
     assert charts.batches(record(*RUN)) == [(0, 64, 1), (12000, 128, 2), (32000, 128, 2)]
-    lines = [growth(1000, 64, 256, 4), training(2000, 256, 4), growth(3000, 256, 512, 8), training(4000, 512, 8), rollback(4000, 2000, 300, 5), training(5000, 300, 5)]
+    lines = [
+        growth(1000, 64, 256, 4),
+        training(2000, 256, 4),
+        growth(3000, 256, 512, 8),
+        training(4000, 512, 8),
+        rollback(4000, 2000, 300, 5),
+        training(5000, 300, 5),
+    ]
     assert charts.batches(record(*lines)) == [(0, 64, 1), (1000, 256, 4), (2000, 300, 5), (5000, 300, 5)]
     assert charts.batches(record()) == [] and charts.batches(record(scores(0, live__fid=1.0))) == []
     found = traces(charts.batch_figure(record(*RUN)))
@@ -114,10 +132,19 @@ def test_noise_scale_has_gaps_where_nothing_is_known():
     """Its line and its band alike: a line without an interval is an estimate that noise drowns."""
     scale = lambda value: {f"noise_scale/D/b_simple{end}": value * factor for end, factor in (("", 1), ("_low", 0.5), ("_high", 2))}  # noqa: E731
     drowned = {"noise_scale/D/b_simple": 7.0}
-    lines = [training(1000, 64, 1, **scale(10)), training(2000, 64, 1, **scale(20)), training(3000, 64, 1, **drowned), training(4000, 64, 1, **scale(40))]
+    lines = [
+        training(1000, 64, 1, **scale(10)),
+        training(2000, 64, 1, **scale(20)),
+        training(3000, 64, 1, **drowned),
+        training(4000, 64, 1, **scale(40)),
+    ]
     figure = charts.batch_figure(record(*lines))
     found = traces(figure)
-    assert found["noise scale of D"]["x"] == [1, 2, 3, 4] and found["noise scale of D"]["y"] == [10, 20, None, 40] and "noise scale of G" not in found
+    assert (
+        found["noise scale of D"]["x"] == [1, 2, 3, 4]
+        and found["noise scale of D"]["y"] == [10, 20, None, 40]
+        and "noise scale of G" not in found
+    )
     (band,) = [one for one in figure.data if one.fill == "toself"]
     assert list(band.x) == [1, 2, 2, 1, None, 4, 4, None] and list(band.y) == [5, 10, 40, 20, None, 20, 80, None]
     assert figure.layout.yaxis.type == "log"
@@ -133,4 +160,9 @@ def test_long_runs_are_thinned_evenly_and_keep_their_end():
 def test_panels_lie_below_each_other():
     figure = charts.batch_figure(record(*RUN))
     (_, top), (low, high), (bottom, below) = (figure.layout[name].domain for name in ("yaxis", "yaxis2", "yaxis3"))
-    assert top == 1 and bottom == pytest.approx(0, abs=1e-9) and below < low < high < figure.layout.yaxis.domain[0] and figure.layout.xaxis.anchor == "y3"
+    assert (
+        top == 1
+        and bottom == pytest.approx(0, abs=1e-9)
+        and below < low < high < figure.layout.yaxis.domain[0]
+        and figure.layout.xaxis.anchor == "y3"
+    )

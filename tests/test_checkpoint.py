@@ -1,4 +1,5 @@
 """Checkpoints: whole or passed over, written without a trace of what failed."""
+
 from __future__ import annotations
 
 import json
@@ -14,10 +15,10 @@ import time
 import pytest
 import torch
 
-from gantrain import checkpoint
-from gantrain.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, linked, read, save_under, verify
 from gantrain.errors import UserError
-from gantrain.runfolder import ROLLBACK_FILE, forget_abandoned, read_rollback, write_rollback
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, linked, read, save_under, verify
+from gantrain.run_folder.ownership import ROLLBACK_FILE, forget_abandoned, read_rollback, write_rollback
 
 
 def tensors(value: float) -> dict:
@@ -255,7 +256,9 @@ def test_where_there_are_no_links_it_is_copied_and_synced(saved, tmp_path, monke
     target = tmp_path / "best" / saved.name
     linked(saved, target)
     verify(target)
-    assert content(target) == content(saved) and not {p.stat().st_ino for p in target.iterdir()} & {p.stat().st_ino for p in saved.iterdir()}
+    assert content(target) == content(saved) and not {p.stat().st_ino for p in target.iterdir()} & {
+        p.stat().st_ino for p in saved.iterdir()
+    }
     assert set(synced[: synced.index("renamed")]) >= {*content(saved), f".writing-{saved.name}"} and synced[-1] == "best"
 
 
@@ -324,7 +327,10 @@ def test_what_a_kill_left_in_any_store_is_cleared(store, best):
 def test_a_second_name_that_cannot_be_had_is_named_and_the_first_is_whole(store, best):
     best[1].folder.parent.mkdir()
     best[1].folder.write_text("a file")
-    with pytest.raises(NotWritten, match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); make room and run"):
+    with pytest.raises(
+        NotWritten,
+        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); make room and run",
+    ):
         save_under([store, *best], 1000, tensors(1.0), {})
     verify(store.newest())
     verify(best[0].newest())
@@ -371,7 +377,9 @@ def test_whoever_comes_too_early_waits(writer):
 
 
 @pytest.mark.parametrize("how", ["wait", "check", "submit"])
-@pytest.mark.parametrize("error", [NotWritten("the disk is full"), MemoryError("none"), KeyboardInterrupt("a")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [NotWritten("the disk is full"), MemoryError("none"), KeyboardInterrupt("a")], ids=lambda e: type(e).__name__
+)
 def test_what_went_wrong_is_raised_once(how, error, writer):
     """To whoever looks next; what came too early for it is not written, and the writer works on."""
     done = []

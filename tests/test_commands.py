@@ -1,4 +1,5 @@
 """Whole commands at tiny size: train, resume, refuse."""
+
 from __future__ import annotations
 
 import json
@@ -41,7 +42,11 @@ def same_run(a: Path, b: Path) -> None:
 
     def told(run: Path, part: str) -> list[str]:
         lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if f'"{part}/' in line]
-        return lines if part == "eval" else [json.dumps({k: v for k, v in json.loads(x).items() if not k.startswith(("throughput", "memory"))}) for x in lines]
+        return (
+            lines
+            if part == "eval"
+            else [json.dumps({k: v for k, v in json.loads(x).items() if not k.startswith(("throughput", "memory"))}) for x in lines]
+        )
 
     assert told(a, "eval") and told(a, "eval") == told(b, "eval")
     assert told(a, "loss") and told(a, "loss") == told(b, "loss")
@@ -67,7 +72,17 @@ def test_a_run_leaves_what_the_design_says(finished):
     training = [line for line in lines if "loss/d" in line]
     assert [line["nimg"] for line in training] == [80 * i for i in range(1, 13)]
     for line in training:
-        assert {"loss/g", "logits/real", "logits/fake", "batch/size", "batch/rounds", "throughput/img_per_s", "reals_seen", "lr/g", "lr/d"} <= line.keys()
+        assert {
+            "loss/g",
+            "logits/real",
+            "logits/fake",
+            "batch/size",
+            "batch/rounds",
+            "throughput/img_per_s",
+            "reals_seen",
+            "lr/g",
+            "lr/d",
+        } <= line.keys()
         assert line["batch/size"] == 16 and line["batch/rounds"] == 1 and line["reals_seen"] == 2 * line["nimg"]
     scores = [line for line in lines if "eval/live/digits_fid" in line]
     assert [line["nimg"] for line in scores] == [160 * i for i in range(7)]
@@ -136,7 +151,9 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(finished, gantr
     def drawing(run: Path) -> bool:
         return (run / "samples" / "000000000480.png").exists()
 
-    kills = [kill_when(run, ready, "total_kimg=0.96") for ready in (lambda run: run.exists(), lines(1), lines(9), writing, drawing, lines(22))]
+    kills = [
+        kill_when(run, ready, "total_kimg=0.96") for ready in (lambda run: run.exists(), lines(1), lines(9), writing, drawing, lines(22))
+    ]
     assert sum(kills) >= 5, "the run ended before it could be killed"
     train(gantrain, run, "total_kimg=0.96")
     same_run(finished[0], run)
@@ -233,7 +250,11 @@ def test_a_corrupt_image_is_named(gantrain, pictures, tmp_path):
     (pictures / "dogs" / "3.png").write_bytes(b"no picture")
     (pictures / "cats" / "5.png").write_bytes((pictures / "cats" / "5.png").read_bytes()[:100])
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), check=False))
-    assert str(pictures / "dogs" / "3.png") in line and str(pictures / "cats" / "5.png") in line and line.endswith("; replace or delete them, or set data.on_error=skip")
+    assert (
+        str(pictures / "dogs" / "3.png") in line
+        and str(pictures / "cats" / "5.png") in line
+        and line.endswith("; replace or delete them, or set data.on_error=skip")
+    )
 
 
 def test_an_empty_class_folder_is_named(gantrain, pictures, tmp_path):
@@ -290,7 +311,9 @@ def test_orthogonal_regularisation_reaches_the_weights(gantrain, tmp_path):
 def test_a_refused_run_leaves_its_folder_free(gantrain, pictures, tmp_path):
     """The remedy that the error names works in the same run_dir."""
     one = pictures / "cats"
-    assert "set data.labels=false" in error_of(train(gantrain, tmp_path / "run", *folder(one.parent), "data.root=" + str(nested(one)), check=False))
+    assert "set data.labels=false" in error_of(
+        train(gantrain, tmp_path / "run", *folder(one.parent), "data.root=" + str(nested(one)), check=False)
+    )
     assert not (tmp_path / "run").exists()
     train(gantrain, tmp_path / "run", *folder(one.parent), "data.root=" + str(nested(one)), "data.labels=false")
 
@@ -310,7 +333,9 @@ def test_a_broken_file_replaced_does_not_end_the_run(gantrain, pictures, tmp_pat
     Image.new("RGB", (20, 20), (90, 10, 200)).save(pictures / "cats" / "0.png")
     done = train(gantrain, tmp_path / "run", *folder(pictures), "total_kimg=0.24", "data.keep_in=disk", "data.workers=0")
     assert "note: the content of folder/pictures has changed since 000000000160; its names and labels have not" in done.stdout
-    assert any("has changed since" in note for line in lines_of(tmp_path / "run") if line.get("event") == "resume" for note in line["notes"])
+    assert any(
+        "has changed since" in note for line in lines_of(tmp_path / "run") if line.get("event") == "resume" for note in line["notes"]
+    )
 
 
 @pytest.mark.parametrize("out", ["folder.png", "file/x.png", "file/"])
@@ -347,7 +372,14 @@ def test_bf16_computes_in_bf16(gantrain, tmp_path):
     """Losses near fp32's, and off by more than fp32 rounds and less than bf16 does."""
     losses = {}
     for precision in ("fp32", "bf16"):
-        train(gantrain, tmp_path / precision, f"mixed_precision={precision}", "total_kimg=0.016", "tracking.every_kimg=0.016", "eval.every_kimg=null")
+        train(
+            gantrain,
+            tmp_path / precision,
+            f"mixed_precision={precision}",
+            "total_kimg=0.016",
+            "tracking.every_kimg=0.016",
+            "eval.every_kimg=null",
+        )
         losses[precision] = next(line["loss/d"] for line in lines_of(tmp_path / precision) if "loss/d" in line)
     assert 1e-5 < abs(losses["bf16"] / losses["fp32"] - 1) < 2e-2
 
@@ -411,7 +443,10 @@ def test_the_readmes_batch_policy_grows_the_batch(gantrain, tmp_path):
     policy = "batching={name: 'my_module:Ramp', batch_size: 16, micro_batch: 16, max_batch: 48, until_kimg: 0.2}"
     train(gantrain, tmp_path / "run", policy, cwd=tmp_path)
     grown = [(line["nimg"], line["to"], line["reason"]) for line in lines_of(tmp_path / "run") if line.get("event") == "growth"]
-    assert grown == [(112, 32, "the ramp is at 0.112 of 0.2 kimg, cut to max_batch and whole rounds"), (208, 48, "the ramp is at 0.208 of 0.2 kimg")]
+    assert grown == [
+        (112, 32, "the ramp is at 0.112 of 0.2 kimg, cut to max_batch and whole rounds"),
+        (208, 48, "the ramp is at 0.208 of 0.2 kimg"),
+    ]
 
 
 def test_the_readmes_loop_averages():
@@ -429,8 +464,19 @@ def test_the_readmes_loop_averages():
                 p.add_(torch.randn_like(p))
         seen.append({n: p.detach().clone() for n, p in generator.named_parameters()})
 
-    names: dict = {"generator": generator, "discriminator": None, "averaged": averaged, "train_step": train_step, "torch": torch, "dim_z": 4}
-    exec(block.replace("Swa(start_kimg=50)", "Swa(start_kimg=0.02, every_kimg=0.01)"), {**names, "loader": [torch.zeros(10, 2)] * 5}, space := {})
+    names: dict = {
+        "generator": generator,
+        "discriminator": None,
+        "averaged": averaged,
+        "train_step": train_step,
+        "torch": torch,
+        "dim_z": 4,
+    }
+    exec(
+        block.replace("Swa(start_kimg=50)", "Swa(start_kimg=0.02, every_kimg=0.01)"),
+        {**names, "loader": [torch.zeros(10, 2)] * 5},
+        space := {},
+    )
     assert isinstance(space["bank"], AverageBank) and space["nimg"] == 50
     mean = {n: torch.stack([step[n] for step in seen[1:]]).mean(0) for n in seen[0]}
     for name, p in generator.named_parameters():

@@ -1,4 +1,5 @@
 """The configuration: what it takes, what it refuses, and in which words."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,10 +11,13 @@ from conftest import ROOT, error_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gantrain import loading as configuration
 from gantrain.averaging import Ema, EmaSteps, Swa
-from gantrain.config import Config, Guard, notes
-from gantrain.loading import ConfigError, load
+from gantrain.config import loading as configuration
+from gantrain.config.config import Config
+from gantrain.config.loading import load
+from gantrain.config.notes import notes
+from gantrain.config.sections import Guard
+from gantrain.config.yaml_files import ConfigError
 from gantrain.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -90,7 +94,9 @@ def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantr
     assert "must be a dataclass" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Bare", cwd=tmp_path, check=False))
     assert "did you mean 'Scaled'" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Scald", cwd=tmp_path, check=False))
     (tmp_path / "broken.py").write_text("def :")
-    assert "'broken' fails on import (SyntaxError: " in error_of(gantrain("config", DIGITS, "loss.name=broken:Loss", cwd=tmp_path, check=False))
+    assert "'broken' fails on import (SyntaxError: " in error_of(
+        gantrain("config", DIGITS, "loss.name=broken:Loss", cwd=tmp_path, check=False)
+    )
     line = error_of(gantrain("config", DIGITS, "loss.name=gantrain.averaging:Ema", cwd=tmp_path, check=False))
     assert "loss 'gantrain.averaging:Ema' has no method 'discriminator', which every loss has" in line
     assert "is it on PYTHONPATH?" in error_of(gantrain("config", DIGITS, "loss.name=no_such:Loss", cwd=tmp_path, check=False))
@@ -98,7 +104,10 @@ def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantr
 
 REFUSALS = [
     # overrides, what the line must say
-    (["averagers.ema.half_lfie_kimg=5"], r"command line: averagers.ema.half_lfie_kimg=5: no such key of ema; did you mean 'half_life_kimg'\?"),
+    (
+        ["averagers.ema.half_lfie_kimg=5"],
+        r"command line: averagers.ema.half_lfie_kimg=5: no such key of ema; did you mean 'half_life_kimg'\?",
+    ),
     (["optm.lr_g=1"], r"command line: optm=.*no such key; did you mean 'optim'\?"),
     (["optim.lr_g=fast"], r"command line: optim.lr_g must be a number, got 'fast'"),
     (["optim.lr_g=-1"], r"command line: optim.lr_g must be above 0, got -1.0"),
@@ -123,7 +132,10 @@ REFUSALS = [
     (["data.resolution=20"], r"data.resolution: biggan has no network for 20; choose from 8, 16, 32, 64, 128, 256"),
     (["model.attention_resolution=64"], r"model.attention_resolution: .* no place for attention at 64; choose from 8"),
     (["model.hierarchical_z=true"], r"model.hierarchical_z needs shared_embedding above 0"),
-    (["model.hierarchical_z=true", "model.shared_embedding=16"], r"model.dim_z: hierarchical_z cuts z into 3 chunks .* 64 does not divide, 63 does"),
+    (
+        ["model.hierarchical_z=true", "model.shared_embedding=16"],
+        r"model.dim_z: hierarchical_z cuts z into 3 chunks .* 64 does not divide, 63 does",
+    ),
     (["total_kimg"], r"'total_kimg' is no override; write section.key=value"),
     (["=3"], r"'=3' is no override"),
     (["batch_size=32"], r"batch_size=32: no such key; did you mean batching.batch_size or eval.batch_size\?"),
@@ -139,7 +151,10 @@ REFUSALS = [
     (["checkpoint.on_error=warn"], r"checkpoint.on_error must be one of stop, continue, got 'warn'"),
     (["checkpoint.keep_best=[fid]"], r"checkpoint.keep_best must be eval/AVERAGE/METRIC, such as eval/swa/digits_fid, got 'fid'"),
     (["checkpoint.keep_best=[eval/emo/digits_fid]"], r"checkpoint.keep_best must name live or one of averagers; did you mean 'ema'\?"),
-    (["checkpoint.keep_best=[eval/ema/fid]"], r"checkpoint.keep_best must name a score of eval.metrics; known: digits_fid, digits_is, digits_kid"),
+    (
+        ["checkpoint.keep_best=[eval/ema/fid]"],
+        r"checkpoint.keep_best must name a score of eval.metrics; known: digits_fid, digits_is, digits_kid",
+    ),
     (["checkpoint.keep_best=[eval/ema/digits_fid,eval/ema/digits_fid]"], r"checkpoint.keep_best must name every score once"),
     (["guard.on_nonfinite=ignore"], r"guard.on_nonfinite must be one of stop, rollback, warn, got 'ignore'"),
     (["guard.saturation=1"], r"guard.saturation must be in \[0, 1\), got 1"),
@@ -223,12 +238,24 @@ def test_differing_keys_are_named_with_both_values():
 # ---- any mess at all -------------------------------------------------------------------------------------------------
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["", "live", "${", "${a}", "${seed}", "fid", "biggan", "1e-4"])
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["", "live", "${", "${a}", "${seed}", "fid", "biggan", "1e-4"]),
 )
-messes = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)), max_leaves=6)
+messes = st.recursive(
+    scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)), max_leaves=6
+)
 known_keys = [k for k, _ in configuration.leaves(configuration.to_dict(load(DIGITS)))]
 sections = sorted({k.rpartition(".")[0] for k in known_keys if "." in k})
-keys = st.one_of(st.sampled_from(known_keys), st.sampled_from(sections), st.text(min_size=1, max_size=12), st.builds(".".join, st.lists(st.text(max_size=4), max_size=4)))
+keys = st.one_of(
+    st.sampled_from(known_keys),
+    st.sampled_from(sections),
+    st.text(min_size=1, max_size=12),
+    st.builds(".".join, st.lists(st.text(max_size=4), max_size=4)),
+)
 
 
 def load_or_refuse(path, overrides=()) -> None:

@@ -2,6 +2,7 @@
 
 Inception is narrowed too, but for one configuration, which is scored by the real one.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,9 +14,9 @@ from conftest import ROOT, lines_of
 from PIL import Image
 from torch import nn
 
-from gantrain.loading import load
+from gantrain.config.loading import load
 from gantrain.metrics import features
-from gantrain.update import make_adam
+from gantrain.training.players import make_adam
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -54,7 +55,14 @@ def folder(root: Path) -> list[str]:
         (root / name).mkdir()
         for i in range(4):
             Image.fromarray(dice.integers(0, 256, (140 + i, 160 - i, 3), dtype=np.uint8)).save(root / name / f"{i}.jpeg")
-    return [f"data.root={root}", "data.workers=1", "batching.batch_size=8", "batching.micro_batch=4", "total_kimg=0.016", "tracking.every_kimg=0.008"]
+    return [
+        f"data.root={root}",
+        "data.workers=1",
+        "batching.batch_size=8",
+        "batching.micro_batch=4",
+        "total_kimg=0.016",
+        "tracking.every_kimg=0.008",
+    ]
 
 
 WITH_THE_REAL_INCEPTION = "cifar10_biggan.yaml"
@@ -100,7 +108,9 @@ def test_it_trains_and_scores(path, gantrain, tmp_path, inception_weights, monke
     scores = [line for line in lines if "eval/num_samples" in line][-1]
     for name in config.averagers:
         if name in ("ema", "ema_short"):
-            assert all(f"eval/{name}/{config.eval.features.metric_prefix}{m}" in scores for m in ("fid", "is", "kid", "precision", "recall"))
+            assert all(
+                f"eval/{name}/{config.eval.features.metric_prefix}{m}" in scores for m in ("fid", "is", "kid", "precision", "recall")
+            )
     assert any("loss/g" in line for line in lines) and lines[-1]["event"] == "end"
 
 

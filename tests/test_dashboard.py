@@ -1,4 +1,5 @@
 """Weights & Biases really run offline and read back, what it is shown, and what happens when it fails."""
+
 from __future__ import annotations
 
 import base64
@@ -23,14 +24,17 @@ from PIL import Image
 from wandb_file import read_wandb
 
 import gantrain as library
-from gantrain import best_generator, dashboard
-from gantrain import loading as configuration
-from gantrain.config import Config, Wandb
-from gantrain.dashboard import WandbRun, WandbThread, has_key
-from gantrain.record import Record, read
-from gantrain.sheets import Sheet, by_class, grid, read_side_by_side
-from gantrain.tracking import Tracker, better_when_higher
-from gantrain.trainer import Trainer
+from gantrain.config import loading as configuration
+from gantrain.config.config import Config
+from gantrain.config.sections import Wandb
+from gantrain.reporting import wandb_run as dashboard
+from gantrain.reporting.tracker import Tracker
+from gantrain.reporting.wandb_run import WandbRun, WandbThread, has_key
+from gantrain.run_folder import best_generator
+from gantrain.run_folder.record import Record, read
+from gantrain.sampling.sheets import Sheet, by_class, grid, read_side_by_side
+from gantrain.score_names import better_when_higher
+from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -78,7 +82,7 @@ def test_key_in_the_netrc_of_the_home(name, no_key, monkeypatch):
 
 def test_netrc_entry_without_a_password_is_no_key(no_key):
     """W&B passes over it and would ask for a key."""
-    (no_key / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password \"\"\n")
+    (no_key / ".netrc").write_text('machine api.wandb.ai\n  login user\n  password ""\n')
     (no_key / ".netrc").chmod(0o600)
     assert not has_key()
 
@@ -113,6 +117,7 @@ def test_netrc_variable_comes_before_the_home(no_key, tmp_path, monkeypatch):
 
 # ---- W&B offline, really run and read back ---------------------------------------------------------------------------
 
+
 def start(run_dir: Path, *overrides: str, cache: Path, code: str = "", **environment: str | None) -> subprocess.CompletedProcess:
     """`gantrain train` in a home without keys, with nobody at the keyboard.
 
@@ -120,9 +125,25 @@ def start(run_dir: Path, *overrides: str, cache: Path, code: str = "", **environ
     """
     home = run_dir.parent / "home"
     home.mkdir(exist_ok=True)
-    variables = {**os.environ, "GANTRAIN_CACHE": str(cache), "HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_API_KEY": None, **environment}
+    variables = {
+        **os.environ,
+        "GANTRAIN_CACHE": str(cache),
+        "HOME": str(home),
+        "NETRC": str(home / "netrc"),
+        "WANDB_API_KEY": None,
+        **environment,
+    }
     variables = {key: value for key, value in variables.items() if value is not None}
-    command = [sys.executable, "-c", f"{code}\nfrom gantrain.cli import main\nmain()", "train", str(DIGITS), f"run_dir={run_dir}", *SMALL, *overrides]
+    command = [
+        sys.executable,
+        "-c",
+        f"{code}\nfrom gantrain.cli import main\nmain()",
+        "train",
+        str(DIGITS),
+        f"run_dir={run_dir}",
+        *SMALL,
+        *overrides,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Adding directory" not in done.stdout + done.stderr  # behind the final table
@@ -141,13 +162,21 @@ def resumed(tmp_path_factory, cache) -> SimpleNamespace:
     It swaps, grows, measures its noise scale and keeps its best.
     """
     run_dir = tmp_path_factory.mktemp("tracking") / "tiny"
-    more = ["noise_scale.measure_every=2", "batching={name: schedule, micro_batch: 8, milestones: [[0.16, 40]]}", "checkpoint.keep_best=[eval/ema/digits_fid]"]
+    more = [
+        "noise_scale.measure_every=2",
+        "batching={name: schedule, micro_batch: 8, milestones: [[0.16, 40]]}",
+        "checkpoint.keep_best=[eval/ema/digits_fid]",
+    ]
     more += ["swap={source: swa, start_kimg: 0.2, every_kimg: 10, after_kimg: 0.04}", "checkpoint.keep_last=1"]
-    first = start(run_dir, *more, "total_kimg=0.24", "tracking.wandb.mode=online", "tracking.wandb.project=tests", cache=cache, WANDB_MODE="offline")
+    first = start(
+        run_dir, *more, "total_kimg=0.24", "tracking.wandb.mode=online", "tracking.wandb.project=tests", cache=cache, WANDB_MODE="offline"
+    )
     (part,) = (run_dir / "wandb").glob("offline-run-*")
     second = start(run_dir, *more, "total_kimg=0.32", "tracking.wandb.project=tests", cache=cache, WANDB_MODE=None)
     (other,) = set((run_dir / "wandb").glob("offline-run-*")) - {part}
-    return SimpleNamespace(dir=run_dir, said=(first.stdout, second.stdout), folders=(part, other), parts=(read_wandb(part), read_wandb(other)))
+    return SimpleNamespace(
+        dir=run_dir, said=(first.stdout, second.stdout), folders=(part, other), parts=(read_wandb(part), read_wandb(other))
+    )
 
 
 def test_wandb_run_is_named_and_configured(resumed):
@@ -159,7 +188,10 @@ def test_wandb_run_is_named_and_configured(resumed):
     assert {key: found.config[key] for key in wanted} == {**wanted, **changed}
     assert found.config["model"]["ch"] == 2 and found.config["parameters"]["g"] > 0 and found.config["data_fingerprint"]
     scored = next(line for line in lines_of(resumed.dir) if "eval/reference" in line)
-    assert found.config["reference"] == scored["eval/reference"] and found.config["reference_fingerprint"] == scored["eval/reference_fingerprint"]
+    assert (
+        found.config["reference"] == scored["eval/reference"]
+        and found.config["reference_fingerprint"] == scored["eval/reference_fingerprint"]
+    )
     assert found.config["versions"]["torch"] == torch.__version__ and {"python", "wandb", "numpy"} <= found.config["versions"].keys()
 
 
@@ -170,7 +202,12 @@ def test_wandb_history_is_that_of_metrics_jsonl(resumed):
     """Every line of numbers is a row with kimg as a value; W&B counts its steps itself, and they only rise."""
     lines = [line for line in lines_of(resumed.dir) if "event" not in line]
     rows = [row for part in resumed.parts for row in part.history if not any(key.startswith(SHOWN) for key in row)]
-    assert any(row.get("noise_scale/G/measurements") == 5 for row in rows) and [row["batch/size"] for row in rows if "loss/d" in row] == [16, 16, 40, 40]
+    assert any(row.get("noise_scale/G/measurements") == 5 for row in rows) and [row["batch/size"] for row in rows if "loss/d" in row] == [
+        16,
+        16,
+        40,
+        40,
+    ]
     assert len(rows) == len(lines) > 4
     for row, line in zip(rows, lines):
         assert row["kimg"] == pytest.approx(line["nimg"] / 1000)
@@ -186,7 +223,10 @@ def test_wandb_has_each_event_in_words_and_as_a_mark(resumed):
     (grown,) = [line for line in lines_of(resumed.dir) if line.get("event") == "growth"]
     (swapped,) = [line for line in lines_of(resumed.dir) if line.get("event") == "swap" and line["moment"] == "at"]
     rows = [row for part in resumed.parts for row in part.history]
-    told = {"growth": (grown, f"batch 16 -> 40: {grown['reason']}"), "swap": (swapped, "swa in place of the live weights of G and D; batch 40 -> 40")}
+    told = {
+        "growth": (grown, f"batch 16 -> 40: {grown['reason']}"),
+        "swap": (swapped, "swa in place of the live weights of G and D; batch 40 -> 40"),
+    }
     for kind, (line, words) in told.items():
         (row,) = [row for row in rows if f"event/{kind}" in row]
         assert row["kimg"] == pytest.approx(line["nimg"] / 1000) and row[f"event/{kind}"] == words and row[f"mark/{kind}"] == 1
@@ -231,8 +271,13 @@ def test_wandb_has_a_picture_of_every_class(resumed):
 
 def test_a_class_is_a_picture_with_a_row_for_every_sheet():
     """Images whose colour says sheet, class and number: each is where it belongs, and nothing else is."""
-    image = lambda sheet, number, label: torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)  # noqa: E731
-    sheets = [Sheet(name, "", grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3)) for i, name in enumerate(("live", "a_long_name"))]
+    image = lambda sheet, number, label: torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(
+        3, 64, 64
+    )  # noqa: E731
+    sheets = [
+        Sheet(name, "", grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3))
+        for i, name in enumerate(("live", "a_long_name"))
+    ]
     pictures = by_class(sheets, ["cat", "dog", "owl"])
     assert [(one.name, one.caption) for one in pictures] == [("cat", "class cat"), ("dog", "class dog"), ("owl", "class owl")]
     for y, one in enumerate(pictures):
@@ -330,7 +375,12 @@ def test_wandb_summary_has_the_best_of_the_whole_run(resumed):
     scored = [line for line in lines_of(resumed.dir) if "eval/live/digits_fid" in line]
     for part, until in zip(resumed.parts, (240, 320)):
         for metric, better in (("digits_fid", min), ("digits_is", max)):
-            keys = [(line[f"eval/{name}/{metric}"], name, line["nimg"] / 1000) for line in scored for name in ("live", "ema", "ema_short", "swa") if f"eval/{name}/{metric}" in line and line["nimg"] <= until]
+            keys = [
+                (line[f"eval/{name}/{metric}"], name, line["nimg"] / 1000)
+                for line in scored
+                for name in ("live", "ema", "ema_short", "swa")
+                if f"eval/{name}/{metric}" in line and line["nimg"] <= until
+            ]
             value, average, kimg = better(keys, key=lambda one: one[0])
             assert [part.summary[f"best/{metric}{end}"] for end in ("", "_average", "_kimg")] == [value, average, kimg]
 
@@ -349,16 +399,26 @@ def test_wandb_resumed_run_is_the_same_run(resumed):
 
 def test_wandb_artifact_is_the_best_averaged_generator(resumed):
     """Of all that was scored and is kept, at the end of either part; with aliases, scores and the protocol."""
-    kept = {int(path.name) for path in [*(resumed.dir / "checkpoints").iterdir(), *(resumed.dir / "best").glob("*/*")] if path.name.isdigit()}
+    kept = {
+        int(path.name) for path in [*(resumed.dir / "checkpoints").iterdir(), *(resumed.dir / "best").glob("*/*")] if path.name.isdigit()
+    }
     lines = {line["nimg"]: line for line in lines_of(resumed.dir) if "eval/live/digits_fid" in line and line["nimg"] in kept}
-    fid, nimg, average = min((line[f"eval/{name}/digits_fid"], nimg, name) for nimg, line in lines.items() for name in ("ema", "ema_short", "swa") if f"eval/{name}/digits_fid" in line)
+    fid, nimg, average = min(
+        (line[f"eval/{name}/digits_fid"], nimg, name)
+        for nimg, line in lines.items()
+        for name in ("ema", "ema_short", "swa")
+        if f"eval/{name}/digits_fid" in line
+    )
     for part in resumed.parts:
         (model,) = [one for one in part.artifacts if one.type == "model"]
         assert model.name == f"generator-{part.run.run_id}" and {"best", "latest"} < set(model.aliases) and len(model.aliases) == 4
     told = json.loads(model.metadata)
     assert set(model.aliases) == {"best", "latest", average, f"{nimg / 1000:g}kimg"}
     assert (told["average"], told["nimg"], told["metric"], told["scored_at_kimg"]) == (average, nimg, "digits_fid", nimg / 1000)
-    assert told["scores"] == {key.rpartition("/")[2]: value for key, value in lines[nimg].items() if key.startswith(f"eval/{average}/")} and told["scores"]["digits_fid"] == fid
+    assert (
+        told["scores"] == {key.rpartition("/")[2]: value for key, value in lines[nimg].items() if key.startswith(f"eval/{average}/")}
+        and told["scores"]["digits_fid"] == fid
+    )
     assert told["protocol"]["num_samples"] == 16 and told["protocol"]["reference_fingerprint"] == lines[nimg]["eval/reference_fingerprint"]
 
 
@@ -385,10 +445,17 @@ def test_exported_generator_is_that_of_the_run(resumed, gantrain, tmp_path):
     """To the bit, under either policy that needs its buffers; and `gantrain sample` takes the folder."""
     folder, average, kimg = exported_of(resumed)
     for policy in ("recalibrate", "copy"):
-        ours, theirs = (library.load_generator(run, average, batchnorm=policy, kimg=at) for run, at in ((folder, None), (resumed.dir, kimg)))
+        ours, theirs = (
+            library.load_generator(run, average, batchnorm=policy, kimg=at) for run, at in ((folder, None), (resumed.dir, kimg))
+        )
         z, y = torch.randn(8, ours.dim_z, generator=torch.Generator().manual_seed(0)), torch.arange(8)
         assert torch.equal(ours(z, y), theirs(z, y))
-    assert sorted(path.name for path in (folder / "checkpoints" / f"{round(kimg * 1000):012d}").iterdir()) == [f"average.{average}.safetensors", "g.safetensors", "manifest.json", "state.json"]
+    assert sorted(path.name for path in (folder / "checkpoints" / f"{round(kimg * 1000):012d}").iterdir()) == [
+        f"average.{average}.safetensors",
+        "g.safetensors",
+        "manifest.json",
+        "state.json",
+    ]
     done = gantrain("sample", folder, "--average", average, "--num", 4, "--out", tmp_path / "four.png")
     assert done.stdout == f"4 images of {average} in {tmp_path / 'four.png'}\n"
     refused = gantrain("sample", folder, "--average", "power", "--out", tmp_path / "no.png", check=False)
@@ -400,7 +467,13 @@ def scored(tmp_path) -> Record:
     """A record of two evaluations, and empty checkpoint folders: at the first as the best, at neither as the last."""
     (tmp_path / "best" / "eval.ema.fid" / "000000001000").mkdir(parents=True)
     (tmp_path / "checkpoints" / "000000002500").mkdir(parents=True)
-    row = lambda live, ema, swa: {"eval/live/fid": live, "eval/ema/fid": ema, "eval/swa/fid": swa, "eval/ema/is": 3.0, "eval/num_samples": 16}  # noqa: E731
+    row = lambda live, ema, swa: {
+        "eval/live/fid": live,
+        "eval/ema/fid": ema,
+        "eval/swa/fid": swa,
+        "eval/ema/is": 3.0,
+        "eval/num_samples": 16,
+    }  # noqa: E731
     return Record(tmp_path, Config(), [{"nimg": 1000, **row(1.0, 3.0, math.nan)}, {"nimg": 2000, **row(2.0, 5.0, 4.0)}])
 
 
@@ -411,7 +484,11 @@ def test_candidates_are_averages_whose_scores_are_of_their_checkpoint_then_the_l
 
 
 def test_candidates_of_a_score_that_shall_be_high(scored):
-    lines = [{key.replace("fid", "is") if "fid" in key else f"{key}_": value for key, value in line.items() if key != "nimg"} | {"nimg": line["nimg"]} for line in scored.lines]
+    lines = [
+        {key.replace("fid", "is") if "fid" in key else f"{key}_": value for key, value in line.items() if key != "nimg"}
+        | {"nimg": line["nimg"]}
+        for line in scored.lines
+    ]
     assert [one.average for one in best_generator.candidates(replace(scored, lines=lines))] == ["ema", "ema", "swa"]
 
 
@@ -445,7 +522,11 @@ def fake_wandb(said: list, **more) -> WandbRun:
     run = SimpleNamespace(id="abc", offline=True, logged=[], summary={}, artifacts=[], **more)
     run.log, run.log_artifact = run.logged.append, lambda artifact, aliases: run.artifacts.append(aliases)
     run.finish = lambda exit_code: None
-    module = SimpleNamespace(Plotly=lambda figure: figure, Table=lambda columns, data: data, Artifact=lambda *a, **k: SimpleNamespace(add_file=lambda *a, **k: None))
+    module = SimpleNamespace(
+        Plotly=lambda figure: figure,
+        Table=lambda columns, data: data,
+        Artifact=lambda *a, **k: SimpleNamespace(add_file=lambda *a, **k: None),
+    )
     return WandbRun(run, module, said.append)
 
 
@@ -523,7 +604,9 @@ def test_a_folder_that_the_user_has_named_is_left_to_wandb(tmp_path, monkeypatch
 def test_wandb_goes_offline_without_a_key_and_says_how_to_show_the_run(resumed):
     """WANDB_MODE decides over the configuration; auto without a key asks nobody. One line each."""
     for said, folder in zip(resumed.said, resumed.folders):
-        assert [line for line in said.splitlines() if line.startswith("wandb:")] == [f"wandb: offline; show the run with `wandb sync {folder}`"]
+        assert [line for line in said.splitlines() if line.startswith("wandb:")] == [
+            f"wandb: offline; show the run with `wandb sync {folder}`"
+        ]
 
 
 @pytest.mark.slow
@@ -557,11 +640,18 @@ def test_wandb_that_fails_is_let_go_and_the_run_is_whole(tmp_path, cache):
     )
     done = start(tmp_path / "tiny", cache=cache, code=code, WANDB_MODE="offline")
     said = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
-    assert said[1:] == ["wandb: stopped (the server is on fire); training goes on, metrics.jsonl has everything"] and "Traceback" not in done.stderr
+    assert (
+        said[1:] == ["wandb: stopped (the server is on fire); training goes on, metrics.jsonl has everything"]
+        and "Traceback" not in done.stderr
+    )
     lines = lines_of(tmp_path / "tiny")
     assert [line["nimg"] for line in lines if "loss/d" in line] == [80, 160, 240, 320]
     assert [line["nimg"] for line in lines if "eval/live/digits_fid" in line] == [0, 160, 320] and lines[-1]["event"] == "end"
-    assert [p.name for p in sorted((tmp_path / "tiny" / "samples").iterdir())] == ["000000000000.png", "000000000160.png", "000000000320.png"]
+    assert [p.name for p in sorted((tmp_path / "tiny" / "samples").iterdir())] == [
+        "000000000000.png",
+        "000000000160.png",
+        "000000000320.png",
+    ]
 
 
 @pytest.mark.parametrize("method", ["log", "image", "summary", "finish", "overview", "conclude"])
@@ -642,7 +732,11 @@ def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypa
     assert said == ["wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything"]
     run.let.set()
     thread.finish(0)
-    assert run.calls[-1] == ("finish", 0) and [i for _, i in run.calls[:-1]] == list(range(len(run.calls) - 1)) and 8 <= len(run.calls) - 1 <= 9
+    assert (
+        run.calls[-1] == ("finish", 0)
+        and [i for _, i in run.calls[:-1]] == list(range(len(run.calls) - 1))
+        and 8 <= len(run.calls) - 1 <= 9
+    )
 
 
 def test_a_run_that_hangs_is_let_go_when_patience_ends(monkeypatch):

@@ -1,8 +1,8 @@
 """Data sets, the order in which their images come, and what is refused of them."""
+
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 import gc
 import hashlib
 import io
@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import weakref
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,8 +30,25 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from gantrain import randomness
-from gantrain.data import DATASETS, Archive, Cifar10, Cifar100, Digits, Folder, ImageSet, Packed, RealBatches, Source, Stl10, audit, decode_all, pack, permuted, prepare
-from gantrain.data import intake
+from gantrain.data import (
+    DATASETS,
+    Archive,
+    Cifar10,
+    Cifar100,
+    Digits,
+    Folder,
+    ImageSet,
+    Packed,
+    RealBatches,
+    Source,
+    Stl10,
+    audit,
+    decode_all,
+    intake,
+    pack,
+    permuted,
+    prepare,
+)
 from gantrain.data.intake import place, refuse_impossible
 from gantrain.data.torchvision_sets import CIFAR10, CIFAR100, read_cifar
 from gantrain.errors import InvalidField, UserError
@@ -141,7 +159,9 @@ def furnished(name: str, root: Path) -> Source:
     if name == "archive":
         return Archive(root=str(write_zip(root / "pets.zip", cats_and_dogs(root), {"cat": 1, "dog": 0})), resolution=16)
     if name == "packed":
-        pack(Folder(root=str(cats_and_dogs(root)), resolution=16).build(), root / "packed", "pets") if not (root / "packed").exists() else None
+        pack(Folder(root=str(cats_and_dogs(root)), resolution=16).build(), root / "packed", "pets") if not (
+            root / "packed"
+        ).exists() else None
         return Packed(root=str(root / "packed"), resolution=16)
     raise AssertionError(f"say here how a small {name} is made, so that its contract is tested")
 
@@ -280,7 +300,9 @@ def test_an_order_of_a_billion_images_costs_as_little_as_a_short_one():
 # ---- the stream ------------------------------------------------------------------------------------------------------
 
 
-def stream(images: ImageSet, count: int, micro_batch: int = 4, world: int = 1, start: int = 0, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+def stream(
+    images: ImageSet, count: int, micro_batch: int = 4, world: int = 1, start: int = 0, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` images in the order of their positions, each drawn by the process whose turn it is."""
     ranks = [RealBatches(images, 0, micro_batch, rank, world, start, CPU, **kwargs) for rank in range(world)]
     parts = [ranks[rank].next() for _ in range(count // (micro_batch * world)) for rank in range(world)]
@@ -641,7 +663,9 @@ def test_empty_classes_are_named(tmp_path):
 def test_labels_without_images_are_named_where_there_are_no_folders():
     images = in_memory(6, 3)
     images.labels[:] = torch.arange(6) % 2
-    with pytest.raises(UserError, match="data: noise has no image with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"):
+    with pytest.raises(
+        UserError, match="data: noise has no image with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+    ):
         refuse_impossible(images, wanted_classes=True)
 
 
@@ -693,7 +717,10 @@ def test_a_broken_image_met_on_the_way_is_named(tmp_path, workers):
     images = prepare(Folder(root=str(root), resolution=8, keep_in="disk"), CPU)
     spoil(root / "dog" / "2.png")
     batches = RealBatches(images, 0, 2, 0, 1, 0, CPU, workers=workers)
-    with pytest.raises(UserError, match=r"dog/2\.png: does not decode as an image \(no format that Pillow knows\); replace it and run the same command again, or set data.on_error=skip$"):
+    with pytest.raises(
+        UserError,
+        match=r"dog/2\.png: does not decode as an image \(no format that Pillow knows\); replace it and run the same command again, or set data.on_error=skip$",
+    ):
         for _ in range(4):  # an epoch
             batches.next()
 

@@ -1,4 +1,5 @@
 """Several real processes: the same gradients, weights and scores as one."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from gantrain.data import Digits, pack
 from gantrain.losses import R1, R2, Hinge
-from gantrain.update import discriminator_phase, generator_phase
+from gantrain.training.update import discriminator_phase, generator_phase
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -45,7 +46,13 @@ def runs(launch, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
     plain, norm = [*PLAIN, "optim.eps=1e-3"], ["batching.micro_batch=8", "optim.eps=1e-3"]
-    never = ["eval.every_kimg=null", "checkpoint.every_kimg=9", "tracking.samples_every_kimg=null", "total_kimg=0.064", "eval.batchnorm=copy"]
+    never = [
+        "eval.every_kimg=null",
+        "checkpoint.every_kimg=9",
+        "tracking.samples_every_kimg=null",
+        "total_kimg=0.064",
+        "eval.batchnorm=copy",
+    ]
     statistics = [
         ["statistics", runs / method, DIGITS, f"run_dir={runs / method / 'run'}", *TINY, *never, when]
         for method, when in (("evaluate", "eval.every_kimg=0.032"), ("save", "checkpoint.every_kimg=0.032"))
@@ -158,7 +165,10 @@ def test_what_one_process_alone_runs_into_is_said(launch, tmp_path):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(8):
             Image.effect_noise((16, 16), 60).save(tmp_path / "data" / name / f"{i}.png")
-    settings = [f"data={{name: folder, root: '{tmp_path / 'data'}', resolution: 16, keep_in: disk, workers: 0}}", "eval.reference_samples=16"]
+    settings = [
+        f"data={{name: folder, root: '{tmp_path / 'data'}', resolution: 16, keep_in: disk, workers: 0}}",
+        "eval.reference_samples=16",
+    ]
     done = launch(2, TESTS / "workers.py", "spoil", tmp_path, DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *settings, check=False)
     assert done.returncode != 0 and "process 1: " in done.stderr and "does not decode as an image" in done.stderr
 
@@ -175,8 +185,18 @@ def test_data_that_is_refused_is_refused_in_a_line_by_all_processes(together, tm
     pack(Digits().build(), tmp_path / "data", "digits")
     images = tmp_path / "data" / "images.npy"
     images.write_bytes(images.read_bytes()[:-1] + b"\x99")
-    words = [*TINY, "data={name: packed, resolution: 16}", f"data.root={tmp_path / 'data'}", "batching.micro_batch=8", f"run_dir={tmp_path / 'run'}"]
+    words = [
+        *TINY,
+        "data={name: packed, resolution: 16}",
+        f"data.root={tmp_path / 'data'}",
+        "batching.micro_batch=8",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     done = together(2, "-m", "gantrain", "train", DIGITS, *words, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if "gantrain: error: " in line]
-    assert lines[0].startswith("gantrain: error: ") and str(images) in lines[0] and all(line.startswith("gantrain: error: process 1: ") for line in lines[1:])
+    assert (
+        lines[0].startswith("gantrain: error: ")
+        and str(images) in lines[0]
+        and all(line.startswith("gantrain: error: process 1: ") for line in lines[1:])
+    )

@@ -1,4 +1,5 @@
 """gantrain sample and gantrain walk: grids, folders, arrays, sheets and films of one tiny run."""
+
 from __future__ import annotations
 
 import builtins
@@ -19,21 +20,30 @@ from PIL import Image
 
 import gantrain as library
 from gantrain import randomness
+from gantrain.commands.sample_sheets import MIDPOINTS, require_two_classes
 from gantrain.data import Digits, permuted
-from gantrain.drawing import CHUNK, Choice, Chosen, draw_all
 from gantrain.errors import UserError
-from gantrain.evaluation import RunScorer
-from gantrain.galleries import MIDPOINTS, require_two_classes
+from gantrain.evaluation.neighbours import memorisation, nearest
+from gantrain.evaluation.of_runs import RunScorer
 from gantrain.images import to_float, to_uint8
-from gantrain.interpolation import between, circle, mixture
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
-from gantrain.neighbours import memorisation, nearest
-from gantrain.sampling import generate
-from gantrain.sheets import labelled, read_side_by_side
+from gantrain.sampling.choice import Choice, Chosen
+from gantrain.sampling.generators import generate
+from gantrain.sampling.interpolation import between, circle, mixture
+from gantrain.sampling.output import CHUNK, draw_all
+from gantrain.sampling.sheets import labelled, read_side_by_side
 
 DIGITS = ROOT / "configs" / "digits.yaml"
-BRIEF = ["total_kimg=0.048", "eval.every_kimg=null", "eval.num_samples=16", "eval.metrics=[prc]", "tracking.samples_every_kimg=null", "averagers.swa.start_kimg=0", "averagers.swa.every_kimg=0.016"]
+BRIEF = [
+    "total_kimg=0.048",
+    "eval.every_kimg=null",
+    "eval.num_samples=16",
+    "eval.metrics=[prc]",
+    "tracking.samples_every_kimg=null",
+    "averagers.swa.start_kimg=0",
+    "averagers.swa.every_kimg=0.016",
+]
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -101,7 +111,9 @@ def test_arrays_and_folder_hold_the_generators_images(run, drawn):
 @pytest.mark.parametrize("out", ["arrays.npz", pytest.param("pngs/", marks=pytest.mark.slow)])
 def test_two_processes_draw_the_same_bytes(out, run, drawn, together, tmp_path):
     """With BatchNorm by the batch, where an image depends on those it is drawn with."""
-    done = together(2, "-m", "gantrain", "sample", run, "--num", 150, "--labels", "3,8", "--batchnorm", "batch", "--out", f"{tmp_path}/{out}")
+    done = together(
+        2, "-m", "gantrain", "sample", run, "--num", 150, "--labels", "3,8", "--batchnorm", "batch", "--out", f"{tmp_path}/{out}"
+    )
     assert done.stdout == f"150 images of ema in {tmp_path}/{out}, on 2 processes\n"
     files = lambda folder: {f.name: f.read_bytes() for f in (folder / out).iterdir()} if out.endswith("/") else (folder / out).read_bytes()  # noqa: E731
     assert files(tmp_path) == files(drawn)
@@ -111,7 +123,9 @@ def test_two_processes_draw_the_same_bytes(out, run, drawn, together, tmp_path):
 def test_a_folder_with_pngs_is_refused_by_all_processes_before_any_writes(run, drawn, together):
     before = sorted((drawn / "pngs").iterdir())
     done = together(2, "-m", "gantrain", "sample", run, "--num", 200, "--out", f"{drawn}/pngs/", check=False)
-    assert done.returncode == 2 and "holds PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2 and "holds PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
+    )
     assert sorted((drawn / "pngs").iterdir()) == before
 
 
@@ -176,7 +190,13 @@ def test_a_disk_that_is_full_for_one_process_ends_both_at_once(everywhere, full)
 
 def test_arrays_that_find_no_room_leave_nothing(run, tmp_path):
     """A disk that is full at 8 KiB; 64 images are 16."""
-    environment = {"PYTHONPATH": f"{ROOT}:{TESTS}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = {
+        "PYTHONPATH": f"{ROOT}:{TESTS}",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+    }
     (tmp_path / "there").mkdir()
     done = spawning.run(["-m", "gantrain", "sample", run, "--out", f"{tmp_path}/there/x.npz"], environment, largest=8192)
     assert f"{tmp_path}/there/x.npz: File too large" in error_of(done)
@@ -227,7 +247,9 @@ def test_a_mixture_is_the_mean_of_the_tables_rows(spectral_norm):
     torch.testing.assert_close(table(quarter), 0.75 * rows[y] + 0.25 * rows[(y + 1) % 5])
 
 
-@pytest.mark.parametrize("config", [BigGAN(ch=2, dim_z=8), BigGAN(ch=2, dim_z=9, shared_embedding=4, hierarchical_z=True)], ids=["tables", "shared"])
+@pytest.mark.parametrize(
+    "config", [BigGAN(ch=2, dim_z=8), BigGAN(ch=2, dim_z=9, shared_embedding=4, hierarchical_z=True)], ids=["tables", "shared"]
+)
 def test_a_generator_takes_mixtures_for_labels(config):
     """One-hot is the label; a half of each is between them, and neither."""
     generator = config.build(16, 1, 4)[0].eval()
@@ -294,12 +316,18 @@ def test_a_sheet_of_ways_goes_from_end_to_end(kind, run, gantrain, tmp_path):
 
 def test_ways_between_classes_need_two_and_a_generator_that_mixes_them(run, refused, monkeypatch, tmp_path):
     out = tmp_path / "x.png"
-    assert "--labels: 'both' goes from one class to another; give at least two, got 3 alone" in refused("sample", run, "--sheet", "both", "--labels", "3,3", "--out", out)
+    assert "--labels: 'both' goes from one class to another; give at least two, got 3 alone" in refused(
+        "sample", run, "--sheet", "both", "--labels", "3,3", "--out", out
+    )
     monkeypatch.setattr("gantrain.models.biggan.Generator.accepts_mixtures", False)
-    assert "the run's Generator takes labels alone; it would need accepts_mixtures = True" in refused("sample", run, "--sheet", "class", "--out", out)
+    assert "the run's Generator takes labels alone; it would need accepts_mixtures = True" in refused(
+        "sample", run, "--sheet", "class", "--out", out
+    )
     assert not out.exists()
     for kind in ("class", "both"):
-        with pytest.raises(UserError, match=f"--sheet: '{kind}' goes from one class to another, and the run has no classes; --sheet z goes between latents"):
+        with pytest.raises(
+            UserError, match=f"--sheet: '{kind}' goes from one class to another, and the run has no classes; --sheet z goes between latents"
+        ):
             require_two_classes(kind, Choice(run), 1)
 
 
@@ -332,7 +360,9 @@ def test_nearest_is_a_search_through_all(digits):
     """Real features against numpy's subtractions, and each of them against the others; a copy is at distance 0."""
     from gantrain.metrics import DigitsFeatures
 
-    features = DigitsFeatures().build(torch.device("cpu")).extract(digits[0][:300])[0] + 1000.0  # where a product would round small distances away
+    features = (
+        DigitsFeatures().build(torch.device("cpu")).extract(digits[0][:300])[0] + 1000.0
+    )  # where a product would round small distances away
     real, fake = features[:250], torch.cat([features[250:], features[17:18]])
     between_all = np.sqrt(((fake.double().numpy()[:, None] - real.double().numpy()[None]) ** 2).sum(2))
     distances, indices = nearest(fake, real, 8)
@@ -342,7 +372,9 @@ def test_nearest_is_a_search_through_all(digits):
     among = np.sqrt(((real.double().numpy()[:, None] - real.double().numpy()[None]) ** 2).sum(2)) + np.diag([np.inf] * 250)
     found = memorisation(fake, real)
     np.testing.assert_allclose(found.between_real.numpy(), among.min(1), rtol=1e-12)
-    assert found.threshold == pytest.approx(np.percentile(among.min(1), 5)) and found.share == np.mean(between_all.min(1) <= np.percentile(among.min(1), 5))
+    assert found.threshold == pytest.approx(np.percentile(among.min(1), 5)) and found.share == np.mean(
+        between_all.min(1) <= np.percentile(among.min(1), 5)
+    )
     assert found.medians[0] == np.sort(between_all.min(1))[25] and found.medians[1] == pytest.approx(np.sort(among.min(1))[124])
 
 
@@ -394,7 +426,9 @@ def test_a_generator_that_repeats_the_data_is_found_out(run, gantrain, reference
 
 def test_a_generator_without_numbers_has_no_neighbours(run, refused, monkeypatch, tmp_path):
     monkeypatch.setattr(Chosen, "floats", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
-    assert "ema puts out no numbers; it has no neighbours" in refused("sample", run, "--sheet", "neighbours", "--num", 4, "--out", tmp_path / "x.png")
+    assert "ema puts out no numbers; it has no neighbours" in refused(
+        "sample", run, "--sheet", "neighbours", "--num", 4, "--out", tmp_path / "x.png"
+    )
 
 
 # ---- walks -----------------------------------------------------------------------------------------------------------
@@ -444,7 +478,7 @@ def test_films_of_colours_and_odd_sizes(tmp_path):
     """Without a generator: colours come back near what they were, and an odd side gets one pixel of white."""
     import av
 
-    from gantrain.walking import write_gif, write_mp4
+    from gantrain.commands.walk import write_gif, write_mp4
 
     pictures = [Image.new("RGB", (33, 17), colour) for colour in ((200, 30, 30), (30, 30, 200))]
     write_gif(iter(pictures), 2, 10, tmp_path / "a.gif")
@@ -476,7 +510,10 @@ def test_films_of_colours_and_odd_sizes(tmp_path):
         (["sample", "--sheet", "averages", "--average", "ema,emma"], "no average 'emma' at 0.048 kimg; did you mean 'ema'?"),
         (["sample", "--sheet", "neighbours", "--labels", "10"], "--labels: there is no class 10; the run has 0 to 9"),
         (["sample", "--sheet", "z", "--truncation", "inf"], "--truncation: must be above 0, got inf"),
-        (["sample", "--out", "x.gif"], "--out: 'x.gif' is neither a .png nor a folder; write 'x.gif.png' for a grid or 'x.gif/' for numbered files, or 'x.gif.npz' for arrays"),
+        (
+            ["sample", "--out", "x.gif"],
+            "--out: 'x.gif' is neither a .png nor a folder; write 'x.gif.png' for a grid or 'x.gif/' for numbered files, or 'x.gif.npz' for arrays",
+        ),
         (["walk", "--truncation", "0"], "--truncation: must be above 0, got 0"),
         (["walk", "--truncation", "nan"], "--truncation: must be above 0, got nan"),
         (["walk", "--frames", "1"], "--frames: must be at least 2, got 1"),
@@ -520,4 +557,6 @@ def test_an_older_picture_outlives_a_failed_one(run, refused, monkeypatch, tmp_p
     shutil.copy(ROOT / "docs" / "digits_samples.png", tmp_path / "walk.gif")
     monkeypatch.setattr("gantrain.walking.grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert "walk.gif: No space left on device" in refused("walk", run, "--out", tmp_path / "walk.gif")
-    assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"] and (tmp_path / "walk.gif").read_bytes() == (ROOT / "docs" / "digits_samples.png").read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"] and (tmp_path / "walk.gif").read_bytes() == (
+        ROOT / "docs" / "digits_samples.png"
+    ).read_bytes()

@@ -1,4 +1,5 @@
 """Scores of images and of generators of one's own: `gantrain evaluate FOLDER --reference`, `gantrain.evaluate`, and torch-fidelity beside them."""
+
 from __future__ import annotations
 
 import json
@@ -15,8 +16,8 @@ import gantrain as package
 from gantrain.errors import UserError
 from gantrain.images import to_float, to_uint8
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
-from gantrain.sampling import draw
-from gantrain.sheets import to_pil
+from gantrain.sampling.latents import draw
+from gantrain.sampling.sheets import to_pil
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 SAME = {"rel": 1e-6, "abs": 1e-9}  # KID may be next to nothing
@@ -73,7 +74,15 @@ def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, ince
         for path in sorted(folder.iterdir())[:count]:
             (tmp_path / name / path.name).write_bytes(path.read_bytes())
     fake, real = tmp_path / "fake", tmp_path / "real"
-    theirs = fidelity_scores(str(fake), str(real), 4, 10, feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception_weights), batch_size=8)
+    theirs = fidelity_scores(
+        str(fake),
+        str(real),
+        4,
+        10,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception_weights),
+        batch_size=8,
+    )
     features = f"eval.features={{name: inception, weights: {inception_weights}}}"
     ours = scores_of_command(gantrain, tmp_path / "scores.json", fake, "--reference", real, features, "eval.batch_size=8")
     assert ours == pytest.approx(theirs, **SAME)
@@ -86,15 +95,28 @@ def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, ince
 def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halves, tmp_path):
     """A row under the folder's name; the first N where so many are asked for; JSON only where it is asked for; an .npz is the same."""
     fake, real = folders
-    said = gantrain("evaluate", fake, "--reference", real, "--num", 50, "eval.metrics=[fid]", "--out", tmp_path / "new" / "some.json").stdout
+    said = gantrain(
+        "evaluate", fake, "--reference", real, "--num", 50, "eval.metrics=[fid]", "--out", tmp_path / "new" / "some.json"
+    ).stdout
     record = json.loads((tmp_path / "new" / "some.json").read_text())
-    assert f"{fake}: 50 images against real (300 images); also in {tmp_path}/new/some.json" in said and said.splitlines()[1].split() == ["images", "digits_fid"]
-    assert record["images"] == str(fake) and record["eval/num_samples"] == 50 and record["eval/reference"] == "real (300 images)" and "eval/truncation" not in record
+    assert f"{fake}: 50 images against real (300 images); also in {tmp_path}/new/some.json" in said and said.splitlines()[1].split() == [
+        "images",
+        "digits_fid",
+    ]
+    assert (
+        record["images"] == str(fake)
+        and record["eval/num_samples"] == 50
+        and record["eval/reference"] == "real (300 images)"
+        and "eval/truncation" not in record
+    )
     np.savez(tmp_path / "fake.npz", halves[0][:50].permute(0, 2, 3, 1).numpy())
     again = scores_of_command(gantrain, tmp_path / "again.json", tmp_path / "fake.npz", "--reference", real, "eval.metrics=[fid]")
     assert again == pytest.approx(record["scores"]["fake"], rel=1e-6)
     gantrain("reference", real, "--out", tmp_path / "real.npz")
-    assert scores_of_command(gantrain, tmp_path / "file.json", fake, "--reference", tmp_path / "real.npz", "--num", 50, "eval.metrics=[fid]") == record["scores"]["fake"]
+    assert (
+        scores_of_command(gantrain, tmp_path / "file.json", fake, "--reference", tmp_path / "real.npz", "--num", 50, "eval.metrics=[fid]")
+        == record["scores"]["fake"]
+    )
     assert not (fake / "evaluations").exists() and len(list(fake.iterdir())) == 200
 
 
@@ -104,7 +126,10 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
     to_pil(torch.zeros(1, 16, 16, dtype=torch.uint8)).save(tmp_path / "few" / "a.png")
     np.savez(tmp_path / "moments.npz", mu=np.zeros(64), sigma=np.eye(64))
     for words, said in [
-        ([fake], "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml"),
+        (
+            [fake],
+            "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml",
+        ),
         ([fake, "--reference", real, "--num", 201], "--num: fake has 200 images, so it must be between 16 and that, got 201"),
         ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
@@ -112,7 +137,10 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
         ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: belongs to a run, and "),
         ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
         ([fake, "--reference", real, "--out", tmp_path], "is no place for numbers; name a .json file of its own"),
-        ([fake, "--reference", real, "eval.protocol=torch-fidelity"], "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200"),
+        (
+            [fake, "--reference", real, "eval.protocol=torch-fidelity"],
+            "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",
+        ),
         ([tmp_path / "moments.npz", "--reference", real], "moments.npz: holds statistics and no images"),
         ([tmp_path / "none.npz", "--reference", real], "none.npz: there is no such file"),
     ]:
@@ -173,12 +201,17 @@ def test_all_forms_of_the_same_images_score_the_same(halves, folders):
         return to_float(fake[start : start + count])
 
     whole = package.evaluate(fake, real)
-    assert whole == pytest.approx(by_hand(fake, real, ("fid", "is", "kid", "prc")), rel=1e-5, abs=1e-7) and set(whole) >= {"digits_fid", "digits_recall"}
+    assert whole == pytest.approx(by_hand(fake, real, ("fid", "is", "kid", "prc")), rel=1e-5, abs=1e-7) and set(whole) >= {
+        "digits_fid",
+        "digits_recall",
+    }
     assert package.evaluate(sample, torch.utils.data.TensorDataset(real, torch.zeros(300)), num_samples=200) == whole
     assert asked[1:] == [(0, 64, False), (64, 64, False), (128, 64, False), (192, 8, False)]
     assert package.evaluate(folders[0], str(folders[1]), features=DigitsFeatures()) == pytest.approx(whole, rel=1e-6, abs=1e-9)
     fewer = package.evaluate(fake, real, num_samples=150, metrics=("fid",), resamples=8)
-    assert fewer["digits_fid"] == pytest.approx(by_hand(fake[:150], real, ("fid",))["digits_fid"], rel=1e-5) and fewer["digits_fid_ci95"] > 0
+    assert (
+        fewer["digits_fid"] == pytest.approx(by_hand(fake[:150], real, ("fid",))["digits_fid"], rel=1e-5) and fewer["digits_fid_ci95"] > 0
+    )
 
 
 def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
@@ -186,7 +219,9 @@ def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
     gantrain("train", DIGITS, *TINY, "total_kimg=0.08", "eval.every_kimg=null", f"run_dir={run}")
     gantrain("reference", run, "--out", tmp_path / "real.npz", "--moments-only")
     logged = next(line for line in lines_of(run) if "eval/num_samples" in line)
-    scores = package.evaluate(package.load_generator(run, "ema"), tmp_path / "real.npz", num_samples=64, metrics=("fid", "is"), batch_size=32)
+    scores = package.evaluate(
+        package.load_generator(run, "ema"), tmp_path / "real.npz", num_samples=64, metrics=("fid", "is"), batch_size=32
+    )
     assert scores == pytest.approx({key: logged[f"eval/ema/{key}"] for key in scores}, rel=1e-4)
 
 
@@ -195,8 +230,16 @@ def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
     [
         (nn.Linear(2, 2), {}, "generator: Linear has no dim_z or no num_classes; set both, or give a function sample.start, count."),
         (7, {}, "generator: must be G.z, y. with dim_z and num_classes, sample.start, count., a tensor or a path, got int"),
-        (lambda start, count: torch.zeros(count, 3), {}, r"generator: must give images \[1, C, H, W\], uint8 or float in \[-1, 1\], and gives float32 \[1, 3\]"),
-        (torch.zeros(20, 1, 16, 16), {}, r"images: images as a tensor must be uint8 \[N, C, H, W\] with C of 1 or 3, got float32 \[20, 1, 16, 16\]"),
+        (
+            lambda start, count: torch.zeros(count, 3),
+            {},
+            r"generator: must give images \[1, C, H, W\], uint8 or float in \[-1, 1\], and gives float32 \[1, 3\]",
+        ),
+        (
+            torch.zeros(20, 1, 16, 16),
+            {},
+            r"images: images as a tensor must be uint8 \[N, C, H, W\] with C of 1 or 3, got float32 \[20, 1, 16, 16\]",
+        ),
         (Noisy(), {"batchnorm": "average"}, "batchnorm: must be one of recalibrate, copy, batch, or None, got 'average'"),
         (Noisy(), {"metrics": ("fdi",)}, "metrics: must name metrics .no metric 'fdi'; did you mean"),
         (Noisy(), {"features": "digit"}, "no feature extractor 'digit'; did you mean 'digits'"),

@@ -1,4 +1,5 @@
 """Evaluation in one process: no trace on training, exact counts, the cached reference; `gantrain evaluate`, `sample`, load_generator."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,22 +14,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY, lines_of
 from PIL import Image
 from torch import Tensor, nn
 
 import gantrain
 from gantrain import cli, randomness
-from gantrain import loading as configuration
 from gantrain.averaging import AverageBank, Ema, recalibrate
-from gantrain.config import Config
+from gantrain.config import loading as configuration
+from gantrain.config.config import Config
 from gantrain.data import prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
-from gantrain.evaluation import Evaluator, as_keys, table
+from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
-from gantrain.metrics import Extractor, reference
-from gantrain.sampling import draw
-from conftest import ROOT, TINY, lines_of
+from gantrain.metrics import Extractor
+from gantrain.metrics import feature_cache as reference
+from gantrain.reporting.score_table import table
+from gantrain.sampling.latents import draw
+from gantrain.score_names import as_keys
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 CPU = torch.device("cpu")
@@ -338,7 +342,12 @@ def test_table_of_one_row_has_no_best_and_of_none_is_empty():
 def test_table_of_rows_that_lack_a_metric():
     """As a checkpoint keeps scores, nan left out: a finished run, called again, shows them; the missing ones are nan and never the best."""
     head, live, ema = table({"live": {}, "ema": {"fid": 1.0}}).splitlines()
-    assert head.split() == ["average", "fid"] and live.split() == ["live", "nan"] and ema.split()[0] == "ema" and ema.split()[1].startswith("1.0000")
+    assert (
+        head.split() == ["average", "fid"]
+        and live.split() == ["live", "nan"]
+        and ema.split()[0] == "ema"
+        and ema.split()[1].startswith("1.0000")
+    )
     _, live, ema = table({"live": {"fid": 1.0, "is": 2.0}, "ema": {"is": 3.0}}).splitlines()
     assert live.split() == ["live", "1.0000*", "2.0000"] and ema.split() == ["ema", "nan", "3.0000*"]
 
@@ -403,7 +412,9 @@ def test_evaluate_gives_the_scores_of_training_again(gantrain, run, tmp_path):
 
 def test_evaluate_chosen_averages_count_checkpoint_and_file(command, run, tmp_path):
     out = tmp_path / "new" / "scores.json"
-    status, said, _ = command("evaluate", run, "--average", "ema,live", "--num", 48, "--kimg", 0.16, "--out", out, "eval.metrics=[prc]", "eval.truncation=0.5")
+    status, said, _ = command(
+        "evaluate", run, "--average", "ema,live", "--num", 48, "--kimg", 0.16, "--out", out, "eval.metrics=[prc]", "eval.truncation=0.5"
+    )
     record = json.loads(out.read_text())
     assert status == 0 and str(out) in said and "48 samples" in said and "0.16 kimg" in said
     assert record["nimg"] == 160 and list(record["scores"]) == ["ema", "live"]
@@ -414,7 +425,10 @@ def test_evaluate_chosen_averages_count_checkpoint_and_file(command, run, tmp_pa
 
 def test_evaluate_refuses_what_it_cannot_score(refused, run, tmp_path):
     """Each in one line that names the mistake and the way out."""
-    assert "--average: " in (words := refused("evaluate", run, "--average", "live,emma")) and "no average 'emma' at 0.32 kimg; did you mean 'ema'?" in words
+    assert (
+        "--average: " in (words := refused("evaluate", run, "--average", "live,emma"))
+        and "no average 'emma' at 0.32 kimg; did you mean 'ema'?" in words
+    )
     assert "no average 'swa' at 0.08 kimg; " in refused("evaluate", run, "--average", "swa", "--kimg", 0.08)  # it begins at 0.16
     assert "has no checkpoint at 0.1 kimg; it has 0, 0.08, 0.16, 0.24, 0.32" in refused("evaluate", run, "--kimg", 0.1)
     assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in refused("evaluate", tmp_path)
@@ -500,7 +514,10 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         (["--labels", "0,-1"], "--labels: there is no class -1; the run has 0 to 9"),
         (["--num", "0"], "--num: must be at least 1, got 0"),
         (["--seed", "-1"], "--seed: must be at least 0, got -1"),
-        (["--out", "picture"], "--out: 'picture' is neither a .png nor a folder; write 'picture.png' for a grid or 'picture/' for numbered files"),
+        (
+            ["--out", "picture"],
+            "--out: 'picture' is neither a .png nor a folder; write 'picture.png' for a grid or 'picture/' for numbered files",
+        ),
         (["--out", "picture.jpg"], "--out: 'picture.jpg' is neither a .png nor a folder"),
         (["--average", "swaa"], "no average 'swaa' at 0.32 kimg; did you mean 'swa'?"),
         (["--average", "swa", "--kimg", "0.08"], "average 'swa' has not begun at 0.08 kimg; there are live, ema, ema_short"),

@@ -1,4 +1,5 @@
 """Batches that grow in whole runs of configs/digits.yaml at tiny size: what stays as it was, who decides, and what is said."""
+
 from __future__ import annotations
 
 import json
@@ -16,15 +17,16 @@ import torch
 from conftest import ROOT, TESTS, TINY, error_of, lines_of
 from test_commands import newest
 
-from gantrain import checkpoint, sampling
-from gantrain import trainer as trainer_module
 from gantrain.batching.noise_scale import layer_of
+from gantrain.config.loading import load
 from gantrain.data import RealBatches, prepare
 from gantrain.images import to_float
-from gantrain.loading import load
 from gantrain.losses import R1, Hinge
-from gantrain.sheets import to_pil
-from gantrain.trainer import Trainer
+from gantrain.run_folder import checkpoint, contents
+from gantrain.sampling import latents
+from gantrain.sampling.sheets import to_pil
+from gantrain.training import update
+from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 # From 16 images to 48 and 80, in rounds of 16; nothing periodic divides anything.
@@ -43,22 +45,24 @@ class Watched(Trainer):
 
     def update(self) -> None:
         phases, latents = [], []
-        original = trainer_module.discriminator_phase, sampling.draw
+        original = update.discriminator_phase, latents.draw
 
         def phase(G, D, loss, rounds, k, probe, penalties):
             pairs = list(rounds)
-            phases.append({"k": k, "images": torch.cat([real[0] for real, _ in pairs]), "penalties": penalties, "measured": probe is not None})
+            phases.append(
+                {"k": k, "images": torch.cat([real[0] for real, _ in pairs]), "penalties": penalties, "measured": probe is not None}
+            )
             return original[0](G, D, loss, iter(pairs), k, probe, penalties)
 
         def draw(*arguments, **kwargs):
             latents.append(original[1](*arguments, **kwargs)[0])
             return original[1](*arguments, **kwargs)
 
-        trainer_module.discriminator_phase, sampling.draw = phase, draw
+        update.discriminator_phase, latents.draw = phase, draw
         try:
             super().update()
         finally:
-            trainer_module.discriminator_phase, sampling.draw = original
+            update.discriminator_phase, latents.draw = original
         rates = [player.optimizer.param_groups[0]["lr"] for player in (self.G, self.D)]
         weights = {name: p.detach().clone() for name, p in self.G.network.named_parameters()}
         self.seen.append({"nimg": self.nimg, "phases": phases, "latents": torch.cat(latents), "rates": rates, "weights": weights})
@@ -107,7 +111,9 @@ def test_half_lives_stay_in_images(grown):
     swaps = {line["nimg"] for line in lines_of(grown.run_dir) if line.get("event") == "swap" and line["moment"] == "at"}
     assert len(swaps) == 3
     torch.manual_seed(grown.config.seed)
-    expected = {name: p.detach() for name, p in grown.config.model.build(16, 1, 10)[0].named_parameters()}  # the average begins as the initial weights
+    expected = {
+        name: p.detach() for name, p in grown.config.model.build(16, 1, 10)[0].named_parameters()
+    }  # the average begins as the initial weights
     for seen, size in zip(grown.seen, SIZES):
         half = 0.5 ** (size / 200)
         expected = {name: half * e + (1 - half) * seen["weights"][name] for name, e in expected.items()}
@@ -150,7 +156,7 @@ def test_the_stream_has_no_gap_and_nothing_twice(grown):
 def test_latents_are_those_of_their_positions(grown):
     for seen, size in zip(grown.seen, SIZES):
         start = seen["nimg"] - size
-        parts = [sampling.draw(grown.config.seed, purpose, start, size, grown.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")]
+        parts = [latents.draw(grown.config.seed, purpose, start, size, grown.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")]
         order = torch.cat([seen["latents"]])
         assert torch.equal(order, torch.cat(parts))
 
@@ -178,7 +184,7 @@ def test_the_penalty_is_r1_and_enters_the_gradient_with_its_factor():
     """gamma / 2 E |grad D(x)|^2 at real images, differentiated by hand, in rounds: the mean over all of them."""
     from game import gradients, networks, player, real, rounds
 
-    from gantrain.update import discriminator_phase
+    from gantrain.training.update import discriminator_phase
 
     G, D = networks(spectral_norm=False)
     x, y = real(0, 8)
@@ -197,7 +203,13 @@ def test_the_penalty_is_r1_and_enters_the_gradient_with_its_factor():
         vectors.append({name: tensor for name, tensor in D.state_dict().items() if name.endswith(("._u", "._v"))})
     assert stats["loss/penalty"] > 0 and all(torch.equal(tensor, vectors[1][name]) for name, tensor in vectors[0].items())
     for (name, plain), more, extra in zip(found[0].items(), found[1].values(), expected):
-        torch.testing.assert_close(more - plain, torch.zeros_like(plain) if extra is None else extra, rtol=1e-8, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            more - plain,
+            torch.zeros_like(plain) if extra is None else extra,
+            rtol=1e-8,
+            atol=1e-10,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
 
 
 # ---- who decides -----------------------------------------------------------------------------------------------------
@@ -276,7 +288,9 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
     assert spawning.run(["-c", code, *words], os.environ).returncode == -signal.SIGKILL
     at = checkpoint.CheckpointStore(run / "checkpoints").newest()
     noise = checkpoint.read(at, groups=[]).state["batching"]["noise"]
-    assert at.name == "000000001024" and noise["fresh"] == {"d": 4, "g": 4} and len(noise["checks"]) == 1 and len(noise["windows"]["d"]) == 8
+    assert (
+        at.name == "000000001024" and noise["fresh"] == {"d": 4, "g": 4} and len(noise["checks"]) == 1 and len(noise["windows"]["d"]) == 8
+    )
     assert "resumed at" in gantrain(*words).stdout
     a, b = events_of(undisturbed), events_of(run)
     assert a == b
@@ -296,10 +310,14 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     for line in lines:
         assert line["batch/size"] == line["batch/micro_batch"] * line["batch/rounds"]
         for player in ("D", "G"):
-            of = {key.removeprefix(f"noise_scale/{player}/"): value for key, value in line.items() if key.startswith(f"noise_scale/{player}/")}
+            of = {
+                key.removeprefix(f"noise_scale/{player}/"): value for key, value in line.items() if key.startswith(f"noise_scale/{player}/")
+            }
             assert of["undecidable"] in (0, 1) and of["measurements"] <= 8
             if of["g_squared"] > 0 and of["tr_sigma"] > 0:
-                assert of["b_simple"] == pytest.approx(of["tr_sigma"] / of["g_squared"]) and of["ratio"] == pytest.approx(of["b_simple"] / line["batch/size"])
+                assert of["b_simple"] == pytest.approx(of["tr_sigma"] / of["g_squared"]) and of["ratio"] == pytest.approx(
+                    of["b_simple"] / line["batch/size"]
+                )
             else:
                 assert "b_simple" not in of and of["undecidable"] == 1
             if not of["undecidable"]:
@@ -311,12 +329,17 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
         d, g = ("?" if line[f"noise_scale/{p}/undecidable"] else f"{line[f'noise_scale/{p}/b_simple']:.0f}" for p in ("D", "G"))
         assert re.search(rf"\| batch {line['batch/size']} +\|.* GiB \| noise D {re.escape(d)} +G {re.escape(g)}$", text)
     told = [line for line in said if line.startswith("growth at ")]
-    assert told == ["growth at {at:g} kimg: batch {from} -> {to}: {reason}".format(at=g["nimg"] / 1000, **g) for g in events_of(undisturbed)]
+    assert told == [
+        "growth at {at:g} kimg: batch {from} -> {to}: {reason}".format(at=g["nimg"] / 1000, **g) for g in events_of(undisturbed)
+    ]
 
 
 def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, tmp_path):
     said = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "noise_scale.measure_every=2", "eval.every_kimg=null").stdout
-    assert "note: noise_scale: there is one micro-batch an update, so a measured update goes in two of 8 images, which is what BatchNorm sees then" in said
+    assert (
+        "note: noise_scale: there is one micro-batch an update, so a measured update goes in two of 8 images, which is what BatchNorm sees then"
+        in said
+    )
     line = [line for line in lines_of(tmp_path / "run") if "loss/d" in line][-1]
     assert line["noise_scale/D/measurements"] == line["noise_scale/G/measurements"] == 10
     state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["batching"]["noise"]
@@ -324,12 +347,25 @@ def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, 
 
 
 def test_an_odd_micro_batch_has_no_halves(gantrain, tmp_path):
-    done = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "batching.batch_size=15", "noise_scale.measure_every=2", check=False)
-    assert "noise_scale.measure_every: one round of 15 images on one process has no halves to compare; give an even micro_batch, or two rounds" in error_of(done)
+    done = gantrain(
+        "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "batching.batch_size=15", "noise_scale.measure_every=2", check=False
+    )
+    assert (
+        "noise_scale.measure_every: one round of 15 images on one process has no halves to compare; give an even micro_batch, or two rounds"
+        in error_of(done)
+    )
 
 
 def test_layers_are_told_of_where_asked(gantrain, tmp_path):
-    gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "noise_scale={measure_every: 2, per_layer: true}", "eval.every_kimg=null", "total_kimg=0.16")
+    gantrain(
+        "train",
+        DIGITS,
+        f"run_dir={tmp_path / 'run'}",
+        *TINY,
+        "noise_scale={measure_every: 2, per_layer: true}",
+        "eval.every_kimg=null",
+        "total_kimg=0.16",
+    )
     line = [line for line in lines_of(tmp_path / "run") if "loss/d" in line][-1]
     networks = dict(zip("GD", load(DIGITS, TINY).model.build(16, 1, 10)))
     for player, network in networks.items():
@@ -343,7 +379,16 @@ def test_layers_are_told_of_where_asked(gantrain, tmp_path):
 def test_measuring_changes_nothing_where_there_are_rounds(gantrain, tmp_path):
     """The same weights to the last bit, measured or not."""
     for name, more in (("plain", []), ("measured", ["noise_scale.measure_every=1"])):
-        gantrain("train", DIGITS, f"run_dir={tmp_path / name}", *TINY, "batching.micro_batch=8", "tracking.samples_every_kimg=null", "total_kimg=0.16", *more)
+        gantrain(
+            "train",
+            DIGITS,
+            f"run_dir={tmp_path / name}",
+            *TINY,
+            "batching.micro_batch=8",
+            "tracking.samples_every_kimg=null",
+            "total_kimg=0.16",
+            *more,
+        )
     same_networks(tmp_path / "plain", tmp_path / "measured")
 
 
@@ -359,8 +404,18 @@ def test_a_relativistic_game_with_a_policy_of_several_resumes_in_the_same_bits(g
         "batching={name: largest, batch_size: 16, micro_batch: 8, max_batch: 96, lr_scaling: sqrt, of: {steps: {name: schedule, milestones: [[0.2, 32]]},"
         " swaps: {name: on_swap}, noise: {name: noise_scale, target: 0.01, dwell_kimg: 0.2, patience: 1}}}"
     )
-    words = [*TINY, several, "loss.name=relativistic", "noise_scale={measure_every: 1, window: 8}", "penalties={r1: {name: r1, every: 3}, r2: {name: r2, every: 3}}"]
-    words += ["swap={source: swa, start_kimg: 0.4, every_kimg: 0.4, growth: 1.5, after_kimg: 0.1}", "eval.every_kimg=0.4", "eval.metrics=[fid]"]
+    words = [
+        *TINY,
+        several,
+        "loss.name=relativistic",
+        "noise_scale={measure_every: 1, window: 8}",
+        "penalties={r1: {name: r1, every: 3}, r2: {name: r2, every: 3}}",
+    ]
+    words += [
+        "swap={source: swa, start_kimg: 0.4, every_kimg: 0.4, growth: 1.5, after_kimg: 0.1}",
+        "eval.every_kimg=0.4",
+        "eval.metrics=[fid]",
+    ]
     gantrain("train", DIGITS, f"run_dir={tmp_path / 'whole'}", *words, "total_kimg=0.9")
     gantrain("train", DIGITS, f"run_dir={tmp_path / 'parts'}", *words, "total_kimg=0.5")
     gantrain("train", DIGITS, f"run_dir={tmp_path / 'parts'}", *words, "total_kimg=0.9")
@@ -402,7 +457,13 @@ def test_memory_does_not_grow_with_the_batch(tmp_path):
 
 # ---- gantrain noise-scale --------------------------------------------------------------------------------------------
 
-PLAIN = ["model.name=plain_networks:PlainBigGAN", "batching.micro_batch=4", "averagers.ema.networks=gd", "eval.every_kimg=null", "tracking.samples_every_kimg=null"]
+PLAIN = [
+    "model.name=plain_networks:PlainBigGAN",
+    "batching.micro_batch=4",
+    "averagers.ema.networks=gd",
+    "eval.every_kimg=null",
+    "tracking.samples_every_kimg=null",
+]
 
 
 @pytest.fixture(scope="module")
@@ -419,14 +480,16 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
     arguments = [] if average == "live" else ["--average", average]
     said = gantrain("noise-scale", plain, "--updates", 8, "--out", tmp_path / "n.json", *arguments).stdout
     record = json.loads((tmp_path / "n.json").read_text())
-    config, path = sampling.open_run(plain)
+    config, path = contents.open_run(plain)
     networks = dict(zip("gd", config.model.build(16, 1, 10)))
     for key, network in networks.items():
         averaged = average != "live" and (key == "g" or average == "ema")  # D is followed by ema alone
         state = checkpoint.read(path, [key]).tensors[key]
         network.load_state_dict(state)
         if averaged:
-            network.load_state_dict({**state, **checkpoint.read(path, [sampling.group_of(average, key)]).tensors[sampling.group_of(average, key)]})
+            network.load_state_dict(
+                {**state, **checkpoint.read(path, [contents.group_of(average, key)]).tensors[contents.group_of(average, key)]}
+            )
         network.eval()  # no BatchNorm here; spectral norms stand still
     if average != "live":
         from gantrain.averaging.spectral import refresh_spectral_norms
@@ -446,9 +509,9 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
         gradients = {"D": [], "G": []}
         for j in range(4):
             x, y = stream.next()
-            z, c = sampling.draw(config.seed, "d0", nimg + i * 16 + j * 4, 4, G.dim_z, 10)
+            z, c = latents.draw(config.seed, "d0", nimg + i * 16 + j * 4, 4, G.dim_z, 10)
             gradients["D"].append(flat(loss.discriminator(D(to_float(x), y), D(G(z, c).detach(), c)), D))
-            z, c = sampling.draw(config.seed, "g", nimg + i * 16 + j * 4, 4, G.dim_z, 10)
+            z, c = latents.draw(config.seed, "g", nimg + i * 16 + j * 4, 4, G.dim_z, 10)
             gradients["G"].append(flat(loss.generator(None, D(G(z, c), c)), G))
         for player, each in gradients.items():
             g = torch.stack(each)
@@ -456,11 +519,17 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
             of[player].append((4 * g.var(0).sum().item(), (gram.sum() - gram.trace()).item() / 12))
     for player, values in of.items():
         found, (trace, squared) = record["noise_scale"][player], np.mean(values, axis=0)
-        assert found["tr_sigma"] == pytest.approx(trace, rel=1e-3) and found["g_squared"] == pytest.approx(squared, rel=1e-3, abs=1e-3 * trace)
+        assert found["tr_sigma"] == pytest.approx(trace, rel=1e-3) and found["g_squared"] == pytest.approx(
+            squared, rel=1e-3, abs=1e-3 * trace
+        )
         assert found["measurements"] == 8
         row = next(line for line in said.splitlines() if line.startswith(f"{player} "))
         assert row.split()[1] == f"{found['tr_sigma']:.5g}"
-    whose = {"live": "live weights", "ema": "ema weights of G, of D too", "swa": "swa weights of G; D's live ones, the run does not follow D"}[average]
+    whose = {
+        "live": "live weights",
+        "ema": "ema weights of G, of D too",
+        "swa": "swa weights of G; D's live ones, the run does not follow D",
+    }[average]
     assert f"{plain} at 0.32 kimg, {whose}: gradients of 8 updates of 16 images = 4 x 4; also in {tmp_path / 'n.json'}" in said
 
 
@@ -485,15 +554,20 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
 
 def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrain, tmp_path, monkeypatch):
     """A relativistic G sees real images; penalties of every step belong to D's gradient, lazy ones do not; nothing moves."""
-    from gantrain import measuring
+    from gantrain.commands import noise_scale as measuring
+    from gantrain.training import update
 
     run, seen = tmp_path / "run", []
     game = ["loss.name=relativistic", "penalties={a: {name: r1, every: 1}, b: {name: r2, every: 4}}"]
-    gantrain("train", DIGITS, f"run_dir={run}", *TINY, *game, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "eval.metrics=[fid]")
-    d, g = measuring.discriminator_phase, measuring.generator_phase
+    gantrain(
+        "train", DIGITS, f"run_dir={run}", *TINY, *game, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "eval.metrics=[fid]"
+    )
+    d, g = update.discriminator_phase, update.generator_phase
 
     def d_phase(G, D, loss, rounds, k, probe, penalties):
-        seen.append((k, [(type(one).__name__, factor) for one, factor in penalties], {n: p.clone() for n, p in D.network.state_dict().items()}))
+        seen.append(
+            (k, [(type(one).__name__, factor) for one, factor in penalties], {n: p.clone() for n, p in D.network.state_dict().items()})
+        )
         return d(G, D, loss, rounds, k, probe, penalties)
 
     def g_phase(G, D, loss, rounds, k, probe):
@@ -537,7 +611,14 @@ def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, overr
             (tmp_path / "images" / name).mkdir(parents=True)
             for i in range(8):
                 to_pil(torch.full((3, 16, 16), 16 * i, dtype=torch.uint8)).save(tmp_path / "images" / name / f"{i}.png")
-        folder = ["data.name=folder", f"data.root={tmp_path / 'images'}", "data.resolution=16", "data.workers=0", "eval.num_samples=16", "eval.reference_samples=16"]
+        folder = [
+            "data.name=folder",
+            f"data.root={tmp_path / 'images'}",
+            "data.resolution=16",
+            "data.workers=0",
+            "eval.num_samples=16",
+            "eval.reference_samples=16",
+        ]
         gantrain("train", DIGITS, f"run_dir={run}", *settings, *folder, "eval.metrics=[kid]")
         if override == "data.name=folder":
             (tmp_path / "images" / "b" / "7.png").unlink()
@@ -547,7 +628,7 @@ def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, overr
 
 
 def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrain, tmp_path):
-    from gantrain.runfolder import locked
+    from gantrain.run_folder.ownership import locked
 
     files = [p for p in plain.rglob("*") if p.is_file() and "evaluations" not in p.parts and p.name != ".lock"]
     before = {path: path.read_bytes() for path in files}
@@ -579,11 +660,17 @@ def test_gradients_that_are_no_numbers_are_one_line(plain, gantrain, tmp_path):
     shutil.copytree(plain, run)
     path = newest(run)
     read = checkpoint.read(path)
-    read.tensors["g"] = {name: tensor * float("nan") if tensor.is_floating_point() else tensor for name, tensor in read.tensors["g"].items()}
+    read.tensors["g"] = {
+        name: tensor * float("nan") if tensor.is_floating_point() else tensor for name, tensor in read.tensors["g"].items()
+    }
     checkpoint.write(path, read.nimg, read.tensors, read.state)
-    assert "the gradients of D at 0.32 kimg are no finite numbers; choose another checkpoint with --kimg" in error_of(gantrain("noise-scale", run, "--updates", 8, check=False))
+    assert "the gradients of D at 0.32 kimg are no finite numbers; choose another checkpoint with --kimg" in error_of(
+        gantrain("noise-scale", run, "--updates", 8, check=False)
+    )
 
 
 def test_it_says_that_one_process_is_enough(plain, gantrain, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "noise-scale: is measured by one process; start it without `accelerate launch`" in error_of(gantrain("noise-scale", plain, check=False))
+    assert "noise-scale: is measured by one process; start it without `accelerate launch`" in error_of(
+        gantrain("noise-scale", plain, check=False)
+    )

@@ -1,4 +1,5 @@
 """The guard by itself: what it finds in random histories against its rules stated over, what a rollback counts, how updates are told."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gantrain.config import Guard
-from gantrain.guard import STOPS, WATCHED, Beat, Pulse, Trouble, Watch, better
+from gantrain.config.sections import Guard
+from gantrain.training.guard import STOPS, WATCHED, Beat, Pulse, Trouble, Watch, better
 
 FID, IS, KID = "eval/ema/digits_fid", "eval/ema/digits_is", "eval/live/kid"
 ACTIONS = st.sampled_from(["stop", "rollback", "warn"])
@@ -50,7 +51,9 @@ def test_what_is_not_finite_is_found(history, action, fp16):
         wanted = first_of_episode([bool(f) for f in found], i) if action == "warn" else bool(found[i])
         assert bool(trouble) == wanted
         if trouble:
-            assert (trouble.kind, trouble.nimg, trouble.healthy) == ("nonfinite", 16 * i + 16, 16 * i) and set(trouble.evidence["nonfinite"]) == found[i]
+            assert (trouble.kind, trouble.nimg, trouble.healthy) == ("nonfinite", 16 * i + 16, 16 * i) and set(
+                trouble.evidence["nonfinite"]
+            ) == found[i]
 
 
 @pytest.mark.parametrize("name", ["grad_norm/d", "grad_norm/g"])
@@ -169,12 +172,21 @@ def test_no_score_is_watched_unless_one_is_named():
     assert [watch.scores(nimg, {FID: value})[1] for nimg, value in ((1000, 1.0), (2000, 1e9), (3000, math.nan))] == [None] * 3
 
 
-@pytest.mark.parametrize("key, higher", [(FID, False), (IS, True), (KID, False), ("eval/ema/precision", True), ("eval/ema/digits_recall", True)])
+@pytest.mark.parametrize(
+    "key, higher", [(FID, False), (IS, True), (KID, False), ("eval/ema/precision", True), ("eval/ema/digits_recall", True)]
+)
 def test_better(key, higher):
-    assert better(key, 2.0, 1.0) is higher and better(key, 1.0, 2.0) is not higher and not better(key, 1.0, 1.0) and not better(key, math.nan, 1.0)
+    assert (
+        better(key, 2.0, 1.0) is higher
+        and better(key, 1.0, 2.0) is not higher
+        and not better(key, 1.0, 1.0)
+        and not better(key, math.nan, 1.0)
+    )
 
 
-@pytest.mark.parametrize("actions", [("warn", "warn"), ("rollback", "warn"), ("warn", "rollback"), ("rollback", "rollback"), ("stop", "stop")])
+@pytest.mark.parametrize(
+    "actions", [("warn", "warn"), ("rollback", "warn"), ("warn", "rollback"), ("rollback", "rollback"), ("stop", "stop")]
+)
 def test_well_until_is_the_earliest_that_a_rollback_may_want(actions):
     watch = Watch(Guard(on_saturation=actions[0], on_worse=actions[1], score=FID), (FID,), silence=2.0)
     watch.scores(1000, {FID: 1.0})
@@ -254,7 +266,9 @@ def tell(watch: Watch, i: int, kind: str, what) -> object:
 
 
 def fresh(action: str, fp16: bool) -> Watch:
-    guard = Guard(on_nonfinite=action, on_saturation=action, on_worse=action, score=FID, evaluations=2, saturation_kimg=2.5, lr_scale=0.5, growth=3)
+    guard = Guard(
+        on_nonfinite=action, on_saturation=action, on_worse=action, score=FID, evaluations=2, saturation_kimg=2.5, lr_scale=0.5, growth=3
+    )
     return Watch(guard, (FID,), fp16=fp16, silence=2.0)
 
 
@@ -277,7 +291,9 @@ def a_history(watch: Watch) -> dict:
     for i, event in enumerate([("score", 10.0), ("loss", 0.0), ("score", 500.0), ("beat", {"grad_norm/d"}), ("back", 500)]):
         tell(watch, i, *event)
     half = json.loads(json.dumps(watch.state()))
-    for i, event in enumerate([("score", 5.0), ("loss", 2.0), ("beat", {"grad_norm/d", "loss/d"}), ("back", 4400), *[("score", 400.0)] * 2]):
+    for i, event in enumerate(
+        [("score", 5.0), ("loss", 2.0), ("beat", {"grad_norm/d", "loss/d"}), ("back", 4400), *[("score", 400.0)] * 2]
+    ):
         tell(watch, i + 5, *event)
     assert all(half[name] != value for name, value in watch.state().items())
     return half
@@ -314,7 +330,9 @@ def pulse() -> Pulse:
 def test_a_beat_names_what_is_not_finite(name, value):
     """Values that an update does not have, the penalty's say, are well."""
     one = pulse()
-    one.send(0, 16, {"loss/d": torch.tensor(1.0, requires_grad=True), "logits/real": torch.tensor(math.nan), name: torch.tensor(value)}, None)
+    one.send(
+        0, 16, {"loss/d": torch.tensor(1.0, requires_grad=True), "logits/real": torch.tensor(math.nan), name: torch.tensor(value)}, None
+    )
     assert one.receive(all=True) == [Beat(0, 16, {name: 1}, None)]
 
 

@@ -1,4 +1,5 @@
 """The shape of the project: imports run downwards, the README and CI say the same, nothing unpickles."""
+
 from __future__ import annotations
 
 import ast
@@ -8,13 +9,70 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from gantrain import config as configuration
+from gantrain import averaging, batching, data, losses, metrics, models
 
 FLOORS = [
-    {"archives", "errors", "interruption", "lines", "locks", "plugins", "randomness", "images", "clock", "cache", "names", "torchvision_ops", "theory", "sheets", "interpolation"},
+    {
+        "archives",
+        "errors",
+        "interruption",
+        "lines",
+        "locks",
+        "plugins",
+        "randomness",
+        "images",
+        "clock",
+        "cache",
+        "names",
+        "torchvision_ops",
+        "theory",
+        "sheets",
+        "interpolation",
+    },
     {"models", "losses", "averaging", "batching", "data", "metrics", "schedules"},
-    {"config", "loading", "sampling", "checkpoint", "runfolder", "tracking", "update", "distributed", "performance", "record", "results", "best_generator", "comparison", "charts", "dashboard", "pictures", "references", "scores_table"},
-    {"drawing", "evaluating", "evaluation", "galleries", "guard", "keeping", "listing", "measuring", "neighbours", "orbit_picture", "orbit_report", "rebuilding", "recording", "report", "report_figures", "scoring", "swapping", "trainer", "truncation", "walking", "watching"},
+    {
+        "config",
+        "loading",
+        "sampling",
+        "checkpoint",
+        "runfolder",
+        "tracking",
+        "update",
+        "distributed",
+        "performance",
+        "record",
+        "results",
+        "best_generator",
+        "comparison",
+        "charts",
+        "dashboard",
+        "pictures",
+        "references",
+        "scores_table",
+    },
+    {
+        "drawing",
+        "evaluating",
+        "evaluation",
+        "galleries",
+        "guard",
+        "keeping",
+        "listing",
+        "measuring",
+        "neighbours",
+        "orbit_picture",
+        "orbit_report",
+        "rebuilding",
+        "recording",
+        "report",
+        "report_figures",
+        "scoring",
+        "swapping",
+        "trainer",
+        "truncation",
+        "walking",
+        "watching",
+    },
     {"cli", "__main__"},
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -58,7 +116,9 @@ def test_nothing_unpickles(path):
     assert "allow_pickle=True" not in text
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.name not in ("cli.py", "tracking.py", "__main__.py")], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.name not in ("cli.py", "tracking.py", "__main__.py")], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_only_the_tracker_and_the_command_speak(path):
     calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     assert not [n.lineno for n in calls if n.func.id == "print"]
@@ -68,12 +128,18 @@ def test_the_loop_syncs_with_the_device_only_where_a_line_is_due():
     """No .item(), .cpu() or .tolist() in what every update runs."""
     update = (ROOT / "gantrain" / "update.py").read_text()
     trainer = ast.parse((ROOT / "gantrain" / "trainer.py").read_text())
-    hot = [ast.unparse(n) for n in ast.walk(trainer) if isinstance(n, ast.FunctionDef) and n.name in ("update", "real", "as_input", "latents", "penalties", "probe", "add_stats")]
+    hot = [
+        ast.unparse(n)
+        for n in ast.walk(trainer)
+        if isinstance(n, ast.FunctionDef) and n.name in ("update", "real", "as_input", "latents", "penalties", "probe", "add_stats")
+    ]
     assert len(hot) == 7
     average = ast.parse((ROOT / "gantrain" / "averaging" / "average.py").read_text())
-    hot += [ast.unparse(n) for n in ast.walk(average) if isinstance(n, ast.FunctionDef) and n.name in ("update", "_move", "_weight", "lerp")]
+    hot += [
+        ast.unparse(n) for n in ast.walk(average) if isinstance(n, ast.FunctionDef) and n.name in ("update", "_move", "_weight", "lerp")
+    ]
     assert len(hot) == 11
-    hot += [(ROOT / "gantrain" / "averaging" / f"{rule}.py").read_text() for rule in configuration.AVERAGERS]  # a file each
+    hot += [(ROOT / "gantrain" / "averaging" / f"{rule}.py").read_text() for rule in averaging.AVERAGERS]  # a file each
     for text in [update, *hot]:
         assert not re.search(r"\.(item|cpu|tolist|numpy)\(", text)
 
@@ -101,7 +167,15 @@ def test_the_readme_names_every_configuration_and_only_files_that_exist():
 
 def test_the_readme_lists_every_plugin():
     readme = (ROOT / "README.md").read_text()
-    for table in (configuration.ARCHITECTURES, configuration.AVERAGERS, configuration.BATCH_POLICIES, configuration.LOSSES, configuration.PENALTIES, configuration.DATASETS, configuration.METRICS):
+    for table in (
+        models.ARCHITECTURES,
+        averaging.AVERAGERS,
+        batching.BATCH_POLICIES,
+        losses.LOSSES,
+        losses.PENALTIES,
+        data.DATASETS,
+        metrics.METRICS,
+    ):
         for name in table:
             assert f"`{name}`" in readme, f"README.md does not mention {name}"
 
@@ -109,7 +183,19 @@ def test_the_readme_lists_every_plugin():
 def test_versions_are_loose_in_the_project_and_exact_in_the_constraints():
     project = (ROOT / "pyproject.toml").read_text()
     constraints = (ROOT / "constraints.txt").read_text()
-    for name in ("torch", "torchvision", "accelerate", "torch-fidelity", "wandb", "omegaconf", "safetensors", "scikit-learn", "matplotlib", "pytest", "hypothesis"):
+    for name in (
+        "torch",
+        "torchvision",
+        "accelerate",
+        "torch-fidelity",
+        "wandb",
+        "omegaconf",
+        "safetensors",
+        "scikit-learn",
+        "matplotlib",
+        "pytest",
+        "hypothesis",
+    ):
         assert re.search(rf'"{name}>=[\d.]+"', project), name
         assert re.search(rf"^{name.replace('-', '[-_]')}==[\d.]+$", constraints, re.M), name
     assert "torch==2.13.0" in constraints and "torchvision==0.28.0" in constraints

@@ -1,4 +1,5 @@
 """Being asked to stop, in real processes with real signals; and files that grow by whole lines."""
+
 from __future__ import annotations
 
 import os
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gantrain.interruption import ECHO, SIGNALS, Interruption, Stopped, exit_status
-from gantrain.lines import LineFile
+from gantrain.run_folder.line_file import LineFile
 
 HEAD = """
 import os, signal, sys, threading, time
@@ -98,7 +99,13 @@ def test_an_echo_of_ctrl_c_is_none_and_a_later_one_ends_the_command(before):
 
 
 def test_ctrl_c_that_nobody_heard_is_a_process_that_ctrl_c_ended():
-    assert run("with interruption:\n    interruption.patient = True\n    ask(signal.SIGINT)\n    later()\n    ask(signal.SIGINT)\n", status=-signal.SIGINT) == []
+    assert (
+        run(
+            "with interruption:\n    interruption.patient = True\n    ask(signal.SIGINT)\n    later()\n    ask(signal.SIGINT)\n",
+            status=-signal.SIGINT,
+        )
+        == []
+    )
 
 
 def test_a_signal_wakes_what_sleeps_and_the_work_goes_on():
@@ -191,7 +198,9 @@ def files_up_to(size: int):
 
 
 @settings(max_examples=100, deadline=None)
-@given(lines=st.lists(st.text("aé\N{GRINNING FACE}", max_size=30), max_size=12), limits=st.lists(st.integers(1, 300), min_size=1, max_size=4))
+@given(
+    lines=st.lists(st.text("aé\N{GRINNING FACE}", max_size=30), max_size=12), limits=st.lists(st.integers(1, 300), min_size=1, max_size=4)
+)
 def test_a_line_is_in_the_file_whole_or_not_at_all(tmp_path_factory, lines, limits):
     """On a file system that refuses bytes at some size, and at another later: what could be written is there, in order."""
     path = tmp_path_factory.mktemp("lines") / "lines.txt"
@@ -211,7 +220,11 @@ def test_a_line_is_in_the_file_whole_or_not_at_all(tmp_path_factory, lines, limi
 
 
 @settings(max_examples=150, deadline=None)
-@given(lines=st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")), max_size=8), cut=st.integers(0, 7), keep=st.one_of(st.none(), st.integers(0, 70)))
+@given(
+    lines=st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")), max_size=8),
+    cut=st.integers(0, 7),
+    keep=st.one_of(st.none(), st.integers(0, 70)),
+)
 def test_what_is_kept_are_the_whole_lines_within_so_many_bytes(tmp_path_factory, lines, cut, keep):
     """Of a file that may end in the middle of a line, and be shorter than what is to be kept. What stood behind them is in hand
     before it is gone, and new lines follow those kept."""

@@ -1,4 +1,5 @@
 """FID at infinity against a closed form, intervals against the spread of independent draws, and the named protocols."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,12 +7,13 @@ import pytest
 import torch
 from conftest import ROOT
 
+from gantrain.config.loading import load, to_yaml
+from gantrain.config.yaml_files import ConfigError
 from gantrain.errors import UserError
-from gantrain.loading import ConfigError, load, to_yaml
 from gantrain.metrics import METRICS, PROTOCOLS, FeatureSet, half_widths
 from gantrain.metrics.featureset import of_moments
-from gantrain.scores_table import policy_tables, shown, table
-from gantrain.tracking import better_when_higher
+from gantrain.reporting.score_table import policy_tables, shown, table
+from gantrain.score_names import better_when_higher
 
 DIGITS, CIFAR = ROOT / "configs" / "digits.yaml", ROOT / "configs" / "cifar10_biggan.yaml"
 
@@ -111,9 +113,16 @@ def test_the_parts_are_halves_without_an_image_twice():
 
 
 def test_tables_show_intervals_beside_the_scores():
-    scores = {"live": {"fid": 12.5, "fid_ci95": 1.25, "is": 2.0, "is_std": 0.1}, "ema": {"fid": 3.0, "fid_ci95": 0.5, "is": 1.0, "is_std": 0.1}}
+    scores = {
+        "live": {"fid": 12.5, "fid_ci95": 1.25, "is": 2.0, "is_std": 0.1},
+        "ema": {"fid": 3.0, "fid_ci95": 0.5, "is": 1.0, "is_std": 0.1},
+    }
     head, live, ema = table(scores).splitlines()
-    assert head.split() == ["average", "fid", "is"] and live.split() == ["live", "12.5000", "±1.2500", "2.0000*"] and ema.split() == ["ema", "3.0000*±0.5000", "1.0000"]
+    assert (
+        head.split() == ["average", "fid", "is"]
+        and live.split() == ["live", "12.5000", "±1.2500", "2.0000*"]
+        and ema.split() == ["ema", "3.0000*±0.5000", "1.0000"]
+    )
     for row in (live, ema):
         assert row[head.index("fid") + 2] == "0" and row[head.index(" is") + 2] == "0"  # the last digit stands under the last letter
     assert "ci95" not in policy_tables({"copy": scores}) and shown(scores["live"]) == ["fid", "is"]
@@ -140,10 +149,18 @@ def test_what_contradicts_a_protocol_is_refused(tmp_path):
     contradicting.write_text("eval: {protocol: studiogan, num_samples: 64}\n")
     for path, words, text in [
         (contradicting, [], r"run.yaml: eval.num_samples is 50000 under protocol=studiogan; leave one of them out, got 64"),
-        (DIGITS, ["eval.protocol=studiogan", "eval.is_splits=10"], "command line: eval.is_splits is 1 under protocol=studiogan; leave one of them out, got 10"),
+        (
+            DIGITS,
+            ["eval.protocol=studiogan", "eval.is_splits=10"],
+            "command line: eval.is_splits is 1 under protocol=studiogan; leave one of them out, got 10",
+        ),
         (DIGITS, ["eval.protocol=biggan", "eval.reference_samples=500"], "eval.reference_samples is null under protocol=biggan"),
         (DIGITS, ["eval.protocol=bigan"], "eval.protocol must be one of torch-fidelity, studiogan, biggan, or null, got 'bigan'"),
-        (CIFAR, ["eval.protocol=studiogan", "data.split=test"], "data.split is test, and eval.protocol=studiogan scores against train; set data.split=train"),
+        (
+            CIFAR,
+            ["eval.protocol=studiogan", "data.split=test"],
+            "data.split is test, and eval.protocol=studiogan scores against train; set data.split=train",
+        ),
         (DIGITS, ["eval.resamples=4"], "eval.resamples must be at least 8, or null, got 4"),
         (DIGITS, ["eval.is_splits=0"], "eval.is_splits must be at least 1, got 0"),
     ]:
@@ -155,7 +172,7 @@ def test_what_contradicts_a_protocol_is_refused(tmp_path):
 
 
 def test_splits_of_the_configuration_reach_the_inception_score():
-    from gantrain.evaluation import metric_of
+    from gantrain.evaluation.evaluator import metric_of
 
     fake = normal(100, 4, 0)
     one, ten = (metric_of("is", load(DIGITS, [f"eval.is_splits={n}"]).eval).compute(fake, fake) for n in (1, 10))

@@ -1,4 +1,5 @@
 """What a run keeps of itself, by itself: who is kept in which folder, from what moment, and what becomes of what is not written."""
+
 from __future__ import annotations
 
 import threading
@@ -6,11 +7,11 @@ import threading
 import pytest
 import torch
 
-from gantrain import checkpoint
-from gantrain.checkpoint import NotWritten
-from gantrain.config import Checkpoint
+from gantrain.config.sections import Checkpoint
 from gantrain.errors import UserError
-from gantrain.keeping import Keeper
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.checkpoint import NotWritten
+from gantrain.training.keeper import Keeper
 
 FID, IS = "eval/ema/fid", "eval/ema/is"
 
@@ -81,7 +82,9 @@ def test_the_newest_of_no_more_than_so_many_images_or_the_best_is_there_to_go_ba
     assert one.newest(400) == folder / f"{400:012d}" and one.newest(399) == folder / f"{300:012d}"
     assert one.newest(299, FID) == folder / f"{100:012d}" and names(one.checkpoints) == [100, 300, 400]
     assert one.newest(299) == folder / f"{100:012d}" and one.newest(99) is None
-    assert one.newest(250, IS) == folder / f"{200:012d}" and one.newest(150, IS) == folder / f"{100:012d}"  # not of a time that was not well
+    assert (
+        one.newest(250, IS) == folder / f"{200:012d}" and one.newest(150, IS) == folder / f"{100:012d}"
+    )  # not of a time that was not well
 
 
 def test_a_held_checkpoint_stays_until_it_is_no_longer_held(keeper):

@@ -1,4 +1,5 @@
 """`gantrain runs`: what is found, in which order, and what is said of it."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +13,8 @@ import pytest
 from conftest import ROOT, error_of
 from test_record import by_hand, event, score, train
 
-from gantrain import listing, locks
+from gantrain import lock as locks
+from gantrain.commands import runs as listing
 
 NOW = 1_800_000_000.0
 
@@ -24,7 +26,12 @@ def folder(tmp_path) -> Path:
     (runs / "studies" / "swap").mkdir(parents=True)
     by_hand(runs / "b", event(0, "start"), score(500, 3.0, swa=2.5), train(1000), score(1000, 2.75), event(1000, "end"))
     by_hand(runs / "a", event(0, "start"), train(40), total_kimg=80)
-    by_hand(runs / "studies" / "c", event(0, "start"), {"nimg": 16, "eval/live/digits_is": 7.0, "eval/ema/digits_is": 8.125}, event(16, "interrupted"))
+    by_hand(
+        runs / "studies" / "c",
+        event(0, "start"),
+        {"nimg": 16, "eval/live/digits_is": 7.0, "eval/ema/digits_is": 8.125},
+        event(16, "interrupted"),
+    )
     by_hand(runs / "studies" / "swap" / "d", event(0, "start"), score(700, 12.5), event(700, "gave_up"), total_kimg=25000)
     (by_hand(runs / "empty") / "metrics.jsonl").write_text("")
     (by_hand(runs / "torn", event(0, "start")) / "config.yaml").write_text("a: [")
@@ -58,7 +65,9 @@ def test_a_row_a_run(folder):
     rows = listing.list_runs([str(folder)])
     text = listing.table(rows, NOW)
     *whole, torn = text.splitlines()
-    assert torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is not the configuration of a run (it has no total_kimg)"
+    assert (
+        torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is not the configuration of a run (it has no total_kimg)"
+    )
     date = time.strftime("%Y-%m-%d", time.localtime(NOW - 90_000))
     assert cells("\n".join(whole)) == cells(TABLE.replace("2027-01-14", date))
     assert [row.run for row in rows] == ["a", "b", "empty", "studies/c", "studies/swap/d", "torn"]
@@ -71,7 +80,10 @@ def test_columns_are_aligned(folder):
     for name in ("status", "kimg", "best score", "average", "last change"):
         at = head.index(name)
         assert all(row[at - 2 : at] == "  " and (row[at] != " " or name == "kimg") for row in rows), name
-    assert len({row.index(" of ") for row in rows}) == 1 and len({row.index(".", row.index(" of ") + 10) for row in rows if "fid" in row or "digits_is" in row}) == 1
+    assert (
+        len({row.index(" of ") for row in rows}) == 1
+        and len({row.index(".", row.index(" of ") + 10) for row in rows if "fid" in row or "digits_is" in row}) == 1
+    )
     end = head.index("at kimg") + len("at kimg")
     assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows) and not any(line != line.rstrip() for line in lines)
 
@@ -80,7 +92,11 @@ def test_a_run_itself_and_several_folders(folder):
     assert [row.run for row in listing.list_runs([str(folder / "b")])] == [str(folder / "b")]
     both = listing.list_runs([str(folder / "studies"), str(folder / "a")])
     assert [row.run for row in both] == [str(folder / name) for name in ("studies/c", "studies/swap/d", "studies/swap/e/deep", "a")]
-    assert [row.run for row in listing.list_runs([str(folder / "studies")])] == ["c", "swap/d", "swap/e/deep"]  # three folders down from there
+    assert [row.run for row in listing.list_runs([str(folder / "studies")])] == [
+        "c",
+        "swap/d",
+        "swap/e/deep",
+    ]  # three folders down from there
 
 
 @pytest.mark.parametrize(
@@ -113,15 +129,24 @@ def test_one_trains_now(folder, gantrain):
 
 def test_for_scripts(folder, gantrain):
     objects = [json.loads(line) for line in gantrain("runs", folder, "--json").stdout.splitlines()]
-    assert [Path(one["run"]).name for one in objects] == ["a", "b", "empty", "c", "d", "torn"] and all(Path(one["run"]).is_dir() for one in objects)
+    assert [Path(one["run"]).name for one in objects] == ["a", "b", "empty", "c", "d", "torn"] and all(
+        Path(one["run"]).is_dir() for one in objects
+    )
     assert objects[1] == {
         "run": str(folder / "b"), "status": "done", "kimg": 1.0, "total_kimg": 1.0, "metric": "fid", "score": 2.5, "average": "swa", "at_kimg": 0.5,
         "changed": "2027-01-15T07:56:40Z",
     }  # fmt: skip
-    assert objects[0]["score"] is objects[0]["metric"] is objects[0]["at_kimg"] is None and "error" in objects[5] and objects[5]["status"] == "damaged"
+    assert (
+        objects[0]["score"] is objects[0]["metric"] is objects[0]["at_kimg"] is None
+        and "error" in objects[5]
+        and objects[5]["status"] == "damaged"
+    )
 
 
-@pytest.mark.parametrize("ago, text", [(-60, "0 s ago"), (0, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (3599, "59 min ago"), (3600, "1 h ago"), (86399, "23 h ago")])
+@pytest.mark.parametrize(
+    "ago, text",
+    [(-60, "0 s ago"), (0, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (3599, "59 min ago"), (3600, "1 h ago"), (86399, "23 h ago")],
+)
 def test_when(ago, text):
     assert listing.when(NOW - ago, NOW) == text and listing.when(None, NOW) == "-"
 
@@ -144,7 +169,10 @@ def test_names_are_shortened_on_a_terminal_only(tmp_path):
 def test_mistakes_are_one_line(folder, tmp_path, gantrain):
     (tmp_path / "nothing").mkdir()
     for arguments, words in (
-        ([tmp_path / "nothing"], "holds no run (config.yaml beside metrics.jsonl), down to 3 folders below; give the folder that run_dir lies in"),
+        (
+            [tmp_path / "nothing"],
+            "holds no run (config.yaml beside metrics.jsonl), down to 3 folders below; give the folder that run_dir lies in",
+        ),
         ([tmp_path / "missing"], "missing: is no folder; give the one that holds the run folders"),
         ([folder, "--by", "digits_si"], "--by: no run has a score 'digits_si'; did you mean 'digits_is'?"),
         ([folder, "--sort", "score"], "--sort score: the runs are scored by digits_is, fid, which do not compare; choose one with --by"),

@@ -1,4 +1,5 @@
 """What every loss must do, and the formulas."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -126,7 +127,9 @@ def test_hinge_lets_go_of_logits_beyond_the_margin():
     assert real.grad.tolist() == [0, -0.5] and fake.grad.tolist() == [0, 0.5]
 
 
-@pytest.mark.parametrize("cls, at_zero", [(Hinge, (2.0, 0.0)), (NonSaturating, (2 * np.log(2), np.log(2))), (Relativistic, (np.log(2), np.log(2)))])
+@pytest.mark.parametrize(
+    "cls, at_zero", [(Hinge, (2.0, 0.0)), (NonSaturating, (2 * np.log(2), np.log(2))), (Relativistic, (np.log(2), np.log(2)))]
+)
 def test_values_of_a_discriminator_that_knows_nothing(cls, at_zero):
     zero = torch.zeros(4, dtype=torch.float64)
     assert float(cls().discriminator(zero, zero)) == pytest.approx(at_zero[0])

@@ -1,4 +1,5 @@
 """Metrics against closed forms, brute force and torch-fidelity; extractors and what they refuse to load; the reference cache."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,14 +16,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fidelity import fidelity_scores, registered_digits
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gantrain import torchvision_ops
+from gantrain import cache, torchvision_ops
 from gantrain.data import Digits
 from gantrain.errors import UserError
-from fidelity import fidelity_scores, registered_digits
-from gantrain.metrics import EXTRACTORS, HIGHER_IS_BETTER, METRICS, DigitsFeatures, FeatureSet, InceptionFeatures, features, needs, precision_recall, reference
+from gantrain.metrics import (
+    EXTRACTORS,
+    HIGHER_IS_BETTER,
+    METRICS,
+    DigitsFeatures,
+    FeatureSet,
+    InceptionFeatures,
+    features,
+    needs,
+    precision_recall,
+)
+from gantrain.metrics import feature_cache as reference
 
 CPU = torch.device("cpu")
 
@@ -66,7 +78,9 @@ def test_metric_is_a_frozen_dataclass_that_gives_finite_floats(name):
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen and metric == cls()
     result = metric.compute(random_features(40, 6, 1), random_features(50, 6, 2))
     assert result and all(type(value) is float and np.isfinite(value) for value in result.values())
-    assert {key for key in result if not key.endswith("_std")} <= HIGHER_IS_BETTER.keys() and set(cls.scores) == result.keys() & HIGHER_IS_BETTER.keys()
+    assert {key for key in result if not key.endswith("_std")} <= HIGHER_IS_BETTER.keys() and set(
+        cls.scores
+    ) == result.keys() & HIGHER_IS_BETTER.keys()
     assert needs(metric) in ("features", "moments", "nothing")
 
 
@@ -127,7 +141,10 @@ def test_fid_against_scipy_square_root():
     from scipy.linalg import sqrtm
 
     rng = np.random.default_rng(3)
-    x, y = rng.standard_normal((200, 16)) @ rng.standard_normal((16, 16)) + 1, rng.standard_normal((150, 16)) @ rng.standard_normal((16, 16))
+    x, y = (
+        rng.standard_normal((200, 16)) @ rng.standard_normal((16, 16)) + 1,
+        rng.standard_normal((150, 16)) @ rng.standard_normal((16, 16)),
+    )
     fake, real = plain_features(x), plain_features(y)
     x, y = fake.features.double().numpy(), real.features.double().numpy()
     s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -348,7 +365,9 @@ def test_inception_weights_as_pth_and_as_safetensors(inception_weights, tmp_path
     """Both are taken, give the same features, and are told apart by content."""
     state = torch.load(inception_weights, weights_only=True)
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "random.safetensors")
-    pth, safe = (InceptionFeatures(weights=str(path), layer="64").build(CPU) for path in (inception_weights, tmp_path / "random.safetensors"))
+    pth, safe = (
+        InceptionFeatures(weights=str(path), layer="64").build(CPU) for path in (inception_weights, tmp_path / "random.safetensors")
+    )
     images = digits[0][:2]
     assert all(torch.equal(a, b) for a, b in zip(pth.extract(images), safe.extract(images)))
     assert pth.extract(images)[0].shape == (2, 64)
@@ -404,7 +423,9 @@ def test_a_hostile_file_is_refused_without_being_run(writer, suffix, tmp_path):
     weights, target = tmp_path / f"weights{suffix}", tmp_path / "created"
     content = {"fc.weight": torch.zeros(2), "payload": Mischief(target)}
     torch.save(content, weights) if writer == "torch" else weights.write_bytes(pickle.dumps(Mischief(target), protocol=2))
-    with pytest.raises(UserError, match=f"weights{suffix}: holds no weights that can be read safely .*; give torch-fidelity's .pth or a .safetensors"):
+    with pytest.raises(
+        UserError, match=f"weights{suffix}: holds no weights that can be read safely .*; give torch-fidelity's .pth or a .safetensors"
+    ):
         InceptionFeatures(weights=str(weights)).build(CPU)
     assert not target.exists()
     if writer == "pickle":  # it would have worked
@@ -464,7 +485,9 @@ def test_damaged_digits_classifier_is_refused(tmp_path, monkeypatch):
     data[-1] ^= 1
     (tmp_path / "altered.safetensors").write_bytes(data)
     monkeypatch.setattr(features, "DIGITS_WEIGHTS", tmp_path / "altered.safetensors")
-    with pytest.raises(UserError, match="altered.safetensors: its SHA-256 [0-9a-f]{64} is not the recorded [0-9a-f]{64}; install gantrain again"):
+    with pytest.raises(
+        UserError, match="altered.safetensors: its SHA-256 [0-9a-f]{64} is not the recorded [0-9a-f]{64}; install gantrain again"
+    ):
         DigitsFeatures().build(CPU)
 
 
@@ -591,7 +614,7 @@ def test_cache_that_cannot_be_written_is_no_error(where, tmp_path, monkeypatch):
 
 def test_cache_folder_by_default_and_by_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path))
-    assert reference.cache_folder() == tmp_path
+    assert cache.cache_folder() == tmp_path
     monkeypatch.setenv("GANTRAIN_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert reference.cache_folder() == tmp_path / "home" / ".cache" / "gantrain"
+    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "gantrain"

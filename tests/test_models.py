@@ -1,4 +1,5 @@
 """What every architecture must do; BigGAN against the published networks; the layers against their formulas."""
+
 from __future__ import annotations
 
 import copy
@@ -78,7 +79,10 @@ def test_gradients_reach_every_parameter(cls, shape):
     G, D = small(cls).build(*shape, CLASSES)
     z, y = noise_and_labels(G)
     x_real = torch.rand(6, shape[1], shape[0], shape[0]) * 2 - 1
-    for loss, network in ((lambda: F.softplus(-D(G(z, y), y)).sum(), G), (lambda: F.softplus(-D(x_real, y)).sum() + D(G(z, y).detach(), y).sum(), D)):
+    for loss, network in (
+        (lambda: F.softplus(-D(G(z, y), y)).sum(), G),
+        (lambda: F.softplus(-D(x_real, y)).sum() + D(G(z, y).detach(), y).sum(), D),
+    ):
         loss().backward()
         for name, p in network.named_parameters():
             assert p.grad is not None and torch.isfinite(p.grad).all(), name
@@ -434,7 +438,9 @@ def test_singular_values_are_those_of_the_weights_before_they_are_normed():
         found = singular_values(network)
         assert found.keys() == normed(network).keys()
         for name, layer in normed(network).items():
-            torch.testing.assert_close(found[name].detach(), torch.linalg.svdvals(original(layer).detach().flatten(1))[0], rtol=2e-3, atol=0, msg=name)
+            torch.testing.assert_close(
+                found[name].detach(), torch.linalg.svdvals(original(layer).detach().flatten(1))[0], rtol=2e-3, atol=0, msg=name
+            )
     plain, _ = dataclasses.replace(VARIANTS["attention"], spectral_norm=False).build(16, 3, CLASSES)
     assert singular_values(plain) == {}
 
@@ -541,7 +547,11 @@ def test_normal_weights_are_normal():
 @pytest.mark.parametrize("init", ["orthogonal", "normal"])
 def test_the_networks_start_as_asked(init):
     for network in BigGAN(ch=16, dim_z=64, init=init).build(32, 3, 10):
-        weights = [original(m) if is_parametrized(m) else m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
+        weights = [
+            original(m) if is_parametrized(m) else m.weight
+            for m in network.modules()
+            if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))
+        ]
         for w in (w.detach().flatten(1).double() for w in weights):
             if init == "orthogonal":
                 torch.testing.assert_close(torch.linalg.svdvals(w), torch.ones(min(w.shape), dtype=torch.float64), rtol=0, atol=1e-5)

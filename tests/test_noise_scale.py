@@ -1,4 +1,5 @@
 """The gradient noise scale against closed forms, per-example gradients and exact counting; and what grows the batch by it."""
+
 from __future__ import annotations
 
 import copy
@@ -16,16 +17,28 @@ from conftest import ROOT, TESTS, TINY
 from game import gradients, networks, noise, player, real, rounds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import NOBODY, Oracle, Weights, affine_game, cut, general_regression, monitor_of, of_several_processes, sgd, white_regression, windows
+from oracles import (
+    NOBODY,
+    Oracle,
+    Weights,
+    affine_game,
+    cut,
+    general_regression,
+    monitor_of,
+    of_several_processes,
+    sgd,
+    white_regression,
+    windows,
+)
 from scipy import stats as law
 from torch import nn
 
 from gantrain.batching import BatchController, ByNoiseScale, GradientProbe, NoiseMonitor, NoiseScale, estimate
 from gantrain.batching.noise_scale import unbiased
-from gantrain.loading import load
+from gantrain.config.loading import load
 from gantrain.losses import Hinge
-from gantrain.trainer import Trainer
-from gantrain.update import discriminator_phase, generator_phase, step
+from gantrain.training.trainer import Trainer
+from gantrain.training.update import discriminator_phase, generator_phase, step
 
 FALSE_ALARM = 1e-4  # of every statistical assertion, on either side of what it bounds
 WINDOW, REPEATS = 16, 100
@@ -102,7 +115,11 @@ def test_estimates_are_over_all_their_measurements():
     """The means of S and |G|^2 over the window, and their ratio: not a mean of ratios."""
     found, single = measured("white, much noise")
     for one, window in zip(found, single.reshape(REPEATS, WINDOW, 2)):
-        assert (one.trace, one.squared, one.measurements) == (pytest.approx(window[:, 0].mean()), pytest.approx(window[:, 1].mean()), WINDOW)
+        assert (one.trace, one.squared, one.measurements) == (
+            pytest.approx(window[:, 0].mean()),
+            pytest.approx(window[:, 1].mean()),
+            WINDOW,
+        )
         assert one.b_simple == pytest.approx(window[:, 0].sum() / window[:, 1].sum())
 
 
@@ -279,7 +296,12 @@ def moments(grads: torch.Tensor, b: int) -> tuple[torch.Tensor, ...]:
     b times the trace of the micro-batches' covariance, and the mean product of two different micro-batches."""
     micro = grads.unflatten(0, (-1, b)).mean(1)
     products, n = micro @ micro.T, len(micro)
-    return micro.square().sum(1).mean(), micro.mean(0).square().sum(), b * micro.var(0).sum(), (products.sum() - products.trace()) / (n * (n - 1))
+    return (
+        micro.square().sum(1).mean(),
+        micro.mean(0).square().sum(),
+        b * micro.var(0).sum(),
+        (products.sum() - products.trace()) / (n * (n - 1)),
+    )
 
 
 @pytest.mark.parametrize("b, k", [(1, 2), (1, 7), (4, 2), (3, 5), (6, 1)])
@@ -447,7 +469,11 @@ def test_layers_add_up_to_the_network(which):
             break
     own = {"d": d, "g": g}[which]
     probe = GradientProbe(own.network, per_layer=True)
-    bearers = [name for name, m in own.network.named_modules() if "parametrizations" not in name and (len(m._parameters) or hasattr(m, "parametrizations"))]
+    bearers = [
+        name
+        for name, m in own.network.named_modules()
+        if "parametrizations" not in name and (len(m._parameters) or hasattr(m, "parametrizations"))
+    ]
     assert sorted(probe.layers) == sorted(bearers) and "blocks.0.conv1" in probe.layers and "last" in probe.layers
     grads = layered(per_example(which, g, d, 12))
     for network in (g.network, d.network):
@@ -779,7 +805,11 @@ def test_at_a_small_rate_the_batch_grows_to_its_cap():
 
 def test_where_the_rate_is_large_the_batch_does_not_grow():
     """At a rate of 1.2 B_simple / B is 0.8 / 1.2, below what is wanted: growth stops where it has got to."""
-    controller, w, rng = controller_of(batch_size=8, micro_batch=4, max_batch=1024, patience=1, dwell_kimg=0.001), np.zeros((2, 60)), np.random.default_rng(0)
+    controller, w, rng = (
+        controller_of(batch_size=8, micro_batch=4, max_batch=1024, patience=1, dwell_kimg=0.001),
+        np.zeros((2, 60)),
+        np.random.default_rng(0),
+    )
     trace, nimg = descend(controller, w, 0.1, rng, 15_000, until=32)
     assert trace[-1][1] == 16 and controller.batch_size == 32
     for _ in range(10):  # until the old rate's steps are forgotten
@@ -795,13 +825,18 @@ def test_where_the_rate_is_large_the_batch_does_not_grow():
 def test_a_growth_is_decided_at_a_check_by_checks_since_the_last(dwell, patience, expected):
     """A check is 8 updates: with noise beyond doubt the batch of 16 doubles after `patience` of them, not within `dwell_kimg`
     of another growth, and never between two checks."""
-    controller, rng = controller_of(batch_size=16, micro_batch=8, max_batch=128, patience=patience, dwell_kimg=dwell), np.random.default_rng(0)
+    controller, rng = (
+        controller_of(batch_size=16, micro_batch=8, max_batch=128, patience=patience, dwell_kimg=dwell),
+        np.random.default_rng(0),
+    )
     nimg, grown = 0, []
     while controller.batch_size < 128:
         if controller.ask(nimg):
             grown.append(nimg)
         for key in "dg":
-            controller.noise.record(key, 8, controller.batch_size, entry(rng.uniform(900, 1100), rng.uniform(0.9, 1.1), 8, controller.batch_size))
+            controller.noise.record(
+                key, 8, controller.batch_size, entry(rng.uniform(900, 1100), rng.uniform(0.9, 1.1), 8, controller.batch_size)
+            )
         nimg += controller.batch_size
     assert grown == expected
 
@@ -813,7 +848,9 @@ def growths(ratio: float, checks: int, dim: int = 400, **policy) -> int:
     """
     b, n, window, dwell = 8, 2, 8, policy.get("dwell_kimg", 0.001) * 1000
     players = "dg" if policy["gate"] != "d" else "d"
-    controller = controller_of(window, players, batch_size=b * n, micro_batch=b, max_batch=256, target=1.5, margin=1.2, **{"dwell_kimg": 0.001, **policy})
+    controller = controller_of(
+        window, players, batch_size=b * n, micro_batch=b, max_batch=256, target=1.5, margin=1.2, **{"dwell_kimg": 0.001, **policy}
+    )
     start, rng = json.dumps(controller.state()), np.random.default_rng(0)
     mean = 1 / math.sqrt(ratio * 1.5 * 1.2 * b * n)
     grown = nimg = 0

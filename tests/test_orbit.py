@@ -2,6 +2,7 @@
 
 Shares of simulated cases are compared with stated rates: `at_most` and `about` allow five standard errors of a binomial.
 """
+
 from __future__ import annotations
 
 import base64
@@ -28,16 +29,30 @@ from test_swapping import TINY as TINY_SWAP
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, Swa
+from gantrain.config.loading import load
+from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
-from gantrain.loading import load
-from gantrain.orbit_report import analyse, coarse, rows_of
-from gantrain.orbit_report import number as as_number
-from gantrain.recording import OrbitRecorder, as_line, as_motion, read_record
-from gantrain.theory.orbit import (
-    Direction, Finding, OrbitFit, Simulated, autocorrelation_of, displacement_of, fit_orbit, fit_two_emas, parts_of, principal_directions, simulated_at, slope_of, trend_of,
-)  # fmt: skip
+from gantrain.orbit.analysis import analyse, coarse, rows_of
+from gantrain.orbit.motion import as_motion, read_record
+from gantrain.orbit.recorder import OrbitRecorder, as_line
+from gantrain.orbit.words import number as as_number
+from gantrain.theory.orbit_fit import (
+    Direction,
+    Finding,
+    OrbitFit,
+    Simulated,
+    autocorrelation_of,
+    displacement_of,
+    fit_orbit,
+    fit_two_emas,
+    parts_of,
+    principal_directions,
+    simulated_at,
+    slope_of,
+    trend_of,  # fmt: skip
+)
 from gantrain.theory.ornstein_uhlenbeck import ema_ratio, ema_ratio_steps, simulate_ou, simulate_sgd, variance_ratio, variance_steps
-from gantrain.theory.sketch import Orbit, Sketch
+from gantrain.theory.sketch import Sketch
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -238,7 +253,10 @@ def test_a_sketch_of_thousands_of_weights_has_their_rate():
 def test_weights_of_two_rates_under_a_sketch_have_an_effective_rate():
     """Every direction of the sketch mixes both, and reads a rate between them."""
     slow, fast = 0.1, 1.5
-    found = [fit_orbit(np.arange(100), path, directions=6) for path in sketched({"a": math.exp(-slow), "b": math.exp(-fast), "c": math.exp(-fast)}, 10, 100, 32)]
+    found = [
+        fit_orbit(np.arange(100), path, directions=6)
+        for path in sketched({"a": math.exp(-slow), "b": math.exp(-fast), "c": math.exp(-fast)}, 10, 100, 32)
+    ]
     rates = [fit.together.rate for fit in found]
     assert slow < np.median(rates) < fast and all(fit.together.low > 0 for fit in found)
 
@@ -341,7 +359,11 @@ def test_the_displacement_of_an_orbit_levels_out_that_of_a_walk_grows_and_of_a_d
     assert found == pytest.approx(25 * lags**2)
 
 
-@pytest.mark.parametrize("parts", [(0.3, 2.0, 0.0, 0.0), (0.0, 0.0, 1.5, 0.0), (0.0, 0.0, 0.0, 0.7), (0.5, 1.0, 0.2, 0.05)], ids=["orbit", "walk", "drift", "all"])
+@pytest.mark.parametrize(
+    "parts",
+    [(0.3, 2.0, 0.0, 0.0), (0.0, 0.0, 1.5, 0.0), (0.0, 0.0, 0.0, 0.7), (0.5, 1.0, 0.2, 0.05)],
+    ids=["orbit", "walk", "drift", "all"],
+)
 def test_a_displacement_comes_apart_into_what_it_is_made_of(parts):
     """Curves without noise; rates are searched on a grid of ten percent and less, so that V is known to a few percent."""
     k, v, d, velocity = parts
@@ -362,7 +384,18 @@ def found_as(rate: float, verdict: str = "orbit", chance: float = 0.5) -> Findin
     return Finding(rate, 0.5 * rate if math.isfinite(rate) else 9.0, 2 * rate, 0.1, 0.1, chance, verdict)
 
 
-def fit_of(rates, variances, velocities=None, verdicts=None, together: Finding | None = None, alike: bool = True, chances=None, later: Finding | None = None, steady: bool = True, times=np.linspace(0, 50, 101)) -> OrbitFit:
+def fit_of(
+    rates,
+    variances,
+    velocities=None,
+    verdicts=None,
+    together: Finding | None = None,
+    alike: bool = True,
+    chances=None,
+    later: Finding | None = None,
+    steady: bool = True,
+    times=np.linspace(0, 50, 101),
+) -> OrbitFit:
     """A fit as it would be of these; the mean square about the mean is V less the mean's own variance."""
     count, n = len(rates), len(times)
     plain = np.full(n, 1 / n)
@@ -521,13 +554,23 @@ def walks(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
 
 NO_ORBITS = {
     "a walk with white noise on it": lambda rng, n: walks(rng, n, 16) + 0.8 * rng.standard_normal((n, 16)),
-    "a walk with an orbit on it": lambda rng, n: walks(rng, n, 16) + 1.5 * ou_paths([0.5] * 16, [1.0] * 16, n, n - 1.0, 1, int(rng.integers(10**6)))[0],
-    "one that walks far among orbits": lambda rng, n: np.hstack([3 * walks(rng, n, 1), ou_paths([0.2] * 30, [1.0] * 30, n, n - 1.0, 1, int(rng.integers(10**6)))[0]]),
-    "a spiral outwards": lambda rng, n: np.cos(np.arange(n)[:, None] * np.pi / 4 + rng.uniform(0, 6, 16)) * np.exp(0.01 * np.arange(n))[:, None]
-    + 0.01 * rng.standard_normal((n, 16)),
-    "an orbit that grows": lambda rng, n: ou_paths([0.3] * 16, [1.0] * 16, n, n - 1.0, 1, int(rng.integers(10**6)))[0] * np.geomspace(0.1, 3, n)[:, None],
+    "a walk with an orbit on it": lambda rng, n: (
+        walks(rng, n, 16) + 1.5 * ou_paths([0.5] * 16, [1.0] * 16, n, n - 1.0, 1, int(rng.integers(10**6)))[0]
+    ),
+    "one that walks far among orbits": lambda rng, n: np.hstack(
+        [3 * walks(rng, n, 1), ou_paths([0.2] * 30, [1.0] * 30, n, n - 1.0, 1, int(rng.integers(10**6)))[0]]
+    ),
+    "a spiral outwards": lambda rng, n: (
+        np.cos(np.arange(n)[:, None] * np.pi / 4 + rng.uniform(0, 6, 16)) * np.exp(0.01 * np.arange(n))[:, None]
+        + 0.01 * rng.standard_normal((n, 16))
+    ),
+    "an orbit that grows": lambda rng, n: (
+        ou_paths([0.3] * 16, [1.0] * 16, n, n - 1.0, 1, int(rng.integers(10**6)))[0] * np.geomspace(0.1, 3, n)[:, None]
+    ),
     "a walk that slows down": lambda rng, n: (rng.standard_normal((n, 16)) * np.geomspace(1, 0.05, n)[:, None]).cumsum(axis=0),
-    "an orbit that drifts": lambda rng, n: ou_paths([0.3] * 16, [1.0] * 16, n, n - 1.0, 1, int(rng.integers(10**6)))[0] + 0.1 * np.arange(n)[:, None] * rng.standard_normal(16),
+    "an orbit that drifts": lambda rng, n: (
+        ou_paths([0.3] * 16, [1.0] * 16, n, n - 1.0, 1, int(rng.integers(10**6)))[0] + 0.1 * np.arange(n)[:, None] * rng.standard_normal(16)
+    ),
     "to and fro": lambda rng, n: (-1.0) ** np.arange(n)[:, None] * (5 + walks(rng, n, 16) / 10),
 }
 
@@ -689,7 +732,11 @@ def test_the_exponent_tells_orbit_walk_and_drift_apart():
     fast = fit_two_emas(ema_distances(orbit_step(2.0), rates, 500, 1000, 400, 0), rates, step=1.0)
     walk = fit_two_emas(ema_distances(lambda x, rng: x + rng.standard_normal(x.shape), rates, 4000, 1500, 200, 0), rates, step=1.0)
     drift = fit_two_emas(ema_distances(lambda x, rng: x + 1.0, rates, 2, 3000, 50, 0), rates, step=1.0)
-    assert fast.exponent == pytest.approx(0, abs=0.05) and walk.exponent == pytest.approx(1, abs=0.1) and drift.exponent == pytest.approx(2, abs=0.05)
+    assert (
+        fast.exponent == pytest.approx(0, abs=0.05)
+        and walk.exponent == pytest.approx(1, abs=0.1)
+        and drift.exponent == pytest.approx(2, abs=0.05)
+    )
 
 
 # ---- the sketch ----------------------------------------------------------------------------------------------------------
@@ -697,7 +744,10 @@ def test_the_exponent_tells_orbit_walk_and_drift_apart():
 
 def small(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in (("conv", (4, 3, 3, 3)), ("bias", (4,)), ("linear", (5, 7)), ("one", ()))}
+    return {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in (("conv", (4, 3, 3, 3)), ("bias", (4,)), ("linear", (5, 7)), ("one", ()))
+    }
 
 
 def dense(weights: dict[str, torch.Tensor], purpose: str, size: int) -> np.ndarray:
@@ -793,7 +843,10 @@ def test_a_sketch_may_leave_a_small_tensor_out_and_one_weight_is_enough():
     assert Sketch({"w": torch.tensor([2.0])}, "g", 8)({"w": torch.tensor([2.0])}).abs().tolist() == pytest.approx([2 / math.sqrt(8)] * 8)
 
 
-@pytest.mark.parametrize("field, value", [("every_kimg", 0), ("every_kimg", -1.0), ("every_kimg", math.inf), ("every_kimg", math.nan), ("size", 7), ("size", 4097)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("every_kimg", 0), ("every_kimg", -1.0), ("every_kimg", math.inf), ("every_kimg", math.nan), ("size", 7), ("size", 4097)],
+)
 def test_settings_that_cannot_be_are_refused(field, value):
     with pytest.raises(UserError, match=field):
         Orbit(**{field: value})
@@ -816,7 +869,10 @@ def moved(network: nn.Module, seed: int) -> None:
 
 
 def two_banks() -> dict[str, AverageBank]:
-    return {"g": AverageBank(network(0), {"ema": Ema(half_life_kimg=0.02, ramp_up=None), "swa": Swa(start_kimg=0.03, every_kimg=0.01)}), "d": AverageBank(network(1), {})}
+    return {
+        "g": AverageBank(network(0), {"ema": Ema(half_life_kimg=0.02, ramp_up=None), "swa": Swa(start_kimg=0.03, every_kimg=0.01)}),
+        "d": AverageBank(network(1), {}),
+    }
 
 
 def numbers_of(code: str) -> np.ndarray:
@@ -841,8 +897,14 @@ def test_a_line_holds_the_sketches_and_distances_of_its_moment_to_the_bit(tmp_pa
         for key, bank in banks.items():
             live = dict(bank.network.named_parameters())
             averages = {name: {n: bank[name].shadows[n] for n in live} for name in bank.started()}
-            taken["sketch"][key] = {"live": sketches[key](live).numpy().copy(), **{name: sketches[key](tensors).numpy().copy() for name, tensors in averages.items()}}
-            taken["distances"][key] = {name: (bank.distance(name).item(), sum(((live[n] - t).double() ** 2).sum().item() for n, t in tensors.items())) for name, tensors in averages.items()}
+            taken["sketch"][key] = {
+                "live": sketches[key](live).numpy().copy(),
+                **{name: sketches[key](tensors).numpy().copy() for name, tensors in averages.items()},
+            }
+            taken["distances"][key] = {
+                name: (bank.distance(name).item(), sum(((live[n] - t).double() ** 2).sum().item() for n, t in tensors.items()))
+                for name, tensors in averages.items()
+            }
         expected.append(taken)
     assert one.path.read_bytes() == b"" and one.latest == {}
     one.flush()
@@ -851,7 +913,10 @@ def test_a_line_holds_the_sketches_and_distances_of_its_moment_to_the_bit(tmp_pa
     for line, taken in zip(lines, expected, strict=True):
         assert {k: line[k] for k in FACTS} == FACTS and "swap" not in line and line.keys() == {"nimg", *FACTS, "distances", "sketch"}
         for key in "gd":
-            assert line["sketch"][key].keys() == taken["sketch"][key].keys() and line["distances"][key].keys() == taken["distances"][key].keys()
+            assert (
+                line["sketch"][key].keys() == taken["sketch"][key].keys()
+                and line["distances"][key].keys() == taken["distances"][key].keys()
+            )
             for name, sketch in taken["sketch"][key].items():
                 np.testing.assert_array_equal(numbers_of(line["sketch"][key][name]), sketch)
             for name, (exact, by_hand) in taken["distances"][key].items():
@@ -897,7 +962,9 @@ def test_the_recording_before_a_swap_is_no_second_one_at_its_moment(tmp_path):
     assert [(line["nimg"], line.get("swap")) for line in lines] == [(16, None), (32, None), (32, True), (48, None), (60, None), (60, True)]
     motion = read_motion(tmp_path, "g")
     assert motion.swaps == [1, 4] and motion.regime.tolist() == [0, 0, 1, 1, 1, 2]
-    assert np.array_equal(motion.sketches["live"][0], motion.sketches["live"][1]) and not np.array_equal(motion.sketches["live"][1], motion.sketches["live"][2])
+    assert np.array_equal(motion.sketches["live"][0], motion.sketches["live"][1]) and not np.array_equal(
+        motion.sketches["live"][1], motion.sketches["live"][2]
+    )
 
 
 @pytest.mark.parametrize("damage", ["torn", "whole lines", "lost", "none"])
@@ -962,7 +1029,14 @@ def test_weights_that_are_no_numbers_are_recorded_as_json(tmp_path):
 # ---- reading -------------------------------------------------------------------------------------------------------------
 
 
-def written(run: Path, path: np.ndarray, every: int = 16, start: int = 0, changes: dict[int, dict] | None = None, distances: dict[str, np.ndarray] | None = None) -> Path:
+def written(
+    run: Path,
+    path: np.ndarray,
+    every: int = 16,
+    start: int = 0,
+    changes: dict[int, dict] | None = None,
+    distances: dict[str, np.ndarray] | None = None,
+) -> Path:
     """A record of this motion of G, and the same of D."""
     lines, nimg = [], start
     for i, x in enumerate(path):
@@ -1021,7 +1095,9 @@ SWAPPED = {100: {"swap": True}, 150: {"swap": True}}
 @pytest.fixture(scope="module")
 def swap_record(tmp_path_factory) -> Path:
     """170 recordings: swaps at 1.584 kimg (rows 99 and 100) and 2.368 kimg (149 and 150), the last 20 after it."""
-    return written(tmp_path_factory.mktemp("record"), orbit_path(170), changes=SWAPPED, distances={"ema": np.where(np.arange(170) < 60, np.nan, 1.0)})
+    return written(
+        tmp_path_factory.mktemp("record"), orbit_path(170), changes=SWAPPED, distances={"ema": np.where(np.arange(170) < 60, np.nan, 1.0)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -1062,7 +1138,15 @@ def test_a_stretch_that_cannot_be_is_one_line(swap_record, start, end, words):
 
 @pytest.fixture(scope="module")
 def config():
-    return load(DIGITS, [*TINY, "run_dir=never", "averagers.ema={half_life_kimg: 0.15, ramp_up: null}", "averagers.ema_short={half_life_kimg: 0.02, ramp_up: null}"])
+    return load(
+        DIGITS,
+        [
+            *TINY,
+            "run_dir=never",
+            "averagers.ema={half_life_kimg: 0.15, ramp_up: null}",
+            "averagers.ema_short={half_life_kimg: 0.02, ramp_up: null}",
+        ],
+    )
 
 
 def analysis(run: Path, config, player: str, *more):
@@ -1077,7 +1161,11 @@ def test_an_analysis_is_over_its_stretch_only(swap_record, config):
     assert (found.start, found.end, len(found.rows)) == (0.0, 1.584, 100)
     assert [d.finding for d in found.fit.directions] == [d.finding for d in again.directions] and found.fit.together == again.together
     assert found.fit.holds and 0.8 * found.fit.together.low < 1 / 0.016 < 1.25 * found.fit.together.high
-    assert [s.name for s in found.standings] == ["ema"] and found.standings[0].distance == pytest.approx(1.0) and found.standings[0].ratio is None
+    assert (
+        [s.name for s in found.standings] == ["ema"]
+        and found.standings[0].distance == pytest.approx(1.0)
+        and found.standings[0].ratio is None
+    )
     lags, displaced = displacement_of(motion.nimg[50:100] / 1000, motion.sketches["live"][50:100])
     assert found.parts == parts_of(lags, displaced)
     assert found.metric == "" and found.scored_at is None and found.live_score is None
@@ -1140,8 +1228,6 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     assert len(read_motion(run, "g").nimg) == 5  # what the line says helps
 
 
-
-
 @pytest.mark.parametrize("damage", ["no nimg", "no lr", "a list", "no distances", "no d", "not utf-8"])
 def test_a_line_that_lacks_more_is_named_too(tmp_path, damage):
     run = written(tmp_path, orbit_path(6), distances={"ema": np.ones(6)})
@@ -1166,9 +1252,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     assert len(read_motion(run, "g").nimg) == 5
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", '{"nimg": 0, "batch'], ids=["no file", "empty", "a first line that is being written"]
-)
+@pytest.mark.parametrize("content", [None, "", '{"nimg": 0, "batch'], ids=["no file", "empty", "a first line that is being written"])
 def test_nothing_recorded_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "orbit").mkdir()
@@ -1216,10 +1300,16 @@ def test_a_run_records_and_says_what_its_weights_do(recorded):
     lines = record_of(run)
     assert [line["nimg"] for line in lines] == list(range(0, 961, 16))
     assert all(line["batch_size"] == 16 and line["lr"] == {"g": 4e-4, "d": 4e-4} and "swap" not in line for line in lines)
-    assert list(lines[0]["sketch"]["g"]) == ["live"] and set(lines[-1]["distances"]["g"]) == {"ema", "ema_short", "swa"} and lines[-1]["distances"]["d"] == {}
+    assert (
+        list(lines[0]["sketch"]["g"]) == ["live"]
+        and set(lines[-1]["distances"]["g"]) == {"ema", "ema_short", "swa"}
+        and lines[-1]["distances"]["d"] == {}
+    )
     assert all(len(numbers_of(line["sketch"][key]["live"])) == 32 for line in lines for key in "gd")
     words = [line for line in said.splitlines() if re.match("orbit: [GD] from", line)]
-    assert [w.split()[1] for w in words] == ["G", "D"] and all("to 0.9" in w and re.search("orbit|walk|drift", w.split("kimg:")[1]) for w in words)
+    assert [w.split()[1] for w in words] == ["G", "D"] and all(
+        "to 0.9" in w and re.search("orbit|walk|drift", w.split("kimg:")[1]) for w in words
+    )
     pictures = list((run / "orbit").glob("*.png"))
     assert len(pictures) == 1 and pictures[0].with_suffix(".json").is_file()
 
@@ -1290,7 +1380,10 @@ def test_the_numbers_beside_the_picture_are_those_of_the_table(analysed):
     assert list(record) == ["G", "D"]
     for player, text in zip("GD", said.split("\n\n")):
         of, rows = record[player], text.splitlines()
-        assert f": {player} from {of['measured_from_kimg']:g} to {of['to_kimg']:g} kimg: " in rows[0] and (of["from_kimg"], of["to_kimg"]) == (0.0, 0.96)
+        assert f": {player} from {of['measured_from_kimg']:g} to {of['to_kimg']:g} kimg: " in rows[0] and (
+            of["from_kimg"],
+            of["to_kimg"],
+        ) == (0.0, 0.96)
         assert rows[1].startswith(f"{of['recordings']} recordings from 0 kimg on, batch {of['batch_size']}.") and of["recordings"] == 61
         table = [row for row in rows[3:] if re.match(r"\d+ |together", row)]
         findings = [*of["directions"], {**of["together"], "share": of["share"]}]
@@ -1300,7 +1393,10 @@ def test_the_numbers_beside_the_picture_are_those_of_the_table(analysed):
             low, high = shown(one["low"]), shown(one["high"])
             interval = ["straighter"] if one["high"] == 0 else ["above", low] if one["high"] == "inf" else [low, "to", high]
             assert cells[1:3] == [f"{one['share']:.1%}", shown(one["k_per_kimg"])] and cells[3 : 3 + len(interval)] == interval
-            assert cells[3 + len(interval) :][:3] == [f"{one['trend']:.0%}", f"{one['trend_limit']:.0%}", one["verdict"]] or cells[-1] == "chance"
+            assert (
+                cells[3 + len(interval) :][:3] == [f"{one['trend']:.0%}", f"{one['trend_limit']:.0%}", one["verdict"]]
+                or cells[-1] == "chance"
+            )
         for name, one in of["averages"].items():
             cells = next(row for row in rows if row.startswith(f"{name} ")).split()
             assert cells[1:4] == [as_number(one["variance_ratio"]), as_number(one["g_star"]), as_number(one["distance"])]
@@ -1315,7 +1411,9 @@ def test_scores_stand_beside_the_averages(recorded, analysed):
     scores = [line for line in lines_of(recorded[0]) if "eval/live/digits_fid" in line][-1]
     of = analysed[2]["G"]
     assert (of["metric"], of["scored_at_kimg"], of["live"]["score"]) == ("digits_fid", 0.96, scores["eval/live/digits_fid"])
-    assert {name: one["score"] for name, one in of["averages"].items()} == {name: scores[f"eval/{name}/digits_fid"] for name in of["averages"]}
+    assert {name: one["score"] for name, one in of["averages"].items()} == {
+        name: scores[f"eval/{name}/digits_fid"] for name in of["averages"]
+    }
 
 
 def test_a_shorter_stretch_of_one_player_goes_where_it_is_told(recorded, gantrain, tmp_path):
@@ -1329,8 +1427,6 @@ def test_a_shorter_stretch_of_one_player_goes_where_it_is_told(recorded, gantrai
     for name, one in record["G"]["averages"].items():
         assert one["distance"] == pytest.approx(math.sqrt(np.mean([line["distances"]["g"][name] for line in lines])))
     assert out.stat().st_size > 10_000 and "D from" not in done.stdout
-
-
 
 
 @pytest.mark.parametrize(
@@ -1384,7 +1480,12 @@ def through(tmp_path_factory, cache) -> Path:
 def test_a_swap_is_recorded_before_and_after(through):
     """The recording that is due with it is the one before; then the weights are those of the average, and another regime begins."""
     lines = record_of(through)
-    assert [(line["nimg"], line.get("swap")) for line in lines] == [*((n, None) for n in range(0, 320, 32)), (320, None), (320, True), *((n, None) for n in range(352, 577, 32))]
+    assert [(line["nimg"], line.get("swap")) for line in lines] == [
+        *((n, None) for n in range(0, 320, 32)),
+        (320, None),
+        (320, True),
+        *((n, None) for n in range(352, 577, 32)),
+    ]
     before, after = (line for line in lines if line["nimg"] == 320)
     for key in "gd":
         assert before["sketch"][key]["live"] != after["sketch"][key]["live"] == after["sketch"][key]["swa"] == before["sketch"][key]["swa"]
@@ -1435,7 +1536,19 @@ def test_a_swap_that_was_owed_at_the_end_is_recorded_like_any_other(through, gan
 def test_two_processes_record_the_same_once(together, tmp_path):
     """Both hold the same sketches at every recording, and one of them writes."""
     run = tmp_path / "run"
-    together(2, TESTS / "workers.py", "orbit", tmp_path, DIGITS, f"run_dir={run}", *RUN, "total_kimg=0.08", "eval.every_kimg=null", "eval.num_samples=32", "batching.micro_batch=8")
+    together(
+        2,
+        TESTS / "workers.py",
+        "orbit",
+        tmp_path,
+        DIGITS,
+        f"run_dir={run}",
+        *RUN,
+        "total_kimg=0.08",
+        "eval.every_kimg=null",
+        "eval.num_samples=32",
+        "batching.micro_batch=8",
+    )
     told = sorted(p.read_text() for p in tmp_path.glob("orbit-*"))
     assert told == ["rank 0 of 2: 6 recordings", "rank 1 of 2: 6 recordings"]
     assert [line["nimg"] for line in record_of(run)] == [0, 16, 32, 48, 64, 80]

@@ -5,6 +5,7 @@ rate k = -ln phi an update. One "weight" holds thousands of independent chains, 
 Chains are Gaussian, so that the mean square of N of them has the standard error sqrt(2 / N) of itself, and the mean product
 of two quantities sqrt((V_1 V_2 + C^2) / N); tests allow five standard errors.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -17,7 +18,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gantrain.averaging import AverageBank, Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, refresh_spectral_norms, weight_profile
-from gantrain.averaging.swap import Swap, growth_that_holds, identified_rate
+from gantrain.averaging.swap_growth import growth_that_holds, identified_rate
+from gantrain.config.sections import Swap
 from gantrain.errors import UserError
 from gantrain.theory.ornstein_uhlenbeck import rate_of_two, variance_ratio
 

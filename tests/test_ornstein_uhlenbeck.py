@@ -6,6 +6,7 @@ sqrt(V / N), a mean square sqrt(2 / N) V and a mean product sqrt((V_1 V_2 + C^2)
 Elsewhere the tolerance is that of the oracle (quadrature and ODEs 1e-7, linear algebra 1e-9), or the size, derived beside it,
 of what a limit leaves out.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -30,7 +31,11 @@ BOWL = turn @ np.diag([2.0, 0.5]) @ turn.T  # symmetric, a loss's
 GAME = np.array([[0.6, 1.3], [-0.9, 0.4]])  # not symmetric: eigenvalues 0.5 +- 1.08i, the orbit turns
 NOISE = np.array([[1.5, 0.4], [0.4, 0.7]])
 ALONG = np.outer([1.0, -2.0], [1.0, -2.0])  # noise of one direction only
-LANDSCAPES = [pytest.param(BOWL, NOISE, id="bowl"), pytest.param(GAME, NOISE, id="game"), pytest.param(GAME, ALONG, id="game, singular noise")]
+LANDSCAPES = [
+    pytest.param(BOWL, NOISE, id="bowl"),
+    pytest.param(GAME, NOISE, id="game"),
+    pytest.param(GAME, ALONG, id="game, singular noise"),
+]
 RATE, BATCH = 0.2, 8.0
 
 public_functions = sorted(n for n, f in inspect.getmembers(ou, inspect.isfunction) if f.__module__ == ou.__name__ and not n.startswith("_"))
@@ -103,7 +108,9 @@ def of_ou(curvature, noise, rate, batch, start, duration):
 
     def slope(y):
         kept, p = y.reshape(2, n, n)
-        return np.concatenate([(-rate * curvature @ kept).ravel(), (-rate * (curvature @ p + p @ curvature.T) + rate**2 / batch * noise).ravel()])
+        return np.concatenate(
+            [(-rate * curvature @ kept).ravel(), (-rate * (curvature @ p + p @ curvature.T) + rate**2 / batch * noise).ravel()]
+        )
 
     kept, p = integrated(slope, np.concatenate([np.eye(n).ravel(), np.zeros(n * n)]), duration).reshape(2, n, n)
     return kept @ start, p, kept
@@ -134,7 +141,9 @@ def test_stationary_covariance_steps_is_what_the_recursion_settles_on(A, C):
 
 def test_noise_that_follows_the_curvature_makes_a_round_orbit():
     """C = c A: eps c / 2 S times the identity."""
-    np.testing.assert_allclose(ou.stationary_covariance(BOWL, 3 * BOWL, RATE, BATCH), RATE * 3 / (2 * BATCH) * np.eye(2), rtol=EXACT, atol=1e-12)
+    np.testing.assert_allclose(
+        ou.stationary_covariance(BOWL, 3 * BOWL, RATE, BATCH), RATE * 3 / (2 * BATCH) * np.eye(2), rtol=EXACT, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("covariance", [ou.stationary_covariance, ou.stationary_covariance_steps])
@@ -157,7 +166,9 @@ def test_where_nothing_pulls_there_is_no_stationary_state(A):
         ou.stationary_covariance(A, np.eye(len(A)), RATE, BATCH)
 
 
-@pytest.mark.parametrize("A, rate", [([[1.0]], 2.0), ([[1.0]], 2.5), (BOWL, 1.01), (GAME, 0.71), ([[0.0, 1.0], [-1.0, 0.0]], 0.1), ([[-1.0]], 0.1)])
+@pytest.mark.parametrize(
+    "A, rate", [([[1.0]], 2.0), ([[1.0]], 2.5), (BOWL, 1.01), (GAME, 0.71), ([[0.0, 1.0], [-1.0, 0.0]], 0.1), ([[-1.0]], 0.1)]
+)
 def test_a_rate_at_which_sgd_diverges_is_refused(A, rate):
     """The bowl's steepest curvature is 2; the game's |1 - eps lambda| = 1 is at eps = 2 Re lambda / |lambda|^2 = 1 / 1.41."""
     with pytest.raises(ValueError, match=f"rate: SGD with learning rate {rate:g} diverges on this curvature"):
@@ -297,10 +308,15 @@ SINGULAR = np.outer([1.0, 2.0], [1.0, 0.5])  # pulls in one direction and lets t
 
 
 @pytest.mark.parametrize("points", [1, 2, 16])
-@pytest.mark.parametrize("A, C", [*LANDSCAPES,
-                                  pytest.param(np.zeros((2, 2)), NOISE, id="brownian"),
-                                  pytest.param(SINGULAR, NOISE, id="flat in one direction"),
-                                  pytest.param(np.array([[0.0, 2.0], [-2.0, 0.0]]), NOISE, id="only turns")])
+@pytest.mark.parametrize(
+    "A, C",
+    [
+        *LANDSCAPES,
+        pytest.param(np.zeros((2, 2)), NOISE, id="brownian"),
+        pytest.param(SINGULAR, NOISE, id="flat in one direction"),
+        pytest.param(np.array([[0.0, 2.0], [-2.0, 0.0]]), NOISE, id="only turns"),
+    ],
+)
 def test_simulated_ou_has_the_moments_of_its_odes_in_steps_of_any_size(A, C, points):
     """After 7 updates' time in one big step, two or sixteen; and the covariance with halfway there."""
     start = np.array([0.3, -0.2])
@@ -478,12 +494,14 @@ def test_an_ema_that_looks_at_every_kth_update_has_the_same_form():
 @pytest.mark.parametrize("k, mu, nu", [(0.5, 0.2, 1.0), (0.1, 0.3, 0.02)])
 def test_steps_tend_to_the_process_as_they_get_small(k, mu, nu):
     """phi = e^(-k h), beta = e^(-mu h) with h -> 0: the gap is of the order h and halves with it."""
-    pairs = [(lambda h: ou.ema_ratio_steps(math.exp(-k * h), math.exp(-mu * h)), ou.ema_ratio(k, mu)),
-             (lambda h: ou.ema_with_live_steps(math.exp(-k * h), math.exp(-mu * h)), ou.ema_with_live(k, mu)),
-             (lambda h: ou.ema_distance_steps(math.exp(-k * h), math.exp(-mu * h)), ou.ema_distance(k, mu)),
-             (lambda h: ou.two_emas_steps(math.exp(-k * h), math.exp(-mu * h), math.exp(-nu * h)), ou.two_emas(k, mu, nu)),
-             (lambda h: ou.variance_steps(k, 1.0, h, 1.0) / h, ou.variance(k, 1.0, 1.0, 1.0)),
-             (lambda h: ou.uniform_ratio_steps(math.exp(-k * h), round(20 / h)), ou.uniform_ratio(k, 20.0))]
+    pairs = [
+        (lambda h: ou.ema_ratio_steps(math.exp(-k * h), math.exp(-mu * h)), ou.ema_ratio(k, mu)),
+        (lambda h: ou.ema_with_live_steps(math.exp(-k * h), math.exp(-mu * h)), ou.ema_with_live(k, mu)),
+        (lambda h: ou.ema_distance_steps(math.exp(-k * h), math.exp(-mu * h)), ou.ema_distance(k, mu)),
+        (lambda h: ou.two_emas_steps(math.exp(-k * h), math.exp(-mu * h), math.exp(-nu * h)), ou.two_emas(k, mu, nu)),
+        (lambda h: ou.variance_steps(k, 1.0, h, 1.0) / h, ou.variance(k, 1.0, 1.0, 1.0)),
+        (lambda h: ou.uniform_ratio_steps(math.exp(-k * h), round(20 / h)), ou.uniform_ratio(k, 20.0)),
+    ]
     for steps, flow in pairs:
         gaps = [abs(steps(h) - flow) for h in (0.002, 0.001)]
         assert gaps[0] < 0.002 * max(1.0, flow) * 2 and gaps[1] <= 0.51 * gaps[0] + 1e-9
@@ -503,7 +521,9 @@ def test_variance_ratio_is_the_double_sum(k):
     rng = np.random.default_rng(10)
     positions, weights = np.cumsum(rng.exponential(size=60)) + 5, rng.dirichlet(np.ones(60))
     assert ou.variance_ratio(positions, weights, k) == pytest.approx(double_sum(positions, weights, k), rel=EXACT)
-    assert ou.variance_ratio(positions - 5000, weights, k) == pytest.approx(double_sum(positions, weights, k), rel=EXACT)  # only distances count
+    assert ou.variance_ratio(positions - 5000, weights, k) == pytest.approx(
+        double_sum(positions, weights, k), rel=EXACT
+    )  # only distances count
     assert ou.variance_ratio([3.0, 4.0], [0.25, 0.75], k) == pytest.approx(0.0625 + 0.5625 + 0.375 * math.exp(-k))
     assert ou.variance_ratio(np.array([7.0]), np.array([0.5]), k) == pytest.approx(0.25)
 
@@ -587,7 +607,9 @@ def test_least_growth_is_the_border_of_reheating(phi, beta):
         v = [iterated(np.array([[phi]]), np.array([[(1 - phi**2) / growth]]), t, [[swapped]])[0, 0] for t in range(20)]
         assert (sign * np.diff(v) > 0).all()
     k, mu = -math.log(phi), -math.log(beta)
-    assert ou.least_growth(ou.ema_ratio(k, mu)) == pytest.approx(1 / of_flow(k, mu)[1, 1], rel=EXACT) == pytest.approx(1 + k / mu, rel=EXACT)
+    assert (
+        ou.least_growth(ou.ema_ratio(k, mu)) == pytest.approx(1 / of_flow(k, mu)[1, 1], rel=EXACT) == pytest.approx(1 + k / mu, rel=EXACT)
+    )
 
 
 def test_a_simulated_swap_relaxes_as_it_says():
@@ -614,6 +636,7 @@ def test_a_simulated_swap_relaxes_as_it_says():
 @pytest.mark.parametrize("k, swapped", [(0.3, 0.1), (0.02, 0.7)])
 def test_reheating_half_time(k, swapped):
     """When the ODE of a swap without growth passes half way from the average's variance to the live one."""
+
     def half(t, v):
         return v[0] - (1 + swapped) / 2
 
@@ -703,12 +726,30 @@ def test_distances_of_no_orbit_give_no_rate(step):
 # ---- arrays, and that nothing is left out ----------------------------------------------------------------------------
 
 ELEMENTWISE = {  # arguments that an array may stand for, one after the other
-    "variance": (1.3, 0.7, 0.2, 8.0), "variance_steps": (1.3, 0.7, 0.2, 8.0), "autocorrelation": (0.4, 2.0), "uniform_ratio": (0.4, 2.0),
-    "uniform_ratio_steps": (0.9, 7), "ema_ratio": (0.4, 0.3), "ema_ratio_steps": (0.9, 0.8), "ema_with_live": (0.4, 0.3),
-    "ema_with_live_steps": (0.9, 0.8), "ema_distance": (0.4, 0.3), "ema_distance_steps": (0.9, 0.8), "two_emas": (0.4, 0.3, 0.1),
-    "two_emas_steps": (0.9, 0.8, 0.7), "equal_window": (0.3,), "bema_ratio": (0.4, 0.3, 0.1), "bema_limit": (0.4, 0.3, 9.0),
-    "live_mean": (1.5, 0.4, 2.0), "ema_mean": (1.5, 0.4, 0.3, 2.0), "uniform_mean": (1.5, 0.4, 2.0), "drift_lag": (0.4, 0.3),
-    "variance_after_swap": (0.4, 0.3, 0.1, 2.0), "least_growth": (0.4,), "reheating_half_time": (0.4,), "cycle_gain": (0.4, 0.3),
+    "variance": (1.3, 0.7, 0.2, 8.0),
+    "variance_steps": (1.3, 0.7, 0.2, 8.0),
+    "autocorrelation": (0.4, 2.0),
+    "uniform_ratio": (0.4, 2.0),
+    "uniform_ratio_steps": (0.9, 7),
+    "ema_ratio": (0.4, 0.3),
+    "ema_ratio_steps": (0.9, 0.8),
+    "ema_with_live": (0.4, 0.3),
+    "ema_with_live_steps": (0.9, 0.8),
+    "ema_distance": (0.4, 0.3),
+    "ema_distance_steps": (0.9, 0.8),
+    "two_emas": (0.4, 0.3, 0.1),
+    "two_emas_steps": (0.9, 0.8, 0.7),
+    "equal_window": (0.3,),
+    "bema_ratio": (0.4, 0.3, 0.1),
+    "bema_limit": (0.4, 0.3, 9.0),
+    "live_mean": (1.5, 0.4, 2.0),
+    "ema_mean": (1.5, 0.4, 0.3, 2.0),
+    "uniform_mean": (1.5, 0.4, 2.0),
+    "drift_lag": (0.4, 0.3),
+    "variance_after_swap": (0.4, 0.3, 0.1, 2.0),
+    "least_growth": (0.4,),
+    "reheating_half_time": (0.4,),
+    "cycle_gain": (0.4, 0.3),
     "lookahead_factor": (1 + 0.1j, 20, 0.5),
 }
 
@@ -722,14 +763,16 @@ def check_arrays(name: str, arguments: tuple) -> None:
     function = getattr(ou, name)
     for i, value in enumerate(arguments):
         values = value * factors(value)
-        alone = [function(*arguments[:i], v, *arguments[i + 1:]) for v in values]
-        result = function(*arguments[:i], values, *arguments[i + 1:])
+        alone = [function(*arguments[:i], v, *arguments[i + 1 :]) for v in values]
+        result = function(*arguments[:i], values, *arguments[i + 1 :])
         assert np.shape(result) == (3,)
         np.testing.assert_allclose(result, alone, rtol=1e-12)
     if len(arguments) > 1:
         first, *middle, last = arguments
         column, row = first * np.array([[1.0], [0.8]]), last * factors(last)
-        np.testing.assert_allclose(function(column, *middle, row), [[function(a, *middle, b) for b in row] for a in column[:, 0]], rtol=1e-12)
+        np.testing.assert_allclose(
+            function(column, *middle, row), [[function(a, *middle, b) for b in row] for a in column[:, 0]], rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)

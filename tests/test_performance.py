@@ -1,4 +1,5 @@
 """Speed without a clock: what is picked, what is not waited for, how often processes speak, and that none of it changes a result."""
+
 from __future__ import annotations
 
 import ctypes
@@ -18,11 +19,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gantrain import performance
-from gantrain.config import Performance
+from gantrain.config.loading import load
 from gantrain.data import Digits, pack
-from gantrain.guard import Pulse
-from gantrain.loading import load
-from gantrain.trainer import Trainer
+from gantrain.performance import Performance
+from gantrain.training.guard import Pulse
+from gantrain.training.trainer import Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -139,12 +140,34 @@ def begun(folder, *overrides: str) -> Trainer:
 def test_the_trap_sees_what_waits(monkeypatch):
     with monkeypatch.context() as patch, Waits(patch) as waits:
         x = torch.ones(3)
-        seen = x[0].item() == 1, bool(x.sum() > 0), float(x[1]) == 1, x.tolist() == [1.0] * 3, len(x.nonzero()) == 3, x.cpu().numpy().sum() == 3
+        seen = (
+            x[0].item() == 1,
+            bool(x.sum() > 0),
+            float(x[1]) == 1,
+            x.tolist() == [1.0] * 3,
+            len(x.nonzero()) == 3,
+            x.cpu().numpy().sum() == 3,
+        )
     assert all(seen)
-    assert waits.found == {"aten::_local_scalar_dense": 3, "aten::nonzero": 1, "item": 1, "__bool__": 1, "__float__": 1, "tolist": 1, "cpu": 1, "numpy": 1}
+    assert waits.found == {
+        "aten::_local_scalar_dense": 3,
+        "aten::nonzero": 1,
+        "item": 1,
+        "__bool__": 1,
+        "__float__": 1,
+        "tolist": 1,
+        "cpu": 1,
+        "numpy": 1,
+    }
 
 
-QUIETLY = ["tracking.every_kimg=9", "tracking.samples_every_kimg=null", "eval.every_kimg=null", "checkpoint.every_kimg=9", "orbit.every_kimg=null"]
+QUIETLY = [
+    "tracking.every_kimg=9",
+    "tracking.samples_every_kimg=null",
+    "eval.every_kimg=null",
+    "checkpoint.every_kimg=9",
+    "orbit.every_kimg=null",
+]
 
 
 def test_nothing_is_waited_for_between_two_lines_of_the_record(tmp_path, monkeypatch):
@@ -180,7 +203,11 @@ def test_an_update_waits_for_nothing_on_a_gpu(tmp_path):
 def test_training_is_in_the_order_in_memory_that_was_picked(on, tmp_path, monkeypatch):
     """Images of three channels, real and generated, features, weights, gradients and moments."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    images = ["data={name: random_images:RandomImages, resolution: 16, size: 64, num_classes: 10}", "optim.d_steps=1", f"performance.channels_last={str(on).lower()}"]
+    images = [
+        "data={name: random_images:RandomImages, resolution: 16, size: 64, num_classes: 10}",
+        "optim.d_steps=1",
+        f"performance.channels_last={str(on).lower()}",
+    ]
     trainer = Trainer(load(DIGITS, [*TINY, *images, f"run_dir={tmp_path}"]))
     trainer.start()
     order, seen = torch.channels_last if on else torch.contiguous_format, []
@@ -213,7 +240,11 @@ def test_a_run_keeps_freed_memory_where_it_shall(keep, tmp_path, monkeypatch):
 def test_gradients_are_exchanged_once_a_step_however_many_rounds(together, tmp_path):
     """Counted in DistributedDataParallel's own buckets, by two processes: a bucket a network, once for each step of its optimizer."""
     cases = {k: tmp_path / str(k) for k in (1, 2, 4)}
-    words = [w for k, folder in cases.items() for w in ("--", "exchanges", folder, DIGITS, *TINY, "total_kimg=9", f"batching.micro_batch={8 // k}", f"run_dir={folder / 'run'}")]
+    words = [
+        w
+        for k, folder in cases.items()
+        for w in ("--", "exchanges", folder, DIGITS, *TINY, "total_kimg=9", f"batching.micro_batch={8 // k}", f"run_dir={folder / 'run'}")
+    ]
     together(2, TESTS / "workers.py", *words)
     for folder in cases.values():
         assert sorted(p.read_text() for p in folder.glob("world-*")) == ["2", "2"]
@@ -229,18 +260,39 @@ def test_two_machines_train_as_one_with_two_processes(together, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--main_process_ip",
+        "127.0.0.1",
+    ]
     launcher += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = ["-m", "gantrain", "train", str(DIGITS), *words, f"run_dir={tmp_path / 'two'}"]
     machines = [
-        subprocess.Popen([*launcher, "--machine_rank", str(rank), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
+        subprocess.Popen(
+            [*launcher, "--machine_rank", str(rank), *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
         for rank in range(2)
     ]
     said = [machine.communicate(timeout=200)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     one, two = (lines_of(tmp_path / run) for run in ("one", "two"))
     assert next(line for line in two if line.get("event") == "start")["processes"] == 2 and "done:" in said[0] and "done:" not in said[1]
-    numbers = [[{k: v for k, v in line.items() if not k.startswith(("throughput", "memory"))} for line in lines if "loss/d" in line] for lines in (one, two)]
+    numbers = [
+        [{k: v for k, v in line.items() if not k.startswith(("throughput", "memory"))} for line in lines if "loss/d" in line]
+        for lines in (one, two)
+    ]
     assert numbers[0] == numbers[1] and len(numbers[0]) == 2
 
 
@@ -252,11 +304,16 @@ def test_synchronised_batchnorm_is_plain_batchnorm_on_one_process(gantrain, tmp_
     logs = []
     for on in ("false", "true"):
         gantrain("train", *words, f"run_dir={tmp_path / on}", f"sync_batchnorm={on}")
-        logs.append([(line["loss/d"], line["loss/g"]) for line in lines_of(tmp_path / on) if "loss/d" in line] + [v for line in lines_of(tmp_path / on) for k, v in line.items() if k.startswith("eval/ema")])
+        logs.append(
+            [(line["loss/d"], line["loss/g"]) for line in lines_of(tmp_path / on) if "loss/d" in line]
+            + [v for line in lines_of(tmp_path / on) for k, v in line.items() if k.startswith("eval/ema")]
+        )
     assert logs[0] == logs[1] and len(logs[0]) > 3
     config = load(DIGITS, [*TINY, "sync_batchnorm=true", f"run_dir={tmp_path / 'x'}"])
     trainer = Trainer(config)
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in trainer.G.network.modules()) and not any(isinstance(m, nn.SyncBatchNorm) for m in trainer.averaged.modules())
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in trainer.G.network.modules()) and not any(
+        isinstance(m, nn.SyncBatchNorm) for m in trainer.averaged.modules()
+    )
 
 
 def test_synchronised_batchnorm_on_cpus_is_refused(together, tmp_path):
@@ -272,7 +329,12 @@ def test_a_compiled_run_resumes_swaps_and_averages_as_another(gantrain, tmp_path
     """With a backend that runs what was traced as it is, nothing may differ by a bit; with the real one, what rounding does."""
     compile = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: compile(self, backend=backend, **kwargs))
-    swaps = ["swap={source: ema, start_kimg: 0.08, every_kimg: 0.08, after_kimg: 0.04, networks: g}", "eval.every_kimg=null", "optim.eps=1e-3", "batching.micro_batch=8"]
+    swaps = [
+        "swap={source: ema, start_kimg: 0.08, every_kimg: 0.08, after_kimg: 0.04, networks: g}",
+        "eval.every_kimg=null",
+        "optim.eps=1e-3",
+        "batching.micro_batch=8",
+    ]
     for name, on in (("plain", "false"), ("compiled", "true")):
         words = ["train", DIGITS, *TINY, *swaps, f"run_dir={tmp_path / name}", f"performance.compile={on}"]
         torch._dynamo.utils.counters.clear()  # of whatever this process has compiled before
@@ -387,20 +449,39 @@ def switches(*by_default: str, all: list[str]) -> list:
 @pytest.mark.parametrize("switch", switches("packed", "bf16", all=list(SWITCHES)))
 def test_a_run_in_two_goes_is_the_run_in_one(switch, gantrain, packed_digits, tmp_path):
     """Bit for bit, with rounds, a swap, and scores."""
-    words = [DIGITS, *TINY, *with_switch(switch, packed_digits), "batching.micro_batch=8", "swap={source: ema, start_kimg: 0.08, every_kimg: 0.08, after_kimg: 0.04, networks: g}"]
+    words = [
+        DIGITS,
+        *TINY,
+        *with_switch(switch, packed_digits),
+        "batching.micro_batch=8",
+        "swap={source: ema, start_kimg: 0.08, every_kimg: 0.08, after_kimg: 0.04, networks: g}",
+    ]
     for run, totals in (("one", [0.24]), ("two", [0.16, 0.24])):
         for total in totals:
             gantrain("train", *words, f"run_dir={tmp_path / run}", f"total_kimg={total}")
     one, two = (tensors_of(tmp_path / run) for run in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-    scores = [[(line["nimg"], k, v) for line in lines_of(tmp_path / run) for k, v in line.items() if k.startswith("eval/")] for run in ("one", "two")]
+    scores = [
+        [(line["nimg"], k, v) for line in lines_of(tmp_path / run) for k, v in line.items() if k.startswith("eval/")]
+        for run in ("one", "two")
+    ]
     assert scores[0] and set(scores[0]) <= set(scores[1])
 
 
-@pytest.mark.parametrize("switch", switches("packed", all=[name for name in SWITCHES if name != "bf16"]))  # whose rounding is of another size
+@pytest.mark.parametrize(
+    "switch", switches("packed", all=[name for name in SWITCHES if name != "bf16"])
+)  # whose rounding is of another size
 def test_rounds_and_processes_leave_a_run_what_it_was(switch, gantrain, together, packed_digits, tmp_path):
     """Sixteen images an update in one round, in two, and on two processes; without BatchNorm, which goes by the micro-batch."""
-    words = [DIGITS, *TINY, *with_switch(switch, packed_digits), "model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3", "eval.every_kimg=null", "total_kimg=0.048"]
+    words = [
+        DIGITS,
+        *TINY,
+        *with_switch(switch, packed_digits),
+        "model.name=plain_networks:PlainBigGAN",
+        "optim.eps=1e-3",
+        "eval.every_kimg=null",
+        "total_kimg=0.048",
+    ]
     gantrain("train", *words, f"run_dir={tmp_path / 'one'}")
     gantrain("train", *words, f"run_dir={tmp_path / 'rounds'}", "batching.micro_batch=8")
     together(2, "-m", "gantrain", "train", *words, f"run_dir={tmp_path / 'processes'}")
@@ -415,4 +496,9 @@ def test_rounds_and_processes_leave_a_run_what_it_was(switch, gantrain, together
 def last_gradients(run) -> dict[str, torch.Tensor]:
     """Of D and of G: Adam's first moments, which with beta_1 = 0 are the last update's gradient."""
     tensors = tensors_of(run)
-    return {player: torch.cat([t.flatten() for (file, name), t in tensors.items() if file == f"optimizer_{player}.safetensors" and name.endswith("/exp_avg")]) for player in "dg"}
+    return {
+        player: torch.cat(
+            [t.flatten() for (file, name), t in tensors.items() if file == f"optimizer_{player}.safetensors" and name.endswith("/exp_avg")]
+        )
+        for player in "dg"
+    }

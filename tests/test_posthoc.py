@@ -1,4 +1,5 @@
 """Post-hoc averages: inner products, coefficients and errors against numeric integration, and weights against averages tracked directly."""
+
 from __future__ import annotations
 
 import itertools
@@ -100,7 +101,9 @@ def test_a_stored_profile_is_itself(number, which):
     assert error < 1e-6
 
 
-@pytest.mark.parametrize("sigma_rel, bound", [*((s, 0.01) for s in (0.05, 0.06, 0.07, 0.085, 0.10, 0.12, 0.15)), (0.18, 0.03), (0.20, 0.03)])
+@pytest.mark.parametrize(
+    "sigma_rel, bound", [*((s, 0.01) for s in (0.05, 0.06, 0.07, 0.085, 0.10, 0.12, 0.15)), (0.18, 0.03), (0.20, 0.03)]
+)
 def test_sixteen_snapshots_rebuild_other_lengths(sigma_rel, bound):
     """Of 0.05 and 0.10 each: the profile is within 1% up to 0.15 and 3% up to 0.20, and so says the integral."""
     snapshots, wanted = snapshots_of(16), Profile(T, gamma_of(sigma_rel))
@@ -189,7 +192,14 @@ def run() -> dict:
                 snapshots.append(compact(average.shadows))
                 profiles.append(Profile(nimg, gamma_of(sigma_rel)))
     assert len(snapshots) == 32 and profiles[-1].nimg == positions[-1]
-    return {"positions": positions, "batches": np.array(batches), "path": np.array(path), "snapshots": snapshots, "profiles": profiles, "direct": direct}
+    return {
+        "positions": positions,
+        "batches": np.array(batches),
+        "path": np.array(path),
+        "snapshots": snapshots,
+        "profiles": profiles,
+        "direct": direct,
+    }
 
 
 def half_precision_error(c: np.ndarray, snapshots: list[dict[str, torch.Tensor]], steps: int) -> np.ndarray:
@@ -250,7 +260,9 @@ def test_an_earlier_moment_is_rebuilt_from_the_snapshots_up_to_there(run):
     _, weights = weight_profile(Power(sigma_rel=0.12), run["positions"][:steps])
     path, lengths = run["path"][:steps], run["batches"][:steps]
     spread = np.sqrt(lengths @ (path - lengths @ path / at) ** 2)
-    bound = spread * error * (gamma + 1) / math.sqrt((2 * gamma + 1) * at) + half_precision_error(c, [run["snapshots"][i] for i in usable], steps)
+    bound = spread * error * (gamma + 1) / math.sqrt((2 * gamma + 1) * at) + half_precision_error(
+        c, [run["snapshots"][i] for i in usable], steps
+    )
     assert (np.abs(rebuilt - weights[1:] @ path) <= bound).all()
 
 
@@ -268,7 +280,11 @@ def test_weights_that_stood_still_are_rebuilt_as_they_are():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_combine_is_a_weighted_sum_that_leaves_its_parts_alone(dtype):
     """Accumulated in float64, where terms of 2^30 cancel and leave the 1 that fp32 would have lost; the parts stay as they were."""
-    parts = [{"w": torch.tensor([3.0, 5.0], dtype=dtype)}, {"w": torch.tensor([0.5, 1.0], dtype=dtype)}, {"w": torch.tensor([2.0, 2.0], dtype=dtype)}]
+    parts = [
+        {"w": torch.tensor([3.0, 5.0], dtype=dtype)},
+        {"w": torch.tensor([0.5, 1.0], dtype=dtype)},
+        {"w": torch.tensor([2.0, 2.0], dtype=dtype)},
+    ]
     before = [part["w"].clone() for part in parts]
     total = combine(zip((2.0**30, 2.0, -1.5 * 2.0**30), parts))
     assert all(torch.equal(part["w"], old) for part, old in zip(parts, before))

@@ -1,4 +1,5 @@
 """Prepared data sets, StyleGAN's zips, and the tool that makes the former from everything."""
+
 from __future__ import annotations
 
 import errno
@@ -64,7 +65,10 @@ def same(a: ImageSet, b: ImageSet) -> None:
 
 def test_a_zip_holds_the_images_of_its_folder_with_its_own_labels(tmp_path):
     folder = cats_and_dogs(tmp_path)
-    images, files = Archive(root=str(write_zip(tmp_path / "a.zip", folder, LABELS)), resolution=4).build(), Folder(root=str(folder), resolution=4).build()
+    images, files = (
+        Archive(root=str(write_zip(tmp_path / "a.zip", folder, LABELS)), resolution=4).build(),
+        Folder(root=str(folder), resolution=4).build(),
+    )
     assert len(images) == len(files) == 7 and images.class_names == ["0", "1"] and images.labels.tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert all(torch.equal(images[i][0], files[i][0]) for i in range(7))
 
@@ -195,7 +199,11 @@ def test_a_prepared_set_is_the_set_that_it_was_made_from(many, tmp_path):
     same(images, many())
     assert images.mapped and "on disk, mapped into memory" in audit(images)
     assert np.array_equal(np.load(tmp_path / "p" / "images.npy"), images.pixels.numpy())  # anybody's NumPy reads it
-    assert not (tmp_path / "p.part").exists() and sorted(p.name for p in (tmp_path / "p").iterdir()) == ["head.json", "images.npy", "labels.npy"]
+    assert not (tmp_path / "p.part").exists() and sorted(p.name for p in (tmp_path / "p").iterdir()) == [
+        "head.json",
+        "images.npy",
+        "labels.npy",
+    ]
     in_ram = prepare(Packed(root=str(tmp_path / "p"), resolution=8, keep_in="host"), CPU)
     assert not in_ram.mapped and " in memory" in audit(in_ram) and in_ram.fingerprint == images.fingerprint
 
@@ -222,7 +230,9 @@ def test_what_was_interrupted_goes_on(many, tmp_path):
         file.write(b"lost")
     with open(tmp_path / "p.part" / "done.jsonl", "a") as file:
         file.write('{"block": 3, "sha')  # cut short
-    with pytest.raises(UserError, match=r"p' is no prepared data set .it has no head.json.; it is half made: the command that began .*p.part goes on"):
+    with pytest.raises(
+        UserError, match=r"p' is no prepared data set .it has no head.json.; it is half made: the command that began .*p.part goes on"
+    ):
         Packed(root=str(tmp_path / "p"), resolution=8).build()
 
     class Counting(type(decode)):
@@ -251,7 +261,14 @@ def test_another_set_does_not_go_on_where_one_was_interrupted(many, tmp_path):
 def test_every_region_of_a_prepared_set_is_looked_at(many, tmp_path):
     folder = tmp_path / "p"
     pack(many(), folder, "many")
-    for name, at in [("images.npy", 3), ("images.npy", 130), ("images.npy", 128 + 50 * 192 - 1), ("labels.npy", 140), ("head.json", 5), ("head.json", -70)]:
+    for name, at in [
+        ("images.npy", 3),
+        ("images.npy", 130),
+        ("images.npy", 128 + 50 * 192 - 1),
+        ("labels.npy", 140),
+        ("head.json", 5),
+        ("head.json", -70),
+    ]:
         data = bytearray((folder / name).read_bytes())
         data[at] ^= 0x11
         whole = (folder / name).read_bytes()
@@ -379,7 +396,9 @@ def test_a_set_that_was_killed_before_it_had_its_name_is_finished(many, tmp_path
 
 def test_two_do_not_make_one_set(many, tmp_path):
     def second(blocks, total):
-        with pytest.raises(UserError, match=f"p.part: is being made by process {os.getpid()} on .*; wait for it, stop it, or give another --out"):
+        with pytest.raises(
+            UserError, match=f"p.part: is being made by process {os.getpid()} on .*; wait for it, stop it, or give another --out"
+        ):
             pack(many(), tmp_path / "p", "many")
         yield from blocks
 
@@ -410,7 +429,10 @@ def test_a_head_has_a_sum_of_its_own(many, tmp_path):
         prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
 
 
-@pytest.mark.parametrize("key, value", [("classes", "ab"), ("classes", []), ("sha256", {}), ("source", 3), ("listing", None), ("images", True), ("head_sha256", 1)])
+@pytest.mark.parametrize(
+    "key, value",
+    [("classes", "ab"), ("classes", []), ("sha256", {}), ("source", 3), ("listing", None), ("images", True), ("head_sha256", 1)],
+)
 def test_a_heads_fields_have_their_types(many, tmp_path, key, value):
     pack(many(), tmp_path / "p", "many")
     path = tmp_path / "p" / "head.json"
@@ -429,7 +451,9 @@ def test_what_may_not_be_read_is_not_called_damaged(many, tmp_path, monkeypatch,
 
     pack(many(), tmp_path / "p", "many")
     for owner, function in ((np, "load"), (Path, "read_text")):
-        monkeypatch.setattr(owner, function, lambda path, *words, whole=getattr(owner, function), **more: closed(path, whole, *words, **more))
+        monkeypatch.setattr(
+            owner, function, lambda path, *words, whole=getattr(owner, function), **more: closed(path, whole, *words, **more)
+        )
     with pytest.raises(UserError, match=f"p/{name}: may not be read .permission denied.; have its owner allow it"):
         prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
 
@@ -491,13 +515,26 @@ def test_what_cannot_be_made_is_raised_where_it_is_taken():
 def test_the_tool_prepares_a_folder_that_a_run_trains_on(tmp_path, gantrain):
     folder = write_images(tmp_path / "many", [f"{c}/{i}.png" for c in "ab" for i in range(20)], size=(20, 16))
     said = tool(folder, "--out", tmp_path / "p", "--resolution", 8, "--channels", 1).stdout
-    assert f"{tmp_path / 'p'}: 40 of 40 images made just now" in said and f"train with data.name=packed data.root={tmp_path / 'p'} data.resolution=8" in said
+    assert (
+        f"{tmp_path / 'p'}: 40 of 40 images made just now" in said
+        and f"train with data.name=packed data.root={tmp_path / 'p'} data.resolution=8" in said
+    )
     same(Packed(root=str(tmp_path / "p"), resolution=8).build(), Folder(root=str(folder), resolution=8, channels=1).build())
     assert "all 40 images are what was written" in tool("--verify", tmp_path / "p").stdout
     runs = []
     for data in (["data.name=packed", f"data.root={tmp_path / 'p'}"], ["data.name=folder", f"data.root={folder}", "data.channels=1"]):
         runs.append(tmp_path / data[0])
-        gantrain("train", "configs/digits.yaml", *TINY, *data, "data.resolution=8", f"run_dir={runs[-1]}", "total_kimg=0.08", "eval.reference_samples=32", "eval.num_samples=32")
+        gantrain(
+            "train",
+            "configs/digits.yaml",
+            *TINY,
+            *data,
+            "data.resolution=8",
+            f"run_dir={runs[-1]}",
+            "total_kimg=0.08",
+            "eval.reference_samples=32",
+            "eval.num_samples=32",
+        )
     logs = [[line for line in lines_of(run) if "loss/d" in line] for run in runs]
     assert [line["loss/d"] for line in logs[0]] == [line["loss/d"] for line in logs[1]] and len(logs[0]) >= 1
     assert all(0 <= line["throughput/data_wait"] < 1 for line in logs[0])
@@ -536,14 +573,23 @@ def test_the_tool_reads_torchvisions_sets(tmp_path):
             (raw / f"{name}.gz").write_bytes(gzip.compress(head + body.tobytes()))
     tool("torchvision:FashionMNIST", "--data", tmp_path / "data", "--out", tmp_path / "p", "--resolution", 28, "--channels", 1)
     images = Packed(root=str(tmp_path / "p"), resolution=28).build()
-    assert np.array_equal(images.pixels[:, 0].numpy(), pixels) and images.labels.tolist() == labels.tolist() and images.class_names[9] == "Ankle boot"
+    assert (
+        np.array_equal(images.pixels[:, 0].numpy(), pixels)
+        and images.labels.tolist() == labels.tolist()
+        and images.class_names[9] == "Ankle boot"
+    )
 
 
 def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
     folder = cats_and_dogs(tmp_path)
     (folder / "cat" / "1.png").write_bytes(b"no picture")
     done = tool(folder, "--out", tmp_path / "p", "--resolution", 8, check=False)
-    assert done.returncode == 2 and "cat/1.png: does not decode" in done.stderr and len(done.stderr.splitlines()) == 1 and not (tmp_path / "p").exists()
+    assert (
+        done.returncode == 2
+        and "cat/1.png: does not decode" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+        and not (tmp_path / "p").exists()
+    )
     said = tool(folder, "--out", tmp_path / "p", "--resolution", 8, "--on-error", "skip").stdout
     assert "skipped: " in said and "cat/1.png" in said
     images = Packed(root=str(tmp_path / "p"), resolution=8).build()
@@ -596,7 +642,10 @@ def test_the_tool_reads_hdf5_without_labels_if_it_is_to(tmp_path):
     assert Packed(root=str(tmp_path / "p"), resolution=8).build().class_names == ["all"]
     done = tool(tmp_path / "a.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
     assert done.returncode == 2 and "a.hdf5: has no labels; give --no-labels" in done.stderr
-    for labels, words in (([0, 1, 2, 0, 2_000_000_000], "label 2000000000 makes more classes than its 5 images"), ([0, 1, 4, 0, 1], "no image with label 2, 3; number")):
+    for labels, words in (
+        ([0, 1, 2, 0, 2_000_000_000], "label 2000000000 makes more classes than its 5 images"),
+        ([0, 1, 4, 0, 1], "no image with label 2, 3; number"),
+    ):
         with h5py.File(tmp_path / "b.hdf5", "w") as file:
             file.create_dataset("imgs", data=noise(5, 3, 8, 8))
             file.create_dataset("labels", data=np.array(labels))

@@ -1,4 +1,5 @@
 """Numbers by position, images between bytes and floats, and the clock."""
+
 from __future__ import annotations
 
 import math

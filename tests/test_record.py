@@ -1,4 +1,5 @@
 """A record read back: of real runs, and of files with whatever a file may have in it. (Killed and interrupted ones are in test_watching.py.)"""
+
 from __future__ import annotations
 
 import json
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TESTS, TINY, error_of, lines_of
 
-from gantrain import locks, record, update
+from gantrain import lock as locks
 from gantrain.errors import UserError
+from gantrain.run_folder import record
+from gantrain.training import update
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 FEW = ["eval.every_kimg=null", "eval.metrics=[fid]", "eval.num_samples=16", "tracking.samples_every_kimg=null", "tracking.sample_rows=1"]
@@ -95,7 +98,13 @@ def test_the_best_is_the_best_of_the_file(finished, metric, best):
 
 def test_an_outline_knows_the_same_without_the_losses(finished):
     whole, brief = both(finished)
-    assert (brief.status, brief.nimg, brief.metrics, brief.averages, brief.evaluations) == (whole.status, whole.nimg, whole.metrics, whole.averages, whole.evaluations)
+    assert (brief.status, brief.nimg, brief.metrics, brief.averages, brief.evaluations) == (
+        whole.status,
+        whole.nimg,
+        whole.metrics,
+        whole.averages,
+        whole.evaluations,
+    )
     assert not brief.training and brief.events() == whole.events()
 
 
@@ -125,21 +134,44 @@ def test_rolled_back_again_and_again_and_given_up(tmp_path, gantrain, monkeypatc
     found = record.read(run)
     assert nimgs(found.training) == [*range(16, 321, 16)] and found.nimg == 336
     assert nimgs([line for line in found.abandoned if "loss/d" in line]) == [336, 352]
-    assert sorted(map(str, [*found.lines, *found.abandoned])) == sorted(map(str, map(record.parse, (run / "metrics.jsonl").read_bytes().splitlines())))
+    assert sorted(map(str, [*found.lines, *found.abandoned])) == sorted(
+        map(str, map(record.parse, (run / "metrics.jsonl").read_bytes().splitlines()))
+    )
 
 
 # ---- what a file may have in it --------------------------------------------------------------------------------------
 
 
 def test_words_are_numbers_again_and_numbers_only(tmp_path):
-    run = by_hand(tmp_path / "run", event(0, "start", notes=["nan"]), train(16, **{"loss/g": "nan", "a": "inf", "b": {"c": ["-inf", "nano"]}}), score(16, "nan", live=3.0))
+    run = by_hand(
+        tmp_path / "run",
+        event(0, "start", notes=["nan"]),
+        train(16, **{"loss/g": "nan", "a": "inf", "b": {"c": ["-inf", "nano"]}}),
+        score(16, "nan", live=3.0),
+    )
     line = record.read(run).lines[1]
     assert math.isnan(line["loss/g"]) and line["a"] == math.inf and line["b"] == {"c": [-math.inf, "nano"]}
     assert record.read(run).best() == (3.0, "live", 16) and record.outline(run).best() == (3.0, "live", 16)
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "nothing", "[1, 2]", '"nimg"', "17", "null", "{}", '{"nimg": "16"}', '{"nimg": true}', '{"nimg": 1.5}', '{"nimg": 16', "[" * 100_000, "\x00\x00", '{"nimg": 1' + "0" * 5000 + "}"]
+    "bad",
+    [
+        "",
+        "nothing",
+        "[1, 2]",
+        '"nimg"',
+        "17",
+        "null",
+        "{}",
+        '{"nimg": "16"}',
+        '{"nimg": true}',
+        '{"nimg": 1.5}',
+        '{"nimg": 16',
+        "[" * 100_000,
+        "\x00\x00",
+        '{"nimg": 1' + "0" * 5000 + "}",
+    ],
 )
 def test_a_line_that_is_none_is_counted_and_left_out(tmp_path, bad):
     found = record.read(by_hand(tmp_path / "run", event(0, "start"), bad, train(16)))
@@ -167,7 +199,11 @@ def test_separators_of_lines_in_text_are_none_in_the_file(tmp_path):
 
 
 def test_a_score_that_is_no_number_is_none(tmp_path):
-    found = record.read(by_hand(tmp_path / "run", {"nimg": 16, "eval/ema/fid": None, "eval/live/fid": 2.0, "eval/swa/fid": "high", "eval/features": "digits"}))
+    found = record.read(
+        by_hand(
+            tmp_path / "run", {"nimg": 16, "eval/ema/fid": None, "eval/live/fid": 2.0, "eval/swa/fid": "high", "eval/features": "digits"}
+        )
+    )
     assert found.best() == (2.0, "live", 16) and found.evaluations[0].protocol == {"features": "digits"}
 
 
@@ -287,7 +323,9 @@ def test_another_machines_run_is_running_perhaps_until_it_has_been_still(tmp_pat
 
 
 def test_what_is_no_run_or_cannot_be_read_is_one_line(tmp_path, gantrain):
-    assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in error_of(gantrain("watch", tmp_path, check=False))
+    assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in error_of(
+        gantrain("watch", tmp_path, check=False)
+    )
     run = by_hand(tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
@@ -306,6 +344,8 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
 
 def test_reading_a_record_does_not_wait_for_torch(tmp_path):
     run = by_hand(tmp_path / "run", START, train(16))
-    code = f"import sys, pathlib; from gantrain import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
+    code = (
+        f"import sys, pathlib; from gantrain import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
+    )
     done = os.popen(f'{sys.executable} -c "{code}"').read()
     assert done.split() == ["16", "False"]

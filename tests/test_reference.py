@@ -1,4 +1,5 @@
 """What is scored against: files of statistics of every kind, images as they are, `gantrain reference`, `--reference`; and what is refused."""
+
 from __future__ import annotations
 
 import json
@@ -12,13 +13,13 @@ import torch
 from conftest import ROOT, TESTS, TINY, error_of, lines_of
 from PIL import Image
 
+from gantrain.config.loading import load
 from gantrain.errors import UserError
-from gantrain.loading import load
+from gantrain.evaluation.image_files import of_folder, of_tensor, of_zip
+from gantrain.evaluation.references import of_pictures, open_reference
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
 from gantrain.metrics.statistics import read_statistics
-from gantrain.pictures import of_folder, of_tensor, of_zip
-from gantrain.references import of_pictures, open_reference
-from gantrain.sheets import to_pil
+from gantrain.sampling.sheets import to_pil
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 CPU = torch.device("cpu")
@@ -46,7 +47,10 @@ def run(gantrain, tmp_path_factory) -> Path:
 def file(gantrain, run) -> Path:
     """The statistics of that run's data set, with features."""
     path = run.parent / "digits.npz"
-    assert f"{path}: mean, covariance, features and logits of digits (64 images), 64 features" in gantrain("reference", run, "--out", path).stdout
+    assert (
+        f"{path}: mean, covariance, features and logits of digits (64 images), 64 features"
+        in gantrain("reference", run, "--out", path).stdout
+    )
     return path
 
 
@@ -63,11 +67,29 @@ def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file,
     gantrain("evaluate", run, "--average", "ema", "--out", tmp_path / "data.json")
     monkeypatch.setattr("gantrain.data.digits.Digits.build", lambda self: pytest.fail("read"))
     gantrain("evaluate", run, "--reference", file, "--average", "ema", "--out", tmp_path / "file.json")
-    gantrain("evaluate", run, "--reference", tmp_path / "moments.npz", "--average", "ema", "--out", tmp_path / "moments.json", "eval.metrics=[fid,is]")
+    gantrain(
+        "evaluate",
+        run,
+        "--reference",
+        tmp_path / "moments.npz",
+        "--average",
+        "ema",
+        "--out",
+        tmp_path / "moments.json",
+        "eval.metrics=[fid,is]",
+    )
     data, whole, moments = (scores_at(tmp_path / f"{name}.json") for name in ("data", "file", "moments"))
-    assert whole["scores"] == data["scores"] and set(data["scores"]["ema"]) == {f"digits_{m}" for m in ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall")}
-    assert moments["scores"] == {name: {k: v for k, v in row.items() if k in ("digits_fid", "digits_is", "digits_is_std")} for name, row in data["scores"].items()}
-    assert [found["eval/reference"] for found in (data, whole, moments)] == ["digits (64 images)", "digits.npz (64 images)", "moments.npz (64 images)"]
+    assert whole["scores"] == data["scores"] and set(data["scores"]["ema"]) == {
+        f"digits_{m}" for m in ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall")
+    }
+    assert moments["scores"] == {
+        name: {k: v for k, v in row.items() if k in ("digits_fid", "digits_is", "digits_is_std")} for name, row in data["scores"].items()
+    }
+    assert [found["eval/reference"] for found in (data, whole, moments)] == [
+        "digits (64 images)",
+        "digits.npz (64 images)",
+        "moments.npz (64 images)",
+    ]
     prints = {found["eval/reference_fingerprint"] for found in (data, whole, moments)}
     assert len(prints) == 3 and all(len(p) == 16 and set(p) <= set("0123456789abcdef") for p in prints)
     assert (tmp_path / "moments.npz").stat().st_size < 50_000 < file.stat().st_size
@@ -82,7 +104,11 @@ def test_the_file_says_what_it_is_of_and_is_readable_by_others(run, file):
     np.testing.assert_allclose(held["mu"], features.mean(0), rtol=1e-6)
     np.testing.assert_allclose(held["sigma"], np.cov(features, rowvar=False), rtol=1e-6, atol=1e-9)
     assert held["mu"].dtype == held["sigma"].dtype == np.float64 and held["num_images"] == 64 and held["logits"].shape == (64, 10)
-    assert str(held["identity"]).startswith("digits-classifier/64/") and str(held["name"]) == "digits" and "torch" in json.loads(str(held["versions"]))
+    assert (
+        str(held["identity"]).startswith("digits-classifier/64/")
+        and str(held["name"]) == "digits"
+        and "torch" in json.loads(str(held["versions"]))
+    )
     extracted = DigitsFeatures().build(CPU).extract(data.pixels)[0].numpy()
     assert all(np.abs(extracted - row).max(1).min() < 1e-5 for row in held["features"][:5])
 
@@ -90,12 +116,17 @@ def test_the_file_says_what_it_is_of_and_is_readable_by_others(run, file):
 @pytest.mark.slow
 def test_training_against_the_file_scores_as_against_the_data(gantrain, run, file, tmp_path):
     """Saved in the configuration, found by whoever scores the run later; it may change at a resume."""
-    gantrain("train", DIGITS, *TINY, ALL_FOUR, "total_kimg=0.16", "eval.every_kimg=null", "--reference", file, f"run_dir={tmp_path / 'run'}")
+    gantrain(
+        "train", DIGITS, *TINY, ALL_FOUR, "total_kimg=0.16", "eval.every_kimg=null", "--reference", file, f"run_dir={tmp_path / 'run'}"
+    )
     a, b = (next(line for line in lines_of(folder) if "eval/num_samples" in line) for folder in (run, tmp_path / "run"))
     assert {k: v for k, v in a.items() if k.startswith("eval/ema/")} == {k: v for k, v in b.items() if k.startswith("eval/ema/")}
     assert b["eval/reference"] == "digits.npz (64 images)" and load(tmp_path / "run" / "config.yaml").eval.reference == str(file)
     gantrain("train", DIGITS, *TINY, ALL_FOUR, "total_kimg=0.17", "eval.every_kimg=null", f"run_dir={tmp_path / 'run'}")
-    assert [line["eval/reference"] for line in lines_of(tmp_path / "run") if "eval/num_samples" in line] == ["digits.npz (64 images)", "digits (64 images)"]
+    assert [line["eval/reference"] for line in lines_of(tmp_path / "run") if "eval/num_samples" in line] == [
+        "digits.npz (64 images)",
+        "digits (64 images)",
+    ]
 
 
 @pytest.mark.slow
@@ -156,7 +187,10 @@ def test_a_batch_of_images_with_statistics_of_more(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "batch.npz", images, mu=np.zeros(64), sigma=np.eye(64), mu_s=np.zeros(3), sigma_s=np.eye(3))
     np.savez(tmp_path / "alone.npz", images)
-    whole, moments, alone = (open_reference(tmp_path / name, None, CPU, features) for name, features in (("batch.npz", True), ("batch.npz", False), ("alone.npz", False)))
+    whole, moments, alone = (
+        open_reference(tmp_path / name, None, CPU, features)
+        for name, features in (("batch.npz", True), ("batch.npz", False), ("alone.npz", False))
+    )
     assert moments.take is None and moments.count is None and whole.count is None and alone.count == 20
     for reference in (whole, alone):
         assert torch.equal(reference.take(3, 4), torch.from_numpy(images[3:7]).permute(0, 3, 1, 2)) and reference.taken == 20
@@ -175,7 +209,10 @@ def good(d: int = 64) -> dict:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({**good(), "mu": np.zeros((64, 1))}, r"mu must be \[d\] and sigma \[d, d\], and they are \[64, 1\] and \[64, 64\]; make the file again"),
+        (
+            {**good(), "mu": np.zeros((64, 1))},
+            r"mu must be \[d\] and sigma \[d, d\], and they are \[64, 1\] and \[64, 64\]; make the file again",
+        ),
         ({**good(), "sigma": np.eye(63)}, r"mu must be \[d\] and sigma \[d, d\], and they are \[64\] and \[63, 63\]"),
         ({**good(), "sigma": np.full((64, 64), np.nan)}, "mu or sigma holds nan or infinity"),
         ({**good(), "sigma": np.triu(np.ones((64, 64)))}, "sigma is no covariance .not symmetric"),
@@ -183,9 +220,15 @@ def good(d: int = 64) -> dict:
         ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4)}, "has no num_items, and StyleGAN's sums are nothing without"),
         ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4), "num_items": 0}, "num_items must be a number of images, got 0"),
         ({"features": np.zeros((9, 4, 1), np.float32)}, r"features must be floats \[N, d\], and is float32 \[9, 4, 1\]"),
-        ({"features": np.zeros((9, 4), np.float32), "logits": np.zeros((8, 4), np.float32)}, r"logits must be floats \[9, c\] as features, and is float32 \[8, 4\]"),
+        (
+            {"features": np.zeros((9, 4), np.float32), "logits": np.zeros((8, 4), np.float32)},
+            r"logits must be floats \[9, c\] as features, and is float32 \[8, 4\]",
+        ),
         ({**good(5), "features": np.ones((9, 4), np.float32)}, "mu has 5 dimensions and features has 4"),
-        ({"arr_0": np.zeros((9, 3, 8, 8), np.uint8)}, r"arr_0 must be uint8 images \[N, H, W, C\] of 1 or 3 channels, and is uint8 \[9, 3, 8, 8\]"),
+        (
+            {"arr_0": np.zeros((9, 3, 8, 8), np.uint8)},
+            r"arr_0 must be uint8 images \[N, H, W, C\] of 1 or 3 channels, and is uint8 \[9, 3, 8, 8\]",
+        ),
         ({"arr_0": np.zeros((9, 8, 8, 3), np.float32)}, "arr_0 must be uint8 images"),
         ({"weights": np.zeros(3)}, "holds weights, and a reference has mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0"),
         ({"mu": np.array([Mischief()], dtype=object), "sigma": np.eye(1)}, "objects, which can run code; gantrain unpickles nothing"),
@@ -218,17 +261,28 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
     np.savez(tmp_path / "wide.npz", **good(2048))
     np.savez(tmp_path / "moments.npz", **good())
     with np.load(file) as arrays:
-        np.savez(tmp_path / "other.npz", **{key: np.array("inception-v3-compat/64/aa") if key == "identity" else arrays[key] for key in arrays.files})
+        np.savez(
+            tmp_path / "other.npz",
+            **{key: np.array("inception-v3-compat/64/aa") if key == "identity" else arrays[key] for key in arrays.files},
+        )
     for name, words in [
         ("wide.npz", "wide.npz: its statistics have 2048 dimensions and eval.features gives 64 (digits-classifier/64/"),
         ("wide.npz", "; set eval.features.name=inception, or give another file"),
-        ("moments.npz", "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images; set eval.metrics=[fid,is], or write a file"),
+        (
+            "moments.npz",
+            "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images; set eval.metrics=[fid,is], or write a file",
+        ),
         ("other.npz", "other.npz: its statistics are of inception-v3-compat/64/aa, and eval.features is digits-classifier/64/"),
         ("none.npz", "none.npz: there is no such file; give an .npz of statistics, or write one with `gantrain reference`"),
-        ("none", "none: there is no such file or folder; give an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml"),
+        (
+            "none",
+            "none: there is no such file or folder; give an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml",
+        ),
     ]:
         metrics = "eval.metrics=[fid,is]" if name == "wide.npz" else ALL_FOUR
-        said = error_of(gantrain("train", DIGITS, *TINY, metrics, f"run_dir={tmp_path / 'run'}", "--reference", tmp_path / name, check=False))
+        said = error_of(
+            gantrain("train", DIGITS, *TINY, metrics, f"run_dir={tmp_path / 'run'}", "--reference", tmp_path / name, check=False)
+        )
         assert words in said and not (tmp_path / "run").exists()
 
 
@@ -242,7 +296,9 @@ def test_a_reference_is_not_written_where_it_cannot_be(gantrain, run, file, tmp_
     ]:
         assert said in error_of(gantrain("reference", *words, check=False))
     assert not (tmp_path / "x.npz").exists()
-    assert "--reference: scores belong to --sweep" in error_of(gantrain("average", run, "--sigma-rel", 0.1, "--reference", file, check=False))
+    assert "--reference: scores belong to --sweep" in error_of(
+        gantrain("average", run, "--sigma-rel", 0.1, "--reference", file, check=False)
+    )
 
 
 # ---- images as they are ----------------------------------------------------------------------------------------------
@@ -262,10 +318,17 @@ def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
         for path in sorted((tmp_path / "all").rglob("*.png")):
             packed.write(path, f"{path.parent.name}/{path.name}")
-    found = [of_pictures(made) for made in (of_folder(tmp_path / "all"), of_zip(tmp_path / "all.zip"), of_tensor("t", images.expand(-1, 3, -1, -1)))]
+    found = [
+        of_pictures(made)
+        for made in (of_folder(tmp_path / "all"), of_zip(tmp_path / "all.zip"), of_tensor("t", images.expand(-1, 3, -1, -1)))
+    ]
     assert all(one.count == 12 and one.shape == (3, 16, 10) and torch.equal(one.take(0, 12), images.expand(-1, 3, -1, -1)) for one in found)
     some = of_pictures(of_folder(tmp_path / "all"), 9)
-    assert some.count == 9 and not torch.equal(some.take(0, 9), images[:9].expand(-1, 3, -1, -1)) and torch.equal(some.take(2, 3), some.take(0, 9)[2:5])
+    assert (
+        some.count == 9
+        and not torch.equal(some.take(0, 9), images[:9].expand(-1, 3, -1, -1))
+        and torch.equal(some.take(2, 3), some.take(0, 9)[2:5])
+    )
     before = of_folder(tmp_path / "all").fingerprint
     assert before == of_folder(tmp_path / "all").fingerprint
     to_pil(images[3]).save(tmp_path / "all" / "a" / "000000.png")
@@ -275,7 +338,9 @@ def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
 def test_images_that_cannot_be_taken_as_they_are(digits, tmp_path):
     write_pngs(tmp_path / "sizes", digits[0][:9])
     Image.new("L", (20, 16)).save(tmp_path / "sizes" / "000005.png")
-    with pytest.raises(UserError, match="sizes/000005.png: and .*sizes/000000.png are of different sizes, 20x16 and 16x16; images are taken as they are"):
+    with pytest.raises(
+        UserError, match="sizes/000005.png: and .*sizes/000000.png are of different sizes, 20x16 and 16x16; images are taken as they are"
+    ):
         of_pictures(of_folder(tmp_path / "sizes")).take(0, 9)
     (tmp_path / "sizes" / "000000.png").write_bytes(b"none")
     with pytest.raises(UserError, match="000000.png: does not decode as an image .no format that Pillow knows.; put it right"):

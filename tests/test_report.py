@@ -1,4 +1,5 @@
 """The report: every number on the page is the record's, runs that are not whole say so, and the page needs nothing else."""
+
 from __future__ import annotations
 
 import base64
@@ -18,9 +19,9 @@ from conftest import ROOT, error_of, lines_of
 from PIL import Image
 from test_swapping import TINY
 
-from gantrain.comparison import half_width, matched
-from gantrain.report import spread
-from gantrain.report_figures import ladder
+from gantrain.reporting.comparison import half_width, matched
+from gantrain.reporting.page import spread
+from gantrain.reporting.page_figures import ladder
 
 DIGITS = ROOT / "configs" / "digits_swap.yaml"
 # Two swaps, two growths, four evaluations of five averages, pictures, noise scale.
@@ -95,11 +96,21 @@ def runs(gantrain, tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("reports")
     gantrain("train", DIGITS, f"run_dir={folder / 'swap_0'}", *SETTINGS)
     gantrain("evaluate", folder / "swap_0", "--average", "live,swa", "--batchnorm", "copy,recalibrate")
-    for name, (more, factor) in {"swap_1": (["seed=1"], 1.1), "swap_2": (["seed=2"], 0.7), "plain": (["swap.source=null", "averagers.swa=null"], 1.2)}.items():
+    for name, (more, factor) in {
+        "swap_1": (["seed=1"], 1.1),
+        "swap_2": (["seed=2"], 0.7),
+        "plain": (["swap.source=null", "averagers.swa=null"], 1.2),
+    }.items():
         shutil.copytree(folder / "swap_0", folder / name, ignore=shutil.ignore_patterns("checkpoints", "evaluations", "wandb"))
-        (folder / name / "config.yaml").write_text(gantrain("config", folder / "swap_0" / "config.yaml", f"run_dir={folder / name}", *more).stdout)
+        (folder / name / "config.yaml").write_text(
+            gantrain("config", folder / "swap_0" / "config.yaml", f"run_dir={folder / name}", *more).stdout
+        )
         lines = [{k: v * factor if k.endswith(SCORES) else v for k, v in line.items()} for line in lines_of(folder / "swap_0")]
-        lines = [{k: v for k, v in line.items() if name != "plain" or "/swa/" not in k} for line in lines if name != "plain" or line.get("event") != "swap"]
+        lines = [
+            {k: v for k, v in line.items() if name != "plain" or "/swa/" not in k}
+            for line in lines
+            if name != "plain" or line.get("event") != "swap"
+        ]
         (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return [folder / name for name in ("swap_0", "swap_1", "swap_2", "plain")]
 
@@ -137,18 +148,32 @@ def test_losses_rates_and_noise_are_those_of_the_training_lines(one):
 def test_the_batch_grows_where_the_events_say_on_the_axis_of_the_scores(one):
     grown = [line for line in one.lines if line.get("event") == "growth"]
     (batch,), (rounds,) = one.page.traces("batch/size"), one.page.traces("batch/rounds")
-    assert list(zip(batch["x"], batch["y"])) == [(0, 16), *((line["nimg"] / 1000, line["to"]) for line in grown), (0.976, 48)] and batch["line"]["shape"] == "hv"
+    assert (
+        list(zip(batch["x"], batch["y"])) == [(0, 16), *((line["nimg"] / 1000, line["to"]) for line in grown), (0.976, 48)]
+        and batch["line"]["shape"] == "hv"
+    )
     assert rounds["y"] == [1, 2, 3, 3] and len(grown) == 2
     layout = one.page.json["figure"]["layout"]
-    assert {axis["matches"] for name, axis in layout.items() if name.startswith("xaxis") and "matches" in axis} <= {name.replace("axis", "") for name in layout if name.startswith("xaxis")}
-    assert sum(name.startswith("xaxis") for name in layout) == sum("matches" in axis for name, axis in layout.items() if name.startswith("xaxis")) + 1
+    assert {axis["matches"] for name, axis in layout.items() if name.startswith("xaxis") and "matches" in axis} <= {
+        name.replace("axis", "") for name in layout if name.startswith("xaxis")
+    }
+    assert (
+        sum(name.startswith("xaxis") for name in layout)
+        == sum("matches" in axis for name, axis in layout.items() if name.startswith("xaxis")) + 1
+    )
 
 
 def test_swaps_and_growths_are_marked_at_their_images(one):
     for kind, wanted in {"swap": [0.32, 0.64], "growth": [0.32, 0.64]}.items():
         (trace,) = [trace for trace in one.page.traces("mark") if trace["name"] == kind]
-        assert trace["x"] == wanted == [line["nimg"] / 1000 for line in one.lines if line.get("event") == kind and line.get("moment", "at") == "at"]
-    assert "swa in place of the live weights of G and D" in [t for trace in one.page.traces("mark") if trace["name"] == "swap" for t in trace["text"]]
+        assert (
+            trace["x"]
+            == wanted
+            == [line["nimg"] / 1000 for line in one.lines if line.get("event") == kind and line.get("moment", "at") == "at"]
+        )
+    assert "swa in place of the live weights of G and D" in [
+        t for trace in one.page.traces("mark") if trace["name"] == "swap" for t in trace["text"]
+    ]
     assert [shape["x0"] for shape in one.page.json["figure"]["layout"]["shapes"]] == [0.32, 0.64]
 
 
@@ -157,7 +182,11 @@ def test_the_swaps_scores_stand_in_chart_and_table(one):
     heads, rows = one.page.table("swap at kimg")
     assert heads == ["swap at kimg", "batch", "moment (kimg)", *SCORES] and len(rows) == len(told) == 6
     for row, line in zip(rows, told):
-        assert [cell[0] for cell in row[:3]] == [f"{line['swap_nimg'] / 1000:g}", str(line["batch/size"]), f"{line['moment']} ({line['nimg'] / 1000:g})"]
+        assert [cell[0] for cell in row[:3]] == [
+            f"{line['swap_nimg'] / 1000:g}",
+            str(line["batch/size"]),
+            f"{line['moment']} ({line['nimg'] / 1000:g})",
+        ]
         assert [cell[1] for cell in row[3:]] == [line["live"][m] for m in SCORES]
     (trace,) = one.page.traces("swap", "digits_fid")
     assert [y for y in trace["y"] if y is not None] == [line["live"]["digits_fid"] for line in told]
@@ -171,7 +200,11 @@ def test_tables_have_the_records_scores_with_the_best_marked_and_their_protocol(
     tables = [rows for rows in one.page.tables if rows[0][0][0] == "average"]
     wanted = [
         {(name, "recalibrate"): {m: last[f"eval/{name}/{m}"] for m in SCORES} for name in ("live", "swa", "ema", "ema_short", "power_10")},
-        {(name, policy): {m: body["scores_by_batchnorm"][policy][name][m] for m in SCORES} for name in ("live", "swa") for policy in ("copy", "recalibrate")},
+        {
+            (name, policy): {m: body["scores_by_batchnorm"][policy][name][m] for m in SCORES}
+            for name in ("live", "swa")
+            for policy in ("copy", "recalibrate")
+        },
     ]
     assert len(tables) == len(wanted)
     for rows, table in zip(tables, wanted):
@@ -181,20 +214,40 @@ def test_tables_have_the_records_scores_with_the_best_marked_and_their_protocol(
             for row in rows[1:]:
                 text, number, style = row[2 + i]
                 assert ("best" in style) == (number == value) and text == f"{number:.4f}"
-    for words in ("64 generated images", f"fingerprint {last['eval/reference_fingerprint']}", "BatchNorm statistics of 2 x 32", "no truncation", "digits (64 images)"):
+    for words in (
+        "64 generated images",
+        f"fingerprint {last['eval/reference_fingerprint']}",
+        "BatchNorm statistics of 2 x 32",
+        "no truncation",
+        "digits (64 images)",
+    ):
         assert words in one.page.text
 
 
 def test_the_head_says_what_the_run_is_and_its_best_scores(one):
     start = one.lines[0]
-    for words in ("done", "0.976 of 0.96 kimg", "48 images (3 rounds) at the end", f"G {start['parameters']['g']:,}", f"torch {start['versions']['torch']}", start["data_fingerprint"][:16], "swap_0"):
+    for words in (
+        "done",
+        "0.976 of 0.96 kimg",
+        "48 images (3 rounds) at the end",
+        f"G {start['parameters']['g']:,}",
+        f"torch {start['versions']['torch']}",
+        start["data_fingerprint"][:16],
+        "swap_0",
+    ):
         assert words in one.page.text
     assert (one.run / "config.yaml").read_text() in one.page.text
     heads, rows = one.page.table("score")
     assert [row[0][0] for row in rows] == list(SCORES)
     for (metric, *_), (_, value, _), (name, *_), (kimg, *_) in rows:
         better = max if metric == "digits_is" else min
-        scores = [(v, k.split("/")[1], line["nimg"] / 1000) for line in one.lines if "event" not in line for k, v in line.items() if k.startswith("eval/") and k.endswith("/" + metric)]
+        scores = [
+            (v, k.split("/")[1], line["nimg"] / 1000)
+            for line in one.lines
+            if "event" not in line
+            for k, v in line.items()
+            if k.startswith("eval/") and k.endswith("/" + metric)
+        ]
         assert (value, name, float(kimg)) == better(scores, key=lambda score: score[0])
 
 
@@ -210,7 +263,11 @@ def test_samples_are_the_run_folders_cut_into_averages_without_loss(one):
             (sheet,) = [sheet for sheet in said if sheet["name"] == source["average"]]
             shown = Image.open(io.BytesIO(base64.b64decode(moment["src"].partition(",")[2]))).convert("RGB")
             drawn = Image.open(path).convert("RGB").crop(sheet["box"])
-            assert np.array_equal(np.asarray(shown), np.asarray(drawn)) and moment["caption"] == sheet["caption"] and np.asarray(drawn).std() > 5
+            assert (
+                np.array_equal(np.asarray(shown), np.asarray(drawn))
+                and moment["caption"] == sheet["caption"]
+                and np.asarray(drawn).std() > 5
+            )
 
 
 def test_the_page_needs_nothing_else(one):
@@ -269,7 +326,11 @@ def test_runs_in_folders_of_one_name_are_told_apart(gantrain, runs, tmp_path):
     for name, run in zip("xy", runs):
         shutil.copytree(run, tmp_path / name / "run", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
     page = reported(gantrain, tmp_path / "x" / "run", tmp_path / "y" / "run", out=tmp_path / "page.html")
-    assert {trace["meta"]["run"] for trace in page.traces("run")} == {"x/run", "y/run"} == {source["run"] for source in page.json["samples"]["sources"]}
+    assert (
+        {trace["meta"]["run"] for trace in page.traces("run")}
+        == {"x/run", "y/run"}
+        == {source["run"] for source in page.json["samples"]["sources"]}
+    )
     assert {row[2][0] for row in page.table("runs")[1]} == {"2"} and all(trace["customdata"] for trace in page.traces("score"))
 
 
@@ -286,7 +347,13 @@ def test_moments_are_matched_by_the_nearest():
     assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (170, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)]]
     assert matched([[(5, 1.0)], []]) == []
     shifted = [[(0, 1.0), (320, 2.0), (640, 3.0), (960, 4.0), (976, 5.0)], [(0, 1.0), (420, 2.0), (740, 3.0), (960, 4.0), (976, 5.0)]]
-    assert [[nimg for nimg, _ in row] for row in matched(shifted)] == [[0, 0], [320, 420], [640, 740], [960, 960], [976, 976]]  # a short last period
+    assert [[nimg for nimg, _ in row] for row in matched(shifted)] == [
+        [0, 0],
+        [320, 420],
+        [640, 740],
+        [960, 960],
+        [976, 976],
+    ]  # a short last period
 
 
 def test_half_width_is_students():
@@ -357,7 +424,7 @@ def test_what_is_missing_is_said(gantrain, one, tmp_path, what):
 
 
 def test_a_run_that_goes_on_and_a_damaged_picture(gantrain, one, tmp_path):
-    from gantrain.locks import locked
+    from gantrain.lock import locked
 
     copy = altered(one.run, tmp_path, lambda lines: lines[:-2])
     (copy / "samples" / "000000000640.png").write_bytes(b"no picture")
@@ -373,7 +440,11 @@ def test_a_run_that_goes_on_and_a_damaged_picture(gantrain, one, tmp_path):
 def test_the_newest_orbit_and_the_pictures_of_evaluations_are_in_the_page(gantrain, one, tmp_path):
     copy = altered(one.run, tmp_path, lambda lines: lines)
     (copy / "orbit").mkdir(exist_ok=True)
-    for name, colour in {"orbit/000000000320.png": "red", "orbit/000000000640.png": "green", "evaluations/sweep-000000000976.png": "blue"}.items():
+    for name, colour in {
+        "orbit/000000000320.png": "red",
+        "orbit/000000000640.png": "green",
+        "evaluations/sweep-000000000976.png": "blue",
+    }.items():
         Image.new("RGB", (8, 8), colour).save(copy / name)
     page = reported(gantrain, copy, out=tmp_path / "page.html")
     shown = [base64.b64decode(address.partition(",")[2]) for address in page.addresses]
@@ -383,7 +454,15 @@ def test_the_newest_orbit_and_the_pictures_of_evaluations_are_in_the_page(gantra
 
 def test_evaluations_that_are_damaged_are_passed_over_and_a_record_without_a_line_is_damaged(gantrain, one, tmp_path):
     copy = altered(one.run, tmp_path, lambda lines: lines)
-    for i, text in enumerate(["{", '{"nimg": 960.5, "scores": {}}', '{"nimg": 960, "scores": {"live": {"digits_fid": "low"}}}', '{"nimg": 960, "scores": 3}', "[]"]):
+    for i, text in enumerate(
+        [
+            "{",
+            '{"nimg": 960.5, "scores": {}}',
+            '{"nimg": 960, "scores": {"live": {"digits_fid": "low"}}}',
+            '{"nimg": 960, "scores": 3}',
+            "[]",
+        ]
+    ):
         (copy / "evaluations" / f"000000000960-{i + 5}.json").write_text(text)
     page = reported(gantrain, copy, out=tmp_path / "page.html")
     assert len([rows for rows in page.tables if rows[0][0][0] == "average"]) == 2
@@ -400,7 +479,13 @@ def test_a_page_bears_so_many_pictures(gantrain, one, tmp_path):
 
 def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
     folder = tmp_path / "<b>&amp;'\"<i>"
-    altered(one.run, tmp_path, lambda lines: [{**line, **({"words": "</script><script>alert(1)</script>"} if line.get("event") == "growth" else {})} for line in lines]).rename(folder)
+    altered(
+        one.run,
+        tmp_path,
+        lambda lines: [
+            {**line, **({"words": "</script><script>alert(1)</script>"} if line.get("event") == "growth" else {})} for line in lines
+        ],
+    ).rename(folder)
     page = reported(gantrain, folder, out=tmp_path / "page.html")
     assert "<b>&amp;'\"<i>" in page.text and "b" not in page.tags and page.tags.count("script") == 5
 
@@ -419,8 +504,14 @@ def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
     assert f"is {runs[0]} again, seed 0 included" in said and "leave one out" in said
 
 
-@pytest.mark.parametrize("key, value", [("num_samples", 32), ("reference_fingerprint", "0" * 16), ("truncation", 0.5), ("batchnorm", "copy"), ("is_splits", 1)])
+@pytest.mark.parametrize(
+    "key, value", [("num_samples", 32), ("reference_fingerprint", "0" * 16), ("truncation", 0.5), ("batchnorm", "copy"), ("is_splits", 1)]
+)
 def test_scores_that_do_not_compare_are_no_one_page(gantrain, runs, tmp_path, key, value):
-    other = altered(runs[1], tmp_path, lambda lines: [{**line, f"eval/{key}": value} if "eval/num_samples" in line else line for line in lines])
+    other = altered(
+        runs[1], tmp_path, lambda lines: [{**line, f"eval/{key}": value} if "eval/num_samples" in line else line for line in lines]
+    )
     said = error_of(gantrain("report", runs[0], other, "--out", tmp_path / "page.html", check=False))
-    assert "its scores do not compare with" in said and f"(eval/{key} is {value!r} here and" in said and not (tmp_path / "page.html").exists()
+    assert (
+        "its scores do not compare with" in said and f"(eval/{key} is {value!r} here and" in said and not (tmp_path / "page.html").exists()
+    )

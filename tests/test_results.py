@@ -1,4 +1,5 @@
 """Where numbers go, and what may be scored: found out before anything is computed."""
+
 from __future__ import annotations
 
 import os
@@ -10,12 +11,14 @@ import torch
 from PIL import Image
 
 import gantrain as library
-from gantrain import listing, results, sheets
+from gantrain.commands import runs as listing
+from gantrain.config.loading import load
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
-from gantrain.evaluation import Evaluator
-from gantrain.loading import load
-from gantrain.pictures import of_folder
+from gantrain.evaluation.evaluator import Evaluator
+from gantrain.evaluation.image_files import of_folder
+from gantrain.run_folder import result_file as results
+from gantrain.sampling import sheets
 
 
 def test_numbers_go_into_a_json_whose_folder_is_there_then(tmp_path):

@@ -1,4 +1,5 @@
 """Evaluation in the background: the same scores at the same kimg, whatever comes between."""
+
 from __future__ import annotations
 
 import os
@@ -13,11 +14,14 @@ import spawning
 from conftest import ROOT, TINY, lines_of
 from safetensors.torch import load_file
 
-from gantrain import keeping, scoring
+from gantrain.config.loading import load, to_dict, to_yaml
+from gantrain.config.yaml_files import ConfigError
 from gantrain.errors import UserError
-from gantrain.guard import Trouble
-from gantrain.loading import ConfigError, load, to_dict, to_yaml
-from gantrain.trainer import Trainer
+from gantrain.evaluation import background as scoring
+from gantrain.run_folder import checkpoint
+from gantrain.training import keeper as keeping
+from gantrain.training.guard import Trouble
+from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 WORDS = [DIGITS, *TINY, "total_kimg=0.32", "eval.every_kimg=0.24"]
@@ -33,7 +37,11 @@ def scores_of(run) -> dict[int, dict]:
 
 def weights_of(run) -> dict:
     newest = sorted((run / "checkpoints").iterdir())[-1]
-    return {(path.name, name): tensor.numpy().tobytes() for path in sorted(newest.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        (path.name, name): tensor.numpy().tobytes()
+        for path in sorted(newest.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +66,18 @@ def test_the_lines_are_those_of_a_run_that_waits(plain, gantrain, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_scored_is_what_there_was_before_a_swap(gantrain, tmp_path):
-    swap = ["swap={source: ema, start_kimg: 0.16, every_kimg: 0.16, after_kimg: 0.04}", "total_kimg=0.24", "eval.every_kimg=0.16", "optim.lr_g=0.01"]
+    swap = [
+        "swap={source: ema, start_kimg: 0.16, every_kimg: 0.16, after_kimg: 0.04}",
+        "total_kimg=0.24",
+        "eval.every_kimg=0.16",
+        "optim.lr_g=0.01",
+    ]
     for name in ("false", "true"):
         gantrain("train", *WORDS, *swap, f"run_dir={tmp_path / name}", f"eval.async={name}")
-    found = [sorted((line for line in lines_of(tmp_path / name) if "eval/ema/digits_fid" in line), key=lambda line: line["nimg"]) for name in ("false", "true")]
+    found = [
+        sorted((line for line in lines_of(tmp_path / name) if "eval/ema/digits_fid" in line), key=lambda line: line["nimg"])
+        for name in ("false", "true")
+    ]
     assert found[0] == found[1] and [line["nimg"] for line in found[0]] == [160, 240]
     assert found[0][0]["eval/live/digits_fid"] != found[0][0]["eval/ema/digits_fid"]
 
@@ -103,7 +119,11 @@ def running() -> list[str]:
 
 def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
     """Its own command, started by a shell that is killed."""
-    words = [sys.executable, "-c", "import threading, time; from gantrain.scoring import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)"]
+    words = [
+        sys.executable,
+        "-c",
+        "import threading, time; from gantrain.scoring import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)",
+    ]
     start = f"import os, subprocess, time; p = subprocess.Popen([*{words!r}, str(os.getpid())]); print(p.pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     child = psutil.Process(int(parent.stdout.readline()))
@@ -123,7 +143,13 @@ def test_a_scorer_can_import_what_the_run_can(tmp_path, monkeypatch):
         patch.setattr(subprocess, "Popen", lambda command, **kwargs: started.append((command, kwargs)))
         scoring.BackgroundEvaluation(tmp_path, print)._start(0, tmp_path / "scoring" / "000000000000.json")
     ((command, kwargs),) = started
-    done = subprocess.run([command[0], "-c", "import my_metric; print(my_metric.Mine.__name__)"], env=kwargs["env"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [command[0], "-c", "import my_metric; print(my_metric.Mine.__name__)"],
+        env=kwargs["env"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "Mine\n", done.stderr
 
 
@@ -144,9 +170,17 @@ def test_what_cannot_be_scored_ends_the_run_with_its_words(plain, gantrain, tmp_
     words = ["train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
     popen = subprocess.Popen
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-c", "print('so far'); print('no memory'); exit(2)"], **kwargs))
+        patch.setattr(
+            subprocess,
+            "Popen",
+            lambda command, **kwargs: popen([sys.executable, "-c", "print('so far'); print('no memory'); exit(2)"], **kwargs),
+        )
         done = gantrain(*words, check=False)
-    assert done.returncode == 2 and "eval.async: what lies in" in done.stderr and "could not be scored (no memory); eval.async=false" in done.stderr
+    assert (
+        done.returncode == 2
+        and "eval.async: what lies in" in done.stderr
+        and "could not be scored (no memory); eval.async=false" in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
     gantrain(*words[:-2], "eval.async=false", words[-1])
     assert set(scores_of(tmp_path)) == set(scores_of(plain)) and weights_of(tmp_path) == weights_of(plain)
@@ -165,7 +199,7 @@ def test_a_scorer_that_the_system_kills_is_not_misquoted(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp_path, monkeypatch):
     """While 0.24 kimg are being scored the run goes back to 0.16: what it comes to then at 0.24 is scored, though its disk is slow."""
-    listen, result, save_under = Trainer.listen, scoring.BackgroundEvaluation.result, keeping.save_under
+    listen, result, save_under = Trainer.listen, scoring.BackgroundEvaluation.result, checkpoint.save_under
     told, started = [], []
 
     def trouble(trainer: Trainer, all: bool = False) -> None:
@@ -189,7 +223,11 @@ def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp
     monkeypatch.setattr(Trainer, "listen", trouble)
     monkeypatch.setattr(scoring.BackgroundEvaluation, "result", not_yet)
     monkeypatch.setattr(keeping, "save_under", slow)
-    words = ["guard={on_worse: rollback, score: eval/ema/digits_fid, factor: 1000}", "checkpoint.every_kimg=0.08", "tracking.every_kimg=0.016"]
+    words = [
+        "guard={on_worse: rollback, score: eval/ema/digits_fid, factor: 1000}",
+        "checkpoint.every_kimg=0.08",
+        "tracking.every_kimg=0.016",
+    ]
     found = {}
     for name in ("true", "false"):
         told.clear()

@@ -1,4 +1,5 @@
 """How the tests start processes (tests/spawning.py): what a process has ended with is always heard."""
+
 from __future__ import annotations
 
 import os

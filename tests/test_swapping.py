@@ -1,4 +1,5 @@
 """Swaps, growth, snapshots and rebuilt averages in whole runs of configs/digits_swap.yaml at tiny size."""
+
 from __future__ import annotations
 
 import json
@@ -20,8 +21,8 @@ from test_commands import newest, same_run
 
 from gantrain import load_generator
 from gantrain.batching import BatchController, OnSwap
-from gantrain.loading import load
-from gantrain.trainer import Trainer
+from gantrain.config.loading import load
+from gantrain.training.trainer import Trainer
 
 SWAP = ROOT / "configs" / "digits_swap.yaml"
 # The configuration in two seconds: swaps at 320 and 640 of 960 images, the batch 16, 32 and then 48, its cap.
@@ -105,7 +106,13 @@ def test_snapshots_are_keyed_by_images_through_growth(swapped):
     assert [int(name) for name in kept] == sorted({*expected, updates[-1]})
     for name in kept:
         files = {p.name for p in (run / "averages" / name).iterdir()}
-        assert files == {"average.power_05.safetensors", "average.power_10.safetensors", "buffers.safetensors", "manifest.json", "state.json"}
+        assert files == {
+            "average.power_05.safetensors",
+            "average.power_10.safetensors",
+            "buffers.safetensors",
+            "manifest.json",
+            "state.json",
+        }
     half = load_file(run / "averages" / kept[-1] / "average.power_10.safetensors")
     full = load_file(newest(run) / "average.power_10.safetensors")
     for name, tensor in full.items():
@@ -207,8 +214,11 @@ def test_batchnorm_and_spectral_norm_fit_the_weights_after_a_swap(tmp_path):
 @pytest.mark.parametrize("optimizer", ["keep", "reset_momentum", "reset"])
 def test_a_swap_keeps_or_forgets_the_state_of_adam(tmp_path, optimizer):
     trainer = trainer_at(tmp_path, 320, f"swap.optimizer={optimizer}", "optim.betas=[0.5,0.9]", "swap.lr_scale=0.5", "swap.growth=1")
+
     def state(player):
-        return [{k: v.clone() for k, v in player.optimizer.state[p].items()} for p in player.network.parameters() if p in player.optimizer.state]
+        return [
+            {k: v.clone() for k, v in player.optimizer.state[p].items()} for p in player.network.parameters() if p in player.optimizer.state
+        ]
 
     before = {key: state(player) for key, player in trainer.players.items()}
     trainer.swapper.swap(trainer.nimg)
@@ -229,7 +239,19 @@ def test_a_swap_keeps_or_forgets_the_state_of_adam(tmp_path, optimizer):
 def test_growth_auto_says_what_it_was_read_off(gantrain, tmp_path):
     """k from two distances, g* from k and the source's window, the factor (g* x lr_scale)^2; all recomputed here from the event."""
     run = tmp_path / "run"
-    gantrain(*command(run, "swap.growth=auto", "swap.source=ema_short", "averagers.ema_short.half_life_kimg=0.02", "averagers.ema_short.ramp_up=null", "averagers.ema.half_life_kimg=0.04", "averagers.ema.ramp_up=null", "averagers.ema_long=null", "batching.max_batch=4096"))
+    gantrain(
+        *command(
+            run,
+            "swap.growth=auto",
+            "swap.source=ema_short",
+            "averagers.ema_short.half_life_kimg=0.02",
+            "averagers.ema_short.ramp_up=null",
+            "averagers.ema.half_life_kimg=0.04",
+            "averagers.ema.ramp_up=null",
+            "averagers.ema_long=null",
+            "batching.max_batch=4096",
+        )
+    )
     at = [line for line in lines_of(run) if line.get("moment") == "at"]
     assert len(at) == 2
     for event in at:
@@ -262,7 +284,10 @@ def test_growth_auto_grows_the_batch_where_the_distances_are_an_orbits(tmp_path)
                 bank[name].shadows[weight].copy_(bank[name].live[weight] + 0.01 * far)
     trainer.swapper.swap(trainer.nimg)
     trainer.tracker.close()
-    at, growth = (next(line for line in lines_of(tmp_path / "run") if match(line)) for match in (lambda x: x.get("moment") == "at", lambda x: x.get("event") == "growth"))
+    at, growth = (
+        next(line for line in lines_of(tmp_path / "run") if match(line))
+        for match in (lambda x: x.get("moment") == "at", lambda x: x.get("event") == "growth")
+    )
     k = -np.log(phi) / 16
     g_star = 1 + k * 40 / np.log(2)
     assert at["k_per_kimg"] == pytest.approx(1000 * k, rel=1e-3) and at["g_star"] == pytest.approx(g_star, rel=1e-3)
@@ -328,7 +353,14 @@ def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrai
     (tmp_path / "outside.py").write_text(OUTSIDE)
     run = tmp_path / "run"
     rules = "averagers={half: {name: 'outside:Half'}, a: {name: 'outside:Mine', half_life_kimg: 0.02}, b: {name: 'outside:Mine', half_life_kimg: 0.04}}"
-    overrides = [rules, "averagers.ema=null", "averagers.ema_short=null", "averagers.ema_long=null", "swap.growth=auto", "batching={name: 'outside:Steep'}"]
+    overrides = [
+        rules,
+        "averagers.ema=null",
+        "averagers.ema_short=null",
+        "averagers.ema_long=null",
+        "swap.growth=auto",
+        "batching={name: 'outside:Steep'}",
+    ]
     config = tmp_path / "c.yaml"
     text = SWAP.read_text().replace("batching: {name: on_swap, batch_size: 64, micro_batch: 64, max_batch: 256}\n", "")
     config.write_text(text)
@@ -338,7 +370,9 @@ def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrai
     lines = lines_of(run)
     assert any("eval/half/digits_fid" in line and "eval/a/digits_fid" in line for line in lines)
     grown = [line for line in lines if line.get("event") == "growth"]
-    assert [(g["nimg"], g["from"], g["to"], g["reason"]) for g in grown] == [(64, 16, 32, "Steep proposes it, cut to max_batch and whole rounds")]
+    assert [(g["nimg"], g["from"], g["to"], g["reason"]) for g in grown] == [
+        (64, 16, 32, "Steep proposes it, cut to max_batch and whole rounds")
+    ]
 
 
 def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_path):
@@ -352,7 +386,13 @@ def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_p
 
 def test_two_processes_swap_to_the_same_weights_and_the_same_batch(together, tmp_path):
     """Both processes hold bit-identical weights, statistics and batch right after each swap, of G and D."""
-    together(2, TESTS / "workers.py", "swap", tmp_path, *command(tmp_path / "run", "batching.micro_batch=8", "total_kimg=0.7", "eval.metrics=[fid]")[1:])
+    together(
+        2,
+        TESTS / "workers.py",
+        "swap",
+        tmp_path,
+        *command(tmp_path / "run", "batching.micro_batch=8", "total_kimg=0.7", "eval.metrics=[fid]")[1:],
+    )
     told = sorted(p.read_text() for p in tmp_path.glob("swap-*"))
     assert len(told) == 4  # two swaps on two processes
     assert {text.split(" ", 1)[1] for text in told} == {"world 2, at 320: batch 32, rounds 2", "world 2, at 640: batch 48, rounds 3"}
@@ -376,7 +416,9 @@ def test_every_averager_follows_a_run_over_both_networks_and_resumes_in_the_same
     files = {p.name for p in newest(whole).glob("*.safetensors")}
     names = {"lawa", "bema", "look", "steps", "away", "swa", "ema", "ema_short", "ema_long", "power_05", "power_10"}
     assert {f"average.{name}.safetensors" for name in names} <= files
-    assert {f for f in files if f.startswith("average_d.")} == {f"average_d.{n}.safetensors" for n in ("bema", "look", "steps", "away", "swa")}
+    assert {f for f in files if f.startswith("average_d.")} == {
+        f"average_d.{n}.safetensors" for n in ("bema", "look", "steps", "away", "swa")
+    }
     assert {f for f in files if f.startswith("slots")} == {"slots.lawa.safetensors", "slots.bema.safetensors", "slots_d.bema.safetensors"}
     for name in files:
         assert (newest(whole) / name).read_bytes() == (newest(halves) / name).read_bytes(), f"{name} differs"
@@ -451,7 +493,9 @@ def test_the_nearest_snapshot_is_taken_and_said(swapped, gantrain, tmp_path):
     """Growth moves snapshots off round numbers, which nobody knows by heart."""
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)
-    assert gantrain("average", run, "--sigma-rel", "0.1", "--at-kimg", "0.65").stdout.startswith("sigma_rel_0.1_at_0.64: sigma_rel 0.1 at 0.64 kimg")
+    assert gantrain("average", run, "--sigma-rel", "0.1", "--at-kimg", "0.65").stdout.startswith(
+        "sigma_rel_0.1_at_0.64: sigma_rel 0.1 at 0.64 kimg"
+    )
 
 
 def test_a_rebuilt_average_keeps_its_name_and_its_time(swapped, gantrain, tmp_path):
@@ -582,14 +626,23 @@ REFUSED = [
     (["swap.start_kimg=0.1"], "swap.start_kimg must be at least averagers.swa.start_kimg (0.16), where that average begins, got 0.1"),
     (["swap.growth=0.5"], "swap.growth must be a number of at least 1, or auto, got 0.5"),
     (["swap.growth=much"], "swap.growth must be a number of at least 1, or auto, got 'much'"),
-    (["swap.growth=auto", "averagers.ema=null", "averagers.ema_long=null"], "swap.growth reads the orbit off two averagers of name ema with different half_life_kimg"),
+    (
+        ["swap.growth=auto", "averagers.ema=null", "averagers.ema_long=null"],
+        "swap.growth reads the orbit off two averagers of name ema with different half_life_kimg",
+    ),
     (["swap.alpha=0"], "swap.alpha must be above 0 and at most 1, got 0"),
     (["swap.networks=dg"], "swap.networks must be one of g, gd, got 'dg'"),
     (["swap.optimizer=drop"], "swap.optimizer must be one of keep, reset_momentum, reset, got 'drop'"),
     (["swap.after_kimg=0.5"], "swap.after_kimg must be above 0 and at most every_kimg (0.32), got 0.5"),
     (["swap.lr_scale=0"], "swap.lr_scale must be above 0, got 0"),
-    (["swap.source=look", "averagers.look={name: lookahead}"], "swap.source puts itself into the live weights already: name another average, got 'look'"),
-    (["averagers.a={name: lookahead}", "averagers.b={name: lookahead}"], "averagers.b puts the live weights back to its average as a does: keep one of them"),
+    (
+        ["swap.source=look", "averagers.look={name: lookahead}"],
+        "swap.source puts itself into the live weights already: name another average, got 'look'",
+    ),
+    (
+        ["averagers.a={name: lookahead}", "averagers.b={name: lookahead}"],
+        "averagers.b puts the live weights back to its average as a does: keep one of them",
+    ),
     (["averagers.power_05.gamma=3"], "averagers.power_05.gamma says the same as sigma_rel: give one of them, got 3"),
     (["averagers.power_05.sigma_rel=0.3"], "averagers.power_05.sigma_rel must be above 0 and at most 0.2887, the plain mean's, got 0.3"),
     (["averagers.look={name: lookahead, offload: true}"], "averagers.look.offload must be false"),
@@ -606,7 +659,16 @@ def test_what_cannot_be_trained_is_one_line(gantrain, tmp_path, overrides, words
 
 
 def test_settings_without_effect_are_said(gantrain, tmp_path):
-    said = gantrain(*command(tmp_path / "run", "swap.growth=1", "swap.start_kimg=3", "averagers.power_05=null", "averagers.ema.offload=true", "total_kimg=0.032")).stdout
+    said = gantrain(
+        *command(
+            tmp_path / "run",
+            "swap.growth=1",
+            "swap.start_kimg=3",
+            "averagers.power_05=null",
+            "averagers.ema.offload=true",
+            "total_kimg=0.032",
+        )
+    ).stdout
     assert "note: swap.start_kimg=3 is not before total_kimg=0.032" in said
     assert "note: batching: on_swap grows the batch at swaps, and swap asks for no growth" in said
     assert "note: averagers.power_10: snapshots of one length alone rebuild few others" in said

@@ -1,4 +1,5 @@
 """The stand-alone scripts, as their heads say to run them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -66,7 +67,9 @@ def test_benchmark_compares_variants(tmp_path):
     for row in record["rows"]:
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median"] <= max(row["seconds"]) and row["batch_size"] == 16
         assert f"{row['median'] * 1e3:.2f}" in said and row["operators"] > 50
-        assert len(row["bound"]["seconds"]) == 2 and row["reached"] == pytest.approx(median([b / s for b, s in zip(row["bound"]["seconds"], row["seconds"])]))
+        assert len(row["bound"]["seconds"]) == 2 and row["reached"] == pytest.approx(
+            median([b / s for b, s in zip(row["bound"]["seconds"], row["seconds"])])
+        )
         assert 0 < row["data_wait"] < 1 and row["first_update"] > 0 and row["peak_gib"] > 0.1
     assert record["versions"].keys() >= {"date", "python", "torch", "accelerate", "processor"} and record["rows"][0]["speed"] == 1
 
@@ -90,7 +93,14 @@ def test_a_variant_that_cannot_be_read_is_said(against, words, capsys):
 
 @pytest.mark.slow
 def test_benchmark_sets_scores_beside_sampling_on_one_process_and_on_two(tmp_path):
-    small = ["model.ch=2", "batching.batch_size=16", "eval.num_samples=64", "eval.batch_size=16", "eval.reference_samples=64", "eval.recalibration_batches=1"]
+    small = [
+        "model.ch=2",
+        "batching.batch_size=16",
+        "eval.num_samples=64",
+        "eval.batch_size=16",
+        "eval.reference_samples=64",
+        "eval.recalibration_batches=1",
+    ]
     words = ["--averages", 3, "--processes", 2, "--threads", 1, "--turns", 2, "--images", 64, "--channels", 1]
     run_here("tools/benchmark.py", "evaluate", "configs/digits.yaml", *small, *words, "--json", tmp_path / "b.json")
     record = json.loads((tmp_path / "b.json").read_text())
@@ -106,17 +116,48 @@ def test_benchmark_sets_images_beside_a_copy(tmp_path):
     words = ["--images", 200, "--channels", 1, "--turns", 2, "--batches", 4, "--against", "data.flip=true"]
     run_here("tools/benchmark.py", "data", "configs/digits.yaml", "batching.batch_size=16", *words, "--json", tmp_path / "b.json")
     record = json.loads((tmp_path / "b.json").read_text())
-    assert record["micro_batch"] == 16 and [row["variant"] for row in record["rows"]] == ["as configured", "data.flip=true", "copying as many bytes"]
+    assert record["micro_batch"] == 16 and [row["variant"] for row in record["rows"]] == [
+        "as configured",
+        "data.flip=true",
+        "copying as many bytes",
+    ]
     for row in record["rows"]:
         assert row["img_per_s"] == pytest.approx(16 / row["median"]) and row["bytes_per_s"] == pytest.approx(16 * 16 * 16 / row["median"])
 
 
 @pytest.mark.slow
 def test_benchmark_samples_and_starts(tmp_path):
-    run_here("tools/benchmark.py", "sample", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--num", 32, "--batch", 16, "--turns", 2, "--json", tmp_path / "s.json")
+    run_here(
+        "tools/benchmark.py",
+        "sample",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "--channels",
+        1,
+        "--num",
+        32,
+        "--batch",
+        16,
+        "--turns",
+        2,
+        "--json",
+        tmp_path / "s.json",
+    )
     sampled = json.loads((tmp_path / "s.json").read_text())
-    assert sampled["images"] == 32 and sampled["reached"] == pytest.approx(median([b / s for b, s in zip(sampled["bound"]["seconds"], sampled["seconds"])]))
-    run_here("tools/benchmark.py", "startup", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--turns", 1, "--json", tmp_path / "t.json")
+    assert sampled["images"] == 32 and sampled["reached"] == pytest.approx(
+        median([b / s for b, s in zip(sampled["bound"]["seconds"], sampled["seconds"])])
+    )
+    run_here(
+        "tools/benchmark.py",
+        "startup",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "batching.batch_size=16",
+        "--turns",
+        1,
+        "--json",
+        tmp_path / "t.json",
+    )
     started = json.loads((tmp_path / "t.json").read_text())
     assert 0 < started["gantrain --help"]["median"] < started["first update"]["median"]
 
@@ -136,7 +177,20 @@ def test_benchmark_sets_averages_beside_an_update(tmp_path):
 
 
 def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
-    words = ["tools/benchmark.py", "orbit", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2, "--averages", 2]
+    words = [
+        "tools/benchmark.py",
+        "orbit",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "--channels",
+        1,
+        "--turns",
+        2,
+        "--repeats",
+        2,
+        "--averages",
+        2,
+    ]
     said = run_here(*words, "--json", tmp_path / "b.json")
     assert "one recording, 2 averages each" in said and "of an update" in said
     record = json.loads((tmp_path / "b.json").read_text())
@@ -150,25 +204,42 @@ def test_benchmark_sets_the_guard_beside_an_update(tmp_path):
     words = ["tools/benchmark.py", "guard", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2]
     run_here(*words, "--json", tmp_path / "b.json")
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["looking at one update", "one update of the game"] and all(min(row["seconds"]) > 0 for row in rows)
+    assert [row["variant"] for row in rows] == ["looking at one update", "one update of the game"] and all(
+        min(row["seconds"]) > 0 for row in rows
+    )
 
 
 def test_benchmark_sets_failing_trackers_beside_none(tmp_path):
     small = ["model.ch=2", "batching.batch_size=16", "eval.reference_samples=16"]
-    said = run_here("tools/benchmark.py", "tracker", "configs/digits.yaml", *small, "--turns", 2, "--updates", 2, "--json", tmp_path / "b.json")
+    said = run_here(
+        "tools/benchmark.py", "tracker", "configs/digits.yaml", *small, "--turns", 2, "--updates", 2, "--json", tmp_path / "b.json"
+    )
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [row["variant"] for row in rows] == ["without W&B", "every call raises", "every call hangs"] and "every call hangs" in said
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[0]["ratio"] == 1
 
 
 def test_benchmark_sets_measured_updates_beside_others(tmp_path):
-    words = ["tools/benchmark.py", "noise-scale", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 3, "--json", tmp_path / "b.json"]
+    words = [
+        "tools/benchmark.py",
+        "noise-scale",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "--channels",
+        1,
+        "--turns",
+        3,
+        "--json",
+        tmp_path / "b.json",
+    ]
     said = run_here(*words, "batching.batch_size=16", "--every", 5)
     record = json.loads((tmp_path / "b.json").read_text())
     plain, measured = (record[name]["seconds"] for name in ("plain", "measured"))
     more = sorted(m - p for p, m in zip(plain, measured))[1]
     assert record["share"] == pytest.approx(more / 5 / sorted(plain)[1]) and record["rounds"] == 1
-    assert "batch 16 = 1 x 16, measured in two halves" in said and f"one update in 5 measured: {record['share']:+.2%} of training time" in said
+    assert (
+        "batch 16 = 1 x 16, measured in two halves" in said and f"one update in 5 measured: {record['share']:+.2%} of training time" in said
+    )
 
 
 def test_the_lab_draws_its_pictures(tmp_path):
@@ -185,7 +256,20 @@ def test_the_lab_draws_its_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_benchmark_sets_rounds_beside_one_another(tmp_path):
-    words = ["tools/benchmark.py", "rounds", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--rounds", 4, "--json", tmp_path / "b.json"]
+    words = [
+        "tools/benchmark.py",
+        "rounds",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "--channels",
+        1,
+        "--turns",
+        2,
+        "--rounds",
+        4,
+        "--json",
+        tmp_path / "b.json",
+    ]
     said = run_here(*words, "batching.batch_size=16")
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [(row["rounds"], row["batch_size"]) for row in rows] == [(1, 16), (4, 64)]
@@ -261,7 +345,18 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
 
     monkeypatch.setattr(subprocess, "run", trained)
 
-    words = ["tools/swap_study.py", "configs/digits_swap.yaml", "--seeds", 1, "--jobs", 2, "--folder", tmp_path / "runs", "--out", tmp_path / "s.png"]
+    words = [
+        "tools/swap_study.py",
+        "configs/digits_swap.yaml",
+        "--seeds",
+        1,
+        "--jobs",
+        2,
+        "--folder",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "s.png",
+    ]
     words += [*SWAPS, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
     said = run_here(*words)
     assert [done.returncode for done in own] == [0, 0]
@@ -286,11 +381,17 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
     "words, error",
     [
         (["tools/swap_study.py", "configs/digits.yaml"], "swap_study.py: error: configs/digits.yaml: swap.source is null"),
-        (["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"], "batching.max_batch is null; the study needs room"),
+        (
+            ["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"],
+            "batching.max_batch is null; the study needs room",
+        ),
         (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is no run folder (it has no metrics.jsonl)"),
         (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is no folder; make it first"),
         (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
-        (["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0", "--json", "/nowhere/x.json"], "must be a whole number of at least 1, got '0'"),
+        (
+            ["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0", "--json", "/nowhere/x.json"],
+            "must be a whole number of at least 1, got '0'",
+        ),
     ],
 )
 def test_a_scripts_mistake_is_one_line(words, error):
@@ -300,7 +401,9 @@ def test_a_scripts_mistake_is_one_line(words, error):
 
 def test_a_script_that_is_interrupted_says_so_in_one_line():
     code = "import command, os, signal, sys; sys.argv[0] = 'any.py'; command.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
+    )
     assert done.returncode == 130 and done.stderr == "any.py: interrupted\n"
 
 

@@ -1,4 +1,5 @@
 """What a run says of itself: metrics.jsonl, the console, and what becomes of them on a full disk."""
+
 from __future__ import annotations
 
 import errno
@@ -11,9 +12,12 @@ import sys
 import pytest
 from conftest import ROOT, lines_of
 
-from gantrain.config import Wandb
+from gantrain.config.sections import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
-from gantrain.tracking import Progress, Tracker, as_json, better_when_higher, console_line, duration, fixed
+from gantrain.reporting.console import Progress, console_line, duration, fixed
+from gantrain.reporting.tracker import Tracker
+from gantrain.run_folder.json_values import as_json
+from gantrain.score_names import better_when_higher
 
 # ---- metrics.jsonl ---------------------------------------------------------------------------------------------------
 
@@ -39,7 +43,9 @@ def test_one_flushed_line_of_strict_json_a_call(tracker):
     """On disk at once, before anything is closed: a kill loses nothing. What is no number in JSON is a word."""
     tracker.log(1500, {"loss/d": 0.5, "loss/g": math.nan, "batch/size": 16, "eval/reference": "digits"})
     assert tracker.path.read_text().endswith("}\n")
-    assert strict(tracker.path.read_text()) == [{"nimg": 1500, "loss/d": 0.5, "loss/g": "nan", "batch/size": 16, "eval/reference": "digits"}]
+    assert strict(tracker.path.read_text()) == [
+        {"nimg": 1500, "loss/d": 0.5, "loss/g": "nan", "batch/size": 16, "eval/reference": "digits"}
+    ]
     tracker.event(1600, "growth", sizes=(16, math.inf), nested={"low": -math.inf, "none": None})
     assert strict(tracker.path.read_text())[1:] == [
         {"nimg": 1600, "event": "growth", "sizes": [16, "inf"], "nested": {"low": "-inf", "none": None}}
@@ -146,7 +152,9 @@ def test_better_when_higher_knows_every_metric_by_the_end_of_its_name(name):
     assert better_when_higher(f"eval/ema/{name}_std") is None
 
 
-@pytest.mark.parametrize("key", ["eval/num_samples", "eval/batchnorm", "eval/fid/x", "loss/d", "", "eval/ema/this", "eval/ema/fidelity", "analysis"])
+@pytest.mark.parametrize(
+    "key", ["eval/num_samples", "eval/batchnorm", "eval/fid/x", "loss/d", "", "eval/ema/this", "eval/ema/fidelity", "analysis"]
+)
 def test_better_when_higher_is_silent_on_what_is_no_score(key):
     assert better_when_higher(key) is None
 
@@ -172,7 +180,18 @@ def test_progress_line_says_where_and_how_fast(monkeypatch):
     now[0] = 4.0
     text, times = progress.line(300, {"loss/d": 1.25, "loss/g": -0.5, "logits/real": 2.0, "logits/fake": -3.0, "batch/size": 16})
     assert times == pytest.approx({"throughput/img_per_s": 100, "throughput/elapsed_s": 4, "throughput/left_s": 14})
-    for words in ("0.3 kimg", " 30%", "4s", "    14s to go", "100 img/s", "D  1.250", "G -0.500", "D(real)   2.00", "D(fake)  -3.00", "batch 16"):
+    for words in (
+        "0.3 kimg",
+        " 30%",
+        "4s",
+        "    14s to go",
+        "100 img/s",
+        "D  1.250",
+        "G -0.500",
+        "D(real)   2.00",
+        "D(fake)  -3.00",
+        "batch 16",
+    ):
         assert words in text
     assert "\n" not in text
 
@@ -190,7 +209,12 @@ def test_columns_stand_where_they_stand_through_a_whole_run():
         values |= {"batch/size": 8 * 4**i if i < 7 else 2048, "memory/gib": 0.05 * 3**i if i < 8 else 78.2}
         values |= {"throughput/img_per_s": rate, "throughput/elapsed_s": elapsed, "throughput/left_s": left}
         for noise in ({}, {"D": 5.2, "G": None}, {"D": 123456.0, "G": 12345678.0}):
-            of = {f"noise_scale/{p}/{key}": v for p, b in noise.items() for key, v in (("undecidable", int(b is None)), ("b_simple", b)) if v is not None}
+            of = {
+                f"noise_scale/{p}/{key}": v
+                for p, b in noise.items()
+                for key, v in (("undecidable", int(b is None)), ("b_simple", b))
+                if v is not None
+            }
             text = console_line((80, 999_999, 25_000_000)[i % 3], 25_000_000, values | of)
             places |= {tuple(j for j, c in enumerate(text) if c == "|")[:6]}
             assert text.count("|") == (7 if noise else 6) and text == text.rstrip() and "\n" not in text
@@ -200,7 +224,17 @@ def test_columns_stand_where_they_stand_through_a_whole_run():
     assert console_line(5, 10, {}).count("?") == 2  # times that a line of an older record does not have
 
 
-@pytest.mark.parametrize("value, width, decimals, text", [(1.25, 6, 3, " 1.250"), (-123.456, 6, 3, "-123.5"), (99.9996, 6, 3, "100.00"), (1234567, 6, 3, " 1e+06"), (math.nan, 6, 3, "   nan"), (123456.4, 6, 0, "123456")])
+@pytest.mark.parametrize(
+    "value, width, decimals, text",
+    [
+        (1.25, 6, 3, " 1.250"),
+        (-123.456, 6, 3, "-123.5"),
+        (99.9996, 6, 3, "100.00"),
+        (1234567, 6, 3, " 1e+06"),
+        (math.nan, 6, 3, "   nan"),
+        (123456.4, 6, 0, "123456"),
+    ],
+)
 def test_a_number_keeps_its_width(value, width, decimals, text):
     assert fixed(value, width, decimals) == text
 

@@ -1,4 +1,5 @@
 """gantrain truncation: a sweep's scores are evaluate's, the best points are the best, the picture shows them."""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, error_of
 from PIL import Image
 
-from gantrain.truncation import best_of, draw_curves, f1
+from gantrain.commands.truncation import best_of, draw_curves, f1
 
 ALL = "eval.metrics=[fid,is,prc]"
 
@@ -18,7 +19,16 @@ ALL = "eval.metrics=[fid,is,prc]"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, gantrain) -> Path:
     folder = tmp_path_factory.mktemp("truncation") / "run"
-    gantrain("train", ROOT / "configs" / "digits.yaml", f"run_dir={folder}", *TINY, "total_kimg=0.032", "eval.every_kimg=null", "eval.metrics=[prc]", "averagers.swa=null")
+    gantrain(
+        "train",
+        ROOT / "configs" / "digits.yaml",
+        f"run_dir={folder}",
+        *TINY,
+        "total_kimg=0.032",
+        "eval.every_kimg=null",
+        "eval.metrics=[prc]",
+        "averagers.swa=null",
+    )
     return folder
 
 
@@ -43,7 +53,11 @@ def test_scores_are_those_of_evaluate(run, sweep, gantrain, tmp_path):
     assert all(rows["0.3"] != rows["1.5"] for rows in record["scores"].values())
     same = {key: value for key, value in one.items() if key not in ("scores", "eval/truncation")}
     assert same == {key: record[key] for key in same}
-    assert "48 samples a truncation, BatchNorm recalibrate" in said and "best of ema: digits_fid" in said and "best of live: digits_fid" in said
+    assert (
+        "48 samples a truncation, BatchNorm recalibrate" in said
+        and "best of ema: digits_fid" in said
+        and "best of live: digits_fid" in said
+    )
     assert [line.split()[0] for line in said.splitlines() if line.startswith(("0.3 ", "1.5 "))] == ["0.3", "1.5"] * 2
 
 
@@ -93,7 +107,10 @@ def test_a_picture_of_one_curve_and_of_no_numbers(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--sweep", "0:2:4"], "--sweep: must be LOW:HIGH:COUNT such as 0.2:2:10, with 0 < LOW < HIGH and a COUNT of at least 2, got '0:2:4'"),
+        (
+            ["--sweep", "0:2:4"],
+            "--sweep: must be LOW:HIGH:COUNT such as 0.2:2:10, with 0 < LOW < HIGH and a COUNT of at least 2, got '0:2:4'",
+        ),
         (["--sweep", "0.5:inf:4"], "got '0.5:inf:4'"),
         (["--sweep", "nan:2:4"], "got 'nan:2:4'"),
         (["--sweep", "1:2"], "got '1:2'"),

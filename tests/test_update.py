@@ -1,4 +1,5 @@
 """One update of the game, in one process; tests/test_distributed.py has the same with several."""
+
 from __future__ import annotations
 
 import copy
@@ -13,21 +14,15 @@ from game import gradients, networks, noise, player, real, rounds
 from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from gantrain import sampling
 from gantrain.batching.noise_scale import GradientProbe
-from gantrain.loading import load
+from gantrain.config.loading import load
 from gantrain.losses import LOSSES, Hinge, Relativistic
 from gantrain.losses.penalties import R1, R2
 from gantrain.models.spectral_norm import SpectralNorm, with_spectral_norm
-from gantrain.trainer import Trainer
-from gantrain.update import (
-    add_orthogonal_gradient,
-    discriminator_phase,
-    generator_phase,
-    load_optimizer_tensors,
-    make_adam,
-    optimizer_tensors,
-)
+from gantrain.sampling import generators as sampling
+from gantrain.training.players import load_optimizer_tensors, make_adam, optimizer_tensors
+from gantrain.training.trainer import Trainer
+from gantrain.training.update import add_orthogonal_gradient, discriminator_phase, generator_phase
 
 CUTS = [(24, 1), (12, 2), (6, 4), (3, 8), (1, 24)]
 
@@ -204,10 +199,15 @@ def test_a_scaled_loss_gives_the_same_step_and_an_overflow_skips_it():
 @pytest.mark.parametrize("loss", ["hinge", "relativistic"])
 def test_an_update_draws_fresh_latents_and_images_for_every_phase(loss, tmp_path, monkeypatch):
     """Two updates of 3 D steps and one G step: no latents twice, every position of the real stream once."""
-    trainer = Trainer(load(ROOT / "configs" / "digits.yaml", [*TINY, "optim.d_steps=3", f"loss.name={loss}", f"run_dir={tmp_path}", "batching.micro_batch=8"]))
+    trainer = Trainer(
+        load(
+            ROOT / "configs" / "digits.yaml",
+            [*TINY, "optim.d_steps=3", f"loss.name={loss}", f"run_dir={tmp_path}", "batching.micro_batch=8"],
+        )
+    )
     trainer.start()
     latents, positions = [], []
-    draw = sampling.draw
+    draw = latents.draw
     monkeypatch.setattr(sampling, "draw", lambda *a, **k: latents.append(draw(*a, **k)[0]) or draw(*a, **k))
     taken = trainer.real_batches.sampler.positions
     monkeypatch.setattr(trainer.real_batches.sampler, "positions", lambda turn: positions.extend(taken(turn).tolist()) or taken(turn))
@@ -253,7 +253,10 @@ def test_adam_is_fused_and_is_adam():
     torch.manual_seed(0)
     a = nn.Linear(4, 3).double()
     b = copy.deepcopy(a)
-    ours, theirs = make_adam(a, 1e-2, (0.0, 0.99), 1e-8), torch.optim.Adam(b.parameters(), lr=1e-2, betas=(0.0, 0.99), eps=1e-8, foreach=False)
+    ours, theirs = (
+        make_adam(a, 1e-2, (0.0, 0.99), 1e-8),
+        torch.optim.Adam(b.parameters(), lr=1e-2, betas=(0.0, 0.99), eps=1e-8, foreach=False),
+    )
     assert ours.param_groups[0]["fused"]
     for step in range(5):
         x = torch.full((2, 4), 1.0 + step, dtype=torch.float64)

@@ -1,4 +1,5 @@
 """The saved view of W&B: which panels it has; nothing here speaks to a server."""
+
 from __future__ import annotations
 
 import json
@@ -8,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from gantrain import loading
+from gantrain.config import loading
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +49,51 @@ def test_view_has_every_score_over_kimg(tool, monkeypatch, capsys, tmp_path):
     """What would be saved: sections, panels, axes, and the runs that it is of. No network, no key."""
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    status, said = call(tool, monkeypatch, capsys, "me/digits", "abc123", "--config", ROOT / "configs" / "digits.yaml", "--report", "--dry-run", tmp_path / "view.json")
+    status, said = call(
+        tool,
+        monkeypatch,
+        capsys,
+        "me/digits",
+        "abc123",
+        "--config",
+        ROOT / "configs" / "digits.yaml",
+        "--report",
+        "--dry-run",
+        tmp_path / "view.json",
+    )
     assert (status, said) == (0, f"workspace and report written to {tmp_path / 'view.json'}; nothing was saved\n")
     specs = json.loads((tmp_path / "view.json").read_text())
     view = specs["workspace"]
     assert (view["entity"], view["project"], view["displayName"]) == ("me", "digits", "gantrain")
     section = view["spec"]["section"]
     by_name = {one["name"]: one for one in section["panelBankConfig"]["sections"]}
-    assert list(by_name) == ["Overview", "Scores", "Batch and noise", "Losses", "Samples", "Events"] and all(one["isOpen"] for one in by_name.values())
+    assert list(by_name) == ["Overview", "Scores", "Batch and noise", "Losses", "Samples", "Events"] and all(
+        one["isOpen"] for one in by_name.values()
+    )
     lines = [panel["config"] for one in by_name.values() for panel in one["panels"] if panel["viewType"] == "Run History Line Plot"]
     assert len(lines) == 13 and all(line["xAxis"] == "kimg" for line in lines)
     scores = [panel["config"] for panel in by_name["Scores"]["panels"]]
     assert [one["metrics"] for one in scores] == [[f"eval/{average}/{metric}" for average in AVERAGES] for metric in METRICS]
-    assert by_name["Batch and noise"]["panels"][0]["config"]["metrics"] == ["batch/size", "noise_scale/D/b_simple", "noise_scale/G/b_simple"]
-    media = [key for one in by_name.values() for panel in one["panels"] if panel["viewType"] == "Media Browser" for key in panel["config"]["mediaKeys"]]
+    assert by_name["Batch and noise"]["panels"][0]["config"]["metrics"] == [
+        "batch/size",
+        "noise_scale/D/b_simple",
+        "noise_scale/G/b_simple",
+    ]
+    media = [
+        key
+        for one in by_name.values()
+        for panel in one["panels"]
+        if panel["viewType"] == "Media Browser"
+        for key in panel["config"]["mediaKeys"]
+    ]
     assert media == [*(f"overview/{metric}" for metric in METRICS), "overview/batch", "samples", "samples/classes"]
     tables = json.dumps([panel for panel in by_name["Events"]["panels"] if panel["viewType"] == "Weave"])
     assert '"events"' in tables and '"final/scores"' in tables and "abc123" in json.dumps(section["runSets"])
-    panels = [panel for block in specs["report"]["spec"]["blocks"] for panel in block.get("metadata", {}).get("panelBankSectionConfig", {}).get("panels", [])]
+    panels = [
+        panel
+        for block in specs["report"]["spec"]["blocks"]
+        for panel in block.get("metadata", {}).get("panelBankSectionConfig", {}).get("panels", [])
+    ]
     assert len(panels) == sum(len(one["panels"]) for one in by_name.values())
 
 
@@ -81,7 +109,16 @@ def test_mistakes_are_a_line_each(tool, monkeypatch, capsys, tmp_path):
 def test_without_a_key_it_asks_for_a_configuration(tmp_path):
     """In a process of its own: W&B remembers for a process whether it had a key."""
     command = [sys.executable, ROOT / "tools" / "wandb_report.py", "me/digits"]
-    environment = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "netrc"),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, timeout=120)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("wandb_report.py: error: me/digits: W&B cannot be asked for its runs (") and "give --config CONFIG.yaml" in done.stderr
+    assert (
+        done.stderr.startswith("wandb_report.py: error: me/digits: W&B cannot be asked for its runs (")
+        and "give --config CONFIG.yaml" in done.stderr
+    )

@@ -1,4 +1,5 @@
 """`gantrain watch` beside real runs that are killed, come back, are asked to stop and end; and bars, which no log file ever sees."""
+
 from __future__ import annotations
 
 import contextlib
@@ -20,10 +21,13 @@ from hypothesis import strategies as st
 from spawning import Spawned
 from test_record import FEW, by_hand, environment, event, score, train
 
-from gantrain import cli, locks, record
-from gantrain.config import Config
-from gantrain.tracking import console_line
-from gantrain.watching import Follower, Teller, told_before, watch
+from gantrain import cli
+from gantrain import lock as locks
+from gantrain.commands.watch import Follower, told_before, watch
+from gantrain.config.config import Config
+from gantrain.reporting.console import console_line
+from gantrain.reporting.event_words import Teller
+from gantrain.run_folder import record
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 SWAPS = [
@@ -93,7 +97,9 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
         wanted = [line for line in said.split("\nlive weights at")[0].splitlines() if line.startswith(start)]
         assert wanted and [line for line in watched.splitlines() if line.startswith(start)][: len(wanted)] == wanted, start
     assert "swap: swa in place of the live weights of G and D at 0.24 kimg; batch 16 -> 32; live digits_fid " in watched
-    assert watched.startswith(f"run: {run}, done, 0.336 of 0.32 kimg; BigGAN on Digits, Hinge loss, seed 0, batch 16 (OnSwap); averages: ema, swa, a, b; swap: swa every 0.24 kimg\n")
+    assert watched.startswith(
+        f"run: {run}, done, 0.336 of 0.32 kimg; BigGAN on Digits, Hinge loss, seed 0, batch 16 (OnSwap); averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
+    )
     assert watched.splitlines()[-1] == "done at 0.336 kimg" and "scores at 0.16 kimg (32 samples each):\naverage " in watched
     few = gantrain("watch", run, "--last", 2).stdout
     assert few.splitlines()[1].startswith("scores at 0.336 kimg") and watched.endswith(few.split("\n", 1)[1])
@@ -170,7 +176,12 @@ def test_from_before_the_first_line_to_the_end(tmp_path):
     (run / "config.yaml").write_text("total_kimg: 0.2\n")
     write(run, event(32, "resume"), train(64), event(64, "end"))
     held.close()
-    assert watched.to_the_end()[2:] == [console_line(32, 100, train(32)), "resume at 0.032 kimg", console_line(64, 200, train(64)), "done at 0.064 kimg"]
+    assert watched.to_the_end()[2:] == [
+        console_line(32, 100, train(32)),
+        "resume at 0.032 kimg",
+        console_line(64, 200, train(64)),
+        "done at 0.064 kimg",
+    ]
 
 
 @pytest.mark.parametrize("look", [1, 2])
@@ -200,9 +211,24 @@ def test_a_run_taken_up_again_goes_on_from_its_cut(tmp_path):
     watched = Watched(run)
     write(run, train(32), train(48), train(64))
     watched.until(lambda: any("0.1 kimg" in text for text in watched.said))
-    by_hand(run, event(0, "start"), train(16), train(32), event(32, "resume"), train(48, again=True), train(64), train(80), train(96), event(1000, "end"))
+    by_hand(
+        run,
+        event(0, "start"),
+        train(16),
+        train(32),
+        event(32, "resume"),
+        train(48, again=True),
+        train(64),
+        train(80),
+        train(96),
+        event(1000, "end"),
+    )
     held.close()
-    wanted = [*(console_line(n, 1000, train(n)) for n in (16, 32, 48, 64)), "resume at 0.032 kimg", *(console_line(n, 1000, train(n)) for n in (48, 64, 80, 96))]
+    wanted = [
+        *(console_line(n, 1000, train(n)) for n in (16, 32, 48, 64)),
+        "resume at 0.032 kimg",
+        *(console_line(n, 1000, train(n)) for n in (48, 64, 80, 96)),
+    ]
     assert watched.to_the_end()[1:] == ["start at 0 kimg", *wanted, "done at 1 kimg"]
 
 
@@ -241,7 +267,10 @@ def test_another_machines_run_is_followed_until_it_is_still(tmp_path, monkeypatc
     watched.until(lambda: len(watched.said) == 3)
     assert "running?, 0.016 of 1 kimg" in watched.said[0]
     write(run, train(32))
-    assert watched.to_the_end()[3:] == [console_line(32, 1000, train(32)), "cut short at 0.032 kimg: no process trains there; the same command goes on from the last checkpoint"]
+    assert watched.to_the_end()[3:] == [
+        console_line(32, 1000, train(32)),
+        "cut short at 0.032 kimg: no process trains there; the same command goes on from the last checkpoint",
+    ]
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -259,7 +288,10 @@ BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, 
         (event(320, "skipped", image="a.png: truncated"), "data: skipped: a.png: truncated"),
         (event(320, "gave_up", words="loss/d is nan"), "gave up at 0.32 kimg: loss/d is nan"),
         (event(320, "interrupted", signal="SIGUSR1"), "stopped by SIGUSR1 at 0.32 kimg; the same command goes on"),
-        (event(320, "swap", moment="at", swap_nimg=320, live={}, source="swa", networks="g", grown=1.0, **{"batch/size": 64}), "swap: swa in place of the live weights of G at 0.32 kimg; batch 64 -> 64"),
+        (
+            event(320, "swap", moment="at", swap_nimg=320, live={}, source="swa", networks="g", grown=1.0, **{"batch/size": 64}),
+            "swap: swa in place of the live weights of G at 0.32 kimg; batch 64 -> 64",
+        ),
         (event(320, "growth", **{"from": 64, "to": 128, "reason": "asked"}), "growth at 0.32 kimg: batch 64 -> 128: asked"),
         (event(320, "swap"), "swap at 0.32 kimg"),  # as no version that we know writes it
         (event(320, "party"), "party at 0.32 kimg"),
@@ -288,7 +320,12 @@ def test_where_the_run_is_and_how_long_it_takes():
 def test_the_last_things_said_are_the_last_of_all(last):
     lines = [event(0, "start")]
     for n in range(16, 800, 16):
-        lines += [train(n), *([score(n, 1.0)] if n % 64 == 0 else []), *([event(n, "growth", **{"from": n, "to": 2 * n, "reason": "so"})] if n % 96 == 0 else []), event(n, "checkpoint")]
+        lines += [
+            train(n),
+            *([score(n, 1.0)] if n % 64 == 0 else []),
+            *([event(n, "growth", **{"from": n, "to": 2 * n, "reason": "so"})] if n % 96 == 0 else []),
+            event(n, "checkpoint"),
+        ]
     raw = [json.dumps(line).encode() + b"\n" for line in lines]
     everything = list(filter(None, map(Teller(Config()).text, lines)))
     assert told_before(raw, Teller(Config()), last) == everything[len(everything) - last :][-last or len(everything) :]
@@ -323,7 +360,9 @@ def test_no_bar_is_in_a_log_file(finished, tmp_path):
 
 @pytest.mark.slow
 def test_no_bar_of_an_orbit_is_in_a_log_file(gantrain, tmp_path):
-    gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, "total_kimg=0.2", "batching.batch_size=4", "orbit.every_kimg=0.004")
+    gantrain(
+        "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, "total_kimg=0.2", "batching.batch_size=4", "orbit.every_kimg=0.004"
+    )
     with open(tmp_path / "log", "w") as log, standard(log, log):
         assert cli.run(["orbit", str(tmp_path / "run")]) == 0
     assert not re.search(r"\r|it/s|%\|", (tmp_path / "log").read_text())
@@ -362,7 +401,12 @@ def test_on_a_terminal_there_is_one_and_it_goes(finished, tmp_path, terminal, ve
     command = next(one for one in finite(finished[0], tmp_path) if one[0] == verb)
     with open(tmp_path / "out", "w") as out, standard(out, file):
         assert cli.run(command) == 0
-    assert f"{title}:" in text() and re.search(r"100%\||\d+%\|", text()) and text().endswith("\r") and not (tmp_path / "out").read_text().count("\r")
+    assert (
+        f"{title}:" in text()
+        and re.search(r"100%\||\d+%\|", text())
+        and text().endswith("\r")
+        and not (tmp_path / "out").read_text().count("\r")
+    )
 
 
 def test_the_bar_of_a_watched_run_says_where_it_is(tmp_path, terminal):
@@ -382,6 +426,8 @@ def test_the_bar_of_a_watched_run_says_where_it_is(tmp_path, terminal):
     with standard(file, file):
         watch(run, 10, lambda line: print(line, flush=True), every=0.02)
     other.join()
-    assert re.search(r"run +10%\|.*\| 0\.1 of 1 kimg, 50 img/s, 18s to go", text()) and re.search(r"run +50%\|.*\| 0\.5 of 1 kimg, 83 img/s, 6s to go", text())
+    assert re.search(r"run +10%\|.*\| 0\.1 of 1 kimg, 50 img/s, 18s to go", text()) and re.search(
+        r"run +50%\|.*\| 0\.5 of 1 kimg, 83 img/s, 6s to go", text()
+    )
     assert re.search(r"(^|[\r\n])" + re.escape(console_line(500, 1000, {**train(500), "throughput/img_per_s": 100.0})) + r"[\r\n]", text())
     assert re.search(r"[\r\n]cut short at 0\.5 kimg.*\r\n$", text())

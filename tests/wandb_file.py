@@ -1,4 +1,5 @@
 """Reads what an offline run of Weights & Biases has written."""
+
 from __future__ import annotations
 
 import json

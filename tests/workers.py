@@ -3,6 +3,7 @@
 The cases go one after another in the same processes, since starting those costs more than most cases do. Each that comes
 to its end leaves `world-RANK` in its folder, with how many processes there were.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from gantrain.batching import GradientProbe
 from gantrain.distributed import finish, from_main, make_accelerator, mean_of_processes, mean_over_processes, sum_over_processes
 from gantrain.losses import R1, R2, Hinge
-from gantrain.update import discriminator_phase, generator_phase
+from gantrain.training.update import discriminator_phase, generator_phase
 
 
 def gradient(accelerator, folder: Path) -> None:
@@ -91,12 +92,13 @@ def spoil(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     from gantrain import cli
     from gantrain.data.folder import Decoder
     from gantrain.errors import UserError
-    from gantrain.trainer import Trainer
+    from gantrain.training.trainer import Trainer
 
     update = Trainer.update
 
     def spoilt(trainer: Trainer) -> None:
         if os.environ["RANK"] == "1":
+
             def read(self, index: int):
                 raise UserError(f"{self.path(index)}: does not decode as an image")
 
@@ -110,7 +112,7 @@ def spoil(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
 def statistics(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; after every score and checkpoint the processes' BatchNorm statistics are the mean of what they were."""
     from gantrain import cli
-    from gantrain.trainer import Trainer
+    from gantrain.training.trainer import Trainer
 
     def checked(method):
         def run(trainer: Trainer) -> None:
@@ -131,7 +133,7 @@ def statistics(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
 def swap(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; right after every swap all processes hold the same weights, buffers and batch."""
     from gantrain import cli
-    from gantrain.swapping import Swapper
+    from gantrain.training.swapper import Swapper
 
     method = Swapper.swap
 
@@ -180,7 +182,7 @@ def orbit(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; at every recording all processes have the same sketches of live weights and averages, and the same distances."""
     from gantrain import cli
     from gantrain.averaging.average import named_weights
-    from gantrain.recording import OrbitRecorder
+    from gantrain.orbit.recorder import OrbitRecorder
     from gantrain.theory.sketch import Sketch
 
     method, counted = OrbitRecorder.record, []
@@ -191,7 +193,11 @@ def orbit(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
         for key, bank in recorder.banks.items():
             live = named_weights(bank.network)
             sketch = Sketch(live, key, recorder.settings.size)
-            found = [sketch(live), *(sketch(bank[name].shadows) for name in bank.started()), *(bank.distance(name).float().view(1) for name in bank.started())]
+            found = [
+                sketch(live),
+                *(sketch(bank[name].shadows) for name in bank.started()),
+                *(bank.distance(name).float().view(1) for name in bank.started()),
+            ]
             mine = torch.cat(found)
             each = [torch.empty_like(mine) for _ in range(world)]
             torch.distributed.all_gather(each, mine)
@@ -207,8 +213,8 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """How often three updates exchange each network's gradients, bucket by bucket."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from gantrain.loading import load
-    from gantrain.trainer import Trainer
+    from gantrain.config.loading import load
+    from gantrain.training.trainer import Trainer
 
     trainer = Trainer(load(words[0], words[1:]))
     seen: dict[str, list[int]] = {"d": [], "g": []}
@@ -228,7 +234,13 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     trainer.pulse.receive(all=True)
     buckets = {key: len(set(of)) for key, of in seen.items()}
     views = all(p.grad._is_view() for player in (trainer.D, trainer.G) for p in player.network.parameters() if p.grad is not None)
-    found = {"updates": 3, "d_steps": trainer.config.optim.d_steps, "buckets": buckets, "exchanges": {key: len(of) for key, of in seen.items()}, "views": views}
+    found = {
+        "updates": 3,
+        "d_steps": trainer.config.optim.d_steps,
+        "buckets": buckets,
+        "exchanges": {key: len(of) for key, of in seen.items()},
+        "views": views,
+    }
     if trainer.main:
         (folder / "exchanges.json").write_text(json.dumps(found))
     trainer.close()
@@ -239,7 +251,15 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
 
 
 SMALL = {"gradient": gradient, "helpers": helpers, "noise_scale": noise_scale}
-WHOLE_RUNS = {"command": command, "spoil": spoil, "statistics": statistics, "swap": swap, "disagree": disagree, "orbit": orbit, "exchanges": exchanges}
+WHOLE_RUNS = {
+    "command": command,
+    "spoil": spoil,
+    "statistics": statistics,
+    "swap": swap,
+    "disagree": disagree,
+    "orbit": orbit,
+    "exchanges": exchanges,
+}
 
 
 def run(case: str, folder: Path, words: list[str]) -> None:

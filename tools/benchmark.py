@@ -45,6 +45,7 @@ images are random.
 Variants take turns, A B A B, so that a machine that slows down slows them all. Prints medians and spreads over the turns;
 `--json PATH` writes them, with the machine and the versions.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -68,28 +69,30 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 import command
+import torch
 from roofline import Roofline
 from timing import Variant, answer, in_turns, machine, seconds_cold, seconds_of, versions
 
 from gantrain import performance
 from gantrain.averaging import AverageBank, Ema
 from gantrain.batching import GradientProbe
-from gantrain.config import Config
+from gantrain.config.config import Config
+from gantrain.config.loading import load
+from gantrain.config.sections import Orbit
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import finish, make_accelerator
 from gantrain.errors import UserError
-from gantrain.evaluation import Evaluator
-from gantrain.guard import Pulse
-from gantrain.loading import load
+from gantrain.evaluation.evaluator import Evaluator
 from gantrain.metrics import FeatureSet
-from gantrain.recording import OrbitRecorder
-from gantrain.sampling import generate
-from gantrain.theory.sketch import Orbit
-from gantrain.dashboard import WandbRun, WandbThread
-from gantrain.trainer import Trainer, memory_gib
-from gantrain.update import Player, discriminator_phase, generator_phase, make_adam, sees_real
+from gantrain.orbit.recorder import OrbitRecorder
+from gantrain.reporting.wandb_run import WandbRun, WandbThread
+from gantrain.sampling.generators import generate
+from gantrain.training.guard import Pulse
+from gantrain.training.measurements import memory_gib
+from gantrain.training.players import Player, make_adam
+from gantrain.training.trainer import Trainer
+from gantrain.training.update import discriminator_phase, generator_phase, sees_real
 
 QUIET = ["tracking.wandb.mode=disabled"]
 UPDATE = "one update of the game"
@@ -112,7 +115,13 @@ def on_random_images(arguments: argparse.Namespace) -> list[str]:
     if arguments.images is None:
         return []
     resolution = load(arguments.config, arguments.overrides).data.resolution
-    data = {"name": "random_images:RandomImages", "resolution": resolution, "size": arguments.images, "channels": arguments.channels, "num_classes": arguments.classes}
+    data = {
+        "name": "random_images:RandomImages",
+        "resolution": resolution,
+        "size": arguments.images,
+        "channels": arguments.channels,
+        "num_classes": arguments.classes,
+    }
     return [*(f"data.{key}={value}" for key, value in data.items()), "eval.features.name=digits"]
 
 
@@ -135,7 +144,10 @@ def updates_of(connection: Connection, folder: Path, config: str, overrides: lis
     """A trainer: its "updates", their operators "alone", the "memory" it has had, what its data kept it "waiting"."""
     accelerator = make_accelerator(load(config, overrides).mixed_precision)
     trainer, first = ready(config, overrides, folder, accelerator)
-    bound, cycle = Roofline(), max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())])  # updates until all penalties have had their turn
+    bound, cycle = (
+        Roofline(),
+        max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())]),
+    )  # updates until all penalties have had their turn
     if not trainer.performance.compile:  # compiled code shows no operators
         weights = [(player, player.orthogonal) for player in (trainer.G, trainer.D)]
         for player, _ in weights:
@@ -175,10 +187,15 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         names.append(f"{arguments.processes} processes")
         variants[names[-1]] = Variant(updates_of, (arguments.config, overrides[names[0]]), arguments.threads, arguments.processes)
     asks = {"updates": arguments.updates, "alone": 1}
-    times = in_turns({(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()}, arguments.turns)
+    times = in_turns(
+        {(name, what): functools.partial(one.ask, what, number) for name, one in variants.items() for what, number in asks.items()},
+        arguments.turns,
+    )
     print(f"\n{arguments.config}: {machine(arguments.threads)}; {arguments.turns} turns of {arguments.updates} updates")
     width = max(map(len, names))
-    print(f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8} {'data':>7} {'GiB':>6} {'first s':>8}")
+    print(
+        f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8} {'data':>7} {'GiB':>6} {'first s':>8}"
+    )
     rows, base = [], times[names[0], "updates"]
     for name, variant in variants.items():
         taken, alone, batch = times[name, "updates"], times[name, "alone"], variant.facts["batch_size"]
@@ -194,7 +211,9 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             f" {f'{statistics.median(alone) * 1e3:10.2f} {reached:8.1%}' if known else f'{chr(45):>10} {chr(45):>8}'} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f} {variant.facts['first']:8.2f}"
         )
         variant.end()
-    print("bound: the update's convolutions and matrix products alone, in a process of the same settings, of the same shapes and precisions;")
+    print(
+        "bound: the update's convolutions and matrix products alone, in a process of the same settings, of the same shapes and precisions;"
+    )
     print("reached: its share of the update; speed: updates beside those as configured;", end=" ")
     print("data: the share of the time in which updates stood still for their real images; first: the first update, which may compile")
     return {"rows": rows}
@@ -209,7 +228,10 @@ def scoring_of(connection: Connection, folder: Path, config: str, overrides: lis
     performance.set_up(switches, accelerator.device)
     images = prepare(c.data, accelerator.device)
     torch.manual_seed(c.seed)
-    live, apart = (performance.place(c.model.build(images.resolution, images.channels, images.num_classes)[0], switches, accelerator.device) for _ in range(2))
+    live, apart = (
+        performance.place(c.model.build(images.resolution, images.channels, images.num_classes)[0], switches, accelerator.device)
+        for _ in range(2)
+    )
     bank = AverageBank(live, {f"ema{i}": Ema(half_life_kimg=10.0 * 2**i, ramp_up=None) for i in range(averages)})
     bank.update(c.batching.batch_size)
     evaluator = Evaluator(c, images, accelerator, show_progress=False)
@@ -235,26 +257,50 @@ def scoring_of(connection: Connection, folder: Path, config: str, overrides: lis
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Scores of several averages beside sampling and extraction of one, on one process and on several."""
-    worlds, n = {"one process": 1, **({f"{arguments.processes} processes": arguments.processes} if arguments.processes > 1 else {})}, arguments.averages
+    worlds, n = (
+        {"one process": 1, **({f"{arguments.processes} processes": arguments.processes} if arguments.processes > 1 else {})},
+        arguments.averages,
+    )
     overrides = [*on_random_images(arguments), *arguments.overrides]
-    variants = {name: Variant(scoring_of, (arguments.config, overrides, n), arguments.threads, processes) for name, processes in worlds.items()}
-    times = in_turns({(name, what): functools.partial(one.ask, what) for name, one in variants.items() for what in ("one", "all", "metrics")}, arguments.turns)
+    variants = {
+        name: Variant(scoring_of, (arguments.config, overrides, n), arguments.threads, processes) for name, processes in worlds.items()
+    }
+    times = in_turns(
+        {(name, what): functools.partial(one.ask, what) for name, one in variants.items() for what in ("one", "all", "metrics")},
+        arguments.turns,
+    )
     facts = variants["one process"].facts
-    print(f"\n{arguments.config}: {facts['samples']} samples an average, {facts['references']} real images; {machine(arguments.threads)} a process; {arguments.turns} turns")
+    print(
+        f"\n{arguments.config}: {facts['samples']} samples an average, {facts['references']} real images; {machine(arguments.threads)} a process; {arguments.turns} turns"
+    )
     width = max(map(len, worlds))
-    print(f"{'':{width}}  {'one: s':>9} {f'{n} scored: s':>12} {'min':>8} {'max':>8} {f'/ {n} x one':>10} {'metrics: s':>11} {'reference: s':>13} {'speed':>7}")
+    print(
+        f"{'':{width}}  {'one: s':>9} {f'{n} scored: s':>12} {'min':>8} {'max':>8} {f'/ {n} x one':>10} {'metrics: s':>11} {'reference: s':>13} {'speed':>7}"
+    )
     rows = []
     for name, variant in variants.items():
         one, scored, metrics = (times[name, what] for what in ("one", "all", "metrics"))
         ratio = statistics.median(a / (n * o) for a, o in zip(scored, one))
         speed = statistics.median(b / a for a, b in zip(scored, times["one process", "all"]))
-        rows.append({"variant": name, "one": spread(one), "scored": spread(scored), "metrics": spread(metrics), "ratio": ratio, "speed": speed, **variant.facts})
+        rows.append(
+            {
+                "variant": name,
+                "one": spread(one),
+                "scored": spread(scored),
+                "metrics": spread(metrics),
+                "ratio": ratio,
+                "speed": speed,
+                **variant.facts,
+            }
+        )
         print(
             f"{name:{width}}  {statistics.median(one):9.3f} {statistics.median(scored):12.3f} {min(scored):8.3f} {max(scored):8.3f} {ratio:10.3f}"
             f" {statistics.median(metrics):11.3f} {variant.facts['reference']:13.3f} {speed:6.2f}x"
         )
         variant.end()
-    print("one: BatchNorm, sampling and features of one average, without metrics; metrics: of one; reference: features of the real images, once")
+    print(
+        "one: BatchNorm, sampling and features of one average, without metrics; metrics: of one; reference: features of the real images, once"
+    )
     return {"averages": n, "rows": rows}
 
 
@@ -265,17 +311,24 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
     b = facts = None
     streams = []
     for name in names:
-        config = load(arguments.config, [*on_random_images(arguments), *arguments.overrides, *shlex.split(name if name in arguments.against else "")])
+        config = load(
+            arguments.config, [*on_random_images(arguments), *arguments.overrides, *shlex.split(name if name in arguments.against else "")]
+        )
         images, b = prepare(config.data, device), config.batching.micro_batch or config.batching.batch_size
         facts = facts or f"{images.channels} x {images.resolution} x {images.resolution}"
-        streams.append(RealBatches(images, config.seed, b, 0, 1, 0, device, getattr(config.data, "flip", False), getattr(config.data, "workers", 4)))
+        streams.append(
+            RealBatches(images, config.seed, b, 0, 1, 0, device, getattr(config.data, "flip", False), getattr(config.data, "workers", 4))
+        )
         for _ in range(8):  # what was decoded ahead before the clock began
             streams[-1].next()
         measured[name] = functools.partial(seconds_of, streams[-1].next, arguments.batches, device)
     shape = (b, images.channels, images.resolution, images.resolution)
     size = math.prod(shape)
     # So many that no cache holds them: real images come from memory, too.
-    buffers = [(torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")) for _ in range(2**28 // size + 1)]
+    buffers = [
+        (torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda"))
+        for _ in range(2**28 // size + 1)
+    ]
     turn = itertools.cycle(buffers)
 
     def copy() -> None:
@@ -291,7 +344,9 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, taken in times.items():
         median, reached = statistics.median(taken), statistics.median(c / t for t, c in zip(taken, times[COPY]))
         rows.append({"variant": name, **spread(taken), "img_per_s": b / median, "bytes_per_s": size / median, "reached": reached})
-        print(f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f} {size / median / 1e6:9.0f} {reached:8.1%}")
+        print(
+            f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f} {size / median / 1e6:9.0f} {reached:8.1%}"
+        )
     for stream in streams:
         stream.close()
     return {"micro_batch": b, "rows": rows}
@@ -311,12 +366,17 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     with Roofline() as bound:
         draw()
     bound.run()
-    times = in_turns({what: functools.partial(seconds_of, call, 1, game.device) for what, call in (("sampling", draw), ("alone", bound.run))}, arguments.turns)
+    times = in_turns(
+        {what: functools.partial(seconds_of, call, 1, game.device) for what, call in (("sampling", draw), ("alone", bound.run))},
+        arguments.turns,
+    )
     median, reached = statistics.median(times["sampling"]), statistics.median(a / s for s, a in zip(times["sampling"], times["alone"]))
     print(f"\n{arguments.config}: {n} images in batches of {arguments.batch}; {machine()}; {arguments.turns} turns")
     print(f"{'img/s':>9} {'ms/image':>9} {'min':>9} {'max':>9} {'bound':>9} {'reached':>8}")
     each = [t / n * 1e3 for t in times["sampling"]]
-    print(f"{n / median:9.1f} {median / n * 1e3:9.3f} {min(each):9.3f} {max(each):9.3f} {statistics.median(times['alone']) / n * 1e3:9.3f} {reached:8.1%}")
+    print(
+        f"{n / median:9.1f} {median / n * 1e3:9.3f} {min(each):9.3f} {max(each):9.3f} {statistics.median(times['alone']) / n * 1e3:9.3f} {reached:8.1%}"
+    )
     return {"images": n, **spread(times["sampling"]), "bound": spread(times["alone"]), "reached": reached}
 
 
@@ -324,12 +384,21 @@ def startup(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds from the command to its help, and to the line after the first update, with the data prepared."""
     config = load(arguments.config, arguments.overrides)
     first = config.batching.batch_size / 1000
-    overrides = [*on_random_images(arguments), *arguments.overrides, *QUIET, f"tracking.every_kimg={first}", "tracking.samples_every_kimg=null", "eval.every_kimg=null"]
+    overrides = [
+        *on_random_images(arguments),
+        *arguments.overrides,
+        *QUIET,
+        f"tracking.every_kimg={first}",
+        "tracking.samples_every_kimg=null",
+        "eval.every_kimg=null",
+    ]
 
     def command_line(*words: str) -> float:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         began = time.perf_counter()
-        with subprocess.Popen([sys.executable, "-m", "gantrain", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
+        with subprocess.Popen(
+            [sys.executable, "-m", "gantrain", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as process:
             said = []
             for line in process.stdout:
                 said.append(line)
@@ -378,13 +447,19 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.log()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # of their lines
-        trainers = {name: ready(arguments.config, arguments.overrides, Path(folder) / str(i), accelerator)[0] for i, name in enumerate(names)}
+        trainers = {
+            name: ready(arguments.config, arguments.overrides, Path(folder) / str(i), accelerator)[0] for i, name in enumerate(names)
+        }
         for name, hangs in names.items():
             if hangs is not None:
                 start = functools.partial(WandbRun, Failing(hangs), None, lambda line: None)
                 trainers[name].tracker._wandb = WandbThread(start, 1.0, lambda line: None)
         times = in_turns(
-            {name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.device) for name, t in trainers.items()}, arguments.turns
+            {
+                name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.device)
+                for name, t in trainers.items()
+            },
+            arguments.turns,
         )
         for trainer in trainers.values():
             trainer.close(wait=False)
@@ -419,7 +494,14 @@ class Game:
         networks = config.model.build(resolution, channels, classes)
         for network, lr in zip(networks, (config.optim.lr_g, config.optim.lr_d)):
             performance.place(network, switches, device)
-            self.players.append(Player(network, network, make_adam(network, lr, config.optim.betas, config.optim.eps), torch.amp.GradScaler(device.type, enabled=False)))
+            self.players.append(
+                Player(
+                    network,
+                    network,
+                    make_adam(network, lr, config.optim.betas, config.optim.eps),
+                    torch.amp.GradScaler(device.type, enabled=False),
+                )
+            )
         self.probes = [GradientProbe(network) for network in networks]
         real = performance.laid_out(torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1), switches)
         self.real = real, torch.zeros(b, dtype=torch.int64, device=device)
@@ -443,18 +525,29 @@ def noise_scale(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load(arguments.config, arguments.overrides)
     game, every = Game(config, arguments), arguments.every or config.noise_scale.measure_every or 10
     game.update(True)
-    variants = {name: functools.partial(seconds_of, functools.partial(game.update, measured), 1, game.device) for name, measured in (("plain", False), ("measured", True))}
+    variants = {
+        name: functools.partial(seconds_of, functools.partial(game.update, measured), 1, game.device)
+        for name, measured in (("plain", False), ("measured", True))
+    }
     times = in_turns(variants, arguments.turns)
     more = [measured - plain for plain, measured in zip(times["plain"], times["measured"])]
     plain = statistics.median(times["plain"])
     share = statistics.median(more) / every / plain
     halves = ", measured in two halves" if game.probes[0].halves(game.rounds) else ""
-    print(f"\n{arguments.config}: batch {game.batch_size} = {game.rounds} x {game.micro_batch}{halves}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns")
+    print(
+        f"\n{arguments.config}: batch {game.batch_size} = {game.rounds} x {game.micro_batch}{halves}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns"
+    )
     print(f"{'':10}{'ms':>10} {'min':>9} {'max':>9}")
     for name, taken in times.items():
         print(f"{name:10}{statistics.median(taken) * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f}")
     print(f"one update in {every} measured: {share:+.2%} of training time")
-    return {**{name: spread(taken) for name, taken in times.items()}, "every": every, "share": share, "rounds": game.rounds, "micro_batch": game.micro_batch}
+    return {
+        **{name: spread(taken) for name, taken in times.items()},
+        "every": every,
+        "share": share,
+        "rounds": game.rounds,
+        "micro_batch": game.micro_batch,
+    }
 
 
 def peak_memory(config: str, overrides: list[str], channels: int, classes: int, threads: int, rounds: int, answer: Any) -> None:
@@ -473,22 +566,32 @@ def rounds(arguments: argparse.Namespace) -> dict[str, Any]:
     games = {k: Game(config, arguments, k) for k in (1, arguments.rounds)}
     for game in games.values():
         game.update()
-    times = in_turns({str(k): functools.partial(seconds_of, game.update, arguments.rounds // k, game.device) for k, game in games.items()}, arguments.turns)
+    times = in_turns(
+        {str(k): functools.partial(seconds_of, game.update, arguments.rounds // k, game.device) for k, game in games.items()},
+        arguments.turns,
+    )
     spawn, memory = multiprocessing.get_context("spawn"), {}
     for k in games:
         answer = spawn.Queue()
-        process = spawn.Process(target=peak_memory, args=(arguments.config, arguments.overrides, arguments.channels, arguments.classes, torch.get_num_threads(), k, answer))
+        process = spawn.Process(
+            target=peak_memory,
+            args=(arguments.config, arguments.overrides, arguments.channels, arguments.classes, torch.get_num_threads(), k, answer),
+        )
         process.start()
         process.join()
         memory[k] = answer.get()
-    print(f"\n{arguments.config}: rounds of {games[1].micro_batch} images, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns")
+    print(
+        f"\n{arguments.config}: rounds of {games[1].micro_batch} images, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns"
+    )
     print(f"{'rounds':>8}{'batch':>8}{'ms/image':>11} {'min':>9} {'max':>9} {'time':>7} {'peak MiB':>10} {'memory':>7}")
     rows = []
     for k, game in games.items():
         taken = [t / game.batch_size for t in times[str(k)]]
         ratio = statistics.median(t / (base / games[1].batch_size) for t, base in zip(taken, times["1"]))
         rows.append({"rounds": k, "batch_size": game.batch_size, "an_image": spread(taken), "ratio": ratio, "peak_mib": memory[k]})
-        print(f"{k:8}{game.batch_size:8}{statistics.median(taken) * 1e3:11.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {ratio:6.2f}x {memory[k]:10.0f} {memory[k] / memory[1]:6.3f}x")
+        print(
+            f"{k:8}{game.batch_size:8}{statistics.median(taken) * 1e3:11.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {ratio:6.2f}x {memory[k]:10.0f} {memory[k] / memory[1]:6.3f}x"
+        )
     return {"rows": rows}
 
 
@@ -526,11 +629,15 @@ def averaging(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"parameters": parameters, "rows": rows}
 
 
-def beside_an_update(variants: Mapping[str, Callable[[], float]], config: Config, arguments: argparse.Namespace, what: str) -> list[dict[str, Any]]:
+def beside_an_update(
+    variants: Mapping[str, Callable[[], float]], config: Config, arguments: argparse.Namespace, what: str
+) -> list[dict[str, Any]]:
     """Time variants, of which one is `UPDATE`, and print each with its share of that."""
     times = in_turns(variants, arguments.turns)
     whole = statistics.median(times[UPDATE])
-    print(f"\n{arguments.config}: {what}, batch {config.batching.batch_size}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns")
+    print(
+        f"\n{arguments.config}: {what}, batch {config.batching.batch_size}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns"
+    )
     width = max(map(len, times))
     print(f"{'':{width}}  {'ms':>10} {'min':>9} {'max':>9} {'of an update':>13}")
     rows = []
@@ -562,7 +669,9 @@ def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
             recorder.flush()
 
         variants = {
-            f"one recording, {arguments.averages} averages each": functools.partial(seconds_cold, record_and_write, arguments.repeats, game.device),
+            f"one recording, {arguments.averages} averages each": functools.partial(
+                seconds_cold, record_and_write, arguments.repeats, game.device
+            ),
             UPDATE: functools.partial(seconds_of, game.update, 1, game.device),
         }
         sizes = [sum(p.numel() for p in player.network.parameters()) for player in game.players]
@@ -577,7 +686,9 @@ def guard(arguments: argparse.Namespace) -> dict[str, Any]:
     game, pulse = Game(config, arguments), Pulse(make_accelerator(config.mixed_precision))
     game.update()
     weights = {key: [p.detach() for p in player.network.parameters()] for key, player in zip("gd", game.players)}
-    known = {name: torch.ones((), device=game.device) for name in ("loss/d", "loss/g", "grad_norm/d", "grad_norm/g")}  # an update has them anyway
+    known = {
+        name: torch.ones((), device=game.device) for name in ("loss/d", "loss/g", "grad_norm/d", "grad_norm/g")
+    }  # an update has them anyway
 
     def look() -> None:
         norms = {f"weights/{key}": torch.nn.utils.get_total_norm(of) for key, of in weights.items()}
@@ -606,7 +717,9 @@ def main() -> None:
     random = argparse.ArgumentParser(add_help=False, parents=[images])
     random.add_argument("--images", type=command.positive, metavar="N", help="take N random images in place of the data")
     others = argparse.ArgumentParser(add_help=False)
-    others.add_argument("--against", action="append", default=[], type=kept_apart, metavar="'KEY=VALUE ...'", help="another variant; may be given often")
+    others.add_argument(
+        "--against", action="append", default=[], type=kept_apart, metavar="'KEY=VALUE ...'", help="another variant; may be given often"
+    )
     whole = kinds.add_parser("train", parents=[shared, random, others], help="whole updates beside their convolutions and products alone")
     whole.add_argument("--updates", type=command.positive, default=10, help="updates a turn (default: 10)")
     whole.add_argument("--processes", type=command.positive, default=1, help="also as configured on so many (default: 1)")
@@ -632,7 +745,9 @@ def main() -> None:
     averages.add_argument("--repeats", type=command.positive, default=20, help="updates of the averages a turn (default: 20)")
     averages.set_defaults(call=averaging)
     noise = kinds.add_parser("noise-scale", parents=[shared, images], help="measured updates beside others")
-    noise.add_argument("--every", type=command.positive, metavar="N", help="one update in N is measured (default: the configuration's, else 10)")
+    noise.add_argument(
+        "--every", type=command.positive, metavar="N", help="one update in N is measured (default: the configuration's, else 10)"
+    )
     noise.set_defaults(call=noise_scale)
     path = kinds.add_parser("orbit", parents=[shared, images], help="a recording of the orbit beside an update")
     path.add_argument("--averages", type=command.positive, default=5, help="of each network (default: 5)")

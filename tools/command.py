@@ -1,4 +1,5 @@
 """What the scripts here share: one line for a user's mistake, and options that can be right."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,7 +1,8 @@
 """What the digits metrics say of images whose quality is known: the table of docs/digits_metrics.md.
 
-    python tools/digits_metrics.py
+python tools/digits_metrics.py
 """
+
 from __future__ import annotations
 
 import command

@@ -7,6 +7,7 @@ Every picture sets simulations of gantrain/theory/ornstein_uhlenbeck.py beside i
 process: curvature 1 at learning rate 0.05, so that an update forgets k = 0.05 of the weights, batches of 64 images, and the
 image noise that gives the live weights the variance V = 1. Distances are in units of its root and times in updates.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -205,7 +206,7 @@ def draw_density(rng: np.random.Generator) -> Figure:
     radius = np.sqrt(np.einsum("ti,ij,tj->t", orbit, np.linalg.inv(covariance), orbit))
     right.plot(*orbit[::10].T, ".", color=LIVE, markersize=2, alpha=0.35)
     for sigmas in (1, 2):
-        text = f"{sigmas}σ: {100 * np.mean(radius < sigmas):.0f}% inside\nnormal: {100 * (1 - np.exp(-sigmas**2 / 2)):.0f}%"
+        text = f"{sigmas}σ: {100 * np.mean(radius < sigmas):.0f}% inside\nnormal: {100 * (1 - np.exp(-(sigmas**2) / 2)):.0f}%"
         top = sigmas * covariance[:, 1] / np.sqrt(covariance[1, 1])  # the ellipse's highest point
         line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8}
         right.annotate(text, top, xytext=(-6.5, 6.3 - 1.9 * (sigmas == 1)), fontsize=8, va="top", arrowprops=line, zorder=5)
@@ -466,8 +467,14 @@ def draw_lag(rng: np.random.Generator) -> Figure:
 
 
 PICTURES = {
-    "forces": draw_forces, "density": draw_density, "near_far": draw_near_far, "average": draw_average,
-    "swap": draw_swap, "laws": draw_laws, "rotation": draw_rotation, "lag": draw_lag,
+    "forces": draw_forces,
+    "density": draw_density,
+    "near_far": draw_near_far,
+    "average": draw_average,
+    "swap": draw_swap,
+    "laws": draw_laws,
+    "rotation": draw_rotation,
+    "lag": draw_lag,
 }
 
 
@@ -481,7 +488,9 @@ def seed(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where ou_<name>.png go; it must be there")
-    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES), metavar="NAME", help=f"some of {', '.join(PICTURES)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=PICTURES, default=list(PICTURES), metavar="NAME", help=f"some of {', '.join(PICTURES)}"
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
     arguments = parser.parse_args()
     if not arguments.out.is_dir():

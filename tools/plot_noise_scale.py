@@ -5,6 +5,7 @@
 Above, a column a run: B_simple of D and of G with its 95% interval, in images, and the batch; where there is none, fewer
 than 8 measurements were at hand (at the start, after a swap) or noise drowned the gradient. Below: what B_simple is the ratio of, tr Sigma and |G|^2.
 """
+
 from __future__ import annotations
 
 import argparse

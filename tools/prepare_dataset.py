@@ -19,6 +19,7 @@ Several threads decode. The same command goes on where an interrupted one has st
 and nothing is finished; `--on-error skip` puts the next readable image of its class in the place of each. The head keeps the SHA-256 of
 every 512 images: the first start of a training on a machine compares them, and so does `--verify`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,11 +38,10 @@ from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, pack
 from gantrain.data.folder import resized_image
 from gantrain.data.imageset import numbered_classes
-from gantrain.data.intake import audit, refuse_impossible
-from gantrain.data.packed import BLOCK, DONE, drafts, read_done, read_head, read_packed, verify
-from gantrain.errors import InvalidField, UserError, did_you_mean
+from gantrain.data.intake import BLOCK, audit, refuse_impossible
+from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
+from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
 from gantrain.interruption import Interruption, Stopped, exit_status
-from gantrain.plugins import one_line
 
 BUILT_IN = ("cifar10", "cifar100", "stl10", "digits")
 # torchvision's sets of labelled images that are read without unpickling, and what each is asked for.
@@ -73,10 +73,16 @@ def run() -> None:
     parser.add_argument("source", nargs="?", help="a folder, a .zip, a .hdf5, a data set's name, or torchvision:NAME")
     parser.add_argument("--out", type=Path, help="the folder to be made")
     parser.add_argument("--resolution", type=command.positive, help="height and width of the images")
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; of a folder, a zip or torchvision's")
-    parser.add_argument("--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="that resizes (default: lanczos)")
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; of a folder, a zip or torchvision's"
+    )
+    parser.add_argument(
+        "--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="that resizes (default: lanczos)"
+    )
     parser.add_argument("--no-labels", action="store_true", help="one class, whatever the source has")
-    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what an image that does not decode does (default: stop)")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what an image that does not decode does (default: stop)"
+    )
     parser.add_argument("--data", default="data", help="where sets that are fetched are kept (default: data)")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare a prepared set with its sums, and do nothing else")
     arguments = parser.parse_args()
@@ -176,14 +182,25 @@ def of_torchvision(name: str, arguments: argparse.Namespace) -> ImageSet:
     from torchvision import datasets
 
     if name not in TORCHVISION:
-        raise UserError(f"torchvision:{name}: is none of its sets that are read here{did_you_mean(name, TORCHVISION)}; of another, give its folder")
+        raise UserError(
+            f"torchvision:{name}: is none of its sets that are read here{did_you_mean(name, TORCHVISION)}; of another, give its folder"
+        )
     try:
         data = getattr(datasets, name)(arguments.data, download=True, **TORCHVISION[name])
     except (RuntimeError, OSError) as error:
-        raise UserError(f"torchvision:{name}: is not under {arguments.data!r} and cannot be fetched ({one_line(error)}); fetch it where there is network") from None
+        raise UserError(
+            f"torchvision:{name}: is not under {arguments.data!r} and cannot be fetched ({one_line(error)}); fetch it where there is network"
+        ) from None
     numbers = torch.tensor([int(n) for n in labels_of(data)])
     classes = [str(c) for c in getattr(data, "classes", None) or range(int(numbers.max()) + 1)]
-    return ImageSet(f"torchvision/{name}", numbers, classes, arguments.channels, arguments.resolution, decode=Resizing(f"torchvision:{name}", Pictures(data), arguments))
+    return ImageSet(
+        f"torchvision/{name}",
+        numbers,
+        classes,
+        arguments.channels,
+        arguments.resolution,
+        decode=Resizing(f"torchvision:{name}", Pictures(data), arguments),
+    )
 
 
 def labels_of(data) -> Iterable[int]:
@@ -229,7 +246,9 @@ def of_hdf5(path: Path, arguments: argparse.Namespace) -> ImageSet:
     if not (labelled or arguments.no_labels):
         raise UserError(f"{path}: has no labels; give --no-labels to train without")
     classes = numbered_classes(str(path), int(labels.max()), len(labels))
-    return ImageSet(f"hdf5/{path.name}", labels, classes, arguments.channels, arguments.resolution, decode=Resizing(str(path), Rows(images), arguments))
+    return ImageSet(
+        f"hdf5/{path.name}", labels, classes, arguments.channels, arguments.resolution, decode=Resizing(str(path), Rows(images), arguments)
+    )
 
 
 if __name__ == "__main__":

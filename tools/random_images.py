@@ -4,6 +4,7 @@
 
 prepares some for `data.name=packed data.root=FOLDER`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,7 +28,14 @@ class RandomImages(Source):
     def build(self) -> ImageSet:
         shape = (self.size, self.channels, self.resolution, self.resolution)
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        return ImageSet("random", torch.arange(self.size) % self.num_classes, [str(i) for i in range(self.num_classes)], self.channels, self.resolution, pixels)
+        return ImageSet(
+            "random",
+            torch.arange(self.size) % self.num_classes,
+            [str(i) for i in range(self.num_classes)],
+            self.channels,
+            self.resolution,
+            pixels,
+        )
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 
 for `eval.features={name: inception, weights: RANDOM.pth}`: it costs what the published network costs, and its scores mean nothing.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -13,9 +14,9 @@ from unittest import mock
 import command
 import torch
 from torch import Tensor, nn
+from torch_fidelity import feature_extractor_inceptionv3 as module
 
 from gantrain import torchvision_ops  # noqa: F401, I001 - before torch-fidelity, which imports torchvision
-from torch_fidelity import feature_extractor_inceptionv3 as module
 
 
 class Unloaded(module.FeatureExtractorInceptionV3):

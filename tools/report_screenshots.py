@@ -6,6 +6,7 @@
 writes docs/report_digits-desktop.png and so on, moves the slider, hovers over the chart, switches the theme, and exits with 1 where
 the page says an error, asks the network for anything, or is wider than the screen.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,14 @@ from command import run
 from gantrain.errors import UserError
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 TOP = 1150  # pixels of the page's beginning, in a picture of its own
 SETTLE = 600  # milliseconds for Plotly to draw
 
@@ -40,12 +48,26 @@ def browse(page: Path, out: Path | None, executable: str) -> list[str]:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         for name, (width, height) in SIZES.items():
             for theme in ("light", "dark"):
-                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, has_touch=name == "phone", is_mobile=name == "phone")
+                context = browser.new_context(
+                    viewport={"width": width, "height": height}, color_scheme=theme, has_touch=name == "phone", is_mobile=name == "phone"
+                )
                 tab = context.new_page()
                 where = f"{name}, {theme}"
-                tab.on("console", lambda message, where=where: wrong.append(f"{where}: console: {message.text}") if message.type in ("error", "warning") else None)
+                tab.on(
+                    "console",
+                    lambda message, where=where: (
+                        wrong.append(f"{where}: console: {message.text}") if message.type in ("error", "warning") else None
+                    ),
+                )
                 tab.on("pageerror", lambda error, where=where: wrong.append(f"{where}: {error}"))
-                tab.on("request", lambda request, where=where: wrong.append(f"{where}: asks for {request.url[:80]}") if not request.url.startswith(("file:", "data:", "blob:")) else None)
+                tab.on(
+                    "request",
+                    lambda request, where=where: (
+                        wrong.append(f"{where}: asks for {request.url[:80]}")
+                        if not request.url.startswith(("file:", "data:", "blob:"))
+                        else None
+                    ),
+                )
                 tab.goto(page.resolve().as_uri())
                 tab.wait_for_timeout(SETTLE)
                 wrong += [f"{where}: {words}" for words in used(tab)]
@@ -102,7 +124,11 @@ def used(tab) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, metavar="REPORT.html")
-    parser.add_argument("--out", type=Path, help="screenshots are OUT-desktop.png, OUT-phone.png, OUT-desktop-dark.png, OUT-phone-dark.png, and OUT-top.png (default: none are taken)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="screenshots are OUT-desktop.png, OUT-phone.png, OUT-desktop-dark.png, OUT-phone-dark.png, and OUT-top.png (default: none are taken)",
+    )
     parser.add_argument("--chromium", help="the browser's program (default: chromium on the PATH)")
     arguments = parser.parse_args()
     executable = arguments.chromium or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,6 +7,7 @@
 What else an update does (normalisation, activations, pooling, spectral norms, the optimizer, the averages, Python) is what a
 faster trainer could save; these it cannot.
 """
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -48,7 +49,10 @@ class Roofline(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001 - torch's own signature
         name = func._schema.name.removeprefix("aten::")
         if name.startswith(COUNTED) and not name.startswith("mm_"):
-            described = tree_map(lambda one: Like(tuple(one.shape), one.stride(), one.dtype, one.device) if isinstance(one, Tensor) else one, (args, kwargs or {}))
+            described = tree_map(
+                lambda one: Like(tuple(one.shape), one.stride(), one.dtype, one.device) if isinstance(one, Tensor) else one,
+                (args, kwargs or {}),
+            )
             self.calls.append((func, *described))
         return func(*args, **(kwargs or {}))
 

@@ -6,6 +6,7 @@ Trains every arm with every seed (runs that are finished are read, not trained a
 prints the final scores by arm, mean and standard deviation over seeds, and draws the live score against images seen with what
 it is just before, at and after every swap.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,10 +22,9 @@ import command
 from matplotlib.figure import Figure
 
 from gantrain.clock import images
-from gantrain.config import Config
+from gantrain.config.config import Config
+from gantrain.config.loading import load
 from gantrain.errors import UserError
-from gantrain.loading import load
-
 
 
 def arms_of(config: Config) -> dict[str, list[str]]:
@@ -120,7 +120,11 @@ def main() -> None:
         raise UserError("seed and run_dir are the study's own: use --seeds and --folder")
     arms = arms_of(config)
     todo = [
-        (arguments.config, [*arguments.overrides, *overrides, f"seed={seed}"], arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}")
+        (
+            arguments.config,
+            [*arguments.overrides, *overrides, f"seed={seed}"],
+            arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}",
+        )
         for seed in range(arguments.seeds)
         for arm, overrides in arms.items()
     ]
@@ -146,7 +150,11 @@ def main() -> None:
     for arm, runs in records.items():
         events = [line for lines in runs for line in lines if line.get("event") == "swap"]
         if events:
-            print(f"| {arm} | " + " | ".join(cell([e["live"][metric] for e in events if e["moment"] == m]) for m in ("before", "at", "after")) + " |")
+            print(
+                f"| {arm} | "
+                + " | ".join(cell([e["live"][metric] for e in events if e["moment"] == m]) for m in ("before", "at", "after"))
+                + " |"
+            )
     print(f"\nlive {metric} around all swaps of an arm; after: {config.swap.after_kimg:g} kimg later")
     # The first scores are of noise and would press everything else to the floor of the picture.
     draw(records, metric, 0.499 * config.swap.start_kimg, arguments.out)

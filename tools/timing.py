@@ -1,4 +1,5 @@
 """Honest timings: variants in turns, in processes of their own where they would disturb each other."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,8 +20,8 @@ from unittest import mock
 
 import torch
 
-from gantrain import __version__
 from gantrain.errors import UserError
+from gantrain.version import __version__
 
 Name = TypeVar("Name")
 
@@ -48,14 +49,24 @@ def seconds_cold(call: Callable[[], object], repeats: int, device: torch.device)
 
 def machine(threads: int | None = None) -> str:
     """The device and its software, for a table's head."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {threads or torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()} CPU, {threads or torch.get_num_threads()} threads"
+    )
     return f"{device}; gantrain {__version__}, torch {torch.__version__}"
 
 
 def versions() -> dict[str, str]:
     """What a figure was measured with, and when."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "accelerate", "torch-fidelity", "numpy")}
-    return {"date": date.today().isoformat(), "python": platform.python_version(), "system": platform.platform(), "processor": processor(), **packages}
+    return {
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor(),
+        **packages,
+    }
 
 
 def processor() -> str:
@@ -93,11 +104,19 @@ class Variant:
         spawn, self._all = multiprocessing.get_context("spawn"), []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+            group = {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(probe.getsockname()[1]),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+            }
         for rank in range(processes):
             ours, theirs = spawn.Pipe()
             # Before it starts: NumPy's libraries look at the number of threads when they are loaded.
-            environment = {**(group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}), **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+            environment = {
+                **(group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
+                **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+            }
             process = spawn.Process(target=variant_process, args=(work, theirs, arguments, threads), daemon=True)
             with mock.patch.dict(os.environ, environment):
                 process.start()

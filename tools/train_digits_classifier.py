@@ -6,6 +6,7 @@ Writes gantrain/metrics/digits_classifier.safetensors and, beside it, digits_cla
 accuracy. The shipped weights are frozen: scores of different weights do not compare, so run this only to see how they
 were made. A quarter of the digits is held out to measure the accuracy; the shipped network then sees them all.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -7,6 +7,7 @@
 Panels in sections: the scores of all averages in one chart a metric, batch and noise scale, losses, samples, events; all over
 kimg. A run opens with useful panels without it; the view has them in order. Needs `pip install 'gantrain[workspace]'`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,12 +21,12 @@ import command
 import torch
 
 from gantrain.averaging import LIVE
-from gantrain.config import Config
-from gantrain.errors import UserError
-from gantrain.loading import load
+from gantrain.config.config import Config
+from gantrain.config.loading import load
+from gantrain.config.plugins import find
+from gantrain.errors import UserError, one_line
 from gantrain.metrics import METRICS, FeatureSet
-from gantrain.plugins import find, one_line
-from gantrain.tracking import better_when_higher
+from gantrain.score_names import better_when_higher
 
 KIMG = "kimg"
 
@@ -67,7 +68,9 @@ def names_of_runs(project: str, runs: list[str]) -> Names:
         found = [api.run(f"{project}/{run}") for run in runs] if runs else list(api.runs(project, per_page=50)[:50])
         names = names_of_keys(key for run in found for key in run.summary.keys())
     except Exception as error:
-        raise UserError(f"{project}: W&B cannot be asked for its runs ({one_line(error)[:160]}); give --config CONFIG.yaml, or `wandb login`") from error
+        raise UserError(
+            f"{project}: W&B cannot be asked for its runs ({one_line(error)[:160]}); give --config CONFIG.yaml, or `wandb login`"
+        ) from error
     if not names.metrics:
         raise UserError(f"{project}: its runs have no scores yet; give --config CONFIG.yaml")
     return names
@@ -85,7 +88,8 @@ def sections(names: Names) -> dict[str, list[Any]]:
     scores = [line(metric, [f"eval/{name}/{metric}" for name in names.averages], log_y=metric.endswith("fid")) for metric in names.metrics]
     noise = [f"noise_scale/{player}/b_simple{end}" for player in "DG" for end in ("", "_low", "_high")]
     return {
-        "Overview": [media(metric, [f"overview/{metric}"]) for metric in names.metrics] + [media("batch and noise scale", ["overview/batch"])],
+        "Overview": [media(metric, [f"overview/{metric}"]) for metric in names.metrics]
+        + [media("batch and noise scale", ["overview/batch"])],
         "Scores": scores,
         "Batch and noise": [
             line("batch and noise scale of both players", ["batch/size", "noise_scale/D/b_simple", "noise_scale/G/b_simple"], log_y=True),
@@ -143,10 +147,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=project_name, metavar="ENTITY/PROJECT")
     parser.add_argument("runs", nargs="*", metavar="RUN_ID", help="only these runs (default: all of the project)")
-    parser.add_argument("--config", type=Path, metavar="CONFIG.yaml", help="take the names of averages and metrics from here and not from the runs")
+    parser.add_argument(
+        "--config", type=Path, metavar="CONFIG.yaml", help="take the names of averages and metrics from here and not from the runs"
+    )
     parser.add_argument("--title", default="gantrain", help="of the view and the report (default: gantrain)")
     parser.add_argument("--report", action="store_true", help="also a report")
-    parser.add_argument("--dry-run", type=command.writable, metavar="FILE.json", help="write what would be saved there; no network is used where --config is given")
+    parser.add_argument(
+        "--dry-run",
+        type=command.writable,
+        metavar="FILE.json",
+        help="write what would be saved there; no network is used where --config is given",
+    )
     arguments = parser.parse_args()
     try:
         import wandb_workspaces  # noqa: F401
@@ -165,7 +176,9 @@ def main() -> None:
         try:
             print(f"{kind}: {one.save().url}")
         except Exception as error:
-            raise UserError(f"{arguments.project}: the {kind} cannot be saved ({one_line(error)[:160]}); `wandb login`, or see it with --dry-run FILE.json") from error
+            raise UserError(
+                f"{arguments.project}: the {kind} cannot be saved ({one_line(error)[:160]}); `wandb login`, or see it with --dry-run FILE.json"
+            ) from error
 
 
 if __name__ == "__main__":

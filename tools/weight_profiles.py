@@ -4,13 +4,14 @@
 
 The batch doubles twice on the way, at the dotted lines; no profile has a kink there, because every rule goes by images.
 """
+
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import numpy as np
 import command
+import numpy as np
 from matplotlib.figure import Figure
 
 from gantrain.averaging import Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, weight_profile

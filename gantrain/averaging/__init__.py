@@ -1,4 +1,7 @@
 """Weight averaging, usable in anybody's training loop, without the trainer."""
+
+from __future__ import annotations
+
 from gantrain.averaging.average import Average, weight_profile
 from gantrain.averaging.bank import LIVE, AverageBank
 from gantrain.averaging.batchnorm import recalibrate
@@ -21,7 +24,6 @@ AVERAGERS: dict[str, type] = {
     "bema": Bema,
     "lookahead": Lookahead,
 }
-
 __all__ = [
     "AVERAGERS", "LIVE", "Average", "AverageBank", "Averager", "Bema", "Ema", "EmaSteps", "Lawa", "Lookahead", "Power", "Swa",
     "recalibrate", "refresh_spectral_norms", "weight_profile",

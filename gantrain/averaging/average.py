@@ -1,4 +1,5 @@
 """The mechanism of an average: fp32 shadows of named weights, moved towards the live ones by a rule."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +112,9 @@ class Average:
             UserError: the clock went back.
         """
         if nimg < self.nimg:
-            raise UserError(f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also through a resume (`bank.nimg` has them)")
+            raise UserError(
+                f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also through a resume (`bank.nimg` has them)"
+            )
         self.nimg = nimg
         self._settle(wait=False)
         self._unseen += 1

@@ -1,4 +1,5 @@
 """The bank: several averages of one network, by name."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

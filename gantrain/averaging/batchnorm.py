@@ -7,6 +7,7 @@ An average's activations are not the live network's, so neither are their means 
     average       take running ones that were averaged like the weights, as BigGAN does
     batch         keep none: normalise every batch by its own
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -104,7 +105,9 @@ def recalibrate(
         for m, (_, _, counter) in zip(norms, saved):
             total = reduce(rows[m])
             if not total[:, 0].all():
-                raise UserError("recalibrate: a BatchNorm saw no values in some batch; give as many batches as num_batches, and a network that is not compiled")
+                raise UserError(
+                    "recalibrate: a BatchNorm saw no values in some batch; give as many batches as num_batches, and a network that is not compiled"
+                )
             mean, variance = combine(total)
             m.running_mean.copy_(mean)
             m.running_var.copy_(variance)

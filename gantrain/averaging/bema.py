@@ -1,4 +1,5 @@
 """Bias-corrected EMA: an average that takes back its lag."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -67,7 +68,9 @@ class Bema(Rule):
     def age(self, nimg: int) -> float:
         return self.rho + self.gamma * (nimg / 1000 - self.start_kimg) / self.step_kimg
 
-    def update(self, shadows: Weights, live: Weights, nimg: int, previous_nimg: int, num_averaged: int, slots: Mapping[str, Weights]) -> bool:
+    def update(
+        self, shadows: Weights, live: Weights, nimg: int, previous_nimg: int, num_averaged: int, slots: Mapping[str, Weights]
+    ) -> bool:
         average = list(shadows.values())
         theta = [tensor.to(shadow.dtype) for tensor, shadow in zip(live.values(), average)]
         ema, start = list(slots["ema"].values()), list(slots["start"].values())

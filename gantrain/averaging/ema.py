@@ -1,4 +1,5 @@
 """Exponential moving average, by half-life in images."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

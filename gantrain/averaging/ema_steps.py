@@ -1,4 +1,5 @@
 """Exponential moving average, by decay per update."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

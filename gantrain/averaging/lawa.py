@@ -1,4 +1,5 @@
 """Latest weight averaging: the plain mean of the last k collected weights."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -36,7 +37,9 @@ class Lawa(Rule):
     def slots(self) -> list[str]:
         return [f"copy{i:03d}" for i in range(self.k)]
 
-    def update(self, shadows: Weights, live: Weights, nimg: int, previous_nimg: int, num_averaged: int, slots: Mapping[str, Weights]) -> bool:
+    def update(
+        self, shadows: Weights, live: Weights, nimg: int, previous_nimg: int, num_averaged: int, slots: Mapping[str, Weights]
+    ) -> bool:
         if not periods_from(self.start_kimg, self.every_kimg, previous_nimg, nimg):
             return False
         window = [list(copy.values()) for copy in slots.values()]

@@ -1,4 +1,5 @@
 """Lookahead: slow weights that the live ones are put back to."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,6 +4,7 @@ A power average's weights over the past are known in closed form: its profile p(
 [0, t]. A sum of snapshots has the sum of their profiles, so the coefficients whose profile comes nearest to the wanted one
 give the average itself, whatever the weights were. Everything here goes by images; batches may have grown in between.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,5 +78,7 @@ def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Te
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in half precision, in main memory; of a tensor with values beyond half precision's range in single precision."""
     halves = {name: tensor.detach().to("cpu", torch.float16, copy=True) for name, tensor in tensors.items()}
-    whole = {name: tensors[name].detach().to("cpu", torch.float32, copy=True) for name, half in halves.items() if not torch.isfinite(half).all()}
+    whole = {
+        name: tensors[name].detach().to("cpu", torch.float32, copy=True) for name, half in halves.items() if not torch.isfinite(half).all()
+    }
     return {**halves, **whole}

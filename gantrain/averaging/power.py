@@ -1,4 +1,5 @@
 """Power-function average: a window that grows with the run."""
+
 from __future__ import annotations
 
 import math
@@ -37,7 +38,12 @@ class Power(Rule):
         super().__post_init__()
         check(self, "gamma", self.gamma is None or 0 <= self.gamma < float("inf"), "must be at least 0, or null")
         check(self, "gamma", self.gamma is None or self.sigma_rel is None, "says the same as sigma_rel: give one of them")
-        check(self, "sigma_rel", self.sigma_rel is None or 0 < self.sigma_rel <= WIDEST, f"must be above 0 and at most {WIDEST:.4f}, the plain mean's")
+        check(
+            self,
+            "sigma_rel",
+            self.sigma_rel is None or 0 < self.sigma_rel <= WIDEST,
+            f"must be above 0 and at most {WIDEST:.4f}, the plain mean's",
+        )
         every = self.snapshot_every_kimg
         check(self, "snapshot_every_kimg", every is None or 0 < every < float("inf"), "must be above 0, or null for none")
 

@@ -1,4 +1,5 @@
 """What a rule of averaging is, and what every rule of gantrain's own can be told."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -3,6 +3,7 @@
 torch has no public way to iterate a norm's vectors without a forward in training mode; `_power_method` is what its own
 constructor calls (torch 2.13), and a test holds it to the largest singular value.
 """
+
 from __future__ import annotations
 
 import torch

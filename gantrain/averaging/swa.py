@@ -1,4 +1,5 @@
 """Stochastic weight averaging: the plain mean of weights collected along the way."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
 """Batch policies: `propose(state) -> batch_size` before every update. A batch grows by rounds of one micro-batch."""
+
+from __future__ import annotations
+
 from gantrain.batching.by_noise_scale import ByNoiseScale
 from gantrain.batching.controller import BatchController, rounds_of
 from gantrain.batching.fixed import Fixed
@@ -9,7 +12,6 @@ from gantrain.batching.schedule import Schedule
 from gantrain.batching.state import Batches, BatchState
 
 BATCH_POLICIES: dict[str, type] = {"fixed": Fixed, "schedule": Schedule, "on_swap": OnSwap, "noise_scale": ByNoiseScale, "largest": Largest}
-
 __all__ = [
     "BATCH_POLICIES", "BatchController", "BatchState", "Batches", "ByNoiseScale", "Estimate", "Fixed", "GradientProbe", "Largest", "NoiseMonitor",
     "NoiseScale", "OnSwap", "Schedule", "estimate", "rounds_of",

@@ -1,4 +1,5 @@
 """A batch that grows while noise drowns the gradient."""
+
 from __future__ import annotations
 
 import math

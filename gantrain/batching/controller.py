@@ -1,4 +1,5 @@
 """The controller: makes of what a policy proposes a batch that can be had, and remembers it."""
+
 from __future__ import annotations
 
 import math
@@ -43,7 +44,9 @@ class BatchController:
         first = int(min(self._proposed(BatchState(0, 0)), self.highest))
         configured = getattr(policy, "micro_batch", None)
         self.resumes = resumes
-        self.micro_batch, self.rounds = (configured or first, 0) if resumes else rounds_of(first, configured, world)  # `load` says what they are
+        self.micro_batch, self.rounds = (
+            (configured or first, 0) if resumes else rounds_of(first, configured, world)
+        )  # `load` says what they are
         self.first_micro_batch = configured or self.micro_batch
         self.batch_size = first
         self.proposal, self.last_change = float(first), 0
@@ -66,7 +69,11 @@ class BatchController:
         checks = tuple(self.noise.checks) if self.reads_noise else ()
         state = BatchState(nimg, self.batch_size, growth, self.proposal, nimg - self.last_change, checks, checked)
         asked = self._proposed(state)
-        reason = self.policy.reason(state) if asked > self.proposal and hasattr(self.policy, "reason") else f"{type(self.policy).__name__} proposes it"
+        reason = (
+            self.policy.reason(state)
+            if asked > self.proposal and hasattr(self.policy, "reason")
+            else f"{type(self.policy).__name__} proposes it"
+        )
         if checked or growth != 1.0:
             asked, reason = self.agree((asked, reason))
         risen, self.proposal = min(asked, self.highest) > self.proposal, min(asked, self.highest)
@@ -78,7 +85,12 @@ class BatchController:
         if now == was:
             return None
         self.batch_size, self.rounds = now, now // (self.micro_batch * self.world)
-        return {"from": was, "to": now, "rounds": self.rounds, "reason": reason if round(asked) <= now else f"{reason}, cut to max_batch and whole rounds"}
+        return {
+            "from": was,
+            "to": now,
+            "rounds": self.rounds,
+            "reason": reason if round(asked) <= now else f"{reason}, cut to max_batch and whole rounds",
+        }
 
     def weights_jumped(self) -> None:
         """An average has taken the place of the live weights: what was measured before tells nothing of them.
@@ -113,7 +125,9 @@ class BatchController:
                 if lower == batch:
                     continue
                 if key == "max_batch" and refuse:
-                    raise UserError(f"batching.max_batch: {batch} cannot be had in {rounds}; choose {lower} or {lower + self.micro_batch * self.world}")
+                    raise UserError(
+                        f"batching.max_batch: {batch} cannot be had in {rounds}; choose {lower} or {lower + self.micro_batch * self.world}"
+                    )
                 self.notes.append(f"batching.{key}: {batch} cannot be had in {rounds}; the batch will be {lower}")
 
     @property
@@ -178,7 +192,9 @@ def elastic_rounds_of(batch_size: int, micro_batch: int, world: int) -> tuple[in
     if batch_size % world:
         fitting = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
         near = sorted(fitting, key=lambda w: (abs(w - world), w))[:2]
-        raise UserError(f"batching.batch_size: the run's batch of {batch_size} does not divide over {world} processes; resume it on {' or '.join(map(str, sorted(near)))}")
+        raise UserError(
+            f"batching.batch_size: the run's batch of {batch_size} does not divide over {world} processes; resume it on {' or '.join(map(str, sorted(near)))}"
+        )
     share = batch_size // world
     b = next(b for b in range(min(micro_batch, share), 0, -1) if share % b == 0)
     return b, share // b

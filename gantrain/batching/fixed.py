@@ -1,4 +1,5 @@
 """A batch that stays as it is."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

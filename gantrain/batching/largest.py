@@ -1,4 +1,5 @@
 """Several policies at once: the largest of what they propose."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,7 +45,13 @@ class Largest(Batches):
         return any(getattr(part, "reads_noise", False) for part in self.of.values())
 
     def named(self) -> dict[str, list[int]]:
-        each = {f"of.{name}.{key}": batches for name, part in self.of.items() if hasattr(part, "named") for key, batches in part.named().items() if key not in SHARED}
+        each = {
+            f"of.{name}.{key}": batches
+            for name, part in self.of.items()
+            if hasattr(part, "named")
+            for key, batches in part.named().items()
+            if key not in SHARED
+        }
         return {**each, **super().named()}
 
     @property

@@ -11,6 +11,7 @@ Either is unbiased; their ratio is not, and one |G|^2 in two may be negative whe
 many updates, negative values included, and divided last. Where BatchNorm couples the images of a micro-batch, the
 micro-batch is what is drawn independently, and the estimate holds for this b.
 """
+
 from __future__ import annotations
 
 import math
@@ -107,7 +108,9 @@ class GradientProbe:
         gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in self.network.parameters()]
         big = torch.stack(torch._foreach_norm(gradients)).double().square()
         self.index = self.index.to(small.device)
-        return torch.zeros(2, len(self.layers), dtype=torch.float64, device=small.device).index_add_(1, self.index, torch.stack([small, big]))
+        return torch.zeros(2, len(self.layers), dtype=torch.float64, device=small.device).index_add_(
+            1, self.index, torch.stack([small, big])
+        )
 
 
 def adding_to(total: Tensor) -> Callable[[Tensor], None]:

@@ -1,4 +1,5 @@
 """A batch that grows when an average is put in place of the live weights."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

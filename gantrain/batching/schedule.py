@@ -1,4 +1,5 @@
 """A batch that grows by the clock."""
+
 from __future__ import annotations
 
 import math
@@ -32,10 +33,17 @@ class Schedule(Batches):
         if self.milestones is None:
             check(self, "factor", self.factor is not None, "must be given with every_kimg, or else milestones")
             check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
-            check(self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0")
+            check(
+                self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0"
+            )
             return
         is_list = isinstance(self.milestones, (list, tuple)) and self.milestones
-        check(self, "milestones", bool(is_list) and all(map(is_milestone, self.milestones)), "must be a list of [kimg above 0, whole number of images]")
+        check(
+            self,
+            "milestones",
+            bool(is_list) and all(map(is_milestone, self.milestones)),
+            "must be a list of [kimg above 0, whole number of images]",
+        )
         pairs = tuple((kimg, batch) for kimg, batch in self.milestones)
         object.__setattr__(self, "milestones", pairs)
         for (kimg, batch), (later, larger) in zip(pairs, pairs[1:]):
@@ -71,7 +79,11 @@ class Schedule(Batches):
         return self.highest if times > most else self.batch_size * self.factor**times
 
     def reason(self, state: BatchState) -> str:
-        since = state.nimg // images(self.every_kimg) * self.every_kimg if self.milestones is None else max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
+        since = (
+            state.nimg // images(self.every_kimg) * self.every_kimg
+            if self.milestones is None
+            else max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
+        )
         return f"the schedule has {self.propose(state):g} from {since:g} kimg on"
 
 

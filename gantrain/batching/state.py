@@ -1,4 +1,5 @@
 """What a batch policy is told, and what every policy of gantrain's own can be told."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,12 @@ class Batches:
             check(self, "micro_batch", self.micro_batch >= 1, "must be at least 1")
             if self.batch_size % self.micro_batch:
                 raise InvalidField("micro_batch", self.micro_batch, f"must divide batch_size ({self.batch_size})")
-        check(self, "max_batch", self.max_batch is None or self.max_batch >= self.batch_size, f"must be at least batch_size ({self.batch_size}), or null")
+        check(
+            self,
+            "max_batch",
+            self.max_batch is None or self.max_batch >= self.batch_size,
+            f"must be at least batch_size ({self.batch_size}), or null",
+        )
 
     @property
     def highest(self) -> float:

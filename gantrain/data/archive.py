@@ -1,4 +1,5 @@
 """A zip of images as StyleGAN's data set tool writes it, read in place: nothing is unpacked."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,14 +19,20 @@ from PIL import Image
 
 from gantrain.data.folder import EXTENSIONS, decoded_image
 from gantrain.data.imageset import ImageSet, Source, numbered_classes
-from gantrain.errors import UserError, check
-from gantrain.plugins import one_line
+from gantrain.errors import UserError, check, one_line
 
 LABELS = "dataset.json"
 MOST_BYTES = 2**28  # of a member, unpacked: a few bytes of a zip can become many
 LOCAL_HEADER = "<4s22xHH"  # what stands before each member: a signature, ..., the lengths of its name and of what follows that
 ENCRYPTED = -1  # in the place of a method
-BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError)  # encrypted and unknown compressions among them
+BROKEN = (
+    OSError,
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)  # encrypted and unknown compressions among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,9 @@ def read_zip(path: Path) -> tuple[list[zipfile.ZipInfo], dict[str, Any] | None]:
     """
     try:
         with zipfile.ZipFile(path) as opened:
-            names = sorted(m.filename for m in opened.infolist() if not m.is_dir() and PurePosixPath(m.filename).suffix.lower() in EXTENSIONS)
+            names = sorted(
+                m.filename for m in opened.infolist() if not m.is_dir() and PurePosixPath(m.filename).suffix.lower() in EXTENSIONS
+            )
             members = [opened.getinfo(name) for name in names]
             if any(not 0 <= n < 2**63 for m in members for n in (m.header_offset, m.compress_size, m.file_size)):
                 raise ValueError("its index is damaged")
@@ -104,10 +113,14 @@ def labels_of(path: Path, members: list[str], labels: object) -> tuple[list[int]
     try:
         by_name = {str(name): label for name, label in labels}
     except (TypeError, ValueError):
-        raise UserError(f"{path}: the labels of its {LABELS} are no pairs of a name and a class; set data.labels=false to train without") from None
+        raise UserError(
+            f"{path}: the labels of its {LABELS} are no pairs of a name and a class; set data.labels=false to train without"
+        ) from None
     missing = [name for name in members if name not in by_name]
     if missing:
-        raise UserError(f"{path}: {len(missing)} images have no label in its {LABELS}, {missing[0]!r} among them; set data.labels=false to train without")
+        raise UserError(
+            f"{path}: {len(missing)} images have no label in its {LABELS}, {missing[0]!r} among them; set data.labels=false to train without"
+        )
     numbers = [by_name[name] for name in members]
     strange = next((n for n in numbers if type(n) is not int or not 0 <= n < 2**31), None)
     if strange is not None:
@@ -126,7 +139,9 @@ class ZipDecoder:
         self.path, self.resolution = path, resolution
         # Arrays and no Python objects: as `folder.Decoder` says.
         self.names = np.array([member.filename.encode() for member in members])
-        self.index = np.array([(m.header_offset, m.compress_size, m.file_size, m.CRC, ENCRYPTED if m.flag_bits & 1 else m.compress_type) for m in members])
+        self.index = np.array(
+            [(m.header_offset, m.compress_size, m.file_size, m.CRC, ENCRYPTED if m.flag_bits & 1 else m.compress_type) for m in members]
+        )
         self.mode = "RGB" if channels == 3 else "L"
         self.filter = Image.Resampling[filter.upper()]
         self._open()

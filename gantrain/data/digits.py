@@ -1,4 +1,5 @@
 """scikit-learn's 1,797 real handwritten digits: embedded, no download."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """A folder of images, one sub-folder a class."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,8 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gantrain.data.imageset import ImageSet, Source
-from gantrain.errors import UserError, check
-from gantrain.plugins import one_line
+from gantrain.errors import UserError, check, one_line
 
 MOST_PIXELS = 100_000_000  # of an image: more, out of a file of a few bytes perhaps, would fill the memory
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -58,7 +58,9 @@ class Folder(Source):
             files, labels, classes = loose + files, [0] * (len(loose) + len(files)), ["all"]
         if not files:
             flat = ", or set data.labels=false for images without classes" if self.labels else ""
-            raise UserError(f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))}){flat}")
+            raise UserError(
+                f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))}){flat}"
+            )
         return ImageSet(
             name=f"folder/{root.name}",
             labels=torch.tensor(labels),

@@ -1,4 +1,5 @@
 """A data set as the trainer sees it: uint8 images of one size, labels, names."""
+
 from __future__ import annotations
 
 import hashlib

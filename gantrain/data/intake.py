@@ -1,4 +1,5 @@
 """What is checked of a data set before a run starts, and where its images are put."""
+
 from __future__ import annotations
 
 import hashlib
@@ -65,7 +66,9 @@ def adopted(dataset: Dataset, name: str) -> ImageSet:
     """
     image = dataset[0][0]
     if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[1] == image.shape[2]):
-        raise UserError(f"data: {name} must give square uint8 images [C, H, W] as tensors, and gives {getattr(image, 'dtype', type(image).__name__)}")
+        raise UserError(
+            f"data: {name} must give square uint8 images [C, H, W] as tensors, and gives {getattr(image, 'dtype', type(image).__name__)}"
+        )
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
     return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=lambda index: dataset[index][0])
@@ -88,11 +91,13 @@ def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
         names = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
         if images.name.startswith("folder/"):
             raise UserError(f"data: {images.name} has no image of class {names}; fill or delete the empty class folders")
-        raise UserError(f"data: {images.name} has no image with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false")
+        raise UserError(
+            f"data: {images.name} has no image with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+        )
 
 
 def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: int) -> str:
-    """"device", "host" or "disk": the first in which the images fit, or what is asked for."""
+    """ "device", "host" or "disk": the first in which the images fit, or what is asked for."""
     if keep_in == "device" and device.type == "cpu":
         return "host"
     if keep_in != "auto":
@@ -149,7 +154,9 @@ def seen_before(name: str) -> dict | None:
         return None
 
 
-def decoded(images: ImageSet, indices: Sequence[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it) -> Iterator[list[tuple]]:
+def decoded(
+    images: ImageSet, indices: Sequence[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
+) -> Iterator[list[tuple]]:
     """Blocks of (image, digest of its file), decoded by several threads.
 
     Raises:
@@ -210,7 +217,15 @@ def audit(images: ImageSet) -> str:
     if low == high:
         raise UserError(f"data: {images.name}: every pixel looked at is {low}; these are no pictures")
     counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
-    where = "on disk" if images.pixels is None else "on disk, mapped into memory" if images.mapped else "in memory" if images.pixels.device.type == "cpu" else f"on {images.pixels.device}"
+    where = (
+        "on disk"
+        if images.pixels is None
+        else "on disk, mapped into memory"
+        if images.mapped
+        else "in memory"
+        if images.pixels.device.type == "cpu"
+        else f"on {images.pixels.device}"
+    )
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     sizes = f"smallest {images.class_names[smallest]!r} {counts[smallest]:,}, largest {images.class_names[largest]!r} {counts[largest]:,}"
     if counts[smallest] == counts[largest]:

@@ -6,6 +6,7 @@
 
 `tools/prepare_dataset.py` writes one. All processes of a machine share the pages of the array; nothing is decoded in training.
 """
+
 from __future__ import annotations
 
 import errno
@@ -22,19 +23,18 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from gantrain import locks
+from gantrain import lock
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.intake import BLOCK, decoded
-from gantrain.errors import UserError, in_words
-from gantrain.plugins import one_line
+from gantrain.errors import UserError, in_words, one_line
+from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
 IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
 SUMS = ("sha256", "head_sha256")  # of the head, which are known at the end
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
 AGAIN = "make it again with tools/prepare_dataset.py"
-
 Progress = Callable[[Iterable, int], Iterable]
 
 
@@ -62,7 +62,9 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
     """
     head = read_head(folder)
     if head["resolution"] != resolution:
-        raise UserError(f"data.resolution: {folder} holds images of {head['resolution']}, not of {resolution}; set data.resolution={head['resolution']}, or prepare it anew")
+        raise UserError(
+            f"data.resolution: {folder} holds images of {head['resolution']}, not of {resolution}; set data.resolution={head['resolution']}, or prepare it anew"
+        )
     shape = tuple(head[key] for key in ("images", "channels", "resolution", "resolution"))
     try:
         pixels = np.load(folder / IMAGES, mmap_mode="c", allow_pickle=False)  # of the mapping's own pages, if anybody wrote
@@ -71,12 +73,16 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
         raise may_not_be_read(error, folder) from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{folder}: is not whole ({one_line(error)}); {AGAIN}") from None
-    if (pixels.shape, pixels.dtype, labels.shape, labels.dtype) != (shape, np.uint8, shape[:1], np.int64) or sum_of(labels) != head["labels_sha256"]:
+    if (pixels.shape, pixels.dtype, labels.shape, labels.dtype) != (shape, np.uint8, shape[:1], np.int64) or sum_of(labels) != head[
+        "labels_sha256"
+    ]:
         raise UserError(f"{folder}: {IMAGES} or {LABELS} is not what {HEAD} says; {AGAIN}")
     strange = labels[(labels < 0) | (labels >= len(head["classes"]))]
     if len(strange):
         raise UserError(f"{folder}: {LABELS} holds label {strange[0]}, and {HEAD} names classes 0..{len(head['classes']) - 1}; {AGAIN}")
-    images = ImageSet(f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True)
+    images = ImageSet(
+        f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True
+    )
     images.content = hashlib.sha256("".join(head["sha256"]).encode()).hexdigest()
     images.verify = lambda progress: verify(folder, images, head, progress)
     return images
@@ -101,7 +107,9 @@ def read_head(folder: Path) -> dict[str, Any]:
     if folder.suffix == ".part" and isinstance(head, dict) and "sha256" not in head:
         whole = folder.with_suffix("")
         origin = f"as it was begun (from {head.get('source')})"
-        raise UserError(f"data.root: {folder} is half made; tools/prepare_dataset.py with --out {whole}, {origin}, goes on; then data.root={whole}")
+        raise UserError(
+            f"data.root: {folder} is half made; tools/prepare_dataset.py with --out {whole}, {origin}, goes on; then data.root={whole}"
+        )
     if not is_head(head):
         raise UserError(f"{folder / HEAD}: is no head of a {FORMAT} set; {AGAIN}")
     if head.get("head_sha256", sum_of_head(head)) != sum_of_head(head):  # the first sets had none
@@ -134,7 +142,9 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
         UserError: names what is damaged.
     """
     status = (folder / IMAGES).stat()
-    seen = f"packed-{hashlib.sha256(f'{folder.resolve()} {status.st_size} {status.st_mtime_ns} {images.content}'.encode()).hexdigest()[:32]}"
+    seen = (
+        f"packed-{hashlib.sha256(f'{folder.resolve()} {status.st_size} {status.st_mtime_ns} {images.content}'.encode()).hexdigest()[:32]}"
+    )
     if not always and (cache_folder() / seen).is_file():
         return
     pixels, wrong = images.pixels.numpy(), []
@@ -143,7 +153,9 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
         sums = pool.map(lambda i: sum_of(pixels[i * BLOCK : (i + 1) * BLOCK]), blocks)
         wrong = [i for i, (found, wanted) in enumerate(progress(zip(sums, head["sha256"]), len(blocks))) if found != wanted]
     if wrong:
-        some = ", ".join(f"{i * BLOCK}..{min((i + 1) * BLOCK, len(images)) - 1}" for i in wrong[:5]) + (f" and {len(wrong) - 5} more blocks" if len(wrong) > 5 else "")
+        some = ", ".join(f"{i * BLOCK}..{min((i + 1) * BLOCK, len(images)) - 1}" for i in wrong[:5]) + (
+            f" and {len(wrong) - 5} more blocks" if len(wrong) > 5 else ""
+        )
         raise UserError(f"{folder / IMAGES}: damaged: images {some} are not what was written; {AGAIN}")
     keep_file(seen, b"")
 
@@ -155,7 +167,9 @@ def sum_of(array: np.ndarray) -> str:
 
 def sum_of_head(head: dict[str, Any]) -> str:
     """SHA-256 of all that a head says but this."""
-    return hashlib.sha256(json.dumps({key: value for key, value in head.items() if key != "head_sha256"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({key: value for key, value in head.items() if key != "head_sha256"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def drafts(folder: Path) -> Path:
@@ -228,8 +242,8 @@ def locked(draft: Path) -> IO[str]:
         UserError: another process makes it.
     """
     try:
-        return locks.locked(draft)
-    except locks.InUse as owner:
+        return lock.locked(draft)
+    except InUse as owner:
         raise UserError(f"{draft}: is being made by {owner}; wait for it, stop it, or give another --out") from None
 
 
@@ -254,7 +268,9 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
     count = len(images)
     with open(draft / IMAGES, "r+b" if (draft / IMAGES).is_file() else "w+b") as file:
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, images.channels, images.resolution, images.resolution)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (count, images.channels, images.resolution, images.resolution)}
+        )
         begin, size = file.tell(), images.channels * images.resolution**2
 
         def block(i: int) -> bytes:

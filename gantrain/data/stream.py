@@ -7,6 +7,7 @@ resuming a billion images costs what it costs for a thousand.
 Within an update of B = b x W x k images, round j of process r takes b positions from position + (j*W + r) * b. A
 process's micro-batches are therefore the positions (m*W + r) * b for m = 0, 1, 2, ..., whatever k is, now or later.
 """
+
 from __future__ import annotations
 
 import signal
@@ -25,7 +26,6 @@ from gantrain.errors import UserError
 from gantrain.interruption import SIGNALS
 
 T = TypeVar("T")
-
 AHEAD = 4  # micro-batches that are gathered ahead
 LEAVE = 300  # seconds after which a worker that was told to go goes by itself
 FEISTEL_ROUNDS = 8

@@ -2,6 +2,7 @@
 
 CIFAR is read from its binary release: the Python release is a pickle, and gantrain unpickles nothing.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ import numpy as np
 import torch
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
-from gantrain.archives import unpack
 from gantrain.data.imageset import ImageSet, Source
-from gantrain.errors import UserError
-from gantrain.plugins import one_line
+from gantrain.data.unpacking import unpack
+from gantrain.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     for name in release.files[source.split]:
         data = np.fromfile(folder / name, dtype=np.uint8)
         if data.size == 0 or data.size % record:
-            raise UserError(f"{folder / name}: {data.size} bytes are no whole number of {record}-byte records; delete {folder} and fetch it again")
+            raise UserError(
+                f"{folder / name}: {data.size} bytes are no whole number of {record}-byte records; delete {folder} and fetch it again"
+            )
         data = data.reshape(-1, record)
         labels.append(data[:, release.label_bytes - 1])
         images.append(data[:, release.label_bytes :].reshape(-1, 3, 32, 32))

@@ -4,6 +4,9 @@ Logits are `[N]`. A loss whose `generator` does not use `logits_real` says `gene
 update then saves D a forward and passes None. A penalty has `penalty(D, x_real, x_fake, y_real, y_fake)`, a scalar too, and
 `every`, D steps from one application to the next.
 """
+
+from __future__ import annotations
+
 from gantrain.losses.hinge import Hinge
 from gantrain.losses.nonsaturating import NonSaturating
 from gantrain.losses.penalties import R1, R2

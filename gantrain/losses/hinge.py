@@ -1,4 +1,5 @@
 """Hinge loss (Lim and Ye 2017; Miyato et al. 2018), BigGAN's choice."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Non-saturating logistic loss (Goodfellow et al. 2014)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

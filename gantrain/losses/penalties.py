@@ -1,4 +1,5 @@
 """Zero-centred gradient penalties of D, for networks of fp32 or bf16."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Relativistic pairing loss (Jolicoeur-Martineau 2019; the form used by Huang et al. 2024, "R3GAN")."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
 """Metrics: pure functions of features, `compute(features_fake, features_real) -> {name: float}`; and what extracts features."""
+
+from __future__ import annotations
+
 from gantrain import torchvision_ops  # noqa: F401 - before torch-fidelity, which imports torchvision
 from gantrain.metrics.features import DigitsFeatures, Extractor, InceptionFeatures
 from gantrain.metrics.featureset import FeatureSet
@@ -9,11 +12,10 @@ from gantrain.metrics.kid import Kid
 from gantrain.metrics.precision_recall import PrecisionRecall
 from gantrain.metrics.protocols import PROTOCOLS, Protocol
 from gantrain.metrics.resampling import SUFFIX, half_widths
-from gantrain.names import HIGHER_IS_BETTER
+from gantrain.score_names import HIGHER_IS_BETTER
 
 METRICS: dict[str, type] = {"fid": Fid, "is": InceptionScore, "kid": Kid, "prc": PrecisionRecall, "fid_infinity": FidInfinity}
 EXTRACTORS: dict[str, type] = {"inception": InceptionFeatures, "digits": DigitsFeatures}
-
 SPREADS = ("_std", SUFFIX)  # ends of names that are no scores but say how sure one is
 
 

@@ -1,4 +1,5 @@
 """Feature extractors: uint8 images to feature vectors and class logits."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,8 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gantrain.errors import UserError
-from gantrain.plugins import one_line
+from gantrain.errors import UserError, one_line
 
 HERE = Path(__file__).parent
 DIGITS_WEIGHTS = HERE / "digits_classifier.safetensors"
@@ -164,7 +164,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
             warnings.simplefilter("ignore")  # what torch thinks of a pickle's protocol is no help here
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes, it is the file's fault
-        raise UserError(f"{path}: holds no weights that can be read safely ({type(error).__name__}); give torch-fidelity's .pth or a .safetensors") from error
+        raise UserError(
+            f"{path}: holds no weights that can be read safely ({type(error).__name__}); give torch-fidelity's .pth or a .safetensors"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise UserError(f"{path}: holds no dictionary of weights; give torch-fidelity's .pth or a .safetensors")
     return state, digest

@@ -1,4 +1,5 @@
 """Features of a set of images, with the statistics that metrics share."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

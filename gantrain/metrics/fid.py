@@ -1,4 +1,5 @@
 """Fréchet inception distance (Heusel et al. 2017)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """FID extrapolated to infinitely many generated images (Chong and Forsyth 2020)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Inception score (Salimans et al. 2016)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Kernel inception distance (Bińkowski et al. 2018)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

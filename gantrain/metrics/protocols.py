@@ -3,6 +3,7 @@
 A protocol says how many images, which real ones, and how IS is split. It does not bring another network: gantrain's features are
 torch-fidelity's inception-v3-compat (or the digits'), whatever the protocol.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -13,6 +13,7 @@ The reference is held fixed: what another sample of real images would change is 
 is biased as scores of N images are). Where a generator cannot be told from the reference, FID is quadratic in what is left and
 the interval is too wide.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -7,6 +7,7 @@
 
 Covariances are taken as they stand: TTUR's and most others' divide by N - 1, StyleGAN's by N. Nothing is unpickled.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gantrain.errors import UserError
+from gantrain.errors import UserError, one_line
 from gantrain.metrics.featureset import FeatureSet, Moments
-from gantrain.plugins import one_line
 
 KINDS = "mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0 (uint8 images)"
 BROKEN = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -83,7 +83,9 @@ class Statistics:
             return
         if self.width != width:
             fits = WIDTHS.get(self.width, "an extractor of that width")
-            raise UserError(f"{self.path}: its statistics have {self.width} dimensions and eval.features gives {width} ({short(identity)}); set {fits}, or give another file")
+            raise UserError(
+                f"{self.path}: its statistics have {self.width} dimensions and eval.features gives {width} ({short(identity)}); set {fits}, or give another file"
+            )
         if self.identity is not None and self.identity != identity:
             raise UserError(
                 f"{self.path}: its statistics are of {short(self.identity)}, and eval.features is {short(identity)};"
@@ -120,7 +122,9 @@ def read_statistics(path: str | Path) -> Statistics:
     if moments is None and features is None and images is None:
         raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}, and a reference has {KINDS}; write one with `gantrain reference`")
     if moments is not None and features is not None and len(moments["mu"]) != features.shape[1]:
-        raise UserError(f"{path}: mu has {len(moments['mu'])} dimensions and features has {features.shape[1]}; they are not of one set: make the file again")
+        raise UserError(
+            f"{path}: mu has {len(moments['mu'])} dimensions and features has {features.shape[1]}; they are not of one set: make the file again"
+        )
     count = next((int(arrays[key]) for key in ("num_images", "num_items") if key in arrays), None if features is None else len(features))
     if count is None and moments is None:
         count = len(images)
@@ -138,7 +142,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in names} if names else {key: np.empty(0) for key in file.files}
     except BROKEN as error:
         pickled = "objects, which can run code; gantrain unpickles nothing" if "allow_pickle" in str(error) else one_line(error)
-        raise UserError(f"{path}: cannot be read as an .npz of statistics ({pickled}); save its arrays with numpy.savez, or write one with `gantrain reference`") from None
+        raise UserError(
+            f"{path}: cannot be read as an .npz of statistics ({pickled}); save its arrays with numpy.savez, or write one with `gantrain reference`"
+        ) from None
 
 
 def moments_of(path: Path, arrays: dict[str, np.ndarray]) -> Moments | None:
@@ -160,7 +166,9 @@ def moments_of(path: Path, arrays: dict[str, np.ndarray]) -> Moments | None:
     if names[0] == "mu":
         return {"mu": mu, "sigma": sigma}
     if arrays["num_items"].shape != () or not arrays["num_items"] >= 1:
-        raise UserError(f"{path}: num_items must be a number of images, got {one_line(ValueError(arrays['num_items']))[:40]}; make the file again")
+        raise UserError(
+            f"{path}: num_items must be a number of images, got {one_line(ValueError(arrays['num_items']))[:40]}; make the file again"
+        )
     n = float(arrays["num_items"])  # FeatureStats.get_mean_cov of StyleGAN2-ADA and 3, metrics/metric_utils.py
     return {"mu": mu / n, "sigma": sigma / n - np.outer(mu / n, mu / n)}
 
@@ -170,9 +178,13 @@ def require_moments(path: Path, mu: np.ndarray, sigma: np.ndarray, names: tuple[
     if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
         raise UserError(f"{path}: {names[0]} and {names[1]} must be numbers, and are {mu.dtype} and {sigma.dtype}; make the file again")
     if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape) or not len(mu):
-        raise UserError(f"{path}: {names[0]} must be [d] and {names[1]} [d, d], and they are {list(mu.shape)} and {list(sigma.shape)}; make the file again")
+        raise UserError(
+            f"{path}: {names[0]} must be [d] and {names[1]} [d, d], and they are {list(mu.shape)} and {list(sigma.shape)}; make the file again"
+        )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: {names[0]} or {names[1]} holds nan or infinity; make the file again from images whose features are finite")
+        raise UserError(
+            f"{path}: {names[0]} or {names[1]} holds nan or infinity; make the file again from images whose features are finite"
+        )
     if np.abs(sigma - sigma.T).max() > ASYMMETRY * np.abs(sigma).max() or (np.diag(sigma) < 0).any():
         raise UserError(f"{path}: {names[1]} is no covariance (not symmetric, or negative on its diagonal); make the file again")
 
@@ -187,7 +199,9 @@ def features_of(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Tensor | Non
         raise UserError(f"{path}: {name} must be floats [N, d], and is {features.dtype} {list(features.shape)}; make the file again")
     logits = arrays.get("logits", np.empty((len(features), 0), np.float32))
     if logits.ndim != 2 or logits.dtype.kind != "f" or len(logits) != len(features):
-        raise UserError(f"{path}: logits must be floats [{len(features)}, c] as {name}, and is {logits.dtype} {list(logits.shape)}; make the file again")
+        raise UserError(
+            f"{path}: logits must be floats [{len(features)}, c] as {name}, and is {logits.dtype} {list(logits.shape)}; make the file again"
+        )
     if not (np.isfinite(features).all() and np.isfinite(logits).all()):
         raise UserError(f"{path}: {name} or logits holds nan or infinity; make the file again from images whose features are finite")
     return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(logits.astype(np.float32))
@@ -197,7 +211,9 @@ def images_of(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     """uint8 `[N, H, W, C]`; None where the file has none."""
     images = arrays.get("arr_0")
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape):
-        raise UserError(f"{path}: arr_0 must be uint8 images [N, H, W, C] of 1 or 3 channels, and is {images.dtype} {list(images.shape)}; make the file again")
+        raise UserError(
+            f"{path}: arr_0 must be uint8 images [N, H, W, C] of 1 or 3 channels, and is {images.dtype} {list(images.shape)}; make the file again"
+        )
     return images
 
 

@@ -3,6 +3,9 @@
 `G(z, y) -> x` takes latents `[N, dim_z]` and labels `[N]` to images in [-1, 1] and carries `dim_z`, `num_classes`,
 `resolution` and `channels`; `D(x, y) -> logits [N]`.
 """
+
+from __future__ import annotations
+
 from gantrain.models.biggan import BigGAN
 
 ARCHITECTURES: dict[str, type] = {"biggan": BigGAN}

@@ -3,6 +3,7 @@
 Widths and the order of operations are those of the published networks (the paper's Tables 4 to 9 and the authors'
 PyTorch release), so that parameter counts agree. Resolutions 8 and 16 are ours, by the pattern of 32.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from gantrain.errors import InvalidField, UserError, check
 from gantrain.models.layers import ConditionalBatchNorm2d, Init, Layers, SelfAttention
 
 BOTTOM = 4  # height and width of the generator's first feature map
-
 # Channel multipliers: what the generator's first layer puts out, then what each of its blocks puts out.
 GENERATOR_WIDTHS = {
     8: (4, 4),
@@ -84,7 +84,9 @@ class BigGAN:
         at = self.attention_resolution
         if at is not None and at not in attention_places(resolution):
             places = ", ".join(map(str, attention_places(resolution))) or "null"
-            raise UserError(f"model.attention_resolution: the networks for resolution {resolution} have no place for attention at {at}; choose from {places}")
+            raise UserError(
+                f"model.attention_resolution: the networks for resolution {resolution} have no place for attention at {at}; choose from {places}"
+            )
         if at is not None and self.ch < 8:
             raise UserError(f"model.ch: attention splits channels by eight, so ch must be at least 8, got {self.ch}")
         slots = len(GENERATOR_WIDTHS[resolution])

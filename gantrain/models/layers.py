@@ -1,4 +1,5 @@
 """Building blocks of the generators and discriminators: spectrally normed layers, conditional BatchNorm, attention."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Spectral norm (Miyato et al. 2018) that the rounds of an update share."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -20,6 +20,7 @@ beta = e^(-mu) an update. Rates and times may have any unit, one and the same in
 
 Functions that end in `_steps` are exact for (1), at any rate; those without are for (2).
 """
+
 from __future__ import annotations
 
 import math
@@ -28,6 +29,7 @@ import numpy as np
 from scipy import linalg
 
 Array = np.ndarray
+
 
 # ---- stationary states -----------------------------------------------------------------------------------------------
 
@@ -64,7 +66,9 @@ def stationary_covariance_steps(curvature: Array, noise: Array, rate: float, bat
     A = np.atleast_2d(np.asarray(curvature, dtype=float))
     step = np.eye(len(A)) - rate * A
     if np.abs(np.linalg.eigvals(step)).max() >= 1:
-        raise ValueError(f"rate: SGD with learning rate {rate:g} diverges on this curvature; take a smaller one, if every eigenvalue's real part is above 0")
+        raise ValueError(
+            f"rate: SGD with learning rate {rate:g} diverges on this curvature; take a smaller one, if every eigenvalue's real part is above 0"
+        )
     return linalg.solve_discrete_lyapunov(step, rate**2 / batch * np.atleast_2d(noise))
 
 
@@ -127,7 +131,9 @@ def simulate_sgd(curvature: Array, noise: Array, rate: float, batch: float, star
     return _recursion(np.eye(len(A)) - rate * A, rate**2 / batch * np.atleast_2d(noise), start, updates, rng)
 
 
-def simulate_ou(curvature: Array, noise: Array, rate: float, batch: float, start: Array, duration: float, points: int, rng: np.random.Generator) -> Array:
+def simulate_ou(
+    curvature: Array, noise: Array, rate: float, batch: float, start: Array, duration: float, points: int, rng: np.random.Generator
+) -> Array:
     """Paths of the OU process, equation (2), at `points` equally spaced moments; exact at whatever distance.
 
     Over a time t the process keeps F = e^(-eps A t) of itself and gathers noise of covariance Sigma - F Sigma F'. Where

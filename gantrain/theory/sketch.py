@@ -1,36 +1,17 @@
 """A few hundred numbers in place of millions of weights: a fixed sparse random sketch, and its settings."""
+
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gantrain.errors import check
 from gantrain.randomness import integers, uniform
 
 SEED = 0  # not the run's: paths of several runs can be laid over each other
-
-
-@dataclass(frozen=True)
-class Orbit:
-    """What is recorded of the motion of the weights; nothing while `every_kimg` is null.
-
-    Attributes:
-        every_kimg: distance between recordings; at least an update's images pass anyway. Evaluations are recorded too. A
-            recording is a line of 0.7 KB for each network and average: some ten thousand of a run are plenty.
-        size: numbers that stand for each network, its live weights and each of its averages alike.
-    """
-
-    every_kimg: float | None = None
-    size: int = 128
-
-    def __post_init__(self) -> None:
-        check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null to record nothing")
-        check(self, "size", 8 <= self.size <= 4096, "must be between 8 and 4096")
 
 
 class Sketch:

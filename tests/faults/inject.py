@@ -3,6 +3,7 @@
 FAULT_RANK is the process it is in (all of them where it is not set), FAULT_UPDATE the update, FAULT_TIMES how often; in FAULT_SEEN
 stands what every update has drawn.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import torch
 
-from gantrain import cli, sampling, update
+from gantrain import cli
 from gantrain.data import RealBatches
-from gantrain.evaluation import Evaluator
+from gantrain.evaluation.evaluator import Evaluator
 from gantrain.losses import Hinge
-from gantrain.trainer import Trainer
+from gantrain.sampling import latents
+from gantrain.training import update
+from gantrain.training.trainer import Trainer
 
 RANK = os.environ.get("FAULT_RANK", os.environ.get("RANK", "0"))
 AT = int(os.environ.get("FAULT_UPDATE", "0"))
@@ -126,7 +129,7 @@ def stuck() -> None:
 
 def noted(path: Path) -> None:
     """Write down which positions of the streams of latents and of real images an update takes, a line each."""
-    draw, batch = sampling.draw, RealBatches.next
+    draw, batch = latents.draw, RealBatches.next
 
     def drawn(seed, purpose, start, *arguments, **kwargs):
         if re.fullmatch(r"g|d\d", purpose):
@@ -139,7 +142,7 @@ def noted(path: Path) -> None:
             file.write(f"real {self.sampler.positions(self.turn)[0]}\n")
         return batch(self)
 
-    sampling.draw, RealBatches.next = drawn, taken
+    latents.draw, RealBatches.next = drawn, taken
 
 
 def counted() -> None:
@@ -154,7 +157,16 @@ def counted() -> None:
 
 
 if __name__ == "__main__":
-    {"gradient": gradient, "loss": loss, "weight": weight, "scores": scores, "slow_scores": slow_scores, "stuck": stuck, "late": late, "none": lambda: None}[sys.argv[1]]()
+    {
+        "gradient": gradient,
+        "loss": loss,
+        "weight": weight,
+        "scores": scores,
+        "slow_scores": slow_scores,
+        "stuck": stuck,
+        "late": late,
+        "none": lambda: None,
+    }[sys.argv[1]]()
     counted()
     if "FAULT_SEEN" in os.environ:
         noted(Path(os.environ["FAULT_SEEN"]))

@@ -1,4 +1,5 @@
 """Every region of every file of a checkpoint damaged in turn: named, passed over for the one before, never loaded."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, error_of
 from test_commands import newest, same_run
 
-from gantrain.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, sealed
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, sealed
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 FEW = ["eval.metrics=[fid]", "tracking.samples_every_kimg=null", "tracking.sample_rows=1"]
@@ -59,7 +60,13 @@ def test_a_damaged_file_is_named_and_the_one_before_is_taken(run, tmp_path, dama
     shutil.copytree(run / "checkpoints", folder)
     *_, before, last = sorted(folder.iterdir())
     files = sorted(file.name for file in last.iterdir())
-    assert len(files) >= 9 and {"manifest.json", "state.json", "g.safetensors", "optimizer_d.safetensors", "average.swa.safetensors"} <= set(files)
+    assert len(files) >= 9 and {
+        "manifest.json",
+        "state.json",
+        "g.safetensors",
+        "optimizer_d.safetensors",
+        "average.swa.safetensors",
+    } <= set(files)
     for name in files:
         whole = (last / name).read_bytes()
         damage(last / name)
@@ -124,7 +131,19 @@ def test_a_pickle_with_a_manifest_to_match_is_passed_over_unread(run, tmp_path):
     assert marker.exists()  # it would have
 
 
-@pytest.mark.parametrize("files", [3, None, [], {"../other/g.safetensors": {"bytes": 1, "sha256": ""}}, {"/dev/zero": {"bytes": 1, "sha256": ""}}, {"g.safetensors": {}}, {"g.safetensors": 7}], ids=str)
+@pytest.mark.parametrize(
+    "files",
+    [
+        3,
+        None,
+        [],
+        {"../other/g.safetensors": {"bytes": 1, "sha256": ""}},
+        {"/dev/zero": {"bytes": 1, "sha256": ""}},
+        {"g.safetensors": {}},
+        {"g.safetensors": 7},
+    ],
+    ids=str,
+)
 def test_a_manifest_that_means_other_files_is_refused(run, tmp_path, files):
     """Sealed as it should be: whoever wrote it knew how. Nothing outside the folder is read for it."""
     folder = tmp_path / "checkpoints"
@@ -173,7 +192,9 @@ def test_where_none_is_whole_one_line_says_so(run, gantrain, tmp_path):
     line = error_of(gantrain(*settings, check=False))
     assert f"{copy / 'checkpoints'}: none of its 3 checkpoints is whole; delete this folder to start anew" in line
     (copy / "rollback.json").write_text('{"to": 3}')
-    assert f"{copy / 'rollback.json'}: is damaged; delete it to go on as if the run had not been rolled back" in error_of(gantrain(*settings, check=False))
+    assert f"{copy / 'rollback.json'}: is damaged; delete it to go on as if the run had not been rolled back" in error_of(
+        gantrain(*settings, check=False)
+    )
 
 
 def test_a_best_checkpoint_is_sampled_and_a_damaged_one_refused(run, gantrain, tmp_path):
@@ -186,6 +207,8 @@ def test_a_best_checkpoint_is_sampled_and_a_damaged_one_refused(run, gantrain, t
     assert "2 images of ema" in gantrain(*arguments).stdout
     for inside in (best, best.parent):
         line = error_of(gantrain("sample", inside, "--out", tmp_path / "none.png", check=False))
-        assert f"{inside}: is no run folder but a part of one; give {copy}, and --kimg {int(best.name) / 1000:g} for this checkpoint" in line
+        assert (
+            f"{inside}: is no run folder but a part of one; give {copy}, and --kimg {int(best.name) / 1000:g} for this checkpoint" in line
+        )
     flip(0.5)(best / "average.ema.safetensors")
     assert f"{best / 'average.ema.safetensors'}: its SHA-256 is not that of what was written" in error_of(gantrain(*arguments, check=False))

@@ -1,4 +1,5 @@
 """Images that turn unreadable in the middle of a run: named, and the run stops, or others of their class stand in."""
+
 from __future__ import annotations
 
 import os
@@ -19,7 +20,7 @@ from test_preemption import environment, trained_to, wait_until
 
 from gantrain.data import Folder
 from gantrain.errors import UserError
-from gantrain.runfolder import locked
+from gantrain.run_folder.ownership import locked
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -37,7 +38,17 @@ def pictures(tmp_path) -> Path:
 
 def arguments(run: Path, root: Path, *overrides: str) -> list[str]:
     data = f"data={{name: folder, root: '{root}', resolution: 16, keep_in: disk, workers: 0}}"
-    return ["train", str(DIGITS), f"run_dir={run}", *TINY, data, "total_kimg=0.96", "eval.reference_samples=16", "eval.every_kimg=null", *overrides]
+    return [
+        "train",
+        str(DIGITS),
+        f"run_dir={run}",
+        *TINY,
+        data,
+        "total_kimg=0.96",
+        "eval.reference_samples=16",
+        "eval.every_kimg=null",
+        *overrides,
+    ]
 
 
 def train(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
@@ -121,7 +132,9 @@ def test_what_the_whole_process_group_is_told_does_not_take_the_workers_from_it(
     command = [sys.executable, "-m", "gantrain", *arguments(run, pictures, "data.workers=2", "total_kimg=100")]
 
     def begun() -> subprocess.Popen:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), start_new_session=True
+        )
 
     process = begun()
     wait_until(trained_to(run, 160), process)

@@ -1,4 +1,5 @@
 """A disk that fills up: the system refuses files over a size, as a full disk refuses bytes."""
+
 from __future__ import annotations
 
 import subprocess
@@ -40,7 +41,13 @@ def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
 def test_lines_that_the_disk_does_not_take_wait_for_room(tmp_path):
     """metrics.jsonl itself is too large: the run goes on to its end, which is too large as well; no line is torn."""
     run = tmp_path / "run"
-    settings = ["checkpoint.on_error=continue", "total_kimg=0.32", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null"]
+    settings = [
+        "checkpoint.on_error=continue",
+        "total_kimg=0.32",
+        "eval.every_kimg=null",
+        "eval.metrics=[fid]",
+        "tracking.samples_every_kimg=null",
+    ]
     done = train(run, *settings, largest=3_000)
     assert "the checkpoint could not be written" in error_of(done) and "100%" in done.stdout
     assert f"{run / 'metrics.jsonl'}: cannot be written (File too large); its lines wait in memory for room" in done.stdout
@@ -53,7 +60,18 @@ def test_lines_that_the_disk_does_not_take_wait_for_room(tmp_path):
 def test_a_log_on_a_full_disk_ends_nothing(tmp_path):
     """Standard output that takes no byte: the run is trained, and its exit status says so."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={run}", *TINY, "total_kimg=0.16", "eval.every_kimg=null", "eval.metrics=[fid]"]
+    command = [
+        sys.executable,
+        "-m",
+        "gantrain",
+        "train",
+        str(DIGITS),
+        f"run_dir={run}",
+        *TINY,
+        "total_kimg=0.16",
+        "eval.every_kimg=null",
+        "eval.metrics=[fid]",
+    ]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr

@@ -1,4 +1,5 @@
 """A run that moves between machines: saved on two processes, taken up on one, then on three."""
+
 from __future__ import annotations
 
 import json
@@ -46,7 +47,10 @@ def test_two_then_one_then_three_processes_are_one(together, tmp_path):
     for run in (alone, moved):
         sizes = [(line["nimg"], line["batch/size"]) for line in lines_of(run) if "loss/d" in line]
         assert {size for _, size in sizes} == {24, 48, 72}
-    one, other = ([{k: line[k] for k in ("nimg", "from", "to", "reason")} for line in lines_of(run) if line.get("event") == "growth"] for run in (alone, moved))
+    one, other = (
+        [{k: line[k] for k in ("nimg", "from", "to", "reason")} for line in lines_of(run) if line.get("event") == "growth"]
+        for run in (alone, moved)
+    )
     assert one == other and len(one) == 2
     losses = [{line["nimg"]: line["loss/d"] for line in lines_of(run) if "loss/d" in line} for run in (alone, moved)]
     shared = losses[0].keys() & losses[1].keys()
@@ -62,12 +66,29 @@ def test_two_then_one_then_three_processes_are_one(together, tmp_path):
 def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain, tmp_path):
     """16 images in one round of one process; on two processes rounds of 8 are the most; on one again 16. Three do not share 16."""
     run = tmp_path / "run"
-    settings = ["train", DIGITS, f"run_dir={run}", *TINY, "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null", "tracking.sample_rows=1"]
+    settings = [
+        "train",
+        DIGITS,
+        f"run_dir={run}",
+        *TINY,
+        "eval.every_kimg=null",
+        "eval.metrics=[fid]",
+        "tracking.samples_every_kimg=null",
+        "tracking.sample_rows=1",
+    ]
     gantrain(*settings, "total_kimg=0.08")
     done = launch(2, "-m", "gantrain", *settings, "total_kimg=0.16")
-    assert done.stdout.count("note: BatchNorm saw 16 images at a time and sees 8 from here on: on 2 processes a batch of 16 has micro-batches of 8, at most 16") == 1
+    assert (
+        done.stdout.count(
+            "note: BatchNorm saw 16 images at a time and sees 8 from here on: on 2 processes a batch of 16 has micro-batches of 8, at most 16"
+        )
+        == 1
+    )
     done = gantrain(*settings, "total_kimg=0.24")
-    assert "note: BatchNorm saw 8 images at a time and sees 16 from here on: on 1 process a batch of 16 has micro-batches of 16, at most 16" in done.stdout
+    assert (
+        "note: BatchNorm saw 8 images at a time and sees 16 from here on: on 1 process a batch of 16 has micro-batches of 16, at most 16"
+        in done.stdout
+    )
     done = launch(3, "-m", "gantrain", *settings, "total_kimg=0.32", check=False)
     assert done.returncode != 0
     assert "the run's batch of 16 does not divide over 3 processes; resume it on 2 or 4" in done.stderr
@@ -78,7 +99,16 @@ def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain,
 def test_a_micro_batch_that_was_not_named_is_held_all_the_same(launch, gantrain, tmp_path):
     """Two processes of 8 images each, then one: two rounds of 8."""
     run = tmp_path / "run"
-    settings = ["train", DIGITS, f"run_dir={run}", *TINY, "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null", "tracking.sample_rows=1"]
+    settings = [
+        "train",
+        DIGITS,
+        f"run_dir={run}",
+        *TINY,
+        "eval.every_kimg=null",
+        "eval.metrics=[fid]",
+        "tracking.samples_every_kimg=null",
+        "tracking.sample_rows=1",
+    ]
     launch(2, "-m", "gantrain", *settings, "total_kimg=0.08")
     done = gantrain(*settings, "total_kimg=0.16")
     assert "batch 16 = 8 images x 1 process x 2 rounds" in done.stdout and "BatchNorm saw" not in done.stdout

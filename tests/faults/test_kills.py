@@ -2,6 +2,7 @@
 
 The moments fall into training, evaluation, drawing, and the writing and renaming of checkpoints, each of which they name.
 """
+
 from __future__ import annotations
 
 import random
@@ -45,7 +46,17 @@ setattr(owner, name, killed)
 cli.main(sys.argv[4:])
 """
 # How often each is called in a whole run, at least.
-CALLS = {"training": 60, "scoring": 30, "drawing": 7, "writing": 200, "renaming": 18, "linking": 30, "pruning": 20, "recording": 35, "syncing": 40}
+CALLS = {
+    "training": 60,
+    "scoring": 30,
+    "drawing": 7,
+    "writing": 200,
+    "renaming": 18,
+    "linking": 30,
+    "pruning": 20,
+    "recording": 35,
+    "syncing": 40,
+}
 
 
 def moments(count: int) -> list[tuple[str, int, str]]:

@@ -1,4 +1,5 @@
 """Asked to stop: SIGTERM, SIGUSR1 and Ctrl-C in training and in an evaluation, to a process, to one of two, and to their launcher."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +22,19 @@ from test_commands import newest, same_run
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 FAULTS = TESTS / "faults"
-LAUNCHED = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--main_process_port", "0"]
+LAUNCHED = [
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
 
 
 def arguments(run: Path, *overrides: str) -> list[str]:
@@ -73,7 +86,9 @@ def undisturbed(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v)))
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v))
+)
 def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, tmp_path, number, status):
     """Between two lines of the record, so that what has summed up since the last one is saved too; resumed, the bits are the same."""
     run = tmp_path / "run"
@@ -131,8 +146,13 @@ def test_a_run_that_is_done_when_it_is_asked_to_stop_is_done(tmp_path):
 
 def test_before_training_has_begun_the_status_is_the_same(tmp_path):
     """Nothing is there to be saved yet; a scheduler's script still sees that it may try again."""
-    (tmp_path / "slow_to_import.py").write_text(f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)\n")
-    process = start([sys.executable, "-m", "gantrain", *arguments(tmp_path / "run", "loss.name=slow_to_import:Loss")], PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    (tmp_path / "slow_to_import.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)\n"
+    )
+    process = start(
+        [sys.executable, "-m", "gantrain", *arguments(tmp_path / "run", "loss.name=slow_to_import:Loss")],
+        PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}",
+    )
     wait_until((tmp_path / "begun").exists, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -184,7 +204,13 @@ def test_the_readmes_slurm_script_requeues(tmp_path):
     write_shim(shims / "gantrain", f'#!/bin/bash\nexec {sys.executable} -m gantrain "$@"\n')
     script = script.replace("configs/imagenet128_biggan.yaml", " ".join(arguments(run, "eval.every_kimg=null", "eval.metrics=[fid]")[1:]))
     (tmp_path / "job.sh").write_text(script)
-    settings = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here", "SLURM_NTASKS_PER_NODE": "2"}
+    settings = {
+        "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
     process = start(["bash", str(tmp_path / "job.sh")], **settings, SHIM_PIDS=str(tmp_path / "pids"))
     wait_until(trained_to(run, 400), process)
     os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGUSR1)

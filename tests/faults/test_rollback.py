@@ -1,4 +1,5 @@
 """Trainings that go wrong: what the guard sees, where it goes back to, and when it gives up. Real commands with a fault in them."""
+
 from __future__ import annotations
 
 import json
@@ -167,7 +168,11 @@ def same_weights_and_losses(a: Path, b: Path) -> None:
 def test_checkpoints_of_the_abandoned_path_are_not_taken_up(tmp_path):
     """A rollback to the best, killed before the later checkpoints were deleted: they are known for what they are."""
     run = tmp_path / "run"
-    guard = ["guard={on_worse: rollback, score: eval/ema/digits_fid, evaluations: 2, rollback_to: best}", "checkpoint.keep_best=[eval/ema/digits_fid]", "checkpoint.keep_last=9"]
+    guard = [
+        "guard={on_worse: rollback, score: eval/ema/digits_fid, evaluations: 2, rollback_to: best}",
+        "checkpoint.keep_best=[eval/ema/digits_fid]",
+        "checkpoint.keep_last=9",
+    ]
     told = json.dumps({"digits_fid": [4.0, 1.0, 3.0, 9.0]})
     late = run / "checkpoints" / "000000000560"
     process = start([sys.executable, INJECT, "scores", *arguments(run, *guard)], FAULT_SCORES=told)
@@ -187,9 +192,14 @@ def test_growth_at_two_rollbacks_to_one_checkpoint(tmp_path, gantrain):
     """The factors multiply, as those of the learning rates do; the orbit is recorded once for every moment of the path in the end."""
     run = tmp_path / "run"
     policy = "batching={name: on_swap, batch_size: 16, micro_batch: 16, max_batch: 128}"
-    faulty(run, "gradient", *FEW, policy, "guard.growth=2", "guard.lr_scale=0.5", "orbit.every_kimg=0.032", FAULT_UPDATE="22", FAULT_TIMES="2")
+    faulty(
+        run, "gradient", *FEW, policy, "guard.growth=2", "guard.lr_scale=0.5", "orbit.every_kimg=0.032", FAULT_UPDATE="22", FAULT_TIMES="2"
+    )
     found = events(run, "rollback")
-    assert [(one["to"], one["batch/size"], one["batch/rounds"], one["lr_scale"]) for one in found] == [(320, 32, 2, 0.5), (320, 64, 4, 0.25)]
+    assert [(one["to"], one["batch/size"], one["batch/rounds"], one["lr_scale"]) for one in found] == [
+        (320, 32, 2, 0.5),
+        (320, 64, 4, 0.25),
+    ]
     sizes = {line["nimg"]: line["batch/size"] for line in lines_of(run) if "loss/d" in line}
     assert sizes[320] == 16 and all(size == 64 for nimg, size in sizes.items() if nimg > 320) and max(sizes) == 960
     recorded = [json.loads(line)["nimg"] for line in (run / "orbit" / "record.jsonl").read_text().splitlines()]

@@ -1,4 +1,5 @@
 """W&B that raises or hangs at every call: the run ends with the weights of a run without it, and a whole record."""
+
 from __future__ import annotations
 
 import os
@@ -86,5 +87,10 @@ def test_the_fake_is_what_is_imported(tmp_path):
     """Or the cases above would show nothing."""
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text(WANDB)
-    done = subprocess.run([sys.executable, "-c", "import wandb; print(wandb.fail)"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", "import wandb; print(wandb.fail)"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert "<function fail" in done.stdout and TESTS.is_dir()

@@ -1,4 +1,5 @@
 """Files from elsewhere are data: pickles that would fire, archives that would leave their folder, images that would fill the memory."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +19,8 @@ from conftest import ROOT, TINY, error_of
 from PIL import Image
 from test_damage import Fires
 
-from gantrain.archives import unpack
 from gantrain.data import torchvision_sets
+from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -59,7 +60,17 @@ def test_the_pickles_fire(tmp_path):
 def test_weights_that_would_fire_are_refused(gantrain, tmp_path, marker, kind, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(pickles(marker)[kind])
-    line = error_of(gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, f"eval.features={{name: inception, weights: '{path}'}}", check=False))
+    line = error_of(
+        gantrain(
+            "train",
+            DIGITS,
+            f"run_dir={tmp_path / 'run'}",
+            *TINY,
+            *FEW,
+            f"eval.features={{name: inception, weights: '{path}'}}",
+            check=False,
+        )
+    )
     assert f"{path}: holds no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -71,14 +82,20 @@ def test_data_that_would_fire_is_refused(gantrain, tmp_path, marker):
         for i in range(8):
             Image.effect_noise((16, 16), 60).save(tmp_path / "data" / name / f"{i}.png")
     (tmp_path / "data" / "a" / "3.png").write_bytes(evil)
-    line = error_of(gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, f"data={{name: folder, root: '{tmp_path / 'data'}'}}", check=False))
+    line = error_of(
+        gantrain(
+            "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, f"data={{name: folder, root: '{tmp_path / 'data'}'}}", check=False
+        )
+    )
     assert f"{tmp_path / 'data' / 'a' / '3.png'}: does not decode as an image" in line
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     for i in range(1, 6):
         (folder / f"data_batch_{i}.bin").write_bytes(evil)
     (folder / "batches.meta.txt").write_text("cat\n")
-    line = error_of(gantrain("train", ROOT / "configs" / "cifar10_biggan.yaml", f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", check=False))
+    line = error_of(
+        gantrain("train", ROOT / "configs" / "cifar10_biggan.yaml", f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", check=False)
+    )
     assert "bytes are no whole number of 3073-byte records" in line
     (tmp_path / "evil.yaml").write_bytes(evil)
     assert str(tmp_path / "evil.yaml") in error_of(gantrain("config", tmp_path / "evil.yaml", check=False))
@@ -95,7 +112,9 @@ def test_a_checkpoint_that_would_fire_is_refused(gantrain, tmp_path, marker):
         for name in ("g.safetensors", "state.json", "manifest.json"):
             whole = (path / name).read_bytes()
             (path / name).write_bytes(data)
-            assert "none of its 1 checkpoints is whole" in error_of(gantrain("train", DIGITS, f"run_dir={run}", *TINY, *FEW, "checkpoint.keep_last=1", check=False))
+            assert "none of its 1 checkpoints is whole" in error_of(
+                gantrain("train", DIGITS, f"run_dir={run}", *TINY, *FEW, "checkpoint.keep_last=1", check=False)
+            )
             (path / name).write_bytes(whole)
         (run / "averages" / "mine").mkdir(parents=True, exist_ok=True)
         (run / "averages" / "mine" / "manifest.json").write_bytes(data)
@@ -143,7 +162,11 @@ def test_an_archive_that_would_leave_its_folder_is_refused_whole(tmp_path, membe
     with pytest.raises(UserError, match="this is no archive of data: do not use it") as refused:
         unpack(archive, tmp_path / "into")
     assert repr(member[0]) in str(refused.value) and str(archive) in str(refused.value)
-    assert not list((tmp_path / "into").iterdir()) and {p.name for p in tmp_path.iterdir()} == {"evil.tar.gz", "into"} and not Path("/tmp/gantrain-escaped").exists()
+    assert (
+        not list((tmp_path / "into").iterdir())
+        and {p.name for p in tmp_path.iterdir()} == {"evil.tar.gz", "into"}
+        and not Path("/tmp/gantrain-escaped").exists()
+    )
 
 
 def test_a_link_that_is_there_already_leads_nowhere(tmp_path):
@@ -181,8 +204,12 @@ def test_the_release_of_a_data_set_is_looked_at_too(gantrain, tmp_path, monkeypa
     """The archive lies where a download would have put it, with the sum that is asked for."""
     archive = tar(tmp_path / "cifar-10-binary.tar.gz", ("cifar-10-batches-bin/data_batch_1.bin", FILE, "x"), ("../escaped", FILE, "x"))
     release = torchvision_sets.CIFAR10
-    monkeypatch.setattr(torchvision_sets, "CIFAR10", type(release)(**{**vars(release), "md5": hashlib.md5(archive.read_bytes()).hexdigest()}))
-    line = error_of(gantrain("train", ROOT / "configs" / "cifar10_biggan.yaml", f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", check=False))
+    monkeypatch.setattr(
+        torchvision_sets, "CIFAR10", type(release)(**{**vars(release), "md5": hashlib.md5(archive.read_bytes()).hexdigest()})
+    )
+    line = error_of(
+        gantrain("train", ROOT / "configs" / "cifar10_biggan.yaml", f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", check=False)
+    )
     assert f"{archive}: its member '../escaped' would be written outside" in line and not (tmp_path / "cifar-10-batches-bin").exists()
 
 
@@ -207,6 +234,13 @@ def test_an_image_bomb_is_refused_by_its_head(gantrain, tmp_path, side):
         for i in range(4):
             Image.fromarray(dice.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
     bomb(tmp_path / "data" / "b" / "bomb.png", side)
-    line = error_of(gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, f"data={{name: folder, root: '{tmp_path / 'data'}'}}", check=False))
-    assert f"{tmp_path / 'data' / 'b' / 'bomb.png'}: does not decode as an image" in line and "replace or delete it, or set data.on_error=skip" in line
+    line = error_of(
+        gantrain(
+            "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *FEW, f"data={{name: folder, root: '{tmp_path / 'data'}'}}", check=False
+        )
+    )
+    assert (
+        f"{tmp_path / 'data' / 'b' / 'bomb.png'}: does not decode as an image" in line
+        and "replace or delete it, or set data.on_error=skip" in line
+    )
     assert f"{side} x {side} pixels are more than 100,000,000" in line or "decompression bomb" in line

@@ -1,0 +1,1 @@
+"""What `gantrain VERB` does: a file a verb."""

@@ -1,0 +1,187 @@
+"""Averages rebuilt after the run: from the snapshots in its folder to a stored average, and to a sweep over lengths."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from gantrain.averaging.average import write_buffers, write_weights
+from gantrain.averaging.bank import split
+from gantrain.averaging.batchnorm import write_statistics
+from gantrain.averaging.posthoc import LARGEST_ERROR
+from gantrain.averaging.spectral import refresh_spectral_norms
+from gantrain.commands.arguments import overrides_of
+from gantrain.errors import UserError
+from gantrain.evaluation.of_runs import RunScorer
+from gantrain.metrics import SPREADS
+from gantrain.reporting.score_table import table
+from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.snapshots import Snapshots, default_name, require_free, require_name, store
+from gantrain.score_names import Scores, better_when_higher
+
+
+def call_average(arguments: argparse.Namespace) -> None:
+    from gantrain.commands.arguments import parse_sweep
+    from gantrain.commands.average import average_run, sweep_run
+    from gantrain.distributed import finish
+
+    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
+    if arguments.sweep is None:
+        for option, given in (
+            ("--num", arguments.num),
+            ("--reference", arguments.reference),
+            (" ".join(arguments.overrides), arguments.overrides),
+        ):
+            if given:
+                raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
+        if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
+            say(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
+        return
+    if arguments.name is not None:
+        raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")
+    report, accelerator = sweep_run(
+        arguments.run, parse_sweep(arguments.sweep), arguments.at_kimg, arguments.num, overrides_of(arguments), say
+    )
+    if accelerator.is_main_process:
+        print(report)
+    finish(accelerator)
+
+
+def average_run(run: str | Path, sigma_rel: float, at_kimg: float | None, name: str | None, say: Callable[[str], None]) -> str:
+    """Rebuild one average and store it; a line that says how good it is and how to use it."""
+    snapshots = Snapshots(run, at_kimg, say)
+    if name is not None:
+        require_name(name, list(snapshots.config.averagers))
+    rebuilt = snapshots.rebuild(sigma_rel)
+    if name is not None:
+        require_free(Path(run) / AVERAGES_FOLDER / name, rebuilt)
+    name = name if name is not None else default_name(sigma_rel, snapshots.nimg)
+    store(rebuilt, Path(run), name)
+    return (
+        f"{name}: sigma_rel {sigma_rel:g} at {rebuilt.nimg / 1000:g} kimg from {snapshots.name}; relative profile error {rebuilt.error:.2%},"
+        f" rounding of the snapshots at most {rebuilt.rounding:.2%} of a weight\n"
+        f"draw and score it: gantrain sample {run} --average {name}; gantrain evaluate {run} --average live,{name}"
+    )
+
+
+def sweep_run(
+    run: str | Path,
+    lengths: Sequence[float],
+    at_kimg: float | None,
+    num_samples: int | None,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+) -> tuple[str, Accelerator]:
+    """Score averages of several lengths, keep the best, and draw score against length.
+
+    Returns:
+        A report as text, and the Accelerator that was used.
+
+    Raises:
+        UserError: as `Snapshots`, or the snapshots give none of these lengths.
+    """
+    scorer = RunScorer(run, num_samples, None, overrides)
+    snapshots = Snapshots(run, at_kimg, say)
+    given = [s for s in lengths if snapshots.error(s) <= LARGEST_ERROR]
+    left_out = [s for s in lengths if s not in given]
+    if not given:
+        snapshots.require(lengths[0], "--sweep")
+    target = target_of(None, Path(run) / "evaluations", f"sweep-{snapshots.nimg:012d}")
+    scorer.prepare()
+    accelerator, main = scorer.accelerator, scorer.accelerator.is_main_process
+    snapshots.show_progress = main
+    for s in left_out if main else ():
+        say(f"sigma_rel {s:g} is left out: the profile would be off by {snapshots.error(s):.0%}, {LARGEST_ERROR:.0%} at most")
+    rebuilt = {f"{s:g}": snapshots.rebuild(s) for s in given} if len(given) * size_of(scorer.generator) < 2**30 else {}
+
+    def materialize(name: str, into: nn.Module, averaged_statistics: bool) -> None:
+        one = rebuilt.get(name) or snapshots.rebuild(float(name))
+        weights, statistics = split(one.tensors, into)
+        write_weights(weights, into)
+        write_buffers(one.buffers.items(), into)
+        refresh_spectral_norms(into)
+        if averaged_statistics:
+            write_statistics(statistics, into)
+
+    scores: Scores = {}
+    for s in given:
+        scores |= scorer.evaluator.score([f"{s:g}"], materialize, scorer.generator)
+        if main:
+            say(
+                f"sigma_rel {s:g}: profile error {snapshots.error(s):.2%}, "
+                + ", ".join(f"{m} {v:.4f}" for m, v in scores[f"{s:g}"].items() if not m.endswith(SPREADS))
+            )
+    if not main:
+        return "", accelerator
+    metric = next(m for m in scores[f"{given[0]:g}"] if better_when_higher(m) is not None)
+    finite = [s for s in given if np.isfinite(scores[f"{s:g}"][metric])]
+    if not finite:
+        raise UserError(f"--sweep: no average of {run} at {snapshots.nimg / 1000:g} kimg puts out numbers; nothing can be ranked")
+    best = (max if better_when_higher(metric) else min)(finite, key=lambda s: scores[f"{s:g}"][metric])
+    name = default_name(best, snapshots.nimg)
+    store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)
+    errors = {f"{s:g}": snapshots.error(s) for s in given}
+    record: dict[str, Any] = {
+        "nimg": snapshots.nimg,
+        "sigma_rel": given,
+        "scores": scores,
+        "profile_error": errors,
+        "best": best,
+        "by": metric,
+        **scorer.evaluator.protocol(),
+    }
+    write(target, record)
+    picture = target.with_suffix(".png")
+    draw_sweep(
+        given,
+        scores,
+        metric,
+        best,
+        f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples",
+        picture,
+    )
+    return (
+        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples a length, BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
+        f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
+    ), accelerator
+
+
+def size_of(network: nn.Module) -> int:
+    """Bytes of a network's parameters in fp32."""
+    return 4 * sum(p.numel() for p in network.parameters())
+
+
+def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: float, title: str, path: Path) -> None:
+    """A picture: every metric against the length of the average, the best of `metric` marked."""
+    from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
+
+    metrics = [m for m in scores[f"{lengths[0]:g}"] if not m.endswith(SPREADS)]
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.5), layout="constrained", dpi=150)
+    for i, m in enumerate(metrics):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        values = [scores[f"{s:g}"][m] for s in lengths]
+        axes.plot(lengths, values, marker="o", color="#1f5fa8", linewidth=1.8, markersize=5)
+        axes.axvline(best, color="#c2410c", linewidth=1, linestyle="--", zorder=0)
+        if m == metric:
+            axes.plot(
+                [best], [scores[f"{best:g}"][m]], marker="o", color="#c2410c", markersize=8, label=f"best: {best:g}", linestyle="none"
+            )
+            axes.legend(frameon=False)
+        higher = better_when_higher(m)
+        axes.set_title(m + {True: " (higher is better)", False: " (lower is better)", None: ""}[higher], fontsize=11)
+        axes.set_xlabel("sigma_rel (length of the average, share of the run)", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)

@@ -1,0 +1,179 @@
+"""`gantrain evaluate`: score a run's weights, or a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from gantrain.averaging import LIVE
+from gantrain.averaging.batchnorm import POLICIES
+from gantrain.commands.arguments import overrides_of
+from gantrain.config.yaml_files import as_override
+from gantrain.data.folder import EXTENSIONS
+from gantrain.distributed import main_first, make_accelerator
+from gantrain.errors import UserError, did_you_mean
+from gantrain.evaluation.api import OF_A_GENERATOR, count_of, of_eval, open_pictures, scores_of
+from gantrain.evaluation.evaluator import Evaluator
+from gantrain.evaluation.of_runs import RunScorer
+from gantrain.reporting.score_table import policy_tables, table
+from gantrain.run_folder.checkpoint import Damaged, read_manifest
+from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
+from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.result_file import target_of, write
+from gantrain.score_names import Scores
+
+
+def call_evaluate(arguments: argparse.Namespace) -> None:
+    from gantrain.averaging.batchnorm import POLICIES
+    from gantrain.commands.evaluate import evaluate_images, evaluate_run, holds_images
+    from gantrain.distributed import finish
+
+    if holds_images(arguments.run):
+        for option, given in (
+            ("--average", arguments.average != "all"),
+            ("--kimg", arguments.kimg is not None),
+            ("--batchnorm", arguments.batchnorm is not None),
+        ):
+            if given:
+                raise UserError(f"{option}: belongs to a run, and {arguments.run} holds images; leave it out")
+        report, accelerator = evaluate_images(arguments.run, arguments.reference, arguments.num, arguments.out, arguments.overrides)
+        if accelerator.is_main_process:
+            print(report)
+        finish(accelerator)
+        return
+    names = None if arguments.average == "all" else arguments.average.split(",")
+    policies = list(POLICIES) if arguments.batchnorm == "all" else None if arguments.batchnorm is None else arguments.batchnorm.split(",")
+    report, accelerator = evaluate_run(
+        arguments.run, names, arguments.num, arguments.kimg, arguments.out, overrides_of(arguments), policies
+    )
+    if accelerator.is_main_process:
+        print(report)
+    finish(accelerator)
+
+
+def holds_images(target: str | Path) -> bool:
+    """Whether a path is of images, and of no run."""
+    path = Path(target).expanduser()
+    if path.suffix.lower() in (".npz", ".zip"):
+        return True
+    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+        return False
+    return any(one.suffix.lower() in EXTENSIONS for one in path.rglob("*"))
+
+
+def evaluate_images(
+    target: str | Path, reference: str | None, num: int | None, out: str | Path | None, overrides: Sequence[str]
+) -> tuple[str, Accelerator]:
+    """Score a folder, zip or .npz of images.
+
+    Args:
+        reference: as `eval.reference`.
+        num: the first so many; None is all.
+        out: where a JSON goes; None writes none.
+        overrides: `eval.key=value` over the defaults of `eval`.
+
+    Returns:
+        The table as text, and the Accelerator that was used.
+
+    Raises:
+        UserError: in one line, what cannot be scored and why.
+    """
+    if reference is None and not any(text.startswith("eval.reference=") for text in overrides):
+        raise UserError(
+            f"{target}: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml"
+        )
+    config = of_eval(overrides, "images")
+    where = None if out is None else target_of(out, Path(), "")
+    accelerator = make_accelerator()
+    pictures = main_first(accelerator, lambda: open_pictures(Path(target).expanduser()))
+    total = count_of(pictures, num, "--num")
+    config = of_eval(
+        [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
+    )
+    evaluator = Evaluator(config, None, accelerator, shape=pictures.shape)
+    scores = {
+        pictures.name: scores_of(
+            evaluator, lambda start, count: pictures.take(range(start, start + count)), total, f"score {pictures.name}"
+        )
+    }
+    if not accelerator.is_main_process:
+        return "", accelerator
+    protocol = {key: value for key, value in evaluator.protocol().items() if key not in OF_A_GENERATOR}
+    if where is not None:
+        write(where, {"images": str(target), **protocol, "scores": scores})
+    also = f"; also in {out}" if out is not None else ""
+    return f"{target}: {total} images against {evaluator.real.described}{also}\n{table(scores, 'images')}", accelerator
+
+
+def evaluate_run(
+    run: str | Path,
+    names: list[str] | None = None,
+    num_samples: int | None = None,
+    kimg: float | None = None,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    policies: Sequence[str] | None = None,
+) -> tuple[str, Accelerator]:
+    """Score a run's checkpoint and write the scores as JSON.
+
+    Args:
+        names: averages, "live" among them; None is all of them.
+        out: where the JSON goes; None is RUN/evaluations/<nimg>.json, with a number where that is taken.
+        policies: of BatchNorm; None is the run's own.
+        The rest as `RunScorer`.
+
+    Returns:
+        The table as text, and the Accelerator that was used.
+
+    Raises:
+        UserError: as `load_generator`.
+    """
+    scorer = RunScorer(run, num_samples, kimg, overrides)
+    path, config = scorer.path, scorer.config
+    target = target_of(out, Path(run) / "evaluations", path.name)
+    there = averages_of(path)
+    for name in names or ():
+        if name not in there:
+            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
+    times = {}
+    for name in rebuilt_of(Path(run)):
+        try:
+            times[name] = read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"]
+        except Damaged:
+            if name in (names or ()):
+                raise
+            times[name] = -1  # belongs to no moment: left out where all are asked for
+    if kimg is not None:
+        for name in names or ():
+            require_time(name, times.get(name, int(path.name)), kimg)
+    for policy in policies or ():
+        if policy not in POLICIES:
+            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, alone")
+    if names is None:  # of those that were rebuilt, only what belongs to this moment
+        names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
+    scorer.prepare()
+    chosen = list(policies or [config.eval.batchnorm])
+    by_policy: dict[str, Scores] = {}
+    for policy in chosen:
+        # The live weights' own running statistics are what `copy` takes.
+        same = LIVE in names and policy == "average" and "copy" in by_policy
+        scores = scorer.score([name for name in names if not (same and name == LIVE)], policy)
+        by_policy[policy] = {name: by_policy["copy"][LIVE] if same and name == LIVE else scores[name] for name in names}
+    accelerator, protocol = scorer.accelerator, scorer.evaluator.protocol(chosen[0])
+    if not accelerator.is_main_process:
+        return "", accelerator
+    apart = {name: nimg for name, nimg in times.items() if name in names and nimg != int(path.name)}
+    record = {"nimg": int(path.name), **({"nimg_of_rebuilt": apart} if apart else {}), **protocol}
+    if len(chosen) == 1:
+        record["scores"] = by_policy[chosen[0]]
+    else:
+        record |= {"eval/batchnorm": chosen, "scores_by_batchnorm": by_policy}
+        record["eval/batchnorm_batches"] = {policy: scorer.evaluator.protocol(policy)["eval/batchnorm_batches"] for policy in chosen}
+    write(target, record)
+    text = table(by_policy[chosen[0]]) if len(chosen) == 1 else policy_tables(by_policy)
+    others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
+    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}; also in {target}"
+    return f"{head}\n{text}", accelerator

@@ -1,0 +1,282 @@
+"""The gradient noise scale of what lies in a run's folder, measured without training."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from gantrain import performance
+from gantrain.averaging import LIVE
+from gantrain.averaging.average import write_buffers, write_weights
+from gantrain.averaging.bank import split
+from gantrain.averaging.spectral import refresh_spectral_norms
+from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
+from gantrain.batching.noise_scale import FEWEST, as_numbers
+from gantrain.config.loading import load
+from gantrain.data import RealBatches, prepare
+from gantrain.distributed import make_accelerator
+from gantrain.errors import UserError, did_you_mean
+from gantrain.images import to_float
+from gantrain.models.layers import frozen_power_iteration
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
+from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.result_file import target_of, write
+from gantrain.sampling.latents import draw
+from gantrain.training.players import Player
+from gantrain.training.update import Batch, discriminator_phase, generator_phase, sees_real
+
+
+def call_noise_scale(arguments: argparse.Namespace) -> None:
+    from gantrain.commands.noise_scale import measure_run
+
+    print(
+        measure_run(
+            arguments.run, arguments.average, arguments.updates, arguments.kimg, arguments.per_layer, arguments.out, arguments.overrides
+        )
+    )
+
+
+class Still(torch.optim.SGD):
+    """An optimizer that never moves anything: the phases of training, and the weights stay."""
+
+    def step(self, closure: Any = None) -> None:
+        return None
+
+
+class Bench:
+    """Both players of a checkpoint, held still, with the data that training would see next.
+
+    Args:
+        run: a run folder.
+        average: whose weights G has, and D too where the run has followed D.
+        kimg: which checkpoint; None is the newest.
+        overrides: `data.KEY=VALUE` where the data lies elsewhere here, and `mixed_precision=fp32` for a machine without the run's.
+
+    Raises:
+        UserError: no such run, checkpoint or average.
+    """
+
+    def __init__(self, run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]):
+        for override in overrides:
+            if not override.startswith(("data.", "mixed_precision=")):
+                raise UserError(f"{override}: this command takes overrides of data and mixed_precision only; the rest is what was trained")
+        _, path = open_run(run, kimg)
+        self.path, self.config, self.nimg = path, load(Path(run) / CONFIG_FILE, overrides), int(path.name)
+        known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
+        if average not in known:
+            raise UserError(f"--average: {run} has no average {average!r} at {self.nimg / 1000:g} kimg{did_you_mean(average, known)}")
+        self.average, self.overrides = average, list(overrides)
+        groups = {key: group_of(average, key) for key in ("g", "d")}
+        self.averaged = {key for key, group in groups.items() if average != LIVE and group in checkpoint.groups_of(path)}
+        # All at once: a run that goes on deletes its older checkpoints.
+        self.saved = checkpoint.read(path, ["g", "d", *(groups[key] for key in self.averaged)])
+        self.micro_batch, self.batch_size = (self.saved.state["batching"][key] for key in ("micro_batch", "batch_size"))
+        self.rounds = max(2, self.batch_size // self.micro_batch)  # two micro-batches at least, or there is nothing to compare
+
+    def prepare(self, accelerator: Accelerator, bar: Callable) -> None:
+        """Take up the data and the networks."""
+        c, self.device = self.config, accelerator.device
+        self.performance = performance.picked(c.performance, self.device)
+        performance.set_up(self.performance, self.device)
+        images, state = prepare(c.data, self.device, 1, bar), self.saved.state
+        if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
+            raise UserError(
+                f"data: {images.name} is not what the run was trained on (other images, labels or resolution); give its own, wherever that lies here"
+            )
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
+            G, D = c.model.build(*state["shape"])
+        self.fill(D, "d")
+        self.fill(G, "g")
+        players = {}
+        for key, network in (("g", G), ("d", D)):
+            wrapped = accelerator.prepare_model(performance.place(network, self.performance, self.device).train())
+            scaler = torch.amp.GradScaler(self.device.type, enabled=c.mixed_precision == "fp16")
+            players[key] = Player(network, wrapped, Still(network.parameters()), scaler)
+        self.G, self.D = players["g"], players["d"]
+        self.real_batches = RealBatches(
+            images,
+            c.seed,
+            self.micro_batch,
+            0,
+            1,
+            self.nimg * c.optim.d_steps,
+            self.device,
+            getattr(c.data, "flip", False),
+            getattr(c.data, "workers", 4),
+        )
+
+    def fill(self, network: nn.Module, key: str) -> None:
+        """Give a network the average's weights, or the live ones where the run has none of it."""
+        live, names = self.saved.tensors[key], {name for name, _ in network.named_parameters()}
+        write_weights({k: v for k, v in live.items() if k in names}, network)
+        write_buffers(((k, v) for k, v in live.items() if k not in names), network)
+        if key in self.averaged:
+            write_weights(split(self.saved.tensors[group_of(self.average, key)], network)[0], network)
+            refresh_spectral_norms(network)
+
+    def measure(self, updates: int, per_layer: bool, bar: Callable) -> NoiseMonitor:
+        """Measure the gradients of so many updates at these weights."""
+        c, k, batch = self.config, self.rounds, self.micro_batch * self.rounds
+        probes = {"d": GradientProbe(self.D.network, per_layer), "g": GradientProbe(self.G.network, per_layer)}
+        settings = NoiseScale(measure_every=1, window=updates, per_layer=per_layer)
+        monitor = NoiseMonitor(settings, {key: probe.layers for key, probe in probes.items()})
+        always = [(one, 1.0) for one in c.penalties.values() if getattr(one, "every", 1) == 1]
+        for i in bar(range(updates), updates):
+            start = self.nimg + i * batch
+            with frozen_power_iteration(self.G.network), frozen_power_iteration(self.D.network):
+                stats = discriminator_phase(self.G, self.D, c.loss, zip(self.real(), self.latents("d0", start)), k, probes["d"], always)
+                monitor.record("d", self.micro_batch, batch, stats["measured"])
+                real = self.real() if sees_real(c.loss) else [None] * k
+                stats = generator_phase(self.G, self.D, c.loss, zip(real, self.latents("g", start)), k, probes["g"])
+                monitor.record("g", self.micro_batch, batch, stats["measured"])
+        monitor.settle()
+        return monitor
+
+    def real(self) -> Iterator[Batch]:
+        for _ in range(self.rounds):
+            x, y = self.real_batches.next()
+            yield performance.laid_out(to_float(x), self.performance), y
+
+    def latents(self, purpose: str, start: int) -> Iterator[Batch]:
+        b, g = self.micro_batch, self.G.network
+        for j in range(self.rounds):
+            yield draw(self.config.seed, purpose, start + j * b, b, g.dim_z, g.num_classes, self.device)
+
+
+def measure_run(
+    run: str | Path,
+    average: str = LIVE,
+    updates: int = 64,
+    kimg: float | None = None,
+    per_layer: bool = False,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> str:
+    """Measure the noise scale of both players at a run's checkpoint and write it as JSON; what was found, as text.
+
+    Args:
+        average: whose weights are measured.
+        updates: gradients that are measured, of the run's batch each.
+        out: where the JSON goes; None is RUN/evaluations/noise_scale-<nimg>.json, with a number where that is taken.
+        The rest as `Bench`.
+
+    Raises:
+        UserError: no such run, checkpoint or average; too few updates; several processes; gradients that are no numbers.
+    """
+    if updates < FEWEST:
+        raise UserError(f"--updates: must be at least {FEWEST}, which an interval wants, got {updates}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("noise-scale: is measured by one process; start it without `accelerate launch`")
+    bench = open_bench(run, average, kimg, overrides)
+    target = target_of(out, Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
+
+    def bar(items, total):
+        return tqdm(items, total=total, desc="noise scale", leave=False, disable=None)
+
+    bench.prepare(make_accelerator(bench.config.mixed_precision), bar)
+    monitor = bench.measure(updates, per_layer, bar)
+    found = monitor.estimates()
+    for player, one in found.items():
+        if one.measurements < FEWEST:
+            raise UserError(
+                f"{run}: the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg are no finite numbers; choose another checkpoint with --kimg"
+            )
+    write(target, record_of(bench, updates, found, monitor.by_layer()))
+    whose = f"{average} weights of G" + (", of D too" if "d" in bench.averaged else "; D's live ones, the run does not follow D")
+    whose = "live weights" if average == LIVE else whose
+    head = (
+        f"{run} at {bench.nimg / 1000:g} kimg, {whose}: gradients of {updates} updates of {bench.micro_batch * bench.rounds} images"
+        f" = {bench.rounds} x {bench.micro_batch}{''.join(f', {override}' for override in overrides)}; also in {target}"
+    )
+    advice = [advise(player.upper(), one, bench) for player, one in found.items()]
+    if any(not one.undecidable for one in found.values()):
+        advice.append(
+            "(A batch of B_simple takes twice the fewest of either; below it updates are what grows, above it images. The two share one batch.)"
+        )
+    layers = [f"\n{layer_table(player.upper(), of)}" for player, of in monitor.by_layer().items()]
+    return "\n".join([head, estimate_table(found, bench.batch_size), *advice, *layers])
+
+
+def open_bench(run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]) -> Bench:
+    """A `Bench`; of the newest checkpoint also where the run replaces it at this very moment."""
+    for _ in range(10):
+        _, path = open_run(run, kimg)
+        try:
+            return Bench(run, average, kimg, overrides)
+        except (checkpoint.Damaged, OSError):
+            if path.exists() or kimg is not None:
+                raise
+    raise UserError(f"{run}: replaces its checkpoints faster than they can be read; give it a larger checkpoint.every_kimg")
+
+
+def record_of(bench: Bench, updates: int, found: dict[str, Estimate], layers: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+    """What was found, for a JSON file."""
+
+    def of(one: Estimate) -> dict[str, float]:
+        return {key.removeprefix("/"): value for key, value in as_numbers("", one, bench.batch_size).items()}
+
+    return {
+        "nimg": bench.nimg,
+        "average": bench.average,
+        "d_is_averaged": "d" in bench.averaged,
+        "overrides": bench.overrides,
+        "updates": updates,
+        "micro_batch": bench.micro_batch,
+        "rounds": bench.rounds,
+        "batch_size": bench.batch_size,
+        "noise_scale": {player.upper(): of(one) for player, one in found.items()},
+        **(
+            {"layers": {player.upper(): {name: of(one) for name, one in each.items()} for player, each in layers.items()}} if layers else {}
+        ),
+    }
+
+
+def estimate_table(found: dict[str, Estimate], batch_size: int) -> str:
+    """A row a player."""
+    lines = [f"{'':4}{'tr Sigma':>12}{'|G|^2':>12}{'B_simple':>10}{'95% interval':>20}{f'in batches of {batch_size}':>24}"]
+    for player, one in found.items():
+        ratio = "-" if one.b_simple is None else f"{one.b_simple / batch_size:.3g}"
+        lines.append(f"{player.upper():4}{one.trace:12.5g}{one.squared:12.4g}{number(one.b_simple):>10}{interval(one):>20}{ratio:>24}")
+    return "\n".join(lines)
+
+
+def layer_table(player: str, layers: dict[str, Estimate]) -> str:
+    """A row a layer, the noisiest first."""
+    width = max(len(name) for name in layers)
+    lines = [f"{player + ', layer':{width + 3}}{'tr Sigma':>12}{'|G|^2':>12}{'B_simple':>10}{'95% interval':>20}"]
+    for name, one in sorted(layers.items(), key=lambda item: -(item[1].b_simple or math.inf)):
+        lines.append(f"{name:{width + 3}}{one.trace:12.4g}{one.squared:12.4g}{number(one.b_simple):>10}{interval(one):>20}")
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """A batch in images, to be read by a person."""
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def interval(one: Estimate) -> str:
+    return "undecidable" if one.undecidable else f"{number(one.low)} to {number(one.high)}"
+
+
+def advise(player: str, one: Estimate, bench: Bench) -> str:
+    """Which batch an estimate suggests, and what another costs: with B_simple for the critical batch it follows from McCandlish et
+    al. 2018, Eq. 2.11, that a batch B takes 1 + B_simple / B times the fewest updates and 1 + B / B_simple times the fewest images."""
+    if one.undecidable:
+        return f"{player}: no interval can be had from gradients of {bench.micro_batch * bench.rounds} images; no batch can be suggested, more --updates may decide it"
+    step, now = bench.micro_batch, bench.batch_size
+    rounded = [max(1, round(value / step)) * step for value in (one.b_simple, one.low, one.high)]
+    between = f" (between {rounded[1]:,} and {rounded[2]:,})" if rounded[1] != rounded[2] else ""
+    return (
+        f"{player}: suggests a batch of {rounded[0]:,}{between}; the run's {now:,} takes {1 + one.b_simple / now:.3g} times the fewest updates"
+        f" and {1 + now / one.b_simple:.3g} times the fewest images"
+    )

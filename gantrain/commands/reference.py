@@ -1,0 +1,77 @@
+"""`gantrain reference`: write the statistics of real images to a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from gantrain.config.loading import load
+from gantrain.data import prepare
+from gantrain.distributed import local_processes, main_first, make_accelerator
+from gantrain.errors import UserError, in_words
+from gantrain.evaluation.api import YAML, of_eval
+from gantrain.evaluation.evaluator import Evaluator
+from gantrain.evaluation.references import of_dataset, open_reference
+from gantrain.metrics.statistics import write_statistics
+from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.provenance import utc_now, versions
+
+
+def call_reference(arguments: argparse.Namespace) -> None:
+    from gantrain.commands.reference import write_reference
+    from gantrain.distributed import finish
+
+    written, accelerator = write_reference(arguments.target, arguments.out, arguments.moments_only, arguments.overrides)
+    if accelerator.is_main_process:
+        print(written)
+    finish(accelerator)
+
+
+def write_reference(target: str | Path, out: str | Path, moments_only: bool, overrides: Sequence[str]) -> tuple[str, Accelerator]:
+    """Write a file of statistics of a data set, or of images: what `eval.reference` takes.
+
+    Args:
+        target: a CONFIG.yaml or run folder, whose data set is meant; or a folder, zip, prepared set or .npz of images.
+        out: the .npz.
+        moments_only: leave features and logits out: enough for FID and IS, and what TTUR's and pytorch-fid's files hold.
+        overrides: `section.key=value`; of images, of eval only.
+
+    Returns:
+        A line that says what was written, and the Accelerator that was used.
+
+    Raises:
+        UserError: in one line, what is missing.
+    """
+    out, there = Path(out), Path(target).expanduser()
+    if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
+        raise UserError(f"--out: {str(out)!r} cannot hold statistics; name an .npz file")
+    accelerator = make_accelerator()
+    saved = there / CONFIG_FILE if (there / CONFIG_FILE).is_file() else there
+    if saved.suffix.lower() in YAML:
+        config = load(saved, [*overrides, "eval.reference=null"])
+        real = main_first(
+            accelerator, lambda: of_dataset(prepare(config.data, accelerator.device, local_processes()), config.eval.reference_samples)
+        )
+    else:
+        config = of_eval(overrides, "images")
+        real = main_first(accelerator, lambda: open_reference(there, config.eval.reference_samples, accelerator.device))
+        if real.take is None:
+            raise UserError(f"{target}: holds statistics already; it is a reference as it is")
+    evaluator = Evaluator(config, real, accelerator)
+    with evaluator.apart():
+        found = evaluator.reference()
+    if not accelerator.is_main_process:
+        return "", accelerator
+    facts = {
+        "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
+        "made": utc_now(), "versions": versions(),
+    }  # fmt: skip
+    write_statistics(out, found, moments_only, facts)
+    held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
+    return (
+        f"{out}: {held} of {real.described}, {found.features.shape[1]} features an image, {in_words(out.stat().st_size)}; use it as --reference {out}",
+        accelerator,
+    )

@@ -1,0 +1,58 @@
+"""`gantrain report`: write one HTML page about a run, or about several."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gantrain.errors import UserError
+from gantrain.reporting.comparison import require_comparable
+from gantrain.reporting.page import page
+from gantrain.run_folder.record import read
+
+
+def call_report(arguments: argparse.Namespace) -> None:
+    if os.environ.get("RANK", "0") != "0":  # nothing to share out
+        return
+    from gantrain.commands.report import report_runs
+
+    print(report_runs(arguments.runs, arguments.out))
+
+
+REPORT_FILE = "report.html"
+
+
+def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> str:
+    """Write the report of one run, or of several side by side; a line that says where.
+
+    Args:
+        runs: run folders.
+        out: the page's path; None is report.html in the run's folder, or in the one that all runs lie in.
+
+    Raises:
+        UserError: a folder is no run, scores do not compare, or the page cannot be written there.
+    """
+    folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    shown = {folder: Path(run) for folder, run in zip((Path(run).resolve() for run in runs), runs)}
+    target = (
+        Path(out)
+        if out is not None
+        else (shown[folders[0]] if len(folders) == 1 else Path(os.path.commonpath([f.parent for f in folders]))) / REPORT_FILE
+    )
+    if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"--out: {str(target)!r} is no path of a page; write for example {str(target if target.is_dir() else target.parent) + os.sep + REPORT_FILE!r}"
+        )
+    records = [read(shown[folder]) for folder in folders]
+    require_comparable(records)
+    text = page(records)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.writing")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(target)
+    except OSError as error:
+        raise UserError(f"--out: {str(target)!r} cannot be written ({error.strerror or error}); choose another path") from error
+    return f"report of {len(records)} run{'s' if len(records) > 1 else ''} in {target} ({len(text.encode()) / 1e6:.1f} MB)"

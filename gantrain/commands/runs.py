@@ -1,0 +1,219 @@
+"""`gantrain runs`: what lies in a folder of runs, a row each, read from their records alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from gantrain.errors import UserError, did_you_mean
+from gantrain.run_folder import record
+from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.score_names import better_when_higher
+
+
+def call_runs(arguments: argparse.Namespace) -> None:
+    from gantrain.commands.runs import as_json_lines, list_runs, table, terminal_width
+
+    rows = list_runs(arguments.folders, arguments.by, arguments.sort)
+    print(as_json_lines(rows) if arguments.json else table(rows, width=terminal_width()))
+
+
+BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # one of them makes a folder with a configuration a run
+DEEPEST = 3  # folders below the one that is searched
+NARROWEST = 16  # characters that a run's name keeps on a narrow terminal
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in the listing.
+
+    Attributes:
+        run: its folder, below the one that was searched.
+        path: its folder, as other commands take it.
+        status: of `gantrain.record`, or "damaged".
+        nimg: images seen.
+        total_kimg: of the whole run.
+        metric: that it is listed by; None where it was never scored by it.
+        score: the best by that metric, of the average `average`, at `at` images.
+        changed: seconds since 1970 of the last change of its record; None where there is none.
+        error: why a damaged one cannot be read.
+    """
+
+    run: str
+    path: str
+    status: str
+    nimg: int = 0
+    total_kimg: float | None = None
+    metric: str | None = None
+    score: float | None = None
+    average: str | None = None
+    at: int | None = None
+    changed: float | None = None
+    error: str | None = None
+
+
+def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
+    """Run folders in a folder, by path: itself, or those below it; in a run folder no others are looked for."""
+    try:
+        is_run = (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE)
+        inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    except OSError:  # another user's
+        return
+    if is_run:
+        yield folder
+    for one in inside:
+        yield from find_runs(one, depth - 1)
+
+
+def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[str]]:
+    """(a run's row, names of its scores)."""
+    changed = next((path.stat().st_mtime for path in (run / METRICS_FILE, run / CONFIG_FILE) if path.is_file()), None)
+    try:
+        found = record.outline(run)
+    except UserError as error:
+        return Row(name, str(run), "damaged", changed=changed, error=str(error)), []
+    if found.status == record.DAMAGED:
+        return Row(name, str(run), "damaged", changed=changed, error=f"{run / METRICS_FILE}: has no line that can be read"), []
+    known = found.metrics
+    by = metric if metric is not None else known[0] if known else None
+    score, average, at = (found.best(by) if by in known else None) or (None, None, None)
+    return Row(
+        name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed
+    ), known
+
+
+def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path") -> list[Row]:
+    """All runs in some folders.
+
+    Args:
+        folders: a run's name is its path below them; with several, their own paths stand in front.
+        by: the metric whose best is shown; None is each run's first.
+        order: "path"; "score", the best first; "kimg", the furthest first; "time", the last changed first.
+
+    Raises:
+        UserError: no such folder, no run in them, no run has such a score, or scores of several metrics to be sorted.
+    """
+    rows, known = [], set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is no folder; give the one that holds the run folders (run_dir of a `gantrain train`)")
+        for run in find_runs(folder):
+            name = str(run) if len(folders) > 1 or run == folder else str(run.relative_to(folder))
+            row, metrics = row_of(run, name, by)
+            rows.append(row)
+            known |= set(metrics)
+    if not rows:
+        where = ", ".join(map(str, folders))
+        raise UserError(
+            f"{where}: holds no run ({CONFIG_FILE} beside {METRICS_FILE}), down to {DEEPEST} folders below; give the folder that run_dir lies in"
+        )
+    if by is not None and by not in known:
+        raise UserError(f"--by: no run has a score {by!r}{did_you_mean(by, known)}")
+    return in_order(rows, order)
+
+
+def in_order(rows: list[Row], order: str) -> list[Row]:
+    """Rows by an order of `list_runs`; what it says nothing of comes last, by path."""
+    if order == "score":
+        metrics = sorted({row.metric for row in rows if row.metric is not None})
+        if len(metrics) > 1:
+            raise UserError(f"--sort score: the runs are scored by {', '.join(metrics)}, which do not compare; choose one with --by")
+        sign = -1 if metrics and better_when_higher(metrics[0]) else 1
+        return sorted(rows, key=lambda row: (row.score is None, sign * (row.score or 0)))
+    if order in ("kimg", "time"):
+        return sorted(rows, key=lambda row: -(row.nimg if order == "kimg" else row.changed or 0))
+    return rows
+
+
+# ---- as text ---------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row], now: float | None = None, width: int | None = None) -> str:
+    """The listing: a row a run, columns aligned; of a damaged one, what is wrong with it.
+
+    Args:
+        now: seconds since 1970; None is the time of day.
+        width: characters of the terminal, into which long names are shortened; None shortens none.
+    """
+    now = time.time() if now is None else now
+    scores = even(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
+    metrics = even([row.metric or "" for row in rows])
+    seen = even(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
+    columns = [
+        even(["status", *(row.status for row in rows)]),
+        even(["kimg", *("" if row.error else f"{one} of {row.total_kimg:g}" for row, one in zip(rows, seen))]),
+        even(["best score", *("-" if row.score is None else f"{metric} {score}" for row, metric, score in zip(rows, metrics, scores))]),
+        even(["average", *(row.average or "-" for row in rows)]),
+        even(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
+        even(["last change", *(when(row.changed, now) for row in rows)]),
+    ]
+    room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
+    lines = zip(even([shortened(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
+    said = [
+        f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
+        for row, line in zip((None, *rows), lines)
+    ]
+    return "\n".join(line.rstrip() for line in said)
+
+
+def even(texts: Sequence[str], right: bool = False) -> list[str]:
+    """Texts of one width, flush left or right."""
+    width = max(map(len, texts), default=0)
+    return [text.rjust(width) if right else text.ljust(width) for text in texts]
+
+
+def shortened(text: str, width: int | None) -> str:
+    """A text in so many characters, without its middle where it is longer."""
+    if width is None or len(text) <= width:
+        return text
+    left = (width - 2) // 2
+    return f"{text[:left]}...{text[len(text) - (width - 3 - left) :]}"
+
+
+def when(moment: float | None, now: float) -> str:
+    """A time of day to be read by a person: how long ago within a day, else the date."""
+    if moment is None:
+        return "-"
+    ago = now - moment
+    if ago >= 86400:
+        return time.strftime("%Y-%m-%d", time.localtime(moment))
+    for size, unit in ((3600, "h"), (60, "min")):
+        if ago >= size:
+            return f"{ago // size:.0f} {unit} ago"
+    return f"{max(0, ago):.0f} s ago"
+
+
+def terminal_width() -> int | None:
+    """Characters a line of standard output, where that is a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def as_json_lines(rows: Sequence[Row]) -> str:
+    """The listing for scripts: a JSON object a run, null where there is nothing; times in UTC."""
+
+    def of(row: Row) -> dict[str, Any]:
+        changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        at = None if row.at is None else row.at / 1000
+        reached = (
+            {}
+            if row.error
+            else {
+                "kimg": row.nimg / 1000,
+                "total_kimg": row.total_kimg,
+                "metric": row.metric,
+                "score": row.score,
+                "average": row.average,
+                "at_kimg": at,
+            }
+        )
+        return {"run": row.path, "status": row.status, **reached, "changed": changed, **({"error": row.error} if row.error else {})}
+
+    return "\n".join(json.dumps(of(row), allow_nan=False) for row in rows)

@@ -1,0 +1,28 @@
+"""`gantrain train`: train a run, or resume it."""
+
+from __future__ import annotations
+
+import argparse
+
+from gantrain.commands.arguments import overrides_of
+from gantrain.interruption import Interruption, exit_status
+
+
+def call_train(arguments: argparse.Namespace) -> int:
+    with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
+        from gantrain.config import loading
+
+        config = loading.load(arguments.config, overrides_of(arguments))
+        from gantrain.distributed import finish
+        from gantrain.training.trainer import Trainer
+
+        trainer = Trainer(config, interruption=interruption)
+        try:
+            trainer.train()
+        except BaseException as error:
+            trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
+            raise
+        accelerator, stopping = trainer.accelerator, trainer.stopping
+        del trainer  # what it holds must be gone before the processes part
+        finish(accelerator)
+    return exit_status(stopping) if stopping else 0

@@ -1,0 +1,189 @@
+"""What `gantrain truncation` does: scores against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from gantrain.commands.arguments import overrides_of
+from gantrain.config.config import Config, scores_of
+from gantrain.distributed import on_main
+from gantrain.errors import UserError
+from gantrain.evaluation.of_runs import RunScorer
+from gantrain.metrics import SPREADS
+from gantrain.reporting.score_table import table
+from gantrain.run_folder.contents import require_average
+from gantrain.run_folder.result_file import target_of, write
+from gantrain.score_names import Scores, better_when_higher
+
+
+def call_truncation(arguments: argparse.Namespace) -> None:
+    from gantrain.commands.arguments import parse_sweep
+    from gantrain.commands.truncation import EXAMPLE, truncation_run
+    from gantrain.distributed import finish
+
+    truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
+    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
+    report, accelerator = truncation_run(
+        arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, overrides_of(arguments), say
+    )
+    if accelerator.is_main_process:
+        print(report)
+    finish(accelerator)
+
+
+EXAMPLE = "0.2:2:10"
+CURVES = (("is", "fid"), ("recall", "precision"))  # (x, y) of the two plots
+F1 = "f1"  # of precision and recall
+COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d4d4d")
+MARKERS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The best truncation by a score, and that score."""
+
+    truncation: float
+    value: float
+
+
+def truncation_run(
+    run: str | Path, truncations: Sequence[float], averages: Sequence[str] = ("ema",), num_samples: int | None = None,
+    kimg: float | None = None, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda line: None,
+) -> tuple[str, Accelerator]:  # fmt: skip
+    """Score averages at several truncations, with BatchNorm by the run's policy at each, and draw the curves.
+
+    Returns:
+        A report as text, and the Accelerator that was used.
+
+    Raises:
+        UserError: as `RunScorer`; no such average; or no metrics that a curve could be drawn of.
+    """
+    for override in overrides:
+        if override.startswith("eval.truncation="):
+            raise UserError(f"{override}: the truncations are those of --sweep; leave it out")
+    scorer = RunScorer(run, num_samples, kimg, overrides)
+    for name in averages:
+        require_average(scorer.config, scorer.path, name, kimg)
+    curves = curves_of(scorer.config)
+    target = target_of(None, scorer.run / "evaluations", f"truncation-{scorer.path.name}")
+    scorer.prepare()
+    accelerator, evaluator = scorer.accelerator, scorer.evaluator
+    scores: dict[str, Scores] = {name: {} for name in dict.fromkeys(averages)}  # average -> truncation -> metric -> value
+    for t in truncations:
+        evaluator.config = replace(scorer.config, eval=replace(scorer.config.eval, truncation=t))
+        for name, row in scorer.score(list(scores)).items():
+            scores[name][f"{t:g}"] = row
+            if accelerator.is_main_process:
+                say(
+                    f"{name} at truncation {t:g}: "
+                    + ", ".join(f"{metric} {value:.4f}" for metric, value in row.items() if not metric.endswith(SPREADS))
+                )
+    return on_main(accelerator, lambda: report(scorer, scores, curves, target)) or "", accelerator
+
+
+def curves_of(config: Config) -> list[tuple[str, str]]:
+    """The pairs of scores that an evaluation of a run has, under their full names.
+
+    Raises:
+        UserError: there is no such pair.
+    """
+    prefix, there = config.eval.features.metric_prefix, scores_of(config)
+    found = [(prefix + x, prefix + y) for x, y in CURVES if prefix + x in there and prefix + y in there]
+    if not found:
+        raise UserError(
+            f"eval.metrics: a curve needs fid and is, or prc, got {', '.join(config.eval.metrics)}; add 'eval.metrics=[fid,is,prc]'"
+        )
+    return found
+
+
+def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
+    """Write the scores and the picture into the run's folder; what is to be said."""
+    nimg, config = int(scorer.path.name), scorer.config
+    best = {name: best_of(rows, curves) for name, rows in scores.items()}
+    truncations = [float(t) for t in next(iter(scores.values()))]
+    record: dict[str, Any] = {"nimg": nimg, **scorer.evaluator.protocol(), "eval/truncation": truncations, "scores": scores}
+    record["best"] = {name: {score: vars(point) for score, point in points.items()} for name, points in best.items()}
+    write(target, record)
+    picture = target.with_suffix(".png")
+    draw_curves(scores, best, curves, f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation", picture)
+    head = f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation, BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
+    blocks = []
+    for name, rows in scores.items():
+        words = ", ".join(f"{score} {point.value:.4f} at {point.truncation:g}" for score, point in best[name].items())
+        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none, it puts out no numbers'}")
+    return "\n".join([head, *blocks])
+
+
+def best_of(rows: Scores, curves: list[tuple[str, str]]) -> dict[str, Point]:
+    """The best truncation by each score of the curves, and by the F1 of precision and recall; without those that are no numbers."""
+    found: dict[str, Point] = {}
+    for x, y in curves:
+        for score in (y, x, *([F1] if short(y) == "precision" else [])):
+            values = {float(t): f1(row[y], row[x]) if score == F1 else row[score] for t, row in rows.items()}
+            finite = {t: value for t, value in values.items() if math.isfinite(value)}
+            if finite:
+                t = (min if better_when_higher(score) is False else max)(finite, key=finite.get)
+                found[score] = Point(t, finite[t])
+    return found
+
+
+def short(score: str) -> str:
+    """A score's name without its extractor's prefix."""
+    return score.rpartition("_")[2]
+
+
+def f1(precision: float, recall: float) -> float:
+    """The harmonic mean of precision and recall; 0 where both are."""
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def draw_curves(
+    scores: dict[str, Scores], best: dict[str, dict[str, Point]], curves: list[tuple[str, str]], title: str, path: Path
+) -> None:
+    """A picture: the pairs of scores against each other, a line an average, truncations written at their points, the best marked."""
+    from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
+
+    figure = Figure(figsize=(6.2 * len(curves), 5.2), layout="constrained", dpi=150)
+    for i, (x, y) in enumerate(curves):
+        axes = figure.add_subplot(1, len(curves), i + 1)
+        for (name, rows), colour in zip(scores.items(), COLOURS * len(scores)):
+            axes.plot(
+                [row[x] for row in rows.values()], [row[y] for row in rows.values()], color=colour, linewidth=1.5, marker="o", markersize=4
+            )
+            for t, row in rows.items():
+                if math.isfinite(row[x]) and math.isfinite(row[y]):
+                    # Where the curve is not: fidelity is bought with FID, and with recall.
+                    aside = {"xytext": (-5, 5), "ha": "right"} if short(y) == "fid" else {"xytext": (5, 5), "ha": "left"}
+                    axes.annotate(t, (row[x], row[y]), textcoords="offset points", fontsize=7, color=colour, **aside)
+            for score, point in best[name].items():
+                if score in (x, y) or (score == F1 and short(y) == "precision"):
+                    row = rows[f"{point.truncation:g}"]
+                    label = f"{name + ': ' if len(scores) > 1 else ''}best {score} {point.value:.4g} at {point.truncation:g}"
+                    axes.plot(
+                        [row[x]],
+                        [row[y]],
+                        linestyle="none",
+                        marker=MARKERS[short(score)],
+                        markersize=11,
+                        color=colour,
+                        markeredgecolor="black",
+                        label=label,
+                        zorder=3,
+                    )
+        axes.set_xlabel(x + (" (higher is better)" if better_when_higher(x) else ""))
+        axes.set_ylabel(y + (" (higher is better)" if better_when_higher(y) else " (lower is better)"))
+        axes.margins(0.12)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)

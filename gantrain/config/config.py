@@ -1,0 +1,213 @@
+"""The configuration's sections: frozen dataclasses, where every default stands and nowhere else.
+
+Where a section is a plug-in, `name:` chooses the class from its table and the other keys are that class's fields.
+`gantrain.loading` makes these from YAML files and `section.key=value` overrides.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gantrain.averaging import AVERAGERS, LIVE, Ema
+from gantrain.averaging.swap_growth import reads_orbit
+from gantrain.batching import BATCH_POLICIES, Fixed, NoiseScale
+from gantrain.config.plugins import find
+from gantrain.config.sections import AUTO, Checkpoint, Eval, Guard, Optim, Orbit, Swap, Tracking, plugin, plugins
+from gantrain.data import DATASETS, Digits
+from gantrain.errors import InvalidField, check, did_you_mean
+from gantrain.losses import LOSSES, PENALTIES, Hinge
+from gantrain.metrics import METRICS
+from gantrain.models import ARCHITECTURES, BigGAN
+from gantrain.performance import Performance
+
+FREE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+RESERVED_NAMES = (LIVE, "all")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Every attribute is a section or key of the YAML file.
+
+    `sync_batchnorm` has BatchNorm take its statistics, in training, over the micro-batches of all processes (on GPUs): the networks then see
+    micro_batch x processes images at a time, so that other numbers of processes give other results.
+    """
+
+    run_dir: str = "runs/gantrain"
+    seed: int = 0
+    total_kimg: float = 200.0
+    data: Any = plugin("data set", DATASETS, Digits)
+    model: Any = plugin("architecture", ARCHITECTURES, BigGAN)
+    loss: Any = plugin("loss", LOSSES, Hinge)
+    penalties: dict = plugins("penalty", PENALTIES, dict)
+    optim: Optim = field(default_factory=Optim)
+    batching: Any = plugin("batch policy", BATCH_POLICIES, Fixed)
+    noise_scale: NoiseScale = field(default_factory=NoiseScale)
+    averagers: dict = plugins("averager", AVERAGERS, lambda: {"ema": Ema()})
+    swap: Swap = field(default_factory=Swap)
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    guard: Guard = field(default_factory=Guard)
+    tracking: Tracking = field(default_factory=Tracking)
+    orbit: Orbit = field(default_factory=Orbit)
+    mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sync_batchnorm: bool = False
+    performance: Performance = field(default_factory=Performance)
+
+    def __post_init__(self) -> None:
+        check(self, "run_dir", bool(self.run_dir) and "\0" not in self.run_dir, "must name a folder")
+        check(self, "seed", 0 <= self.seed < 2**63, "must be in [0, 2**63)")
+        check(self, "total_kimg", 0 < self.total_kimg < float("inf"), "must be above 0")
+        for name in self.averagers:
+            if name in RESERVED_NAMES or not FREE_NAME.fullmatch(name):
+                raise InvalidField(
+                    f"averagers.{name}", name, f"a free name has letters, digits, '_', '.', '-' and is none of {', '.join(RESERVED_NAMES)}"
+                )
+        writing = [name for name, one in self.averagers.items() if getattr(one, "writes_back", False)]
+        if len(writing) > 1:
+            raise InvalidField(
+                f"averagers.{writing[1]}", writing[1], f"puts the live weights back to its average as {writing[0]} does: keep one of them"
+            )
+        if self.penalties and self.performance.compile:
+            raise InvalidField(
+                "performance.compile", True, "cannot be together with penalties: torch.compile has no gradient of a gradient"
+            )
+        if self.penalties and self.mixed_precision == "fp16":
+            raise InvalidField(
+                "mixed_precision", "fp16", "cannot be together with penalties, whose inner gradients would underflow: use bf16 or fp32"
+            )
+        check_batching(self)
+        if self.swap.source is not None:
+            check_swap(self)
+        check_guard(self)
+
+    def best_scores(self) -> tuple[str, ...]:
+        """Scores whose best checkpoints are kept: those asked for, and the one that rollbacks to the best go by."""
+        guard = self.guard
+        leads = [guard.score] if guard.score and guard.rollback_to == "best" and guard.rolls_back else []
+        return tuple(dict.fromkeys([*self.checkpoint.keep_best, *leads]))
+
+    def followed(self, network: Literal["g", "d"]) -> dict:
+        """The averagers that follow one of the networks.
+
+        D is followed by those with `networks: gd`, and by what a joint swap needs of it.
+        """
+        if network == "g":
+            return self.averagers
+        joint = self.swap.source is not None and self.swap.networks == "gd"
+        needed = {self.swap.source} if joint else set()
+        if joint and self.swap.growth == AUTO:
+            needed |= {name for name, one in self.averagers.items() if reads_orbit(one)}
+        return {name: one for name, one in self.averagers.items() if name in needed or getattr(one, "networks", "g") == "gd"}
+
+
+def check_batching(config: Config) -> None:
+    """Refuse a batch policy that cannot be: what its fields cannot see alone.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    if hasattr(config.batching, "require_fit"):
+        try:
+            config.batching.require_fit()
+        except InvalidField as error:
+            raise InvalidField(f"batching.{error.field}", error.value, error.remedy) from None
+    b, highest = getattr(config.batching, "micro_batch", None), getattr(config.batching, "max_batch", None)
+    if b is not None and highest is not None and highest % b and getattr(config.batching, "grows", True):
+        lower = highest - highest % b
+        raise InvalidField(
+            "batching.max_batch", highest, f"cannot be had in rounds of micro_batch={b} images: choose {lower} or {lower + b}"
+        )
+    if getattr(config.batching, "reads_noise", False) and config.noise_scale.measure_every is None:
+        raise InvalidField("noise_scale.measure_every", None, "must be given, such as 10: the batch policy goes by what it measures")
+
+
+def check_swap(config: Config) -> None:
+    """Refuse a swap that cannot be: what the section cannot see alone.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    swap, averagers = config.swap, config.averagers
+    if swap.source not in averagers:
+        raise InvalidField("swap.source", swap.source, f"must name one of averagers ({', '.join(averagers) or 'there are none'})")
+    source = averagers[swap.source]
+    if getattr(source, "writes_back", False):
+        raise InvalidField("swap.source", swap.source, "puts itself into the live weights already: name another average")
+    begins = getattr(source, "start_kimg", 0.0)
+    if swap.start_kimg < begins:
+        raise InvalidField(
+            "swap.start_kimg",
+            swap.start_kimg,
+            f"must be at least averagers.{swap.source}.start_kimg ({begins:g}), where that average begins",
+        )
+    if not swap.grows:
+        return
+    if not getattr(config.batching, "grows_at_swaps", True):
+        raise InvalidField(
+            "swap.growth", swap.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
+        )
+    if getattr(config.batching, "max_batch", None) is None:
+        raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
+    if swap.growth == AUTO:
+        lives = {one.half_life_kimg for one in averagers.values() if reads_orbit(one)}
+        if len(lives) < 2:
+            raise InvalidField(
+                "swap.growth",
+                swap.growth,
+                "reads the orbit off two averagers of name ema with different half_life_kimg, looking after every update: add one",
+            )
+        if not hasattr(source, "weight"):
+            raise InvalidField(
+                "swap.growth",
+                swap.growth,
+                f"needs a source whose window is known in advance, such as ema, swa or power, and {swap.source} is none",
+            )
+
+
+def check_guard(config: Config) -> None:
+    """Refuse scores that nothing will compute, and rollbacks that cannot be.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    guard = config.guard
+    for key in config.checkpoint.keep_best:
+        require_score("checkpoint.keep_best", key, config)
+    if guard.score is not None:
+        require_score("guard.score", guard.score, config)
+    if guard.score is None and guard.on_worse == "rollback":
+        raise InvalidField("guard.score", None, f"must name a score, such as {example_score(config)}: on_worse=rollback goes by it")
+    if guard.rollback_to == "best" and guard.rolls_back and not (guard.score or config.checkpoint.keep_best):
+        raise InvalidField("guard.rollback_to", "best", f"needs guard.score or checkpoint.keep_best, such as {example_score(config)}")
+    if guard.growth > 1 and (not getattr(config.batching, "grows_at_swaps", True) or getattr(config.batching, "max_batch", None) is None):
+        raise InvalidField(
+            "guard.growth", guard.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
+        )
+
+
+def require_score(field: str, key: str, config: Config) -> None:
+    """Refuse a score that evaluations of this run do not have.
+
+    Raises:
+        InvalidField: for `field`.
+    """
+    parts, names, metrics = key.split("/"), [LIVE, *config.averagers], scores_of(config)
+    if len(parts) != 3 or parts[0] != "eval":
+        raise InvalidField(field, key, f"must be eval/AVERAGE/METRIC, such as {example_score(config)}")
+    if parts[1] not in names:
+        raise InvalidField(field, key, f"must name live or one of averagers{did_you_mean(parts[1], names)}")
+    if parts[2] not in metrics:
+        raise InvalidField(field, key, f"must name a score of eval.metrics{did_you_mean(parts[2], metrics)}")
+
+
+def scores_of(config: Config) -> list[str]:
+    """Names of all scores that an evaluation of a run gives each average."""
+    prefix = getattr(config.eval.features, "metric_prefix", "")
+    return [prefix + name for metric in config.eval.metrics for name in getattr(find("metric", METRICS, metric), "scores", ())]
+
+
+def example_score(config: Config) -> str:
+    """A score of a run, for whoever has named none."""
+    return f"eval/{[LIVE, *config.averagers][-1]}/{(scores_of(config) or ['fid'])[0]}"

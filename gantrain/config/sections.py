@@ -1,0 +1,333 @@
+"""The configuration's sections that are no plug-ins: frozen dataclasses, where every default stands and nowhere else."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gantrain.averaging.batchnorm import POLICIES
+from gantrain.clock import periods_from
+from gantrain.config.lr_tail import LrTail
+from gantrain.config.plugins import find
+from gantrain.errors import InvalidField, UserError, check, shown
+from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, InceptionScore
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """What is recorded of the motion of the weights; nothing while `every_kimg` is null.
+
+    Attributes:
+        every_kimg: distance between recordings; at least an update's images pass anyway. Evaluations are recorded too. A
+            recording is a line of 0.7 KB for each network and average: some ten thousand of a run are plenty.
+        size: numbers that stand for each network, its live weights and each of its averages alike.
+    """
+
+    every_kimg: float | None = None
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        check(
+            self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null to record nothing"
+        )
+        check(self, "size", 8 <= self.size <= 4096, "must be between 8 and 4096")
+
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Swap:
+    """When and how an average takes the place of the live weights; off while `source` is null.
+
+    Attributes:
+        source: name of the average.
+        every_kimg: distance between swaps.
+        start_kimg: the first one.
+        networks: "g" swaps the generator alone, "gd" the discriminator with it (its average is then followed too). In a
+            game that rotates, a swap of one player leaves the other's half of the motion.
+        alpha: 1 replaces the live weights, less moves them this part of the way.
+        optimizer: "keep" the state of Adam, "reset_momentum" (its first moment, which points from where the weights were),
+            or "reset" (all of it). A second moment that is kept holds the step small for a while after the swap; one that
+            starts anew heats the weights again within steps.
+        growth: what the minibatch is multiplied by at each swap; "auto" takes g* from the distances of the live weights to
+            two EMAs, squared because under Adam at a fixed rate the variance falls with the square root of the batch only.
+            Above 1 it needs `batching: {name: on_swap, max_batch: ...}`.
+        lr_scale: what both learning rates are multiplied by at each swap, from there on.
+        after_kimg: the live weights are scored just before a swap, at it, and again so many kimg later.
+    """
+
+    source: str | None = None
+    every_kimg: float = 50.0
+    start_kimg: float = 100.0
+    networks: Literal["g", "gd"] = "gd"
+    alpha: float = 1.0
+    optimizer: Literal["keep", "reset_momentum", "reset"] = "keep"
+    growth: Any = 1
+    lr_scale: float = 1.0
+    after_kimg: float = 5.0
+
+    def __post_init__(self) -> None:
+        check(self, "every_kimg", 0 < self.every_kimg < float("inf"), "must be above 0")
+        check(self, "start_kimg", 0 <= self.start_kimg < float("inf"), "must be at least 0")
+        check(self, "alpha", 0 < self.alpha <= 1, "must be above 0 and at most 1")
+        number = isinstance(self.growth, (int, float)) and not isinstance(self.growth, bool)
+        check(
+            self,
+            "growth",
+            self.growth == AUTO or (number and 1 <= self.growth < float("inf")),
+            f"must be a number of at least 1, or {AUTO}",
+        )
+        check(self, "lr_scale", 0 < self.lr_scale < float("inf"), "must be above 0")
+        check(self, "after_kimg", 0 < self.after_kimg <= self.every_kimg, f"must be above 0 and at most every_kimg ({self.every_kimg:g})")
+
+    @property
+    def grows(self) -> bool:
+        return self.source is not None and self.growth != 1
+
+    def due(self, before: int, after: int) -> bool:
+        """Whether a swap falls into (before, after] images."""
+        return self.source is not None and periods_from(self.start_kimg, self.every_kimg, before, after) > 0
+
+
+def plugin(kind: str, table: dict[str, type], default: type) -> Any:
+    """A field that holds one plug-in."""
+    return field(default_factory=default, metadata={"kind": kind, "table": table})
+
+
+def plugins(kind: str, table: dict[str, type], default: typing.Callable[[], dict]) -> Any:
+    """A field that holds plug-ins by free name."""
+    return field(default_factory=default, metadata={"kind": kind, "table": table, "mapping": True})
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Adam for both players.
+
+    Attributes:
+        lr_g, lr_d: learning rates.
+        betas, eps: of Adam.
+        d_steps: D updates, each on fresh data, before every G update.
+        orthogonal_g, orthogonal_d: weight of orthogonal regularisation (Brock et al. 2019, Eq. 3; published 1e-4 for G).
+        lr_tail: what the rates do towards the end.
+    """
+
+    lr_g: float = 2e-4
+    lr_d: float = 2e-4
+    betas: tuple[float, float] = (0.0, 0.999)
+    eps: float = 1e-8
+    d_steps: int = 1
+    orthogonal_g: float = 0.0
+    orthogonal_d: float = 0.0
+    lr_tail: LrTail = field(default_factory=LrTail)
+
+    def __post_init__(self) -> None:
+        check(self, "lr_g", 0 < self.lr_g < float("inf"), "must be above 0")
+        check(self, "lr_d", 0 < self.lr_d < float("inf"), "must be above 0")
+        check(self, "betas", all(0 <= b < 1 for b in self.betas), "must both be in [0, 1)")
+        check(self, "eps", 0 < self.eps < 1, "must be above 0 and below 1")
+        check(self, "d_steps", self.d_steps >= 1, "must be at least 1")
+        check(self, "orthogonal_g", 0 <= self.orthogonal_g < float("inf"), "must be at least 0")
+        check(self, "orthogonal_d", 0 <= self.orthogonal_d < float("inf"), "must be at least 0")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How the live weights and every average are scored.
+
+    Attributes:
+        every_kimg: null scores at the end only.
+        protocol: counts of published scores by name (`gantrain.metrics.protocols`): sets num_samples, reference_samples and is_splits.
+        num_samples: generated images a score.
+        reference: real images to score against in place of the data set: an .npz of statistics, a folder or zip of images as they
+            are, a prepared set, a run folder or a CONFIG.yaml; relative to the working directory.
+        reference_samples: real images of the reference; null takes all. Statistics in a file are taken whole.
+        batch_size: images a forward, on each process.
+        metrics: names from the table of metrics.
+        is_splits: parts over which the inception score is averaged.
+        resamples: random halves of the generated images behind a 95% interval of each score; null computes none.
+        features: the extractor behind them.
+        batchnorm: "recalibrate" measures statistics for the weights at hand; "copy" takes the live ones; "average" takes
+            running ones that were averaged like the weights; "batch" normalises every batch by its own.
+        recalibration_batches: forwards of `batch_size` images for "recalibrate".
+        truncation: draw z from the normal cut at this absolute value; null does not cut.
+        asynchronous: (in files `async`) score a checkpoint in a process of its own, on the main process's device, while training goes
+            on; the line arrives later, at its kimg. The last evaluation of a run is always waited for.
+    """
+
+    every_kimg: float | None = 25.0
+    protocol: str | None = None
+    num_samples: int = 10_000
+    reference: str | None = None
+    reference_samples: int | None = 50_000
+    batch_size: int = 64
+    metrics: tuple[str, ...] = ("fid", "is", "kid", "prc")
+    is_splits: int = InceptionScore.splits
+    resamples: int | None = None
+    features: Any = plugin("feature extractor", EXTRACTORS, DigitsFeatures)
+    batchnorm: str = "recalibrate"
+    recalibration_batches: int = 16
+    truncation: float | None = None
+    asynchronous: bool = field(default=False, metadata={"key": "async"})  # a word that Python keeps for itself
+
+    def __post_init__(self) -> None:
+        check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null")
+        check(self, "num_samples", self.num_samples >= 16, "must be at least 16")
+        check(self, "reference_samples", self.reference_samples is None or self.reference_samples >= 16, "must be at least 16, or null")
+        check(self, "batch_size", self.batch_size >= 2, "must be at least 2")
+        check(self, "metrics", len(self.metrics) > 0, f"must name at least one of {', '.join(METRICS)}")
+        for name in self.metrics:
+            try:
+                find("metric", METRICS, name)
+            except UserError as error:
+                raise InvalidField("metrics", name, f"must name metrics ({error})") from None
+        check(
+            self,
+            "reference",
+            self.reference is None or bool(self.reference) and "\0" not in self.reference,
+            "must name a file or folder, or be null",
+        )
+        check(self, "is_splits", self.is_splits >= 1, "must be at least 1")
+        check(self, "resamples", self.resamples is None or self.resamples >= 8, "must be at least 8, or null")
+        check(self, "protocol", self.protocol is None or self.protocol in PROTOCOLS, f"must be one of {', '.join(PROTOCOLS)}, or null")
+        for key, value in (PROTOCOLS[self.protocol].keys if self.protocol else {}).items():
+            check(self, key, getattr(self, key) == value, f"is {shown(value)} under protocol={self.protocol}; leave one of them out")
+        check(self, "batchnorm", self.batchnorm in POLICIES, f"must be one of {', '.join(POLICIES)}")
+        check(self, "recalibration_batches", self.recalibration_batches >= 1, "must be at least 1")
+        check(self, "truncation", self.truncation is None or 0 < self.truncation < float("inf"), "must be above 0, or null for none")
+
+    @staticmethod
+    def decided(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(the key that decides about others, what it makes of them), for `gantrain.loading`."""
+        name = given.get("protocol")
+        return "protocol", PROTOCOLS[name].keys if name in PROTOCOLS else {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How often the run is saved, and which checkpoints are kept.
+
+    Attributes:
+        every_kimg: how often one is written.
+        keep_last: how many of the newest stay.
+        keep_every_kimg: of those that pass a multiple of this, one each stays for good; null keeps none for good.
+        keep_best: scores such as "eval/ema/fid"; at the best value of each so far a checkpoint stays in `best/`.
+        on_error: what a checkpoint that cannot be written (a full disk) does to the run: "stop" or "continue".
+    """
+
+    every_kimg: float = 25.0
+    keep_last: int = 2
+    keep_every_kimg: float | None = None
+    keep_best: tuple[str, ...] = ()
+    on_error: Literal["stop", "continue"] = "stop"
+
+    def __post_init__(self) -> None:
+        check(self, "every_kimg", 0 < self.every_kimg < float("inf"), "must be above 0")
+        check(self, "keep_last", self.keep_last >= 1, "must be at least 1")
+        check(self, "keep_every_kimg", self.keep_every_kimg is None or 0 < self.keep_every_kimg < float("inf"), "must be above 0, or null")
+        check(self, "keep_best", len(set(self.keep_best)) == len(self.keep_best), "must name every score once")
+
+
+Action = Literal["stop", "rollback", "warn"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is watched while a run trains, and what is done when it goes wrong.
+
+    Attributes:
+        on_nonfinite: a loss, gradient or weight is nan or infinite. "stop" ends the run; "rollback" returns to a checkpoint of
+            before; "warn" says it and goes on.
+        on_saturation: the loss of D stays below `saturation` times what a D that tells nothing has (its loss at logits 0).
+        on_worse: `score` is worse than `factor` times the best so far (below its `factor`-th part, where higher is better)
+            at `evaluations` evaluations in a row.
+        saturation: share of D's loss at logits 0; for the hinge, 0.02 is a loss of 0.04.
+        saturation_kimg: for how long.
+        score: what `on_worse` watches, such as "eval/ema/fid"; null watches none.
+        factor: above 1.
+        evaluations: how many in a row.
+        rollback_to: "last", the newest checkpoint from before the trouble, or "best", the one with the best `score` (or first of
+            `checkpoint.keep_best`, where no score is watched), which is then kept as if `checkpoint.keep_best` named it.
+        max_rollbacks: attempts, before the run gives up; counted anew once one leads to beyond where the first began.
+        lr_scale: multiplies both learning rates at every rollback; the factors of several multiply.
+        growth: multiplies the batch at every rollback, where the batch policy grows at swaps; likewise.
+    """
+
+    on_nonfinite: Action = "rollback"
+    on_saturation: Action = "warn"
+    on_worse: Action = "warn"
+    saturation: float = 0.02
+    saturation_kimg: float = 10.0
+    score: str | None = None
+    factor: float = 2.0
+    evaluations: int = 3
+    rollback_to: Literal["last", "best"] = "last"
+    max_rollbacks: int = 3
+    lr_scale: float = 1.0
+    growth: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, "saturation", 0 <= self.saturation < 1, "must be in [0, 1)")
+        check(self, "saturation_kimg", 0 < self.saturation_kimg < float("inf"), "must be above 0")
+        check(self, "factor", 1 < self.factor < float("inf"), "must be above 1")
+        check(self, "evaluations", self.evaluations >= 1, "must be at least 1")
+        check(self, "max_rollbacks", self.max_rollbacks >= 1, "must be at least 1; on_nonfinite=stop and its like roll back never")
+        check(self, "lr_scale", 0 < self.lr_scale <= 1, "must be above 0 and at most 1")
+        check(self, "growth", 1 <= self.growth < float("inf"), "must be at least 1")
+
+    @property
+    def rolls_back(self) -> bool:
+        """Ever."""
+        return "rollback" in (self.on_nonfinite, self.on_saturation, self.on_worse)
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases.
+
+    Attributes:
+        mode: "auto" goes online where a key is found and offline elsewhere; or "online", "offline", "disabled".
+        project: that the run belongs to.
+        entity: user or team; null is the account's default.
+        name: of the run; null is the run folder's name.
+        patience: seconds that the end of a run waits for W&B to take what is left; training never waits.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "gantrain"
+    entity: str | None = None
+    name: str | None = None
+    patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        check(self, "patience", 0 < self.patience < float("inf"), "must be above 0")
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """What is reported of a run, and how often.
+
+    Attributes:
+        every_kimg: a console line and a line in metrics.jsonl.
+        samples_every_kimg: a picture of samples of fixed z; null draws one at the end only.
+        sample_rows: images a class in that picture.
+        sample_classes: at most so many classes in it.
+    """
+
+    every_kimg: float = 1.0
+    samples_every_kimg: float | None = 25.0
+    sample_rows: int = 8
+    sample_classes: int = 10
+    wandb: Wandb = field(default_factory=Wandb)
+
+    def __post_init__(self) -> None:
+        check(self, "every_kimg", 0 < self.every_kimg < float("inf"), "must be above 0")
+        check(
+            self,
+            "samples_every_kimg",
+            self.samples_every_kimg is None or 0 < self.samples_every_kimg < float("inf"),
+            "must be above 0, or null",
+        )
+        check(self, "sample_rows", 1 <= self.sample_rows <= 64, "must be between 1 and 64")
+        check(self, "sample_classes", 1 <= self.sample_classes <= 100, "must be between 1 and 100")

@@ -1,0 +1,1 @@
+"""How good is it? Scores of weights, folders and files against references."""

@@ -1,0 +1,32 @@
+"""Features of the real images, kept on disk by what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+from gantrain.cache import cache_folder, keep_file
+from gantrain.metrics.featureset import FeatureSet
+
+
+def fingerprint(images: str, count: int, extractor: str) -> str:
+    """What a reference is: SHA-256 (16 hex digits) of the images' fingerprint, how many, and the extractor's identity."""
+    return hashlib.sha256(f"{images}/{count}/{extractor}".encode()).hexdigest()[:16]
+
+
+def cached(print_: str) -> FeatureSet | None:
+    """The features kept under a fingerprint, None where there are none or they cannot be read."""
+    try:
+        tensors = from_bytes((cache_folder() / f"reference-{print_}.safetensors").read_bytes())
+        return FeatureSet(tensors["features"], tensors["logits"])
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def keep(print_: str, features: FeatureSet) -> None:
+    """Keep features for the next run."""
+    tensors = {"features": features.features.contiguous(), "logits": features.logits.contiguous()}
+    keep_file(f"reference-{print_}.safetensors", to_bytes(tensors))

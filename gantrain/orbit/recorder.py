@@ -1,0 +1,145 @@
+"""The orbit's record: where the weights of G and D, and of every average of them, were at which image.
+
+`RUN/orbit/record.jsonl` has one line a recording: `nimg`; what the motion depends on (`batch_size`, `lr` of both players);
+`"swap": true` just after a swap, where the line before is of the moment before it; `distances`, the squared distance between the live weights and each average that has begun;
+and `sketch`, `[size]` numbers each as base64 of little-endian float32. Both are by player and, for averages, by name.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gantrain.averaging import LIVE, AverageBank
+from gantrain.averaging.average import named_weights
+from gantrain.config.sections import Orbit
+from gantrain.errors import OF_THE_MACHINE
+from gantrain.run_folder.json_values import as_json
+from gantrain.run_folder.line_file import LineFile
+from gantrain.theory.sketch import Sketch
+
+FOLDER = "orbit"
+RECORD_FILE = "record.jsonl"
+LONGEST_LINE = 2**24  # bytes: thousands of averages
+
+
+class OrbitRecorder:
+    """Records the motion of a run's weights; does nothing where `settings.every_kimg` is null.
+
+    What is recorded stays on the device until `flush`, so that no recording waits for it.
+
+    Args:
+        settings: the `orbit` section.
+        banks: the averages of "g" and of "d", and with them the live weights.
+        run_dir: the run folder.
+        writes: whether this process writes the file; weights and averages are the same on all.
+        persistent: keep recordings that a full disk does not take until it does, instead of raising.
+    """
+
+    def __init__(self, settings: Orbit, banks: Mapping[str, AverageBank], run_dir: Path, writes: bool, persistent: bool = False):
+        self.settings, self.banks, self.writes, self.persistent = settings, banks, writes, persistent
+        self.path = run_dir / FOLDER / RECORD_FILE
+        self.on = settings.every_kimg is not None
+        self.live = (
+            {key: {n: w.detach() for n, w in named_weights(bank.network).items()} for key, bank in banks.items()}
+            if self.on and writes
+            else {}
+        )
+        self.sketches = {key: Sketch(weights, key, settings.size) for key, weights in self.live.items()}
+        self.nimg = -1  # of the last recording
+        self.latest: dict[str, float] = {}  # distances of the last recording written, for a line of metrics.jsonl
+        self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
+
+    def open(self, state: Mapping[str, Any] | None = None) -> None:
+        """Go on from what `state` gave, or from nothing: what stands behind it in the file will be recorded again."""
+        keep_bytes = state["bytes"] if state else 0
+        self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
+        self.nimg = state["nimg"] if state else -1
+        self._pending = []  # of a path that was rolled back from
+        if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab+") as file:
+            end = min(keep_bytes, file.seek(0, os.SEEK_END))
+            start = max(0, end - LONGEST_LINE)
+            file.seek(start)
+            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # a power cut may have taken what the checkpoint saw
+
+    def state(self) -> dict[str, Any]:
+        """What `open` wants after a resume, as JSON values; all that was recorded is on disk then."""
+        self.flush()
+        if not self.writes or not self.path.exists():
+            return {"bytes": 0, "nimg": -1, "latest": []}
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+            return {
+                "bytes": file.tell(),
+                "nimg": self.nimg,
+                "latest": as_json(list(self.latest.items())),
+            }  # a list: JSON in a checkpoint is sorted
+
+    def record(self, nimg: int, facts: Mapping[str, Any], swapped: bool = False) -> None:
+        """Take down where everything is, once for each moment. No device sync, but that averages with `offload` are waited for.
+
+        Args:
+            nimg: images seen.
+            facts: what the motion depends on at this moment, as JSON values.
+            swapped: the weights were just replaced, which makes another moment of it.
+        """
+        if not self.on or not self.writes or (nimg == self.nimg and not swapped):
+            return
+        self.nimg = nimg
+        head = {"nimg": nimg, **facts, **({"swap": True} if swapped else {})}
+        names: list[tuple[str, str, str]] = []
+        values: list[Tensor] = []
+        for key, bank in self.banks.items():
+            device = next(iter(self.live[key].values())).device
+            for name in [LIVE, *bank.started()]:
+                weights = self.live[key] if name == LIVE else bank[name].shadows
+                names.append(("sketch", key, name))
+                values.append(self.sketches[key](weights).double().to(device))
+                if name != LIVE:
+                    names.append(("distances", key, name))
+                    values.append(bank.distance(name).view(1))
+        self._pending.append((head, names, torch.cat(values)))
+
+    def flush(self) -> None:
+        """Write what was recorded."""
+        if not self._pending:
+            return
+        lines = [as_line(head, names, values.cpu().numpy(), self.settings.size) for head, names, values in self._pending]
+        self.latest = {
+            f"orbit/{key.upper()}/{name}/distance": d**0.5 for key, of in lines[-1]["distances"].items() for name, d in of.items()
+        }
+        file = LineFile(self.path)
+        try:
+            file.append("".join(json.dumps(as_json(line), allow_nan=False) + "\n" for line in lines))
+        except OSError as error:
+            if self.persistent and error.errno in OF_THE_MACHINE:
+                return
+            raise type(error)(error.errno, error.strerror, str(self.path)) from error
+        finally:
+            file.close()
+        self._pending = []
+
+
+def as_line(head: dict[str, Any], names: list[tuple[str, str, str]], values: np.ndarray, size: int) -> dict[str, Any]:
+    """A recording as JSON values."""
+    line: dict[str, Any] = {**head, "distances": {"g": {}, "d": {}}, "sketch": {"g": {}, "d": {}}}
+    at = 0
+    for kind, key, name in names:
+        if kind == "sketch":
+            line[kind][key][name] = base64.b64encode(values[at : at + size].astype("<f4").tobytes()).decode()
+            at += size
+        else:
+            line[kind][key][name] = float(values[at])
+            at += 1
+    return line

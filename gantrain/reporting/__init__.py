@@ -1,0 +1,1 @@
+"""What does a run say? Console, record, W&B, charts, page, tables."""

@@ -1,0 +1,212 @@
+"""Charts of a run as Plotly figures, for Weights & Biases and for the report: scores of every average, batch and noise scale.
+
+Whatever goes into a figure is a plain list: Plotly would write arrays as base64, which nobody can read back. Colours are
+Okabe and Ito's (2008, "Color universal design"), which people who see colours differently can tell apart, without the yellow
+that white drowns. Backgrounds are transparent and text is grey, so that a figure is at home on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plotly import graph_objects as go
+
+from gantrain.averaging import LIVE
+from gantrain.reporting.event_words import mark_of
+from gantrain.run_folder.record import Record
+from gantrain.score_names import better_when_higher
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("solid", "dash", "dot", "dashdot")  # the next round through the colours
+LIVE_COLOUR = TEXT = "#808080"
+GRID = "rgba(128,128,128,0.25)"
+PLAYERS = {"D": "#d55e00", "G": "#0072b2"}
+POINTS = 1000  # of a line: more are not seen, and W&B is sent them anew at every evaluation
+LOG_SPAN = 10  # largest score over smallest, from which on the axis is logarithmic
+PANEL_GAP = 0.06  # of the height, between stacked panels
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How an event is drawn: a vertical line with a sign at a height of its own, since a swap and its growth are one moment."""
+
+    colour: str
+    dash: str
+    symbol: str
+    height: float
+
+
+MARKS = {
+    "swap": Mark("#8a63c9", "dash", "diamond", 0.98),
+    "growth": Mark("#b8860b", "dot", "triangle-up", 0.91),
+    "rollback": Mark("#d62728", "dashdot", "x", 0.84),
+}
+
+
+# ---- what a record says --------------------------------------------------------------------------------------------------
+
+
+def style_of(averages: Iterable[str]) -> dict[str, dict[str, str]]:
+    """A Plotly line for each name: grey for the live weights, for averages a colour by order of first appearance."""
+    names = [name for name in averages if name != LIVE]
+    styles = {name: {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i // len(COLOURS) % len(DASHES)]} for i, name in enumerate(names)}
+    return {LIVE: {"color": LIVE_COLOUR, "dash": "solid"}, **styles}
+
+
+def marks(record: Record) -> list[tuple[int, str, str]]:
+    """(images seen, kind, what happened) of every swap, growth and rollback, in the order in which they happened."""
+    found = [(line["nimg"], mark_of(line)) for line in record.events(*MARKS)]
+    return [(nimg, *mark) for nimg, mark in found if mark is not None]
+
+
+def batches(record: Record) -> list[tuple[int, int, int]]:
+    """(images seen, batch, rounds) wherever they change, and at the last line; each holds from there on."""
+    found: list[tuple[int, int, int]] = []
+    for line in record.lines:
+        if line.get("event") == "growth":
+            point = (line["nimg"], line["to"], line["rounds"])
+            found = found or [(0, line["from"], line["from"] * line["rounds"] // line["to"])]
+        elif line.get("event") == "rollback":
+            point = (line["to"], line["batch/size"], line["batch/rounds"])
+        elif "loss/d" in line:
+            point = (line["nimg"], line["batch/size"], line["batch/rounds"])
+        else:
+            continue
+        found = found or [(0, *point[1:])]
+        if point[1:] != found[-1][1:]:
+            found.append(point)
+    return [*found, (max(record.training[-1]["nimg"], found[-1][0]), *found[-1][1:])] if found and record.training else found
+
+
+def number(value: Any) -> float | int | None:
+    """A value that can be drawn; None is a gap."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
+    """At most so many of the lines, evenly, the last among them."""
+    step = -(-len(lines) // most) if lines else 1
+    return list(lines[::-1][::step][::-1])
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------------
+
+
+def scores_figure(record: Record, metric: str) -> go.Figure:
+    """A metric of the live weights and of every average over kimg, with swaps, growths and rollbacks."""
+    figure = framed([f"{metric} ({'higher' if better_when_higher(metric) else 'lower'} is better)"])
+    evaluations = record.evaluations
+    values = [row[metric] for one in evaluations for row in one.scores.values() if number(row.get(metric)) is not None]
+    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or what comes first flattens all the rest
+        figure.update_layout(yaxis={"type": "log"})
+    for name, line in style_of(record.averages).items():
+        shown = [(one.nimg / 1000, number(one.scores[name][metric])) for one in evaluations if metric in one.scores.get(name, {})]
+        if shown:
+            figure.add_scatter(
+                x=[kimg for kimg, _ in shown], y=[value for _, value in shown], name=name, mode="lines+markers", line=line, marker={"size": 6},
+                hovertemplate=f"{name} %{{y:.5g}} at %{{x:g}} kimg<extra></extra>",
+            )  # fmt: skip
+    add_marks(figure, record, panels=1)
+    return figure
+
+
+def batch_figure(record: Record) -> go.Figure:
+    """Over kimg, one below the other: the batch beside the noise scale of both players with its intervals, rounds, learning rates."""
+    figure = framed(["images", "rounds", "learning rate"], weights=[2, 1, 1])
+    batch, lines = batches(record), thinned(record.training)
+    kimg = [line["nimg"] / 1000 for line in lines]
+    add = lambda panel, name, x, y, line, **more: figure.add_scatter(  # noqa: E731
+        x=x,
+        y=y,
+        name=name,
+        mode="lines",
+        line=line,
+        yaxis=axis_id(panel),
+        hovertemplate=f"{name} %{{y:.4g}} at %{{x:g}} kimg<extra></extra>",
+        **more,
+    )
+    add(0, "batch", [nimg / 1000 for nimg, _, _ in batch], [size for _, size, _ in batch], {"color": TEXT, "shape": "hv"})
+    for player, colour in PLAYERS.items():
+        prefix = f"noise_scale/{player}/b_simple"
+        decided = [line if number(line.get(f"{prefix}_low")) is not None else {} for line in lines]  # elsewhere noise drowns the gradient
+        if any(decided):
+            figure.add_scatter(**band(kimg, decided, prefix), yaxis=axis_id(0), fillcolor=colour, opacity=0.2, legendgroup=player)
+            add(0, f"noise scale of {player}", kimg, [number(line.get(prefix)) for line in decided], {"color": colour}, legendgroup=player)
+    add(
+        1,
+        "rounds",
+        [nimg / 1000 for nimg, _, _ in batch],
+        [rounds for _, _, rounds in batch],
+        {"color": TEXT, "shape": "hv", "dash": "dot"},
+    )
+    for player, colour in PLAYERS.items():
+        rates = [number(line.get(f"lr/{player.lower()}")) for line in lines]
+        add(2, f"learning rate of {player}", kimg, rates, {"color": colour, "dash": "solid" if player == "D" else "dash"})
+    figure.update_layout(yaxis={"type": "log"}, yaxis2={"rangemode": "tozero"}, yaxis3={"rangemode": "tozero", "exponentformat": "power"})
+    add_marks(figure, record, panels=3)
+    return figure
+
+
+def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, Any]:
+    """A trace that fills between `prefix`_low and `prefix`_high, a polygon for every stretch without a gap."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    stretch: list[tuple[float, float, float]] = []
+    for at, line in [*zip(kimg, lines), (0.0, {})]:
+        low, high = number(line.get(f"{prefix}_low")), number(line.get(f"{prefix}_high"))
+        if low is not None:
+            if high is not None:
+                stretch.append((at, max(low, 1e-3), high))  # a log axis has no 0
+            continue
+        if stretch:
+            x += [*(s[0] for s in stretch), *(s[0] for s in stretch[::-1]), None]
+            y += [*(s[1] for s in stretch), *(s[2] for s in stretch[::-1]), None]
+        stretch = []
+    return {"x": x, "y": y, "fill": "toself", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+
+
+def axis_id(panel: int) -> str:
+    """What Plotly calls a panel's y axis."""
+    return "y" if panel == 0 else f"y{panel + 1}"
+
+
+def framed(titles: Sequence[str], weights: Sequence[float] | None = None) -> go.Figure:
+    """An empty figure with panels one below the other on one axis of kimg.
+
+    Args:
+        titles: of each panel's y axis, from above.
+        weights: their heights in proportion.
+    """
+    weights = weights or [1.0] * len(titles)
+    room = 1 - PANEL_GAP * (len(titles) - 1)
+    figure, top = go.Figure(), 1.0
+    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": TEXT, "automargin": True}
+    for panel, (title, weight) in enumerate(zip(titles, weights)):
+        below = top - room * weight / sum(weights)
+        figure.layout[f"yaxis{panel + 1 if panel else ''}"] = {**axis, "title": {"text": title}, "domain": [max(0.0, below), top]}
+        top = below - PANEL_GAP
+    figure.update_layout(
+        xaxis={**axis, "title": {"text": "kimg"}, "anchor": axis_id(len(titles) - 1)}, template="none", font={"color": TEXT, "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest", margin={"l": 70, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    )  # fmt: skip
+    return figure
+
+
+def add_marks(figure: go.Figure, record: Record, panels: int) -> None:
+    """Vertical lines through all panels, one kind in the legend once; pointed at, they say what happened."""
+    happened = marks(record)
+    for kind, mark in MARKS.items():
+        mine = [(nimg / 1000, words) for nimg, one, words in happened if one == kind]
+        for panel in range(panels if mine else 0):
+            over = panels + 1 + panel
+            figure.layout[f"yaxis{over}"] = {"overlaying": axis_id(panel), "range": [0, 1], "visible": False, "fixedrange": True}
+            figure.add_scatter(
+                x=[x for kimg, _ in mine for x in (kimg, kimg, kimg, None)], y=[0, mark.height, 1, None] * len(mine), yaxis=f"y{over}", name=kind,
+                legendgroup=kind, showlegend=panel == 0, mode="lines+markers", line={"color": mark.colour, "dash": mark.dash, "width": 1.5},
+                marker={"symbol": mark.symbol, "size": [0, 9, 0, 0] * len(mine), "color": mark.colour, "opacity": 1},
+                text=[t for kimg, words in mine for t in (f"{kind} at {kimg:g} kimg<br>{words}",) * 3 + ("",)], hovertemplate="%{text}<extra></extra>",
+            )  # fmt: skip

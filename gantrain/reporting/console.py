@@ -1,0 +1,89 @@
+"""The console line of a run: where it is, how fast it goes, how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+
+class Progress:
+    """The console line: where the run is, how fast, and how long it will take."""
+
+    def __init__(self, total_nimg: int, nimg: int):
+        self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
+        self.last_time, self.last_nimg = self.started_at, nimg
+        self.aside = self.all_aside = 0.0
+        self.seconds = 0.0  # of training between the last two lines
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not spent on training: it counts neither in the rate nor in what is to go."""
+        began = time.monotonic()
+        yield
+        self.aside += time.monotonic() - began
+
+    def back_to(self, nimg: int) -> None:
+        """The run goes on from fewer images; those done beyond them count in how fast it is, not in how far."""
+        self.start -= self.last_nimg - nimg
+        self.last_nimg = nimg
+
+    def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+        """(line, what it says of time, for the record: images per second since the line before, seconds since the start, seconds to go)."""
+        now = time.monotonic()
+        self.seconds = max(now - self.last_time - self.aside, 1e-9)
+        times = {"throughput/img_per_s": (nimg - self.last_nimg) / self.seconds, "throughput/elapsed_s": now - self.started_at}
+        self.all_aside, self.aside = self.all_aside + self.aside, 0.0
+        overall = (nimg - self.start) / max(now - self.started_at - self.all_aside, 1e-9)
+        if overall > 0:
+            times["throughput/left_s"] = max(0, self.total - nimg) / overall
+        self.last_time, self.last_nimg = now, nimg
+        return console_line(nimg, self.total, {**values, **times}), times
+
+
+def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
+    """A line of losses as the console has it, from what the record has: every column as wide as that of any other line of a run.
+
+    Args:
+        nimg, total: images seen, and in the whole run.
+        values: a training line of metrics.jsonl; what it lacks is nan, or ? where it is a time.
+    """
+    of = lambda key, width, decimals: fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
+    elapsed, left = (duration(values[key]) if key in values else "?" for key in ("throughput/elapsed_s", "throughput/left_s"))
+    return (
+        f"{nimg / 1000:9.1f} kimg {min(1.0, nimg / total):4.0%} | {elapsed:>7} + {left:>7} to go | {of('throughput/img_per_s', 6, 0)} img/s"
+        f" | loss D {of('loss/d', 6, 3)} G {of('loss/g', 6, 3)} | D(real) {of('logits/real', 6, 2)} D(fake) {of('logits/fake', 6, 2)}"
+        f" | batch {of('batch/size', 5, 0).strip():<5} | {of('memory/gib', 5, 1)} GiB{noise_in_words(values)}"
+    )
+
+
+def fixed(value: float, width: int, decimals: int) -> str:
+    """A number flush right in so many characters: with fewer decimals where it is large, as a power of ten where it is larger."""
+    for places in range(decimals, -1, -1):
+        text = f"{value:{width}.{places}f}"
+        if len(text) == width:
+            return text
+    return f"{value:.0e}".rjust(width)
+
+
+def noise_in_words(values: Mapping[str, float]) -> str:
+    """The noise scale of either player in images, for the end of the console line; nothing where none is measured."""
+    measured = [player for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values]
+    cells = [
+        f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else fixed(values[f'noise_scale/{p}/b_simple'], 6, 0).strip():<6}"
+        for p in measured
+    ]
+    return (" | noise" + "".join(cells)).rstrip() if cells else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m05s, 2h07m or 4d03h."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"

@@ -1,0 +1,441 @@
+"""From run folders to one HTML page that needs nothing else: charts, samples over time, tables, pictures.
+
+The page holds Plotly's own script, the figures' numbers as JSON, and the pictures; it opens from a disk without network.
+Every number in it is one of `metrics.jsonl` or of `evaluations/`; several runs are drawn as means over those that repeat
+each other (`gantrain.comparison`).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from gantrain.averaging import LIVE
+from gantrain.config import loading
+from gantrain.reporting.comparison import LEVEL, Group, curves, differences, grouped, half_width, names_of
+from gantrain.reporting.console import duration
+from gantrain.reporting.page_figures import stack
+from gantrain.run_folder.json_values import restored
+from gantrain.run_folder.provenance import utc_now
+from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
+from gantrain.sampling.sheets import read_side_by_side
+from gantrain.score_names import best_value, better_when_higher
+from gantrain.version import __version__
+
+TEMPLATE = Path(__file__).parent / "page.html"
+MOST_MOMENTS = 40  # of sample pictures in a page; the first and the last are among them
+MOST_BYTES = 24 * 2**20  # of all sample pictures together
+MOST_PICTURES = 20  # of orbits, sweeps and truncations
+WIDEST = 1200  # pixels of one
+IN_WORDS = {
+    RUNNING: "goes on; this page shows what it has come to",
+    MAYBE: "goes on, it seems, on another machine; this page shows what it has come to",
+    DONE: "done",
+    INTERRUPTED: "interrupted: it was asked to stop, and the same command goes on",
+    GAVE_UP: "gave up: its training went wrong and could not be saved",
+    CUT_SHORT: "cut short: it was killed or ended by an error; the same command goes on from its last checkpoint",
+    EMPTY: "has written nothing yet",
+    DAMAGED: "is damaged: no line of its metrics.jsonl can be read",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table.
+
+    Attributes:
+        value: as the record has it; None where there is none.
+        half: half-width of its interval, of a mean.
+        best: whether it is the best of its column.
+    """
+
+    value: float | None
+    half: float | None = None
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        if self.value is None:
+            return "–"
+        return f"{self.value:.4f}" + (f" ± {self.half:.2g}" if self.half is not None and math.isfinite(self.half) else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of labels and scores.
+
+    Attributes:
+        title: above it.
+        heads: of the label columns.
+        metrics: of the score columns.
+        rows: (labels, cells).
+        note: what the scores must be quoted with.
+    """
+
+    title: str
+    heads: list[str]
+    metrics: list[str]
+    rows: list[tuple[list[str], list[Cell]]]
+    note: str = ""
+
+
+@dataclass
+class Samples:
+    """Sheets over time, of every run and average: what the slider goes through."""
+
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    left_out: int = 0
+
+    @property
+    def times(self) -> list[float]:
+        return sorted({moment["kimg"] for source in self.sources for moment in source["moments"]})
+
+
+def page(records: Sequence[Record]) -> str:
+    """The HTML text."""
+    from plotly.offline import get_plotlyjs
+
+    groups = grouped(records)
+    metrics = list(dict.fromkeys(m for record in records for m in record.metrics))
+    figure = stack(groups, metrics)
+    one, names = records[0] if len(records) == 1 else None, names_of(records)
+    samples = samples_of(records, names)
+    left, right = left_and_right(samples, records, names)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=names[one.run.resolve()] if one else " · ".join(group.name for group in groups),
+        version=__version__, made=utc_now(), level=LEVEL,
+        heads=[head(record, names[record.run.resolve()]) for record in records], groups=[group_head(group, groups) for group in groups], several=one is None,
+        notes=[(f"{names[record.run.resolve()]}: " if one is None else "") + note for record in records for note in notes(record)],
+        figure=as_script(json.loads(figure.to_json())) if figure.data else "", averages=chosen_averages(groups, metrics),
+        samples=as_script({"times": samples.times, "sources": samples.sources, "left": left, "right": right}),
+        sources=[source["label"] for source in samples.sources], moments=len(samples.times), left_out=samples.left_out,
+        tables=tables(one) if one else [means_table(groups, metrics)] if metrics else [], swaps=swap_table(one) if one else None,
+        pictures=pictures(records, names), plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()),
+    )  # fmt: skip
+
+
+def as_script(value: Any) -> Any:
+    """JSON that may stand in a script element: no text in it can end the element."""
+    return jinja2.utils.markupsafe.Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
+
+
+# ---- the head --------------------------------------------------------------------------------------------------------
+
+
+def head(record: Record, name: str) -> dict[str, Any]:
+    """What a run is and what has become of it."""
+    facts, total = record.facts, record.config.total_kimg
+    parameters = facts.get("parameters", {})
+    rates = sorted(line["throughput/img_per_s"] for line in record.training if "throughput/img_per_s" in line)
+    batch = record.training[-1] if record.training else {}
+    rows = {
+        "Images": f"{record.nimg / 1000:g} of {total:g} kimg",
+        "Took": took(record),
+        "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
+        "Batch": f"{batch['batch/size']} images ({batch['batch/rounds']} round{'s' if batch['batch/rounds'] > 1 else ''}) at the end"
+        if "batch/size" in batch
+        else "",
+        "Device": f"{facts['device']}, {record.config.mixed_precision}, {facts['processes']} process{'es' if facts['processes'] > 1 else ''}"
+        if "processes" in facts
+        else "",
+        "Parameters": f"G {parameters['g']:,}, D {parameters['d']:,}" if parameters else "",
+        "Seed": str(record.config.seed),
+        "Versions": ", ".join(
+            f"{name} {version}" for name, version in {"gantrain": facts.get("gantrain"), **facts.get("versions", {})}.items() if version
+        ),
+        "Data": f"{loading.to_dict(record.config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
+        if "data_fingerprint" in facts
+        else "",
+    }
+    return {
+        "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
+        "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(record.config),
+    }  # fmt: skip
+
+
+def best_of(record: Record, metric: str) -> dict[str, Any] | None:
+    """The best value of a metric over the evaluations that compare, and whose it is."""
+    found = [
+        (row[metric], name, one.nimg / 1000)
+        for one in record.comparable
+        for name, row in one.scores.items()
+        if math.isfinite(row.get(metric, math.nan))
+    ]
+    if not found:
+        return None
+    value, average, kimg = (max if better_when_higher(metric) else min)(found, key=lambda one: one[0])
+    return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": kimg}
+
+
+def took(record: Record) -> str:
+    """From the first start to the last end in words, where both are known."""
+    told = [line for line in record.events() if isinstance(line.get("time"), str)]
+    try:
+        begun, last = (datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ") for line in (told[0], told[-1]))
+    except (IndexError, ValueError):
+        return ""
+    seconds, end = (last - begun).total_seconds(), told[-1]["time"]
+    if told[-1]["event"] in ("start", "resume"):  # it goes on, or nobody had the time to say when it ended
+        since = record.lines[record.lines.index(told[-1]) :]
+        seconds += max((line.get("throughput/elapsed_s", 0.0) for line in since if "loss/d" in line), default=0.0)
+        end = "its last line"
+    resumes = len(record.events("resume"))
+    again = f", resumed {resumes} time{'s' if resumes > 1 else ''}" if resumes else ""
+    return f"{duration(seconds)} from {told[0]['time']} to {end}{again}"
+
+
+def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
+    """A group's runs, and in what it differs from the first."""
+    found: dict[str, str] = {}
+    for key, (there, here) in differences(groups[0].records[0], group.records[0]).items():
+        if "absent" in (there, here):  # an averager, say, that only one of them has: named once
+            section = key.rpartition(".")[0]
+            found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
+        else:
+            found[key] = f"{key}: {in_yaml(there)} → {in_yaml(here)}"
+    return {"name": group.name, "seeds": [record.config.seed for record in group.records], "differs": list(found.values())}
+
+
+def in_yaml(value: Any) -> str:
+    """A value as a configuration has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def notes(record: Record) -> list[str]:
+    """What the page does not show of a run, and why."""
+    found = []
+    apart = len(record.evaluations) - len(record.comparable)
+    if not record.evaluations:
+        found.append("No evaluation has been made: there are no scores to draw.")
+    elif len(record.averages) == 1:
+        found.append(f"{record.averages[0]} alone was scored: there is nothing to compare it with.")
+    if apart:
+        found.append(
+            f"{apart} earlier evaluation{'s were' if apart > 1 else ' was'} made under another protocol (eval was changed at a resume): left out, since the scores do not compare."
+        )
+    if not record.training:
+        found.append("No line of training has been written: batch, rates and noise scale are not drawn.")
+    elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
+        found.append("The gradient noise scale was not measured (noise_scale.measure_every is null).")
+    if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
+        found.append(f"The run is not whole: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
+    if record.abandoned:
+        found.append(f"{len(record.abandoned)} lines of paths that rollbacks have left are not drawn.")
+    if record.unreadable:
+        found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read and are left out.")
+    return found
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(record: Record) -> list[Table]:
+    """Averager x BatchNorm x metric: the last evaluation, then those that `gantrain evaluate` has left, the newest first."""
+    found = []
+    if record.evaluations:
+        last = record.evaluations[-1]
+        rows = {(name, str(last.protocol.get("batchnorm", ""))): scores for name, scores in last.scores.items()}
+        found.append(score_table(f"Scores at {last.nimg / 1000:g} kimg", rows, last.protocol))
+    for body in sorted(later_evaluations(record.run), key=lambda one: -one["nimg"]):
+        found += tables_of(body, body["nimg"])
+    return found
+
+
+def tables_of(body: Mapping[str, Any], nimg: int) -> list[Table]:
+    """What `gantrain evaluate` has found, as a table; none where it has no scores.
+
+    Raises:
+        TypeError, KeyError, AttributeError, ValueError: it is not what `gantrain evaluate` writes.
+    """
+    by_policy = body.get("scores_by_batchnorm") or {str(body.get("eval/batchnorm", "")): body["scores"]}
+    rows = {(name, policy): dict(scores[name]) for name in next(iter(by_policy.values())) for policy, scores in by_policy.items()}
+    protocol = {key.removeprefix("eval/"): value for key, value in body.items() if key.startswith("eval/")}
+    made = score_table(f"Scores at {nimg / 1000:g} kimg, by gantrain evaluate", rows, protocol)
+    [cell.text for _, cells in made.rows for cell in cells]  # a word where a number should be
+    return [made] if made.metrics else []
+
+
+def later_evaluations(run: Path) -> list[dict[str, Any]]:
+    """What `gantrain evaluate` has written into a run's folder; what is damaged is passed over."""
+    found = []
+    for path in sorted((run / "evaluations").glob("*.json")):
+        if re.fullmatch(r"\d{12}(-\d+)?", path.stem):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                body = restored(json.loads(path.read_text(encoding="utf-8")))
+                if isinstance(body["nimg"], int) and tables_of(body, body["nimg"]):
+                    found.append(body)
+    return found
+
+
+def score_table(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]], protocol: Mapping[str, Any]) -> Table:
+    """A table of (average, BatchNorm policy) to scores, the best of each column marked."""
+    metrics = [m for m in dict.fromkeys(m for row in rows.values() for m in row) if better_when_higher(m) is not None]
+    best = {m: best_value(m, [row.get(m) for row in rows.values()]) for m in metrics}
+    body = [
+        ([name, policy], [Cell(row.get(m), row.get(f"{m}_ci95"), row.get(m) is not None and row[m] == best[m]) for m in metrics])
+        for (name, policy), row in rows.items()
+    ]
+    return Table(title, ["average", "BatchNorm"], metrics, body, protocol_in_words(protocol))
+
+
+def protocol_in_words(protocol: Mapping[str, Any]) -> str:
+    """What scores must be quoted with."""
+    batches = protocol.get("batchnorm_batches")
+    parts = [
+        f"{protocol.get('num_samples')} generated images", f"reference {protocol.get('reference')}, fingerprint {protocol.get('reference_fingerprint')}",
+        f"features {protocol.get('features')}", f"BatchNorm statistics of {batches}" if isinstance(batches, str) else "",
+        "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}", f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
+    ]  # fmt: skip
+    return "; ".join(part for part in parts if part)
+
+
+def swap_table(record: Record) -> Table | None:
+    """The live weights' scores at every swap: before, at and after it."""
+    told = [line for line in record.events("swap") if line.get("live")]
+    metrics = [m for m in dict.fromkeys(m for line in told for m in line["live"]) if better_when_higher(m) is not None]
+    rows = [
+        (
+            [f"{line['swap_nimg'] / 1000:g}", f"{line['batch/size']}", f"{line['moment']} ({line['nimg'] / 1000:g})"],
+            [Cell(line["live"].get(m)) for m in metrics],
+        )
+        for line in told
+    ]
+    return Table("Live weights at the swaps", ["swap at kimg", "batch", "moment (kimg)"], metrics, rows) if rows else None
+
+
+def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
+    """The last scores of each group's runs: means with intervals, the best mean of each column marked."""
+    rows: dict[tuple[str, str, str], dict[str, tuple[float, float | None]]] = {}
+    for group in groups:
+        lasts = [record.evaluations[-1] for record in group.records if record.evaluations]
+        for name in dict.fromkeys(name for last in lasts for name in last.scores):
+            have = [last.scores[name] for last in lasts if name in last.scores]
+            key = (group.name, name, str(len(have)))
+            rows[key] = {}
+            for metric in metrics:
+                values = [row[metric] for row in have if metric in row]
+                if values:
+                    rows[key][metric] = sum(values) / len(values), half_width(values) if len(values) > 1 else None
+    best = {m: best_value(m, [row[m][0] if m in row else None for row in rows.values()]) for m in metrics}
+    body = [
+        (list(key), [Cell(*row[m], best=row[m][0] == best[m]) if m in row else Cell(None) for m in metrics]) for key, row in rows.items()
+    ]
+    last = next((record.evaluations[-1] for group in groups for record in group.records if record.evaluations), None)
+    note = (
+        f"each run's last evaluation; means over the runs with {LEVEL:.0%} intervals (Student's t). " + protocol_in_words(last.protocol)
+        if last
+        else ""
+    )
+    return Table("Scores at the end", ["runs", "average", "how many"], list(metrics), body, note)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
+    """The sheets that the runs have drawn, evenly spread in time where there are too many."""
+    found = Samples()
+    most, room = max(2, MOST_MOMENTS // len(records)), MOST_BYTES // len(records)
+    for record in records:
+        paths = sorted(path for path in (record.run / "samples").glob("*.png") if path.stem.isdigit())
+        chosen = spread(paths, most)
+        sizes = sum(path.stat().st_size for path in chosen)
+        if sizes > room:
+            chosen = spread(chosen, max(2, int(len(chosen) * room / sizes)))
+        found.left_out += len(paths) - len(chosen)
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for path in chosen:
+            with contextlib.suppress(OSError):  # being written, or damaged
+                for sheet in read_side_by_side(path):
+                    by_name.setdefault(sheet.name or "all", []).append(
+                        {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.picture)}
+                    )
+        run = names[record.run.resolve()]
+        prefix = f"{run} · " if len(records) > 1 else ""
+        found.sources += [{"label": prefix + name, "run": run, "average": name, "moments": moments} for name, moments in by_name.items()]
+    return found
+
+
+def spread(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
+
+
+def as_uri(picture: Image.Image) -> str:
+    """A picture as a data URI: without loss where that is small."""
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+    whole = io.BytesIO()
+    picture.save(whole, "WEBP", lossless=True)
+    if whole.tell() > 200_000:
+        whole = io.BytesIO()
+        picture.save(whole, "WEBP", quality=88)
+    return f"data:image/webp;base64,{base64.b64encode(whole.getvalue()).decode()}"
+
+
+def left_and_right(samples: Samples, records: Sequence[Record], names: Mapping[Path, str]) -> tuple[int, int]:
+    """Which two sources stand side by side at first: live and the best average of a run, or the best averages of two runs."""
+    best = {
+        names[record.run.resolve()]: found[1]
+        for record in records
+        if (found := record.best(averages=[n for n in record.averages if n != LIVE]))
+    }
+    favourites = [i for i, source in enumerate(samples.sources) if source["average"] == best.get(source["run"])]
+    if len(records) > 1 and len(favourites) > 1:
+        return favourites[0], favourites[-1]
+    live = next((i for i, source in enumerate(samples.sources) if source["average"] == LIVE), 0)
+    return live, favourites[0] if favourites else max(0, len(samples.sources) - 1)
+
+
+def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
+    """Averages to choose from where groups are compared, the first of them the best one's; none where all are drawn at once."""
+    if len(groups) < 2 or not metrics:
+        return []
+    ends: dict[str, list[float]] = {}
+    for group in groups:
+        for curve in curves(group, metrics[0]):
+            ends.setdefault(curve.average, []).append(curve.mean[-1])
+    sign = -1 if better_when_higher(metrics[0]) else 1
+    rank = lambda name: (-len(ends[name]), mean if math.isfinite(mean := sign * sum(ends[name]) / len(ends[name])) else math.inf)  # noqa: E731
+    return sorted(ends, key=rank)
+
+
+def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, str]]:
+    """The newest picture of each orbit, and the newest ones drawn beside evaluations, as many as a page bears."""
+    orbits = [
+        path for record in records for path in sorted(path for path in (record.run / "orbit").glob("*.png") if path.stem.isdigit())[-1:]
+    ]
+    others = sorted(
+        (path for record in records for path in (record.run / "evaluations").glob("*.png")), key=lambda path: path.stat().st_mtime
+    )
+    found, size = [], 0
+    for path in [*orbits, *reversed(others)][:MOST_PICTURES]:
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            size += len(data)
+            if size > MOST_BYTES:
+                break
+            run = names[path.parent.parent.resolve()]
+            title = f"orbit at {int(path.stem) / 1000:g} kimg" if path in orbits else path.stem
+            found.append(
+                {
+                    "title": (f"{run}: " if len(records) > 1 else "") + title,
+                    "src": f"data:image/png;base64,{base64.b64encode(data).decode()}",
+                }
+            )
+    return found

@@ -1,0 +1,261 @@
+"""Charts of a report as Plotly figures: scores, batch, rates and noise scale over one axis of kimg, with marks where something happened.
+
+Everything in them is plain lists of numbers as the record has them, so that the page's data can be read and compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gantrain.averaging import LIVE
+from gantrain.reporting.charts import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, batches, marks, number, style_of, thinned
+from gantrain.reporting.comparison import Curve, Group, curves
+from gantrain.run_folder.record import Record
+from gantrain.score_names import better_when_higher
+
+SCORE_HEIGHT, OTHER_HEIGHT, MARKS_HEIGHT = 210, 150, 34  # pixels
+HEAD, FOOT, GAP = 70, 50, 46
+MOST_TICKS = 6
+WIDE_RANGE = 20  # a score that spans more than this factor is drawn on a logarithmic axis
+
+
+class Stack:
+    """A figure of rows over one axis of kimg, filled from the top."""
+
+    def __init__(self, rows: Sequence[tuple[str, int]], an_average_at_a_time: bool = False):
+        inner = sum(height for _, height in rows)
+        total = inner + GAP * (len(rows) - 1)
+        self.figure = make_subplots(
+            rows=len(rows), cols=1, shared_xaxes=True, vertical_spacing=GAP / total, row_heights=[height / inner for _, height in rows],
+            subplot_titles=[title for title, _ in rows],
+        )  # fmt: skip
+        self.rows = {title: i + 1 for i, (title, _) in enumerate(rows)}
+        self.figure.update_annotations(x=0, xanchor="left", font_size=13)
+        self.figure.update_layout(
+            template="none", height=total + HEAD + FOOT, margin={"l": 58, "r": 14, "t": HEAD, "b": FOOT}, hovermode="x unified",
+            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+            legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
+        )  # fmt: skip
+        self.figure.update_xaxes(showgrid=True, zeroline=False, hoverformat=".6~g", ticks="outside")
+        self.figure.update_yaxes(showgrid=True, zeroline=False, automargin=True)
+        self.figure.update_xaxes(title_text="kimg", row=len(rows), col=1)
+        self._an_average_at_a_time = an_average_at_a_time
+        self._named: set[tuple[str, str]] = set()
+
+    def line(
+        self, row: str, name: str, x: Sequence[float], y: Sequence[float | None], colour: str, kind: str, group: str = "", **style: Any
+    ) -> None:
+        """A line in a row; its name stands in the legend once."""
+        meta = {"kind": kind, "group": group, "row": row, **style.pop("meta", {})}
+        key = (name, meta.get("average", "") if self._an_average_at_a_time else "")
+        shown = style.pop("named", True) and key not in self._named
+        self._named |= {key} if shown else set()
+        trace = go.Scatter(
+            x=list(x), y=list(map(number, y)), name=name, legendgroup=name, showlegend=shown, line={"color": colour, **style.pop("line", {})}, meta=meta,
+            **{"mode": "lines", **style},
+        )  # fmt: skip
+        self.figure.add_trace(trace, row=self.rows[row], col=1)
+
+    def logarithmic(self, row: str, values: Sequence[float]) -> None:
+        """Make a row's axis logarithmic, with few round numbers on it, or the values themselves where they are few."""
+        if values:
+            low, high = min(values), max(values)
+            ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
+            edge = max(0.05 * math.log10(high / low), 0.08)
+            self.figure.update_yaxes(
+                type="log",
+                tickvals=ticks,
+                ticktext=[f"{tick:.6g}" for tick in ticks],
+                range=[math.log10(low) - edge, math.log10(high) + edge],
+                row=self.rows[row],
+                col=1,
+            )
+
+
+def ladder(low: float, high: float) -> list[float]:
+    """Round numbers within a range for a logarithmic axis: 1, 2, 5 a decade, 1 a decade, or fewer, at most `MOST_TICKS`."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
+        ticks = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps if low <= step * 10.0**decade <= high]
+        if 2 <= len(ticks) <= MOST_TICKS:
+            return ticks
+    return [low, high]
+
+
+def stack(groups: Sequence[Group], metrics: Sequence[str]) -> go.Figure:
+    """The one figure of a report.
+
+    Args:
+        groups: of runs; of one run, its averages have colours of their own, of several groups the groups have, an average at a time.
+        metrics: names of the scores to draw.
+    """
+    records = [record for group in groups for record in group.records]
+    others = [title for title, keys, _ in OTHERS if any(key in line for record in records for line in record.training for key in keys)]
+    marked = [record for record in records if record.events(*MARKS)]
+    rows = [("", MARKS_HEIGHT)] if marked else []
+    rows += [(title_of(metric), SCORE_HEIGHT) for metric in metrics] + [(title, OTHER_HEIGHT) for title in others]
+    if not rows:
+        return go.Figure()
+    made = Stack(rows, an_average_at_a_time=len(groups) > 1)
+    for metric in metrics:
+        add_scores(made, groups, metric)
+    for title, keys, log in OTHERS:
+        if title in others:
+            add_training(made, groups, title, keys, log)
+    for record in marked:
+        add_marks(made, record, lines=len(records) == 1)
+    return made.figure
+
+
+def title_of(metric: str) -> str:
+    return metric + {True: " (higher is better)", False: " (lower is better)", None: ""}[better_when_higher(metric)]
+
+
+def averages_of(groups: Sequence[Group]) -> list[str]:
+    """Everything that was scored, live first."""
+    return list(dict.fromkeys(name for group in groups for record in group.records for name in record.averages))
+
+
+def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
+    """A metric's row: a line an average (or a group), with the interval over seeds as a band and the seeds' own lines, faint."""
+    row, styles = title_of(metric), style_of(averages_of(groups))
+    found = [(i, group, curve) for i, group in enumerate(groups) for curve in curves(group, metric)]
+    finite = [y for *_, curve in found for x, y in zip(curve.kimg, curve.mean) if x > 0 and math.isfinite(y)]
+    log = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
+    for i, group, curve in found:
+        one = len(groups) == 1
+        style = styles[curve.average] if one else {"color": COLOURS[i % len(COLOURS)], "dash": "solid"}
+        add_curve(made, row, curve, curve.average if one else group.name, style, group.name, lowest=min(finite) / 10 if log else -math.inf)
+    if len(groups) == 1 and not groups[0].several:
+        add_swap_scores(made, row, groups[0].records[0], metric)
+    if log:
+        made.logarithmic(row, finite)
+    elif finite and max(finite) > min(finite):  # the first evaluation, of weights that have learnt nothing, would press all others flat
+        edge = 0.08 * (max(finite) - min(finite))
+        made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=made.rows[row], col=1)
+
+
+def add_curve(made: Stack, row: str, curve: Curve, name: str, style: dict[str, str], group: str, lowest: float) -> None:
+    """One average's line, band and seeds; nothing of the band lies below `lowest`, which a logarithmic axis cannot show."""
+    meta, colour = {"average": curve.average}, style["color"]
+    if curve.half is not None:
+        bounds = [(x, max(m - h, lowest), m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
+        made.line(
+            row, name, [x for x, *_ in bounds] + [x for x, *_ in reversed(bounds)], [low for _, low, _ in bounds] + [high for *_, high in reversed(bounds)], colour,
+            "band", group, named=False, fill="toself", fillcolor=faint(colour, 0.16), hoverinfo="skip", line={"width": 0}, meta=meta,
+        )  # fmt: skip
+        for run, values in curve.runs.items():
+            made.line(
+                row,
+                name,
+                curve.kimg,
+                values,
+                faint(colour, 0.45),
+                "run",
+                group,
+                named=False,
+                hoverinfo="skip",
+                line={"width": 1},
+                meta={**meta, "run": run},
+            )
+    spread = " ± %{customdata:.3g}" if curve.half is not None else ""
+    made.line(
+        row, name, curve.kimg, curve.mean, colour, "score", group, mode="lines+markers", marker={"size": 6}, meta=meta,
+        line={"width": 2.2, "dash": "dot" if curve.average == LIVE else style["dash"]}, customdata=None if curve.half is None else list(map(number, curve.half)),
+        hovertemplate=f"{name} %{{y:.5g}}{spread}<extra></extra>",
+    )  # fmt: skip
+
+
+def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
+    """The live weights' scores just before, at and some time after every swap."""
+    by_swap: dict[int, list[tuple[float, float, str]]] = {}
+    for line in record.events("swap"):
+        if metric in line.get("live", {}):
+            by_swap.setdefault(line["swap_nimg"], []).append(
+                (line["nimg"] / 1000, line["live"][metric], f"{line['moment']} the swap" if line["moment"] != "at" else "at the swap")
+            )
+    points = [point for points in by_swap.values() for point in [*points, (None, None, "")]]
+    if points:
+        x, y, words = zip(*points)
+        made.line(
+            row, "live at swaps", x, y, LIVE_COLOUR, "swap", mode="lines+markers", line={"width": 1.2, "dash": "dot"}, text=list(words),
+            marker={"size": 7, "symbol": "circle-open"}, hovertemplate="live, %{text} %{y:.5g}<extra></extra>", meta={"average": LIVE},
+        )  # fmt: skip
+
+
+def faint(colour: str, share: float) -> str:
+    """A colour let through by so much."""
+    return "rgba({}, {}, {}, {})".format(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), share)
+
+
+# Rows of the training's own numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
+OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
+    ("loss (D dashed)", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "dash")}, False),
+    ("batch (images) and rounds (dotted)", {"batch/size": ("batch", COLOURS[2], "solid"), "batch/rounds": ("rounds", COLOURS[2], "dot")}, True),
+    ("learning rate (D dashed)", {"lr/g": ("G", PLAYERS["G"], "solid"), "lr/d": ("D", PLAYERS["D"], "dash")}, True),
+    (
+        "gradient noise scale B_simple (images; D dashed)",
+        {"noise_scale/G/b_simple": ("G", PLAYERS["G"], "solid"), "noise_scale/D/b_simple": ("D", PLAYERS["D"], "dash")}, True,
+    ),
+)  # fmt: skip
+
+
+def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[str, tuple[str, str, str]], log: bool) -> None:
+    """A row of numbers of the training lines, a line a key and run."""
+    drawn: list[float] = []
+    for i, group in enumerate(groups):
+        for record in group.records:
+            for key, (name, colour, dash) in keys.items():
+                x, y = points_of(record, key)
+                drawn += [value for value in y if value is not None and value > 0]
+                name = name if len(groups) == 1 else f"{group.name} {name}"
+                made.line(
+                    title, name, x, y, colour if len(groups) == 1 else COLOURS[i % len(COLOURS)], key, group.name, named=len(groups) == 1, meta={"run": record.run.name},
+                    line={"width": 1 if group.several else 1.6, "dash": dash, **({"shape": "hv"} if key.startswith("batch/") else {})},
+                    **({"hoverinfo": "skip"} if group.several else {"hovertemplate": f"{name} %{{y:.5g}}<extra></extra>"}),
+                )  # fmt: skip
+    if log:
+        made.logarithmic(title, drawn)
+
+
+def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]]:
+    """(kimg, values) of a number of the training; the batch from where it changes, and not from the line after that."""
+    if key.startswith("batch/"):
+        return [nimg / 1000 for nimg, *_ in batches(record)], [
+            rounds if key == "batch/rounds" else size for _, size, rounds in batches(record)
+        ]
+    lines = thinned([line for line in record.training if key in line])
+    return [line["nimg"] / 1000 for line in lines], [number(line[key]) for line in lines]
+
+
+def add_marks(made: Stack, record: Record, lines: bool) -> None:
+    """Swaps, growths and rollbacks as signs in the first row, and as lines through all rows, one a moment."""
+    crossed: set[float] = set()
+    for i, (kind, mark) in enumerate(MARKS.items()):
+        told = [(nimg / 1000, words) for nimg, one, words in marks(record) if one == kind]
+        if not told:
+            continue
+        made.line(
+            "", kind, [kimg for kimg, _ in told], [0.5 - 0.5 * i] * len(told), mark.colour, "mark", mode="markers", marker={"symbol": mark.symbol, "size": 10},
+            text=[words for _, words in told], hovertemplate=f"{kind}: %{{text}}<extra></extra>", meta={"run": record.run.name},
+        )  # fmt: skip
+        for x in sorted({kimg for kimg, _ in told} - crossed) if lines else ():
+            made.figure.add_shape(
+                type="line",
+                xref="x",
+                yref="paper",
+                x0=x,
+                x1=x,
+                y0=0,
+                y1=1,
+                line={"color": mark.colour, "width": 1, "dash": "dot"},
+                opacity=0.7,
+            )
+        crossed |= {kimg for kimg, _ in told}
+    made.figure.update_yaxes(visible=False, range=[-1, 1], row=1, col=1)
+    made.figure.update_xaxes(showgrid=False, ticks="", row=1, col=1)

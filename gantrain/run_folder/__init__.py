@@ -1,0 +1,1 @@
+"""What does a run leave on disk? Writer and reader of each file side by side."""

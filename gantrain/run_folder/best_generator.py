@@ -1,0 +1,103 @@
+"""The best averaged generator of a run, as a run folder that holds nothing else: small enough to hand on."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gantrain.averaging import LIVE
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.contents import group_of
+from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE
+from gantrain.run_folder.record import Evaluation, Record, evaluation, stated
+from gantrain.score_names import better_when_higher
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A generator that may be the one.
+
+    Attributes:
+        path: the checkpoint that holds it.
+        average: its name.
+        metric: what it was chosen by.
+        scored: the evaluation that it was chosen in; of another moment than the checkpoint where none of that moment is kept.
+    """
+
+    path: Path
+    average: str
+    metric: str
+    scored: Evaluation
+
+    @property
+    def nimg(self) -> int:
+        """Images that its weights have seen."""
+        return int(self.path.name)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Its scores by metric."""
+        return self.scored.scores[self.average]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a reader needs to know of it, as JSON values."""
+        return {
+            "average": self.average, "nimg": self.nimg, "kimg": self.nimg / 1000, "metric": self.metric, "scores": self.scores,
+            "scored_at_kimg": self.scored.nimg / 1000, "protocol": self.scored.protocol,
+        }  # fmt: skip
+
+
+def candidates(record: Record) -> Iterator[Candidate]:
+    """The averages that a run's folder holds, the best first by its first metric; live weights where there are no averages.
+
+    What was scored when a checkpoint was made comes first, the last checkpoint with the scores of the last evaluation after it.
+    """
+    evaluations = record.comparable
+    if not evaluations:
+        return
+    metric = record.metrics[0]
+    stores = [checkpoint.CheckpointStore(folder) for folder in [*sorted((record.run / BEST_FOLDER).glob("*")), record.run / "checkpoints"]]
+    paths = {int(path.name): path for store in stores for path in store.paths()}
+    told = (evaluation(line) for line in record.abandoned if "event" not in line)  # what was best on a path that was left is kept
+    scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
+    found = [one for nimg, path in paths.items() if nimg in scored for one in of_evaluation(path, metric, scored[nimg])]
+    yield from ranked(found)
+    if paths:
+        yield from ranked(of_evaluation(paths[max(paths)], metric, evaluations[-1]))
+
+
+def of_evaluation(path: Path, metric: str, scored: Evaluation) -> list[Candidate]:
+    """Everything that was scored by a metric, live weights only where there was nothing else."""
+    names = [name for name, row in scored.scores.items() if math.isfinite(row.get(metric, math.nan))]
+    return [Candidate(path, name, metric, scored) for name in names if name != LIVE or list(scored.scores) == [LIVE]]
+
+
+def ranked(found: list[Candidate]) -> list[Candidate]:
+    """The best first; averages before live weights, which an evaluation before they began may have scored alone."""
+    sign = -1 if found and better_when_higher(found[0].metric) else 1
+    return sorted(found, key=lambda one: (one.average == LIVE, sign * one.scores[one.metric]))
+
+
+def export(run: Path, chosen: Candidate, folder: Path) -> Path:
+    """Write a run folder that `gantrain.load_generator` and `gantrain sample` take, with this generator alone; where it is.
+
+    Args:
+        folder: where the run folder is made, under a name that says what it is.
+
+    Raises:
+        Damaged: the checkpoint is not what was written.
+        OSError: it could not be written.
+    """
+    groups = ["g", *([] if chosen.average == LIVE else [group_of(chosen.average)])]
+    snapshot = checkpoint.read(chosen.path, groups)
+    averages = {name: one for name, one in snapshot.state["averages"].items() if name == chosen.average}
+    state = {"gantrain": snapshot.state["gantrain"], "shape": snapshot.state["shape"], "averages": averages, "chosen": chosen.described}
+    target = folder / f"{chosen.path.name}-{chosen.average}"
+    checkpoint.write(target / "checkpoints" / chosen.path.name, snapshot.nimg, snapshot.tensors, state)
+    shutil.copyfile(run / CONFIG_FILE, target / CONFIG_FILE)
+    return target

@@ -1,0 +1,406 @@
+"""Checkpoints: atomic, verified, never unpickled.
+
+A checkpoint is a folder `checkpoints/<nimg, 12 digits>/`, and an average kept beside the run one in `averages/`, of safetensors
+and JSON files with a manifest of their sizes and SHA-256 sums. It is written under another name, synced, and renamed, so that a
+folder with the right name is whole unless it was damaged later; what is damaged is named and passed over for the one before.
+A run writes its checkpoints in the background, one at a time: what waits to be written is one copy in main memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from gantrain import clock
+from gantrain.errors import UserError, in_words
+
+FORMAT = 4
+MANIFEST = "manifest.json"
+STATE = "state.json"
+WRITING = ".writing-"
+KEPT = "kept"  # an empty file beside the others: this one stays for good, whatever is asked for later
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass
+class Snapshot:
+    """What a checkpoint holds: groups of named tensors (on the CPU) and JSON values."""
+
+    nimg: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class NotWritten(UserError):
+    """A checkpoint that could not be written; those before it are whole. `what` is the text without the remedy."""
+
+    def __init__(self, what: str):
+        self.what = what
+        super().__init__(f"{what}; make room and run the same command again")
+
+
+class CheckpointStore:
+    """The checkpoints of a run, or its snapshots of averages: folders named by images.
+
+    Args:
+        folder: `RUN/checkpoints`, say.
+        keep_last: how many of the newest stay; None keeps all.
+        say: receives a line about a damaged checkpoint.
+        keep_every_kimg: of those that pass a multiple of it, one each stays for good.
+    """
+
+    def __init__(
+        self, folder: Path, keep_last: int | None = 2, say: Callable[[str], None] = lambda line: None, keep_every_kimg: float | None = None
+    ):  # fmt: skip
+        self.folder, self.keep_last, self.say, self.keep_every_kimg = folder, keep_last, say, keep_every_kimg
+        self.held: int | None = None  # images seen: the newest checkpoint not beyond them stays too
+
+    def paths(self) -> list[Path]:
+        """All finished checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    def save(self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint and delete those that are no longer kept.
+
+        Raises:
+            NotWritten: says why and what it needs. The checkpoints before it are untouched.
+        """
+        target = self.folder / f"{nimg:012d}"
+        try:
+            self.clear_drafts()
+            write(target, nimg, tensors, state)
+        except OSError as error:
+            before = self.paths()
+            kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is none before it"
+            needs = f"it needs {in_words(size_of(tensors))}, {free_in_words(self.folder)}"
+            raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
+        self.prune(nimg)
+        return target
+
+    def prune(self, nimg: int) -> None:
+        """Delete what is no longer kept, now that there is a checkpoint at `nimg`; later ones were passed over as damaged."""
+        if self.keep_last is None:
+            return
+        paths = [path for path in self.paths() if int(path.name) <= nimg]
+        times = [int(path.name) for path in paths]
+        kept = set(times[-self.keep_last :])
+        for before, path in zip([-1, *times], paths):
+            if clock.due(self.keep_every_kimg, before, int(path.name)):
+                with contextlib.suppress(OSError):  # a full disk: it stays while it is asked for
+                    (path / KEPT).touch()
+                kept.add(int(path.name))
+        kept |= {int(path.name) for path in paths if (path / KEPT).exists()}
+        if self.held is not None:
+            kept |= {max((time for time in times if time <= self.held), default=-1)}
+        for path in paths:
+            if int(path.name) not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def forget_after(self, nimg: int) -> None:
+        """Delete what is later than `nimg` images: a run that is taken up again there will write it anew."""
+        for path in self.paths():
+            if int(path.name) > nimg:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def forget(self, path: Path) -> None:
+        """Delete one."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def clear_drafts(self) -> None:
+        """Delete what a kill in the middle of writing has left."""
+        if self.folder.is_dir():
+            for left in self.folder.glob(f"{WRITING}{'[0-9]' * 12}"):  # named averages are somebody else's, perhaps being written now
+                shutil.rmtree(left, ignore_errors=True)
+
+    def newest(self, until: int | None = None) -> Path | None:
+        """The newest checkpoint that is whole; damaged ones are named and passed over.
+
+        Args:
+            until: look at none with more images seen; none found is then no error.
+
+        Raises:
+            UserError: there are checkpoints, and every one is damaged.
+        """
+        paths = [path for path in self.paths() if until is None or int(path.name) <= until]
+        for path in reversed(paths):
+            try:
+                verify(path)
+                return path
+            except Damaged as error:
+                self.say(f"{error}; passed over")
+        if paths and until is None:
+            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints is whole; delete the folder to start anew")
+        return None
+
+
+def save_under(stores: list[CheckpointStore], nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint into the first store, and have it in the others by links.
+
+    Raises:
+        NotWritten: says why. What was there before is untouched.
+    """
+    path = stores[0].save(nimg, tensors, state)
+    for store in stores[1:]:
+        keep_also(path, store)
+
+
+def keep_also(path: Path, store: CheckpointStore) -> None:
+    """Have a checkpoint in another store too, by links.
+
+    Raises:
+        NotWritten: says why. What was there before is untouched.
+    """
+    try:
+        store.clear_drafts()
+        linked(path, store.folder / path.name)
+    except OSError as error:
+        raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})") from error
+    store.prune(int(path.name))
+
+
+class BackgroundWriter:
+    """Writes checkpoints on a thread, never two at once; whoever comes too early waits.
+
+    The thread is a daemon: a second Ctrl-C does not wait for it, and what it leaves behind is a draft.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Run a job when the one before it is done.
+
+        Raises:
+            NotWritten: the one before it failed.
+        """
+        self.wait()
+
+        def run() -> None:
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the run can see it
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the job in hand.
+
+        Raises:
+            NotWritten: it failed.
+        """
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a job has failed with, without waiting."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def linked(source: Path, target: Path) -> None:
+    """Have a checkpoint under a second name, whole or not at all: by hard links, or copied where the file system has none.
+
+    One that is there under this name is replaced, as `write` does.
+
+    Raises:
+        OSError: it could not be.
+    """
+    draft = target.parent / f"{WRITING}{target.name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        for file in (file for file in source.iterdir() if file.name != KEPT):
+            try:
+                os.link(file, draft / file.name)
+            except OSError:
+                written(draft / file.name, file.read_bytes())
+        sync_folder(draft)
+        if target.exists():  # of a path that was rolled back from, or damaged since
+            shutil.rmtree(target)
+        os.rename(draft, target)
+        sync_folder(target.parent)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write one folder, whole or not at all; one that is there under this name is replaced.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    draft = target.parent / f"{WRITING}{target.name}"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        files = {}
+        for group, named in tensors.items():  # a group at a time is in memory twice
+            files[f"{group}.safetensors"] = written(draft / f"{group}.safetensors", to_bytes(plain(named)))
+        files[STATE] = written(draft / STATE, canonical(dict(state)))
+        written(draft / MANIFEST, sealed({"format": FORMAT, "nimg": nimg, "files": files}))
+        sync_folder(draft)
+        if target.exists():  # of an earlier try, and passed over as damaged
+            shutil.rmtree(target)
+        os.rename(draft, target)
+        sync_folder(target.parent)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
+    """The content of a checkpoint, or only the named groups of tensors.
+
+    Raises:
+        Damaged: a file is missing, cut, or altered.
+    """
+    manifest = read_manifest(path)
+    wanted = [name for name in manifest["files"] if name.endswith(".safetensors")]
+    if groups is not None:
+        wanted = [f"{group}.safetensors" for group in groups]
+    tensors = {}
+    for name in wanted:
+        try:
+            tensors[name.removesuffix(".safetensors")] = from_bytes(checked(path, name, manifest))
+        except SafetensorError as error:
+            raise Damaged(f"{path / name}: is no safetensors file ({error})") from error
+    return Snapshot(manifest["nimg"], tensors, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON values of a checkpoint.
+
+    Raises:
+        Damaged: they are not those that were written.
+    """
+    try:
+        return json.loads(checked(path, STATE, read_manifest(path)))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path / STATE}: is no JSON that this version wrote") from error
+
+
+def groups_of(path: Path) -> list[str]:
+    """Names of the groups of tensors in a checkpoint."""
+    return [name.removesuffix(".safetensors") for name in read_manifest(path)["files"] if name.endswith(".safetensors")]
+
+
+def verify(path: Path) -> None:
+    """Raise `Damaged` unless every file is there with the size and sum that the manifest says."""
+    manifest = read_manifest(path)
+    for name in manifest["files"]:
+        checked(path, name, manifest)
+        if name.endswith(".safetensors"):  # a sum is no proof of what a file is: whoever made it made the manifest too
+            try:
+                with safe_open(path / name, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise Damaged(f"{path / name}: is no safetensors file ({error})") from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, itself checked against its own seal."""
+    try:
+        data = (path / MANIFEST).read_bytes()
+        manifest = json.loads(data)
+        body = {key: value for key, value in manifest.items() if key != "seal"}
+        if sealed(body) != data:
+            raise Damaged(f"{path / MANIFEST}: the manifest was altered")
+        if manifest["format"] != FORMAT:
+            raise Damaged(
+                f"{path / MANIFEST}: format {manifest['format']} is not the one that this version of gantrain reads ({FORMAT}); go on with the version that wrote it, or use another run_dir"
+            )
+        if not all(Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in manifest["files"].items()):
+            raise Damaged(f"{path / MANIFEST}: names files that are not in this folder, or not their sums")
+        return {**manifest, "nimg": int(manifest["nimg"])}
+    except Damaged:
+        raise
+    except OSError as error:
+        raise Damaged(f"{path / MANIFEST}: the manifest cannot be read ({error.strerror})") from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{path / MANIFEST}: the manifest is no JSON that this version wrote") from error
+
+
+def checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+    """A file's bytes, if they are those that were written."""
+    wanted = manifest["files"].get(name)
+    if wanted is None:
+        raise Damaged(f"{path}: holds no {name}")
+    try:
+        data = (path / name).read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path / name}: cannot be read ({error.strerror})") from error
+    if len(data) != wanted["bytes"]:
+        raise Damaged(f"{path / name}: has {len(data)} bytes where {wanted['bytes']} were written")
+    if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
+        raise Damaged(f"{path / name}: its SHA-256 is not that of what was written")
+    return data
+
+
+def written(path: Path, data: bytes) -> dict[str, Any]:
+    """Write and sync a file; its entry in the manifest."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1).encode()
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """A manifest with a sum over itself, in the one spelling that is accepted."""
+    return canonical({**body, "seal": hashlib.sha256(canonical(body)).hexdigest()})
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, sharing no memory."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
+
+
+def free_in_words(folder: Path) -> str:
+    """How much room there is where a folder lies."""
+    try:
+        return f"{in_words(shutil.disk_usage(folder if folder.is_dir() else folder.parent).free)} are free"
+    except OSError:
+        return "how much is free cannot be told"
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""What a run folder holds: its configuration, its checkpoints, its averages."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from gantrain.averaging import LIVE
+from gantrain.config.config import FREE_NAME, Config
+from gantrain.config.loading import load
+from gantrain.errors import UserError, did_you_mean
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE
+
+
+def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
+    """Refuse an average that there is none of at a checkpoint; where `kimg` asks for its time, one of another."""
+    run, names = run_of(path), averages_of(path)
+    if average not in names and average in config.averagers:
+        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
+    if average not in names:
+        raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
+    if kimg is not None and average in rebuilt_of(run):
+        require_time(average, checkpoint.read_manifest(run / AVERAGES_FOLDER / average)["nimg"], kimg)
+
+
+def configuration_of(run: Path) -> Config:
+    """What a run was trained with.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        above = next((p for p in run.absolute().parents if (p / CONFIG_FILE).is_file()), None)
+        if above:  # one of its checkpoints, say
+            inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdigit()), None)
+            kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
+            raise UserError(f"{run}: is no run folder but a part of one; give {above}{kimg}")
+        raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+    return load(run / CONFIG_FILE)
+
+
+def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
+    """A run's configuration and one of its checkpoints, the newest whole one unless `kimg` says which.
+
+    Raises:
+        UserError: not a run folder, or no such checkpoint.
+    """
+    run = Path(run)
+    config = configuration_of(run)
+    store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
+    if kimg is None:
+        path = store.newest()
+        if path is None:
+            raise UserError(f"{run}: has no checkpoint yet")
+        return config, path
+    best = [checkpoint.CheckpointStore(folder) for folder in sorted((run / BEST_FOLDER).glob("*"))]
+    there = {int(path.name): path for one in [*best, store] for path in one.paths()}
+    path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
+    if path is None:
+        found = ", ".join(f"{nimg / 1000:g}" for nimg in sorted(there))
+        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found or 'none'}")
+    return config, path
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a checkpoint lies in: RUN/checkpoints/<nimg> or RUN/best/<score>/<nimg>."""
+    above = path.parent.parent
+    return above.parent if above.name == BEST_FOLDER and path.parent.name != "checkpoints" else above
+
+
+def group_of(name: str, network: str = "g", slots: bool = False) -> str:
+    """A checkpoint's group of tensors of an average: of its shadows, or of what else it holds."""
+    return f"{'slots' if slots else 'average'}{'' if network == 'g' else f'_{network}'}.{name}"
+
+
+def averages_of(path: Path) -> list[str]:
+    """What a run can be sampled from at a checkpoint: "live", every average that has begun, and whatever was rebuilt."""
+    state = checkpoint.read(path, groups=[]).state
+    return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(run_of(path))]
+
+
+def rebuilt_of(run: Path) -> list[str]:
+    """Names of the averages that `gantrain average` has left in a run's folder."""
+    folder = run / AVERAGES_FOLDER
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
+
+
+def forget_rebuilt_after(run: Path, nimg: int) -> None:
+    """Delete rebuilt averages of a time that a run, taken up again from before it, has not come to."""
+    for name in rebuilt_of(run):
+        with contextlib.suppress(checkpoint.Damaged):
+            if checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] > nimg:
+                shutil.rmtree(run / AVERAGES_FOLDER / name, ignore_errors=True)
+
+
+def require_time(name: str, nimg: int, kimg: float) -> None:
+    """Refuse to take a rebuilt average for one of another time."""
+    if nimg != round(kimg * 1000):
+        raise UserError(f"--kimg: {name} was rebuilt at {nimg / 1000:g} kimg and is of no other time, got {kimg:g}; leave --kimg out")

@@ -1,0 +1,55 @@
+"""Files that grow by whole lines: what is in them survives a kill and a full disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class LineFile:
+    """A file opened for appending lines. A line is in it whole or not at all, and at once: nothing waits in this process.
+
+    Args:
+        path: of the file, created where it is missing.
+        keep_bytes: what stands behind them, and behind their last whole line, is taken off; None keeps all.
+    """
+
+    def __init__(self, path: Path, keep_bytes: int | None = None):
+        self.path = path
+        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
+        self._size = self._file.seek(0, os.SEEK_END)
+        self.removed = b""
+        if keep_bytes is not None:
+            self._file.seek(0)
+            kept = self._file.read(min(keep_bytes, self._size))
+            self._size = kept.rfind(b"\n") + 1  # a power cut may have taken what was there
+            self._file.seek(self._size)
+            self.removed = self._file.read()
+
+    def cut(self) -> None:
+        """Take off what `removed` holds."""
+        self._file.truncate(self._size)
+
+    def append(self, text: str) -> None:
+        """Write whole lines.
+
+        Raises:
+            OSError: they could not be written; the file is as it was.
+        """
+        data = memoryview(text.encode())
+        try:
+            done = 0
+            while done < len(data):
+                done += self._file.write(data[done:])
+        except OSError:
+            self._file.truncate(self._size)
+            raise
+        self._size += len(data)
+
+    def position(self) -> int:
+        """Bytes so far, which are on disk then."""
+        os.fsync(self._file.fileno())
+        return self._size
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,211 @@
+"""Snapshots of averages that a run keeps, for averages of other lengths to be rebuilt from after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from gantrain.averaging.posthoc import LARGEST_ERROR, Profile, coefficients, combine
+from gantrain.averaging.power import WIDEST, gamma_of
+from gantrain.config.config import FREE_NAME, RESERVED_NAMES
+from gantrain.config.loading import load
+from gantrain.errors import UserError
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
+from gantrain.run_folder.contents import group_of
+from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+
+HALF_ULP = 2.0**-11  # relative rounding of half precision, in which snapshots are kept
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A snapshot in a run's folder: of which average, where, and its profile."""
+
+    average: str
+    path: Path
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An average put together from snapshots, and how well.
+
+    Attributes:
+        sigma_rel: its length as a share of the run.
+        nimg: images seen at its end.
+        error: relative L2 error of its profile.
+        coefficients: of every snapshot that went in.
+        tensors: weights and BatchNorm statistics.
+        buffers: of the live generator at the last snapshot.
+        shape: (resolution, channels, classes) of the networks.
+    """
+
+    sigma_rel: float
+    nimg: int
+    error: float
+    coefficients: dict[str, float]
+    tensors: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    shape: list[int]
+
+    @property
+    def rounding(self) -> float:
+        """Relative error of a weight, at most, from the snapshots' half precision."""
+        return HALF_ULP * float(np.sum(np.abs(list(self.coefficients.values()))))
+
+
+class Snapshots:
+    """The snapshots of a run's power averages up to one moment.
+
+    Args:
+        run: a run folder.
+        at_kimg: the moment, of which the nearest snapshot is taken; None is the last whole one.
+        say: receives a line about a damaged snapshot, which is left out.
+
+    Raises:
+        UserError: not a run folder, no snapshots, or none near that moment.
+    """
+
+    def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
+        self.run, self.say = Path(run), say
+        self.show_progress = True  # on a terminal
+        if not (self.run / CONFIG_FILE).is_file():
+            raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+        self.config = load(self.run / CONFIG_FILE)
+        paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
+        if not paths:
+            raise UserError(
+                f"{run}: keeps no snapshots to rebuild averages from; train with two averagers such as"
+                " {name: power, sigma_rel: 0.05, snapshot_every_kimg: 5} and {name: power, sigma_rel: 0.10, snapshot_every_kimg: 5}"
+            )
+        self.nimg = self._last_whole(paths) if at_kimg is None else self._nearest(paths, at_kimg)
+        self.kept: list[Kept] = []
+        for path in [p for p in paths if int(p.name) <= self.nimg]:
+            try:
+                state = checkpoint.read(path, groups=[]).state
+            except Damaged as error:
+                self.say(f"{error}; left out")
+                continue
+            self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in state["gammas"].items()]
+
+    def _last_whole(self, paths: Sequence[Path]) -> int:
+        """Images seen at the last snapshot that is not damaged."""
+        for path in reversed(paths):
+            try:
+                checkpoint.verify(path)
+                return int(path.name)
+            except Damaged as error:
+                self.say(f"{error}; left out")
+        raise UserError(f"{self.run}: none of its {len(paths)} snapshots is whole")
+
+    def _nearest(self, paths: Sequence[Path], at_kimg: float) -> int:
+        """Images seen at the snapshot nearest to a moment: growth of the batch moves them off round numbers."""
+        moments = np.array([int(p.name) for p in paths])
+        widest = max([*np.diff(moments), moments[0]])
+        nearest = int(moments[np.argmin(abs(moments - at_kimg * 1000))]) if np.isfinite(at_kimg) else -1
+        if nearest < 0 or abs(nearest - at_kimg * 1000) > widest:
+            raise UserError(
+                f"--at-kimg: {self.run} has no snapshot near {at_kimg:g} kimg; it has {len(moments)}, from {moments[0] / 1000:g} to {moments[-1] / 1000:g} kimg"
+            )
+        return nearest
+
+    @property
+    def name(self) -> str:
+        """What they are of, for messages."""
+        return f"{len(self.kept)} snapshots of {', '.join(sorted({k.average for k in self.kept}))}"
+
+    def error(self, sigma_rel: float) -> float:
+        """Relative profile error of the best that these snapshots give for a length; inf without snapshots."""
+        if not self.kept:
+            return float("inf")
+        return coefficients([k.profile for k in self.kept], Profile(self.nimg, gamma_of(sigma_rel)))[1]
+
+    def require(self, sigma_rel: float, option: str = "--sigma-rel") -> None:
+        """Refuse a length that these snapshots do not give.
+
+        Raises:
+            UserError: with the range that they give.
+        """
+        if not 0 < sigma_rel <= WIDEST:
+            raise UserError(f"{option}: must be above 0 and at most {WIDEST:.4f} (the plain mean of the whole run), got {sigma_rel:g}")
+        error = self.error(sigma_rel)
+        if error > LARGEST_ERROR:
+            lengths = np.linspace(0.005, WIDEST, 200)
+            good = [s for s in lengths if self.error(s) <= LARGEST_ERROR]
+            gives = f"they give {good[0]:.3f} to {good[-1]:.3f}" if good else "they give none"
+            raise UserError(
+                f"{option}: {sigma_rel:g} is not what {self.name} at {self.nimg / 1000:g} kimg can give:"
+                f" the profile would be off by {error:.0%} ({LARGEST_ERROR:.0%} at most); {gives}"
+            )
+
+    def rebuild(self, sigma_rel: float) -> Rebuilt:
+        """The average of this length at this moment.
+
+        Raises:
+            UserError: the snapshots do not give it.
+        """
+        while True:
+            self.require(sigma_rel)
+            shares, error = coefficients([k.profile for k in self.kept], Profile(self.nimg, gamma_of(sigma_rel)))
+            try:
+                kept = tqdm(self.kept, desc=f"rebuild {sigma_rel:g}", leave=False, disable=None if self.show_progress else True)
+                tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
+                last = checkpoint.read(self.kept[-1].path, ["buffers"])
+            except Damaged as damage:
+                self.say(f"{damage}; left out")
+                self.kept = [k for k in self.kept if k.path not in damage_in(damage, self.kept)]
+                continue
+            named = {f"{k.average}@{k.profile.nimg}": float(c) for c, k in zip(shares, self.kept)}
+            return Rebuilt(sigma_rel, self.nimg, error, named, tensors, last.tensors["buffers"], last.state["shape"])
+
+    def _read(self, kept: Kept) -> dict[str, Tensor]:
+        group = group_of(kept.average)
+        return checkpoint.read(kept.path, [group]).tensors[group]
+
+
+def damage_in(damage: Damaged, kept: Sequence[Kept]) -> set[Path]:
+    """The snapshot folders that an error speaks of."""
+    return {k.path for k in kept if str(k.path) in str(damage)}
+
+
+def store(rebuilt: Rebuilt, run: Path, name: str) -> Path:
+    """Put an average into the run's folder, where `sample` and `evaluate` find it by name."""
+    target = run / AVERAGES_FOLDER / name
+    state = {"sigma_rel": rebuilt.sigma_rel, "profile_error": rebuilt.error, "coefficients": rebuilt.coefficients, "shape": rebuilt.shape}
+    try:
+        checkpoint.write(target, rebuilt.nimg, {"average": rebuilt.tensors, "buffers": rebuilt.buffers}, state)
+    except OSError as error:
+        raise UserError(
+            f"{target}: the average could not be written ({error.strerror or error}); make room and run the same command again"
+        ) from error
+    return target
+
+
+def default_name(sigma_rel: float, nimg: int) -> str:
+    return f"sigma_rel_{sigma_rel:g}_at_{nimg / 1000:g}"
+
+
+def require_name(name: str, taken: Sequence[str]) -> None:
+    """Refuse a name that cannot be an average's beside those of the run."""
+    if not FREE_NAME.fullmatch(name) or name.isdigit() or name in RESERVED_NAMES or name in taken:
+        raise UserError(
+            f"--name: {name!r} cannot be; use letters, digits, '_', '.', '-', no number, and none of {', '.join([*RESERVED_NAMES, *taken])}"
+        )
+
+
+def require_free(target: Path, rebuilt: Rebuilt) -> None:
+    """Refuse to put an average in the place of a different one."""
+    if not (target / checkpoint.MANIFEST).is_file():
+        return
+    there = checkpoint.read(target, groups=[])
+    if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
+        raise UserError(
+            f"--name: {target.name!r} is an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg already;"
+            f" choose another name, or delete {target}"
+        )

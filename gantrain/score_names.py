@@ -1,0 +1,38 @@
+"""Names of scores, and which direction of each is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+# Whether more of a score is better, for tables that mark the best.
+HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True, "fid_infinity": False}
+Scores = dict[str, dict[str, float]]  # average -> metric -> value
+
+
+def as_keys(scores: Scores) -> dict[str, float]:
+    """Scores under their full names, eval/AVERAGE/METRIC."""
+    return {f"eval/{name}/{metric}": value for name, metrics in scores.items() for metric, value in metrics.items()}
+
+
+def better_when_higher(key: str) -> bool | None:
+    """For a key such as eval/ema/digits_fid: whether higher is better; None where it is no score."""
+    name = key.rpartition("/")[2]
+    for metric, higher in HIGHER_IS_BETTER.items():
+        if name == metric or name.endswith("_" + metric):
+            return higher
+    return None
+
+
+def best_value(metric: str, values: Iterable[float | None]) -> float | None:
+    """The best of a column of scores, to be marked: None where nothing stands out, or more is neither better nor worse.
+
+    Args:
+        metric: a score's name, such as digits_fid.
+        values: a row each; None and nan are rows without a score.
+    """
+    rows, higher = list(values), better_when_higher(metric)
+    there = [value for value in rows if value is not None and math.isfinite(value)]
+    if higher is None or len(rows) < 2 or not (len(set(there)) > 1 or len(there) == 1):
+        return None
+    return (max if higher else min)(there)

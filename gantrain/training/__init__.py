@@ -1,0 +1,1 @@
+"""How does it train? The loop and its parts."""
