@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -10,26 +11,14 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gantrain.commands.arguments import OVERRIDES_HELP, REFERENCE_HELP, add_choice
-from gantrain.commands.average import call_average
-from gantrain.commands.config import call_config
-from gantrain.commands.evaluate import call_evaluate
-from gantrain.commands.noise_scale import call_noise_scale
-from gantrain.commands.orbit import call_orbit
-from gantrain.commands.reference import call_reference
-from gantrain.commands.report import call_report
-from gantrain.commands.runs import call_runs
-from gantrain.commands.sample import call_sample
-from gantrain.commands.train import call_train
-from gantrain.commands.truncation import call_truncation
-from gantrain.commands.walk import call_walk
-from gantrain.commands.watch import call_watch
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.version import __version__
 
 USER_ERROR = 2
 GAVE_UP = 3
+REFERENCE_HELP = "score against this in place of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml (eval.reference)"
+OVERRIDES_HELP = "section.key=value, as often as needed; the value is read as YAML"
 SECONDS_FOR_MAIN = 3  # what all processes run into, the main one says; the launcher has ended the others by then
 
 
@@ -37,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when it is done, 2 on a user's mistake, 3 where the guard gave a training up, 75 when a signal
     asks for the machine (run it again), 130 on Ctrl-C."""
     status = run(argv)
-    if getattr(sys.modules.get("gantrain.dashboard"), "HUNG", None):  # W&B's own end would wait for what it waits for
+    if getattr(sys.modules.get("gantrain.reporting.wandb_run"), "HUNG", None):  # W&B's own end would wait for what it waits for
         said()
         os._exit(status)
     said()
@@ -57,7 +46,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's bound; data has one of its own
     try:
-        return arguments.call(arguments) or 0
+        return importlib.import_module(f"gantrain.commands.{arguments.verb}").call(arguments) or 0
     except GaveUp as error:
         complain(str(error))
         return GAVE_UP
@@ -117,12 +106,12 @@ def parser() -> Parser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
     train.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     train.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
-    train.set_defaults(call=call_train)
+    train.set_defaults(verb="train")
 
     show = verbs.add_parser("config", help="print the resolved configuration")
     show.add_argument("config", metavar="CONFIG")
     show.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
-    show.set_defaults(call=call_config)
+    show.set_defaults(verb="config")
 
     sample = verbs.add_parser("sample", help="draw images from a run's live or averaged generator")
     add_choice(sample)
@@ -141,7 +130,7 @@ def parser() -> Parser:
     sample.add_argument(
         "--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)"
     )
-    sample.set_defaults(call=call_sample)
+    sample.set_defaults(verb="sample")
 
     walk = verbs.add_parser("walk", help="a film of a closed walk through the latents")
     add_choice(walk)
@@ -149,7 +138,7 @@ def parser() -> Parser:
     walk.add_argument("--frames", type=int, default=120, metavar="N", help="of the loop (default: 120)")
     walk.add_argument("--fps", type=int, default=24, metavar="N", help="frames a second (default: 24)")
     walk.add_argument("--out", default="walk.gif", help="a .gif or a .mp4 (default: walk.gif)")
-    walk.set_defaults(call=call_walk)
+    walk.set_defaults(verb="walk")
 
     truncation = verbs.add_parser("truncation", help="score truncations of z and draw fidelity against variety")
     truncation.add_argument("run", metavar="RUN", help="a run folder")
@@ -159,7 +148,7 @@ def parser() -> Parser:
     truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     truncation.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     truncation.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
-    truncation.set_defaults(call=call_truncation)
+    truncation.set_defaults(verb="truncation")
 
     evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages, or images")
     evaluate.add_argument("run", metavar="RUN", help="a run folder; or a folder, zip or .npz of images, with --reference")
@@ -180,7 +169,7 @@ def parser() -> Parser:
         help="where the scores go (default: RUN/evaluations/<nimg>.json or the next free name; of images, nowhere)",
     )
     evaluate.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="changes to the run's eval or data section")
-    evaluate.set_defaults(call=call_evaluate)
+    evaluate.set_defaults(verb="evaluate")
 
     reference = verbs.add_parser("reference", help="write the statistics of real images, to score against in place of them")
     reference.add_argument(
@@ -189,7 +178,7 @@ def parser() -> Parser:
     reference.add_argument("--out", required=True, metavar="FILE.npz", help="where the statistics go")
     reference.add_argument("--moments-only", action="store_true", help="mean and covariance alone, without features: for FID and IS")
     reference.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
-    reference.set_defaults(call=call_reference)
+    reference.set_defaults(verb="reference")
 
     average = verbs.add_parser("average", help="rebuild an average of any length from a run's snapshots")
     average.add_argument("run", metavar="RUN", help="a run folder with power averages that kept snapshots")
@@ -205,7 +194,7 @@ def parser() -> Parser:
     average.add_argument(
         "overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help="for --sweep: changes to the run's eval or data section"
     )
-    average.set_defaults(call=call_average)
+    average.set_defaults(verb="average")
 
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D: which batch size suits it")
     noise.add_argument("run", metavar="RUN", help="a run folder, of a run that is finished or goes on")
@@ -219,7 +208,7 @@ def parser() -> Parser:
     noise.add_argument(
         "overrides", nargs="*", default=[], metavar="data.KEY=VALUE", help="changes to the run's data section, or mixed_precision=fp32"
     )
-    noise.set_defaults(call=call_noise_scale)
+    noise.set_defaults(verb="noise_scale")
 
     orbit = verbs.add_parser("orbit", help="what a run's weights do, orbit, walk or drift, and what averaging can still gain")
     orbit.add_argument("run", metavar="RUN", help="a run folder, of a run trained with orbit.every_kimg")
@@ -235,7 +224,7 @@ def parser() -> Parser:
     orbit.add_argument(
         "--out", metavar="FILE.png", help="where the picture goes, the numbers beside it as JSON (default: RUN/orbit/<nimg>.png)"
     )
-    orbit.set_defaults(call=call_orbit)
+    orbit.set_defaults(verb="orbit")
 
     report = verbs.add_parser("report", help="a page of a run, or of several side by side: one HTML file that needs nothing else")
     report.add_argument(
@@ -244,7 +233,7 @@ def parser() -> Parser:
     report.add_argument(
         "--out", metavar="FILE.html", help="where the page goes (default: RUN/report.html, of several the folder that they lie in)"
     )
-    report.set_defaults(call=call_report)
+    report.set_defaults(verb="report")
 
     runs = verbs.add_parser("runs", help="list runs: status, kimg, best score and of which average")
     runs.add_argument(
@@ -258,10 +247,25 @@ def parser() -> Parser:
         help="path (default), or score, kimg, time: the best, furthest or last changed first",
     )
     runs.add_argument("--json", action="store_true", help="a JSON object a run, for scripts")
-    runs.set_defaults(call=call_runs)
+    runs.set_defaults(verb="runs")
 
     watch = verbs.add_parser("watch", help="follow a run live, until it ends")
     watch.add_argument("run", metavar="RUN", help="a run folder")
     watch.add_argument("--last", type=int, default=10, metavar="N", help="how much of what it has said before (default: 10)")
-    watch.set_defaults(call=call_watch)
+    watch.set_defaults(verb="watch")
     return top
+
+
+def add_choice(verb: argparse.ArgumentParser) -> None:
+    """What `sample` and `walk` have in common."""
+    verb.add_argument("run", metavar="RUN", help="a run folder")
+    verb.add_argument("--average", metavar="NAME", help="an average's name, or live (default: ema)")
+    verb.add_argument("--labels", metavar="0,3", help="classes, taken in turn (default: all of them)")
+    verb.add_argument("--truncation", type=float, metavar="T", help="draw z from the normal cut at +-T")
+    verb.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
+    verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    verb.add_argument(
+        "--batchnorm",
+        metavar="POLICY",
+        help="recalibrate, copy, average, or batch, with which images depend on each other (default: the run's eval.batchnorm)",
+    )

@@ -29,7 +29,7 @@ class InvalidField(UserError):
     """A value out of range in a dataclass of the configuration.
 
     Raised by `check` inside `__post_init__`, where a section knows its own fields but not where it stands in the file;
-    `gantrain.loading` catches it and puts the source and the full key in front.
+    `gantrain.config.loading` catches it and puts the source and the full key in front.
     """
 
     def __init__(self, field: str, value: Any, remedy: str):

@@ -555,7 +555,7 @@ def test_a_full_disk_costs_the_generator_and_a_line(copied, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gantrain.best_generator.export", full)
+    monkeypatch.setattr("gantrain.run_folder.best_generator.export", full)
     said: list[str] = []
     run = fake_wandb(said)
     run.conclude(copied)
@@ -724,7 +724,7 @@ def test_calls_are_made_in_order_and_nobody_waits_but_the_end():
 
 
 def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypatch):
-    monkeypatch.setattr("gantrain.dashboard.WANDB_WAITING", 8)
+    monkeypatch.setattr("gantrain.reporting.wandb_run.WANDB_WAITING", 8)
     run, said = Recorded(), []
     thread = WandbThread(lambda: run, 30, said.append)
     for i in range(100):
@@ -741,7 +741,7 @@ def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypa
 
 def test_a_run_that_hangs_is_let_go_when_patience_ends(monkeypatch):
     hung, run, said = [], Recorded(), []
-    monkeypatch.setattr("gantrain.dashboard.HUNG", hung)
+    monkeypatch.setattr("gantrain.reporting.wandb_run.HUNG", hung)
     thread = WandbThread(lambda: run, 0.2, said.append)
     thread.call("log", 1)
     thread.finish(0)

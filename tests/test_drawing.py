@@ -273,7 +273,7 @@ def test_a_sheet_of_classes_has_a_class_a_row(run, gantrain, tmp_path, monkeypat
     expected = torch.stack([to_uint8(generator(latents(generator, 100)[3 * y : 3 * y + 3], torch.full((3,), y)))[:, 0] for y in (7, 2)])
     assert near(cells(sheet, 2, 3, sheet.width - 12 - 150, 12 + 2), expected)
     assert np.array(sheet.convert("L"))[:, : sheet.width - 164].min() < 100  # their numbers stand beside them
-    monkeypatch.setattr("gantrain.galleries.A_SHEET", 4)
+    monkeypatch.setattr("gantrain.commands.sample_sheets.A_SHEET", 4)
     done = gantrain("sample", run, "--sheet", "classes", "--per-class", 1, "--out", f"{tmp_path}/all/")
     assert "10 classes a row each" in done.stdout and f"in {tmp_path}/all/, 3 sheets" in done.stdout
     found = {f.name: Image.open(f).height for f in (tmp_path / "all").iterdir()}
@@ -555,7 +555,9 @@ def test_an_mp4_without_pyav_says_what_to_install(run, refused, monkeypatch, tmp
 def test_an_older_picture_outlives_a_failed_one(run, refused, monkeypatch, tmp_path):
     """What is written goes by another name until it is whole."""
     shutil.copy(ROOT / "docs" / "digits_samples.png", tmp_path / "walk.gif")
-    monkeypatch.setattr("gantrain.walking.grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "gantrain.commands.walk.grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     assert "walk.gif: No space left on device" in refused("walk", run, "--out", tmp_path / "walk.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"] and (tmp_path / "walk.gif").read_bytes() == (
         ROOT / "docs" / "digits_samples.png"

@@ -105,7 +105,9 @@ def test_a_run_that_is_killed_while_it_is_scored_scores_it_later(plain, tmp_path
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    while any(str(tmp_path) in words and "gantrain.scoring" in words for words in running()):  # it ends soon, though nobody tells it to
+    while any(
+        str(tmp_path) in words and "gantrain.evaluation.background" in words for words in running()
+    ):  # it ends soon, though nobody tells it to
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert spawning.run(words, ENVIRONMENT).returncode == 0
@@ -122,7 +124,7 @@ def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
     words = [
         sys.executable,
         "-c",
-        "import threading, time; from gantrain.scoring import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)",
+        "import threading, time; from gantrain.evaluation.background import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)",
     ]
     start = f"import os, subprocess, time; p = subprocess.Popen([*{words!r}, str(os.getpid())]); print(p.pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)

@@ -173,7 +173,7 @@ def test_duration(seconds, text):
 def test_progress_line_says_where_and_how_fast(monkeypatch):
     """From 100 to 300 of 1,000 images in four seconds, the last 100 of them in one."""
     now = [0.0]
-    monkeypatch.setattr("gantrain.tracking.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gantrain.reporting.console.time.monotonic", lambda: now[0])
     progress = Progress(1000, 100)
     now[0] = 3.0
     assert progress.line(200, {})[1]["throughput/img_per_s"] == pytest.approx(100 / 3)

@@ -19,6 +19,8 @@ from gantrain.averaging.batchnorm import write_statistics
 from gantrain.averaging.posthoc import LARGEST_ERROR
 from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.commands.arguments import overrides_of
+from gantrain.commands.sweep import parse_sweep
+from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
@@ -29,10 +31,7 @@ from gantrain.run_folder.snapshots import Snapshots, default_name, require_free,
 from gantrain.score_names import Scores, better_when_higher
 
 
-def call_average(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.arguments import parse_sweep
-    from gantrain.commands.average import average_run, sweep_run
-    from gantrain.distributed import finish
+def call(arguments: argparse.Namespace) -> None:
 
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     if arguments.sweep is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-def call_config(arguments: argparse.Namespace) -> None:
+def call(arguments: argparse.Namespace) -> None:
     from gantrain.config import loading
 
     print(loading.to_yaml(loading.load(arguments.config, arguments.overrides)), end="")

@@ -13,7 +13,7 @@ from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import overrides_of
 from gantrain.config.yaml_files import as_override
 from gantrain.data.folder import EXTENSIONS
-from gantrain.distributed import main_first, make_accelerator
+from gantrain.distributed import finish, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.evaluation.api import OF_A_GENERATOR, count_of, of_eval, open_pictures, scores_of
 from gantrain.evaluation.evaluator import Evaluator
@@ -26,10 +26,7 @@ from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores
 
 
-def call_evaluate(arguments: argparse.Namespace) -> None:
-    from gantrain.averaging.batchnorm import POLICIES
-    from gantrain.commands.evaluate import evaluate_images, evaluate_run, holds_images
-    from gantrain.distributed import finish
+def call(arguments: argparse.Namespace) -> None:
 
     if holds_images(arguments.run):
         for option, given in (

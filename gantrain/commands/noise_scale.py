@@ -36,9 +36,7 @@ from gantrain.training.players import Player
 from gantrain.training.update import Batch, discriminator_phase, generator_phase, sees_real
 
 
-def call_noise_scale(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.noise_scale import measure_run
-
+def call(arguments: argparse.Namespace) -> None:
     print(
         measure_run(
             arguments.run, arguments.average, arguments.updates, arguments.kimg, arguments.per_layer, arguments.out, arguments.overrides

@@ -16,9 +16,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import configuration_of
 
 
-def call_orbit(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.orbit import orbit_run
-
+def call(arguments: argparse.Namespace) -> None:
     names = None if arguments.average == "all" else arguments.average.split(",")
     print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
 

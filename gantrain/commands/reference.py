@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from gantrain.config.loading import load
 from gantrain.data import prepare
-from gantrain.distributed import local_processes, main_first, make_accelerator
+from gantrain.distributed import finish, local_processes, main_first, make_accelerator
 from gantrain.errors import UserError, in_words
 from gantrain.evaluation.api import YAML, of_eval
 from gantrain.evaluation.evaluator import Evaluator
@@ -20,9 +20,7 @@ from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
 
 
-def call_reference(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.reference import write_reference
-    from gantrain.distributed import finish
+def call(arguments: argparse.Namespace) -> None:
 
     written, accelerator = write_reference(arguments.target, arguments.out, arguments.moments_only, arguments.overrides)
     if accelerator.is_main_process:

@@ -13,11 +13,9 @@ from gantrain.reporting.page import page
 from gantrain.run_folder.record import read
 
 
-def call_report(arguments: argparse.Namespace) -> None:
+def call(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":  # nothing to share out
         return
-    from gantrain.commands.report import report_runs
-
     print(report_runs(arguments.runs, arguments.out))
 
 

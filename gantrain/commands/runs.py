@@ -19,9 +19,7 @@ from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.score_names import better_when_higher
 
 
-def call_runs(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.runs import as_json_lines, list_runs, table, terminal_width
-
+def call(arguments: argparse.Namespace) -> None:
     rows = list_runs(arguments.folders, arguments.by, arguments.sort)
     print(as_json_lines(rows) if arguments.json else table(rows, width=terminal_width()))
 

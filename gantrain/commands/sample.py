@@ -13,18 +13,15 @@ from torch import Tensor
 
 from gantrain.atomic_file import whole
 from gantrain.commands.arguments import choice_of
-from gantrain.distributed import main_first, make_accelerator, on_main
+from gantrain.commands.sample_sheets import sheet_run
+from gantrain.distributed import finish, main_first, make_accelerator, on_main
 from gantrain.errors import UserError
 from gantrain.sampling.choice import Choice, require_count
 from gantrain.sampling.output import Archive, Kept, Out, Pngs, columns_of, draw_all, save
 from gantrain.sampling.sheets import grid
 
 
-def call_sample(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.sample import sample_run
-    from gantrain.commands.sample_sheets import sheet_run
-    from gantrain.distributed import finish
-    from gantrain.sampling.output import Out
+def call(arguments: argparse.Namespace) -> None:
 
     kind = arguments.sheet
     if arguments.per_class is not None and kind != "classes":

@@ -8,7 +8,7 @@ from gantrain.commands.arguments import overrides_of
 from gantrain.interruption import Interruption, exit_status
 
 
-def call_train(arguments: argparse.Namespace) -> int:
+def call(arguments: argparse.Namespace) -> int:
     with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
         from gantrain.config import loading
 

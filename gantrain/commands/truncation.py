@@ -14,8 +14,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from gantrain.commands.arguments import overrides_of
+from gantrain.commands.sweep import parse_sweep
 from gantrain.config.config import Config, scores_of
-from gantrain.distributed import on_main
+from gantrain.distributed import finish, on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
@@ -25,10 +26,7 @@ from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores, better_when_higher
 
 
-def call_truncation(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.arguments import parse_sweep
-    from gantrain.commands.truncation import EXAMPLE, truncation_run
-    from gantrain.distributed import finish
+def call(arguments: argparse.Namespace) -> None:
 
     truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None

@@ -23,9 +23,7 @@ from gantrain.sampling.output import CHUNK, Out
 from gantrain.sampling.sheets import grid
 
 
-def call_walk(arguments: argparse.Namespace) -> None:
-    from gantrain.commands.walk import walk_run
-
+def call(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
         print(walk_run(choice_of(arguments), Path(arguments.out), arguments.num, arguments.frames, arguments.fps))
 

@@ -28,10 +28,8 @@ from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.record import ENDS, Record, goes_on_elsewhere, outline, parse
 
 
-def call_watch(arguments: argparse.Namespace) -> int | None:
+def call(arguments: argparse.Namespace) -> int | None:
     try:
-        from gantrain.commands.watch import watch
-
         watch(arguments.run, arguments.last, functools.partial(print, flush=True))
     except KeyboardInterrupt:  # seen enough; nothing was interrupted but looking on
         return INTERRUPTED

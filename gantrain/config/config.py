@@ -1,7 +1,7 @@
 """The configuration's sections: frozen dataclasses, where every default stands and nowhere else.
 
 Where a section is a plug-in, `name:` chooses the class from its table and the other keys are that class's fields.
-`gantrain.loading` makes these from YAML files and `section.key=value` overrides.
+`gantrain.config.loading` makes these from YAML files and `section.key=value` overrides.
 """
 
 from __future__ import annotations

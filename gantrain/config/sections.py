@@ -199,7 +199,7 @@ class Eval:
 
     @staticmethod
     def decided(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """(the key that decides about others, what it makes of them), for `gantrain.loading`."""
+        """(the key that decides about others, what it makes of them), for `gantrain.config.loading`."""
         name = given.get("protocol")
         return "protocol", PROTOCOLS[name].keys if name in PROTOCOLS else {}
 

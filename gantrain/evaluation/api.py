@@ -67,7 +67,7 @@ def evaluate(
         generator: `G(z, y)` with attributes `dim_z` and `num_classes`, a module or not; or a function `sample(start, count)` that gives
             images start .. start + count - 1; or images themselves: a tensor (uint8 `[N, C, H, W]`), or a path of a folder, zip or
             .npz (`arr_0`, uint8 `[N, H, W, C]`). What a generator gives is uint8, or float in [-1, 1] and is rounded.
-        reference: a path (see `gantrain.references`), a tensor like those, or a torch data set of (uint8 `[C, H, W]`, label), which is
+        reference: a path (see `gantrain.evaluation.references`), a tensor like those, or a torch data set of (uint8 `[C, H, W]`, label), which is
             read into memory.
         num_samples: how many images; None is all there are, of a generator 10,000.
         metrics: names from `gantrain.metrics.METRICS`, or `module:Class`.

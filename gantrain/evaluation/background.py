@@ -1,6 +1,6 @@
 """Evaluation in the background: a checkpoint is scored by a process of its own while training goes on.
 
-    python -m gantrain.scoring RUN NIMG OUT PARENT
+    python -m gantrain.evaluation.background RUN NIMG OUT PARENT
 
 scores RUN/scoring/NIMG as an evaluation of the run would, live weights and averages, leaves the scores in OUT, and ends with the
 process PARENT.
@@ -126,7 +126,7 @@ class BackgroundEvaluation:
         environment = {key: value for key, value in os.environ.items() if key not in OF_THE_GROUP and not key.startswith("TORCHELASTIC")}
         # What the run can import, such as a plug-in beside the script that started it, the scorer can.
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path))
-        command = [sys.executable, "-m", "gantrain.scoring", str(self.run_dir), str(nimg), str(out), str(os.getpid())]
+        command = [sys.executable, "-m", "gantrain.evaluation.background", str(self.run_dir), str(nimg), str(out), str(os.getpid())]
         if not torch.cuda.is_available():
             environment.setdefault("OMP_NUM_THREADS", "1")  # two processes that fight for a core cost each other more than it is worth
         with open(out.with_suffix(".log"), "wb") as log:

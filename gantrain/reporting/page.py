@@ -2,7 +2,7 @@
 
 The page holds Plotly's own script, the figures' numbers as JSON, and the pictures; it opens from a disk without network.
 Every number in it is one of `metrics.jsonl` or of `evaluations/`; several runs are drawn as means over those that repeat
-each other (`gantrain.comparison`).
+each other (`gantrain.reporting.comparison`).
 """
 
 from __future__ import annotations
