@@ -6,7 +6,7 @@ from typing import Any
 
 from gantrain.version import __version__
 
-__all__ = ["evaluate", "load_generator", "__version__"]
+__all__ = ["__version__", "evaluate", "load_generator"]
 
 
 def __getattr__(name: str) -> Any:

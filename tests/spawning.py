@@ -228,7 +228,7 @@ def become(task: dict) -> None:
     elif script == "-c":
         sys.path[:0] = ["", *paths]
         sys.argv = ["-c", *rest[1:]]
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - the test's own
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.path[:0] = [str(Path(script).parent), *paths]
         sys.argv = [script, *rest]

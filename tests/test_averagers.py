@@ -11,8 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -702,7 +701,7 @@ def test_steps_below_half_precision_add_up(dtype):
         "lookahead": Lookahead(alpha=0.0005, every_kimg=0.064),
     }
     averages = {name: Average(rule, {"w": live}) for name, rule in rules.items()}
-    expected = {name: 1.0 for name in rules}
+    expected = dict.fromkeys(rules, 1.0)
     for average in averages.values():
         average.update(64)
     live.fill_(1.5)

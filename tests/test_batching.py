@@ -168,7 +168,7 @@ def test_gates(gate, d, g, grows):
     ],
 )
 def test_what_holds_growth_back(change):
-    assert ByNoiseScale(**NOISE).propose(state(**{"d": surely(640.0), "checks": 2, "since_change": 5_000})) == 128
+    assert ByNoiseScale(**NOISE).propose(state(d=surely(640.0), checks=2, since_change=5_000)) == 128
     assert ByNoiseScale(**NOISE).propose(state(**{"d": surely(640.0), "checks": 2, "since_change": 5_000, **change})) == 64
 
 

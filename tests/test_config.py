@@ -8,8 +8,7 @@ import re
 import pytest
 import yaml
 from conftest import ROOT, error_of
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from gantrain.averaging import Ema, EmaSteps, Swa
 from gantrain.config import loading as configuration

@@ -273,7 +273,7 @@ def test_a_class_is_a_picture_with_a_row_for_every_sheet():
     """Images whose colour says sheet, class and number: each is where it belongs, and nothing else is."""
     image = lambda sheet, number, label: torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(
         3, 64, 64
-    )  # noqa: E731
+    )
     sheets = [
         Sheet(name, "", grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3))
         for i, name in enumerate(("live", "a_long_name"))
@@ -473,7 +473,7 @@ def scored(tmp_path) -> Record:
         "eval/swa/fid": swa,
         "eval/ema/is": 3.0,
         "eval/num_samples": 16,
-    }  # noqa: E731
+    }
     return Record(tmp_path, Config(), [{"nimg": 1000, **row(1.0, 3.0, math.nan)}, {"nimg": 2000, **row(2.0, 5.0, 4.0)}])
 
 

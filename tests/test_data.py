@@ -23,8 +23,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
@@ -191,7 +190,7 @@ def test_what_a_data_set_builds(name, tmp_path, any_stl10):
     assert len(images) > 0 and images.resolution == source.resolution and images.channels in (1, 3)
     assert images.num_classes == len(images.class_names) == len(set(images.class_names))
     assert images.labels.dtype == torch.int64 and images.labels.shape == (len(images),)
-    assert 0 <= images.labels.min() and images.labels.max() < images.num_classes
+    assert images.labels.min() >= 0 and images.labels.max() < images.num_classes
     image, label = images[len(images) - 1]
     assert image.dtype == torch.uint8 and image.shape == (images.channels, images.resolution, images.resolution)
     assert isinstance(label, int) and label == images.labels[-1]
@@ -291,7 +290,7 @@ def test_an_order_of_a_billion_images_costs_as_little_as_a_short_one():
     """Far into a stream over far more images than any table could hold."""
     size, positions = 10**9, 10**12 + np.arange(2000)
     images = permuted(0, positions, size)
-    assert images.dtype == np.int64 and 0 <= images.min() and images.max() < size
+    assert images.dtype == np.int64 and images.min() >= 0 and images.max() < size
     assert len(np.unique(images)) == 2000  # one epoch: none twice
     assert stats.kstest(images / size, "uniform").pvalue > UNLIKELY
     assert np.array_equal(permuted(0, positions[1234:1235], size), images[1234:1235])
@@ -572,7 +571,7 @@ def test_shrinking_looks_at_every_pixel(tmp_path):
     Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)).save(tmp_path / "a" / "x.png")
     for filter in ("lanczos", "bicubic", "bilinear", "box"):
         pixels = Folder(root=str(tmp_path), resolution=8, channels=1, filter=filter).build()[0][0]
-        assert 120 <= pixels.min() and pixels.max() <= 135
+        assert pixels.min() >= 120 and pixels.max() <= 135
 
 
 def test_sixteen_bit_images_keep_their_greys(tmp_path):

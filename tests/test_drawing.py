@@ -178,7 +178,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both_at_once(everywhere, full)
 
         try:
             draw_all(images, 6 * CHUNK, Full(rank), Rank(rank, meeting, said))
-        except Exception as error:  # noqa: BLE001 - looked at below
+        except Exception as error:
             return error
 
     with ThreadPoolExecutor(2) as pool:

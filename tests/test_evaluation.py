@@ -28,8 +28,7 @@ from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
-from gantrain.metrics import Extractor
-from gantrain.metrics import feature_cache as reference
+from gantrain.metrics import Extractor, feature_cache as reference
 from gantrain.reporting.score_table import table
 from gantrain.sampling.latents import draw
 from gantrain.score_names import as_keys

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gantrain.config.sections import Guard
 from gantrain.training.guard import STOPS, WATCHED, Beat, Pulse, Trouble, Watch, better

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gantrain.interruption import ECHO, SIGNALS, Interruption, Stopped, exit_status
 from gantrain.run_folder.line_file import LineFile

@@ -30,11 +30,11 @@ from gantrain.metrics import (
     DigitsFeatures,
     FeatureSet,
     InceptionFeatures,
+    feature_cache as reference,
     features,
     needs,
     precision_recall,
 )
-from gantrain.metrics import feature_cache as reference
 
 CPU = torch.device("cpu")
 

@@ -70,7 +70,7 @@ def test_what_an_architecture_builds(cls, shape, num_classes):
         G.train(training), D.train(training)
         x = G(z, y)
         assert x.shape == (6, channels, resolution, resolution) and x.dtype == torch.float32
-        assert -1 <= x.min() and x.max() <= 1 and x.std() > 0
+        assert x.min() >= -1 and x.max() <= 1 and x.std() > 0
         logits = D(x, y)
         assert logits.shape == (6,) and logits.dtype == torch.float32 and torch.isfinite(logits).all()
 

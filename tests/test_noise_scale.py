@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, TESTS, TINY
 from game import gradients, networks, noise, player, real, rounds
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from oracles import (
     NOBODY,
     Oracle,

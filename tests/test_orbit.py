@@ -24,8 +24,7 @@ import spawning
 import torch
 from conftest import ROOT, TESTS, TINY, error_of, here, lines_of
 from PIL import Image
-from test_swapping import SWAP
-from test_swapping import TINY as TINY_SWAP
+from test_swapping import SWAP, TINY as TINY_SWAP
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, Swa

@@ -28,8 +28,7 @@ import torch
 from conftest import ROOT, TINY, lines_of
 from test_data import CPU, cats_and_dogs, in_memory, noise, write_images, write_zip
 
-from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, decode_all, pack, prepare
-from gantrain.data import packed as packing
+from gantrain.data import Archive, Folder, ImageSet, Packed, RealBatches, audit, decode_all, pack, packed as packing, prepare
 from gantrain.data.stream import Ahead
 from gantrain.errors import UserError
 

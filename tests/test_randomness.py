@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from scipy import stats
 
 from gantrain import clock, randomness
@@ -103,7 +102,7 @@ def test_neighbouring_positions_and_columns_are_independent():
 
 def test_uniform_numbers_are_uniform_and_inside_the_open_interval():
     u = randomness.uniform(0, "u", 0, MANY, 3)
-    assert 0 < u.min() and u.max() < 1
+    assert u.min() > 0 and u.max() < 1
     assert stats.chisquare(np.histogram(u.numpy(), bins=100, range=(0, 1))[0]).pvalue > UNLIKELY
     assert stats.kstest(u.flatten().numpy(), "uniform").pvalue > UNLIKELY
     low_bits = (u * 2**40 % 1).flatten().numpy()  # below the fortieth bit they are as random
@@ -125,7 +124,7 @@ def test_the_ends_of_the_uniform_numbers_are_open(monkeypatch):
 
     monkeypatch.setattr(np.random, "Philox", Ends)
     u = randomness.uniform(0, "u", 0, 1, 2)[0]
-    assert 0 < u[0] and u[1] < 1 and u[0] == 1 - u[1]
+    assert u[0] > 0 and u[1] < 1 and u[0] == 1 - u[1]
     z = randomness.normal(0, "z", 0, 1, 2)[0]
     assert torch.isfinite(z).all() and z[0] == -z[1]
     for below in (1, 2, 3, 10, 1000, 10**9 + 7):

@@ -205,7 +205,7 @@ def test_columns_stand_where_they_stand_through_a_whole_run():
     places = set()
     for i, number in enumerate(NUMBERS):
         elapsed, left, rate = times[i % len(times)]
-        values = {key: number for key in ("loss/d", "loss/g", "logits/real", "logits/fake")}
+        values = dict.fromkeys(("loss/d", "loss/g", "logits/real", "logits/fake"), number)
         values |= {"batch/size": 8 * 4**i if i < 7 else 2048, "memory/gib": 0.05 * 3**i if i < 8 else 78.2}
         values |= {"throughput/img_per_s": rate, "throughput/elapsed_s": elapsed, "throughput/left_s": left}
         for noise in ({}, {"D": 5.2, "G": None}, {"D": 123456.0, "G": 12345678.0}):

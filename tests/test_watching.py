@@ -16,13 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, error_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from spawning import Spawned
 from test_record import FEW, by_hand, environment, event, score, train
 
-from gantrain import cli
-from gantrain import lock as locks
+from gantrain import cli, lock as locks
 from gantrain.commands.watch import Follower, told_before, watch
 from gantrain.config.config import Config
 from gantrain.reporting.console import console_line

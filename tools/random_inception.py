@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as module
 
-from gantrain import torchvision_ops  # noqa: F401, I001 - before torch-fidelity, which imports torchvision
+from gantrain import torchvision_ops  # noqa: F401 - before torch-fidelity, which imports torchvision
 
 
 class Unloaded(module.FeatureExtractorInceptionV3):

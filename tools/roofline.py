@@ -46,7 +46,7 @@ class Roofline(TorchDispatchMode):
         self.calls: list[tuple[Any, tuple, dict]] = []
         self._tensors: dict[Like, Tensor] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001 - torch's own signature
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
         if name.startswith(COUNTED) and not name.startswith("mm_"):
             described = tree_map(

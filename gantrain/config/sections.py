@@ -185,7 +185,7 @@ class Eval:
         check(
             self,
             "reference",
-            self.reference is None or bool(self.reference) and "\0" not in self.reference,
+            self.reference is None or (bool(self.reference) and "\0" not in self.reference),
             "must name a file or folder, or be null",
         )
         check(self, "is_splits", self.is_splits >= 1, "must be at least 1")

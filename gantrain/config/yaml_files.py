@@ -68,7 +68,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """The mapping that a YAML text holds."""
     try:
-        values = yaml.load(text, StrictLoader)  # noqa: S506 - derived from SafeLoader
+        values = yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load as from_bytes, save as to_bytes
 
 from gantrain.cache import cache_folder, keep_file
 from gantrain.metrics.featureset import FeatureSet

@@ -163,7 +163,7 @@ def matched(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[in
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last may be short
     rows = []
     for nimg, _ in fewest:
-        row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]  # noqa: B023
+        row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
         again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point stands for one moment
         if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row) and not again:
             rows.append(row)

@@ -29,8 +29,7 @@ from gantrain.run_folder.best_generator import Candidate, candidates, export
 from gantrain.run_folder.checkpoint import Damaged
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.record import Record
-from gantrain.sampling.sheets import by_class as by_class_of
-from gantrain.sampling.sheets import read_side_by_side
+from gantrain.sampling.sheets import by_class as by_class_of, read_side_by_side
 from gantrain.score_names import better_when_higher
 
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
@@ -182,7 +181,7 @@ class WandbRun:
             return None
         try:
             return make()
-        except Exception as error:  # noqa: BLE001 - a view of the run is no reason to end it
+        except Exception as error:
             if what not in self._missing:
                 self._missing.add(what)
                 self._say(f"wandb: no {what} ({one_line(error)[:160]}); the rest goes on")

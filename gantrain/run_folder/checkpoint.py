@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor
 
 from gantrain import clock
@@ -197,7 +196,7 @@ class BackgroundWriter:
         def run() -> None:
             try:
                 job()
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the run can see it
+            except BaseException as error:
                 self._error = error
 
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)

@@ -798,7 +798,7 @@ class Trainer:
     def show_orbit(self) -> None:
         """Draw the motion recorded so far and say what it is; of a stretch that is too short yet there is nothing to say."""
         if not self.orbit.on:
-            return
+            return None
         self.orbit.flush()
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in self.banks.items()}
         try:
@@ -807,8 +807,8 @@ class Trainer:
             path = picture_path(self.run_dir, found)
             keep(found, path, self.run_dir.name)
         except NothingYet:
-            return
-        except Exception as error:  # noqa: BLE001 - whatever it is, a picture that cannot be had is no reason to stop training
+            return None
+        except Exception as error:
             return self.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {self.run_dir}` tries again")
         words = [headline(one) for one in found]
         self.tracker.image(self.nimg, "orbit", path, "; ".join(words))
