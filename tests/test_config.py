@@ -43,8 +43,8 @@ def test_every_configuration_says_how_to_run_it(path):
         assert word in head, f"the head of {path.name} does not say: {word}"
 
 
-def test_the_readmes_guard_is_one_and_its_defaults_are_the_defaults(tmp_path):
-    (block,) = re.findall(r"```yaml\n(guard:\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_documented_guard_is_one_and_its_defaults_are_the_defaults(tmp_path):
+    (block,) = re.findall(r"```yaml\n(guard:\n.*?)```", (ROOT / "docs" / "running.md").read_text(), re.S)
     told = yaml.safe_load(block)["guard"]
     guard = load(written(tmp_path, block)).guard
     assert {name: getattr(guard, name) for name in told} == told
