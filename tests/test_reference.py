@@ -343,7 +343,7 @@ def test_images_that_cannot_be_taken_as_they_are(digits, tmp_path):
     ):
         of_pictures(of_folder(tmp_path / "sizes")).take(0, 9)
     (tmp_path / "sizes" / "000000.png").write_bytes(b"none")
-    with pytest.raises(UserError, match="000000.png: does not decode as an image .no format that Pillow knows.; put it right"):
+    with pytest.raises(UserError, match="000000.png: does not decode as an image .not a format that Pillow knows.; put it right"):
         of_folder(tmp_path / "sizes")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: has no image in it"):
