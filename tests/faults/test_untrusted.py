@@ -71,7 +71,7 @@ def test_weights_that_would_fire_are_refused(gantrain, tmp_path, marker, kind, s
             check=False,
         )
     )
-    assert f"{path}: holds no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
+    assert f"{path}: contains no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_data_that_would_fire_is_refused(gantrain, tmp_path, marker):
