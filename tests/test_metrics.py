@@ -20,7 +20,8 @@ from fidelity import fidelity_scores, registered_digits
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gantrain import cache, torchvision_ops
+from gantrain import torchvision_ops
+from gantrain.cache import cache_folder
 from gantrain.data import Digits
 from gantrain.errors import UserError
 from gantrain.metrics import (
@@ -160,7 +161,7 @@ def test_fid_is_symmetric_and_zero_for_the_same_set():
 
 
 def test_moments_are_float64_and_unbiased():
-    """The mean is right to what float32 sums give, the covariance, of a mean far from zero too, to more; it divides by N - 1; both are computed once."""
+    """The mean is accurate to float32 sums, the covariance more, even far from zero; it divides by N - 1; both are computed only once."""
     some = random_features(1000, 4, 5, shift=1000.0)
     x = some.features.double().numpy()
     assert some.moments["mu"].dtype == some.moments["sigma"].dtype == np.float64
@@ -375,7 +376,9 @@ def test_inception_weights_as_pth_and_as_safetensors(inception_weights, tmp_path
 
 
 def test_weights_file_that_is_not_there():
-    with pytest.raises(UserError, match="^eval.features.weights: 'nowhere/inception.pth' is not a file; pass the path of the weights, or null to download them$"):
+    with pytest.raises(
+        UserError, match="^eval.features.weights: 'nowhere/inception.pth' is not a file; pass the path of the weights, or null"
+    ):
         InceptionFeatures(weights="nowhere/inception.pth").build(CPU)
 
 
@@ -614,7 +617,7 @@ def test_cache_that_cannot_be_written_is_no_error(where, tmp_path, monkeypatch):
 
 def test_cache_folder_by_default_and_by_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path))
-    assert cache.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.setenv("GANTRAIN_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "gantrain"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "gantrain"

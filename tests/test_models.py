@@ -169,7 +169,7 @@ def test_attention_stands_at_the_resolution_that_is_asked_for(resolution):
         for network in (G.eval(), D):
             found = [m for m in network.modules() if isinstance(m, SelfAttention)]
             assert len(found) == 1
-            found[0].register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+            found[0].register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(tuple(inputs[0].shape[2:])))
         z, y = noise_and_labels(G, 1)
         with torch.no_grad():
             assert D(G(z, y), y).shape == (1,)
@@ -358,7 +358,11 @@ def test_one_embedding_is_shared_by_all_norms():
             "^model.attention_resolution: the networks for resolution 32 cannot have attention at 64; choose from 8, 16$",
         ),
         (BigGAN(attention_resolution=8), 8, "resolution 8 cannot have attention at 8; choose from null$"),
-        (BigGAN(ch=4, attention_resolution=16), 32, "^model.ch: must be at least 8, because attention uses an eighth of the channels, got 4$"),
+        (
+            BigGAN(ch=4, attention_resolution=16),
+            32,
+            "^model.ch: must be at least 8, because attention uses an eighth of the channels, got 4",
+        ),
         (
             BigGAN(dim_z=30, shared_embedding=8, hierarchical_z=True),
             32,

@@ -132,16 +132,25 @@ def test_worker_processes_and_threads_read_a_zip_of_their_own(tmp_path, workers)
         stream.close()
 
 
-@pytest.mark.parametrize("write, words", [
-    (lambda path, folder: path.write_bytes(b"no zip"), "cannot be read as a zip of images"),
-    (lambda path, folder: write_zip(path, folder, {"cat": 0.5, "dog": 1}), "is 0.5, not a class 0, 1, 2"),
-    (lambda path, folder: write_zip(path, folder, {"cat": [1, 0], "dog": [0, 1]}), r"is \[1, 0\], not a class"),
-    (lambda path, folder: write_zip(path, folder, {"cat": -1, "dog": 1}), "is -1, not a class"),
-    (lambda path, folder: write_zip(path, folder, {"cat": 0, "dog": 2_000_000_000}), "label 2000000000 implies more classes than there are images .7.; .*set data.labels=false"),
-    (lambda path, folder: write_zip(path, folder, {"cat": 1, "dog": 6}), "a.zip has no images with label 0, 2, 3, 4, 5; number .*or set data.labels=false"),
-    (lambda path, folder: write_zip(path, folder / "cat", {"cat": 0, "": 0}), "has only one class"),
-    (lambda path, folder: zipfile.ZipFile(path, "w").close(), "contains no images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write, words",
+    [
+        (lambda path, folder: path.write_bytes(b"no zip"), "cannot be read as a zip of images"),
+        (lambda path, folder: write_zip(path, folder, {"cat": 0.5, "dog": 1}), "is 0.5, not a class 0, 1, 2"),
+        (lambda path, folder: write_zip(path, folder, {"cat": [1, 0], "dog": [0, 1]}), r"is \[1, 0\], not a class"),
+        (lambda path, folder: write_zip(path, folder, {"cat": -1, "dog": 1}), "is -1, not a class"),
+        (
+            lambda path, folder: write_zip(path, folder, {"cat": 0, "dog": 2_000_000_000}),
+            "label 2000000000 implies more classes than there are images .7.; .*set data.labels=false",
+        ),
+        (
+            lambda path, folder: write_zip(path, folder, {"cat": 1, "dog": 6}),
+            "a.zip has no images with label 0, 2, 3, 4, 5; number .*or set data.labels=false",
+        ),
+        (lambda path, folder: write_zip(path, folder / "cat", {"cat": 0, "": 0}), "has only one class"),
+        (lambda path, folder: zipfile.ZipFile(path, "w").close(), "contains no images"),
+    ],
+)
 def test_a_zip_that_cannot_be_right_is_refused(tmp_path, write, words):
     write(tmp_path / "a.zip", cats_and_dogs(tmp_path))
     with pytest.raises(UserError, match=words):
@@ -302,7 +311,9 @@ def test_all_is_read_once_and_not_at_every_start(many, tmp_path, monkeypatch):
 
 def test_another_resolution_is_refused_with_the_right_one(many, tmp_path):
     pack(many(), tmp_path / "p", "many")
-    with pytest.raises(UserError, match="data.resolution: .*p contains images of resolution 8, not 32; set data.resolution=8, or prepare the images again at 32"):
+    with pytest.raises(
+        UserError, match="p contains images of resolution 8, not 32; set data.resolution=8, or prepare the images again at 32"
+    ):
         Packed(root=str(tmp_path / "p")).build()
     with pytest.raises(UserError, match="data.root must be the folder of a prepared data set"):
         Packed().build()
@@ -450,9 +461,8 @@ def test_what_may_not_be_read_is_not_called_damaged(many, tmp_path, monkeypatch,
 
     pack(many(), tmp_path / "p", "many")
     for owner, function in ((np, "load"), (Path, "read_text")):
-        monkeypatch.setattr(
-            owner, function, lambda path, *words, whole=getattr(owner, function), **more: closed(path, whole, *words, **more)
-        )
+        whole = getattr(owner, function)
+        monkeypatch.setattr(owner, function, lambda path, *words, whole=whole, **more: closed(path, whole, *words, **more))
     with pytest.raises(UserError, match=f"p/{name}: is not readable .permission denied.; ask its owner for read access"):
         prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
 
@@ -558,14 +568,15 @@ def test_the_tool_reads_biggan_pytorchs_hdf5(tmp_path):
         file.create_dataset("imgs", data=pixels.astype(np.float32))
         file.create_dataset("labels", data=labels)
     done = tool(tmp_path / "b.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
-    assert done.returncode == 2 and "is not an HDF5 file written by BigGAN-PyTorch's make_hdf5.py (imgs is float32 (20, 3, 8, 8)" in done.stderr
+    assert done.returncode == 2
+    assert "is not an HDF5 file written by BigGAN-PyTorch's make_hdf5.py (imgs is float32 (20, 3, 8, 8)" in done.stderr
 
 
 def test_the_tool_reads_torchvisions_sets(tmp_path):
     pixels, labels = noise(12, 28, 28), np.arange(12, dtype=np.uint8) % 10
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    for kind, count in (("train", 12), ("t10k", 12)):
+    for kind in ("train", "t10k"):
         for name, magic, body in ((f"{kind}-images-idx3-ubyte", (0, 0, 8, 3), pixels), (f"{kind}-labels-idx1-ubyte", (0, 0, 8, 1), labels)):
             head = bytes(magic) + b"".join(int(n).to_bytes(4, "big") for n in body.shape)
             (raw / name).write_bytes(head + body.tobytes())
@@ -595,19 +606,34 @@ def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
     assert torch.equal(images.pixels[1], images.pixels[2]) and len(images) == 7
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["cifar1O", "--out", "x", "--resolution", 32], "cifar1O: is not a folder, a .zip, a .hdf5 or the name of a data set; did you mean 'cifar10'?"),
-    (["nope", "--out", "x", "--resolution", 32], "error: nope: is not a folder, a .zip, a .hdf5 or the name of a data set; known: cifar10, cifar100, digits, stl10"),
-    (["torchvision:FashonMNIST", "--out", "x", "--resolution", 32], "torchvision:FashonMNIST: is not a supported torchvision data set; did you mean 'FashionMNIST'?"),
-    (["torchvision:Nope", "--out", "x", "--resolution", 32], "torchvision:Nope: is not a supported torchvision data set; known: Caltech101, Caltech256, DTD, "),
-    (["digits"], "error: missing: --out, --resolution"),
-    (["digits", "--out", "x"], "error: missing: --resolution"),
-    (["--out", "x", "--resolution", 8], "error: missing: a source"),
-    (["nowhere.hdf5", "--out", "x", "--resolution", 8], "error: nowhere.hdf5: is not a file"),
-    (["nowhere.zip", "--out", "x", "--resolution", 8], "error: 'nowhere.zip' is not a file; pass the path of a zip of images"),
-    (["--verify", "nowhere"], "is not a prepared data set (it has no head.json); make one with tools/prepare_dataset.py"),
-    (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be downloaded"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ["cifar1O", "--out", "x", "--resolution", 32],
+            "cifar1O: is not a folder, a .zip, a .hdf5 or the name of a data set; did you mean 'cifar10'?",
+        ),
+        (
+            ["nope", "--out", "x", "--resolution", 32],
+            "error: nope: is not a folder, a .zip, a .hdf5 or the name of a data set; known: cifar10, cifar100, digits, stl10",
+        ),
+        (
+            ["torchvision:FashonMNIST", "--out", "x", "--resolution", 32],
+            "torchvision:FashonMNIST: is not a supported torchvision data set; did you mean 'FashionMNIST'?",
+        ),
+        (
+            ["torchvision:Nope", "--out", "x", "--resolution", 32],
+            "torchvision:Nope: is not a supported torchvision data set; known: Caltech101, Caltech256, DTD, ",
+        ),
+        (["digits"], "error: missing: --out, --resolution"),
+        (["digits", "--out", "x"], "error: missing: --resolution"),
+        (["--out", "x", "--resolution", 8], "error: missing: a source"),
+        (["nowhere.hdf5", "--out", "x", "--resolution", 8], "error: nowhere.hdf5: is not a file"),
+        (["nowhere.zip", "--out", "x", "--resolution", 8], "error: 'nowhere.zip' is not a file; pass the path of a zip of images"),
+        (["--verify", "nowhere"], "is not a prepared data set (it has no head.json); make one with tools/prepare_dataset.py"),
+        (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be downloaded"),
+    ],
+)
 def test_the_tools_mistakes_are_one_line(arguments, words):
     done = tool(*arguments, check=False)
     last = done.stderr.splitlines()[-1]
@@ -637,7 +663,8 @@ def test_the_tool_reads_hdf5_without_labels_if_it_is_to(tmp_path):
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file.create_dataset("imgs", data=noise(5, 3, 8, 8))
-    assert "5 images, 5 of them prepared by this command" in tool(tmp_path / "a.hdf5", "--out", tmp_path / "p", "--resolution", 8, "--no-labels").stdout
+    done = tool(tmp_path / "a.hdf5", "--out", tmp_path / "p", "--resolution", 8, "--no-labels")
+    assert "5 images, 5 of them prepared by this command" in done.stdout
     assert Packed(root=str(tmp_path / "p"), resolution=8).build().class_names == ["all"]
     done = tool(tmp_path / "a.hdf5", "--out", tmp_path / "q", "--resolution", 8, check=False)
     assert done.returncode == 2 and "a.hdf5: has no labels; pass --no-labels" in done.stderr

@@ -1,4 +1,4 @@
-"""What is scored against: files of statistics of every kind, images as they are, `gantrain reference`, `--reference`; and what is refused."""
+"""References: files of statistics in every format, images as they are, `gantrain reference`, `--reference`, and refusals."""
 
 from __future__ import annotations
 
@@ -230,7 +230,10 @@ def good(d: int = 64) -> dict:
             r"arr_0 must be uint8 images \[N, H, W, C\] with 1 or 3 channels, got uint8 \[9, 3, 8, 8\]",
         ),
         ({"arr_0": np.zeros((9, 8, 8, 3), np.float32)}, "arr_0 must be uint8 images"),
-        ({"weights": np.zeros(3)}, "contains weights, but a reference must contain mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0"),
+        (
+            {"weights": np.zeros(3)},
+            "contains weights, but a reference must contain mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0",
+        ),
         ({"mu": np.array([Mischief()], dtype=object), "sigma": np.eye(1)}, "it contains pickled objects, which can run code"),
         (b"PK\x03\x04 no zip", "cannot be read as an .npz of statistics"),
         (b"", "cannot be read as an .npz of statistics"),
@@ -270,7 +273,8 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
         ("wide.npz", "; set eval.features.name=inception, or use another file"),
         (
             "moments.npz",
-            "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images; set eval.metrics=[fid,is], or write a file",
+            "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images;"
+            " set eval.metrics=[fid,is], or write a file",
         ),
         ("other.npz", "other.npz: its statistics are those of inception-v3-compat/64/aa, but eval.features is digits-classifier/64/"),
         ("none.npz", "none.npz: is not a file; pass an .npz of statistics, or write one with `gantrain reference`"),

@@ -55,9 +55,24 @@ PENALISED = "'penalties={r1: {name: r1, gamma: 0.1, every: 2}}' optim.orthogonal
 @pytest.mark.slow
 def test_benchmark_compares_variants(tmp_path):
     said = run_here(
-        "tools/benchmark.py", "train", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--updates", 1, "--turns", 2,
-        "--against", PENALISED, "--processes", 2, "--threads", 1, "--json", tmp_path / "b.json",
-    )  # fmt: skip
+        "tools/benchmark.py",
+        "train",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "batching.batch_size=16",
+        "--updates",
+        1,
+        "--turns",
+        2,
+        "--against",
+        PENALISED,
+        "--processes",
+        2,
+        "--threads",
+        1,
+        "--json",
+        tmp_path / "b.json",
+    )
     record = json.loads((tmp_path / "b.json").read_text())
     assert [row["variant"] for row in record["rows"]] == ["as configured", PENALISED, "2 processes"]
     plain, penalised, two = record["rows"]
@@ -76,15 +91,21 @@ def test_benchmark_compares_variants(tmp_path):
 
 def test_benchmark_says_a_variants_mistake_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "tools/benchmark.py", "train", "configs/digits.yaml", "--against", "optim.lrg=1"], capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "tools/benchmark.py", "train", "configs/digits.yaml", "--against", "optim.lrg=1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("benchmark.py: error: command line: optim.lrg=1: no such key")
 
 
-@pytest.mark.parametrize("against, words", [
-    ("performance.auto=false'", "argument --against: \"performance.auto=false'\": no closing quotation"),
-    (" ", "argument --against: is empty; write for example --against performance.channels_last=false"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "against, words",
+    [
+        ("performance.auto=false'", 'argument --against: "performance.auto=false\'": no closing quotation'),
+        (" ", "argument --against: is empty; write for example --against performance.channels_last=false"),
+    ],
+)
 def test_a_variant_that_cannot_be_read_is_said(against, words, capsys):
     with pytest.raises(SystemExit) as ended:
         run_here("tools/benchmark.py", "train", "configs/digits.yaml", "--against", against)
@@ -164,9 +185,22 @@ def test_benchmark_samples_and_starts(tmp_path):
 
 def test_benchmark_sets_averages_beside_an_update(tmp_path):
     said = run_here(
-        "tools/benchmark.py", "averaging", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--turns", 2, "--repeats", 2, "--averages", 3,
-        "--channels", 1, "--json", tmp_path / "b.json",
-    )  # fmt: skip
+        "tools/benchmark.py",
+        "averaging",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "batching.batch_size=16",
+        "--turns",
+        2,
+        "--repeats",
+        2,
+        "--averages",
+        3,
+        "--channels",
+        1,
+        "--json",
+        tmp_path / "b.json",
+    )
     record = json.loads((tmp_path / "b.json").read_text())
     rows = {row["variant"]: row for row in record["rows"]}
     assert list(rows) == ["3 averages in the bank", "3 averages by a naive loop", "3 copies of the weights", "one update of the game"]
@@ -360,10 +394,16 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
     words += [*SWAPS, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
     said = run_here(*words)
     assert [done.returncode for done in own] == [0, 0]
-    rows = [line.split("|") for line in said.splitlines() if line.startswith("| swap") or line.startswith("| no swap")]
+    rows = [line.split("|") for line in said.splitlines() if line.startswith(("| swap", "| no swap"))]
     assert [row[1].strip() for row in rows[:7]] == [
-        "no swap", "no swap, batch x2", "no swap, batch by noise", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto",
-    ]  # fmt: skip
+        "no swap",
+        "no swap, batch x2",
+        "no swap, batch by noise",
+        "swap G and D",
+        "swap G, batch x2",
+        "swap G and D, batch x2",
+        "swap G and D, batch auto",
+    ]
     of = {arm: lines_of(tmp_path / "runs" / f"{arm}-0") for arm in ("no_swap_batch_x2", "no_swap_batch_by_noise", "swap_G_and_D_batch_x2")}
     growths = [[(line["nimg"], line["to"]) for line in lines if line.get("event") == "growth"] for lines in of.values()]
     assert growths[0] == growths[2] == [(320, 32)]  # the same growth at the same image, with and without the swap
