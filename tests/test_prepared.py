@@ -1,4 +1,4 @@
-"""Prepared data sets, StyleGAN's zips, and the tool that makes the former from everything."""
+"""Prepared data sets, StyleGAN's zips, and the tool that prepares data sets from all sources."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_zip_without_a_list_of_labels_has_its_folders_as_classes(tmp_path):
     assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
-def test_a_zip_that_says_it_has_no_labels_is_not_given_its_shards_as_classes(tmp_path):
+def test_the_folders_of_a_zip_without_labels_are_not_its_classes(tmp_path):
     path = write_zip(tmp_path / "a.zip", write_images(tmp_path / "shards", [f"0000{i}/{j}.png" for i in range(2) for j in range(3)]))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("dataset.json", '{"labels": null}')
@@ -119,7 +119,7 @@ def test_members_are_read_stored_and_deflated_and_no_other_way(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_worker_processes_and_threads_read_a_zip_of_their_own(tmp_path, workers):
-    """A forked process that shared its parent's open file would read where the other has moved it to."""
+    """With a shared file position, a forked process would read where another process has moved it."""
     path = write_zip(tmp_path / "a.zip", write_images(tmp_path / "many", [f"{c}/{i}.png" for c in "ab" for i in range(40)]))
     on_disk = prepare(Archive(root=str(path), resolution=8, keep_in="disk"), CPU)
     in_ram = prepare(Archive(root=str(path), resolution=8), CPU)
@@ -151,7 +151,7 @@ def test_worker_processes_and_threads_read_a_zip_of_their_own(tmp_path, workers)
         (lambda path, folder: zipfile.ZipFile(path, "w").close(), "contains no images"),
     ],
 )
-def test_a_zip_that_cannot_be_right_is_refused(tmp_path, write, words):
+def test_an_invalid_zip_is_refused(tmp_path, write, words):
     write(tmp_path / "a.zip", cats_and_dogs(tmp_path))
     with pytest.raises(UserError, match=words):
         prepare(Archive(root=str(tmp_path / "a.zip"), resolution=8), CPU)
@@ -216,8 +216,8 @@ def test_a_prepared_set_is_the_set_that_it_was_made_from(many, tmp_path):
     assert not in_ram.mapped and " in memory" in audit(in_ram) and in_ram.fingerprint == images.fingerprint
 
 
-def test_what_was_interrupted_goes_on(many, tmp_path):
-    """Blocks that are done are not decoded again; one that was lost on the way to the disk is."""
+def test_an_interrupted_preparation_continues(many, tmp_path):
+    """Finished blocks are not decoded again, but a block whose data was lost before it reached the disk is."""
     images, decoded = many(), []
     decode = images.decode
 
@@ -256,7 +256,7 @@ def test_what_was_interrupted_goes_on(many, tmp_path):
     same(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU), many())
 
 
-def test_another_set_does_not_go_on_where_one_was_interrupted(many, tmp_path):
+def test_another_source_does_not_continue_an_interrupted_preparation(many, tmp_path):
     (tmp_path / "p.part").mkdir()
     (tmp_path / "p.part" / "head.json").write_text("{}")
     with pytest.raises(UserError, match="p.part: was begun from another source or with other settings; delete it to start over"):
@@ -266,7 +266,7 @@ def test_another_set_does_not_go_on_where_one_was_interrupted(many, tmp_path):
         pack(many(), tmp_path / "q", "many")
 
 
-def test_every_region_of_a_prepared_set_is_looked_at(many, tmp_path):
+def test_damage_in_every_region_of_a_prepared_set_is_noticed(many, tmp_path):
     folder = tmp_path / "p"
     pack(many(), folder, "many")
     for name, at in [
@@ -290,7 +290,7 @@ def test_every_region_of_a_prepared_set_is_looked_at(many, tmp_path):
     prepare(Packed(root=str(folder), resolution=8), CPU)
 
 
-def test_what_is_damaged_is_named_by_its_images(many, tmp_path):
+def test_damaged_images_are_named(many, tmp_path):
     pack(many(), tmp_path / "p", "many")
     with open(tmp_path / "p" / "images.npy", "r+b") as file:
         file.seek(128 + 49 * 192)
@@ -299,7 +299,7 @@ def test_what_is_damaged_is_named_by_its_images(many, tmp_path):
         prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
 
 
-def test_all_is_read_once_and_not_at_every_start(many, tmp_path, monkeypatch):
+def test_images_are_verified_once_and_not_at_every_start(many, tmp_path, monkeypatch):
     pack(many(), tmp_path / "p", "many")
     prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
     sum_of = packing.sum_of
@@ -319,14 +319,14 @@ def test_another_resolution_is_refused_with_the_right_one(many, tmp_path):
         Packed().build()
 
 
-def test_a_pickle_in_the_place_of_an_array_is_not_loaded(many, tmp_path):
+def test_a_pickle_instead_of_an_array_is_not_loaded(many, tmp_path):
     pack(many(), tmp_path / "p", "many")
     np.save(tmp_path / "p" / "images.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="is incomplete"):
         Packed(root=str(tmp_path / "p"), resolution=8).build()
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_there(many, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(many, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     monkeypatch.setattr(os, "posix_fallocate", lambda *words: pytest.fail("it was about to fill the disk"))
     images = many()
@@ -338,7 +338,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_there(many, tmp_
     assert not list((tmp_path / "deep").iterdir())
 
 
-def test_what_is_on_the_disk_already_is_not_asked_for_again(many, tmp_path, monkeypatch):
+def test_space_for_blocks_already_written_is_not_required_again(many, tmp_path, monkeypatch):
     stopped_after_three_blocks(many(), tmp_path / "p")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=packing.A_LITTLE + 50 * 8))
@@ -347,7 +347,7 @@ def test_what_is_on_the_disk_already_is_not_asked_for_again(many, tmp_path, monk
         pack(many(), tmp_path / "q", "many")
 
 
-def test_a_disk_that_fills_up_is_given_back_what_holds_no_images(many, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_no_draft_without_images(many, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -373,7 +373,7 @@ def test_a_disk_that_fills_up_is_given_back_what_holds_no_images(many, tmp_path,
 
 
 def stopped_after_three_blocks(images: ImageSet, folder: Path) -> None:
-    """What `pack` leaves behind where it is killed."""
+    """Leave what `pack` leaves when it is killed."""
 
     def killed(blocks, total):
         yield from itertools.islice(blocks, 3)
@@ -384,14 +384,14 @@ def stopped_after_three_blocks(images: ImageSet, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_a_damaged_head_of_a_half_made_set_says_to_begin_anew(many, tmp_path, head):
+def test_a_damaged_head_of_an_unfinished_set_says_to_start_over(many, tmp_path, head):
     stopped_after_three_blocks(many(), tmp_path / "p")
     (tmp_path / "p.part" / "head.json").write_bytes(head)
     with pytest.raises(UserError, match="p.part/head.json: is damaged; delete .*p.part to start over"):
         pack(many(), tmp_path / "p", "many")
 
 
-def test_a_set_that_was_killed_before_it_had_its_name_is_finished(many, tmp_path, monkeypatch):
+def test_a_set_killed_just_before_its_rename_is_finished(many, tmp_path, monkeypatch):
     def killed(*paths):
         raise KeyboardInterrupt
 
@@ -404,7 +404,7 @@ def test_a_set_that_was_killed_before_it_had_its_name_is_finished(many, tmp_path
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["head.json", "images.npy", "labels.npy"]
 
 
-def test_two_do_not_make_one_set(many, tmp_path):
+def test_two_processes_do_not_write_the_same_set(many, tmp_path):
     def second(blocks, total):
         with pytest.raises(
             UserError, match=f"p.part: is being written by process {os.getpid()} on .*; wait for it or stop it, or pass another --out"
@@ -415,14 +415,14 @@ def test_two_do_not_make_one_set(many, tmp_path):
     assert pack(many(), tmp_path / "p", "many", second) == 50
 
 
-def test_a_half_made_set_is_not_trained_on(many, tmp_path):
+def test_an_unfinished_set_is_not_trained_on(many, tmp_path):
     stopped_after_three_blocks(many(), tmp_path / "p")
     words = "p.part is unfinished .made from many.; run .* with --out .*/p again to finish it, then set data.root=.*/p$"
     with pytest.raises(UserError, match=words):
         prepare(Packed(root=str(tmp_path / "p.part"), resolution=8), CPU)
 
 
-def test_a_head_has_a_sum_of_its_own(many, tmp_path):
+def test_a_head_has_its_own_checksum(many, tmp_path):
     pack(many(), tmp_path / "p", "many")
     path = tmp_path / "p" / "head.json"
     head = json.loads(path.read_text())
@@ -443,7 +443,7 @@ def test_a_head_has_a_sum_of_its_own(many, tmp_path):
     "key, value",
     [("classes", "ab"), ("classes", []), ("sha256", {}), ("source", 3), ("listing", None), ("images", True), ("head_sha256", 1)],
 )
-def test_a_heads_fields_have_their_types(many, tmp_path, key, value):
+def test_the_types_of_a_heads_fields_are_checked(many, tmp_path, key, value):
     pack(many(), tmp_path / "p", "many")
     path = tmp_path / "p" / "head.json"
     head = {k: v for k, v in json.loads(path.read_text()).items() if k != "head_sha256"}
@@ -453,7 +453,7 @@ def test_a_heads_fields_have_their_types(many, tmp_path, key, value):
 
 
 @pytest.mark.parametrize("name", ["images.npy", "head.json"])
-def test_what_may_not_be_read_is_not_called_damaged(many, tmp_path, monkeypatch, name):
+def test_an_unreadable_file_is_not_called_damaged(many, tmp_path, monkeypatch, name):
     def closed(path, whole, *words, **more):
         if Path(path).name == name:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -505,7 +505,7 @@ def test_results_come_in_order_and_ahead():
     assert not [t for t in threading.enumerate() if t in ahead._pool._threads]
 
 
-def test_what_cannot_be_made_is_raised_where_it_is_taken():
+def test_an_error_is_raised_where_its_result_is_taken():
     def make(turn: int) -> int:
         if turn == 2:
             raise UserError("two")
@@ -659,7 +659,7 @@ def test_the_tools_remedies_are_its_own_options(tmp_path):
     assert "2 images, 2 of them prepared by this command" in tool(flat, "--out", tmp_path / "p2", "--resolution", 8, "--no-labels").stdout
 
 
-def test_the_tool_reads_hdf5_without_labels_if_it_is_to(tmp_path):
+def test_the_tool_reads_hdf5_without_labels(tmp_path):
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file.create_dataset("imgs", data=noise(5, 3, 8, 8))
@@ -679,7 +679,7 @@ def test_the_tool_reads_hdf5_without_labels_if_it_is_to(tmp_path):
         assert done.returncode == 2 and words in done.stderr and "or pass --no-labels" in done.stderr
 
 
-def test_the_last_line_can_be_pasted(tmp_path):
+def test_the_printed_overrides_can_be_pasted(tmp_path):
     said = tool("digits", "--out", tmp_path / "my digits", "--resolution", 8).stdout.splitlines()[-1]
     assert shlex.split(said)[-2:] == [f"data.root={tmp_path / 'my digits'}", "data.resolution=8"]
 
@@ -706,7 +706,7 @@ def test_the_tool_says_where_it_was_stopped(many, tmp_path, monkeypatch, number,
     assert "50 images, 34 of them prepared by this command" in tool(*words).stdout
 
 
-def test_flat_pictures_are_said_at_the_start_of_a_run(many, tmp_path):
+def test_blank_images_are_reported_at_the_start_of_a_run(many, tmp_path):
     images = in_memory(16, 2, 1, 8)
     images.pixels[:] = 7
     pack(images, tmp_path / "p", "flat")

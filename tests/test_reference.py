@@ -28,7 +28,7 @@ ALL_FOUR = "eval.metrics=[fid,is,kid,prc]"
 
 @pytest.fixture(scope="module", autouse=True)
 def on_cpu():
-    """What is compared here is computed on one device."""
+    """Compute everything on one device, so that results are comparable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -62,7 +62,7 @@ def scores_at(path: Path) -> dict:
 
 
 def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file, tmp_path, monkeypatch):
-    """Bit for bit, moments alone too; the data set is not even looked for; the record says what was scored against."""
+    """Bit for bit, also with moments alone; the data set is not opened; the record names the reference."""
     gantrain("reference", run, "--out", tmp_path / "moments.npz", "--moments-only")
     gantrain("evaluate", run, "--average", "ema", "--out", tmp_path / "data.json")
     monkeypatch.setattr("gantrain.data.digits.Digits.build", lambda self: pytest.fail("read"))
@@ -95,7 +95,7 @@ def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file,
     assert (tmp_path / "moments.npz").stat().st_size < 50_000 < file.stat().st_size
 
 
-def test_the_file_says_what_it_is_of_and_is_readable_by_others(run, file):
+def test_the_file_describes_its_content_and_is_readable_by_others(run, file):
     """Plain arrays: mu and sigma as numpy computes them from the features, names as text."""
     data = load(run / "config.yaml").data.build()
     with np.load(file, allow_pickle=False) as arrays:
@@ -131,7 +131,7 @@ def test_training_against_the_file_scores_as_against_the_data(gantrain, run, fil
 
 @pytest.mark.slow
 def test_processes_share_the_work(together, run, file, tmp_path, gantrain):
-    """Two of them write the file that one writes, and score a folder as one scores it."""
+    """Two processes write the same file and compute the same scores of a folder as one."""
     images = load(run / "config.yaml").data.build().pixels[:40]
     write_pngs(tmp_path / "fake", images)
     words = ["evaluate", tmp_path / "fake", "--reference", file, ALL_FOUR, "eval.batch_size=16", "eval.resamples=8"]
@@ -182,8 +182,8 @@ def test_every_kind_of_file_gives_its_moments(tmp_path):
     assert len({read_statistics(tmp_path / f"{name}.npz").content for name in kinds}) == len(kinds)
 
 
-def test_a_batch_of_images_with_statistics_of_more(tmp_path):
-    """As guided-diffusion's: FID takes the statistics, what needs features the images; alone, the images are all."""
+def test_a_batch_of_images_with_the_statistics_of_more_images(tmp_path):
+    """guided-diffusion's format: FID uses the statistics, and metrics that need features use the images; without statistics, all do."""
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "batch.npz", images, mu=np.zeros(64), sigma=np.eye(64), mu_s=np.zeros(3), sigma_s=np.eye(3))
     np.savez(tmp_path / "alone.npz", images)
@@ -239,7 +239,7 @@ def good(d: int = 64) -> dict:
         (b"", "cannot be read as an .npz of statistics"),
     ],
 )
-def test_a_file_that_is_no_reference_is_refused(arrays, words, tmp_path, monkeypatch):
+def test_an_invalid_reference_file_is_refused(arrays, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if isinstance(arrays, bytes):
         Path("bad.npz").write_bytes(arrays)
@@ -290,7 +290,7 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
         assert words in said and not (tmp_path / "run").exists()
 
 
-def test_a_reference_is_not_written_where_it_cannot_be(gantrain, run, file, tmp_path):
+def test_an_invalid_target_for_a_reference_is_refused(gantrain, run, file, tmp_path):
     for words, said in [
         ([run, "--out", tmp_path / "x.npy"], "cannot hold statistics; name an .npz file"),
         ([run, "--out", file / "x.npz"], "cannot hold statistics; name an .npz file"),
@@ -315,7 +315,7 @@ def write_pngs(folder: Path, images: torch.Tensor) -> None:
 
 
 def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
-    """Sub-folders too, in the order of their paths as text; neither square nor grey needs to be made anything else than RGB."""
+    """Including sub-folders, in the order of their paths; images need not be square, and grey ones are converted to RGB."""
     images = digits[0][:12, :, :, :10]
     write_pngs(tmp_path / "all" / "a", images[4:])
     write_pngs(tmp_path / "all" / "a-b", images[:4])  # as text, a-b/ comes before a/
@@ -339,7 +339,7 @@ def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
     assert of_folder(tmp_path / "all").fingerprint != before
 
 
-def test_images_that_cannot_be_taken_as_they_are(digits, tmp_path):
+def test_images_that_cannot_be_scored_are_refused(digits, tmp_path):
     write_pngs(tmp_path / "sizes", digits[0][:9])
     Image.new("L", (20, 16)).save(tmp_path / "sizes" / "000005.png")
     with pytest.raises(
