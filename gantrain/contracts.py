@@ -7,6 +7,7 @@ subclass of both, and `Contract.adapt` does the same for an object that a progra
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -109,18 +110,23 @@ class Contract(Generic[T]):
             raise UserError(f"{self.kind} {name!r} cannot be given the defaults of its kind ({one_line(error)}); {remedy}") from error
 
     def adapt(self, plugin: Any) -> T:
-        """An object with all parts of the contract: the object itself if its class inherits from the base, else a proxy.
+        """An object with all parts of the contract: the object itself if its class inherits from the base.
 
-        A proxy passes on what the object has at the time and has the defaults for the rest. The object is not changed.
+        Otherwise a frozen dataclass is copied into its adapted class. Any other object gets a proxy, which passes on what the
+        object has at the time and has the defaults for the rest. The object is not changed.
 
         Raises:
             InvalidField: a value has the wrong type.
             UserError: a required part is missing or has the wrong type.
         """
-        adapted = plugin
-        if not isinstance(plugin, self.base):
-            cls = proxy_class(plugin, self.base, (*self.methods, *self.values))
-            self.require(cls, type(plugin).__name__)
+        adapted, name = plugin, type(plugin).__name__
+        if isinstance(plugin, self.base):
+            self.require(type(plugin), name)
+        elif is_frozen_dataclass(plugin):
+            adapted = copied(plugin, self.adapt_class(type(plugin), name))
+        else:
+            cls: Any = proxy_class(plugin, self.base, (*self.methods, *self.values))
+            self.require(cls, name)
             adapted = cls(plugin)
         for part in self.methods:
             if not callable(getattr(adapted, part)):
@@ -146,6 +152,20 @@ def combined(cls: type, base: type) -> type:
     # A field without a default leaves no attribute on its class; a property of the base would then refuse its value.
     shadows = {name: None for name in fields if isinstance(inspect.getattr_static(base, name, None), property) and name not in dir(cls)}
     return types.new_class(cls.__name__, (cls, base), exec_body=lambda names: names.update({**origin_of(cls), **shadows}))
+
+
+def is_frozen_dataclass(plugin: Any) -> bool:
+    """Whether an object is a dataclass whose fields do not change."""
+    return dataclasses.is_dataclass(plugin) and type(plugin).__dataclass_params__.frozen
+
+
+def copied(plugin: Any, cls: type[T]) -> T:
+    """An instance of a subclass of the plug-in's class that has all its values."""
+    copy = object.__new__(cls)
+    names = [f.name for f in dataclasses.fields(plugin)]
+    for name in [*names, *vars(plugin)] if "__dict__" in dir(plugin) else names:  # `slots=True` has no __dict__
+        object.__setattr__(copy, name, getattr(plugin, name))
+    return copy
 
 
 class Proxy:
