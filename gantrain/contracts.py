@@ -127,7 +127,7 @@ class Contract(Generic[T]):
         else:
             cls: Any = proxy_class(plugin, self.base, (*self.methods, *self.values))
             self.require(cls, name)
-            adapted = cls(plugin)
+            adapted = cls(plugin, self)
         for part in self.methods:
             if not callable(getattr(adapted, part)):
                 raise InvalidField(part, getattr(adapted, part), "must be a method")
@@ -156,7 +156,8 @@ def combined(cls: type, base: type) -> type:
 
 def is_frozen_dataclass(plugin: Any) -> bool:
     """Whether an object is a dataclass whose fields do not change."""
-    return dataclasses.is_dataclass(plugin) and type(plugin).__dataclass_params__.frozen
+    params = inspect.getattr_static(type(plugin), "__dataclass_params__", None)
+    return params is not None and params.frozen
 
 
 def copied(plugin: Any, cls: type[T]) -> T:
@@ -171,16 +172,19 @@ def copied(plugin: Any, cls: type[T]) -> T:
 class Proxy:
     """An object that stands for another one and has what that one has; see `Contract.adapt`."""
 
-    def __init__(self, plugin: Any):
-        self.__dict__["_plugin"] = plugin
+    def __init__(self, plugin: Any, contract: Contract):
+        self.__dict__.update(_plugin=plugin, _contract=contract)
 
     def __getattr__(self, name: str) -> Any:  # asked for what the class does not have
-        if name == "_plugin":  # of a copy that is being made
+        if name in ("_plugin", "_contract"):  # of a copy that is being made
             raise AttributeError(name)
         return getattr(self._plugin, name)
 
     def __repr__(self) -> str:
         return repr(self._plugin)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for worker processes that are not forked: its class is in no module
+        return self._contract.adapt, (self._plugin,)
 
 
 def proxy_class(plugin: Any, base: type, parts: Sequence[str]) -> type:

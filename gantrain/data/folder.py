@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source
 from gantrain.errors import UserError, check, one_line
 
 MOST_PIXELS = 100_000_000  # of an image: more, out of a file of a few bytes perhaps, would fill the memory
@@ -79,7 +79,7 @@ def images_under(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-class Decoder:
+class Decoder(ImageDecoder):
     """Decodes file number i to uint8 `[channels, resolution, resolution]`.
 
     File names are one block of bytes, not Python objects: counting references to a million of those would make every

@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import torch
-from torch.utils.data import Dataset
 
 from gantrain.cache import cache_folder, keep_file
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset
 from gantrain.errors import UserError
 
 NAMED = 10  # how many broken files one message names
@@ -24,7 +23,7 @@ SHARE_OF_DEVICE = 0.25  # of what is free on an accelerator, whose memory traini
 
 
 def prepare(
-    source: Source, device: torch.device, processes_here: int = 1, progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
+    source: DataSource, device: torch.device, processes_here: int = 1, progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
 ) -> ImageSet:
     """Build a data set, refuse it where it cannot be right, and put its images where they fit.
 
@@ -37,20 +36,19 @@ def prepare(
     Raises:
         UserError: one line naming what is wrong.
     """
-    images = source.build()
-    if not isinstance(images, ImageSet):
-        images = adopted(images, type(source).__name__)
-    labelled = getattr(source, "labels", True)
-    if not labelled:
+    source = DATA_SET.adapt(source)
+    built = source.build()
+    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    if not source.labels:
         images = images.unlabelled()
-    refuse_impossible(images, wanted_classes=labelled)
-    images.skips = getattr(source, "on_error", "stop") == "skip"
-    where = place(images, getattr(source, "keep_in", "auto"), device, processes_here)
+    refuse_impossible(images, wanted_classes=source.labels)
+    images.skips = source.on_error == "skip"
+    where = place(images, source.keep_in, device, processes_here)
     if images.verify:
         images.verify(progress)
     if images.pixels is None:
         read_files(images, where != "disk", progress)
-    elif images.mapped and getattr(source, "keep_in", "auto") == "host":
+    elif images.mapped and source.keep_in == "host":
         images.pixels, images.mapped = images.pixels.clone(), False
     images.fingerprint  # from the bytes where they are, before they move
     if where == "device":
@@ -58,12 +56,15 @@ def prepare(
     return images
 
 
-def adopted(dataset: Dataset, name: str) -> ImageSet:
+def adopted(dataset: PlainDataset, name: str) -> ImageSet:
     """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
 
     Raises:
-        UserError: its items are something else.
+        UserError: its items are something else, or it has no `num_classes`.
     """
+    missing = next((part for part in ("__getitem__", "__len__", "num_classes") if not hasattr(dataset, part)), None)
+    if missing is not None:
+        raise UserError(f"data: {name}.build must return a data set with {missing}, and returns a {type(dataset).__name__} without")
     image = dataset[0][0]
     if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[1] == image.shape[2]):
         raise UserError(
@@ -71,7 +72,7 @@ def adopted(dataset: Dataset, name: str) -> ImageSet:
         )
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
-    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=lambda index: dataset[index][0])
+    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
@@ -118,15 +119,8 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     Raises:
         UserError: names every image that does not decode, up to ten.
     """
-    seen = ""
-    if hasattr(images.decode, "state"):
-        state = hashlib.sha256(images.listing.encode())
-        for index in range(len(images)):
-            try:
-                state.update(images.decode.state(index).encode())
-            except OSError:  # gone, or not to be had: reading it will say so
-                state.update(b"unreadable")
-        seen = f"looked-{state.hexdigest()[:32]}.json"
+    seen = look_name(images)
+    if seen:
         known = None if keep else seen_before(seen)
         if known and (images.skips or not known["skipped"]):
             images.content = known["content"]
@@ -144,6 +138,21 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     images.content, images.pixels = content.hexdigest(), pixels
     if seen:
         keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
+
+
+def look_name(images: ImageSet) -> str:
+    """The name under which the cache knows a look at these images, by the state of each; "" if their states are not known."""
+    assert images.decode is not None
+    state = hashlib.sha256(images.listing.encode())
+    for index in range(len(images)):
+        try:
+            one = images.decode.state(index)
+        except OSError:  # gone, or not readable: reading it will say so
+            one = "unreadable"
+        if one is None:
+            return ""
+        state.update(one.encode())
+    return f"looked-{state.hexdigest()[:32]}.json"
 
 
 def seen_before(name: str) -> dict | None:
@@ -166,10 +175,8 @@ def decoded(
 
     def read(index: int) -> tuple[torch.Tensor, bytes] | UserError:
         try:
-            if hasattr(images.decode, "read"):
-                return images.decode.read(index)
-            image = images.decode(index)
-            return image, hashlib.sha256(image.numpy().tobytes()).digest()
+            assert images.decode is not None
+            return images.decode.read(index)
         except UserError as error:
             if not images.skips:
                 return error

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 from urllib.parse import urlparse
 
 import torch
@@ -16,7 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gantrain.errors import UserError, one_line
+from gantrain.errors import UserError, check, one_line
+from gantrain.metrics.metric import Extractor, FeatureExtractor
 
 HERE = Path(__file__).parent
 DIGITS_WEIGHTS = HERE / "digits_classifier.safetensors"
@@ -24,20 +23,7 @@ DIGITS_RECORD = HERE / "digits_classifier.json"
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """What an extractor's `build` gives.
-
-    Attributes:
-        extract: uint8 `[N, C, H, W]` on the device to (features `[N, d]`, logits `[N, c]`), float32.
-        identity: names the network and its weights; part of a reference's fingerprint.
-    """
-
-    extract: Callable[[Tensor], tuple[Tensor, Tensor]]
-    identity: str
-
-
-@dataclass(frozen=True)
-class InceptionFeatures:
+class InceptionFeatures(FeatureExtractor):
     """Inception-v3 as FID and IS were defined on it (torch-fidelity's port, "inception-v3-compat"), 2048 features.
 
     Attributes:
@@ -49,11 +35,7 @@ class InceptionFeatures:
     weights: str | None = None
     layer: str = "2048"
 
-    prefix: ClassVar[str] = ""
-
     def __post_init__(self) -> None:
-        from gantrain.errors import check
-
         check(self, "layer", self.layer in ("64", "192", "768", "2048"), "must be one of 64, 192, 768, 2048")
 
     @property
@@ -78,16 +60,13 @@ class InceptionFeatures:
 
 
 @dataclass(frozen=True)
-class DigitsFeatures:
+class DigitsFeatures(FeatureExtractor):
     """A small classifier of handwritten digits that ships with gantrain: 64 features, for the embedded data.
 
     Its scores say how runs on digits compare with each other; they compare with nothing else.
     """
 
-    metric_prefix: ClassVar[str] = "digits_"
-
-    def fetch(self) -> None:
-        """Nothing to download."""
+    metric_prefix = "digits_"
 
     def build(self, device: torch.device) -> Extractor:
         data = DIGITS_WEIGHTS.read_bytes()

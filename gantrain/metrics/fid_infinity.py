@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
 from gantrain.metrics.fid import distance
+from gantrain.metrics.metric import Metric
 
 SMALLEST = 5000  # generated images of the smallest FID, as published for 50,000
 
 
 @dataclass(frozen=True)
-class FidInfinity:
+class FidInfinity(Metric):
     """Where a line through FIDs of several sizes, against 1 / size, meets 0; 0 is best.
 
     FID is biased by a constant over N, to first order, and the constant depends on the generator (Chong and Forsyth 2020,
@@ -28,8 +28,8 @@ class FidInfinity:
         seed: of the random parts.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("fid_infinity",)
-    needs: ClassVar[str] = "moments"
+    scores = ("fid_infinity",)
+    needs = "moments"
 
     points: int = 15
     seed: int = 0

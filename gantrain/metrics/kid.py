@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class Kid:
+class Kid(Metric):
     """Unbiased squared MMD with a cubic kernel over random subsets; 0 is best, slightly negative values are its noise.
 
     Attributes:
@@ -18,8 +18,8 @@ class Kid:
         subset_size: images in each; at most half of the smaller set is taken.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("kid",)  # that can be best
-    needs: ClassVar[str] = "features"  # of the reference
+    scores = ("kid",)  # that can be best
+    needs = "features"  # of the reference
 
     subsets: int = 100
     subset_size: int = 1000

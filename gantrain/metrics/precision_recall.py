@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.metrics.metric import Metric
 
 WHOLE_MATRIX = 10_000  # up to here all distances fit into memory at once
 
 
 @dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(Metric):
     """Share of generated images within the reach of real ones (precision) and of real within generated (recall), in 0..1.
 
     Attributes:
@@ -22,8 +22,8 @@ class PrecisionRecall:
         batch_size: rows of the distance matrix computed at once, above 10,000 images.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("precision", "recall")  # that can be best
-    needs: ClassVar[str] = "features"  # of the reference
+    scores = ("precision", "recall")  # that can be best
+    needs = "features"  # of the reference
 
     neighbors: int = 3
     batch_size: int = 2500

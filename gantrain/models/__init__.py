@@ -1,11 +1,9 @@
-"""Architectures: `build(resolution, channels, num_classes) -> (G, D)`.
-
-`G(z, y) -> x` takes latents `[N, dim_z]` and labels `[N]` to images in [-1, 1] and carries `dim_z`, `num_classes`,
-`resolution` and `channels`; `D(x, y) -> logits [N]`.
-"""
+"""Architectures: `build(resolution, channels, num_classes) -> (G, D)`; their contract is in `gantrain.models.architecture`."""
 
 from __future__ import annotations
 
+from gantrain.models.architecture import ARCHITECTURE, Architecture
 from gantrain.models.biggan import BigGAN
 
-ARCHITECTURES: dict[str, type] = {"biggan": BigGAN}
+ARCHITECTURES: dict[str, type[Architecture]] = {"biggan": BigGAN}
+__all__ = ["ARCHITECTURE", "ARCHITECTURES", "Architecture", "BigGAN"]
