@@ -109,8 +109,8 @@ class Bench:
             1,
             self.nimg * c.optim.d_steps,
             self.device,
-            getattr(c.data, "flip", False),
-            getattr(c.data, "workers", 4),
+            c.data.flip,
+            c.data.workers,
         )
 
     def fill(self, network: nn.Module, key: str) -> None:
@@ -128,7 +128,7 @@ class Bench:
         probes = {"d": GradientProbe(self.D.network, per_layer), "g": GradientProbe(self.G.network, per_layer)}
         settings = NoiseScale(measure_every=1, window=updates, per_layer=per_layer)
         monitor = NoiseMonitor(settings, {key: probe.layers for key, probe in probes.items()})
-        always = [(one, 1.0) for one in c.penalties.values() if getattr(one, "every", 1) == 1]
+        always = [(one, 1.0) for one in c.penalties.values() if one.every == 1]
         for i in bar(range(updates), updates):
             start = self.nimg + i * batch
             with frozen_power_iteration(self.G.network), frozen_power_iteration(self.D.network):
