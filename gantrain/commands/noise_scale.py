@@ -26,6 +26,7 @@ from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
+from gantrain.models.architecture import build_networks
 from gantrain.models.layers import frozen_power_iteration
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
@@ -92,7 +93,7 @@ class Bench:
                 f"data: {images.name} is not what the run was trained on (other images, labels or resolution); give its own, wherever that lies here"
             )
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
-            G, D = c.model.build(*state["shape"])
+            G, D = build_networks(c.model, *state["shape"])
         self.fill(D, "d")
         self.fill(G, "g")
         players = {}

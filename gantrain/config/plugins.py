@@ -48,6 +48,10 @@ def find(kind: str, table: Mapping[str, type], name: str) -> type:
     found = imported(kind, name)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{kind} {name!r} must be a dataclass whose fields are its hyper-parameters")
+    if kind == METRIC.kind:
+        unset = [f.name for f in dataclasses.fields(found) if f.init and f.default is f.default_factory is dataclasses.MISSING]
+        if unset:
+            raise UserError(f"{kind} {name!r}: field {unset[0]!r} must have a default, since a metric is chosen by its name alone")
     return CONTRACTS[kind].adapt_class(found, name)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeGuard
 from torch import Tensor, nn
 
 from gantrain.contracts import Contract
+from gantrain.errors import UserError
 
 
 class Architecture(ABC):
@@ -22,8 +23,8 @@ class Architecture(ABC):
         """(G, D), freshly initialised by torch's default random generator.
 
         `G(z, y)` takes latents `[N, dim_z]`, standard normal, and labels int64 `[N]` to images
-        `[N, channels, resolution, resolution]` in [-1, 1], and has the attributes of `LatentGenerator`. `D(x, y)` takes such
-        images and labels to logits `[N]`.
+        `[N, channels, resolution, resolution]` in [-1, 1], and carries `dim_z`, `num_classes`, `resolution` and `channels`.
+        `D(x, y)` takes such images and labels to logits `[N]`.
 
         Args:
             resolution: height and width of the images.
@@ -40,7 +41,7 @@ class Architecture(ABC):
 
 
 class LatentGenerator(Protocol):
-    """What every generator has.
+    """What can be sampled: called as `G(z, y)`, it says how long z is and how many classes y has.
 
     Attributes:
         dim_z: length of a latent.
@@ -55,11 +56,26 @@ class LatentGenerator(Protocol):
         ...
 
 
+CARRIED = ("dim_z", "num_classes", "resolution", "channels")  # by every generator that an architecture builds
 ARCHITECTURE: Contract[Architecture] = Contract("architecture", Architecture)
 
 
 # Networks are anybody's modules, often wrapped: `torch.compile` and others pass attributes on by `__getattr__`, which an
 # `isinstance` with a runtime protocol does not see. So what a network may have is asked for here, with its one default.
+
+
+def build_networks(architecture: Architecture, resolution: int, channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """(G, D) of an architecture, as `Architecture.build` says.
+
+    Raises:
+        UserError: G does not carry what every generator does; names it.
+    """
+    generator, discriminator = architecture.build(resolution, channels, num_classes)
+    for part in CARRIED:
+        if not hasattr(generator, part):
+            name = type(architecture).__name__
+            raise UserError(f"model: {name}.build must return a generator with {part}, and {type(generator).__name__} has none")
+    return generator, discriminator
 
 
 def is_latent_generator(network: Any) -> TypeGuard[LatentGenerator]:
