@@ -428,7 +428,7 @@ def test_slow_weights_start_anew_where_another_average_was_put_in():
 
 
 def test_two_rules_that_write_back_are_refused():
-    with pytest.raises(UserError, match="averagers: fast and slow both put the live weights back to their average; keep one of them"):
+    with pytest.raises(UserError, match="averagers: fast and slow both replace the live weights by their average; keep one of them"):
         AverageBank(Player(torch.zeros(1)), {"fast": Lookahead(), "ema": Ema(), "slow": Lookahead(every_kimg=5.0)})
 
 

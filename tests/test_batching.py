@@ -126,7 +126,7 @@ def test_a_schedule_is_cut_to_whole_rounds_on_the_processes_there_are():
     controller = BatchController(Schedule(batch_size=48, micro_batch=16, milestones=[[1, 80], [2, 144]]), world=3)
     events = [controller.ask(nimg) for nimg in (0, 1000, 2000)]
     assert events[:2] == [None, None]  # 80 images are no two rounds of 48
-    assert controller.notes == ["batching.milestones: 80 cannot be had in rounds of 16 images x 3 processes; the batch will be 48"]
+    assert controller.notes == ["batching.milestones: 80 is not a whole number of rounds of 16 images x 3 processes; the batch will be 48"]
     assert events[2] == {"from": 48, "to": 144, "rounds": 3, "reason": "the schedule has 144 from 2 kimg on"}
 
 
@@ -361,14 +361,14 @@ REFUSED = [
     (["batching={name: noise_scale, max_batch: 128, law: sqrt}", NOISY], "batching.r must be given for law: sqrt, above 0, got null"),
     (["batching={name: noise_scale, max_batch: 128, r: 5}", NOISY], "batching.r belongs to law: sqrt, got 5"),
     (["batching={name: noise_scale}", NOISY], "batching.max_batch must be given, the largest batch that it may reach"),
-    (["batching={name: noise_scale, max_batch: 128}"], "noise_scale.measure_every must be given, such as 10: the batch policy goes by what it measures, got null"),
+    (["batching={name: noise_scale, max_batch: 128}"], "noise_scale.measure_every must be given, such as 10: the batch policy depends on what it measures, got null"),
     (["noise_scale.measure_every=0"], "noise_scale.measure_every must be at least 1, or null for never, got 0"),
     (["noise_scale.window=4"], "noise_scale.window must be at least 8, got 4"),
-    (["batching={name: noise_scale, batch_size: 64, micro_batch: 32, max_batch: 100}", NOISY], "batching.max_batch cannot be had in rounds of micro_batch=32 images: choose 96 or 128, got 100"),
-    (["batching={name: schedule, milestones: [[10, 128], [20, 64]]}"], "batching.milestones must not shrink: [10, 128] stands before it, got [20, 64]"),
+    (["batching={name: noise_scale, batch_size: 64, micro_batch: 32, max_batch: 100}", NOISY], "batching.max_batch is not a whole number of rounds of micro_batch=32 images: choose 96 or 128, got 100"),
+    (["batching={name: schedule, milestones: [[10, 128], [20, 64]]}"], "batching.milestones must not shrink: it comes after [10, 128], got [20, 64]"),
     (["batching={name: schedule, milestones: [[10, 32]]}"], "batching.milestones must not shrink: batch_size is 64, got [10, 32]"),
-    (["batching={name: schedule, milestones: [[20, 128], [10, 256]]}"], "batching.milestones must be in order of time: it stands behind [20, 128], got [10, 256]"),
-    (["batching={name: schedule, milestones: [[10, 128], [10, 256]]}"], "batching.milestones must be in order of time: it stands behind [10, 128], got [10, 256]"),
+    (["batching={name: schedule, milestones: [[20, 128], [10, 256]]}"], "batching.milestones must be in order of time: it comes after [20, 128], got [10, 256]"),
+    (["batching={name: schedule, milestones: [[10, 128], [10, 256]]}"], "batching.milestones must be in order of time: it comes after [10, 128], got [10, 256]"),
     (["batching={name: schedule, milestones: [[10, 512]], max_batch: 256}"], "batching.milestones must be at most max_batch (256), got [10, 512]"),
     (["batching={name: schedule, micro_batch: 32, milestones: [[10, 100]]}"], "batching.milestones must be a multiple of micro_batch (32), got [10, 100]"),
     (["batching={name: schedule, milestones: [10, 128]}"], "batching.milestones must be a list of [kimg above 0, whole number of images], got [10, 128]"),
@@ -386,8 +386,8 @@ REFUSED = [
     (["batching={name: largest, of: {a: {name: noise_scale}}}", NOISY], "batching.max_batch must be given, the largest batch that it may reach"),
     (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be given"),
     (["batching={name: schedul}"], "batching.name: no batch policy 'schedul'; did you mean 'schedule'?"),
-    (["penalties={a: {name: r1}}", "performance.compile=true"], "performance.compile cannot be together with penalties: torch.compile has no gradient of a gradient, got True"),
-    (["penalties={a: {name: r1}}", "mixed_precision=fp16"], "mixed_precision cannot be together with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'"),
+    (["penalties={a: {name: r1}}", "performance.compile=true"], "performance.compile does not work with penalties: torch.compile has no gradient of a gradient, got True"),
+    (["penalties={a: {name: r1}}", "mixed_precision=fp16"], "mixed_precision does not work with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'"),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),
     (["penalties={a: {name: r1, every: 0}}"], "penalties.a.every must be at least 1, got 0"),
@@ -403,7 +403,7 @@ def test_what_cannot_be_is_one_line(overrides, words):
 
 
 def test_what_only_the_processes_make_impossible_is_one_line():
-    with pytest.raises(UserError, match=r"batching.max_batch: 160 cannot be had in rounds of 32 images x 3 processes; choose 96 or 192"):
+    with pytest.raises(UserError, match=r"batching.max_batch: 160 is not a whole number of rounds of 32 images x 3 processes; choose 96 or 192"):
         BatchController(OnSwap(batch_size=96, micro_batch=32, max_batch=160), world=3)
     with pytest.raises(InvalidField, match="max_batch: must be given"):  # in a program of one's own, without a configuration
         BatchController(ByNoiseScale(), world=1)

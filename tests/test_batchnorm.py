@@ -105,6 +105,6 @@ def test_a_network_without_batchnorm_is_left_alone():
 def test_fewer_batches_than_were_announced_are_refused_and_nothing_changes():
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(UserError, match="a BatchNorm saw no values in some batch; give as many batches as num_batches"):
+    with pytest.raises(UserError, match="a BatchNorm saw no values in some batch; pass as many batches as num_batches"):
         recalibrate(network, ((i, (torch.randn(8, 3),)) for i in range(2)), 3)
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())

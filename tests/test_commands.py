@@ -432,13 +432,6 @@ def test_the_documented_sampling_runs(finished, tmp_path, monkeypatch):
     assert names["x"].shape == (16, 1, 16, 16) and names["x"].abs().max() <= 1
 
 
-def test_the_documented_plugin_averages(gantrain, tmp_path):
-    source = next(block for block in python_blocks() if "class Halves" in block)
-    (tmp_path / "my_module.py").write_text(source)
-    train(gantrain, tmp_path / "run", "averagers.halves={name: 'my_module:Halves', every_kimg: 0.08}", cwd=tmp_path)
-    assert "eval/halves/digits_fid" in [line for line in lines_of(tmp_path / "run") if "eval/live/digits_fid" in line][-1]
-
-
 def test_the_documented_batch_policy_grows_the_batch(gantrain, tmp_path):
     (tmp_path / "my_module.py").write_text(next(block for block in python_blocks() if "class Ramp" in block))
     policy = "batching={name: 'my_module:Ramp', batch_size: 16, micro_batch: 16, max_batch: 48, until_kimg: 0.2}"

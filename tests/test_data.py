@@ -49,6 +49,7 @@ from gantrain.data import (
     permuted,
     prepare,
 )
+from gantrain.data.imageset import DECODER
 from gantrain.data.intake import place, refuse_impossible
 from gantrain.data.torchvision_sets import CIFAR10, CIFAR100, read_cifar
 from gantrain.errors import InvalidField, UserError
@@ -799,7 +800,7 @@ def test_the_audit_samples_the_whole_set():
     looked = []
     images = in_memory(count=1000)
     pixels, images.pixels = images.pixels, None
-    images.decode = lambda i: looked.append(i) or pixels[i]
+    images.decode = DECODER.adapt(lambda i: looked.append(i) or pixels[i])
     assert "(a sample), on disk" in audit(images)
     assert len(looked) <= 256 and min(looked) < 10 and max(looked) > 700
 
@@ -810,7 +811,7 @@ def test_the_audit_samples_the_whole_set():
 def on_disk(count: int = 30) -> ImageSet:
     images = in_memory(count)
     pixels, images.pixels = images.pixels, None
-    images.decode = pixels.__getitem__
+    images.decode = DECODER.adapt(pixels.__getitem__)
     return images
 
 

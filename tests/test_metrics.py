@@ -33,7 +33,6 @@ from gantrain.metrics import (
     InceptionFeatures,
     feature_cache as reference,
     features,
-    needs,
     precision_recall,
 )
 
@@ -82,7 +81,7 @@ def test_metric_is_a_frozen_dataclass_that_gives_finite_floats(name):
     assert {key for key in result if not key.endswith("_std")} <= HIGHER_IS_BETTER.keys() and set(
         cls.scores
     ) == result.keys() & HIGHER_IS_BETTER.keys()
-    assert needs(metric) in ("features", "moments", "nothing")
+    assert metric.needs in ("features", "moments", "nothing")
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -628,7 +628,7 @@ REFUSED = [
     (["swap.growth=much"], "swap.growth must be a number of at least 1, or auto, got 'much'"),
     (
         ["swap.growth=auto", "averagers.ema=null", "averagers.ema_long=null"],
-        "swap.growth reads the orbit off two averagers of name ema with different half_life_kimg",
+        "swap.growth needs two averagers of name ema with different half_life_kimg",
     ),
     (["swap.alpha=0"], "swap.alpha must be above 0 and at most 1, got 0"),
     (["swap.networks=dg"], "swap.networks must be one of g, gd, got 'dg'"),
@@ -637,11 +637,11 @@ REFUSED = [
     (["swap.lr_scale=0"], "swap.lr_scale must be above 0, got 0"),
     (
         ["swap.source=look", "averagers.look={name: lookahead}"],
-        "swap.source puts itself into the live weights already: name another average, got 'look'",
+        "swap.source already replaces the live weights by itself: name another average, got 'look'",
     ),
     (
         ["averagers.a={name: lookahead}", "averagers.b={name: lookahead}"],
-        "averagers.b puts the live weights back to its average as a does: keep one of them",
+        "averagers.b replaces the live weights by its average, as a does: keep one of them",
     ),
     (["averagers.power_05.gamma=3"], "averagers.power_05.gamma says the same as sigma_rel: give one of them, got 3"),
     (["averagers.power_05.sigma_rel=0.3"], "averagers.power_05.sigma_rel must be above 0 and at most 0.2887, the plain mean's, got 0.3"),
@@ -671,7 +671,7 @@ def test_settings_without_effect_are_said(gantrain, tmp_path):
     ).stdout
     assert "note: swap.start_kimg=3 is not before total_kimg=0.032" in said
     assert "note: batching: on_swap grows the batch at swaps, and swap asks for no growth" in said
-    assert "note: averagers.power_10: snapshots of one length alone rebuild few others" in said
+    assert "note: averagers.power_10: snapshots of a single length rebuild few others" in said
     assert "note: averagers.ema.offload copies the live weights after every update" in said
 
 

@@ -11,11 +11,11 @@ from gantrain.averaging.ema_steps import EmaSteps
 from gantrain.averaging.lawa import Lawa
 from gantrain.averaging.lookahead import Lookahead
 from gantrain.averaging.power import Power
-from gantrain.averaging.rule import Averager
+from gantrain.averaging.rule import AVERAGER, Averager
 from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.averaging.swa import Swa
 
-AVERAGERS: dict[str, type] = {
+AVERAGERS: dict[str, type[Averager]] = {
     "ema": Ema,
     "ema_steps": EmaSteps,
     "swa": Swa,
@@ -25,6 +25,6 @@ AVERAGERS: dict[str, type] = {
     "lookahead": Lookahead,
 }
 __all__ = [
-    "AVERAGERS", "LIVE", "Average", "AverageBank", "Averager", "Bema", "Ema", "EmaSteps", "Lawa", "Lookahead", "Power", "Swa",
+    "AVERAGER", "AVERAGERS", "LIVE", "Average", "AverageBank", "Averager", "Bema", "Ema", "EmaSteps", "Lawa", "Lookahead", "Power", "Swa",
     "recalibrate", "refresh_spectral_norms", "weight_profile",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gantrain.averaging.rule import Averager, Weights
+from gantrain.averaging.rule import AVERAGER, Averager, Weights, lerp
 from gantrain.clock import due
 from gantrain.errors import UserError
 
@@ -70,12 +70,12 @@ class Average:
     """
 
     def __init__(self, averager: Averager, weights: Weights, nimg: int = 0):
-        self.averager = averager
+        self.averager = AVERAGER.adapt(averager)
         self.live = {plain_name(name): tensor.detach() for name, tensor in weights.items()}
-        self.offload = getattr(averager, "offload", False)
-        self._every_kimg = getattr(averager, "update_every_kimg", None)
+        self.offload = self.averager.offload
+        self._every_kimg = self.averager.update_every_kimg
         self._shadows = {name: self._own(tensor).copy_(tensor) for name, tensor in self.live.items()}
-        self.slots = {slot: {n: self._own(t).copy_(t) for n, t in self.live.items()} for slot in getattr(averager, "slots", tuple)()}
+        self.slots = {slot: {n: self._own(t).copy_(t) for n, t in self.live.items()} for slot in self.averager.slots()}
         self.first_nimg = self.previous_nimg = nimg
         self._num_averaged = 0
         self.nimg = nimg  # images seen at the last update, whether it was looked at or not
@@ -126,7 +126,7 @@ class Average:
         if not self.offload:
             return self._move(self.live, *look)
         self._settle()  # the buffer is needed again, and the rule counts on what it holds
-        if self._moves_by_weight and self._weight(*look) <= 0.0:
+        if self.averager.moves_by_weight and self._weight(*look) <= 0.0:
             return False
         if not self._arriving:
             self._arriving = {name: torch.empty_like(t, device="cpu", pin_memory=self._on_cuda()) for name, t in self.live.items()}
@@ -147,18 +147,14 @@ class Average:
             look, self._arrival = self._arrival, None
             self._move(self._arriving, *look)
 
-    @property
-    def _moves_by_weight(self) -> bool:
-        return not hasattr(self.averager, "update")
-
     def _weight(self, nimg: int, previous_nimg: int, updates: int) -> float:
         weight = self.averager.weight(nimg, previous_nimg, self._num_averaged)
-        if updates > 1 and getattr(self.averager, "per_update", False):
+        if updates > 1 and self.averager.per_update:
             weight = 1.0 - (1.0 - weight) ** updates
         return weight
 
     def _move(self, live: Weights, nimg: int, previous_nimg: int, updates: int) -> bool:
-        if self._moves_by_weight:
+        if self.averager.moves_by_weight:
             weight = self._weight(nimg, previous_nimg, updates)
             moved = weight > 0.0
             if moved:
@@ -216,8 +212,8 @@ class Average:
             slots: what `slot_tensors` gave.
         """
         match(self._shadows, shadows, "saved average")
-        mine = self.slot_tensors()
-        match(mine, slots or {}, "saved average's slots")
+        mine, slots = self.slot_tensors(), slots or {}
+        match(mine, slots, "saved average's slots")
         for name, tensor in self._shadows.items():
             tensor.copy_(shadows[name])
         for name, tensor in mine.items():
@@ -296,12 +292,13 @@ def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], f
     pairs = [look if isinstance(look, tuple) else (look, 1) for look in looks]
     positions = np.array([first_nimg, *(nimg for nimg, _ in pairs)], dtype=np.int64)
     weights = np.zeros(len(positions))
-    if hasattr(averager, "update"):
+    averager = AVERAGER.adapt(averager)
+    if not averager.moves_by_weight:
         return positions, _profile_by_running(averager, pairs, first_nimg)
     moves, num_averaged, previous = np.zeros(len(positions)), 0, first_nimg
     for i, (nimg, updates) in enumerate(pairs, start=1):
         moves[i] = averager.weight(nimg, previous, num_averaged)
-        if updates > 1 and getattr(averager, "per_update", False):
+        if updates > 1 and averager.per_update:
             moves[i] = 1.0 - (1.0 - moves[i]) ** updates
         num_averaged, previous = num_averaged + (moves[i] > 0.0), nimg
     moves[0] = 1.0
@@ -315,7 +312,7 @@ def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], f
 def _profile_by_running(averager: Averager, pairs: Sequence[tuple[int, int]], first_nimg: int) -> np.ndarray:
     """The same for any linear rule: its average of weights that are 1 at one position each and 0 at all others."""
     like = lambda: {"w": torch.zeros(len(pairs) + 1, dtype=torch.float64)}  # noqa: E731
-    live, shadows, slots = like(), like(), {slot: like() for slot in getattr(averager, "slots", tuple)()}
+    live, shadows, slots = like(), like(), {slot: like() for slot in averager.slots()}
     for tensors in (shadows, *slots.values()):
         tensors["w"][0] = 1.0
     num_averaged, previous = 0, first_nimg
@@ -324,16 +321,6 @@ def _profile_by_running(averager: Averager, pairs: Sequence[tuple[int, int]], fi
         num_averaged += averager.update(shadows, live, nimg, previous, num_averaged, slots) is not False
         previous = nimg
     return shadows["w"].numpy()
-
-
-def lerp(shadows: list[Tensor], live: list[Tensor], weight: float) -> None:
-    """shadows += weight * (live - shadows), in place; weight 1 copies exactly."""
-    if weight >= 1.0:
-        torch._foreach_copy_(shadows, live)
-        return
-    if any(tensor.dtype != torch.float32 for tensor in live):
-        live = [tensor.float() for tensor in live]
-    torch._foreach_lerp_(shadows, live, weight)
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gantrain.averaging.average import Average, match, named_buffers, named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
-from gantrain.averaging.rule import Averager, Weights
+from gantrain.averaging.rule import AVERAGER, Averager, Weights
 from gantrain.averaging.spectral import refresh_spectral_norms
-from gantrain.errors import UserError, did_you_mean
+from gantrain.errors import InvalidField, UserError, did_you_mean
 
 LIVE = "live"  # the name of the weights that are trained, among the averages
 
@@ -35,23 +35,21 @@ class AverageBank:
         nimg: images seen so far.
 
     Raises:
-        UserError: a name is "live", something is no rule, or more than one rule puts the live weights back to its average.
+        UserError: a name is "live", something is not a rule, or more than one rule writes its average back.
     """
 
     def __init__(self, network: nn.Module, averagers: Mapping[str, Averager], nimg: int = 0):
-        for name, averager in averagers.items():
-            if name == LIVE:
-                raise UserError(f"averagers: {LIVE!r} is the name of the weights that are trained; choose another")
-            if isinstance(averager, type) or not (hasattr(averager, "weight") or hasattr(averager, "update")):
-                raise UserError(f"averagers: {name} must be a rule such as Ema(half_life_kimg=10), got {averager!r}")
-        writing = [name for name, averager in averagers.items() if getattr(averager, "writes_back", False)]
+        if LIVE in averagers:
+            raise UserError(f"averagers: {LIVE!r} is the name of the weights that are trained; choose another")
+        rules = {name: rule_of(name, averager) for name, averager in averagers.items()}
+        writing = [name for name, rule in rules.items() if rule.writes_back]
         if len(writing) > 1:
-            raise UserError(f"averagers: {' and '.join(writing)} both put the live weights back to their average; keep one of them")
+            raise UserError(f"averagers: {' and '.join(writing)} both replace the live weights by their average; keep one of them")
         self.network = network
         self._writes_back = writing[0] if writing else None
         weights, statistics = named_weights(network), named_statistics(network)
         self.weight_names, self.statistic_names = list(weights), list(statistics)
-        self.averages = {name: Average(averager, {**weights, **statistics}, nimg) for name, averager in averagers.items()}
+        self.averages = {name: Average(rule, {**weights, **statistics}, nimg) for name, rule in rules.items()}
 
     def update(self, nimg: int) -> None:
         """Take the live weights at `nimg` images into every average. No device sync.
@@ -172,6 +170,22 @@ class AverageBank:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; the values are copied into the tensors there are, on whatever device these are."""
         self.load(state_dict["tensors"], state_dict["state"], state_dict["slots"])
+
+
+def rule_of(name: str, averager: Any) -> Averager:
+    """Anybody's rule with all parts of the contract.
+
+    Raises:
+        UserError: it is not a rule, or a part has the wrong type.
+    """
+    if isinstance(averager, type):
+        raise UserError(f"averagers: {name} must be a rule such as Ema(half_life_kimg=10), got {averager!r}")
+    try:
+        return AVERAGER.adapt(averager)
+    except InvalidField as error:
+        raise UserError(f"averagers: {name}.{error.field} {error.remedy}, got {error.value!r}") from None
+    except UserError as error:
+        raise UserError(f"averagers: {name} must be a rule such as Ema(half_life_kimg=10), got {averager!r} ({error})") from None
 
 
 def split(tensors: Weights, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

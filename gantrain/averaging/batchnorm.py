@@ -82,9 +82,11 @@ def recalibrate(
     if not norms:
         return
     modes = {module: module.training for module in network.modules()}
-    saved = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in norms]
+    saved = [tuple(buffer.clone() for buffer in buffers_of(m)) for m in norms]
     # For each norm a row a batch: how many values a channel, their means, their variances.
-    rows = {m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=torch.float64, device=m.running_mean.device) for m in norms}
+    rows: dict[nn.Module, Tensor] = {
+        m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms
+    }
     current = 0
 
     def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -106,22 +108,27 @@ def recalibrate(
             total = reduce(rows[m])
             if not total[:, 0].all():
                 raise UserError(
-                    "recalibrate: a BatchNorm saw no values in some batch; give as many batches as num_batches, and a network that is not compiled"
+                    "recalibrate: a BatchNorm saw no values in some batch;"
+                    " pass as many batches as num_batches, and a network that is not compiled"
                 )
-            mean, variance = combine(total)
-            m.running_mean.copy_(mean)
-            m.running_var.copy_(variance)
-            m.num_batches_tracked.copy_(counter)
+            for buffer, value in zip(buffers_of(m), (*combine(total), counter)):
+                buffer.copy_(value)
         done = True
     finally:
         for hook in hooks:
             hook.remove()
         if not done:
             for m, buffers in zip(norms, saved):
-                for buffer, value in zip((m.running_mean, m.running_var, m.num_batches_tracked), buffers):
+                for buffer, value in zip(buffers_of(m), buffers):
                     buffer.copy_(value)
         for module, training in modes.items():
             module.training = training
+
+
+def buffers_of(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Running mean `[C]`, running variance `[C]` and number of batches `[]` of a BatchNorm that keeps them."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
 def combine(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from gantrain.averaging.rule import Rule, check_every, check_start
 from gantrain.clock import periods_from
@@ -29,7 +29,7 @@ class Lookahead(Rule):
     every_kimg: float = 0.32
     start_kimg: float = 0.0
     networks: Literal["g", "gd"] = "gd"
-    writes_back: ClassVar[bool] = True
+    writes_back = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,55 +1,113 @@
-"""What a rule of averaging is, and what every rule of gantrain's own can be told."""
+"""The contract of averaging rules, and the fields of gantrain's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from gantrain.contracts import Contract
 from gantrain.errors import check
 
 Weights = Mapping[str, Tensor]
 
 
-class Averager(Protocol):
-    """The rule of an average; a frozen dataclass listed in `AVERAGERS`.
+class Averager:
+    """The rule of an average: the contract of everything in `AVERAGERS`, and of rules from outside.
 
-    One that is no step towards the live weights has, instead of `weight`, a method
+    A rule has `weight` or `update`. Everything else is optional; a rule that does not inherit from this class gets the same
+    defaults. In a configuration a rule is a frozen dataclass, and its fields may set the attributes.
 
-        update(shadows, live, nimg, previous_nimg, num_averaged, slots) -> bool | None
-
-    that changes the shadows in place and says whether it did (None counts as yes). `shadows` and `live` are tensors by
-    weight name; `slots` are further fp32 tensors like the shadows, by slot and weight name, that belong to the average and
-    are saved with it: their names are what the rule's method `slots()` returns.
-
-    What else a rule may have, all optional: the fields of `Rule`; `per_update = True` if its weight is meant for one update
-    of the network, however far apart the average looks; `writes_back = True` if the live weights are to be replaced by the
-    average whenever it has moved.
+    Attributes:
+        networks: "g" follows the generator, "gd" the discriminator too.
+        offload: keep the average in main memory instead of on the GPU.
+        update_every_kimg: look at the live weights only every so many thousand images; None looks after every update.
+        start_kimg: there is no average before so many thousand images. gantrain only compares it with other times; the rule
+            itself must wait.
+        snapshot_every_kimg: keep a compact copy of the average every so many thousand images, from which `gantrain average`
+            rebuilds others; None keeps none. Needs `exponent`.
+        writes_back: replace the live weights by the average whenever it has moved. One rule of a run may do so.
     """
 
+    networks: Literal["g", "gd"] = "g"
+    offload: bool = False
+    update_every_kimg: float | None = None
+    start_kimg: float = 0.0
+    snapshot_every_kimg: float | None = None
+    writes_back: bool = False
+
+    @property
+    def per_update(self) -> bool:
+        """Whether `weight` is meant for one update of the network, however many lie between two looks. By default it is not."""
+        return False
+
+    @property
+    def exponent(self) -> float | None:
+        """The exponent gamma of a power average, whose weights over the past are known in closed form; None for other rules."""
+        return None
+
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        """How far the average moves to the live weights now, in [0, 1].
+        """How far the average moves towards the live weights now, in [0, 1]: 0 leaves it, 1 copies them.
+
+        A rule with an `update` of its own is not asked.
 
         Args:
-            nimg: images seen, the update just done included.
-            previous_nimg: images seen when this was last asked.
+            nimg: images seen, those of the last update included.
+            previous_nimg: images seen at the previous look.
             num_averaged: how many times the average has moved; 0 means that it has not begun.
         """
-        ...
+        return 0.0
+
+    def update(
+        self, shadows: Weights, live: Weights, nimg: int, previous_nimg: int, num_averaged: int, slots: Mapping[str, Weights]
+    ) -> bool | None:
+        """Move the average, for a rule that is not a step towards the live weights. By default the step is `weight`.
+
+        Args:
+            shadows: the averaged fp32 tensors by weight name, to be changed in place.
+            live: the live weights, of the same names and shapes.
+            nimg, previous_nimg, num_averaged: as for `weight`.
+            slots: the rule's further tensors by slot and weight name, to be changed in place; see `slots`.
+
+        Returns:
+            Whether the average has moved; None counts as yes.
+        """
+        weight = self.weight(nimg, previous_nimg, num_averaged)
+        if weight > 0.0:
+            lerp(list(shadows.values()), list(live.values()), weight)
+        return weight > 0.0
+
+    def slots(self) -> Sequence[str]:
+        """Names of further copies of the weights, in fp32, that belong to the average and are saved with it. None by default."""
+        return ()
+
+    @property
+    def moves_by_weight(self) -> bool:
+        """Whether the average moves by `weight` alone: the rule has no `update` of its own."""
+        return type(self).update is Averager.update
+
+    @property
+    def has_known_window(self) -> bool:
+        """Whether what the average weighs is known in advance: the rule has a `weight` of its own."""
+        return type(self).weight is not Averager.weight
+
+
+AVERAGER: Contract[Averager] = Contract("averager", Averager, one_of=("weight", "update"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What every averager of gantrain can be told beside its own hyper-parameters.
+class Rule(Averager):
+    """The fields that every averager of gantrain has besides its own hyper-parameters.
 
     Attributes:
         networks: "g" follows the generator, "gd" the discriminator too.
         offload: keep the average in main memory instead of on the GPU. Each look then copies the live weights there, so
-            give `update_every_kimg` with it.
+            set `update_every_kimg` as well.
         update_every_kimg: look at the live weights only every so many thousand images; null looks after every update.
-            Nothing else changes: every rule goes by the images that have passed since it last looked.
+            Nothing else changes: every rule goes by the images since its last look.
     """
 
     networks: Literal["g", "gd"] = "g"
@@ -61,11 +119,36 @@ class Rule:
         check(self, "update_every_kimg", every is None or 0 < every < float("inf"), "must be above 0, or null for every update")
 
 
-def check_start(rule: Rule) -> None:
-    """Refuse a start before the beginning."""
+class Periodic(Protocol):
+    """A rule that looks at the weights at a distance of its own."""
+
+    @property
+    def every_kimg(self) -> float: ...
+
+
+def check_start(rule: Averager) -> None:
+    """Refuse a start before the run's.
+
+    Raises:
+        InvalidField: for `start_kimg`.
+    """
     check(rule, "start_kimg", 0 <= rule.start_kimg < float("inf"), "must be at least 0")
 
 
-def check_every(rule: Rule) -> None:
-    """Refuse a distance that is none."""
+def check_every(rule: Periodic) -> None:
+    """Refuse a distance of 0 or less.
+
+    Raises:
+        InvalidField: for `every_kimg`.
+    """
     check(rule, "every_kimg", 0 < rule.every_kimg < float("inf"), "must be above 0")
+
+
+def lerp(shadows: list[Tensor], live: list[Tensor], weight: float) -> None:
+    """shadows += weight * (live - shadows), in place; weight 1 copies exactly."""
+    if weight >= 1.0:
+        torch._foreach_copy_(shadows, live)
+        return
+    if any(tensor.dtype != torch.float32 for tensor in live):
+        live = [tensor.float() for tensor in live]
+    torch._foreach_lerp_(shadows, live, weight)

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from gantrain.averaging.bank import AverageBank
 from gantrain.averaging.ema import Ema
+from gantrain.averaging.rule import Averager
 from gantrain.theory.ornstein_uhlenbeck import rate_of_two, variance_ratio
 
 
-def reads_orbit(averager: Any) -> bool:
+def reads_orbit(averager: Averager) -> TypeGuard[Ema]:
     """Whether the orbit's rate can be read off an average's distance: an EMA by half-life that looks after every update."""
     return isinstance(averager, Ema) and averager.update_every_kimg is None
 

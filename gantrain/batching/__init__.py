@@ -9,10 +9,16 @@ from gantrain.batching.largest import Largest
 from gantrain.batching.noise_scale import Estimate, GradientProbe, NoiseMonitor, NoiseScale, estimate
 from gantrain.batching.on_swap import OnSwap
 from gantrain.batching.schedule import Schedule
-from gantrain.batching.state import Batches, BatchState
+from gantrain.batching.state import BATCH_POLICY, Batches, BatchPolicy, BatchState
 
-BATCH_POLICIES: dict[str, type] = {"fixed": Fixed, "schedule": Schedule, "on_swap": OnSwap, "noise_scale": ByNoiseScale, "largest": Largest}
+BATCH_POLICIES: dict[str, type[BatchPolicy]] = {
+    "fixed": Fixed,
+    "schedule": Schedule,
+    "on_swap": OnSwap,
+    "noise_scale": ByNoiseScale,
+    "largest": Largest,
+}
 __all__ = [
-    "BATCH_POLICIES", "BatchController", "BatchState", "Batches", "ByNoiseScale", "Estimate", "Fixed", "GradientProbe", "Largest", "NoiseMonitor",
-    "NoiseScale", "OnSwap", "Schedule", "estimate", "rounds_of",
+    "BATCH_POLICIES", "BATCH_POLICY", "BatchController", "BatchPolicy", "BatchState", "Batches", "ByNoiseScale",
+    "Estimate", "Fixed", "GradientProbe", "Largest", "NoiseMonitor", "NoiseScale", "OnSwap", "Schedule", "estimate", "rounds_of",
 ]  # fmt: skip

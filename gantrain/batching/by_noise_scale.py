@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from gantrain.batching.noise_scale import Estimate
 from gantrain.batching.state import Batches, BatchState, require_max_batch
@@ -44,7 +44,7 @@ class ByNoiseScale(Batches):
     patience: int = 2
     dwell_kimg: float = 10.0
 
-    reads_noise: ClassVar[bool] = True
+    reads_noise = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +86,8 @@ class ByNoiseScale(Batches):
             return None
         if self.law == "factor":
             return state.proposal * self.factor
-        each = [min(math.sqrt(self.r * checked[player].low) for checked in self._newest(state)) for player in speaking]
+        assert self.r is not None  # `law: sqrt` has it
+        each = [min(math.sqrt(self.r * low) for low in self._lows(player, state)) for player in speaking]
         return min(each) if self.gate == "both" else max(each)
 
     def _newest(self, state: BatchState) -> list[Mapping[str, Estimate]]:
@@ -95,12 +96,17 @@ class ByNoiseScale(Batches):
     def _speaks_up(self, player: str, state: BatchState) -> bool:
         """Whether every one of the newest checks is sure of this player's noise."""
         least = 0.0 if self.law == "sqrt" else self.target * self.margin * state.batch_size
-        return all(checked[player].low is not None and checked[player].low > least for checked in self._newest(state))
+        lows = self._lows(player, state)
+        return len(lows) == len(self._newest(state)) and all(low > least for low in lows)
+
+    def _lows(self, player: str, state: BatchState) -> list[float]:
+        """Lower ends of a player's noise scale in the newest checks, without those that have none."""
+        return [low for checked in self._newest(state) if (low := checked[player].low) is not None]
 
 
 def in_words(estimate: Estimate, batch_size: int) -> str:
     """Such as 3.2 batches (2.1 to 4.9)."""
-    if estimate.undecidable:
+    if estimate.b_simple is None or estimate.low is None or estimate.high is None:
         return "undecidable"
     ratio, low, high = (value / batch_size for value in (estimate.b_simple, estimate.low, estimate.high))
     return f"{ratio:.3g} batches ({low:.3g} to {high:.3g})"

@@ -1,48 +1,51 @@
-"""The controller: makes of what a policy proposes a batch that can be had, and remembers it."""
+"""The controller: turns what a policy proposes into a batch of whole rounds, and remembers it."""
 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 from gantrain.batching.noise_scale import NoiseMonitor
-from gantrain.batching.state import BatchState
+from gantrain.batching.state import BATCH_POLICY, BatchPolicy, BatchState, proposal_of
 from gantrain.errors import UserError
 
 
 class BatchController:
-    """The batch of a run: B = micro_batch b x processes W x rounds k. While it runs b and W stay; B grows by k and never shrinks.
+    """The batch of a run: B = micro_batch b x processes W x rounds k. During a run b and W stay; B grows by k and never shrinks.
 
-    A run that is resumed may have another W. It holds its b where whole rounds of it still give B, and else takes the largest
-    b below that does; resumed again on its old W it has its old b back.
+    A resumed run may have another W. It keeps its b if whole rounds of it still give B, and otherwise takes the largest smaller
+    b that does; resumed again on its old W it has its old b back.
 
     Args:
-        policy: proposes; a dataclass from `BATCH_POLICIES`.
+        policy: proposes; one of `BATCH_POLICIES`, or any object with `propose(state)`.
         world: number of processes.
         noise: measures the noise scale that the policy may go by.
         agree: the main process's value of something, on every process.
         resumes: a saved batch will be loaded, which has fitted other processes: the configured one need not fit these, and
-            there are no rounds before.
+            there are no rounds before `load`.
 
     Attributes:
         micro_batch, rounds, batch_size: as they are now.
-        notes: what a person should know of batches that are named and cannot be had.
+        notes: what a person should know about configured batches that are not whole rounds.
 
     Raises:
         UserError: no whole number of rounds gives the policy's first batch, or its largest, on this many processes.
     """
 
     def __init__(
-        self, policy: Any, world: int, noise: NoiseMonitor | None = None, agree: Callable[[Any], Any] = lambda value: value, resumes: bool = False
-    ):  # fmt: skip
-        self.policy, self.world, self.noise, self.agree = policy, world, noise, agree
-        if hasattr(policy, "require_fit"):
-            policy.require_fit()
-        self.reads_noise = noise is not None and getattr(policy, "reads_noise", True)
-        first = int(min(self._proposed(BatchState(0, 0)), self.highest))
-        configured = getattr(policy, "micro_batch", None)
+        self,
+        policy: BatchPolicy,
+        world: int,
+        noise: NoiseMonitor | None = None,
+        agree: Callable[[Any], Any] = lambda value: value,
+        resumes: bool = False,
+    ):
+        self.policy, self.world, self.noise, self.agree = BATCH_POLICY.adapt(policy), world, noise, agree
+        self.policy.require_fit()
+        # A policy that does not say whether it goes by the noise scale is given it.
+        self.checked_noise = None if self.policy.reads_noise is False else noise
+        first, configured = self.policy.first_batch, self.policy.micro_batch
         self.resumes = resumes
         self.micro_batch, self.rounds = (
             (configured or first, 0) if resumes else rounds_of(first, configured, world)
@@ -55,25 +58,21 @@ class BatchController:
             self._look_at_named(refuse=True)
 
     def ask(self, nimg: int, growth: float = 1.0) -> dict[str, Any] | None:
-        """Ask the policy what the next update shall have; the fields of an event that tells of a growth, if there is one.
+        """Ask the policy for the batch of the next update; returns the fields of a growth event, or None without growth.
 
-        A proposal is cut to `max_batch` and rounded down to a whole number of rounds, never below the batch there is. What
-        the clock alone decides, every process decides alike; what a measurement or a swap has part in, the main process.
-        Every process must ask at the same time.
+        A proposal is cut to `max_batch` and rounded down to a whole number of rounds, never below the current batch. Every
+        process decides alike on what depends on the clock alone; the main process decides where a measurement or a swap is
+        involved. Every process must ask at the same time.
 
         Args:
             nimg: images seen.
             growth: what a swap at this moment asks for.
         """
-        checked = self.reads_noise and self.noise.check()
-        checks = tuple(self.noise.checks) if self.reads_noise else ()
+        checked = self.checked_noise is not None and self.checked_noise.check()
+        checks = tuple(self.checked_noise.checks) if self.checked_noise is not None else ()
         state = BatchState(nimg, self.batch_size, growth, self.proposal, nimg - self.last_change, checks, checked)
-        asked = self._proposed(state)
-        reason = (
-            self.policy.reason(state)
-            if asked > self.proposal and hasattr(self.policy, "reason")
-            else f"{type(self.policy).__name__} proposes it"
-        )
+        asked = proposal_of(self.policy, state)
+        reason = self.policy.reason(state) if asked > self.proposal else f"{type(self.policy).__name__} proposes it"
         if checked or growth != 1.0:
             asked, reason = self.agree((asked, reason))
         risen, self.proposal = min(asked, self.highest) > self.proposal, min(asked, self.highest)
@@ -93,60 +92,45 @@ class BatchController:
         }
 
     def weights_jumped(self) -> None:
-        """An average has taken the place of the live weights: what was measured before tells nothing of them.
+        """An average has replaced the live weights: earlier measurements say nothing about them.
 
-        Lookahead's small steps back are part of how the weights move, and too frequent to start anew at each.
+        Lookahead's small steps back are part of how the weights move, and too frequent to start over at each.
         """
         if self.noise:
             self.noise.forget()
 
-    def _proposed(self, state: BatchState) -> float:
-        """What the policy proposes.
-
-        Raises:
-            UserError: that is no number of images.
-        """
-        asked = self.policy.propose(state)
-        if isinstance(asked, bool) or not isinstance(asked, numbers.Real) or not 1 <= asked < float("inf"):
-            raise UserError(f"batching: {type(self.policy).__name__}.propose must return a number of images, at least 1, got {asked!r}")
-        return float(asked)
-
     def _look_at_named(self, refuse: bool) -> None:
-        """Refuse, where asked to, a largest batch that is no number of whole rounds on these processes; say of others what they will be."""
+        """Refuse, if asked to, a largest batch that is not whole rounds on these processes; note what other named batches become."""
         self.notes = []
-        if not getattr(self.policy, "grows", True):
+        if not self.policy.grows:
             return
         rounds = f"rounds of {self.micro_batch} images x {self.world} process{'es' if self.world > 1 else ''}"
-        largest = getattr(self.policy, "max_batch", None)
-        named = self.policy.named() if hasattr(self.policy, "named") else {"max_batch": [] if largest is None else [largest]}
-        for key, batches in named.items():
+        for key, batches in self.policy.named().items():
             for batch in batches:
                 lower = self.whole_rounds(batch)
                 if lower == batch:
                     continue
                 if key == "max_batch" and refuse:
                     raise UserError(
-                        f"batching.max_batch: {batch} cannot be had in {rounds}; choose {lower} or {lower + self.micro_batch * self.world}"
+                        f"batching.max_batch: {batch} is not a whole number of {rounds};"
+                        f" choose {lower} or {lower + self.micro_batch * self.world}"
                     )
-                self.notes.append(f"batching.{key}: {batch} cannot be had in {rounds}; the batch will be {lower}")
+                self.notes.append(f"batching.{key}: {batch} is not a whole number of {rounds}; the batch will be {lower}")
 
     @property
     def highest(self) -> float:
-        """What the batch never exceeds."""
-        if hasattr(self.policy, "highest"):
-            return self.policy.highest
-        highest = getattr(self.policy, "max_batch", None)
-        return float("inf") if highest is None else highest
+        """The batch never exceeds it."""
+        return self.policy.highest
 
     @property
     def can_grow(self) -> bool:
-        """Whether there is room for another round."""
+        """Whether another round fits below the largest batch."""
         return self.batch_size + self.micro_batch * self.world <= self.highest
 
     @property
     def lr_scale(self) -> float:
-        """What growth so far multiplies the learning rates by."""
-        return self.policy.lr_scale(self.batch_size) if hasattr(self.policy, "lr_scale") else 1.0
+        """The factor of both learning rates for the growth so far."""
+        return self.policy.lr_scale(self.batch_size)
 
     def whole_rounds(self, images: float) -> int:
         """The largest batch of whole rounds within so many images."""
@@ -170,10 +154,10 @@ class BatchController:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on with the saved batch.
+        """Continue with the saved batch.
 
         Raises:
-            UserError: it does not divide over the processes that there are now.
+            UserError: it does not divide over the current number of processes.
         """
         self.first_micro_batch = state["first_micro_batch"]
         self.micro_batch, self.rounds = elastic_rounds_of(state["batch_size"], self.first_micro_batch, self.world)
@@ -193,7 +177,8 @@ def elastic_rounds_of(batch_size: int, micro_batch: int, world: int) -> tuple[in
         fitting = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
         near = sorted(fitting, key=lambda w: (abs(w - world), w))[:2]
         raise UserError(
-            f"batching.batch_size: the run's batch of {batch_size} does not divide over {world} processes; resume it on {' or '.join(map(str, sorted(near)))}"
+            f"batching.batch_size: the run's batch of {batch_size} does not divide over {world} processes;"
+            f" resume it on {' or '.join(map(str, sorted(near)))}"
         )
     share = batch_size // world
     b = next(b for b in range(min(micro_batch, share), 0, -1) if share % b == 0)

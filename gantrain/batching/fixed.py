@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gantrain.batching.state import Batches, BatchState
 
@@ -12,7 +11,7 @@ from gantrain.batching.state import Batches, BatchState
 class Fixed(Batches):
     """Always `batch_size`."""
 
-    grows: ClassVar[bool] = False
+    grows = False
 
     def propose(self, state: BatchState) -> int:
         return self.batch_size

@@ -38,8 +38,8 @@ class NoiseScale:
     """Measuring the gradient noise scale of D and of G in training; `batching: {name: noise_scale}` acts on it.
 
     Attributes:
-        measure_every: one update in so many is measured, of D its first step; null measures none. On one process with one round the measured
-            update goes in two halves, for each of which BatchNorm sees half a micro-batch.
+        measure_every: one update in so many is measured, of D its first step; null measures none. On one process with one
+            round the measured update is done in two halves, and BatchNorm sees half a micro-batch in each.
         window: an estimate is over the last so many measurements.
         per_layer: also where in the networks the noise sits.
     """

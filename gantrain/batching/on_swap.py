@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gantrain.batching.state import Batches, BatchState
 
@@ -12,7 +11,7 @@ from gantrain.batching.state import Batches, BatchState
 class OnSwap(Batches):
     """`batch_size` at first, multiplied at every swap by the factor that the swap asks for (`swap.growth`)."""
 
-    grows_at_swaps: ClassVar[bool] = True
+    grows_at_swaps = True
 
     def propose(self, state: BatchState) -> float:
         # From the last proposal: factors below a whole round add up until one is full.

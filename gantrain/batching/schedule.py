@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from gantrain.batching.state import Batches, BatchState, require_max_batch
@@ -13,7 +14,7 @@ from gantrain.errors import InvalidField, check
 
 @dataclass(frozen=True)
 class Schedule(Batches):
-    """A pure function of images seen, by milestones or geometric: growth in place of learning-rate decay (Smith et al. 2018).
+    """A pure function of images seen, by milestones or geometric: growth instead of learning-rate decay (Smith et al. 2018).
 
     Attributes:
         milestones: [[kimg, batch], ...], the batch from there on; times and batches both rise.
@@ -31,7 +32,8 @@ class Schedule(Batches):
         if self.milestones is not None and geometric:
             raise InvalidField("milestones", self.milestones, "and factor with every_kimg exclude each other: give one of the two")
         if self.milestones is None:
-            check(self, "factor", self.factor is not None, "must be given with every_kimg, or else milestones")
+            if self.factor is None:
+                raise InvalidField("factor", None, "must be given with every_kimg, or else milestones")
             check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
             check(
                 self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0"
@@ -46,11 +48,11 @@ class Schedule(Batches):
         )
         pairs = tuple((kimg, batch) for kimg, batch in self.milestones)
         object.__setattr__(self, "milestones", pairs)
-        for (kimg, batch), (later, larger) in zip(pairs, pairs[1:]):
+        for (kimg, batch), (later, larger) in pairwise(pairs):
             if later <= kimg:
-                raise InvalidField("milestones", [later, larger], f"must be in order of time: it stands behind [{kimg:g}, {batch}]")
+                raise InvalidField("milestones", [later, larger], f"must be in order of time: it comes after [{kimg:g}, {batch}]")
             if larger < batch:
-                raise InvalidField("milestones", [later, larger], f"must not shrink: [{kimg:g}, {batch}] stands before it")
+                raise InvalidField("milestones", [later, larger], f"must not shrink: it comes after [{kimg:g}, {batch}]")
 
     def require_fit(self) -> None:
         if self.milestones is None:
@@ -74,17 +76,23 @@ class Schedule(Batches):
     def propose(self, state: BatchState) -> float:
         if self.milestones is not None:
             return max([self.batch_size, *(batch for kimg, batch in self.milestones if images(kimg) <= state.nimg)])
-        times = state.nimg // images(self.every_kimg)
-        most = math.log(self.highest / self.batch_size) / math.log(self.factor)  # a power of what is endless would overflow
-        return self.highest if times > most else self.batch_size * self.factor**times
+        factor, every_kimg = self._geometric()
+        times = state.nimg // images(every_kimg)
+        most = math.log(self.highest / self.batch_size) / math.log(factor)  # a larger power could overflow
+        return self.highest if times > most else self.batch_size * factor**times
 
     def reason(self, state: BatchState) -> str:
-        since = (
-            state.nimg // images(self.every_kimg) * self.every_kimg
-            if self.milestones is None
-            else max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
-        )
+        if self.milestones is None:
+            _, every_kimg = self._geometric()
+            since = state.nimg // images(every_kimg) * every_kimg
+        else:
+            since = max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
         return f"the schedule has {self.propose(state):g} from {since:g} kimg on"
+
+    def _geometric(self) -> tuple[float, float]:
+        """`factor` and `every_kimg`, which are there if milestones are not."""
+        assert self.factor is not None and self.every_kimg is not None
+        return self.factor, self.every_kimg
 
 
 def is_milestone(value: Any) -> bool:

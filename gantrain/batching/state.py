@@ -1,13 +1,16 @@
-"""What a batch policy is told, and what every policy of gantrain's own can be told."""
+"""The contract of batch policies, what they are told, and the fields of gantrain's own."""
 
 from __future__ import annotations
 
+import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 from gantrain.batching.noise_scale import Estimate
-from gantrain.errors import InvalidField, check
+from gantrain.contracts import Contract
+from gantrain.errors import InvalidField, UserError, check
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,109 @@ class BatchState:
     checked: bool = False
 
 
-@dataclass(frozen=True)
-class Batches:
-    """The fields of every batch policy.
+class BatchPolicy(ABC):
+    """What decides the batch: the contract of everything in `BATCH_POLICIES`, and of policies from outside.
+
+    Only `propose` is required. A policy that does not inherit from this class gets the same defaults for the rest. In a
+    configuration a policy is a frozen dataclass, and its fields may set the attributes. All batches are images per generator
+    update, over all processes and rounds.
 
     Attributes:
-        batch_size: images per generator update over all processes and rounds, B = micro_batch x processes x rounds; for a
-            policy that grows it, where it begins.
+        micro_batch: images per process and round; None is the first batch divided by the processes, in one round.
+        max_batch: the batch never exceeds it; None sets no limit.
+        lr_scaling: what growth does to both learning rates: "none", or times (batch / first batch) to the power 1/2 ("sqrt")
+            or 1 ("linear").
+        grows: whether the batch ever grows. True by default: a policy that does not say may grow.
+    """
+
+    micro_batch: int | None = None
+    max_batch: int | None = None
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    grows: bool = True
+
+    @property
+    def grows_at_swaps(self) -> bool | None:
+        """Whether the batch grows by the factor that a swap or rollback asks for (`BatchState.growth`); None is not known.
+
+        None by default, since only the policy knows what it does with a factor: a swap that asks for growth is refused when
+        the policy says False, and a policy that says True gets a note when no swap asks for any. Neither may happen by a guess.
+        """
+        return None
+
+    @property
+    def reads_noise(self) -> bool | None:
+        """Whether the policy goes by the noise scale (`BatchState.checks`); None is not known.
+
+        None by default, and such a policy is given the checks, since it may use them. But a run whose noise scale is not
+        measured is refused only when the policy says True: one that does not say may do without.
+        """
+        return None
+
+    @abstractmethod
+    def propose(self, state: BatchState) -> float:
+        """The batch of the next update, at least 1. Asked before every update, on every process alike.
+
+        The controller cuts it to `highest` and to whole rounds, and never shrinks the batch.
+        """
+
+    @property
+    def first_batch(self) -> int:
+        """The batch at the start of a run: the proposal before the first image, cut to `highest`.
+
+        Raises:
+            UserError: the proposal is not a batch.
+        """
+        return int(min(proposal_of(self, BatchState(0, 0)), self.highest))
+
+    @property
+    def highest(self) -> float:
+        """The batch never exceeds it: `max_batch`, or infinity, by default."""
+        return float("inf") if self.max_batch is None else self.max_batch
+
+    def require_fit(self) -> None:  # noqa: B027 - by default there is nothing to refuse
+        """Refuse a combination of values that cannot work. By default every one can.
+
+        Raises:
+            InvalidField: names the field.
+        """
+
+    def named(self) -> dict[str, list[int]]:
+        """Batches that the configuration names besides the first, by key: they must be whole rounds. By default `max_batch`."""
+        return {"max_batch": [] if self.max_batch is None else [self.max_batch]}
+
+    def lr_scale(self, batch_size: int) -> float:
+        """What both learning rates are multiplied by at a batch. By default `lr_scaling` decides."""
+        return (batch_size / self.first_batch) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.lr_scaling]
+
+    def reason(self, state: BatchState) -> str:
+        """Why the policy proposes a larger batch than before, as part of a sentence."""
+        return f"{type(self).__name__} proposes it"
+
+
+BATCH_POLICY: Contract[BatchPolicy] = Contract("batch policy", BatchPolicy)
+
+
+def proposal_of(policy: BatchPolicy, state: BatchState) -> float:
+    """What a policy proposes.
+
+    Raises:
+        UserError: it is not a number of images.
+    """
+    asked: Any = policy.propose(state)
+    if isinstance(asked, bool) or not isinstance(asked, numbers.Real) or not 1 <= float(asked) < float("inf"):
+        raise UserError(f"batching: {type(policy).__name__}.propose must return a number of images, at least 1, got {asked!r}")
+    return float(asked)
+
+
+@dataclass(frozen=True)
+class Batches(BatchPolicy):
+    """The fields of every batch policy of gantrain.
+
+    Attributes:
+        batch_size: images per generator update over all processes and rounds, B = micro_batch x processes x rounds; the first
+            batch of a policy that lets it grow.
         micro_batch: images per process and round, what BatchNorm sees; null is batch_size / processes, one round.
-        max_batch: what the batch never exceeds; null is the largest that the policy itself names.
+        max_batch: the batch never exceeds it; null is the largest that the policy itself names.
         lr_scaling: what growth does to both learning rates: "none", or times (batch / first batch) to the power 1/2 ("sqrt")
             or 1 ("linear").
     """
@@ -52,9 +149,15 @@ class Batches:
     max_batch: int | None = None
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
 
-    grows: ClassVar[bool] = True  # ever
-    grows_at_swaps: ClassVar[bool] = False
-    reads_noise: ClassVar[bool] = False
+    @property
+    def grows_at_swaps(self) -> bool | None:
+        """Whether the batch grows by the factor of a swap or rollback. By default it does not."""
+        return False
+
+    @property
+    def reads_noise(self) -> bool | None:
+        """Whether the policy goes by the noise scale. By default it does not."""
+        return False
 
     def __post_init__(self) -> None:
         check(self, "batch_size", self.batch_size >= 1, "must be at least 1")
@@ -69,32 +172,12 @@ class Batches:
             f"must be at least batch_size ({self.batch_size}), or null",
         )
 
-    @property
-    def highest(self) -> float:
-        """What the batch never exceeds."""
-        return float("inf") if self.max_batch is None else self.max_batch
 
-    def require_fit(self) -> None:
-        """Refuse what the policy's own fields and those above make impossible together.
+def require_max_batch(policy: BatchPolicy) -> None:
+    """Refuse a policy that would grow without a limit.
 
-        Raises:
-            InvalidField: with the key.
-        """
-
-    def named(self) -> dict[str, list[int]]:
-        """The batches that the configuration names besides the first, by key."""
-        return {"max_batch": [] if self.max_batch is None else [self.max_batch]}
-
-    def lr_scale(self, batch_size: int) -> float:
-        """What both learning rates are multiplied by at a batch."""
-        return (batch_size / self.batch_size) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.lr_scaling]
-
-    def reason(self, state: BatchState) -> str:
-        """Why the policy proposes what it proposes, where that is a growth."""
-        return f"{type(self).__name__} proposes it"
-
-
-def require_max_batch(policy: Batches) -> None:
-    """Refuse a policy that would grow without end."""
+    Raises:
+        InvalidField: for `max_batch`.
+    """
     if policy.max_batch is None:
         raise InvalidField("max_batch", None, "must be given, the largest batch that it may reach: by itself this policy grows without end")

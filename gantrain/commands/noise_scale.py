@@ -26,6 +26,7 @@ from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
+from gantrain.models.architecture import build_networks
 from gantrain.models.layers import frozen_power_iteration
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
@@ -92,7 +93,7 @@ class Bench:
                 f"data: {images.name} is not what the run was trained on (other images, labels or resolution); give its own, wherever that lies here"
             )
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
-            G, D = c.model.build(*state["shape"])
+            G, D = build_networks(c.model, *state["shape"])
         self.fill(D, "d")
         self.fill(G, "g")
         players = {}
@@ -109,8 +110,8 @@ class Bench:
             1,
             self.nimg * c.optim.d_steps,
             self.device,
-            getattr(c.data, "flip", False),
-            getattr(c.data, "workers", 4),
+            c.data.flip,
+            c.data.workers,
         )
 
     def fill(self, network: nn.Module, key: str) -> None:
@@ -128,7 +129,7 @@ class Bench:
         probes = {"d": GradientProbe(self.D.network, per_layer), "g": GradientProbe(self.G.network, per_layer)}
         settings = NoiseScale(measure_every=1, window=updates, per_layer=per_layer)
         monitor = NoiseMonitor(settings, {key: probe.layers for key, probe in probes.items()})
-        always = [(one, 1.0) for one in c.penalties.values() if getattr(one, "every", 1) == 1]
+        always = [(one, 1.0) for one in c.penalties.values() if one.every == 1]
         for i in bar(range(updates), updates):
             start = self.nimg + i * batch
             with frozen_power_iteration(self.G.network), frozen_power_iteration(self.D.network):

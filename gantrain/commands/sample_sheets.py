@@ -14,6 +14,7 @@ from gantrain.atomic_file import whole
 from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, did_you_mean
 from gantrain.evaluation.neighbours import neighbours
+from gantrain.models.architecture import accepts_mixtures
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
@@ -114,7 +115,7 @@ def averages(task: Task) -> str:
 def ways(task: Task, of_z: bool, of_class: bool) -> str:
     """A row a way: its endpoints and eight points between them, latents, classes or both changing; `num` rows."""
     generator, rows = task.generator(), task.num
-    if of_class and not getattr(generator, "accepts_mixtures", False):
+    if of_class and not accepts_mixtures(generator):
         name = type(generator).__name__
         raise UserError(
             f"--sheet: between classes lie mixtures of them, and the run's {name} takes labels alone; it would need accepts_mixtures = True, and y of weights [N, classes]"

@@ -155,7 +155,7 @@ def in_short(config: Config) -> str:
     name = lambda section: type(section).__name__  # noqa: E731
     swap = f"; swap: {config.swap.source} every {config.swap.every_kimg:g} kimg" if config.swap.source else ""
     return (
-        f"{name(config.model)} on {name(config.data)}, {name(config.loss)} loss, seed {config.seed}, batch {config.batching.batch_size} ({name(config.batching)});"
+        f"{name(config.model)} on {name(config.data)}, {name(config.loss)} loss, seed {config.seed}, batch {config.batching.first_batch} ({name(config.batching)});"
         f" averages: {', '.join(config.averagers) or 'none'}{swap}"
     )
 

@@ -1,25 +1,25 @@
-"""The configuration's sections: frozen dataclasses, where every default stands and nowhere else.
+"""The whole configuration of a run, and the checks that no section can make alone.
 
-Where a section is a plug-in, `name:` chooses the class from its table and the other keys are that class's fields.
-`gantrain.config.loading` makes these from YAML files and `section.key=value` overrides.
+Where a field is a plug-in, `name:` chooses the class from its table and the other keys are that class's fields.
+`gantrain.config.loading` makes a `Config` from YAML files and `section.key=value` overrides.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from gantrain.averaging import AVERAGERS, LIVE, Ema
+from gantrain.averaging import AVERAGERS, LIVE, Averager, Ema
 from gantrain.averaging.swap_growth import reads_orbit
-from gantrain.batching import BATCH_POLICIES, Fixed, NoiseScale
-from gantrain.config.plugins import find
+from gantrain.batching import BATCH_POLICIES, BatchPolicy, Fixed, NoiseScale
+from gantrain.config.plugins import adapt_plugins, find
 from gantrain.config.sections import AUTO, Checkpoint, Eval, Guard, Optim, Orbit, Swap, Tracking, plugin, plugins
-from gantrain.data import DATASETS, Digits
+from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
-from gantrain.losses import LOSSES, PENALTIES, Hinge
+from gantrain.losses import LOSSES, PENALTIES, Hinge, Loss, Penalty
 from gantrain.metrics import METRICS
-from gantrain.models import ARCHITECTURES, BigGAN
+from gantrain.models import ARCHITECTURES, Architecture, BigGAN
 from gantrain.performance import Performance
 
 FREE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -30,21 +30,21 @@ RESERVED_NAMES = (LIVE, "all")
 class Config:
     """A whole run. Every attribute is a section or key of the YAML file.
 
-    `sync_batchnorm` has BatchNorm take its statistics, in training, over the micro-batches of all processes (on GPUs): the networks then see
-    micro_batch x processes images at a time, so that other numbers of processes give other results.
+    `sync_batchnorm` lets BatchNorm take its statistics, in training, over the micro-batches of all processes (on GPUs). The
+    networks then see micro_batch x processes images at a time, so results depend on the number of processes.
     """
 
     run_dir: str = "runs/gantrain"
     seed: int = 0
     total_kimg: float = 200.0
-    data: Any = plugin("data set", DATASETS, Digits)
-    model: Any = plugin("architecture", ARCHITECTURES, BigGAN)
-    loss: Any = plugin("loss", LOSSES, Hinge)
-    penalties: dict = plugins("penalty", PENALTIES, dict)
+    data: DataSource = plugin("data set", DATASETS, Digits)
+    model: Architecture = plugin("architecture", ARCHITECTURES, BigGAN)
+    loss: Loss = plugin("loss", LOSSES, Hinge)
+    penalties: dict[str, Penalty] = plugins("penalty", PENALTIES, dict)
     optim: Optim = field(default_factory=Optim)
-    batching: Any = plugin("batch policy", BATCH_POLICIES, Fixed)
+    batching: BatchPolicy = plugin("batch policy", BATCH_POLICIES, Fixed)
     noise_scale: NoiseScale = field(default_factory=NoiseScale)
-    averagers: dict = plugins("averager", AVERAGERS, lambda: {"ema": Ema()})
+    averagers: dict[str, Averager] = plugins("averager", AVERAGERS, lambda: {"ema": Ema()})
     swap: Swap = field(default_factory=Swap)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -56,26 +56,25 @@ class Config:
     performance: Performance = field(default_factory=Performance)
 
     def __post_init__(self) -> None:
+        adapt_plugins(self)
         check(self, "run_dir", bool(self.run_dir) and "\0" not in self.run_dir, "must name a folder")
         check(self, "seed", 0 <= self.seed < 2**63, "must be in [0, 2**63)")
         check(self, "total_kimg", 0 < self.total_kimg < float("inf"), "must be above 0")
         for name in self.averagers:
             if name in RESERVED_NAMES or not FREE_NAME.fullmatch(name):
                 raise InvalidField(
-                    f"averagers.{name}", name, f"a free name has letters, digits, '_', '.', '-' and is none of {', '.join(RESERVED_NAMES)}"
+                    f"averagers.{name}", name, f"a free name has letters, digits, '_', '.', '-' and is not {' or '.join(RESERVED_NAMES)}"
                 )
-        writing = [name for name, one in self.averagers.items() if getattr(one, "writes_back", False)]
+        writing = [name for name, one in self.averagers.items() if one.writes_back]
         if len(writing) > 1:
             raise InvalidField(
-                f"averagers.{writing[1]}", writing[1], f"puts the live weights back to its average as {writing[0]} does: keep one of them"
+                f"averagers.{writing[1]}", writing[1], f"replaces the live weights by its average, as {writing[0]} does: keep one of them"
             )
         if self.penalties and self.performance.compile:
-            raise InvalidField(
-                "performance.compile", True, "cannot be together with penalties: torch.compile has no gradient of a gradient"
-            )
+            raise InvalidField("performance.compile", True, "does not work with penalties: torch.compile has no gradient of a gradient")
         if self.penalties and self.mixed_precision == "fp16":
             raise InvalidField(
-                "mixed_precision", "fp16", "cannot be together with penalties, whose inner gradients would underflow: use bf16 or fp32"
+                "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow: use bf16 or fp32"
             )
         check_batching(self)
         if self.swap.source is not None:
@@ -88,7 +87,7 @@ class Config:
         leads = [guard.score] if guard.score and guard.rollback_to == "best" and guard.rolls_back else []
         return tuple(dict.fromkeys([*self.checkpoint.keep_best, *leads]))
 
-    def followed(self, network: Literal["g", "d"]) -> dict:
+    def followed(self, network: Literal["g", "d"]) -> dict[str, Averager]:
         """The averagers that follow one of the networks.
 
         D is followed by those with `networks: gd`, and by what a joint swap needs of it.
@@ -99,32 +98,32 @@ class Config:
         needed = {self.swap.source} if joint else set()
         if joint and self.swap.growth == AUTO:
             needed |= {name for name, one in self.averagers.items() if reads_orbit(one)}
-        return {name: one for name, one in self.averagers.items() if name in needed or getattr(one, "networks", "g") == "gd"}
+        return {name: one for name, one in self.averagers.items() if name in needed or one.networks == "gd"}
 
 
 def check_batching(config: Config) -> None:
-    """Refuse a batch policy that cannot be: what its fields cannot see alone.
+    """Refuse a batch policy that cannot work: what its fields cannot see alone.
 
     Raises:
         InvalidField: with the full key.
     """
-    if hasattr(config.batching, "require_fit"):
-        try:
-            config.batching.require_fit()
-        except InvalidField as error:
-            raise InvalidField(f"batching.{error.field}", error.value, error.remedy) from None
-    b, highest = getattr(config.batching, "micro_batch", None), getattr(config.batching, "max_batch", None)
-    if b is not None and highest is not None and highest % b and getattr(config.batching, "grows", True):
+    policy = config.batching
+    try:
+        policy.require_fit()
+    except InvalidField as error:
+        raise InvalidField(f"batching.{error.field}", error.value, error.remedy) from None
+    b, highest = policy.micro_batch, policy.max_batch
+    if b is not None and highest is not None and highest % b and policy.grows:
         lower = highest - highest % b
         raise InvalidField(
-            "batching.max_batch", highest, f"cannot be had in rounds of micro_batch={b} images: choose {lower} or {lower + b}"
+            "batching.max_batch", highest, f"is not a whole number of rounds of micro_batch={b} images: choose {lower} or {lower + b}"
         )
-    if getattr(config.batching, "reads_noise", False) and config.noise_scale.measure_every is None:
-        raise InvalidField("noise_scale.measure_every", None, "must be given, such as 10: the batch policy goes by what it measures")
+    if policy.reads_noise and config.noise_scale.measure_every is None:
+        raise InvalidField("noise_scale.measure_every", None, "must be given, such as 10: the batch policy depends on what it measures")
 
 
 def check_swap(config: Config) -> None:
-    """Refuse a swap that cannot be: what the section cannot see alone.
+    """Refuse a swap that cannot work: what the section cannot see alone.
 
     Raises:
         InvalidField: with the full key.
@@ -133,22 +132,21 @@ def check_swap(config: Config) -> None:
     if swap.source not in averagers:
         raise InvalidField("swap.source", swap.source, f"must name one of averagers ({', '.join(averagers) or 'there are none'})")
     source = averagers[swap.source]
-    if getattr(source, "writes_back", False):
-        raise InvalidField("swap.source", swap.source, "puts itself into the live weights already: name another average")
-    begins = getattr(source, "start_kimg", 0.0)
-    if swap.start_kimg < begins:
+    if source.writes_back:
+        raise InvalidField("swap.source", swap.source, "already replaces the live weights by itself: name another average")
+    if swap.start_kimg < source.start_kimg:
         raise InvalidField(
             "swap.start_kimg",
             swap.start_kimg,
-            f"must be at least averagers.{swap.source}.start_kimg ({begins:g}), where that average begins",
+            f"must be at least averagers.{swap.source}.start_kimg ({source.start_kimg:g}), where that average begins",
         )
     if not swap.grows:
         return
-    if not getattr(config.batching, "grows_at_swaps", True):
+    if config.batching.grows_at_swaps is False:
         raise InvalidField(
             "swap.growth", swap.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
         )
-    if getattr(config.batching, "max_batch", None) is None:
+    if config.batching.max_batch is None:
         raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
     if swap.growth == AUTO:
         lives = {one.half_life_kimg for one in averagers.values() if reads_orbit(one)}
@@ -156,18 +154,18 @@ def check_swap(config: Config) -> None:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
-                "reads the orbit off two averagers of name ema with different half_life_kimg, looking after every update: add one",
+                "needs two averagers of name ema with different half_life_kimg that look after every update: add one",
             )
-        if not hasattr(source, "weight"):
+        if not source.has_known_window:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
-                f"needs a source whose window is known in advance, such as ema, swa or power, and {swap.source} is none",
+                f"needs a source whose window is known in advance, such as ema, swa or power; {swap.source} has no such window",
             )
 
 
 def check_guard(config: Config) -> None:
-    """Refuse scores that nothing will compute, and rollbacks that cannot be.
+    """Refuse scores that nothing will compute, and rollbacks that cannot happen.
 
     Raises:
         InvalidField: with the full key.
@@ -181,7 +179,7 @@ def check_guard(config: Config) -> None:
         raise InvalidField("guard.score", None, f"must name a score, such as {example_score(config)}: on_worse=rollback goes by it")
     if guard.rollback_to == "best" and guard.rolls_back and not (guard.score or config.checkpoint.keep_best):
         raise InvalidField("guard.rollback_to", "best", f"needs guard.score or checkpoint.keep_best, such as {example_score(config)}")
-    if guard.growth > 1 and (not getattr(config.batching, "grows_at_swaps", True) or getattr(config.batching, "max_batch", None) is None):
+    if guard.growth > 1 and (config.batching.grows_at_swaps is False or config.batching.max_batch is None):
         raise InvalidField(
             "guard.growth", guard.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
         )
@@ -204,10 +202,10 @@ def require_score(field: str, key: str, config: Config) -> None:
 
 def scores_of(config: Config) -> list[str]:
     """Names of all scores that an evaluation of a run gives each average."""
-    prefix = getattr(config.eval.features, "metric_prefix", "")
-    return [prefix + name for metric in config.eval.metrics for name in getattr(find("metric", METRICS, metric), "scores", ())]
+    prefix = config.eval.features.metric_prefix
+    return [prefix + name for metric in config.eval.metrics for name in find("metric", METRICS, metric).scores]
 
 
 def example_score(config: Config) -> str:
-    """A score of a run, for whoever has named none."""
+    """A score of a run, as an example in messages."""
     return f"eval/{[LIVE, *config.averagers][-1]}/{(scores_of(config) or ['fid'])[0]}"

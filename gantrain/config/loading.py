@@ -290,12 +290,12 @@ def described(hint: Any) -> str:
 
 def check_across(config: Config, sources: Sources) -> None:
     """What no section can see alone."""
-    if hasattr(config.model, "require_resolution") and hasattr(config.data, "resolution"):
+    if config.data.resolution is not None:
         try:
             config.model.require_resolution(config.data.resolution)
         except UserError as error:
             raise ConfigError(f"{sources(str(error).partition(':')[0])}: {error}") from None
-    protocol, split = PROTOCOLS.get(config.eval.protocol), getattr(config.data, "split", None)
+    protocol, split = PROTOCOLS.get(config.eval.protocol), config.data.split
     if protocol and config.eval.reference is None and split not in (None, protocol.split):
         raise ConfigError(
             f"{sources('data.split')}: data.split is {split}, and eval.protocol={config.eval.protocol} scores against {protocol.split};"

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from gantrain.averaging.batchnorm import POLICIES
 from gantrain.clock import periods_from
 from gantrain.config.lr_tail import LrTail
-from gantrain.config.plugins import find
+from gantrain.config.plugins import adapt_plugins, find
 from gantrain.errors import InvalidField, UserError, check, shown
-from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, InceptionScore
+from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, FeatureExtractor, InceptionScore
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,14 @@ class Eval:
     metrics: tuple[str, ...] = ("fid", "is", "kid", "prc")
     is_splits: int = InceptionScore.splits
     resamples: int | None = None
-    features: Any = plugin("feature extractor", EXTRACTORS, DigitsFeatures)
+    features: FeatureExtractor = plugin("feature extractor", EXTRACTORS, DigitsFeatures)
     batchnorm: str = "recalibrate"
     recalibration_batches: int = 16
     truncation: float | None = None
     asynchronous: bool = field(default=False, metadata={"key": "async"})  # a word that Python keeps for itself
 
     def __post_init__(self) -> None:
+        adapt_plugins(self)
         check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null")
         check(self, "num_samples", self.num_samples >= 16, "must be at least 16")
         check(self, "reference_samples", self.reference_samples is None or self.reference_samples >= 16, "must be at least 16, or null")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from gantrain.data.archive import Archive
 from gantrain.data.digits import Digits
 from gantrain.data.folder import Folder
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import DATA_SET, DataSource, ImageDecoder, ImageSet, Source
 from gantrain.data.intake import audit, decode_all, prepare
 from gantrain.data.packed import Packed, pack
 from gantrain.data.stream import RealBatches, permuted
 from gantrain.data.torchvision_sets import Cifar10, Cifar100, Stl10
 
-DATASETS: dict[str, type] = {
+DATASETS: dict[str, type[DataSource]] = {
     "digits": Digits,
     "cifar10": Cifar10,
     "cifar100": Cifar100,
@@ -22,11 +22,14 @@ DATASETS: dict[str, type] = {
 }
 __all__ = [
     "DATASETS",
+    "DATA_SET",
     "Archive",
     "Cifar10",
     "Cifar100",
+    "DataSource",
     "Digits",
     "Folder",
+    "ImageDecoder",
     "ImageSet",
     "Packed",
     "RealBatches",

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from gantrain.data.folder import EXTENSIONS, decoded_image
-from gantrain.data.imageset import ImageSet, Source, numbered_classes
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source, numbered_classes
 from gantrain.errors import UserError, check, one_line
 
 LABELS = "dataset.json"
@@ -124,7 +124,7 @@ def labels_of(path: Path, members: list[str], labels: object) -> tuple[list[int]
     return numbers, numbered_classes(str(path), max(numbers), len(numbers))
 
 
-class ZipDecoder:
+class ZipDecoder(ImageDecoder):
     """Decodes member number i to uint8 `[channels, resolution, resolution]`.
 
     The zip's index has already been parsed, and its file stays open. Reads are positional (`pread`), so threads and forked

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source
 from gantrain.errors import UserError, check, one_line
 
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
@@ -84,7 +84,7 @@ def images_under(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-class Decoder:
+class Decoder(ImageDecoder):
     """Decodes file number i to uint8 `[channels, resolution, resolution]`.
 
     File names are one block of bytes instead of Python objects: updating the reference counts of a million objects would

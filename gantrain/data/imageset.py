@@ -3,23 +3,78 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gantrain.contracts import Contract
 from gantrain.errors import UserError, check
 
 Where = Literal["auto", "device", "host", "disk"]
 TRIES = 100  # how many images of a class are tried as a replacement for an unreadable one
 
 
+class PlainDataset(Protocol):
+    """A map-style torch data set of (image, label), the image a square uint8 tensor `[C, H, W]`.
+
+    Attributes:
+        num_classes: labels are 0 .. num_classes - 1.
+    """
+
+    num_classes: int
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+    def __len__(self) -> int: ...
+
+
+class DataSource(ABC):
+    """Where the images come from: the contract of everything in `DATASETS`, and of data sets from outside.
+
+    Only `build` is required. A data set that does not inherit from this class gets the same defaults. In a configuration it is
+    a frozen dataclass, and its fields may set the attributes; `Source` has most of them as fields.
+
+    Attributes:
+        resolution: height and width of the images, if it is known before they are read; None is not known.
+        flip: mirror every image with probability one half.
+        labels: False trains without classes, whatever the data has.
+        keep_in: where the images live: "device", "host" (memory), "disk" (decoded as they are needed), or "auto", the first of
+            these in which they fit.
+        workers: processes per training process that decode ahead when the images stay on disk.
+        on_error: what an image that cannot be read does: "stop" ends the run with its name; "skip" reports it and uses the
+            next readable image of its class instead.
+        split: which part of a published data set this is, such as "train"; None is not known. An evaluation protocol that
+            scores against another split is refused.
+    """
+
+    resolution: int | None = None
+    flip: bool = False
+    labels: bool = True
+    keep_in: Where = "auto"
+    workers: int = 4
+    on_error: Literal["stop", "skip"] = "stop"
+    split: str | None = None
+
+    @abstractmethod
+    def build(self) -> ImageSet | PlainDataset:
+        """The images: an `ImageSet`, or a data set whose items are all asked for their label once.
+
+        Raises:
+            UserError: the data is not there or not right.
+        """
+
+
+DATA_SET: Contract[DataSource] = Contract("data set", DataSource)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(DataSource):
     """The keys that every data set has in its `data:` section.
 
     Attributes:
@@ -46,6 +101,45 @@ class Source:
         check(self, "workers", self.workers >= 0, "must be at least 0")
 
 
+class ImageDecoder(ABC):
+    """Decodes images one by one: what `ImageSet.decode` is.
+
+    A plain function of the index does as well, and gets the same defaults.
+    """
+
+    @abstractmethod
+    def __call__(self, index: int) -> Tensor:
+        """Image number `index`, uint8 `[C, resolution, resolution]`.
+
+        Raises:
+            UserError: it does not decode; names the file.
+        """
+
+    def listing(self) -> str:
+        """What the images are called and how they are decoded, as one word; "" by default."""
+        return ""
+
+    def state(self, index: int) -> str | None:
+        """What changes when the image does, known without reading it; None, by default, if nothing is.
+
+        Raises:
+            OSError: the file cannot be found.
+        """
+        return None
+
+    def read(self, index: int) -> tuple[Tensor, bytes]:
+        """(the image, SHA-256 of what it was made of): of the pixels by default.
+
+        Raises:
+            UserError: as a call.
+        """
+        image = self(index)
+        return image, hashlib.sha256(image.numpy().tobytes()).digest()
+
+
+DECODER: Contract[ImageDecoder] = Contract("decoder", ImageDecoder)
+
+
 @dataclass
 class ImageSet(Dataset):
     """Images `[C, resolution, resolution]` uint8 with integer labels, in memory or decoded on demand.
@@ -70,13 +164,17 @@ class ImageSet(Dataset):
     channels: int
     resolution: int
     pixels: Tensor | None = None
-    decode: Callable[[int], Tensor] | None = None
+    decode: ImageDecoder | None = None
     content: str = ""
     skips: bool = False
     skipped: dict[int, str] = field(default_factory=dict)
     mapped: bool = False
     verify: Callable[[Callable], None] | None = field(default=None, repr=False)
     _fingerprint: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.decode is not None:
+            self.decode = DECODER.adapt(self.decode)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,6 +210,7 @@ class ImageSet(Dataset):
         label = self.labels[index]
         others = torch.nonzero(self.labels == label)[:, 0]
         at = int(torch.searchsorted(others, index))
+        assert self.decode is not None
         for other in torch.cat([others[at + 1 :], others[:at]])[:TRIES].tolist():
             try:
                 return self.decode(other), int(label)
@@ -133,10 +232,9 @@ class ImageSet(Dataset):
     @property
     def listing(self) -> str:
         """SHA-256 of the images' names, labels and decoding settings; it does not depend on their content."""
-        decode = self.decode
         digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution} {self.class_names}".encode())
         digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
-        digest.update(decode.listing().encode() if decode is not None and hasattr(decode, "listing") else b"")
+        digest.update(self.decode.listing().encode() if self.decode is not None else b"")
         return digest.hexdigest()
 
     @property

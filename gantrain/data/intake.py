@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from gantrain.cache import cache_folder, keep_file
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset
 from gantrain.errors import UserError
 
 NAMED = 10  # how many broken files one message names
@@ -24,7 +24,7 @@ SHARE_OF_DEVICE = 0.25  # share of the free accelerator memory that images may t
 
 
 def prepare(
-    source: Source, device: torch.device, processes_here: int = 1, progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
+    source: DataSource, device: torch.device, processes_here: int = 1, progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
 ) -> ImageSet:
     """Build a data set, check it, and put its images where they fit.
 
@@ -37,20 +37,19 @@ def prepare(
     Raises:
         UserError: the data set is unusable; the message names the cause.
     """
-    images = source.build()
-    if not isinstance(images, ImageSet):
-        images = adopted(images, type(source).__name__)
-    labelled = getattr(source, "labels", True)
-    if not labelled:
+    source = DATA_SET.adapt(source)
+    built = source.build()
+    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    if not source.labels:
         images = images.unlabelled()
-    refuse_impossible(images, wanted_classes=labelled)
-    images.skips = getattr(source, "on_error", "stop") == "skip"
-    where = place(images, getattr(source, "keep_in", "auto"), device, processes_here)
+    refuse_impossible(images, wanted_classes=source.labels)
+    images.skips = source.on_error == "skip"
+    where = place(images, source.keep_in, device, processes_here)
     if images.verify:
         images.verify(progress)
     if images.pixels is None:
         read_files(images, where != "disk", progress)
-    elif images.mapped and getattr(source, "keep_in", "auto") == "host":
+    elif images.mapped and source.keep_in == "host":
         images.pixels, images.mapped = images.pixels.clone(), False
     _ = images.fingerprint  # computed and kept now, before the pixels move to the device
     if where == "device":
@@ -59,12 +58,15 @@ def prepare(
     return images
 
 
-def adopted(dataset: Any, name: str) -> ImageSet:
-    """Wraps a plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`. Every item is read once for its label.
+def adopted(dataset: PlainDataset, name: str) -> ImageSet:
+    """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
 
     Raises:
-        UserError: the items are not square uint8 images.
+        UserError: its items are something else, or it has no `num_classes`.
     """
+    missing = next((part for part in ("__getitem__", "__len__", "num_classes") if not hasattr(dataset, part)), None)
+    if missing is not None:
+        raise UserError(f"data: {name}.build must return a data set with {missing}, and returns a {type(dataset).__name__} without")
     image = dataset[0][0]
     if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[1] == image.shape[2]):
         raise UserError(
@@ -72,7 +74,7 @@ def adopted(dataset: Any, name: str) -> ImageSet:
         )
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
-    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=lambda index: dataset[index][0])
+    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
@@ -119,15 +121,8 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     Raises:
         UserError: images do not decode; up to ten are named.
     """
-    seen, decode = "", images.decode
-    if decode is not None and hasattr(decode, "state"):
-        state = hashlib.sha256(images.listing.encode())
-        for index in range(len(images)):
-            try:
-                state.update(decode.state(index).encode())
-            except OSError:  # missing or unreadable: reading it below reports the error
-                state.update(b"unreadable")
-        seen = f"looked-{state.hexdigest()[:32]}.json"
+    seen = look_name(images)
+    if seen:
         known = None if keep else seen_before(seen)
         if known and (images.skips or not known["skipped"]):
             images.content = known["content"]
@@ -145,6 +140,21 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     images.content, images.pixels = content.hexdigest(), pixels
     if seen:
         keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
+
+
+def look_name(images: ImageSet) -> str:
+    """Returns the cache's name for a reading of these images, from the state of each file; "" if the states are not known."""
+    assert images.decode is not None
+    state = hashlib.sha256(images.listing.encode())
+    for index in range(len(images)):
+        try:
+            one = images.decode.state(index)
+        except OSError:  # missing or unreadable: reading it later reports the error
+            one = "unreadable"
+        if one is None:
+            return ""
+        state.update(one.encode())
+    return f"looked-{state.hexdigest()[:32]}.json"
 
 
 def seen_before(name: str) -> dict[str, Any] | None:
@@ -170,10 +180,7 @@ def decoded(
     def read(index: int) -> tuple[torch.Tensor, bytes] | UserError:
         """One image and its digest, or the error of reading it."""
         try:
-            if hasattr(decode, "read"):
-                return decode.read(index)
-            image = decode(index)
-            return image, hashlib.sha256(image.numpy().tobytes()).digest()
+            return decode.read(index)
         except UserError as error:
             if not images.skips:
                 return error

@@ -30,6 +30,7 @@ from gantrain.evaluation.image_files import Pictures, of_array, of_folder, of_te
 from gantrain.evaluation.references import Reference, of_dataset, of_pictures
 from gantrain.metrics import EXTRACTORS
 from gantrain.metrics.statistics import read_statistics
+from gantrain.models.architecture import is_latent_generator
 from gantrain.sampling.latents import draw
 
 FEWEST = 16  # generated images, as for eval.num_samples
@@ -174,7 +175,7 @@ def images_from(source: Any, config: Config, device: torch.device) -> Iterator[t
         raise UserError(
             f"generator: must be G(z, y) with dim_z and num_classes, sample(start, count), a tensor or a path, got {type(source).__name__}"
         )
-    if not (hasattr(source, "dim_z") and hasattr(source, "num_classes")):
+    if not is_latent_generator(source):
         if isinstance(source, nn.Module):
             raise UserError(
                 f"generator: {type(source).__name__} has no dim_z or no num_classes; set both, or give a function sample(start, count)"

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def score(run: Path, nimg: int, out: Path) -> None:
     """The job of the process."""
     path = run / FOLDER / f"{nimg:012d}"
     # The reference's features are in the cache as a rule, and the images are not needed at all.
-    on_disk = ["data.keep_in=disk"] if hasattr(load(run / CONFIG_FILE).data, "keep_in") else []
+    data: Any = load(run / CONFIG_FILE).data
+    on_disk = ["data.keep_in=disk"] if "keep_in" in {f.name for f in fields(data)} else []
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()
     scores = scorer.score([LIVE, *(name for name, one in read_state(path)["averages"].items() if one["num_averaged"] > 0)])

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +22,7 @@ from gantrain.data import ImageSet
 from gantrain.distributed import from_main, local_processes, main_first, on_any_process, sum_over_processes, tensors_from_main
 from gantrain.evaluation.references import Reference, of_dataset, open_reference
 from gantrain.images import to_uint8
-from gantrain.metrics import METRICS, FeatureSet, half_widths, needs
+from gantrain.metrics import METRICS, FeatureSet, Metric, half_widths
 from gantrain.metrics.feature_cache import cached, fingerprint, keep
 from gantrain.metrics.statistics import Statistics
 from gantrain.sampling.latents import calibration_batches, draw
@@ -75,7 +74,7 @@ class Evaluator:
         self._extractor = None
         self._asked_to_stop: Callable[[], bool] | None = None
         self._reference: FeatureSet | None = None
-        wanted = dict(zip(e.metrics, map(needs, self.metrics)))
+        wanted = {name: str(metric.needs) for name, metric in zip(e.metrics, self.metrics)}
         if isinstance(images, Reference):
             self.real = images
         elif e.reference is None:
@@ -98,8 +97,7 @@ class Evaluator:
         """The feature extractor, built at first use; one process a machine downloads it first."""
         if self._extractor is None:
             features = self.config.eval.features
-            if hasattr(features, "fetch"):
-                main_first(self.accelerator, features.fetch)
+            main_first(self.accelerator, features.fetch)
             self._extractor = features.build(self.device)
         return self._extractor
 
@@ -308,7 +306,7 @@ def apart_from(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
-def metric_of(name: str, settings: Eval) -> Any:
+def metric_of(name: str, settings: Eval) -> Metric:
     """A metric by name, with those of its fields that keys of `eval` set."""
-    cls = find("metric", METRICS, name)
-    return cls(**{field: getattr(settings, key) for field, key in getattr(cls, "of_eval", {}).items()})
+    cls: type[Metric] = find("metric", METRICS, name)
+    return cls(**{field: getattr(settings, key) for field, key in cls.of_eval.items()})

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from gantrain.losses.objective import Loss
+
 
 @dataclass(frozen=True)
-class Hinge:
+class Hinge(Loss):
     """D: E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))); G: -E D(G(z))."""
 
-    generator_sees_real: ClassVar[bool] = False
+    generator_sees_real = False
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         return F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean()

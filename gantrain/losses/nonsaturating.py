@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from gantrain.losses.objective import Loss
+
 
 @dataclass(frozen=True)
-class NonSaturating:
+class NonSaturating(Loss):
     """D: E softplus(-D(x)) + E softplus(D(G(z))); G: E softplus(-D(G(z)))."""
 
-    generator_sees_real: ClassVar[bool] = False
+    generator_sees_real = False
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()

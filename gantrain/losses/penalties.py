@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from gantrain.errors import check
+from gantrain.losses.objective import Penalty
 
 
 @dataclass(frozen=True)
-class GradientPenalty:
+class GradientPenalty(Penalty):
     """What R1 and R2 share.
 
     Attributes:
         gamma: weight; the penalty is gamma / 2 times the mean squared length of D's gradient with respect to an image.
-        every: D steps from one application to the next (Karras et al. 2020, section 4.1: lazily); it then counts as many
-            times, so that its part in training does not depend on this.
-        networks: whose loss it is added to; "d" alone.
+        every: D steps from one application to the next (Karras et al. 2020, section 4.1, "lazy"). The penalty then counts
+            `every` times, so that its share in training stays the same.
+        networks: whose loss it is added to; only "d".
     """
 
     gamma: float = 0.1

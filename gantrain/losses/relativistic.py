@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from gantrain.losses.objective import Loss
+
 
 @dataclass(frozen=True)
-class Relativistic:
+class Relativistic(Loss):
     """D: E softplus(D(G(z)) - D(x)); G: E softplus(D(x) - D(G(z))). The generator's loss needs real images too."""
-
-    generator_sees_real: ClassVar[bool] = True
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         return F.softplus(logits_fake - logits_real).mean()
 
     def generator(self, logits_real: Tensor | None, logits_fake: Tensor) -> Tensor:
+        assert logits_real is not None
         return F.softplus(logits_real - logits_fake).mean()

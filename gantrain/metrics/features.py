@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 from urllib.parse import urlparse
 
 import torch
@@ -16,7 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gantrain.errors import UserError, one_line
+from gantrain.errors import UserError, check, one_line
+from gantrain.metrics.metric import Extractor, FeatureExtractor
 
 HERE = Path(__file__).parent
 DIGITS_WEIGHTS = HERE / "digits_classifier.safetensors"
@@ -24,20 +23,7 @@ DIGITS_RECORD = HERE / "digits_classifier.json"
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """A loaded extractor, as `build` returns it.
-
-    Attributes:
-        extract: maps uint8 `[N, C, H, W]` on the device to (features `[N, d]`, logits `[N, c]`), float32.
-        identity: identifies the network and its weights; part of the fingerprint of a reference.
-    """
-
-    extract: Callable[[Tensor], tuple[Tensor, Tensor]]
-    identity: str
-
-
-@dataclass(frozen=True)
-class InceptionFeatures:
+class InceptionFeatures(FeatureExtractor):
     """The Inception-v3 for which FID and IS were defined (torch-fidelity's port "inception-v3-compat"), with 2048 features.
 
     Attributes:
@@ -50,11 +36,7 @@ class InceptionFeatures:
     weights: str | None = None
     layer: str = "2048"
 
-    prefix: ClassVar[str] = ""
-
     def __post_init__(self) -> None:
-        from gantrain.errors import check
-
         check(self, "layer", self.layer in ("64", "192", "768", "2048"), "must be one of 64, 192, 768, 2048")
 
     @property
@@ -85,16 +67,13 @@ class InceptionFeatures:
 
 
 @dataclass(frozen=True)
-class DigitsFeatures:
+class DigitsFeatures(FeatureExtractor):
     """A small classifier of handwritten digits that ships with gantrain, with 64 features, for the digits data set.
 
     Its scores compare runs on digits with each other; they are not comparable with any other scores.
     """
 
-    metric_prefix: ClassVar[str] = "digits_"
-
-    def fetch(self) -> None:
-        """Does nothing: the weights ship with gantrain."""
+    metric_prefix = "digits_"
 
     def build(self, device: torch.device) -> Extractor:
         """Load the network onto a device.

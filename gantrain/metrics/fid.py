@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gantrain.metrics.featureset import FeatureSet, Moments
+from gantrain.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class Fid:
+class Fid(Metric):
     """Squared Fréchet distance between Gaussians fitted to both sets of features. Lower is better, 0 is best; it decreases with N."""
 
-    scores: ClassVar[tuple[str, ...]] = ("fid",)  # that can be best
-    needs: ClassVar[str] = "moments"  # of the reference
+    scores = ("fid",)  # that can be best
+    needs = "moments"  # of the reference
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
         """Returns `fid`."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
 from gantrain.metrics.fid import distance
+from gantrain.metrics.metric import Metric
 
 SMALLEST = 5000  # number of generated images in the smallest FID, as published for 50,000
 
 
 @dataclass(frozen=True)
-class FidInfinity:
+class FidInfinity(Metric):
     """The intercept of a line fitted to FIDs of several sample sizes against 1 / size. Lower is better, 0 is best.
 
     To first order, the bias of FID is a constant over N, and the constant depends on the generator (Chong and Forsyth 2020,
@@ -28,8 +28,8 @@ class FidInfinity:
         seed: seed of the random subsets.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("fid_infinity",)
-    needs: ClassVar[str] = "moments"
+    scores = ("fid_infinity",)
+    needs = "moments"
 
     points: int = 15
     seed: int = 0

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class InceptionScore:
+class InceptionScore(Metric):
     """exp of the mean KL divergence of p(y|x) from p(y). Higher is better, from 1 to the number of classes.
 
     Attributes:
         splits: number of parts of the generated images whose scores are averaged; 10 as published.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("is",)  # that can be best
-    needs: ClassVar[str] = "nothing"  # of the reference
-    of_eval: ClassVar[dict[str, str]] = {"splits": "is_splits"}  # fields that keys of `eval` set
+    scores = ("is",)  # that can be best
+    needs = "nothing"  # of the reference
+    of_eval = MappingProxyType({"splits": "is_splits"})  # fields that keys of `eval` set
 
     splits: int = 10
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class Kid:
+class Kid(Metric):
     """Unbiased squared MMD with a cubic kernel, averaged over random subsets. Lower is better, 0 is best; noise can make it negative.
 
     Attributes:
@@ -18,8 +18,8 @@ class Kid:
         subset_size: number of images in each subset; reduced to half of the smaller image set if that is less.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("kid",)  # that can be best
-    needs: ClassVar[str] = "features"  # of the reference
+    scores = ("kid",)  # that can be best
+    needs = "features"  # of the reference
 
     subsets: int = 100
     subset_size: int = 1000

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.metrics.metric import Metric
 
 WHOLE_MATRIX = 10_000  # number of images up to which the whole distance matrix fits into memory
 
 
 @dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(Metric):
     """Share of generated images on the manifold of the real ones (precision) and of real images on the generated one (recall), 0 to 1.
 
     A manifold is the union of balls around its images. Higher is better.
@@ -24,8 +24,8 @@ class PrecisionRecall:
         batch_size: number of rows of the distance matrix computed at a time when there are more than 10,000 images.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("precision", "recall")  # that can be best
-    needs: ClassVar[str] = "features"  # of the reference
+    scores = ("precision", "recall")  # that can be best
+    needs = "features"  # of the reference
 
     neighbors: int = 3
     batch_size: int = 2500

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from gantrain.models.architecture import ARCHITECTURE, Architecture
 from gantrain.models.biggan import BigGAN
 
-ARCHITECTURES: dict[str, type] = {"biggan": BigGAN}
+ARCHITECTURES: dict[str, type[Architecture]] = {"biggan": BigGAN}
+__all__ = ["ARCHITECTURE", "ARCHITECTURES", "Architecture", "BigGAN"]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gantrain.errors import InvalidField, UserError, check
+from gantrain.models.architecture import Architecture
 from gantrain.models.layers import ConditionalBatchNorm2d, Init, Layers, SelfAttention
 
 BOTTOM = 4  # height and width of the generator's first feature map
@@ -39,7 +40,7 @@ DISCRIMINATOR_WIDTHS = {
 
 
 @dataclass(frozen=True)
-class BigGAN:
+class BigGAN(Architecture):
     """Hyper-parameters of both networks.
 
     Attributes:

@@ -168,7 +168,7 @@ def analyse(
         scores_within(run, int(motion.nimg[rows[0]]), int(motion.nimg[rows[-1]])) if player == "g" else ("", {}, None)
     )
     measured = rows[len(rows) // 2 :]
-    jumping = [name for name in begun if getattr(config.averagers.get(name), "writes_back", False)]
+    jumping = [name for name in begun if name in config.averagers and config.averagers[name].writes_back]
     standings = []
     for name in begun if names is None else names:
         ratio = fit.ratio(*coarse(profiles[name])) if fit.holds and name in profiles and name not in jumping else None

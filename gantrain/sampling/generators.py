@@ -15,6 +15,7 @@ from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
+from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import group_of, open_run, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
@@ -105,7 +106,7 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
     buffers_group = "buffers" if rebuilt else "g"
     snapshot = checkpoint.read(folder, [buffers_group] if average == LIVE else [buffers_group, group])
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
-        generator, _ = config.model.build(*snapshot.state["shape"])
+        generator, _ = build_networks(config.model, *snapshot.state["shape"])
     live, names = snapshot.tensors[buffers_group], named_weights(generator)
     write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
     if average == LIVE:

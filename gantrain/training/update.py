@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gantrain.batching.noise_scale import GradientProbe
+from gantrain.losses import Loss, Penalty
 from gantrain.models.layers import frozen_power_iteration
 from gantrain.models.spectral_norm import held
 from gantrain.training.players import Player
@@ -19,8 +20,8 @@ Batch = tuple[Tensor, Tensor]  # (images or latents, labels) of one micro-batch
 
 
 def discriminator_phase(
-    G: Player, D: Player, loss, rounds: Iterable[tuple[Batch, Batch]], k: int,
-    probe: GradientProbe | None = None, penalties: Sequence[tuple[Any, float]] = (),
+    G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[Batch, Batch]], k: int,
+    probe: GradientProbe | None = None, penalties: Sequence[tuple[Penalty, float]] = (),
 ) -> Stats:  # fmt: skip
     """One optimizer step of D on k rounds.
 
@@ -50,7 +51,7 @@ def discriminator_phase(
 
 
 def generator_phase(
-    G: Player, D: Player, loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int, probe: GradientProbe | None = None
+    G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int, probe: GradientProbe | None = None
 ) -> Stats:
     """One optimizer step of G on k rounds; the real batch may be None where the loss does not look at it."""
 
@@ -122,9 +123,9 @@ def halves(rounds: Iterable) -> Iterator:
         yield half(batch, 1)
 
 
-def sees_real(loss) -> bool:
-    """Whether the generator's loss looks at real logits; one that does not say is given them."""
-    return getattr(loss, "generator_sees_real", True)
+def sees_real(loss: Loss) -> bool:
+    """Whether the generator's loss is given real logits."""
+    return loss.generator_sees_real
 
 
 def full_precision(logits: Tensor) -> Tensor:

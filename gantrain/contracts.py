@@ -1,0 +1,229 @@
+"""The contract of a kind of plug-in, and how a class or object that inherits nothing is brought to it.
+
+The base class of a kind states its contract: abstract methods are required, everything else is optional and has its one
+default there. gantrain's own plug-ins inherit from it. A class from outside need not: `Contract.adapt_class` gives a
+subclass of both, and `Contract.adapt` does the same for an object that a program has made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from gantrain.errors import InvalidField, UserError, one_line
+
+T = TypeVar("T")
+LACKING = object()
+COMPUTED = (property, functools.cached_property)
+
+
+@dataclass(frozen=True)
+class Contract(Generic[T]):
+    """What every plug-in of a kind must have and may have.
+
+    Attributes:
+        kind: what messages call it, such as "batch policy".
+        base: the base class `T`. Its abstract methods are required; its other public methods, properties and annotated
+            attributes are optional.
+        one_of: methods of which a class must define at least one, where no single one is required.
+    """
+
+    kind: str
+    base: type
+    one_of: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def required(self) -> tuple[str, ...]:
+        """Names of the methods that every class must define, in the order of the base class."""
+        return tuple(name for name, part in vars(self.base).items() if is_abstract(part))
+
+    @functools.cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Names of all parts that are called."""
+        public = (name for name, part in vars(self.base).items() if inspect.isfunction(part) and not name.startswith("_"))
+        return tuple(dict.fromkeys((*self.required, *public)))
+
+    @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """Names and types of all parts that are values."""
+        properties = {name: part.fget for name, part in vars(self.base).items() if isinstance(part, property)}
+        return typing.get_type_hints(self.base) | {name: typing.get_type_hints(get)["return"] for name, get in properties.items()}
+
+    def require(self, cls: type, name: str) -> None:
+        """Refuse a class that lacks a required part or has a part of the wrong type.
+
+        Args:
+            cls: the class of a plug-in.
+            name: what the user calls it.
+
+        Raises:
+            UserError: names the part.
+        """
+        who = f"{self.kind} {name!r}"
+        given = {part: found for part in (*self.methods, *self.values) if (found := self.part_of(cls, part)) is not LACKING}
+        for part in self.required:
+            if part not in given:
+                raise UserError(f"{who} has no method {part!r}, which every {self.kind} has")
+        if self.one_of and not any(part in given for part in self.one_of):
+            raise UserError(f"{who} has no method {' or '.join(map(repr, self.one_of))}; every {self.kind} has one of them")
+        for field in vars(cls).get("__dataclass_fields__", {}).values():
+            if isinstance(field.default, property):  # that of the base, which dataclasses take for the default
+                raise UserError(f"{who}: {field.name} must have a default, or be left out")
+        for part, found in given.items():
+            if isinstance(found, COMPUTED):
+                continue
+            if part in self.methods and not callable(getattr(cls, part)):
+                raise UserError(f"{who}: {part} must be a method, got {found!r}")
+            if part in self.values and not fits(found, self.values[part]):
+                got = "a method" if inspect.isroutine(found) else repr(found)
+                raise UserError(f"{who}: {part} must be {described(self.values[part])}, got {got}")
+
+    def part_of(self, cls: type, part: str) -> Any:
+        """What a class itself, and not the base, defines as a part; `LACKING` where it defines nothing."""
+        found = inspect.getattr_static(cls, part, LACKING)
+        return LACKING if is_abstract(found) or found is inspect.getattr_static(self.base, part, None) else found
+
+    def adapt_class(self, cls: type, name: str) -> type[T]:
+        """A class with all parts of the contract: the class itself if it inherits from the base, else a subclass of both.
+
+        The subclass has the module and the qualified name of the class, so that its name leads back to the class.
+
+        Args:
+            cls: the class of a plug-in.
+            name: what the user calls it.
+
+        Raises:
+            UserError: a part is missing or has the wrong type, or the class cannot be combined with the base.
+        """
+        self.require(cls, name)
+        try:
+            return typing.cast("type[T]", cls if self.base in cls.__mro__ else combined(cls, self.base))
+        except TypeError as error:
+            remedy = f"inherit from {self.base.__module__}.{self.base.__qualname__}"
+            raise UserError(f"{self.kind} {name!r} cannot be given the defaults of its kind ({one_line(error)}); {remedy}") from error
+
+    def adapt(self, plugin: Any) -> T:
+        """An object with all parts of the contract: the object itself if its class inherits from the base.
+
+        Otherwise a frozen dataclass is copied into its adapted class. Any other object gets a proxy, which passes on what the
+        object has at the time and has the defaults for the rest. The object is not changed.
+
+        Raises:
+            InvalidField: a value has the wrong type.
+            UserError: a required part is missing or has the wrong type.
+        """
+        adapted, name = plugin, type(plugin).__name__
+        if isinstance(plugin, self.base):
+            self.require(type(plugin), name)
+        elif is_frozen_dataclass(plugin):
+            adapted = copied(plugin, self.adapt_class(type(plugin), name))
+        else:
+            cls: Any = proxy_class(plugin, self.base, (*self.methods, *self.values))
+            self.require(cls, name)
+            adapted = cls(plugin, self)
+        for part in self.methods:
+            if not callable(getattr(adapted, part)):
+                raise InvalidField(part, getattr(adapted, part), "must be a method")
+        for part, hint in self.values.items():
+            if isinstance(inspect.getattr_static(type(plugin), part, None), COMPUTED):
+                continue
+            value = getattr(plugin, part, LACKING)
+            if value is not LACKING and not fits(value, hint):
+                raise InvalidField(part, value, f"must be {described(hint)}")
+        return adapted
+
+
+def is_abstract(part: Any) -> bool:
+    """Whether a part of a class is declared and not defined."""
+    return getattr(part, "__isabstractmethod__", False) is True
+
+
+@functools.cache
+def combined(cls: type, base: type) -> type:
+    """A subclass of both, in which the parts of `cls` come first."""
+    fields: Mapping[str, Any] = vars(cls).get("__dataclass_fields__", {})
+    # A field without a default leaves no attribute on its class; a property of the base would then refuse its value.
+    shadows = {name: None for name in fields if isinstance(inspect.getattr_static(base, name, None), property) and name not in dir(cls)}
+    return types.new_class(cls.__name__, (cls, base), exec_body=lambda names: names.update({**origin_of(cls), **shadows}))
+
+
+def is_frozen_dataclass(plugin: Any) -> bool:
+    """Whether an object is a dataclass whose fields do not change."""
+    params = inspect.getattr_static(type(plugin), "__dataclass_params__", None)
+    return params is not None and params.frozen
+
+
+def copied(plugin: Any, cls: type[T]) -> T:
+    """An instance of a subclass of the plug-in's class that has all its values."""
+    copy = object.__new__(cls)
+    names = [f.name for f in dataclasses.fields(plugin)]
+    for name in [*names, *vars(plugin)] if "__dict__" in dir(plugin) else names:  # `slots=True` has no __dict__
+        object.__setattr__(copy, name, getattr(plugin, name))
+    return copy
+
+
+class Proxy:
+    """An object that stands for another one and has what that one has; see `Contract.adapt`."""
+
+    def __init__(self, plugin: Any, contract: Contract):
+        self.__dict__.update(_plugin=plugin, _contract=contract)
+
+    def __getattr__(self, name: str) -> Any:  # asked for what the class does not have
+        if name in ("_plugin", "_contract"):  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._plugin, name)
+
+    def __repr__(self) -> str:
+        return repr(self._plugin)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for worker processes that are not forked: its class is in no module
+        return self._contract.adapt, (self._plugin,)
+
+
+def proxy_class(plugin: Any, base: type, parts: Sequence[str]) -> type:
+    """A class of proxies for one object: of the parts, those that the object has come from it, and the others from `base`."""
+
+    def passed_on(part: str) -> property:
+        return property(lambda self: getattr(self._plugin, part))
+
+    found = {part: passed_on(part) for part in parts if getattr(plugin, part, LACKING) is not LACKING}
+    return types.new_class(type(plugin).__name__, (Proxy, base), exec_body=lambda names: names.update({**origin_of(type(plugin)), **found}))
+
+
+def origin_of(cls: type) -> dict[str, Any]:
+    """What makes a made class go by the name of another."""
+    return {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as contracts use types."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return any(value is one or (type(value) is type(one) and value == one) for one in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if hint in (int, float):
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+    if origin is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(fits(one, arguments[0]) for one in value)
+    return isinstance(value, origin or hint)
+
+
+def described(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(described(one) for one in arguments)
+    if origin is Sequence:
+        return "a list of words"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
+    return words.get(hint, "a mapping")

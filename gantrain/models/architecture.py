@@ -1,0 +1,97 @@
+"""The contract of architectures, and what is asked of their networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeGuard
+
+from torch import Tensor, nn
+
+from gantrain.contracts import Contract
+from gantrain.errors import UserError
+
+
+class Architecture(ABC):
+    """Makes both networks: the contract of everything in `ARCHITECTURES`, and of architectures from outside.
+
+    An architecture that does not inherit from this class gets the same defaults. In a configuration it is a frozen dataclass.
+    """
+
+    @abstractmethod
+    def build(self, resolution: int, channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
+        """(G, D), freshly initialised by torch's default random generator.
+
+        `G(z, y)` takes latents `[N, dim_z]`, standard normal, and labels int64 `[N]` to images
+        `[N, channels, resolution, resolution]` in [-1, 1], and carries `dim_z`, `num_classes`, `resolution` and `channels`.
+        `D(x, y)` takes such images and labels to logits `[N]`.
+
+        Args:
+            resolution: height and width of the images.
+            channels: 1 or 3.
+            num_classes: at least 1.
+        """
+
+    def require_resolution(self, resolution: int) -> None:  # noqa: B027 - by default there is nothing to refuse
+        """Refuse a resolution before any data is read. By default every resolution is accepted, until `build`.
+
+        Raises:
+            UserError: names the key, such as data.resolution.
+        """
+
+
+class LatentGenerator(Protocol):
+    """What can be sampled: called as `G(z, y)`, it says how long z is and how many classes y has.
+
+    Attributes:
+        dim_z: length of a latent.
+        num_classes: of its labels.
+    """
+
+    dim_z: int
+    num_classes: int
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        """Images `[N, C, H, W]` in [-1, 1] of latents `[N, dim_z]` and labels int64 `[N]`."""
+        ...
+
+
+CARRIED = ("dim_z", "num_classes", "resolution", "channels")  # by every generator that an architecture builds
+ARCHITECTURE: Contract[Architecture] = Contract("architecture", Architecture)
+
+
+# Networks are anybody's modules, often wrapped: `torch.compile` and others pass attributes on by `__getattr__`, which an
+# `isinstance` with a runtime protocol does not see. So what a network may have is asked for here, with its one default.
+
+
+def build_networks(architecture: Architecture, resolution: int, channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """(G, D) of an architecture, as `Architecture.build` says.
+
+    Raises:
+        UserError: G does not carry what every generator does; names it.
+    """
+    generator, discriminator = architecture.build(resolution, channels, num_classes)
+    for part in CARRIED:
+        if not hasattr(generator, part):
+            name = type(architecture).__name__
+            raise UserError(f"model: {name}.build must return a generator with {part}, and {type(generator).__name__} has none")
+    return generator, discriminator
+
+
+def is_latent_generator(network: Any) -> TypeGuard[LatentGenerator]:
+    """Whether something can be called as `G(z, y)` and says how long z is and how many classes y has."""
+    return callable(network) and hasattr(network, "dim_z") and hasattr(network, "num_classes")
+
+
+def accepts_mixtures(generator: Any) -> bool:
+    """Whether y may be weights of classes, float `[N, num_classes]`; False for a generator that does not say.
+
+    Without the attribute `accepts_mixtures` labels are all that is known to work.
+    """
+    return bool(getattr(generator, "accepts_mixtures", False))
+
+
+def exempt_from_orthogonal(network: nn.Module) -> set[Tensor]:
+    """Parameters that orthogonal regularisation leaves alone: the attribute `exempt_from_orthogonal`, none by default."""
+    exempt: Iterable[Tensor] = getattr(network, "exempt_from_orthogonal", ())
+    return set(exempt)
