@@ -57,6 +57,17 @@ class Command(NamedTuple):
     refusal: str = ""  # the line of error that the page shows under it
 
 
+@pytest.fixture(scope="module", autouse=True)
+def my_plugins(tmp_path_factory) -> Iterator[None]:
+    """The examples of docs/plugins.md as the module that its commands name."""
+    folder = tmp_path_factory.mktemp("my_plugins")
+    examples = re.findall(r"```python\n(.*?)```", (DOCS / "plugins.md").read_text(), re.S)
+    (folder / "my_plugins.py").write_text("from __future__ import annotations\n" + "\n".join(examples))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
+
+
 # ---- reading the pages -----------------------------------------------------------------------------------------------
 
 
