@@ -137,7 +137,7 @@ def test_what_a_kill_left_is_no_checkpoint_and_is_cleared(store):
 FILL = """
 import resource, signal, sys, torch
 from pathlib import Path
-from gantrain.checkpoint import CheckpointStore
+from gantrain.run_folder.checkpoint import CheckpointStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = CheckpointStore(Path(sys.argv[1]))
 store.save(1000, {"g": {"w": torch.ones(10)}}, {})
@@ -400,7 +400,7 @@ def test_what_went_wrong_is_raised_once(how, error, writer):
 
 
 def test_a_process_that_ends_does_not_wait_for_what_is_written():
-    code = "import time\nfrom gantrain.checkpoint import BackgroundWriter\nBackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
+    code = "import time\nfrom gantrain.run_folder.checkpoint import BackgroundWriter\nBackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout == "gone\n"
 
 

@@ -25,7 +25,7 @@ from gantrain.losses import R1, Hinge
 from gantrain.run_folder import checkpoint, contents
 from gantrain.sampling import latents
 from gantrain.sampling.sheets import to_pil
-from gantrain.training import update
+from gantrain.training import trainer as trainer_module, update
 from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -42,10 +42,13 @@ class Watched(Trainer):
         super().__init__(*arguments)
         self.seen: list[dict] = []
         self.did: list[tuple[str, int]] = []
+        self.scoreboard.evaluate = self.noting("evaluate", self.scoreboard.evaluate)
+        self.saving.save = self.noting("save", self.saving.save)
+        self.pictures.draw_samples = self.noting("samples", self.pictures.draw_samples)
 
     def update(self) -> None:
         phases, latents = [], []
-        original = update.discriminator_phase, latents.draw
+        original = trainer_module.discriminator_phase, latents.draw
 
         def phase(G, D, loss, rounds, k, probe, penalties):
             pairs = list(rounds)
@@ -58,26 +61,23 @@ class Watched(Trainer):
             latents.append(original[1](*arguments, **kwargs)[0])
             return original[1](*arguments, **kwargs)
 
-        update.discriminator_phase, latents.draw = phase, draw
+        trainer_module.discriminator_phase, latents.draw = phase, draw
         try:
             super().update()
         finally:
-            update.discriminator_phase, latents.draw = original
-        rates = [player.optimizer.param_groups[0]["lr"] for player in (self.G, self.D)]
-        weights = {name: p.detach().clone() for name, p in self.G.network.named_parameters()}
-        self.seen.append({"nimg": self.nimg, "phases": phases, "latents": torch.cat(latents), "rates": rates, "weights": weights})
+            trainer_module.discriminator_phase, latents.draw = original
+        rates = list(self.players.rates.values())
+        weights = {name: p.detach().clone() for name, p in self.players.G.network.named_parameters()}
+        self.seen.append({"nimg": self.run.nimg, "phases": phases, "latents": torch.cat(latents), "rates": rates, "weights": weights})
 
-    def evaluate(self) -> None:
-        self.did.append(("evaluate", self.nimg))
-        super().evaluate()
+    def noting(self, what: str, do):
+        """The same function; each call of it is noted."""
 
-    def save(self) -> None:
-        self.did.append(("save", self.nimg))
-        super().save()
+        def noted(*arguments, **kwargs):
+            self.did.append((what, self.run.nimg))
+            return do(*arguments, **kwargs)
 
-    def draw_samples(self) -> None:
-        self.did.append(("samples", self.nimg))
-        super().draw_samples()
+        return noted
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def grown(tmp_path_factory) -> Watched:
 def test_the_batch_grows_by_rounds_at_its_images(grown):
     assert [seen["nimg"] for seen in grown.seen] == ENDS
     assert [[phase["k"] for phase in seen["phases"]] for seen in grown.seen] == [[size // 16] * 2 for size in SIZES]
-    growth = [line for line in lines_of(grown.run_dir) if line.get("event") == "growth"]
+    growth = [line for line in lines_of(grown.context.run_dir) if line.get("event") == "growth"]
     assert [(g["nimg"], g["from"], g["to"], g["rounds"], g["reason"]) for g in growth] == [
         (112, 16, 48, 3, "the schedule has 48 from 0.1 kimg on"), (304, 48, 80, 5, "the schedule has 80 from 0.3 kimg on"),
     ]  # fmt: skip
@@ -108,7 +108,7 @@ def test_the_batch_grows_by_rounds_at_its_images(grown):
 
 def test_half_lives_stay_in_images(grown):
     """Every update's weights count half as much 200 images later, whatever the batch was: worked out from the weights themselves."""
-    swaps = {line["nimg"] for line in lines_of(grown.run_dir) if line.get("event") == "swap" and line["moment"] == "at"}
+    swaps = {line["nimg"] for line in lines_of(grown.context.run_dir) if line.get("event") == "swap" and line["moment"] == "at"}
     assert len(swaps) == 3
     torch.manual_seed(grown.config.seed)
     expected = {
@@ -117,7 +117,7 @@ def test_half_lives_stay_in_images(grown):
     for seen, size in zip(grown.seen, SIZES):
         half = 0.5 ** (size / 200)
         expected = {name: half * e + (1 - half) * seen["weights"][name] for name, e in expected.items()}
-    found = grown.bank["ema"].shadows
+    found = grown.players.bank["ema"].shadows
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -141,7 +141,7 @@ def test_evaluations_checkpoints_and_samples_are_due_by_images(grown, what, ever
 
 
 def test_swaps_are_due_by_images(grown):
-    at = [line["nimg"] for line in lines_of(grown.run_dir) if line.get("event") == "swap" and line["moment"] == "at"]
+    at = [line["nimg"] for line in lines_of(grown.context.run_dir) if line.get("event") == "swap" and line["moment"] == "at"]
     assert at == [next(end for end in ENDS if end >= due) for due in (200, 450, 700)]  # that of 950 falls on the end
 
 
@@ -156,7 +156,7 @@ def test_the_stream_has_no_gap_and_nothing_twice(grown):
 def test_latents_are_those_of_their_positions(grown):
     for seen, size in zip(grown.seen, SIZES):
         start = seen["nimg"] - size
-        parts = [latents.draw(grown.config.seed, purpose, start, size, grown.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")]
+        parts = [latents.draw(grown.config.seed, purpose, start, size, grown.players.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")]
         order = torch.cat([seen["latents"]])
         assert torch.equal(order, torch.cat(parts))
 
@@ -174,7 +174,7 @@ def test_noise_is_measured_every_third_update_at_a_step_without_a_lazy_penalty(g
         steps = [2 * update, 2 * update + 1]
         free = next(i for i, step in enumerate(steps) if step % 3)
         assert [phase["measured"] for phase in seen["phases"]] == [update % 3 == 0 and i == free for i in range(2)]
-    line = [line for line in lines_of(grown.run_dir) if "loss/d" in line][-1]
+    line = [line for line in lines_of(grown.context.run_dir) if "loss/d" in line][-1]
     last_swap = next(i for i, end in enumerate(ENDS) if end >= 700)
     since = sum(1 for update in range(last_swap + 1, len(SIZES)) if update % 3 == 0)
     assert line.get("noise_scale/G/measurements", 0) == since  # a swap forgets what was measured before
@@ -279,9 +279,9 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
     run = tmp_path / "run"
     words = ["train", str(DIGITS), f"run_dir={run}", *TINY, *NOISY, "checkpoint.every_kimg=0.05"]
     code = (
-        "import os, signal, sys; from gantrain import cli; from gantrain.trainer import Trainer; update = Trainer.update\n"
+        "import os, signal, sys; from gantrain import cli; from gantrain.training.trainer import Trainer; update = Trainer.update\n"
         "def killed(trainer):\n"
-        "    if trainer.nimg >= 1000: trainer.keeper.collect(trainer.nimg, wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if trainer.run.nimg >= 1000: trainer.keeper.collect(trainer.run.nimg, wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
         "    update(trainer)\n"
         "Trainer.update = killed; cli.main(sys.argv[1:])"
     )
@@ -437,7 +437,7 @@ def test_memory_does_not_grow_with_the_batch(tmp_path):
     """
     code = (
         "import os, sys, resource, torch; torch.set_num_threads(1)\n"
-        "from gantrain.loading import load; from gantrain.trainer import Trainer\n"
+        "from gantrain.config.loading import load; from gantrain.training.trainer import Trainer\n"
         "for rounds in (1, 16):\n"
         "    if os.fork() == 0:\n"
         "        t = Trainer(load(sys.argv[1], [*sys.argv[3:], f'run_dir={sys.argv[2]}/{rounds}', f'batching.batch_size={64 * rounds}'])); t.start()\n"
@@ -555,7 +555,6 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
 def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrain, tmp_path, monkeypatch):
     """A relativistic G sees real images; penalties of every step belong to D's gradient, lazy ones do not; nothing moves."""
     from gantrain.commands import noise_scale as measuring
-    from gantrain.training import update
 
     run, seen = tmp_path / "run", []
     game = ["loss.name=relativistic", "penalties={a: {name: r1, every: 1}, b: {name: r2, every: 4}}"]

@@ -108,7 +108,7 @@ def test_saturation_is_said_with_its_numbers():
     watch = Watch(Guard(), (), silence=2.0)
     assert watch.losses(1000, 10_999, 0.03) is None
     trouble = watch.losses(10_999, 11_000, 0.01)
-    assert trouble.words == "loss/d below 0.04 since 1 kimg (now 0.01; a D that tells nothing has 2): D has won"
+    assert trouble.words == "loss/d below 0.04 since 1 kimg (now 0.01; an uninformative D has 2): D has won"
     assert trouble.evidence == {"loss/d": 0.01, "bound": 0.04, "since": 1000}
 
 
