@@ -351,7 +351,7 @@ def test_an_odd_micro_batch_has_no_halves(gantrain, tmp_path):
         "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "batching.batch_size=15", "noise_scale.measure_every=2", check=False
     )
     assert (
-        "noise_scale.measure_every: one round of 15 images on one process has no halves to compare; give an even micro_batch, or two rounds"
+        "noise_scale.measure_every: one round of 15 images on one process cannot be measured in halves; use an even micro_batch, or two rounds"
         in error_of(done)
     )
 

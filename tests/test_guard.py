@@ -356,7 +356,7 @@ def test_beats_come_an_update_later_in_order_each_once():
 PROCESSES = """
 import json, signal, sys, torch
 from types import SimpleNamespace
-from gantrain.guard import Pulse
+from gantrain.training.guard import Pulse
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 pulse = Pulse(SimpleNamespace(num_processes=2, device=torch.device("cpu")))
