@@ -84,7 +84,8 @@ class Watched(Trainer):
 def grown(tmp_path_factory) -> Watched:
     """A run through two growths, with everything on that goes by images."""
     settings = [
-        *TINY, GROWS, "total_kimg=1", "eval.every_kimg=0.13", "eval.metrics=[fid]", "checkpoint.every_kimg=0.11", "tracking.samples_every_kimg=0.21",
+        *TINY, GROWS, "total_kimg=1", "eval.every_kimg=0.13", "eval.metrics=[fid]", "checkpoint.every_kimg=0.11",
+        "tracking.samples_every_kimg=0.21",
         "averagers.ema={half_life_kimg: 0.2, ramp_up: null}", "swap={source: swa, start_kimg: 0.2, every_kimg: 0.25, after_kimg: 0.1}",
         "optim.lr_tail={kind: cyclical, start_kimg: 0.2, cycle_kimg: 0.15}", "optim.d_steps=2", "noise_scale.measure_every=3",
         "penalties={r1: {name: r1, gamma: 0.5, every: 3}, always: {name: r2, every: 1}}", "data.flip=true",
@@ -156,7 +157,9 @@ def test_the_stream_has_no_gap_and_nothing_twice(grown):
 def test_latents_are_those_of_their_positions(grown):
     for seen, size in zip(grown.seen, SIZES):
         start = seen["nimg"] - size
-        parts = [latents.draw(grown.config.seed, purpose, start, size, grown.players.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")]
+        parts = [
+            latents.draw(grown.config.seed, purpose, start, size, grown.players.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")
+        ]
         order = torch.cat([seen["latents"]])
         assert torch.equal(order, torch.cat(parts))
 
@@ -170,13 +173,13 @@ def test_lazy_penalties_come_every_so_many_steps_and_count_for_those_without(gro
 
 def test_noise_is_measured_every_third_update_at_a_step_without_a_lazy_penalty(grown):
     """Updates 0, 3, 6, ...: of D's two steps the first that has no lazy penalty."""
-    for update, seen in enumerate(grown.seen):
-        steps = [2 * update, 2 * update + 1]
+    for number, seen in enumerate(grown.seen):
+        steps = [2 * number, 2 * number + 1]
         free = next(i for i, step in enumerate(steps) if step % 3)
-        assert [phase["measured"] for phase in seen["phases"]] == [update % 3 == 0 and i == free for i in range(2)]
+        assert [phase["measured"] for phase in seen["phases"]] == [number % 3 == 0 and i == free for i in range(2)]
     line = [line for line in lines_of(grown.context.run_dir) if "loss/d" in line][-1]
     last_swap = next(i for i, end in enumerate(ENDS) if end >= 700)
-    since = sum(1 for update in range(last_swap + 1, len(SIZES)) if update % 3 == 0)
+    since = sum(1 for number in range(last_swap + 1, len(SIZES)) if number % 3 == 0)
     assert line.get("noise_scale/G/measurements", 0) == since  # a swap forgets what was measured before
 
 
@@ -215,7 +218,8 @@ def test_the_penalty_is_r1_and_enters_the_gradient_with_its_factor():
 # ---- who decides -----------------------------------------------------------------------------------------------------
 
 NOISY = [
-    "noise_scale={measure_every: 1, window: 8}", "total_kimg=1.3", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null",
+    "noise_scale={measure_every: 1, window: 8}", "total_kimg=1.3", "eval.every_kimg=null", "eval.metrics=[fid]",
+    "tracking.samples_every_kimg=null",
     "batching={name: noise_scale, batch_size: 16, micro_batch: 8, max_batch: 64, target: 0.3, gate: g, dwell_kimg: 0.2, patience: 2}",
 ]  # fmt: skip
 
@@ -336,10 +340,8 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
 
 def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, tmp_path):
     said = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "noise_scale.measure_every=2", "eval.every_kimg=null").stdout
-    assert (
-        "note: noise_scale: there is one micro-batch an update, so a measured update goes in two of 8 images, which is what BatchNorm sees then"
-        in said
-    )
+    halves = "a measured update is done in two halves of 8 images, which is what BatchNorm sees then"
+    assert f"note: noise_scale: there is one micro-batch an update, so {halves}" in said
     line = [line for line in lines_of(tmp_path / "run") if "loss/d" in line][-1]
     assert line["noise_scale/D/measurements"] == line["noise_scale/G/measurements"] == 10
     state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["batching"]["noise"]
@@ -350,10 +352,8 @@ def test_an_odd_micro_batch_has_no_halves(gantrain, tmp_path):
     done = gantrain(
         "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "batching.batch_size=15", "noise_scale.measure_every=2", check=False
     )
-    assert (
-        "noise_scale.measure_every: one round of 15 images on one process cannot be measured in halves; use an even micro_batch, or two rounds"
-        in error_of(done)
-    )
+    words = "one round of 15 images on one process cannot be measured in halves; use an even micro_batch, or two rounds"
+    assert f"noise_scale.measure_every: {words}" in error_of(done)
 
 
 def test_layers_are_told_of_where_asked(gantrain, tmp_path):
@@ -401,7 +401,8 @@ def same_networks(a: Path, b: Path) -> None:
 def test_a_relativistic_game_with_a_policy_of_several_resumes_in_the_same_bits(gantrain, tmp_path):
     """G's loss looks at the real images of every round; noise, schedule and swap each have a part in the batch; penalties lazy."""
     several = (
-        "batching={name: largest, batch_size: 16, micro_batch: 8, max_batch: 96, lr_scaling: sqrt, of: {steps: {name: schedule, milestones: [[0.2, 32]]},"
+        "batching={name: largest, batch_size: 16, micro_batch: 8, max_batch: 96, lr_scaling: sqrt,"
+        " of: {steps: {name: schedule, milestones: [[0.2, 32]]},"
         " swaps: {name: on_swap}, noise: {name: noise_scale, target: 0.01, dwell_kimg: 0.2, patience: 1}}}"
     )
     words = [
@@ -440,7 +441,8 @@ def test_memory_does_not_grow_with_the_batch(tmp_path):
         "from gantrain.config.loading import load; from gantrain.training.trainer import Trainer\n"
         "for rounds in (1, 16):\n"
         "    if os.fork() == 0:\n"
-        "        t = Trainer(load(sys.argv[1], [*sys.argv[3:], f'run_dir={sys.argv[2]}/{rounds}', f'batching.batch_size={64 * rounds}'])); t.start()\n"
+        "        words = [f'run_dir={sys.argv[2]}/{rounds}', f'batching.batch_size={64 * rounds}']\n"
+        "        t = Trainer(load(sys.argv[1], [*sys.argv[3:], *words])); t.start()\n"
         "        for _ in range(2): t.update()\n"
         "        print(t.batching.rounds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True); os._exit(0)\n"
         "    assert os.wait()[1] == 0"

@@ -210,7 +210,9 @@ def test_an_update_draws_fresh_latents_and_images_for_every_phase(loss, tmp_path
     draw = latents_module.draw
     monkeypatch.setattr(latents_module, "draw", lambda *a, **k: latents.append(draw(*a, **k)[0]) or draw(*a, **k))
     taken = trainer.inputs.real_batches.sampler.positions
-    monkeypatch.setattr(trainer.inputs.real_batches.sampler, "positions", lambda turn: positions.extend(taken(turn).tolist()) or taken(turn))
+    monkeypatch.setattr(
+        trainer.inputs.real_batches.sampler, "positions", lambda turn: positions.extend(taken(turn).tolist()) or taken(turn)
+    )
     for _ in range(2):
         trainer.update()
     rows = torch.cat(latents)

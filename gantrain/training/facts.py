@@ -88,8 +88,8 @@ class Facts:
         """Note that measured updates go in two halves, if they do."""
         if self.measurements.measures_halves:
             self.notes.append(
-                "noise_scale: there is one micro-batch an update, so a measured update goes in two of"
-                f" {self.batching.micro_batch // 2} images, which is what BatchNorm sees then"
+                "noise_scale: there is one micro-batch an update, so a measured update is done in two halves"
+                f" of {self.batching.micro_batch // 2} images, which is what BatchNorm sees then"
             )
 
     # ---- the announcement --------------------------------------------------------------------------------------------
