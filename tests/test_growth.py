@@ -47,7 +47,7 @@ class Watched(Trainer):
         self.pictures.draw_samples = self.noting("samples", self.pictures.draw_samples)
 
     def update(self) -> None:
-        phases, latents = [], []
+        phases, drawn = [], []
         original = trainer_module.discriminator_phase, latents.draw
 
         def phase(G, D, loss, rounds, k, probe, penalties):
@@ -58,7 +58,7 @@ class Watched(Trainer):
             return original[0](G, D, loss, iter(pairs), k, probe, penalties)
 
         def draw(*arguments, **kwargs):
-            latents.append(original[1](*arguments, **kwargs)[0])
+            drawn.append(original[1](*arguments, **kwargs)[0])
             return original[1](*arguments, **kwargs)
 
         trainer_module.discriminator_phase, latents.draw = phase, draw
@@ -68,7 +68,7 @@ class Watched(Trainer):
             trainer_module.discriminator_phase, latents.draw = original
         rates = list(self.players.rates.values())
         weights = {name: p.detach().clone() for name, p in self.players.G.network.named_parameters()}
-        self.seen.append({"nimg": self.run.nimg, "phases": phases, "latents": torch.cat(latents), "rates": rates, "weights": weights})
+        self.seen.append({"nimg": self.run.nimg, "phases": phases, "latents": torch.cat(drawn), "rates": rates, "weights": weights})
 
     def noting(self, what: str, do):
         """The same function; each call of it is noted."""
