@@ -137,7 +137,7 @@ def test_what_a_kill_left_is_no_checkpoint_and_is_cleared(store):
 FILL = """
 import resource, signal, sys, torch
 from pathlib import Path
-from gantrain.checkpoint import CheckpointStore
+from gantrain.run_folder.checkpoint import CheckpointStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = CheckpointStore(Path(sys.argv[1]))
 store.save(1000, {"g": {"w": torch.ones(10)}}, {})

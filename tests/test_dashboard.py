@@ -34,7 +34,7 @@ from gantrain.run_folder import best_generator
 from gantrain.run_folder.record import Record, read
 from gantrain.sampling.sheets import Sheet, by_class, grid, read_side_by_side
 from gantrain.score_names import better_when_higher
-from gantrain.training.trainer import Trainer
+from gantrain.training.pictures import caption
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -292,7 +292,7 @@ def test_a_class_is_a_picture_with_a_row_for_every_sheet():
 
 
 @pytest.mark.parametrize(
-    ("scores", "scored", "caption"),
+    ("scores", "scored", "words"),
     [
         ({}, -1, "ema at 80 kimg"),
         ({"live": {"fid": 1.0}}, 80000, "ema at 80 kimg"),
@@ -300,9 +300,9 @@ def test_a_class_is_a_picture_with_a_row_for_every_sheet():
         ({"ema": {"fid": 3.54119}}, 60000, "ema at 80 kimg, fid 3.5412 at 60 kimg"),
     ],
 )
-def test_a_caption_says_of_which_moment_its_score_is(scores, scored, caption):
+def test_a_caption_says_of_which_moment_its_score_is(scores, scored, words):
     """Which with eval.async is an earlier one."""
-    assert Trainer.caption(SimpleNamespace(scores=scores, nimg=80000, scores_of=scored), "ema") == caption
+    assert caption("ema", 80000, scores, scored) == words
 
 
 def test_wandb_draws_every_score_of_the_record(resumed):

@@ -25,7 +25,7 @@ from gantrain.losses import R1, Hinge
 from gantrain.run_folder import checkpoint, contents
 from gantrain.sampling import latents
 from gantrain.sampling.sheets import to_pil
-from gantrain.training import update
+from gantrain.training import trainer as trainer_module, update
 from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -42,10 +42,13 @@ class Watched(Trainer):
         super().__init__(*arguments)
         self.seen: list[dict] = []
         self.did: list[tuple[str, int]] = []
+        self.scoreboard.evaluate = self.noting("evaluate", self.scoreboard.evaluate)
+        self.saving.save = self.noting("save", self.saving.save)
+        self.pictures.draw_samples = self.noting("samples", self.pictures.draw_samples)
 
     def update(self) -> None:
-        phases, latents = [], []
-        original = update.discriminator_phase, latents.draw
+        phases, drawn = [], []
+        original = trainer_module.discriminator_phase, latents.draw
 
         def phase(G, D, loss, rounds, k, probe, penalties):
             pairs = list(rounds)
@@ -55,36 +58,34 @@ class Watched(Trainer):
             return original[0](G, D, loss, iter(pairs), k, probe, penalties)
 
         def draw(*arguments, **kwargs):
-            latents.append(original[1](*arguments, **kwargs)[0])
+            drawn.append(original[1](*arguments, **kwargs)[0])
             return original[1](*arguments, **kwargs)
 
-        update.discriminator_phase, latents.draw = phase, draw
+        trainer_module.discriminator_phase, latents.draw = phase, draw
         try:
             super().update()
         finally:
-            update.discriminator_phase, latents.draw = original
-        rates = [player.optimizer.param_groups[0]["lr"] for player in (self.G, self.D)]
-        weights = {name: p.detach().clone() for name, p in self.G.network.named_parameters()}
-        self.seen.append({"nimg": self.nimg, "phases": phases, "latents": torch.cat(latents), "rates": rates, "weights": weights})
+            trainer_module.discriminator_phase, latents.draw = original
+        rates = list(self.players.rates.values())
+        weights = {name: p.detach().clone() for name, p in self.players.G.network.named_parameters()}
+        self.seen.append({"nimg": self.run.nimg, "phases": phases, "latents": torch.cat(drawn), "rates": rates, "weights": weights})
 
-    def evaluate(self) -> None:
-        self.did.append(("evaluate", self.nimg))
-        super().evaluate()
+    def noting(self, what: str, do):
+        """The same function; each call of it is noted."""
 
-    def save(self) -> None:
-        self.did.append(("save", self.nimg))
-        super().save()
+        def noted(*arguments, **kwargs):
+            self.did.append((what, self.run.nimg))
+            return do(*arguments, **kwargs)
 
-    def draw_samples(self) -> None:
-        self.did.append(("samples", self.nimg))
-        super().draw_samples()
+        return noted
 
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory) -> Watched:
     """A run through two growths, with everything on that goes by images."""
     settings = [
-        *TINY, GROWS, "total_kimg=1", "eval.every_kimg=0.13", "eval.metrics=[fid]", "checkpoint.every_kimg=0.11", "tracking.samples_every_kimg=0.21",
+        *TINY, GROWS, "total_kimg=1", "eval.every_kimg=0.13", "eval.metrics=[fid]", "checkpoint.every_kimg=0.11",
+        "tracking.samples_every_kimg=0.21",
         "averagers.ema={half_life_kimg: 0.2, ramp_up: null}", "swap={source: swa, start_kimg: 0.2, every_kimg: 0.25, after_kimg: 0.1}",
         "optim.lr_tail={kind: cyclical, start_kimg: 0.2, cycle_kimg: 0.15}", "optim.d_steps=2", "noise_scale.measure_every=3",
         "penalties={r1: {name: r1, gamma: 0.5, every: 3}, always: {name: r2, every: 1}}", "data.flip=true",
@@ -100,7 +101,7 @@ def grown(tmp_path_factory) -> Watched:
 def test_the_batch_grows_by_rounds_at_its_images(grown):
     assert [seen["nimg"] for seen in grown.seen] == ENDS
     assert [[phase["k"] for phase in seen["phases"]] for seen in grown.seen] == [[size // 16] * 2 for size in SIZES]
-    growth = [line for line in lines_of(grown.run_dir) if line.get("event") == "growth"]
+    growth = [line for line in lines_of(grown.context.run_dir) if line.get("event") == "growth"]
     assert [(g["nimg"], g["from"], g["to"], g["rounds"], g["reason"]) for g in growth] == [
         (112, 16, 48, 3, "the schedule has 48 from 0.1 kimg on"), (304, 48, 80, 5, "the schedule has 80 from 0.3 kimg on"),
     ]  # fmt: skip
@@ -108,7 +109,7 @@ def test_the_batch_grows_by_rounds_at_its_images(grown):
 
 def test_half_lives_stay_in_images(grown):
     """Every update's weights count half as much 200 images later, whatever the batch was: worked out from the weights themselves."""
-    swaps = {line["nimg"] for line in lines_of(grown.run_dir) if line.get("event") == "swap" and line["moment"] == "at"}
+    swaps = {line["nimg"] for line in lines_of(grown.context.run_dir) if line.get("event") == "swap" and line["moment"] == "at"}
     assert len(swaps) == 3
     torch.manual_seed(grown.config.seed)
     expected = {
@@ -117,7 +118,7 @@ def test_half_lives_stay_in_images(grown):
     for seen, size in zip(grown.seen, SIZES):
         half = 0.5 ** (size / 200)
         expected = {name: half * e + (1 - half) * seen["weights"][name] for name, e in expected.items()}
-    found = grown.bank["ema"].shadows
+    found = grown.players.bank["ema"].shadows
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -141,7 +142,7 @@ def test_evaluations_checkpoints_and_samples_are_due_by_images(grown, what, ever
 
 
 def test_swaps_are_due_by_images(grown):
-    at = [line["nimg"] for line in lines_of(grown.run_dir) if line.get("event") == "swap" and line["moment"] == "at"]
+    at = [line["nimg"] for line in lines_of(grown.context.run_dir) if line.get("event") == "swap" and line["moment"] == "at"]
     assert at == [next(end for end in ENDS if end >= due) for due in (200, 450, 700)]  # that of 950 falls on the end
 
 
@@ -156,7 +157,9 @@ def test_the_stream_has_no_gap_and_nothing_twice(grown):
 def test_latents_are_those_of_their_positions(grown):
     for seen, size in zip(grown.seen, SIZES):
         start = seen["nimg"] - size
-        parts = [latents.draw(grown.config.seed, purpose, start, size, grown.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")]
+        parts = [
+            latents.draw(grown.config.seed, purpose, start, size, grown.players.G.network.dim_z, 10)[0] for purpose in ("d0", "d1", "g")
+        ]
         order = torch.cat([seen["latents"]])
         assert torch.equal(order, torch.cat(parts))
 
@@ -170,13 +173,13 @@ def test_lazy_penalties_come_every_so_many_steps_and_count_for_those_without(gro
 
 def test_noise_is_measured_every_third_update_at_a_step_without_a_lazy_penalty(grown):
     """Updates 0, 3, 6, ...: of D's two steps the first that has no lazy penalty."""
-    for update, seen in enumerate(grown.seen):
-        steps = [2 * update, 2 * update + 1]
+    for number, seen in enumerate(grown.seen):
+        steps = [2 * number, 2 * number + 1]
         free = next(i for i, step in enumerate(steps) if step % 3)
-        assert [phase["measured"] for phase in seen["phases"]] == [update % 3 == 0 and i == free for i in range(2)]
-    line = [line for line in lines_of(grown.run_dir) if "loss/d" in line][-1]
+        assert [phase["measured"] for phase in seen["phases"]] == [number % 3 == 0 and i == free for i in range(2)]
+    line = [line for line in lines_of(grown.context.run_dir) if "loss/d" in line][-1]
     last_swap = next(i for i, end in enumerate(ENDS) if end >= 700)
-    since = sum(1 for update in range(last_swap + 1, len(SIZES)) if update % 3 == 0)
+    since = sum(1 for number in range(last_swap + 1, len(SIZES)) if number % 3 == 0)
     assert line.get("noise_scale/G/measurements", 0) == since  # a swap forgets what was measured before
 
 
@@ -215,7 +218,8 @@ def test_the_penalty_is_r1_and_enters_the_gradient_with_its_factor():
 # ---- who decides -----------------------------------------------------------------------------------------------------
 
 NOISY = [
-    "noise_scale={measure_every: 1, window: 8}", "total_kimg=1.3", "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null",
+    "noise_scale={measure_every: 1, window: 8}", "total_kimg=1.3", "eval.every_kimg=null", "eval.metrics=[fid]",
+    "tracking.samples_every_kimg=null",
     "batching={name: noise_scale, batch_size: 16, micro_batch: 8, max_batch: 64, target: 0.3, gate: g, dwell_kimg: 0.2, patience: 2}",
 ]  # fmt: skip
 
@@ -281,7 +285,7 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
     code = (
         "import os, signal, sys; from gantrain import cli; from gantrain.training.trainer import Trainer; update = Trainer.update\n"
         "def killed(trainer):\n"
-        "    if trainer.nimg >= 1000: trainer.keeper.collect(trainer.nimg, wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if trainer.run.nimg >= 1000: trainer.keeper.collect(trainer.run.nimg, wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
         "    update(trainer)\n"
         "Trainer.update = killed; cli.main(sys.argv[1:])"
     )
@@ -336,10 +340,8 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
 
 def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, tmp_path):
     said = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "noise_scale.measure_every=2", "eval.every_kimg=null").stdout
-    assert (
-        "note: noise_scale: there is one micro-batch an update, so a measured update goes in two of 8 images, which is what BatchNorm sees then"
-        in said
-    )
+    halves = "a measured update is done in two halves of 8 images, which is what BatchNorm sees then"
+    assert f"note: noise_scale: there is one micro-batch an update, so {halves}" in said
     line = [line for line in lines_of(tmp_path / "run") if "loss/d" in line][-1]
     assert line["noise_scale/D/measurements"] == line["noise_scale/G/measurements"] == 10
     state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["batching"]["noise"]
@@ -350,10 +352,8 @@ def test_an_odd_micro_batch_has_no_halves(gantrain, tmp_path):
     done = gantrain(
         "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "batching.batch_size=15", "noise_scale.measure_every=2", check=False
     )
-    assert (
-        "noise_scale.measure_every: one round of 15 images on one process has no halves to compare; give an even micro_batch, or two rounds"
-        in error_of(done)
-    )
+    words = "one round of 15 images on one process cannot be measured in halves; use an even micro_batch, or two rounds"
+    assert f"noise_scale.measure_every: {words}" in error_of(done)
 
 
 def test_layers_are_told_of_where_asked(gantrain, tmp_path):
@@ -401,7 +401,8 @@ def same_networks(a: Path, b: Path) -> None:
 def test_a_relativistic_game_with_a_policy_of_several_resumes_in_the_same_bits(gantrain, tmp_path):
     """G's loss looks at the real images of every round; noise, schedule and swap each have a part in the batch; penalties lazy."""
     several = (
-        "batching={name: largest, batch_size: 16, micro_batch: 8, max_batch: 96, lr_scaling: sqrt, of: {steps: {name: schedule, milestones: [[0.2, 32]]},"
+        "batching={name: largest, batch_size: 16, micro_batch: 8, max_batch: 96, lr_scaling: sqrt,"
+        " of: {steps: {name: schedule, milestones: [[0.2, 32]]},"
         " swaps: {name: on_swap}, noise: {name: noise_scale, target: 0.01, dwell_kimg: 0.2, patience: 1}}}"
     )
     words = [
@@ -440,7 +441,8 @@ def test_memory_does_not_grow_with_the_batch(tmp_path):
         "from gantrain.config.loading import load; from gantrain.training.trainer import Trainer\n"
         "for rounds in (1, 16):\n"
         "    if os.fork() == 0:\n"
-        "        t = Trainer(load(sys.argv[1], [*sys.argv[3:], f'run_dir={sys.argv[2]}/{rounds}', f'batching.batch_size={64 * rounds}'])); t.start()\n"
+        "        words = [f'run_dir={sys.argv[2]}/{rounds}', f'batching.batch_size={64 * rounds}']\n"
+        "        t = Trainer(load(sys.argv[1], [*sys.argv[3:], *words])); t.start()\n"
         "        for _ in range(2): t.update()\n"
         "        print(t.batching.rounds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True); os._exit(0)\n"
         "    assert os.wait()[1] == 0"
@@ -555,7 +557,6 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
 def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrain, tmp_path, monkeypatch):
     """A relativistic G sees real images; penalties of every step belong to D's gradient, lazy ones do not; nothing moves."""
     from gantrain.commands import noise_scale as measuring
-    from gantrain.training import update
 
     run, seen = tmp_path / "run", []
     game = ["loss.name=relativistic", "penalties={a: {name: r1, every: 1}, b: {name: r2, every: 4}}"]

@@ -108,7 +108,7 @@ def test_saturation_is_said_with_its_numbers():
     watch = Watch(Guard(), (), silence=2.0)
     assert watch.losses(1000, 10_999, 0.03) is None
     trouble = watch.losses(10_999, 11_000, 0.01)
-    assert trouble.words == "loss/d below 0.04 since 1 kimg (now 0.01; a D that tells nothing has 2): D has won"
+    assert trouble.words == "loss/d below 0.04 since 1 kimg (now 0.01; an uninformative D has 2): D has won"
     assert trouble.evidence == {"loss/d": 0.01, "bound": 0.04, "since": 1000}
 
 
@@ -356,7 +356,7 @@ def test_beats_come_an_update_later_in_order_each_once():
 PROCESSES = """
 import json, signal, sys, torch
 from types import SimpleNamespace
-from gantrain.guard import Pulse
+from gantrain.training.guard import Pulse
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 pulse = Pulse(SimpleNamespace(num_processes=2, device=torch.device("cpu")))

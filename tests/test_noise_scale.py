@@ -498,8 +498,8 @@ def test_the_trainer_records_what_was_measured(tmp_path):
         trainer.start()
         for _ in range(3):  # a measurement is due at updates 0 and 2, and so is the penalty
             trainer.update()
-        assert [found[:3] for found in trainer.noise.pending] == [("g", 8, 16), ("d", 8, 16), ("g", 8, 16)]
-        assert trainer.noise.wanted == {"d"}
+        assert [found[:3] for found in trainer.measurements.noise.pending] == [("g", 8, 16), ("d", 8, 16), ("g", 8, 16)]
+        assert trainer.measurements.noise.wanted == {"d"}
         trainer.close()
 
 

@@ -175,7 +175,7 @@ def test_nothing_is_waited_for_between_two_lines_of_the_record(tmp_path, monkeyp
     trainer = begun(tmp_path, *QUIETLY)
     with monkeypatch.context() as patch, Waits(patch) as waits:
         for _ in range(4):
-            trainer.listen()
+            trainer.guard.listen()
             assert not trainer.maintain()
             trainer.update()
     trainer.close()
@@ -211,14 +211,14 @@ def test_training_is_in_the_order_in_memory_that_was_picked(on, tmp_path, monkey
     trainer = Trainer(load(DIGITS, [*TINY, *images, f"run_dir={tmp_path}"]))
     trainer.start()
     order, seen = torch.channels_last if on else torch.contiguous_format, []
-    first = trainer.G.network.blocks[0]  # takes 4 x 4 images out of a linear layer, in the order in which that has them
-    for network in (trainer.G.network, trainer.D.network):
+    first = trainer.players.G.network.blocks[0]  # takes 4 x 4 images out of a linear layer, in the order in which that has them
+    for network in (trainer.players.G.network, trainer.players.D.network):
         for conv in (m for m in network.modules() if isinstance(m, nn.Conv2d)):
             given = 0 if conv in (first.conv1, first.shortcut) else 1
             conv.register_forward_hook(lambda module, inputs, output, given=given: seen.extend([*inputs[:given], module.weight, output]))
-    trainer.D.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    trainer.players.D.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     trainer.update()
-    for player in (trainer.G, trainer.D):
+    for player in trainer.players.by_key.values():
         for p in (p for p in player.network.parameters() if p.dim() == 4):
             seen += [p, p.grad, player.optimizer.state[p]["exp_avg"], player.optimizer.state[p]["exp_avg_sq"]]
     trainer.close()
@@ -311,8 +311,8 @@ def test_synchronised_batchnorm_is_plain_batchnorm_on_one_process(gantrain, tmp_
     assert logs[0] == logs[1] and len(logs[0]) > 3
     config = load(DIGITS, [*TINY, "sync_batchnorm=true", f"run_dir={tmp_path / 'x'}"])
     trainer = Trainer(config)
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in trainer.G.network.modules()) and not any(
-        isinstance(m, nn.SyncBatchNorm) for m in trainer.averaged.modules()
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in trainer.players.G.network.modules()) and not any(
+        isinstance(m, nn.SyncBatchNorm) for m in trainer.players.averaged.modules()
     )
 
 

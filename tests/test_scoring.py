@@ -201,14 +201,14 @@ def test_a_scorer_that_the_system_kills_is_not_misquoted(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp_path, monkeypatch):
     """While 0.24 kimg are being scored the run goes back to 0.16: what it comes to then at 0.24 is scored, though its disk is slow."""
-    listen, result, save_under = Trainer.listen, scoring.BackgroundEvaluation.result, checkpoint.save_under
+    maintain, result, save_under = Trainer.maintain, scoring.BackgroundEvaluation.result, checkpoint.save_under
     told, started = [], []
 
-    def trouble(trainer: Trainer, all: bool = False) -> None:
-        listen(trainer, all)
-        if trainer.nimg == 272 and not told:
-            told.append(trainer.scoring)
+    def trouble(trainer: Trainer) -> bool:
+        if trainer.run.nimg == 272 and not told:
+            told.append(trainer.scoreboard.scoring)
             raise Trouble("worse", 272, 160, "it is worse", {})
+        return maintain(trainer)
 
     def not_yet(self, nimg, wait, asked):
         if nimg != 240 or told:
@@ -222,7 +222,7 @@ def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp
         time.sleep(2.0 if told and nimg == 240 else 0.0)
         save_under(stores, nimg, tensors, state)
 
-    monkeypatch.setattr(Trainer, "listen", trouble)
+    monkeypatch.setattr(Trainer, "maintain", trouble)
     monkeypatch.setattr(scoring.BackgroundEvaluation, "result", not_yet)
     monkeypatch.setattr(keeping, "save_under", slow)
     words = [

@@ -43,7 +43,7 @@ def trainer_at(tmp_path: Path, nimg: int, *overrides: str) -> Trainer:
     """A trainer that has trained this far and done nothing else."""
     trainer = Trainer(load(SWAP, [*TINY, f"run_dir={tmp_path / 'run'}", *overrides]))
     trainer.start()
-    while trainer.nimg < nimg:
+    while trainer.run.nimg < nimg:
         trainer.update()
     return trainer
 
@@ -178,11 +178,11 @@ def test_snapshots_later_than_the_checkpoint_are_taken_anew(swapped, gantrain, t
 @pytest.mark.parametrize("alpha", [1.0, 0.25])
 def test_a_swap_moves_the_live_weights_to_the_average_in_place(tmp_path, networks, alpha):
     trainer = trainer_at(tmp_path, 320, f"swap.networks={networks}", f"swap.alpha={alpha}")
-    before = {key: weights_of(p.network) for key, p in trainer.players.items()}
-    addresses = {key: [p.data_ptr() for p in player.network.parameters()] for key, player in trainer.players.items()}
-    averages = {key: {n: t.clone() for n, t in trainer.banks[key]["swa"].shadows.items()} for key in networks}
-    trainer.swapper.swap(trainer.nimg)
-    for key, player in trainer.players.items():
+    before = {key: weights_of(p.network) for key, p in trainer.players.by_key.items()}
+    addresses = {key: [p.data_ptr() for p in player.network.parameters()] for key, player in trainer.players.by_key.items()}
+    averages = {key: {n: t.clone() for n, t in trainer.players.banks[key]["swa"].shadows.items()} for key in networks}
+    trainer.swapper.swap(trainer.run.nimg)
+    for key, player in trainer.players.by_key.items():
         assert [p.data_ptr() for p in player.network.parameters()] == addresses[key]
         for name, live in weights_of(player.network).items():
             start = before[key][name]
@@ -192,20 +192,20 @@ def test_a_swap_moves_the_live_weights_to_the_average_in_place(tmp_path, network
                 torch.testing.assert_close(live, start + alpha * (averages[key][name] - start), rtol=0, atol=1e-6)
     # The averages carry on from where they were, and training goes on.
     for key in networks:
-        assert all(torch.equal(averages[key][n], t) for n, t in trainer.banks[key]["swa"].shadows.items())
+        assert all(torch.equal(averages[key][n], t) for n, t in trainer.players.banks[key]["swa"].shadows.items())
     trainer.update()
-    assert trainer.G.network.training and all(torch.isfinite(p).all() for p in trainer.G.network.parameters())
+    assert trainer.players.G.network.training and all(torch.isfinite(p).all() for p in trainer.players.G.network.parameters())
     trainer.close()
 
 
 def test_batchnorm_and_spectral_norm_fit_the_weights_after_a_swap(tmp_path):
     trainer = trainer_at(tmp_path, 320)
-    trainer.swapper.swap(trainer.nimg)
-    live = {k: v.clone() for k, v in trainer.G.network.state_dict().items()}
-    trainer.settle_batchnorm()
-    for name, tensor in trainer.G.network.state_dict().items():
+    trainer.swapper.swap(trainer.run.nimg)
+    live = {k: v.clone() for k, v in trainer.players.G.network.state_dict().items()}
+    trainer.swapper.settle()
+    for name, tensor in trainer.players.G.network.state_dict().items():
         assert torch.equal(tensor, live[name]), f"{name} was not that of the weights"
-    layer = trainer.D.network.get_submodule("blocks.0.conv1")
+    layer = trainer.players.D.network.get_submodule("blocks.0.conv1")
     matrix = layer.weight.detach().flatten(1)
     assert torch.linalg.matrix_norm(matrix, ord=2).item() == pytest.approx(1.0, rel=0.02)
     trainer.close()
@@ -220,9 +220,9 @@ def test_a_swap_keeps_or_forgets_the_state_of_adam(tmp_path, optimizer):
             {k: v.clone() for k, v in player.optimizer.state[p].items()} for p in player.network.parameters() if p in player.optimizer.state
         ]
 
-    before = {key: state(player) for key, player in trainer.players.items()}
-    trainer.swapper.swap(trainer.nimg)
-    for key, player in trainer.players.items():
+    before = {key: state(player) for key, player in trainer.players.by_key.items()}
+    trainer.swapper.swap(trainer.run.nimg)
+    for key, player in trainer.players.by_key.items():
         after = state(player)
         if optimizer == "reset":
             assert after == []
@@ -231,7 +231,7 @@ def test_a_swap_keeps_or_forgets_the_state_of_adam(tmp_path, optimizer):
             assert torch.equal(old["exp_avg_sq"], new["exp_avg_sq"]) and torch.equal(old["step"], new["step"])
             assert torch.equal(new["exp_avg"], old["exp_avg"] if optimizer == "keep" else torch.zeros_like(old["exp_avg"]))
     trainer.update()
-    assert trainer.G.optimizer.param_groups[0]["lr"] == trainer.D.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+    assert trainer.players.G.optimizer.param_groups[0]["lr"] == trainer.players.D.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
     assert trainer.swapper.state()["lr_scale"] == 0.5
     trainer.close()
 
@@ -277,12 +277,12 @@ def test_growth_auto_grows_the_batch_where_the_distances_are_an_orbits(tmp_path)
     """Averages at the distances of an orbit with k per look: g* = 1 + k / mu of the source, the batch g*^2 in whole rounds."""
     trainer = trainer_at(tmp_path, 320, *AUTO)
     phi, decay = 0.5, {name: 0.5 ** (16 / half_life) for name, half_life in (("ema", 40), ("ema_short", 20))}
-    for bank in trainer.banks.values():
+    for bank in trainer.players.banks.values():
         for name, b in decay.items():
             far = (2 * b * b * (1 - phi) / ((1 + b) * (1 - b * phi))) ** 0.5  # root of the AR(1) distance, V = 1
             for weight in bank.weight_names:
                 bank[name].shadows[weight].copy_(bank[name].live[weight] + 0.01 * far)
-    trainer.swapper.swap(trainer.nimg)
+    trainer.swapper.swap(trainer.run.nimg)
     trainer.tracker.close()
     at, growth = (
         next(line for line in lines_of(tmp_path / "run") if match(line))
@@ -298,7 +298,7 @@ def test_growth_auto_grows_the_batch_where_the_distances_are_an_orbits(tmp_path)
 
 def test_growth_auto_says_when_the_two_averages_still_ramp_up_alike(tmp_path):
     trainer = trainer_at(tmp_path, 320, *AUTO, "averagers.ema={ramp_up: 0.05}", "averagers.ema_short={ramp_up: 0.05}")
-    trainer.swapper.swap(trainer.nimg)
+    trainer.swapper.swap(trainer.run.nimg)
     trainer.tracker.close()
     at = next(line for line in lines_of(tmp_path / "run") if line.get("moment") == "at")
     assert at["undecidable"] == "growth undecidable: the two EMAs still ramp up alike" and at["growth"] == 1.0 and at["grown"] == 1.0

@@ -19,7 +19,7 @@ from gantrain.config.loading import load
 from gantrain.losses import LOSSES, Hinge, Relativistic
 from gantrain.losses.penalties import R1, R2
 from gantrain.models.spectral_norm import SpectralNorm, with_spectral_norm
-from gantrain.sampling import generators as sampling
+from gantrain.sampling import latents as latents_module
 from gantrain.training.players import load_optimizer_tensors, make_adam, optimizer_tensors
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import add_orthogonal_gradient, discriminator_phase, generator_phase
@@ -207,10 +207,12 @@ def test_an_update_draws_fresh_latents_and_images_for_every_phase(loss, tmp_path
     )
     trainer.start()
     latents, positions = [], []
-    draw = latents.draw
-    monkeypatch.setattr(sampling, "draw", lambda *a, **k: latents.append(draw(*a, **k)[0]) or draw(*a, **k))
-    taken = trainer.real_batches.sampler.positions
-    monkeypatch.setattr(trainer.real_batches.sampler, "positions", lambda turn: positions.extend(taken(turn).tolist()) or taken(turn))
+    draw = latents_module.draw
+    monkeypatch.setattr(latents_module, "draw", lambda *a, **k: latents.append(draw(*a, **k)[0]) or draw(*a, **k))
+    taken = trainer.inputs.real_batches.sampler.positions
+    monkeypatch.setattr(
+        trainer.inputs.real_batches.sampler, "positions", lambda turn: positions.extend(taken(turn).tolist()) or taken(turn)
+    )
     for _ in range(2):
         trainer.update()
     rows = torch.cat(latents)
@@ -225,12 +227,12 @@ def test_a_checkpoint_restores_the_scalers(tmp_path):
     scales = []
     for _ in range(2):
         trainer = Trainer(load(ROOT / "configs" / "digits.yaml", settings))
-        for player_, scale in ((trainer.G, 2.0**5), (trainer.D, 2.0**7)):
+        for player_, scale in ((trainer.players.G, 2.0**5), (trainer.players.D, 2.0**7)):
             player_.scaler = torch.amp.GradScaler("cpu", init_scale=scale if not scales else 1.0)
             player_.scaler.scale(torch.zeros(()))  # a scaler begins at its first use
         trainer.start()
-        scales.append((trainer.G.scaler.get_scale(), trainer.D.scaler.get_scale()))
-        trainer.save()
+        scales.append(tuple(player_.scaler.get_scale() for player_ in trainer.players.by_key.values()))
+        trainer.saving.save()
         trainer.close()
     assert scales == [(2.0**5, 2.0**7)] * 2
 

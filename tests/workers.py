@@ -112,21 +112,22 @@ def spoil(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
 def statistics(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     """Train; after every score and checkpoint the processes' BatchNorm statistics are the mean of what they were."""
     from gantrain import cli
-    from gantrain.training.trainer import Trainer
+    from gantrain.training.saving import Saving
+    from gantrain.training.scoreboard import Scoreboard
 
     def checked(method):
-        def run(trainer: Trainer) -> None:
-            mean = trainer.G.network.last_norm.running_mean
-            each = trainer.accelerator.gather(mean.clone()[None])
-            method(trainer)
+        def run(part: Scoreboard | Saving, *arguments, **kwargs) -> None:
+            mean = part.players.G.network.last_norm.running_mean
+            each = part.context.accelerator.gather(mean.clone()[None])
+            method(part, *arguments, **kwargs)
             torch.testing.assert_close(mean, each.mean(0))
             if not torch.equal(each[0], each[1]):
-                (folder / f"{method.__name__}-{trainer.accelerator.process_index}").write_text(str(trainer.nimg))
+                (folder / f"{method.__name__}-{part.context.rank}").write_text(str(part.run.nimg))
 
         return run
 
-    for method in ("evaluate", "save"):
-        patch.setattr(Trainer, method, checked(getattr(Trainer, method)))
+    for part, method in ((Scoreboard, "evaluate"), (Saving, "save")):
+        patch.setattr(part, method, checked(getattr(part, method)))
     return cli.run(["train", *words])
 
 
@@ -218,7 +219,7 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
 
     trainer = Trainer(load(words[0], words[1:]))
     seen: dict[str, list[int]] = {"d": [], "g": []}
-    for key, player in (("d", trainer.D), ("g", trainer.G)):
+    for key, player in (("d", trainer.players.D), ("g", trainer.players.G)):
 
         def hook(state, bucket, key=key):
             seen[key].append(bucket.index())
@@ -231,9 +232,9 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
         of.clear()
     for _ in range(3):
         trainer.update()
-    trainer.pulse.receive(all=True)
+    trainer.guard.pulse.receive(all=True)
     buckets = {key: len(set(of)) for key, of in seen.items()}
-    views = all(p.grad._is_view() for player in (trainer.D, trainer.G) for p in player.network.parameters() if p.grad is not None)
+    views = all(p.grad._is_view() for player in trainer.players.by_key.values() for p in player.network.parameters() if p.grad is not None)
     found = {
         "updates": 3,
         "d_steps": trainer.config.optim.d_steps,
@@ -241,7 +242,7 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
         "exchanges": {key: len(of) for key, of in seen.items()},
         "views": views,
     }
-    if trainer.main:
+    if trainer.context.main:
         (folder / "exchanges.json").write_text(json.dumps(found))
     trainer.close()
     accelerator = trainer.accelerator

@@ -1,7 +1,7 @@
 """How long an update takes and how near that is to what the machine can do, and what each part of gantrain costs.
 
     python tools/benchmark.py train configs/digits.yaml
-    python tools/benchmark.py train configs/cifar10_biggan.yaml --images 10000 --against mixed_precision=bf16 --against performance.channels_last=false
+    python tools/benchmark.py train configs/cifar10_biggan.yaml --images 10000 --against mixed_precision=bf16
     python tools/benchmark.py evaluate configs/digits.yaml --processes 2 --threads 1
     python tools/benchmark.py data configs/digits.yaml
     python tools/benchmark.py sample configs/cifar10_biggan.yaml
@@ -15,7 +15,7 @@
 
 `train` times whole updates, each variant in a process of its own, beside the same convolutions and matrix products alone, which are
 written down while an update is made: the bound. Every `--against` is the same configuration with overrides (several with spaces
-between). `--images N` puts random images in the place of the data; what they show does not change the time.
+between). `--images N` trains on random images instead of the data; what they show does not change the time.
 
 `evaluate` times the scores of several averages beside sampling and extraction of one, on one process and on `--processes`.
 
@@ -71,6 +71,7 @@ from typing import Any
 
 import command
 import torch
+from accelerate import Accelerator
 from roofline import Roofline
 from timing import Variant, answer, in_turns, machine, seconds_cold, seconds_of, versions
 
@@ -99,8 +100,8 @@ UPDATE = "one update of the game"
 COPY = "copying as many bytes"
 
 
-def ready(config: str, overrides: list[str], folder: Path, accelerator) -> tuple[Trainer, float]:
-    """(a trainer that has made two updates, so that everything is allocated; seconds that the first took)."""
+def ready(config: str, overrides: list[str], folder: Path, accelerator: Accelerator) -> tuple[Trainer, float]:
+    """(a trainer that has done two updates, so that everything is allocated; seconds that the first took)."""
     trainer = Trainer(load(config, [*QUIET, *overrides, f"run_dir={folder}"]), accelerator)
     trainer.start()
     began = time.perf_counter()
@@ -111,7 +112,7 @@ def ready(config: str, overrides: list[str], folder: Path, accelerator) -> tuple
 
 
 def on_random_images(arguments: argparse.Namespace) -> list[str]:
-    """Overrides that put so many random images in the place of the data, and of what scores would need."""
+    """Overrides that replace the data, and what scores would need, by so many random images."""
     if arguments.images is None:
         return []
     resolution = load(arguments.config, arguments.overrides).data.resolution
@@ -141,16 +142,23 @@ def spread(taken: list[float]) -> dict[str, Any]:
 
 
 def updates_of(connection: Connection, folder: Path, config: str, overrides: list[str]) -> None:
-    """A trainer: its "updates", their operators "alone", the "memory" it has had, what its data kept it "waiting"."""
+    """Answer what whole updates take, in a process of its own."""
     accelerator = make_accelerator(load(config, overrides).mixed_precision)
-    trainer, first = ready(config, overrides, folder, accelerator)
-    bound, cycle = (
-        Roofline(),
-        max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())]),
-    )  # updates until all penalties have had their turn
-    if not trainer.performance.compile:  # compiled code shows no operators
-        weights = [(player, player.orthogonal) for player in (trainer.G, trainer.D)]
-        for player, _ in weights:
+    answer_updates(connection, *ready(config, overrides, folder, accelerator))  # the trainer must be gone before the processes part
+    finish(accelerator)
+
+
+def answer_updates(connection: Connection, trainer: Trainer, first: float) -> None:
+    """A trainer's "updates", their operators "alone", its peak "memory", and the time spent "waiting" for data.
+
+    Args:
+        first: seconds that its first update took.
+    """
+    bound, players, device = Roofline(), trainer.players.by_key.values(), trainer.context.device
+    cycle = max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())])  # updates until all penalties had their turn
+    if not trainer.context.performance.compile:  # compiled code shows no operators
+        weights = [(player, player.orthogonal) for player in players]
+        for player in players:
             player.orthogonal = 0.0  # a regulariser's products are no part of the game
         with bound:
             for _ in range(cycle):
@@ -161,19 +169,17 @@ def updates_of(connection: Connection, folder: Path, config: str, overrides: lis
 
     def update() -> None:
         trainer.update()
-        trainer.listen()  # to the guard, as after every update
+        trainer.guard.listen()  # as after every update
 
     connection.send({"batch_size": trainer.batching.batch_size, "operators": len(bound.calls) // cycle, "first": first})
-    trainer.data_wait = 0.0
+    trainer.inputs.data_wait = 0.0
     answer(connection, {
-        "updates": lambda updates: seconds_of(update, updates, trainer.device),
-        "alone": lambda times: seconds_of(bound.run, times, trainer.device) / cycle if bound.calls else None,
-        "memory": lambda _: memory_gib(trainer.device),
-        "waiting": lambda _: trainer.data_wait,
+        "updates": lambda updates: seconds_of(update, updates, device),
+        "alone": lambda times: seconds_of(bound.run, times, device) / cycle if bound.calls else None,
+        "memory": lambda _: memory_gib(device),
+        "waiting": lambda _: trainer.inputs.data_wait,
     })  # fmt: skip
     trainer.close(wait=False)
-    del trainer, bound
-    finish(accelerator)
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +200,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"\n{arguments.config}: {machine(arguments.threads)}; {arguments.turns} turns of {arguments.updates} updates")
     width = max(map(len, names))
     print(
-        f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8} {'data':>7} {'GiB':>6} {'first s':>8}"
+        f"{'variant':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'img/s':>9} {'speed':>7} {'bound ms':>10} {'reached':>8}"
+        f" {'data':>7} {'GiB':>6} {'first s':>8}"
     )
     rows, base = [], times[names[0], "updates"]
     for name, variant in variants.items():
@@ -203,12 +210,14 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         known = None not in alone
         reached = statistics.median(a / t for t, a in zip(taken, alone)) if known else None
         rows.append({
-            "variant": name, **spread(taken), "speed": speed, "batch_size": batch, "bound": spread(alone) if known else None, "reached": reached,
-            "operators": variant.facts["operators"], "first_update": variant.facts["first"], "peak_gib": variant.ask("memory"), "data_wait": variant.ask("waiting") / (sum(taken) * arguments.updates),
+            "variant": name, **spread(taken), "speed": speed, "batch_size": batch, "bound": spread(alone) if known else None,
+            "reached": reached, "operators": variant.facts["operators"], "first_update": variant.facts["first"],
+            "peak_gib": variant.ask("memory"), "data_wait": variant.ask("waiting") / (sum(taken) * arguments.updates),
         })  # fmt: skip
+        beside = f"{statistics.median(alone) * 1e3:10.2f} {reached:8.1%}" if known else f"{'-':>10} {'-':>8}"
         print(
             f"{name:{width}}  {median * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {batch / median:9.1f} {speed:6.2f}x"
-            f" {f'{statistics.median(alone) * 1e3:10.2f} {reached:8.1%}' if known else f'{chr(45):>10} {chr(45):>8}'} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f} {variant.facts['first']:8.2f}"
+            f" {beside} {rows[-1]['data_wait']:7.2%} {rows[-1]['peak_gib']:6.2f} {variant.facts['first']:8.2f}"
         )
         variant.end()
     print(
@@ -257,10 +266,8 @@ def scoring_of(connection: Connection, folder: Path, config: str, overrides: lis
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Scores of several averages beside sampling and extraction of one, on one process and on several."""
-    worlds, n = (
-        {"one process": 1, **({f"{arguments.processes} processes": arguments.processes} if arguments.processes > 1 else {})},
-        arguments.averages,
-    )
+    several = {f"{arguments.processes} processes": arguments.processes} if arguments.processes > 1 else {}
+    worlds, n = {"one process": 1, **several}, arguments.averages
     overrides = [*on_random_images(arguments), *arguments.overrides]
     variants = {
         name: Variant(scoring_of, (arguments.config, overrides, n), arguments.threads, processes) for name, processes in worlds.items()
@@ -271,11 +278,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     facts = variants["one process"].facts
     print(
-        f"\n{arguments.config}: {facts['samples']} samples an average, {facts['references']} real images; {machine(arguments.threads)} a process; {arguments.turns} turns"
+        f"\n{arguments.config}: {facts['samples']} samples an average, {facts['references']} real images;"
+        f" {machine(arguments.threads)} a process; {arguments.turns} turns"
     )
     width = max(map(len, worlds))
     print(
-        f"{'':{width}}  {'one: s':>9} {f'{n} scored: s':>12} {'min':>8} {'max':>8} {f'/ {n} x one':>10} {'metrics: s':>11} {'reference: s':>13} {'speed':>7}"
+        f"{'':{width}}  {'one: s':>9} {f'{n} scored: s':>12} {'min':>8} {'max':>8} {f'/ {n} x one':>10} {'metrics: s':>11}"
+        f" {'reference: s':>13} {'speed':>7}"
     )
     rows = []
     for name, variant in variants.items():
@@ -294,13 +303,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             }
         )
         print(
-            f"{name:{width}}  {statistics.median(one):9.3f} {statistics.median(scored):12.3f} {min(scored):8.3f} {max(scored):8.3f} {ratio:10.3f}"
-            f" {statistics.median(metrics):11.3f} {variant.facts['reference']:13.3f} {speed:6.2f}x"
+            f"{name:{width}}  {statistics.median(one):9.3f} {statistics.median(scored):12.3f} {min(scored):8.3f} {max(scored):8.3f}"
+            f" {ratio:10.3f} {statistics.median(metrics):11.3f} {variant.facts['reference']:13.3f} {speed:6.2f}x"
         )
         variant.end()
-    print(
-        "one: BatchNorm, sampling and features of one average, without metrics; metrics: of one; reference: features of the real images, once"
-    )
+    print("one: BatchNorm, sampling and features of one average, without metrics; metrics: of one;", end=" ")
+    print("reference: features of the real images, once")
     return {"averages": n, "rows": rows}
 
 
@@ -345,7 +353,8 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
         median, reached = statistics.median(taken), statistics.median(c / t for t, c in zip(taken, times[COPY]))
         rows.append({"variant": name, **spread(taken), "img_per_s": b / median, "bytes_per_s": size / median, "reached": reached})
         print(
-            f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f} {size / median / 1e6:9.0f} {reached:8.1%}"
+            f"{name:{width}}  {median * 1e3:9.3f} {min(taken) * 1e3:9.3f} {max(taken) * 1e3:9.3f} {b / median:10.0f}"
+            f" {size / median / 1e6:9.0f} {reached:8.1%}"
         )
     for stream in streams:
         stream.close()
@@ -375,7 +384,8 @@ def sample(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{'img/s':>9} {'ms/image':>9} {'min':>9} {'max':>9} {'bound':>9} {'reached':>8}")
     each = [t / n * 1e3 for t in times["sampling"]]
     print(
-        f"{n / median:9.1f} {median / n * 1e3:9.3f} {min(each):9.3f} {max(each):9.3f} {statistics.median(times['alone']) / n * 1e3:9.3f} {reached:8.1%}"
+        f"{n / median:9.1f} {median / n * 1e3:9.3f} {min(each):9.3f} {max(each):9.3f}"
+        f" {statistics.median(times['alone']) / n * 1e3:9.3f} {reached:8.1%}"
     )
     return {"images": n, **spread(times["sampling"]), "bound": spread(times["alone"]), "reached": reached}
 
@@ -444,7 +454,7 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def update_and_line(trainer: Trainer) -> None:
         trainer.update()
-        trainer.log()
+        trainer.measurements.log()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # of their lines
         trainers = {
@@ -456,7 +466,7 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
                 trainers[name].tracker._wandb = WandbThread(start, 1.0, lambda line: None)
         times = in_turns(
             {
-                name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.device)
+                name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.context.device)
                 for name, t in trainers.items()
             },
             arguments.turns,
@@ -535,7 +545,8 @@ def noise_scale(arguments: argparse.Namespace) -> dict[str, Any]:
     share = statistics.median(more) / every / plain
     halves = ", measured in two halves" if game.probes[0].halves(game.rounds) else ""
     print(
-        f"\n{arguments.config}: batch {game.batch_size} = {game.rounds} x {game.micro_batch}{halves}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns"
+        f"\n{arguments.config}: batch {game.batch_size} = {game.rounds} x {game.micro_batch}{halves}, {config.optim.d_steps} D steps;"
+        f" {machine()}; {arguments.turns} turns"
     )
     print(f"{'':10}{'ms':>10} {'min':>9} {'max':>9}")
     for name, taken in times.items():
@@ -581,7 +592,8 @@ def rounds(arguments: argparse.Namespace) -> dict[str, Any]:
         process.join()
         memory[k] = answer.get()
     print(
-        f"\n{arguments.config}: rounds of {games[1].micro_batch} images, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns"
+        f"\n{arguments.config}: rounds of {games[1].micro_batch} images, {config.optim.d_steps} D steps; {machine()};"
+        f" {arguments.turns} turns"
     )
     print(f"{'rounds':>8}{'batch':>8}{'ms/image':>11} {'min':>9} {'max':>9} {'time':>7} {'peak MiB':>10} {'memory':>7}")
     rows = []
@@ -590,7 +602,8 @@ def rounds(arguments: argparse.Namespace) -> dict[str, Any]:
         ratio = statistics.median(t / (base / games[1].batch_size) for t, base in zip(taken, times["1"]))
         rows.append({"rounds": k, "batch_size": game.batch_size, "an_image": spread(taken), "ratio": ratio, "peak_mib": memory[k]})
         print(
-            f"{k:8}{game.batch_size:8}{statistics.median(taken) * 1e3:11.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {ratio:6.2f}x {memory[k]:10.0f} {memory[k] / memory[1]:6.3f}x"
+            f"{k:8}{game.batch_size:8}{statistics.median(taken) * 1e3:11.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f} {ratio:6.2f}x"
+            f" {memory[k]:10.0f} {memory[k] / memory[1]:6.3f}x"
         )
     return {"rows": rows}
 
@@ -636,7 +649,8 @@ def beside_an_update(
     times = in_turns(variants, arguments.turns)
     whole = statistics.median(times[UPDATE])
     print(
-        f"\n{arguments.config}: {what}, batch {config.batching.batch_size}, {config.optim.d_steps} D steps; {machine()}; {arguments.turns} turns"
+        f"\n{arguments.config}: {what}, batch {config.batching.batch_size}, {config.optim.d_steps} D steps; {machine()};"
+        f" {arguments.turns} turns"
     )
     width = max(map(len, times))
     print(f"{'':{width}}  {'ms':>10} {'min':>9} {'max':>9} {'of an update':>13}")
@@ -715,7 +729,7 @@ def main() -> None:
     images.add_argument("--channels", type=command.positive, default=3, help="of the images (default: 3)")
     images.add_argument("--classes", type=command.positive, default=10, help="of the data (default: 10)")
     random = argparse.ArgumentParser(add_help=False, parents=[images])
-    random.add_argument("--images", type=command.positive, metavar="N", help="take N random images in place of the data")
+    random.add_argument("--images", type=command.positive, metavar="N", help="use N random images instead of the data")
     others = argparse.ArgumentParser(add_help=False)
     others.add_argument(
         "--against", action="append", default=[], type=kept_apart, metavar="'KEY=VALUE ...'", help="another variant; may be given often"

@@ -1,8 +1,8 @@
-"""The guard: sees a training go wrong, says by what, and knows where it was last well.
+"""The guard: notices that training has gone wrong, says how, and knows when it was last healthy.
 
-Every update sends a few numbers to all processes, `Pulse`: how many of them found a loss, gradient or weight that is not
-finite, and how many were asked to stop. They are read an update later, when the device has long come to them, so that nothing
-waits; whatever is kept or scored (checkpoints, snapshots, evaluations, swaps) first waits for the last of them.
+After every update the processes exchange a few numbers, the `Pulse`: how many of them found a loss, gradient or weight that
+is not finite, and how many were asked to stop. They are read one update later, when the device has long computed them, so
+that nothing waits. Whatever is saved or scored (checkpoints, snapshots, evaluations, swaps) first waits for the latest ones.
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain.config.sections import Guard
+from gantrain.interruption import Interruption
+from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.score_names import better_when_higher
+from gantrain.training.context import Context
+from gantrain.training.keeper import Keeper
+from gantrain.training.run_state import RunState
 
 WATCHED = ("loss/d", "loss/g", "loss/penalty", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-SKIPS_IN_A_ROW = 32  # fp16: its scaler halves the scale at each step that it skips; so many mean no scale will do
+SKIPS_IN_A_ROW = 32  # fp16: its scaler halves the scale at each step that it skips; after so many no scale will work
 
 
 class Trouble(Exception):
-    """A training that has gone wrong, on all processes at once.
+    """Training has gone wrong. Raised on all processes at once.
 
     Args:
         kind: "nonfinite", "saturation" or "worse".
         nimg: images seen when it was noticed.
-        healthy: images seen when all was well.
-        words: what was seen.
+        healthy: images seen when training was last known to be healthy.
+        words: what was noticed, as text.
         evidence: the same as JSON values.
     """
 
@@ -48,8 +53,8 @@ class Beat:
 
     Attributes:
         before, nimg: images seen before and after it.
-        nonfinite: in how many processes each watched value was not finite; those that were everywhere are left out.
-        asked: the signal that asked some process to stop.
+        nonfinite: in how many processes each watched value was not finite; values that were finite everywhere are left out.
+        asked: the signal that asked a process to stop, if any.
     """
 
     before: int
@@ -59,14 +64,14 @@ class Beat:
 
 
 class Pulse:
-    """Carries every update's few numbers to all processes and to the host, without waiting for them."""
+    """Sends every update's few numbers to all processes and to the host without waiting for them."""
 
     def __init__(self, accelerator: Accelerator):
         self.world, self.device = accelerator.num_processes, accelerator.device
         self._sent: deque[tuple[int, int, Any, Tensor, Any]] = deque()
 
     def send(self, before: int, nimg: int, values: Mapping[str, Tensor], asked: signal.Signals | None) -> None:
-        """An update's watched values, scalars on the device. Every process must call it at the same time."""
+        """Send an update's watched values, scalars on the device. Every process must call it at the same time."""
         zero = torch.zeros((), device=self.device)
         flags = [(~torch.isfinite(values[name].detach())).float() if name in values else zero for name in WATCHED]
         told = (
@@ -88,7 +93,7 @@ class Pulse:
         self._sent.append((before, nimg, None, host, arrived))
 
     def receive(self, all: bool = False) -> list[Beat]:
-        """Updates that have not been received yet, but for the last one unless `all`."""
+        """Return what has not been received yet, of all updates but the latest, or of that one too if `all`."""
         beats = []
         while len(self._sent) > (0 if all else 1):
             before, nimg, work, numbers, arrived = self._sent.popleft()
@@ -112,24 +117,25 @@ class Best:
 
 @dataclass
 class Watch:
-    """Judges what a run measures of itself. Everything it decides is the same on every process, since what it is told is.
+    """Judges what a run measures. Its decisions are the same on every process, because its inputs are.
 
     Attributes:
         settings: the `guard` section.
         names: scores whose best is kept.
-        fp16: whether gradients that are not finite are the loss scaler's way of finding its scale.
-        silence: D's loss at logits 0.
-        lr_scale, growth: products of all rollbacks' factors, on the learning rates and on the batch.
-        skipped: images of the stream that rollbacks have left out.
-        rollbacks: how many there were.
-        attempts: at the obstacle in hand.
-        obstacle: images seen where it was noticed.
-        best: of every score named, so far, also on paths that were rolled back from.
-        saturated_since: images seen where D's loss fell below the bound; None while it is above.
-        worse_since: images seen at the last evaluation before the score rose; None while it is well.
+        fp16: whether the loss scaler, which finds its scale by overflowing, may make gradients not finite.
+        silence: loss of an uninformative D (all logits 0).
+        lr_scale, growth: products of all rollbacks' factors for the learning rates and for the batch.
+        skipped: images of the stream that rollbacks have skipped.
+        rollbacks: number of rollbacks.
+        attempts: rollbacks because of the current obstacle.
+        obstacle: images seen where that was noticed.
+        best: the best value of every named score so far, including those on paths that were rolled back from.
+        saturated_since: images seen when D's loss fell below the bound; None while it is above.
+        scored_at: images seen at the last evaluation.
+        worse_since: images seen at the last evaluation before the score got worse; None while it is healthy.
         worse: evaluations in a row with a score beyond the bound.
         skips: updates in a row with gradients that are not finite.
-        warned: kinds of trouble that were said and still last.
+        warned: kinds of trouble that were warned about and still last.
     """
 
     settings: Guard
@@ -154,7 +160,7 @@ class Watch:
     MEASURED: ClassVar[tuple[str, ...]] = ("saturated_since", "scored_at", "worse_since", "worse", "skips")
 
     def beat(self, beat: Beat, world: int) -> Trouble | None:
-        """What an update found."""
+        """Judge what an update found."""
         gradients = {name for name in beat.nonfinite if name.startswith("grad_norm/")}
         self.skips = self.skips + 1 if gradients else 0
         found = beat.nonfinite
@@ -168,7 +174,7 @@ class Watch:
         return self._trouble("nonfinite", beat.nimg, beat.before, words, {"nonfinite": found, "update_nimg": beat.nimg, "processes": world})
 
     def losses(self, before: int, nimg: int, loss_d: float) -> Trouble | None:
-        """D's mean loss over the images from `before` to `nimg`."""
+        """Judge D's mean loss over the images from `before` to `nimg`."""
         s = self.settings
         bound = s.saturation * self.silence
         if not loss_d < bound:
@@ -180,39 +186,52 @@ class Watch:
         if nimg - self.saturated_since < s.saturation_kimg * 1000:
             return None
         since = self.saturated_since
-        words = f"loss/d below {bound:.3g} since {since / 1000:g} kimg (now {loss_d:.3g}; a D that tells nothing has {self.silence:.3g}): D has won"
+        words = f"loss/d below {bound:.3g} since {since / 1000:g} kimg (now {loss_d:.3g}; an uninformative D has {self.silence:.3g})"
+        words += ": D has won"
         return self._trouble("saturation", nimg, since, words, {"loss/d": loss_d, "bound": bound, "since": since})
 
     def scores(self, nimg: int, values: Mapping[str, float]) -> tuple[list[str], Trouble | None]:
-        """(names that are at their best now, what is wrong with the watched one), of an evaluation by full key."""
+        """Judge an evaluation.
+
+        Args:
+            nimg: images seen when it was made.
+            values: scores by full key, such as eval/ema/fid.
+
+        Returns:
+            (names of scores that are at their best now, what is wrong with the watched one).
+        """
         improved = []
         for name in self.names:
             value = values.get(name, math.nan)
             if math.isfinite(value) and (name not in self.best or better(name, value, self.best[name].value)):
                 self.best[name] = Best(value, nimg)
                 improved.append(name)
-        name, before, self.scored_at = self.settings.score, self.scored_at, nimg
-        if name not in values or name not in self.best:
-            return improved, None
+        before, self.scored_at = self.scored_at, nimg
+        trouble = self._judge(nimg, before, self.settings.score, values)
+        return improved, trouble
+
+    def _judge(self, nimg: int, before: int, name: str | None, values: Mapping[str, float]) -> Trouble | None:
+        """Judge the watched score; `before` is the images seen at the evaluation before this one."""
+        if name is None or name not in values or name not in self.best:
+            return None
         best, value = self.best[name], values[name]
-        bound = (
-            best.value / self.settings.factor if better_when_higher(name) else abs(best.value) * self.settings.factor
-        )  # KID goes below 0
+        factor = self.settings.factor
+        bound = best.value / factor if better_when_higher(name) else abs(best.value) * factor  # KID goes below 0
         if math.isfinite(value) and not better(name, bound, value):
             self.worse, self.worse_since = 0, None
             self.warned.discard("worse")
-            return improved, None
+            return None
         self.worse, self.worse_since = self.worse + 1, before if self.worse_since is None else self.worse_since
         if self.worse < self.settings.evaluations:
-            return improved, None
+            return None
         sign = "below" if better_when_higher(name) else "above"
         count = f"{self.worse} evaluation{'s' if self.worse > 1 else ''} in a row"
         words = f"{name} {value:.4g} is {sign} {bound:.4g}, {count}; the best was {best.value:.4g} at {best.nimg / 1000:g} kimg"
         evidence = {"score": name, "value": value, "bound": bound, "best": best.value, "best_nimg": best.nimg, "evaluations": self.worse}
-        return improved, self._trouble("worse", nimg, self.worse_since, words, evidence)
+        return self._trouble("worse", nimg, self.worse_since, words, evidence)
 
     def _trouble(self, kind: str, nimg: int, healthy: int, words: str, evidence: dict[str, Any]) -> Trouble | None:
-        """A trouble, unless it is to be said only and was said."""
+        """A trouble, unless it calls for a warning only and was warned about."""
         if getattr(self.settings, f"on_{kind}") == "warn":
             if kind in self.warned:
                 return None
@@ -221,10 +240,10 @@ class Watch:
 
     @property
     def well_until(self) -> int | None:
-        """Images seen when all was known to be well, where a rollback may lead to: a checkpoint of no later is still needed.
+        """Images seen when training was last known to be healthy, or None for now.
 
-        A score tells at an evaluation only that it is worse: until then the checkpoint of the one before is held. D's loss is
-        looked at whenever a checkpoint is written.
+        A rollback may lead to there, so the newest checkpoint that is not later must be kept. A score is known at evaluations
+        only, so the checkpoint of the evaluation before is kept until the next one. D's loss is checked at every checkpoint.
         """
         s = self.settings
         since = [self.saturated_since] if s.on_saturation == "rollback" else []
@@ -232,7 +251,7 @@ class Watch:
         return min((at for at in since if at is not None), default=None)
 
     def rolled_back(self, nimg: int, to: int) -> None:
-        """Count a rollback from `nimg` images to `to`. An obstacle is behind once a rollback leads to beyond it."""
+        """Count a rollback from `nimg` images to `to`. One that leads to beyond the obstacle starts a new count of attempts."""
         self.attempts = 1 if to >= self.obstacle else self.attempts + 1
         self.rollbacks += 1
         self.obstacle = nimg if self.attempts == 1 else max(nimg, self.obstacle)
@@ -246,18 +265,19 @@ class Watch:
         return {**{name: getattr(self, name) for name in (*self.COUNTED, *self.MEASURED)}, "best": best, "warned": sorted(self.warned)}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Restore everything from a state."""
         for name in (*self.COUNTED, *self.MEASURED):
             setattr(self, name, state[name])
         self.best = {name: Best(value, nimg) for name, value, nimg in state["best"]}
         self.warned = set(state["warned"])
 
     def go_back(self, state: Mapping[str, Any]) -> None:
-        """What was measured, as of a checkpoint; what was counted of rollbacks stays, and so do the best scores."""
+        """Restore what was measured from a checkpoint's state; keep the counts of rollbacks and the best scores."""
         here = self.state()
         self.load({**state, **{name: here[name] for name in (*self.COUNTED, "best")}})
 
     def count(self, state: Mapping[str, Any]) -> None:
-        """What was counted of rollbacks, and the best scores, as of a state."""
+        """Restore the counts of rollbacks and the best scores from a state; keep what was measured."""
         here = self.state()
         self.load({**here, **{name: state[name] for name in (*self.COUNTED, "best")}})
 
@@ -265,3 +285,87 @@ class Watch:
 def better(name: str, one: float, other: float) -> bool:
     """Whether a score is better than another."""
     return one > other if better_when_higher(name) else one < other
+
+
+class Sentry:
+    """Listens to what all processes have found, and raises or warns.
+
+    Args:
+        context: of the run.
+        run: its clock.
+        keeper: asked, whenever the sentry listens, whether its last checkpoint was written.
+        interruption: knows whether this process was asked to stop.
+
+    Attributes:
+        watch: the judge.
+        pulse: carries every update's numbers.
+        stopping: the signal that asked some process to stop, or None.
+    """
+
+    def __init__(self, context: Context, run: RunState, keeper: Keeper, interruption: Interruption):
+        self.context, self.run, self.keeper, self.interruption = context, run, keeper, interruption
+        config, nothing = context.config, torch.zeros(1)
+        watched = [config.guard.score] if config.guard.score else []
+        self.watch = Watch(
+            config.guard,
+            tuple(dict.fromkeys([*config.best_scores(), *watched])),
+            fp16=config.mixed_precision == "fp16",
+            silence=float(config.loss.discriminator(nothing, nothing)),
+        )
+        self.pulse = Pulse(context.accelerator)
+        self.stopping: signal.Signals | None = None
+
+    def asked_to_stop(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.interruption.asked is not None
+
+    def send(self, values: Mapping[str, Tensor]) -> None:
+        """Send the last update's watched values to all processes."""
+        self.pulse.send(self.run.previous_nimg, self.run.nimg, values, self.interruption.asked)
+
+    def listen(self, all: bool = False) -> None:
+        """Hear what all processes found, and whether one was asked to stop, in all updates but the latest, or in `all`.
+
+        Raises:
+            Trouble: something is not finite, and the settings ask for more than a warning.
+            NotWritten: a checkpoint could not be written, and the settings end the run for it.
+        """
+        self.keeper.collect(self.run.nimg)
+        if self.context.world == 1:
+            self.stopping = self.interruption.asked
+        for beat in self.pulse.receive(all):
+            self.stopping = self.stopping or beat.asked
+            self.raise_or_warn(self.watch.beat(beat, self.context.world))
+
+    def check_losses(self, since: int, loss_d: float) -> None:
+        """Judge D's mean loss since so many images.
+
+        Raises:
+            Trouble: it has been too low for too long, and the settings ask for more than a warning.
+        """
+        self.raise_or_warn(self.watch.losses(since, self.run.nimg, loss_d))
+
+    def raise_or_warn(self, trouble: Trouble | None) -> None:
+        """Warn about a trouble if the settings ask for a warning; raise it otherwise."""
+        if trouble is None:
+            return
+        if self.action(trouble) != "warn":
+            raise trouble
+        tracker = self.context.tracker
+        tracker.event(self.run.nimg, "warning", trouble.words, kind=trouble.kind, words=trouble.words, **trouble.evidence)
+        tracker.say(f"guard: {trouble.words}; guard.on_{trouble.kind}=warn goes on")
+
+    def action(self, trouble: Trouble) -> str:
+        """What the settings do about a trouble: "stop", "rollback" or "warn"."""
+        return str(getattr(self.watch.settings, f"on_{trouble.kind}"))
+
+    def state(self) -> dict[str, Any]:
+        """The judge's state, as JSON values."""
+        return {"guard": self.watch.state()}
+
+    def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
+        """Restore the judge; at a rollback, only what it has measured."""
+        if rolls_back:
+            self.watch.go_back(snapshot.state["guard"])
+        else:
+            self.watch.load(snapshot.state["guard"])

@@ -2,4 +2,165 @@
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from gantrain import performance
+from gantrain.batching import BatchController
+from gantrain.data import ImageSet, RealBatches, audit, prepare
+from gantrain.distributed import local_processes, main_first
+from gantrain.errors import UserError
+from gantrain.images import to_float
+from gantrain.run_folder.checkpoint import Snapshot
+from gantrain.sampling import latents
+from gantrain.training.context import Context
+from gantrain.training.guard import Sentry
+from gantrain.training.players import Players
+from gantrain.training.run_state import RunState
+from gantrain.training.update import Batch, sees_real
+
 SHOWN = 5  # unreadable images named on the console at a time
+
+
+def open_images(context: Context) -> ImageSet:
+    """Prepare the data set, on each machine's first process before the others, and print what it is.
+
+    Raises:
+        UserError: the data cannot be right.
+    """
+
+    def bar(items: Iterable, total: int) -> Iterable:
+        return tqdm(items, total=total, desc="data", leave=False, disable=None if context.main else True)
+
+    source = context.config.data
+    images = main_first(context.accelerator, functools.partial(prepare, source, context.device, local_processes(), bar))
+    context.tracker.say(f"data: {audit(images)}")
+    return images
+
+
+class Inputs:
+    """Real images and latents. Both depend only on the seed, their purpose and the position in the image stream.
+
+    Args:
+        context: of the run.
+        run: its clock.
+        images: the data set.
+        players: for which the latents are.
+        batching: the batch as it is.
+        guard: knows how many images of the stream rollbacks have skipped.
+
+    Attributes:
+        real_batches: the stream of real images; None until `reopen`.
+        data_wait: seconds that updates have waited for real images since the last line of the record.
+    """
+
+    def __init__(
+        self, context: Context, run: RunState, images: ImageSet, players: Players, batching: BatchController, guard: Sentry
+    ):  # fmt: skip
+        self.context, self.run, self.images, self.players = context, run, images, players
+        self.batching, self.guard = batching, guard
+        self.real_batches: RealBatches | None = None
+        self.data_wait = 0.0
+        self._unreadable: set[str] = set()
+
+    @property
+    def stream(self) -> RealBatches:
+        """The opened stream of real images."""
+        assert self.real_batches is not None, "the stream opens when the run starts"
+        return self.real_batches
+
+    def reopen(self) -> None:
+        """Open the stream of real images where the run stands, behind what rollbacks have skipped."""
+        self.close()  # or its threads and prefetched batches would stay until they are collected as garbage
+        config = self.context.config
+        position = (self.run.nimg + self.guard.watch.skipped) * config.optim.d_steps
+        flip = getattr(config.data, "flip", False)
+        workers = getattr(config.data, "workers", 4)
+        self.real_batches = RealBatches(
+            self.images, config.seed, self.batching.micro_batch, self.context.rank, self.context.world, position, self.context.device,
+            flip, workers,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the stream of real images."""
+        if self.real_batches:
+            self.real_batches.close()
+
+    def real(self, k: int, kept: list[Batch]) -> Iterator[Batch]:
+        """This process's k real micro-batches of the next D phase.
+
+        Args:
+            kept: if the loss of G sees real images, they are appended to it as bytes.
+        """
+        for _ in range(k):
+            began = time.perf_counter()
+            batch = self.stream.next()
+            self.data_wait += time.perf_counter() - began
+            if sees_real(self.context.config.loss):
+                kept.append(batch)
+            yield self.as_input(batch)
+
+    def as_input(self, batch: Batch) -> Batch:
+        """Images and labels as the networks take them: uint8 `[b, C, H, W]` becomes float in [-1, 1]."""
+        x, y = to_float(batch[0]), batch[1]
+        return performance.laid_out(x, self.context.performance), y
+
+    def latents(self, purpose: str, k: int) -> Iterator[Batch]:
+        """This process's k micro-batches of latents and labels, by position in the image stream."""
+        b, players = self.batching.micro_batch, self.players
+        for j in range(k):
+            start = self.run.nimg + self.guard.watch.skipped + (j * self.context.world + self.context.rank) * b
+            yield latents.draw(
+                self.context.config.seed, purpose, start, b, players.dim_z, players.num_classes, self.context.device
+            )  # fmt: skip
+
+    def report_skipped(self) -> dict[str, int]:
+        """Name the images that could not be read since the last line, and count them for the record.
+
+        Every process must call it at the same time.
+        """
+        on_error = getattr(self.context.config.data, "on_error", "stop")
+        if on_error != "skip":
+            return {}
+        mine, self.stream.skipped = self.stream.skipped, []
+        count = torch.tensor([len(mine)], device=self.context.device)
+        if not self.context.accelerator.reduce(count, reduction="sum").item():
+            return {"data/skipped": 0}
+        found = gather_object(mine)
+        self.name_unreadable([*found, *self.images.skipped.values()])
+        return {"data/skipped": len(found)}
+
+    def name_unreadable(self, found: list[str]) -> None:
+        """Name, once each, images that could not be read; others of their class replace them."""
+        tracker = self.context.tracker
+        new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
+        for i, line in enumerate(new):
+            self._unreadable.add(line)
+            if i < SHOWN:
+                tracker.say(f"data: skipped: {line}")
+            tracker.event(self.run.nimg, "skipped", image=line)
+        if len(new) > SHOWN:
+            tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
+
+    def state(self) -> dict[str, Any]:
+        """What the images are, as JSON values."""
+        return {"data_fingerprint": self.images.fingerprint, "data_listing": self.images.listing}
+
+    def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
+        """Refuse other images than those that the checkpoint was trained on.
+
+        Raises:
+            UserError: names or labels differ.
+        """
+        if snapshot.state["data_listing"] != self.images.listing:
+            raise UserError(
+                f"data: {self.images.name} is not what {self.context.run_dir} was trained on (other images or labels);"
+                " put back what is missing, or use another run_dir"
+            )
+        self.data_wait = 0.0

@@ -1,4 +1,4 @@
-"""What a run keeps of itself: checkpoints, the best of them, snapshots of averages. One thread writes, in the background."""
+"""What a run keeps: checkpoints, the best of them, and snapshots of averages. One background thread writes them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from gantrain.run_folder.ownership import forget_abandoned
 
 
 class Keeper:
-    """The stores of a run folder. The main process alone asks it for anything but `collect` and `close`.
+    """The stores of a run folder. Only the main process may call anything but `collect` and `close`.
 
     Args:
         run_dir: the run folder.
-        settings: how much is kept, and what becomes of a run that cannot write.
-        scores: whose best checkpoints are kept.
-        tracker: told of what could not be written.
+        settings: how much is kept, and whether a failed write ends the run.
+        scores: scores whose best checkpoints are kept.
+        tracker: reports failed writes.
 
     Attributes:
-        checkpoints: what the run goes on from.
+        checkpoints: what the run resumes from.
         snapshots: compact averages that others are rebuilt from.
         best: a store of one checkpoint for each of the scores.
         scoring: checkpoints that are scored in the background.
@@ -46,11 +46,11 @@ class Keeper:
         self._run_dir = run_dir
         self._writer = BackgroundWriter()
 
-    def resumes_from(self, rollback: Mapping[str, Any] | None) -> Path | None:
-        """The checkpoint that the run goes on from, if there is one; where no other is whole, one that was best.
+    def resumes_from(self, rollback: dict[str, Any] | None) -> Path | None:
+        """The checkpoint that the run resumes from, or None if there is none; the best of a score if no other is whole.
 
         Args:
-            rollback: the last one's record, whose abandoned path is deleted.
+            rollback: the record of the last rollback; the checkpoints that it abandoned are deleted.
 
         Raises:
             UserError: there are checkpoints, and none is whole.
@@ -61,16 +61,15 @@ class Keeper:
             return None
         found = self.newest(sys.maxsize)
         if found is None:
-            raise UserError(
-                f"{self.checkpoints.folder}: none of its {len(self.checkpoints.paths())} checkpoints is whole; delete this folder to start anew"
-            )
+            count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
+            raise UserError(f"{folder}: none of its {count} checkpoints is whole; delete this folder to start anew")
         return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
-        """Put in order what a kill has left, before the run goes on from `path` at `nimg` images.
+        """Clean up after a kill, before the run resumes from `path` at `nimg` images.
 
         Args:
-            best: of each score, images seen when it was best.
+            best: images seen when each score was best.
 
         Raises:
             NotWritten: a best checkpoint could not be kept.
@@ -78,15 +77,15 @@ class Keeper:
         for store in (self.checkpoints, self.snapshots, *self.best.values()):
             store.clear_drafts()
         for name, store in self.best.items():
-            if path and best.get(name) == nimg and store.folder / path.name not in store.paths():  # a kill came between
+            if path and best.get(name) == nimg and store.folder / path.name not in store.paths():  # killed in between
                 keep_also(path, store)
         self.snapshots.forget_after(nimg)
         forget_rebuilt_after(self._run_dir, nimg)
 
     def forget_after(self, nimg: int) -> None:
-        """Delete what is later than `nimg` images, on a path that was rolled back from. What was best on it stays the best.
+        """Delete what is later than `nimg` images, on a path that was rolled back from; best checkpoints stay.
 
-        Nobody may be scoring it.
+        None of it may be in the process of being scored.
         """
         self.checkpoints.forget_after(nimg)
         self.snapshots.forget_after(nimg)
@@ -94,20 +93,22 @@ class Keeper:
         forget_rebuilt_after(self._run_dir, nimg)
 
     def save(
-        self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best_of: Sequence[str], best_only: bool, held: int | None,
-        to_score: bool = False,
+        self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best_of: Sequence[str], best_only: bool,
+        held: int | None, to_score: bool = False,
     ) -> None:  # fmt: skip
-        """Write a checkpoint in the background, when the one before it is written.
+        """Write a checkpoint in the background, after the one before it.
 
         Args:
-            tensors: copies, which nobody changes.
+            nimg: images seen.
+            tensors: copies that nothing changes.
+            state: JSON values.
             best_of: scores that are at their best.
-            best_only: keep it for these alone.
-            held: images seen; the newest checkpoint not beyond them is still needed.
-            to_score: keep it for `scoring`, too, and let go of what was scored before.
+            best_only: store it for these scores only.
+            held: images seen; the newest checkpoint that is not later must be kept.
+            to_score: store it for `scoring` too, and delete what was scored before.
 
         Raises:
-            NotWritten: the one before it could not be written, and that ends the run.
+            NotWritten: the one before it could not be written, and the settings end the run for it.
         """
         self.collect(nimg, wait=True)
         stores = [
@@ -116,63 +117,71 @@ class Keeper:
             *([self.scoring.store] if to_score else []),
         ]
         self.checkpoints.held = held
-        state = copy.deepcopy(state)  # the run goes on changing what it has told
+        state = copy.deepcopy(state)  # the run goes on changing it
 
         def job() -> None:
             save_under(stores, nimg, tensors, state)
             for name in best_of:
-                self.best[name].forget_after(nimg)  # the best of a path that was rolled back from, which this one beats
+                self.best[name].forget_after(nimg)  # this one beats the best of an abandoned path
             if to_score:
                 self.scoring.clear(but=nimg)
 
         self._writer.submit(job)
 
     def keep_best(self, nimg: int, best_of: Sequence[str]) -> None:
-        """Keep what was scored in the background as the best of some scores.
+        """Keep the checkpoint that was scored in the background as the best of some scores.
 
         Raises:
-            NotWritten: it could not be kept, and that ends the run.
+            NotWritten: it could not be kept, and the settings end the run for it.
         """
         try:
             for name in best_of:
                 keep_also(self.scoring.path(nimg), self.best[name])
                 self.best[name].forget_after(nimg)
         except NotWritten as error:
-            self.bear(nimg, error)
+            self.warn_or_raise(nimg, error)
 
     def snapshot(self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """The same of a snapshot of averages."""
+        """Write a snapshot of averages in the background, after what was written before it.
+
+        Raises:
+            NotWritten: that could not be written, and the settings end the run for it.
+        """
         self.collect(nimg, wait=True)
         self._writer.submit(lambda: self.snapshots.save(nimg, tensors, state))
 
     def collect(self, nimg: int, wait: bool = False, last: bool = False) -> bool:
-        """See what became of what is written in the background; `wait` for the end of it. Whether all is well.
+        """Check what was written in the background. Whether no write has failed.
 
         Args:
-            last: there is nothing to go on with: what was not written is an error whatever the settings say.
+            nimg: images seen now.
+            wait: until the write in progress has ended.
+            last: the run ends here: a failed write is an error whatever the settings say.
 
         Raises:
-            NotWritten: it could not be written, and that ends the run.
+            NotWritten: a write failed, and the run must stop.
         """
         try:
             self._writer.wait() if wait else self._writer.check()
         except NotWritten as error:
-            self.bear(nimg, error, last)
+            self.warn_or_raise(nimg, error, last)
             return False
         return True
 
-    def bear(self, nimg: int, error: NotWritten, last: bool = False) -> None:
-        """Say what was not written where the run goes on without; raise it where it does not."""
+    def warn_or_raise(self, nimg: int, error: NotWritten, last: bool = False) -> None:
+        """Warn about a failed write, or raise if the run must stop."""
         if last or self.settings.on_error == "stop":
             raise error
         self.tracker.event(nimg, "not_written", error.what, words=error.what)
         self.tracker.say(f"{error.what}; checkpoint.on_error=continue goes on")
 
     def newest(self, until: int, best: str | None = None) -> Path | None:
-        """The newest whole checkpoint of no more than `until` images, or the best by a score; among `checkpoints` afterwards.
+        """The newest whole checkpoint of at most `until` images, or the best by the score `best`; None if there is none.
+
+        Afterwards it is among `checkpoints`.
 
         Raises:
-            OSError: the best one could not be put there.
+            OSError: the best one could not be linked there.
         """
         found = self.best[best].newest(until=until) if best in self.best else None
         for store in (self.checkpoints, *self.best.values()):
@@ -185,6 +194,6 @@ class Keeper:
         return target
 
     def close(self) -> None:
-        """Wait for what is being written, whatever becomes of it: it was said already, or there is something worse to say."""
+        """Wait for the write in progress. Whether it fails no longer matters: a worse error is reported, or it was already."""
         with contextlib.suppress(Exception):
             self._writer.wait()

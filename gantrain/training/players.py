@@ -1,28 +1,39 @@
-"""The two players: a network with its optimizer, scaler and wrapper."""
+"""The two players: each a network with its optimizer, scaler, wrapper and averages."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from gantrain import performance
+from gantrain.averaging import LIVE, AverageBank
+from gantrain.averaging.average import write_buffers, write_weights
+from gantrain.averaging.batchnorm import named_statistics, write_statistics
+from gantrain.distributed import mean_over_processes
+from gantrain.evaluation.evaluator import Evaluator
+from gantrain.run_folder.checkpoint import Snapshot
+from gantrain.run_folder.contents import group_of
+from gantrain.training.context import Context
+
 
 @dataclass
 class Player:
-    """One network with what its updates need.
+    """One network and what its updates need.
 
     Attributes:
-        network: the plain module. The other player's phase calls this one.
+        network: the plain module, which the other player's phase calls.
         wrapped: what this player's own phase calls: the module, or DistributedDataParallel around it.
         optimizer: of its parameters.
-        scaler: of its loss under fp16; otherwise disabled.
-        orthogonal: weight of orthogonal regularisation, 0 for none.
-        exempt: parameters that orthogonal regularisation leaves alone.
-        no_sync: while it lasts, backward passes leave gradients on their own process.
+        scaler: scales its loss under fp16; disabled otherwise.
+        orthogonal: weight of orthogonal regularisation; 0 for none.
+        exempt: parameters that orthogonal regularisation skips.
+        no_sync: a context in which backward passes do not exchange gradients between processes.
     """
 
     network: nn.Module
@@ -35,20 +46,21 @@ class Player:
 
 
 def make_adam(network: nn.Module, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
-    """Adam over a network's parameters, fused where the device has it."""
+    """Adam over a network's parameters, fused where the device supports it."""
     parameters = list(network.parameters())
     fused = parameters[0].device.type in ("cuda", "cpu")
     return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 @torch.no_grad()
 def reset_optimizer(optimizer: torch.optim.Optimizer, how: Literal["keep", "reset_momentum", "reset"]) -> None:
-    """Forget nothing of Adam's state, its first moments, or all of it."""
+    """Keep Adam's state, zero its first moments, or discard all of it."""
     if how == "reset":
         optimizer.state.clear()
     elif how == "reset_momentum":
@@ -57,7 +69,7 @@ def reset_optimizer(optimizer: torch.optim.Optimizer, how: Literal["keep", "rese
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """An optimizer's state as tensors named parameter/entry, for saving."""
+    """An optimizer's state as tensors named PARAMETER/ENTRY, for saving."""
     return {
         f"{name}/{entry}": value
         for name, parameter in network.named_parameters()
@@ -67,7 +79,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 @torch.no_grad()
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put saved state back, each entry laid out in memory as the optimizer lays it out: like its parameter."""
+    """Restore saved state. Each entry gets the memory layout that the optimizer gives it, that of its parameter."""
     parameters = dict(network.named_parameters())
     for full, value in tensors.items():
         name, _, entry = full.rpartition("/")
@@ -78,3 +90,133 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
             else torch.empty_like(value, device=parameter.device)
         )
         optimizer.state[parameter][entry] = like.copy_(value)
+
+
+class Players:
+    """G and D, their averages, and a second generator that averages are written into for scores and samples.
+
+    All processes build the same networks.
+
+    Args:
+        context: of the run.
+        shape: (resolution, channels, classes) of the data.
+
+    Attributes:
+        G, D: the two players; `by_key` has them as "g" and "d".
+        averaged: the second generator. It is never trained, wrapped or compiled.
+        banks: the averages of each player, by "g" and "d".
+        bank: those of G, which are scored and drawn.
+        dim_z, num_classes: what G takes.
+    """
+
+    def __init__(self, context: Context, shape: tuple[int, int, int]):
+        self.context, self.shape = context, shape
+        c = context.config
+        torch.manual_seed(c.seed)
+        generator, discriminator = c.model.build(*shape)
+        with torch.random.fork_rng(devices=[]):
+            averaged, _ = c.model.build(*shape)
+        if c.sync_batchnorm:
+            generator, discriminator = map(nn.SyncBatchNorm.convert_sync_batchnorm, (generator, discriminator))
+        for network in (generator, discriminator, averaged):
+            performance.place(network, context.performance, context.device)
+        if context.performance.compile:
+            generator.compile()
+            discriminator.compile()
+        self.G = self._player(generator, c.optim.lr_g, c.optim.orthogonal_g)
+        self.D = self._player(discriminator, c.optim.lr_d, c.optim.orthogonal_d)
+        self.by_key = {"g": self.G, "d": self.D}
+        self.averaged: nn.Module = averaged.requires_grad_(False)
+        self.dim_z, self.num_classes = averaged.dim_z, averaged.num_classes
+        self.banks = {"g": AverageBank(self.G.network, c.followed("g")), "d": AverageBank(self.D.network, c.followed("d"))}
+        self.bank = self.banks["g"]
+        self._weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.by_key.items()}
+
+    def _player(self, network: nn.Module, lr: float, orthogonal: float) -> Player:
+        """A network with its optimizer, scaler and wrapper."""
+        accelerator, config = self.context.accelerator, self.context.config
+        wrapped = accelerator.prepare_model(network)
+        exempt = getattr(network, "exempt_from_orthogonal", ())
+        return Player(
+            network=network,
+            wrapped=wrapped,
+            optimizer=make_adam(network, lr, config.optim.betas, config.optim.eps),
+            scaler=torch.amp.GradScaler(self.context.device.type, enabled=config.mixed_precision == "fp16"),
+            orthogonal=orthogonal,
+            exempt=set(exempt),
+            no_sync=functools.partial(accelerator.no_sync, wrapped),
+        )
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the last update, by player."""
+        return {key: player.optimizer.param_groups[0]["lr"] for key, player in self.by_key.items()}
+
+    def set_rates(self, multiplier: float) -> None:
+        """Set both learning rates to the configured ones times `multiplier`."""
+        optim = self.context.config.optim
+        set_lr(self.G.optimizer, optim.lr_g * multiplier)
+        set_lr(self.D.optimizer, optim.lr_d * multiplier)
+
+    def average(self, nimg: int) -> None:
+        """Update every average with the weights at `nimg` images. No device sync."""
+        for bank in self.banks.values():
+            bank.update(nimg)
+
+    def weight_norms(self) -> dict[str, Tensor]:
+        """The Euclidean norm of each player's weights, as scalars on the device."""
+        return {f"weights/{key}": nn.utils.get_total_norm(weights) for key, weights in self._weights.items()}
+
+    def unify_statistics(self) -> None:
+        """Replace BatchNorm's running statistics, which each process keeps for its own micro-batches, by their mean.
+
+        Every process must call it at the same time.
+        """
+        live = [named_statistics(player.network).values() for player in self.by_key.values()]
+        averaged = [bank.statistics() for bank in self.banks.values()]
+        mean_over_processes([tensor for tensors in (*live, *averaged) for tensor in tensors], self.context.accelerator)
+
+    def settle_batchnorm(self, evaluator: Evaluator) -> None:
+        """Recompute G's BatchNorm statistics after its weights were replaced.
+
+        They are measured on `averaged`: G may be compiled, and compiled code calls no hooks. D's statistics are never read,
+        since BatchNorm normalises by the batch in training.
+        """
+        with evaluator.apart():
+            self.bank.materialize(LIVE, self.averaged)
+            evaluator.recalibrate(self.averaged)
+        write_statistics(named_statistics(self.averaged), self.G.network)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors of a checkpoint, by group and name."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, player in self.by_key.items():
+            groups[key] = player.network.state_dict()
+            groups[f"optimizer_{key}"] = optimizer_tensors(player.optimizer, player.network)
+            groups |= {group_of(name, key): shadows for name, shadows in self.banks[key].tensors().items()}
+            groups |= {group_of(name, key, slots=True): held for name, held in self.banks[key].slot_tensors().items()}
+        return groups
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the players beside `tensors`, as JSON values."""
+        return {
+            "shape": list(self.shape),
+            "averages": self.banks["g"].state(),
+            "averages_d": self.banks["d"].state(),
+            "scalers": {key: player.scaler.state_dict() for key, player in self.by_key.items()},
+        }
+
+    def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
+        """Restore weights, buffers, optimizers, scalers and averages."""
+        for key, player in self.by_key.items():
+            tensors, scaler = snapshot.tensors[key], snapshot.state["scalers"][key]
+            names = {name for name, _ in player.network.named_parameters()}
+            write_weights({name: value for name, value in tensors.items() if name in names}, player.network)
+            write_buffers(((name, value) for name, value in tensors.items() if name not in names), player.network)
+            player.optimizer.state.clear()
+            load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{key}"])
+            if scaler:
+                player.scaler.load_state_dict(scaler)
+        for (key, bank), saved in zip(self.banks.items(), (snapshot.state["averages"], snapshot.state["averages_d"])):
+            shadows, slots = ({name: snapshot.tensors.get(group_of(name, key, slots=s), {}) for name in saved} for s in (False, True))
+            bank.load(shadows, saved, slots)

@@ -1,4 +1,4 @@
-"""Swaps within a run: when one is due, what it does to both players and to the batch, and what became of the scores."""
+"""Swaps within a run: when one is due, what it does to both players and to the batch, and how the scores change."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ MOMENTS = ("before", "at", "after")
 
 
 class Swapper:
-    """Puts an average in place of the live weights, and keeps the live score before, at and after.
+    """Replaces the live weights by an average, and keeps the live scores before, at and after the swap.
 
-    Everything it decides is the same on every process: it reads weights and averages that are.
+    Its decisions are the same on every process, because the weights and averages that it reads are.
 
     Args:
         settings: the `swap` section.
         players: "g" and "d".
         banks: the averages of each.
         batching: grows at a swap.
-        score_live: the live weights' scores at this moment (empty but on the main process).
-        protocol: what those scores must be quoted with.
-        settle: brings G's BatchNorm statistics to its weights.
-        watch: called before the weights are replaced, and with True after.
-        agree: the main process's value of something, on every process.
+        score_live: returns the live weights' scores at this moment (empty but on the main process).
+        protocol: returns what those scores must be quoted with.
+        settle: recomputes G's BatchNorm statistics for its weights.
+        watch: called with False before the weights are replaced, and with True after.
+        agree: returns the main process's value of something on every process.
         tracker: of the run.
+
+    Attributes:
+        lr_scale: the factor for both learning rates of all swaps so far.
+        owed: a swap was due at the end of the run; it happens if the run is made longer.
+        records: of every swap: `nimg`, the `batch` before and after it, and the live `scores` by moment.
     """
 
     def __init__(
@@ -55,27 +60,33 @@ class Swapper:
         self.score_live, self.protocol, self.settle, self.watch, self.agree = score_live, protocol, settle, watch, agree
         self.lr_scale = 1.0
         self.owed = False
-        self.records: list[dict[str, Any]] = []  # of every swap: nimg, batch before and after it, scores by moment
+        self.records: list[dict[str, Any]] = []
+
+    @property
+    def source(self) -> str:
+        """The average that replaces the live weights."""
+        assert self.settings.source is not None, "the run has no swaps"
+        return self.settings.source
 
     def swaps_now(self, before: int, nimg: int, more: bool) -> bool:
-        """Whether `maintain` at this moment will swap."""
+        """Whether `maintain` will swap at this moment; its arguments are the same."""
         return self.settings.source is not None and more and nimg > 0 and (self.owed or self.settings.due(before, nimg))
 
     def maintain(self, before: int, nimg: int, done: bool, more: bool) -> None:
-        """Score what an earlier swap has come to, and swap, where the clock has passed the time for it.
+        """Score the live weights `after_kimg` after the last swap, and swap, if either is due. Every process must call it.
 
         Args:
             before: images seen before the last update.
             nimg: images seen now.
-            done: this is the end of the run.
-            more: training goes on from here. A swap that falls on the end is owed to a run that is made longer.
+            done: the run has just reached its end.
+            more: training goes on from here. A swap that is due at the end happens only if the run is made longer.
         """
         if self.settings.source is None:
             return
         last = self.records[-1] if self.records else None
         if last:
             settled = last["nimg"] + clock.images(self.settings.after_kimg)
-            if more and last.get("after_nimg", settled) < settled:  # was scored at an end that is none any more
+            if more and last.get("after_nimg", settled) < settled:  # it was scored too early, at a former end of the run
                 del last["scores"]["after"], last["after_nimg"]
         self.owed = nimg > 0 and (self.owed or self.settings.due(before, nimg))
         swaps = self.owed and more
@@ -88,44 +99,42 @@ class Swapper:
             self.swap(nimg, after)
 
     def swap(self, nimg: int, before: MetricValues | None = None) -> None:
-        """Swap now, between two scores of the live weights.
+        """Swap now, and score the live weights before and after.
 
         Args:
             nimg: images seen.
-            before: the live weights' scores at this moment, where they were just taken.
+            before: the live weights' scores at this moment, if they are known.
         """
-        s = self.settings
-        waiting = [name for name, bank in self.banks.items() if not bank[s.source].started]
-        if waiting:
-            self.tracker.say(f"swap: {s.source} has not begun at {nimg / 1000:g} kimg; the live weights stay")
+        s, source = self.settings, self.source
+        if not all(bank[source].started for bank in self.banks.values()):
+            self.tracker.say(f"swap: {source} has not begun at {nimg / 1000:g} kimg; the live weights stay")
             return
         record: dict[str, Any] = {"nimg": nimg, "batch": [self.batching.batch_size, self.batching.batch_size], "scores": {}}
         self._keep_score(record, "before", nimg, scores=before)
-        growth, reason = self.agree(self._growth(nimg))  # a batch that differed between processes would hang them
+        growth, reason = self.agree(self._growth(nimg))  # processes with different batches would hang
         self.watch(False)
         for key, bank in self.banks.items():
-            bank.write_back(s.source, s.alpha)
+            bank.write_back(source, s.alpha)
             reset_optimizer(self.players[key].optimizer, s.optimizer)
         self.settle()
         self.lr_scale *= s.lr_scale
         was = self.batching.batch_size
-        self.batching.weights_jumped()  # first: no growth by the noise of weights that are gone
+        self.batching.weights_jumped()  # first: the noise of the old weights must not make it grow
         grown = self.batching.ask(nimg, growth)
         self.watch(True)
         record["batch"] = [was, self.batching.batch_size]
-        settings = {
-            "source": s.source,
+        settings: dict[str, Any] = {
+            "source": source,
             "networks": s.networks,
             "alpha": s.alpha,
             "optimizer": s.optimizer,
             "lr_scale": s.lr_scale,
             "lr_scale_so_far": self.lr_scale,
         }
-        # Whatever the policy of BatchNorm is, the live statistics were just measured anew.
         of = {"g": "G", "gd": "G and D"}[s.networks]
         why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
         batch = f"batch {was} -> {self.batching.batch_size}{why}"
-        words = f"{s.source} in place of the live weights of {of}; {batch}"
+        words = f"{source} in place of the live weights of {of}; {batch}"
         self._keep_score(
             record,
             "at",
@@ -134,16 +143,16 @@ class Swapper:
             **settings,
             growth=growth,
             grown=self.batching.batch_size / was,
-            live_statistics="recalibrated",
+            live_statistics="recalibrated",  # by `settle`, whatever the evaluations' policy for BatchNorm is
             **reason,
         )
         self.records.append(record)
         if grown:
             self.tracker.say(f"growth at {nimg / 1000:g} kimg: {self.tracker.growth(nimg, grown)}")
-        self.tracker.say(f"swap: {s.source} in place of the live weights of {of} at {nimg / 1000:g} kimg; {batch}{self._in_words(record)}")
+        self.tracker.say(f"swap: {source} in place of the live weights of {of} at {nimg / 1000:g} kimg; {batch}{self._in_words(record)}")
 
     def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
-        """(factor for the batch, what it was read off)."""
+        """(factor for the batch, what it was computed from)."""
         if self.settings.growth != AUTO:
             return float(self.settings.growth), {}
         k, read_off = identified_rate(self.banks, nimg)
@@ -151,14 +160,23 @@ class Swapper:
             ramping = len(set(read_off["half_lives_kimg"].values())) == 1
             why = "the two EMAs still ramp up alike" if ramping else "no orbit has these distances to its averages, the weights still drift"
             return 1.0, {**read_off, "undecidable": f"growth undecidable: {why}"}
-        holds = growth_that_holds(self.banks["g"], self.settings.source, k, nimg, self.settings.alpha)
+        holds = growth_that_holds(self.banks["g"], self.source, k, nimg, self.settings.alpha)
         # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
         return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
 
     def _keep_score(
         self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, shown: str | None = None, **more: Any
     ) -> MetricValues:  # fmt: skip
-        """An event with the live score, taken now unless given, `shown` in W&B; on every process the record knows that it was taken."""
+        """Write an event with the live scores of a moment of a swap, and note in the swap's record that they were taken.
+
+        Args:
+            scores: None takes them now.
+            shown: the event in words, for trackers.
+            more: further fields of the event.
+
+        Returns:
+            The scores, empty but on the main process.
+        """
         scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
         self.tracker.event(
@@ -167,6 +185,7 @@ class Swapper:
         return scores
 
     def _in_words(self, record: dict[str, Any]) -> str:
+        """The first live score before and at a swap, for the end of a line."""
         metric = next(iter(dict(record["scores"]["before"])), None)
         if metric is None:
             return ""
@@ -174,7 +193,7 @@ class Swapper:
         return f"; live {metric} {before:.4f} -> {at:.4f}"
 
     def report(self) -> str:
-        """A table: three rows a swap, the live weights' scores before, at and after it."""
+        """A table of the live weights' scores: a row each before, at and after every swap."""
         taken = [m for record in self.records for scores in record["scores"].values() for m in dict(scores)]
         metrics = [m for m in dict.fromkeys(taken) if not m.endswith(SPREADS)]  # eval.metrics may change at a resume
         columns = [max(len(m), 9) for m in metrics]
@@ -193,4 +212,5 @@ class Swapper:
         return {"lr_scale": self.lr_scale, "owed": self.owed, "records": self.records}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
         self.lr_scale, self.owed, self.records = state["lr_scale"], state["owed"], state["records"]

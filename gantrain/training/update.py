@@ -27,7 +27,7 @@ def discriminator_phase(
 
     Args:
         rounds: k pairs ((x_real `[b, C, H, W]` in [-1, 1], labels), (z `[b, dim_z]`, labels)).
-        probe: of D, where this step's gradients are to be measured.
+        probe: of D, if this step's gradients are to be measured.
         penalties: added to the loss, each with its factor.
     """
 
@@ -53,7 +53,7 @@ def discriminator_phase(
 def generator_phase(
     G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int, probe: GradientProbe | None = None
 ) -> Stats:
-    """One optimizer step of G on k rounds; the real batch may be None where the loss does not look at it."""
+    """One optimizer step of G on k rounds; the real batch may be None if the loss does not see real images."""
 
     def term(batch: tuple[Batch | None, Batch]) -> tuple[Tensor, Stats]:
         real, (z, y_fake) = batch
@@ -78,11 +78,11 @@ def generator_phase(
 
 
 def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int, probe: GradientProbe | None = None) -> Stats:
-    """Accumulate the gradient of the mean of `term` over k rounds, regularise it, and let the optimizer step.
+    """Accumulate the gradient of the mean of `term` over k rounds, regularise it, and step the optimizer.
 
-    Gradients are exchanged between processes once, in the last round. Spectral norms are iterated once, in the first, and the other
-    player's weights normed there for all rounds. With a probe of the player `stats["measured"]` is what it has measured, before
-    anything is added to the loss's gradient.
+    Processes exchange gradients once, in the last round. Spectral norms are iterated once, in the first round, which also
+    normalises the other player's weights for all rounds. With a probe, `stats["measured"]` is what it has measured of the
+    loss's gradient, before anything is added to that.
     """
     player.optimizer.zero_grad(set_to_none=True)
     if probe and probe.halves(k):
@@ -100,7 +100,7 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
             for name, stat in stats.items():
                 total[name] = total.get(name, 0.0) + stat.detach() / k
     if probe:
-        scale = player.scaler.scale(torch.ones((), device=value.device))  # a tensor: its number would have to be waited for
+        scale = player.scaler.scale(torch.ones((), device=value.device))  # kept as a tensor to avoid a device sync
     player.scaler.unscale_(player.optimizer)
     if probe:
         total["measured"] = probe.measurement(k, scale)
@@ -113,7 +113,7 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
 
 
 def halves(rounds: Iterable) -> Iterator:
-    """The same micro-batches, each in two of half the images."""
+    """The same micro-batches, each split into two halves."""
 
     def half(value: Any, i: int) -> Any:
         return value if value is None else value.chunk(2)[i] if isinstance(value, Tensor) else tuple(half(part, i) for part in value)
@@ -129,7 +129,7 @@ def sees_real(loss: Loss) -> bool:
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Losses are computed in fp32 at least, whatever the networks compute in."""
+    """Logits in at least fp32, in which losses are computed whatever precision the networks use."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -137,9 +137,9 @@ def full_precision(logits: Tensor) -> Tensor:
 def add_orthogonal_gradient(player: Player) -> None:
     """Add the gradient of beta * ||W W^T o (1 - I)||_F^2 over every weight matrix W, filters as rows.
 
-    Brock et al. 2019, Eq. 3: rows are pushed to be orthogonal, their lengths are left alone. The gradient is
-    4 beta (W W^T o (1 - I)) W, written down instead of differentiated. (The authors' PyTorch release has 2 in place of 4:
-    its strength s is our weight s / 2.)
+    Brock et al. 2019, Eq. 3: rows are pushed to be orthogonal; their lengths are free. The gradient is
+    4 beta (W W^T o (1 - I)) W, computed in closed form. (The authors' PyTorch release has 2 instead of 4: its strength s is
+    our weight s / 2.)
     """
     if not player.orthogonal:
         return
@@ -150,3 +150,13 @@ def add_orthogonal_gradient(player: Player) -> None:
         gram = w @ w.T
         gram.fill_diagonal_(0.0)
         weight.grad.add_((gram @ w).view_as(weight), alpha=4.0 * player.orthogonal)
+
+
+def penalties_due(penalties: Iterable[Any], d_step: int) -> list[tuple[Any, float]]:
+    """The penalties of D's step number `d_step`, each with its factor: one of every n-th step is multiplied by n."""
+    due = []
+    for penalty in penalties:
+        every = getattr(penalty, "every", 1)
+        if d_step % every == 0:
+            due.append((penalty, float(every)))
+    return due

@@ -22,6 +22,7 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.losses import Hinge
 from gantrain.sampling import latents
 from gantrain.training import update
+from gantrain.training.pictures import Pictures
 from gantrain.training.trainer import Trainer
 
 RANK = os.environ.get("FAULT_RANK", os.environ.get("RANK", "0"))
@@ -107,14 +108,14 @@ def slow_scores() -> None:
 
 def late() -> None:
     """SIGTERM while the last picture is drawn: everything has been scored."""
-    draw = Trainer.draw_samples
+    draw = Pictures.draw_samples
 
-    def asked(trainer) -> None:
-        draw(trainer)
-        if trainer.nimg >= trainer.config.total_kimg * 1000:
+    def asked(pictures, *arguments) -> None:
+        draw(pictures, *arguments)
+        if pictures.run.done:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    Trainer.draw_samples = asked
+    Pictures.draw_samples = asked
 
 
 def stuck() -> None:
@@ -150,7 +151,7 @@ def counted() -> None:
     step = Trainer.update
 
     def run(trainer) -> None:
-        here["update"] = trainer.updates
+        here["update"] = trainer.run.updates
         step(trainer)
 
     Trainer.update = run

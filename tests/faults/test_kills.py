@@ -27,14 +27,14 @@ KILL = """
 import os, signal, sys
 from gantrain import cli
 from gantrain.evaluation import evaluator
-from gantrain.reporting import tracker
+from gantrain.reporting.tracker import Tracker
 from gantrain.run_folder import checkpoint
-from gantrain.training import trainer
+from gantrain.training import pictures, trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
-    "training": (trainer.Trainer, "update"), "scoring": (evaluator.Evaluator, "features_of"), "drawing": (trainer, "save_side_by_side"),
+    "training": (trainer.Trainer, "update"), "scoring": (evaluator.Evaluator, "features_of"), "drawing": (pictures, "save_side_by_side"),
     "writing": (checkpoint, "written"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
-    "recording": (tracker.Tracker, "_write"), "syncing": (checkpoint, "sync_folder"),
+    "recording": (Tracker, "_write"), "syncing": (checkpoint, "sync_folder"),
 }[place]
 call = getattr(owner, name)
 def killed(*arguments, **kwargs):

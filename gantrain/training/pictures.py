@@ -1,0 +1,118 @@
+"""Pictures of a run: sheets of samples, and the orbit of the weights."""
+
+from __future__ import annotations
+
+from gantrain.averaging import LIVE
+from gantrain.batching import BatchController
+from gantrain.data import ImageSet
+from gantrain.errors import one_line
+from gantrain.evaluation.evaluator import Evaluator
+from gantrain.orbit.analysis import analyse
+from gantrain.orbit.motion import NothingYet, as_motion, read_record
+from gantrain.orbit.picture import keep, picture_path
+from gantrain.orbit.recorder import OrbitRecorder
+from gantrain.orbit.words import headline
+from gantrain.sampling.generators import generate
+from gantrain.sampling.latents import class_sheet_inputs
+from gantrain.sampling.sheets import Sheet, grid, save_side_by_side
+from gantrain.score_names import Scores
+from gantrain.training.context import Context
+from gantrain.training.players import Players
+from gantrain.training.run_state import RunState
+
+
+class Pictures:
+    """Draws samples, and records and draws the motion of the weights.
+
+    Args:
+        context: of the run.
+        run: its clock.
+        players: whose weights are sampled.
+        batching: the batch, on which the motion depends.
+        images: the data set; its classes are the columns of a sheet.
+        evaluator: prepares BatchNorm as it does for scores.
+        orbit: the recorder.
+    """
+
+    def __init__(
+        self, context: Context, run: RunState, players: Players, batching: BatchController, images: ImageSet, evaluator: Evaluator,
+        orbit: OrbitRecorder,
+    ):  # fmt: skip
+        self.context, self.run, self.players, self.batching = context, run, players, batching
+        self.images, self.evaluator, self.orbit = images, evaluator, orbit
+
+    def draw_samples(self, scores: Scores, scored_at: int) -> None:
+        """Draw the same latents through the live weights and every average, side by side, into `samples/`.
+
+        Every process must call it at the same time.
+
+        Args:
+            scores: the latest ones, for the captions.
+            scored_at: images seen at these; -1 if there are none.
+
+        Raises:
+            OSError: the picture could not be written.
+        """
+        context, players, nimg = self.context, self.players, self.run.nimg
+        config, generator = context.config, players.averaged
+        players.unify_statistics()
+        sheets = []
+        with self.evaluator.apart():
+            z, y, columns = class_sheet_inputs(
+                config.seed, players.dim_z, players.num_classes, config.tracking.sample_rows, config.tracking.sample_classes
+            )
+            for name in [LIVE, *players.bank.started()]:
+                players.bank.materialize(name, generator, config.eval.batchnorm == "average")
+                self.evaluator.fit_batchnorm(generator)
+                if context.main:
+                    images = generate(generator, z.to(context.device), y.to(context.device), config.eval.batch_size)
+                    sheets.append(Sheet(name, caption(name, nimg, scores, scored_at), grid(images, columns)))
+        if context.main:
+            path = context.run_dir / "samples" / f"{nimg:012d}.png"
+            path.parent.mkdir(exist_ok=True)
+            save_side_by_side(sheets, path)
+            classes = [self.images.class_names[label] for label in y[:columns].tolist()] if players.num_classes > 1 else []
+            context.tracker.samples(nimg, path, classes)
+
+    def record_orbit(self, swapped: bool = False) -> None:
+        """Record where the weights and all averages are; `swapped` says that a swap has just moved them."""
+        facts = {"batch_size": self.batching.batch_size, "lr": self.players.rates}
+        self.orbit.record(self.run.nimg, facts, swapped)
+
+    def show_orbit(self) -> None:
+        """Draw the motion recorded so far, and print what it is; nothing if too little was recorded yet. Main process only."""
+        if not self.orbit.on:
+            return
+        context, banks = self.context, self.players.banks
+        self.orbit.flush()
+        profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
+        try:
+            lines = read_record(context.run_dir)
+            found = [analyse(context.run_dir, context.config, key, as_motion(lines, key), profiles[key]) for key in banks]
+            path = picture_path(context.run_dir, found)
+            keep(found, path, context.run_dir.name)
+        except NothingYet:
+            return
+        except Exception as error:
+            context.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {context.run_dir}` tries again")
+            return
+        words = [headline(one) for one in found]
+        context.tracker.image(self.run.nimg, "orbit", path, "; ".join(words))
+        for line in words:
+            context.tracker.say(f"orbit: {line}")
+
+
+def caption(name: str, nimg: int, scores: Scores, scored_at: int) -> str:
+    """The caption of a sheet of samples: whose it is, when it was drawn, and the latest score.
+
+    Args:
+        name: of an average, or "live".
+        nimg: images seen now.
+        scores: the latest ones; the first metric is shown.
+        scored_at: images seen at these; -1 if there are none.
+    """
+    metric, score = next(iter(scores.get(name, {}).items()), (None, None))
+    when = f"{name} at {nimg / 1000:g} kimg"
+    if metric is None or scored_at < 0:
+        return when
+    return f"{when}, {metric} {score:.4f}" + ("" if scored_at == nimg else f" at {scored_at / 1000:g} kimg")
