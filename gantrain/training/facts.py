@@ -72,8 +72,7 @@ class Facts:
         config, b, world = self.context.config, self.batching.micro_batch, self.context.world
         if config.sync_batchnorm and world == 1:
             self.notes.append("sync_batchnorm: there is one process, so BatchNorm sees its micro-batches only")
-        grows = getattr(config.batching, "grows", True)
-        if grows and not self.batching.can_grow:
+        if config.batching.grows and not self.batching.can_grow:
             self.notes.append(
                 f"batching.max_batch={self.batching.highest:g} leaves no room for another round of {b} images x {world}:"
                 " the batch will not grow"

@@ -80,11 +80,9 @@ class Inputs:
         self.close()  # or its threads and prefetched batches would stay until they are collected as garbage
         config = self.context.config
         position = (self.run.nimg + self.guard.watch.skipped) * config.optim.d_steps
-        flip = getattr(config.data, "flip", False)
-        workers = getattr(config.data, "workers", 4)
         self.real_batches = RealBatches(
             self.images, config.seed, self.batching.micro_batch, self.context.rank, self.context.world, position, self.context.device,
-            flip, workers,
+            config.data.flip, config.data.workers,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -125,8 +123,7 @@ class Inputs:
 
         Every process must call it at the same time.
         """
-        on_error = getattr(self.context.config.data, "on_error", "stop")
-        if on_error != "skip":
+        if self.context.config.data.on_error != "skip":
             return {}
         mine, self.stream.skipped = self.stream.skipped, []
         count = torch.tensor([len(mine)], device=self.context.device)

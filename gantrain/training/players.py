@@ -17,6 +17,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.distributed import mean_over_processes
 from gantrain.evaluation.evaluator import Evaluator
+from gantrain.models.architecture import exempt_from_orthogonal
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
 from gantrain.training.context import Context
@@ -136,14 +137,13 @@ class Players:
         """A network with its optimizer, scaler and wrapper."""
         accelerator, config = self.context.accelerator, self.context.config
         wrapped = accelerator.prepare_model(network)
-        exempt = getattr(network, "exempt_from_orthogonal", ())
         return Player(
             network=network,
             wrapped=wrapped,
             optimizer=make_adam(network, lr, config.optim.betas, config.optim.eps),
             scaler=torch.amp.GradScaler(self.context.device.type, enabled=config.mixed_precision == "fp16"),
             orthogonal=orthogonal,
-            exempt=set(exempt),
+            exempt=exempt_from_orthogonal(network),
             no_sync=functools.partial(accelerator.no_sync, wrapped),
         )
 

@@ -214,6 +214,5 @@ class Saving:
     def _exponent_if_due(self, name: str, done: bool) -> float | None:
         """The exponent of a power average whose snapshot is due; None for others."""
         average = self.players.bank[name]
-        every = getattr(average.averager, "snapshot_every_kimg", None)
-        exponent = getattr(average.averager, "exponent", None)
+        every, exponent = average.averager.snapshot_every_kimg, average.averager.exponent
         return exponent if every is not None and (self.run.due(every) or done) and average.started else None

@@ -152,11 +152,6 @@ def add_orthogonal_gradient(player: Player) -> None:
         weight.grad.add_((gram @ w).view_as(weight), alpha=4.0 * player.orthogonal)
 
 
-def penalties_due(penalties: Iterable[Any], d_step: int) -> list[tuple[Any, float]]:
+def penalties_due(penalties: Iterable[Penalty], d_step: int) -> list[tuple[Penalty, float]]:
     """The penalties of D's step number `d_step`, each with its factor: one of every n-th step is multiplied by n."""
-    due = []
-    for penalty in penalties:
-        every = getattr(penalty, "every", 1)
-        if d_step % every == 0:
-            due.append((penalty, float(every)))
-    return due
+    return [(penalty, float(penalty.every)) for penalty in penalties if d_step % penalty.every == 0]
