@@ -27,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     asks for the machine (run it again), 130 on Ctrl-C."""
     status = run(argv)
     if getattr(sys.modules.get("gantrain.reporting.wandb_run"), "HUNG", None):  # W&B's own end would wait for what it waits for
-        said()
+        flush_output()
         os._exit(status)
-    said()
+    flush_output()
     sys.exit(status)
 
 
-def said() -> None:
+def flush_output() -> None:
     """Have standard output where it goes; on a full disk it goes nowhere, and the exit status stays what it is."""
     try:
         sys.stdout.flush()

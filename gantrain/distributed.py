@@ -107,7 +107,7 @@ def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
             done = do()
         except (UserError, OSError) as caught:
             error = caught
-    together(accelerator, error)
+    raise_everywhere(accelerator, error)
     return done
 
 
@@ -123,11 +123,11 @@ def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T | None:
             done = do()
         except (UserError, OSError) as caught:
             error = caught
-    together(accelerator, error)
+    raise_everywhere(accelerator, error)
     return done
 
 
-def together(accelerator: Accelerator, error: Exception | None) -> None:
+def raise_everywhere(accelerator: Accelerator, error: Exception | None) -> None:
     """Raise on every process where one of them has run into an error, its own where this is the one."""
     if on_any_process(accelerator, error is not None):
         raise error or UserError("another process has come to an end; what it says stands beside this")

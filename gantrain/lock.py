@@ -17,7 +17,7 @@ class InUse(Exception):
     """Another process has the folder; `str` of this is who."""
 
 
-def locked(folder: Path) -> IO[str]:
+def acquire(folder: Path) -> IO[str]:
     """The folder's lock, held as long as the returned file is open: a dead owner holds nothing.
 
     Raises:

@@ -17,14 +17,14 @@ PICKS: dict[str, dict[str, bool]] = {
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def picked(performance: Performance, device: torch.device) -> Performance:
+def pick(performance: Performance, device: torch.device) -> Performance:
     """The same with nothing left open: what is null is as `PICKS` has it for the device, or off where `auto` is."""
     known = PICKS.get(device.type, {}) if performance.auto else {}
     open_ones = [f.name for f in dataclasses.fields(performance) if getattr(performance, f.name) is None]
     return dataclasses.replace(performance, **{name: known.get(name, False) for name in open_ones})
 
 
-def described(performance: Performance, asked: Performance, device: torch.device) -> str:
+def describe(performance: Performance, asked: Performance, device: torch.device) -> str:
     """One line on what a run computes with, and who chose it."""
     switches = [f.name for f in dataclasses.fields(performance) if isinstance(getattr(performance, f.name), bool) and f.name != "auto"]
     by_us = [name for name in switches if getattr(asked, name) is None and getattr(performance, name)]
@@ -59,7 +59,7 @@ def memory_format(performance: Performance) -> torch.memory_format:
     return torch.channels_last if performance.channels_last else torch.contiguous_format
 
 
-def laid_out(x: Tensor, performance: Performance) -> Tensor:
+def lay_out(x: Tensor, performance: Performance) -> Tensor:
     """Images in the order in which the networks take them."""
     return x.contiguous(memory_format=memory_format(performance))
 

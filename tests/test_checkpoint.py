@@ -17,7 +17,7 @@ import torch
 
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, linked, read, save_under, verify
+from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, link_checkpoint, read, save_under, verify
 from gantrain.run_folder.ownership import ROLLBACK_FILE, forget_abandoned, read_rollback, write_rollback
 
 
@@ -137,7 +137,7 @@ def test_what_a_kill_left_is_no_checkpoint_and_is_cleared(store):
 FILL = """
 import resource, signal, sys, torch
 from pathlib import Path
-from gantrain.checkpoint import CheckpointStore
+from gantrain.run_folder.checkpoint import CheckpointStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = CheckpointStore(Path(sys.argv[1]))
 store.save(1000, {"g": {"w": torch.ones(10)}}, {})
@@ -234,7 +234,7 @@ def saved(store):
 def test_a_second_name_is_the_same_files(saved, tmp_path):
     """No byte is there twice, and either name outlives the other."""
     target = tmp_path / "best" / "fid" / saved.name
-    linked(saved, target)
+    link_checkpoint(saved, target)
     assert {p.name: p.stat().st_ino for p in target.iterdir()} == {p.name: p.stat().st_ino for p in saved.iterdir()}
     assert [p.name for p in target.parent.iterdir()] == [saved.name]
     before = content(saved)
@@ -254,7 +254,7 @@ def test_where_there_are_no_links_it_is_copied_and_synced(saved, tmp_path, monke
     monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}"))), sync(number)))
     monkeypatch.setattr(os, "rename", lambda *names: (synced.append("renamed"), rename(*names)))
     target = tmp_path / "best" / saved.name
-    linked(saved, target)
+    link_checkpoint(saved, target)
     verify(target)
     assert content(target) == content(saved) and not {p.stat().st_ino for p in target.iterdir()} & {
         p.stat().st_ino for p in saved.iterdir()
@@ -279,12 +279,12 @@ def test_a_second_name_is_there_whole_or_not_at_all(fails, saved, tmp_path, monk
     real = os.link
     if fails == "link and open":
         monkeypatch.setattr(os, "link", full_after_two)
-        monkeypatch.setattr(checkpoint, "written", full)
+        monkeypatch.setattr(checkpoint, "write_synced", full)
         monkeypatch.setattr(shutil, "copy2", full)
     else:
         monkeypatch.setattr(os, fails, full)
     with pytest.raises(OSError, match="No space left"):
-        linked(saved, target)
+        link_checkpoint(saved, target)
     assert list((tmp_path / "best").iterdir()) == []
     verify(saved)
 
@@ -292,11 +292,11 @@ def test_a_second_name_is_there_whole_or_not_at_all(fails, saved, tmp_path, monk
 def test_a_second_name_that_is_taken_is_taken_over(store, saved, tmp_path):
     """By what a run has saved at these images before it was rolled back, or what was damaged since."""
     target = tmp_path / "best" / saved.name
-    linked(saved, target)
+    link_checkpoint(saved, target)
     store.save(1000, tensors(2.0), {"k": 2})
-    linked(saved, target)
+    link_checkpoint(saved, target)
     assert read(target).state == {"k": 2} and content(target) == content(saved)
-    linked(saved, target)
+    link_checkpoint(saved, target)
     assert content(target) == content(saved)
 
 
@@ -400,7 +400,7 @@ def test_what_went_wrong_is_raised_once(how, error, writer):
 
 
 def test_a_process_that_ends_does_not_wait_for_what_is_written():
-    code = "import time\nfrom gantrain.checkpoint import BackgroundWriter\nBackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
+    code = "import time\nfrom gantrain.run_folder.checkpoint import BackgroundWriter\nBackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout == "gone\n"
 
 

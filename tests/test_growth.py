@@ -492,7 +492,7 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
             )
         network.eval()  # no BatchNorm here; spectral norms stand still
     if average != "live":
-        from gantrain.averaging.spectral import refresh_spectral_norms
+        from gantrain.spectral_norm import refresh_spectral_norms
 
         for key in "gd" if average == "ema" else "g":
             refresh_spectral_norms(networks[key])
@@ -628,11 +628,11 @@ def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, overr
 
 
 def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrain, tmp_path):
-    from gantrain.run_folder.ownership import locked
+    from gantrain.run_folder.ownership import acquire_lock
 
     files = [p for p in plain.rglob("*") if p.is_file() and "evaluations" not in p.parts and p.name != ".lock"]
     before = {path: path.read_bytes() for path in files}
-    lock = locked(plain)  # as a training holds it
+    lock = acquire_lock(plain)  # as a training holds it
     gantrain("noise-scale", plain, "--updates", 8, "--kimg", 0.24, "--out", tmp_path / "n.json")
     lock.close()
     assert json.loads((tmp_path / "n.json").read_text())["nimg"] == 240

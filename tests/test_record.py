@@ -294,7 +294,7 @@ START, END, STOPPED, RESUMED = event(0, "start"), event(1000, "end"), event(500,
 def test_status(tmp_path, lines, status):
     run = by_hand(tmp_path / "run", *lines, end="\n" if lines else "")
     assert [one.status for one in both(run)] == [status] * 2
-    held = locks.locked(run)
+    held = locks.acquire(run)
     assert [one.status for one in both(run)] == [record.RUNNING] * 2
     held.close()
     assert [one.status for one in both(run)] == [status] * 2
@@ -309,7 +309,7 @@ def test_a_run_that_has_not_written_yet_is_empty(tmp_path):
 def test_another_machines_run_is_running_perhaps_until_it_has_been_still(tmp_path):
     """Its lock may not be seen from here. A dead one of this machine is known to be dead, and an end is an end."""
     run = by_hand(tmp_path / "run", START, train(16))
-    locks.locked(run).close()
+    locks.acquire(run).close()
     assert record.read(run).status == record.CUT_SHORT
     (run / ".lock").write_text("process 7 on another.example")
     assert [one.status for one in both(run)] == [record.MAYBE] * 2
@@ -344,8 +344,6 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
 
 def test_reading_a_record_does_not_wait_for_torch(tmp_path):
     run = by_hand(tmp_path / "run", START, train(16))
-    code = (
-        f"import sys, pathlib; from gantrain import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
-    )
+    code = f"import sys, pathlib; from gantrain.run_folder import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
     done = os.popen(f'{sys.executable} -c "{code}"').read()
     assert done.split() == ["16", "False"]

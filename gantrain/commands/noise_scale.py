@@ -18,7 +18,6 @@ from gantrain import performance
 from gantrain.averaging import LIVE
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
-from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST, as_numbers
 from gantrain.config.loading import load
@@ -26,12 +25,12 @@ from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
-from gantrain.models.layers import frozen_power_iteration
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.sampling.latents import draw
+from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
 from gantrain.training.players import Player
 from gantrain.training.update import Batch, discriminator_phase, generator_phase, sees_real
 
@@ -84,7 +83,7 @@ class Bench:
     def prepare(self, accelerator: Accelerator, bar: Callable) -> None:
         """Take up the data and the networks."""
         c, self.device = self.config, accelerator.device
-        self.performance = performance.picked(c.performance, self.device)
+        self.performance = performance.pick(c.performance, self.device)
         performance.set_up(self.performance, self.device)
         images, state = prepare(c.data, self.device, 1, bar), self.saved.state
         if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
@@ -143,7 +142,7 @@ class Bench:
     def real(self) -> Iterator[Batch]:
         for _ in range(self.rounds):
             x, y = self.real_batches.next()
-            yield performance.laid_out(to_float(x), self.performance), y
+            yield performance.lay_out(to_float(x), self.performance), y
 
     def latents(self, purpose: str, start: int) -> Iterator[Batch]:
         b, g = self.micro_batch, self.G.network

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from gantrain import lock
+from gantrain.atomic_file import write_atomically
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.intake import BLOCK, decoded
@@ -203,12 +204,12 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         if begun(draft) not in (None, head):
             raise UserError(f"{draft}: was begun from something else, or with other settings; delete it to begin anew")
         try:
-            write_whole(draft / HEAD, json.dumps(head).encode())
+            write_atomically(draft / HEAD, json.dumps(head), durable=True, only_writer=True)
             sums, made = write_images(images, draft, progress)
             with open(draft / LABELS, "wb") as file:
                 np.save(file, images.labels.numpy().astype(np.int64), allow_pickle=False)
             head["sha256"] = sums
-            write_whole(draft / HEAD, json.dumps({**head, "head_sha256": sum_of_head(head)}).encode())
+            write_atomically(draft / HEAD, json.dumps({**head, "head_sha256": sum_of_head(head)}), durable=True, only_writer=True)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -242,7 +243,7 @@ def locked(draft: Path) -> IO[str]:
         UserError: another process makes it.
     """
     try:
-        return lock.locked(draft)
+        return lock.acquire(draft)
     except InUse as owner:
         raise UserError(f"{draft}: is being made by {owner}; wait for it, stop it, or give another --out") from None
 
@@ -324,13 +325,3 @@ def read_done(path: Path) -> dict[int, str]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return done
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is the old one or the new one, whatever happens."""
-    draft = path.with_suffix(".new")
-    with open(draft, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

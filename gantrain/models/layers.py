@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
 
-from gantrain.models.spectral_norm import with_spectral_norm
+from gantrain.spectral_norm import add_spectral_norm
 
 Init = Literal["orthogonal", "normal"]
 
@@ -50,7 +47,7 @@ class Layers:
         if getattr(layer, "bias", None) is not None:
             nn.init.zeros_(layer.bias)
         if self.spectral_norm and spectral_norm:
-            with_spectral_norm(layer, self.power_iterations, self.eps)
+            add_spectral_norm(layer, self.power_iterations, self.eps)
         return layer
 
 
@@ -59,39 +56,6 @@ class ClassEmbedding(nn.Embedding):
 
     def forward(self, y: Tensor) -> Tensor:
         return y @ self.weight if y.is_floating_point() else super().forward(y)
-
-
-@contextmanager
-def frozen_power_iteration(network: nn.Module) -> Iterator[None]:
-    """Inside, a forward in training mode uses the spectral norms as they stand instead of iterating them once more.
-
-    An update of k rounds then iterates as often as an update of one, so that splitting a batch into rounds leaves its
-    gradient what it was.
-    """
-    norms = [m for m in network.modules() if isinstance(m, _SpectralNorm) and m.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True
-
-
-@torch.no_grad()
-def singular_values(network: nn.Module) -> dict[str, Tensor]:
-    """The first singular value of every spectrally normed weight before it is normed, by layer; scalars on the device.
-
-    u^T W v with the vectors that the power iteration has got to, as Brock et al. 2019 (section 4.1) follow them.
-    """
-    values = {}
-    for name, module in network.named_modules():
-        for kind, chain in getattr(module, "parametrizations", {}).items():
-            for norm in chain:
-                if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):
-                    matrix = norm._reshape_weight_to_matrix(chain.original)
-                    values[name if kind == "weight" else f"{name}.{kind}"] = torch.vdot(norm._u, torch.mv(matrix, norm._v))
-    return values
 
 
 class ConditionalBatchNorm2d(nn.Module):

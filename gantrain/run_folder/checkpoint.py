@@ -24,6 +24,7 @@ from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor
 
 from gantrain import clock
+from gantrain.atomic_file import sync
 from gantrain.errors import UserError, in_words
 
 FORMAT = 4
@@ -169,7 +170,7 @@ def keep_also(path: Path, store: CheckpointStore) -> None:
     """
     try:
         store.clear_drafts()
-        linked(path, store.folder / path.name)
+        link_checkpoint(path, store.folder / path.name)
     except OSError as error:
         raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})") from error
     store.prune(int(path.name))
@@ -220,7 +221,7 @@ class BackgroundWriter:
             raise error
 
 
-def linked(source: Path, target: Path) -> None:
+def link_checkpoint(source: Path, target: Path) -> None:
     """Have a checkpoint under a second name, whole or not at all: by hard links, or copied where the file system has none.
 
     One that is there under this name is replaced, as `write` does.
@@ -236,12 +237,12 @@ def linked(source: Path, target: Path) -> None:
             try:
                 os.link(file, draft / file.name)
             except OSError:
-                written(draft / file.name, file.read_bytes())
-        sync_folder(draft)
+                write_synced(draft / file.name, file.read_bytes())
+        sync(draft)
         if target.exists():  # of a path that was rolled back from, or damaged since
             shutil.rmtree(target)
         os.rename(draft, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -259,14 +260,14 @@ def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         draft.mkdir(parents=True)
         files = {}
         for group, named in tensors.items():  # a group at a time is in memory twice
-            files[f"{group}.safetensors"] = written(draft / f"{group}.safetensors", to_bytes(plain(named)))
-        files[STATE] = written(draft / STATE, canonical(dict(state)))
-        written(draft / MANIFEST, sealed({"format": FORMAT, "nimg": nimg, "files": files}))
-        sync_folder(draft)
+            files[f"{group}.safetensors"] = write_synced(draft / f"{group}.safetensors", to_bytes(to_cpu(named)))
+        files[STATE] = write_synced(draft / STATE, canonical(dict(state)))
+        write_synced(draft / MANIFEST, seal({"format": FORMAT, "nimg": nimg, "files": files}))
+        sync(draft)
         if target.exists():  # of an earlier try, and passed over as damaged
             shutil.rmtree(target)
         os.rename(draft, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -285,7 +286,7 @@ def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
     tensors = {}
     for name in wanted:
         try:
-            tensors[name.removesuffix(".safetensors")] = from_bytes(checked(path, name, manifest))
+            tensors[name.removesuffix(".safetensors")] = from_bytes(read_checked(path, name, manifest))
         except SafetensorError as error:
             raise Damaged(f"{path / name}: is no safetensors file ({error})") from error
     return Snapshot(manifest["nimg"], tensors, read_state(path))
@@ -298,7 +299,7 @@ def read_state(path: Path) -> dict[str, Any]:
         Damaged: they are not those that were written.
     """
     try:
-        return json.loads(checked(path, STATE, read_manifest(path)))
+        return json.loads(read_checked(path, STATE, read_manifest(path)))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path / STATE}: is no JSON that this version wrote") from error
 
@@ -312,7 +313,7 @@ def verify(path: Path) -> None:
     """Raise `Damaged` unless every file is there with the size and sum that the manifest says."""
     manifest = read_manifest(path)
     for name in manifest["files"]:
-        checked(path, name, manifest)
+        read_checked(path, name, manifest)
         if name.endswith(".safetensors"):  # a sum is no proof of what a file is: whoever made it made the manifest too
             try:
                 with safe_open(path / name, "pt"):
@@ -327,7 +328,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         data = (path / MANIFEST).read_bytes()
         manifest = json.loads(data)
         body = {key: value for key, value in manifest.items() if key != "seal"}
-        if sealed(body) != data:
+        if seal(body) != data:
             raise Damaged(f"{path / MANIFEST}: the manifest was altered")
         if manifest["format"] != FORMAT:
             raise Damaged(
@@ -344,7 +345,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path / MANIFEST}: the manifest is no JSON that this version wrote") from error
 
 
-def checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     """A file's bytes, if they are those that were written."""
     wanted = manifest["files"].get(name)
     if wanted is None:
@@ -360,7 +361,7 @@ def checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     return data
 
 
-def written(path: Path, data: bytes) -> dict[str, Any]:
+def write_synced(path: Path, data: bytes) -> dict[str, Any]:
     """Write and sync a file; its entry in the manifest."""
     with open(path, "wb") as file:
         file.write(data)
@@ -373,12 +374,12 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
-def sealed(body: Mapping[str, Any]) -> bytes:
+def seal(body: Mapping[str, Any]) -> bytes:
     """A manifest with a sum over itself, in the one spelling that is accepted."""
     return canonical({**body, "seal": hashlib.sha256(canonical(body)).hexdigest()})
 
 
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors takes them: on the CPU, contiguous, sharing no memory."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
@@ -394,12 +395,3 @@ def free_in_words(folder: Path) -> str:
         return f"{in_words(shutil.disk_usage(folder if folder.is_dir() else folder.parent).free)} are free"
     except OSError:
         return "how much is free cannot be told"
-
-
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from gantrain import lock
+from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, sealed, sync_folder, written
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 
 ROLLBACK_FILE = "rollback.json"
@@ -47,14 +48,14 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     return {k: [old, new] for k, (old, new) in different.items() if k != "run_dir"}
 
 
-def locked(run_dir: Path) -> IO[str]:
+def acquire_lock(run_dir: Path) -> IO[str]:
     """The run folder's lock, held as long as the returned file is open.
 
     Raises:
         UserError: another process trains there.
     """
     try:
-        return lock.locked(run_dir)
+        return lock.acquire(run_dir)
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
 
@@ -62,17 +63,12 @@ def locked(run_dir: Path) -> IO[str]:
 def write_config(config: Config, run_dir: Path) -> None:
     """Create the run folder and put the resolved configuration into it, whole or not at all."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    draft = run_dir / f"{CONFIG_FILE}.writing"
-    draft.write_text(loading.to_yaml(config), encoding="utf-8")
-    draft.replace(run_dir / CONFIG_FILE)
+    write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), only_writer=True)
 
 
 def write_rollback(run_dir: Path, body: dict[str, Any]) -> None:
     """Keep what a rollback has changed."""
-    draft = run_dir / f"{ROLLBACK_FILE}.writing"
-    written(draft, sealed(body))
-    draft.replace(run_dir / ROLLBACK_FILE)
-    sync_folder(run_dir)
+    write_atomically(run_dir / ROLLBACK_FILE, seal(body), durable=True, only_writer=True)
 
 
 def read_rollback(run_dir: Path) -> dict[str, Any] | None:
@@ -85,7 +81,7 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
     try:
         data = path.read_bytes()
         body = json.loads(data)
-        if sealed({key: value for key, value in body.items() if key != "seal"}) != data:
+        if seal({key: value for key, value in body.items() if key != "seal"}) != data:
             raise ValueError
         return body
     except FileNotFoundError:

@@ -235,7 +235,7 @@ def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Recor
         raise UserError(f"{path}: cannot be read ({error.strerror}); put it right, or leave this run out") from error
     if last:
         parsed.append(parse(last))
-    lines, abandoned = followed(line for line in parsed if line is not None)
+    lines, abandoned = split_abandoned(line for line in parsed if line is not None)
     return Record(run, config, lines, abandoned, sum(line is None for line in parsed), running, elsewhere)
 
 
@@ -270,7 +270,7 @@ def goes_back(line: dict[str, Any]) -> bool:
     return line.get("event") == "rollback" and type(line.get("to")) is int
 
 
-def followed(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split_abandoned(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(lines of the path that counts, lines of paths that rollbacks have left).
 
     Events of rollbacks, starts and resumes count. Of the moment that a rollback leads to, what came after the checkpoint was left

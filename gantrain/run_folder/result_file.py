@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError
 from gantrain.run_folder.json_values import as_json
 
@@ -47,4 +48,4 @@ def target_of(out: str | Path | None, folder: Path, stem: str) -> Path:
 
 def write(target: Path, body: Mapping[str, Any]) -> None:
     """Numbers as JSON, "nan" and infinities as words."""
-    target.write_text(json.dumps(as_json(body), indent=1) + "\n")
+    write_atomically(target, json.dumps(as_json(body), indent=1) + "\n")

@@ -41,7 +41,6 @@ from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.images import to_float
 from gantrain.interruption import Interruption
-from gantrain.models.layers import singular_values
 from gantrain.orbit.analysis import analyse
 from gantrain.orbit.motion import NothingYet, as_motion, read_record
 from gantrain.orbit.picture import keep, picture_path
@@ -54,12 +53,13 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import BEST_FOLDER
-from gantrain.run_folder.ownership import locked, look_into, read_rollback, write_config, write_rollback
+from gantrain.run_folder.ownership import acquire_lock, look_into, read_rollback, write_config, write_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now, versions
 from gantrain.sampling.generators import generate
 from gantrain.sampling.latents import class_sheet_inputs, draw
 from gantrain.sampling.sheets import Sheet, grid, save_side_by_side
 from gantrain.score_names import Scores, as_keys
+from gantrain.spectral_norm import singular_values
 from gantrain.training.guard import Pulse, Trouble, Watch
 from gantrain.training.inputs import SHOWN
 from gantrain.training.keeper import Keeper
@@ -102,7 +102,7 @@ class Trainer:
         self.run_dir = Path(config.run_dir).expanduser()
         self.tracker = Tracker(self.run_dir, self.main, persistent=config.checkpoint.on_error == "continue")
         self.changes = from_main(self.accelerator, look_into(self.run_dir, config) if self.main else None)
-        self.performance = performance.picked(config.performance, self.device)
+        self.performance = performance.pick(config.performance, self.device)
         performance.set_up(self.performance, self.device)
         self.images = main_first(self.accelerator, functools.partial(prepare, config.data, self.device, local_processes(), self.bar))
         self.tracker.say(f"data: {audit(self.images)}")
@@ -257,7 +257,7 @@ class Trainer:
     def as_input(self, batch: Batch) -> Batch:
         """Images and labels as the networks take them."""
         x, y = to_float(batch[0]), batch[1]
-        return performance.laid_out(x, self.performance), y
+        return performance.lay_out(x, self.performance), y
 
     def latents(self, purpose: str, k: int) -> Iterator[Batch]:
         """This process's k micro-batches of latents and labels, by position in the image stream."""
@@ -328,7 +328,7 @@ class Trainer:
         """Take up the newest whole checkpoint if there is one, and open the record."""
         if self.main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.lock = locked(self.run_dir)
+            self.lock = acquire_lock(self.run_dir)
         self.evaluator.extractor  # noqa: B018 - weights that cannot be had are missed now and not after the training
         rollback, path = from_main(self.accelerator, self.find() if self.main else None)
         state = self.load(path) if path else {}
@@ -362,7 +362,7 @@ class Trainer:
             **({"notes": self.notes} if self.notes else {}),
         )
         self.tracker.say(self.headline(path))
-        self.tracker.say(f"performance: {performance.described(self.performance, self.config.performance, self.device)}")
+        self.tracker.say(f"performance: {performance.describe(self.performance, self.config.performance, self.device)}")
         for note in self.notes:
             self.tracker.say(f"note: {note}")
         self.name_unreadable(list(self.images.skipped.values()))
@@ -763,7 +763,7 @@ class Trainer:
                 self.nimg, "checkpoint", path=f"checkpoints/{self.nimg:012d}" if not best_only else BEST_FOLDER, best_of=self.improved
             )
             self.keeper.collect(self.nimg, wait=True)  # before the copies are made: one of each is in memory
-            tensors = {group: checkpoint.plain(named) for group, named in self.tensors().items()}
+            tensors = {group: checkpoint.to_cpu(named) for group, named in self.tensors().items()}
             self.keeper.save(self.nimg, tensors, self.state(stats, pending), self.improved, best_only, self.watch.well_until, self.to_score)
         self.improved, self.to_score = [], False
         if not best_only:
@@ -786,7 +786,7 @@ class Trainer:
             self.keeper.collect(self.nimg, wait=True)
             tensors = self.bank.tensors()
             groups = {group_of(name): compact(tensors[name]) for name in sorted(names)}
-            groups["buffers"] = checkpoint.plain(dict(self.G.network.named_buffers()))
+            groups["buffers"] = checkpoint.to_cpu(dict(self.G.network.named_buffers()))
             state = {"gammas": {name: self.bank[name].averager.exponent for name in sorted(names)}, "shape": list(self.shape)}
             self.keeper.snapshot(self.nimg, groups, state)
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, error_of
 from test_commands import newest, same_run
 
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, sealed
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, seal
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 FEW = ["eval.metrics=[fid]", "tracking.samples_every_kimg=null", "tracking.sample_rows=1"]
@@ -118,7 +118,7 @@ def test_a_pickle_with_a_manifest_to_match_is_passed_over_unread(run, tmp_path):
     (last / "g.safetensors").write_bytes(evil)
     body = {key: value for key, value in read_manifest(last).items() if key != "seal"}
     body["files"]["g.safetensors"] = {"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
-    (last / "manifest.json").write_bytes(sealed(body))
+    (last / "manifest.json").write_bytes(seal(body))
     said: list[str] = []
     assert CheckpointStore(folder, say=said.append).newest() == before and "g.safetensors: is no safetensors file" in said[0]
     (last / "manifest.json").write_bytes(b"[" * 100_000)
@@ -150,7 +150,7 @@ def test_a_manifest_that_means_other_files_is_refused(run, tmp_path, files):
     shutil.copytree(run / "checkpoints", folder)
     *_, before, last = sorted(folder.iterdir())
     body = {key: value for key, value in read_manifest(last).items() if key != "seal"}
-    (last / "manifest.json").write_bytes(sealed({**body, "files": files}))
+    (last / "manifest.json").write_bytes(seal({**body, "files": files}))
     with pytest.raises(Damaged, match="manifest.json: "):
         read(last)
     assert CheckpointStore(folder).newest() == before

@@ -20,7 +20,7 @@ from test_preemption import environment, trained_to, wait_until
 
 from gantrain.data import Folder
 from gantrain.errors import UserError
-from gantrain.run_folder.ownership import locked
+from gantrain.run_folder.ownership import acquire_lock
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -153,7 +153,7 @@ def test_what_the_whole_process_group_is_told_does_not_take_the_workers_from_it(
     process.kill()
     process.wait()
     assert all(worker.is_running() for worker in workers)
-    with locked(run):
+    with acquire_lock(run):
         pass
     for worker in workers:
         worker.kill()
