@@ -11,6 +11,7 @@ from gantrain.clock import periods_from
 from gantrain.config.lr_tail import LrTail
 from gantrain.config.plugins import find
 from gantrain.errors import InvalidField, UserError, check, shown
+from gantrain.field_marks import MAY_CHANGE, MAY_DIFFER
 from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, InceptionScore
 
 
@@ -24,7 +25,7 @@ class Orbit:
         size: numbers that stand for each network, its live weights and each of its averages alike.
     """
 
-    every_kimg: float | None = None
+    every_kimg: float | None = field(default=None, metadata=MAY_CHANGE)
     size: int = 128
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class Swap:
     networks: Literal["g", "gd"] = "gd"
     alpha: float = 1.0
     optimizer: Literal["keep", "reset_momentum", "reset"] = "keep"
-    growth: Any = 1
+    growth: Any = field(default=1, metadata={"type": "a number or auto"})
     lr_scale: float = 1.0
     after_kimg: float = 5.0
 
@@ -152,24 +153,24 @@ class Eval:
             running ones that were averaged like the weights; "batch" normalises every batch by its own.
         recalibration_batches: forwards of `batch_size` images for "recalibrate".
         truncation: draw z from the normal cut at this absolute value; null does not cut.
-        asynchronous: (in files `async`) score a checkpoint in a process of its own, on the main process's device, while training goes
+        asynchronous: score a checkpoint in a process of its own, on the main process's device, while training goes
             on; the line arrives later, at its kimg. The last evaluation of a run is always waited for.
     """
 
-    every_kimg: float | None = 25.0
+    every_kimg: float | None = field(default=25.0, metadata=MAY_DIFFER)
     protocol: str | None = None
     num_samples: int = 10_000
     reference: str | None = None
     reference_samples: int | None = 50_000
     batch_size: int = 64
-    metrics: tuple[str, ...] = ("fid", "is", "kid", "prc")
+    metrics: tuple[str, ...] = field(default=("fid", "is", "kid", "prc"), metadata={"kind": "metric", "chosen_from": METRICS})
     is_splits: int = InceptionScore.splits
     resamples: int | None = None
     features: Any = plugin("feature extractor", EXTRACTORS, DigitsFeatures)
     batchnorm: str = "recalibrate"
     recalibration_batches: int = 16
     truncation: float | None = None
-    asynchronous: bool = field(default=False, metadata={"key": "async"})  # a word that Python keeps for itself
+    asynchronous: bool = field(default=False, metadata={"key": "async", **MAY_DIFFER})  # a word that Python keeps for itself
 
     def __post_init__(self) -> None:
         check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null")

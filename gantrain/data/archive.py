@@ -9,7 +9,7 @@ import struct
 import weakref
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from PIL import Image
 from gantrain.data.folder import EXTENSIONS, decoded_image
 from gantrain.data.imageset import ImageSet, Source, numbered_classes
 from gantrain.errors import UserError, check, one_line
+from gantrain.field_marks import INCIDENTAL
 
 LABELS = "dataset.json"
 MOST_BYTES = 2**28  # of a member, unpacked: a few bytes of a zip can become many
@@ -48,7 +49,7 @@ class Archive(Source):
         filter: "bicubic", "lanczos", "bilinear" or "box".
     """
 
-    root: str = ""
+    root: str = field(default="", metadata=INCIDENTAL)
     channels: int = 3
     filter: Literal["bicubic", "lanczos", "bilinear", "box"] = "lanczos"
 

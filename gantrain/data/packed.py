@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,7 @@ from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.intake import BLOCK, decoded
 from gantrain.errors import UserError, in_words, one_line
+from gantrain.field_marks import INCIDENTAL
 from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
@@ -47,7 +48,7 @@ class Packed(Source):
         root: the folder.
     """
 
-    root: str = ""
+    root: str = field(default="", metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         if not self.root:

@@ -5,7 +5,7 @@ CIFAR is read from its binary release: the Python release is a pickle, and gantr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
+from gantrain.field_marks import INCIDENTAL
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class Cifar10(Source):
     """CIFAR-10 (Krizhevsky 2009): 50,000 training images 32x32 of ten classes.
 
     Attributes:
-        root: folder that holds, or receives, `cifar-10-batches-bin/`.
+        root: the folder that contains, or receives, `cifar-10-batches-bin/`.
         split: "train" or "test".
         download: fetch the release when it is not there.
     """
 
-    root: str = "data"
+    root: str = field(default="data", metadata=INCIDENTAL)
     split: Literal["train", "test"] = "train"
-    download: bool = True
+    download: bool = field(default=True, metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         return read_cifar(CIFAR10, self)
@@ -71,11 +72,17 @@ class Cifar10(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Source):
-    """CIFAR-100 (Krizhevsky 2009): 50,000 training images 32x32 of a hundred classes. Attributes as CIFAR-10's."""
+    """CIFAR-100 (Krizhevsky 2009): 50,000 training images 32x32 of a hundred classes.
 
-    root: str = "data"
+    Attributes:
+        root: the folder that contains, or receives, `cifar-100-binary/`.
+        split: "train" or "test".
+        download: fetch the release when it is not there.
+    """
+
+    root: str = field(default="data", metadata=INCIDENTAL)
     split: Literal["train", "test"] = "train"
-    download: bool = True
+    download: bool = field(default=True, metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         return read_cifar(CIFAR100, self)
@@ -86,15 +93,15 @@ class Stl10(Source):
     """STL-10 (Coates, Ng and Lee 2011): 96x96 colour images of ten classes, 5,000 for training and 8,000 for testing.
 
     Attributes:
-        root: folder that holds, or receives, `stl10_binary/`.
+        root: the folder that contains, or receives, `stl10_binary/`.
         split: "train", "test", or "unlabeled" (100,000 images without classes; needs `labels: false`).
         download: fetch the set when it is not there.
     """
 
     resolution: int = 96
-    root: str = "data"
+    root: str = field(default="data", metadata=INCIDENTAL)
     split: Literal["train", "test", "unlabeled"] = "train"
-    download: bool = True
+    download: bool = field(default=True, metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         from torchvision.datasets import STL10

@@ -11,17 +11,13 @@ from gantrain import lock
 from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
+from gantrain.config.schema import may_change
 from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 
 ROLLBACK_FILE = "rollback.json"
-# What may change when a run is taken up again: nothing in it touches what has been trained so far.
-MAY_CHANGE = (
-    "run_dir", "total_kimg", "eval.", "checkpoint.", "guard.", "tracking.", "performance.", "orbit.every_kimg",
-    "data.root", "data.keep_in", "data.workers", "data.download", "data.on_error",
-)  # fmt: skip
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
@@ -40,7 +36,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; put it back, or use another run_dir")
     different = loading.differing_keys(loading.load(saved), config)
-    refused = {k: v for k, v in different.items() if not k.startswith(MAY_CHANGE)}
+    refused = {k: v for k, v in different.items() if not may_change(k)}
     if refused:
         named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
         more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
