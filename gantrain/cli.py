@@ -109,7 +109,9 @@ def parser() -> Parser:
     train.set_defaults(verb="train")
 
     show = verbs.add_parser("config", help="print the resolved configuration")
-    show.add_argument("config", metavar="CONFIG")
+    show.add_argument("config", nargs="?", metavar="CONFIG")
+    show.add_argument("--keys", nargs="?", const="", metavar="SECTION")
+    show.add_argument("--markdown", action="store_true")
     show.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     show.set_defaults(verb="config")
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, closed or broken disks
+
+LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed and not made
 
 
 class UserError(ValueError):
@@ -44,8 +47,22 @@ def shown(value: Any) -> str:
 
 def check(section: Any, field: str, holds: bool, remedy: str) -> None:
     """Raise `InvalidField` for `section.field` unless `holds`. `remedy` completes the sentence "FIELD must ..."."""
-    if not holds:
+    listed: dict[str, list[str]] | None = getattr(section, LISTED, None)
+    if listed is not None:  # an instance that `remedies_of` has made
+        listed.setdefault(field, []).append(remedy)
+    elif not holds:
         raise InvalidField(field, getattr(section, field), remedy)
+
+
+def remedies_of(cls: type) -> dict[str, list[str]]:
+    """What `check` asks of each field of a dataclass with its defaults: field -> remedies, such as "must be above 0".
+
+    So the range that a list of keys shows is the one that a wrong value is refused with.
+    """
+    listed: dict[str, list[str]] = {}
+    with suppress(InvalidField):  # raised without `check`, which goes on after a value that it would refuse
+        type(cls.__name__, (cls,), {LISTED: listed})()
+    return listed
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

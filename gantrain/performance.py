@@ -71,14 +71,14 @@ def place(network: nn.Module, performance: Performance, device: torch.device) ->
 
 @dataclass(frozen=True)
 class Performance:
-    """Switches for speed; none changes what is computed beyond rounding. A run says at its start which are on.
+    """Switches for speed; none changes results beyond rounding. A run logs at start-up which are on.
 
     Attributes:
-        auto: a switch that is null is on where it was measured to be fast on the device; false leaves it off.
+        auto: turn on the switches left null that were measured to be faster on the device; false leaves them off.
         channels_last: keep images and convolution weights in NHWC order.
         compile: compile both networks with torch.compile; the first updates then take minutes.
         tf32: let CUDA matrix products and convolutions round their inputs to TF32.
-        keep_memory: on a CPU, keep the memory of freed tensors for the next ones instead of giving it back to the system.
+        keep_memory: on a CPU, reuse the memory of freed tensors instead of returning it to the system.
     """
 
     auto: bool = True

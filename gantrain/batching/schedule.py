@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gantrain.batching.state import Batches, BatchState, require_max_batch
@@ -21,7 +21,7 @@ class Schedule(Batches):
         every_kimg: ... every so many kimg, up to `max_batch`.
     """
 
-    milestones: Any = None
+    milestones: Any = field(default=None, metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "both rise; kimg above 0"})
     factor: float | None = None
     every_kimg: float | None = None
 
@@ -31,8 +31,9 @@ class Schedule(Batches):
         if self.milestones is not None and geometric:
             raise InvalidField("milestones", self.milestones, "and factor with every_kimg exclude each other: give one of the two")
         if self.milestones is None:
-            check(self, "factor", self.factor is not None, "must be given with every_kimg, or else milestones")
-            check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
+            factor = self.factor
+            check(self, "factor", factor is not None, "must be given with every_kimg, or else milestones")
+            check(self, "factor", factor is not None and 1 < factor < float("inf"), "must be above 1: a schedule only grows")
             check(
                 self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0"
             )

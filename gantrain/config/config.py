@@ -33,16 +33,16 @@ class Config:
 
     Attributes:
         run_dir: the run folder; the same command with the same folder resumes.
-        seed: of everything random: weights, order of the images, latents, labels.
-        total_kimg: thousands of images per generator update, after which the run ends.
+        seed: seed of everything random: initial weights, order of the images, latents, labels.
+        total_kimg: length of the run, in thousands of images per generator update.
         data: the data set.
         model: the architecture of both networks.
         loss: the losses of G and D.
-        penalties: free names to penalties, which are added to D's loss; null as the value takes one out.
+        penalties: penalties that are added to D's loss, by free names; `NAME: null` removes one.
         optim: the optimizer.
         batching: the batch policy, which decides how large the batch is.
         noise_scale: measuring the gradient noise scale.
-        averagers: free names to averagers, each of which follows the weights; null as the value takes one out.
+        averagers: averages that follow the weights, by free names; `NAME: null` removes one.
         swap: putting an average back into the live weights.
         eval: scoring.
         checkpoint: saving.

@@ -265,7 +265,7 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     if (
         bool in (hint, *typing.get_args(hint)) and type(value) in (int, float) and value not in (0, 1)
     ):  # OmegaConf takes any number for true
-        raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}")
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {shortened(value)}")
     holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
     try:
         with warnings.catch_warnings():
@@ -273,19 +273,20 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             holder.value = escaped(value)
             return OmegaConf.to_object(holder).value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}") from None
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {shortened(value)}") from None
 
 
-def described(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
-        return f"a list of {'values' if args[-1] is ... else len(args)}, each {described(args[0])}"
+        several = {int: "whole numbers", float: "numbers", str: "strings"}.get(args[0], "values")
+        return f"a list of {several}" if args[-1] is ... else f"a list of {len(args)} {several}"
     if type(None) in args:
-        return " or ".join([*(described(a) for a in args if a is not type(None)), "null"])
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(hint, str(hint))
+        return " or ".join([*(describe_type(a) for a in args if a is not type(None)), "null"])
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(hint, "a value" if hint is Any else str(hint))
 
 
 def check_across(config: Config, sources: Sources) -> None:

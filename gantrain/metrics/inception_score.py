@@ -11,7 +11,11 @@ from gantrain.metrics.featureset import FeatureSet
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """exp of the mean divergence of p(y|x) from p(y), over `splits` parts; from 1 to the number of classes, higher is better."""
+    """exp of the mean divergence of p(y|x) from p(y), over `splits` parts; from 1 to the number of classes, higher is better.
+
+    Attributes:
+        splits: how many parts; `eval.is_splits` sets it.
+    """
 
     scores: ClassVar[tuple[str, ...]] = ("is",)  # that can be best
     needs: ClassVar[str] = "nothing"  # of the reference

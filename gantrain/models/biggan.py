@@ -6,7 +6,7 @@ PyTorch release), so that parameter counts agree. Resolutions 8 and 16 are ours,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ class BigGAN:
     dim_z: int = 128
     shared_embedding: int = 0
     hierarchical_z: bool = False
-    attention_resolution: int | None = None
+    attention_resolution: int | None = field(default=None, metadata={"range": "the resolution of a feature map of both networks"})
     init: Init = "orthogonal"
     spectral_norm: bool = True
     power_iterations: int = 1
