@@ -259,14 +259,16 @@ def allowed_values(key: Key) -> str:
 
 HEAD = """# Configuration
 
-Every key with its type, default, range and meaning. This page is written by
+Every key with its type, default, range and meaning. This page is generated from the dataclasses of the code; edit those, then run
 
-    gantrain config --keys --markdown > docs/configuration.md
+```shell
+gantrain config --keys --markdown > docs/configuration.md
+```
 
-from the dataclasses of the code; edit those, and run the command again. `gantrain config --keys` prints the same on a terminal, and
-`gantrain config --keys batching`, `--keys averagers.ema` or `--keys optim.lr_g` a part of it.
+`gantrain config --keys` prints the same list on a terminal, and `gantrain config --keys batching`, `--keys averagers.ema` or
+`--keys optim.lr_g` a part of it.
 """
-NOTES = """Set a key in a YAML file, or on the command line as `section.key=value`. A section whose first key is `name` is a plug-in: `name`
+NOTES = """Set a key in a YAML file, or on the command line as `SECTION.KEY=VALUE`. A section whose first key is `name` is a plug-in: `name`
 chooses a class, and the other keys are that class's. Besides the names listed, `package.module:Class` chooses a class of your own
 ([plug-ins](plugins.md)).
 """
