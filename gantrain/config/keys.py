@@ -145,7 +145,7 @@ def shared_keys(each: Sequence[Sequence[Key]]) -> list[Key]:
 
 def plugin_parts(sections: Sequence[Section], f: dataclasses.Field, meaning: str) -> list[Part]:
     """A part with what all plug-ins of a field share, then one with what each adds."""
-    each = [keys_of(section) for section in sections]
+    each: list[list[Key]] = [list(keys_of(section)) for section in sections]
     path = sections[0].path
     shared = shared_keys(each) if len(each) > 1 else []
     names = f"one of {', '.join(str(section.plugin) for section in sections)}, or {OUTSIDE}"
