@@ -323,14 +323,14 @@ def test_another_machines_run_is_running_perhaps_until_it_has_been_still(tmp_pat
 
 
 def test_what_is_no_run_or_cannot_be_read_is_one_line(tmp_path, gantrain):
-    assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in error_of(
+    assert "is not a run folder (it has no config.yaml); pass the run_dir of a `gantrain train`" in error_of(
         gantrain("watch", tmp_path, check=False)
     )
     run = by_hand(tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
     for read in (record.read, record.outline):
-        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .*; put it right, or leave this run out"):
+        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .*; fix this, or omit this run"):
             read(run)
 
 

@@ -494,7 +494,7 @@ def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
 
 
 def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
-    assert "is no run folder (it has no config.yaml)" in error_of(gantrain("report", tmp_path, check=False))
+    assert "is not a run folder (it has no config.yaml)" in error_of(gantrain("report", tmp_path, check=False))
     assert "report.html" in error_of(gantrain("report", runs[0], "--out", tmp_path, check=False))
     assert "is no path of a page; write for example" in error_of(gantrain("report", runs[0], "--out", tmp_path / "page.png", check=False))
     (tmp_path / "file").write_text("")

@@ -385,7 +385,7 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
             ["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"],
             "batching.max_batch is null; the study needs room",
         ),
-        (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is no run folder (it has no metrics.jsonl)"),
+        (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is not a run folder (it has no metrics.jsonl)"),
         (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is no folder; make it first"),
         (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
         (

@@ -26,7 +26,7 @@ def read(run: Path) -> list[dict]:
     """The lines of a run's record that hold a noise scale."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run}: is no run folder (it has no metrics.jsonl); give the run_dir of a `gantrain train`")
+        raise UserError(f"{run}: is not a run folder (it has no metrics.jsonl); pass the run_dir of a `gantrain train`")
     lines = [line for line in map(json.loads, path.read_text().splitlines()) if "noise_scale/D/tr_sigma" in line]
     if not lines:
         raise UserError(f"{run}: has measured no noise scale; train it with noise_scale.measure_every=10")

@@ -62,7 +62,7 @@ class Keeper:
         found = self.newest(sys.maxsize)
         if found is None:
             raise UserError(
-                f"{self.checkpoints.folder}: none of its {len(self.checkpoints.paths())} checkpoints is whole; delete this folder to start anew"
+                f"{self.checkpoints.folder}: none of its {len(self.checkpoints.paths())} checkpoints is whole; delete this folder to start over"
             )
         return found
 
