@@ -85,6 +85,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports a wrong command line in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the mistake and exit with 2."""
         complain(f"{message}; see `{self.prog} --help`")
         self.exit(USER_ERROR)
 

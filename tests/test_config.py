@@ -180,7 +180,7 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(overrides, words):
 
 
 FILE_REFUSALS = [
-    ("optim: {lr_g: 1}\noptim: {lr_d: 1}\n", r"run.yaml: is not YAML: key 'optim' stands twice \(line 2"),
+    ("optim: {lr_g: 1}\noptim: {lr_d: 1}\n", r"run.yaml: is not YAML: key 'optim' appears twice \(line 2"),
     ("optim:\n  lr_g: [1\n", r"run.yaml: is not YAML"),
     ("- 1\n- 2\n", r"run.yaml: must contain sections and keys, got \[1, 2\]"),
     ("1: 2\n", r"run.yaml: 1: a key must be a string, got 1; put it in quotes"),

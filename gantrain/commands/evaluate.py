@@ -136,26 +136,10 @@ def evaluate_run(
     scorer = RunScorer(run, num_samples, kimg, overrides)
     path, config = scorer.path, scorer.config
     target = target_of(out, Path(run) / "evaluations", path.name)
-    there = averages_of(path)
-    for name in names or ():
-        if name not in there:
-            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
-    times: dict[str, int] = {}
-    for name in rebuilt_of(Path(run)):
-        try:
-            times[name] = read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"]
-        except Damaged:
-            if name in (names or ()):
-                raise
-            times[name] = -1  # of unknown time: ignored if all averages are asked for
-    if kimg is not None:
-        for name in names or ():
-            require_time(name, times.get(name, int(path.name)), kimg)
+    names, times = choose_averages(Path(run), path, names, kimg)
     for policy in policies or ():
         if policy not in POLICIES:
             raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
-    if names is None:  # of the rebuilt averages, only those of this time
-        names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
     scorer.prepare()
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
@@ -180,3 +164,37 @@ def evaluate_run(
     how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
     head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}"
     return f"{head}\n{text}", accelerator
+
+
+def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:
+    """Which averages of a checkpoint are scored.
+
+    Args:
+        path: the checkpoint.
+        names: those that were asked for; None is all of this time.
+        kimg: the time that was asked for.
+
+    Returns:
+        Their names, and the images seen by each rebuilt average of the run.
+
+    Raises:
+        UserError: there is no such average, or it is of another time.
+    """
+    there = averages_of(path)
+    for name in names or ():
+        if name not in there:
+            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
+    times: dict[str, int] = {}
+    for name in rebuilt_of(run):
+        try:
+            times[name] = read_manifest(run / AVERAGES_FOLDER / name)["nimg"]
+        except Damaged:
+            if name in (names or ()):
+                raise
+            times[name] = -1  # of unknown time: ignored if all averages are asked for
+    if kimg is not None:
+        for name in names or ():
+            require_time(name, times.get(name, int(path.name)), kimg)
+    if names is None:  # of the rebuilt averages, only those of this time
+        names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
+    return names, times

@@ -137,7 +137,7 @@ def keys_of(section: Section) -> tuple[Key, ...]:
 
 
 def shared_keys(each: Sequence[Sequence[Key]]) -> list[Key]:
-    """The keys that all plug-ins of a kind have, in the form that most of them have; one that differs lists its own beside."""
+    """The keys that all plug-ins of a kind have, in the form that most of them have; a plug-in that differs lists its own form too."""
     names = [key.name for key in each[0] if all(any(other.name == key.name for other in keys) for keys in each)]
     forms = [[key for keys in each for key in keys if key.name == name] for name in names]
     return [max(same, key=same.count) for same in forms]

@@ -252,6 +252,7 @@ def elsewhere(key: str) -> str:
 
 
 def plural(kind: str) -> str:
+    """The plural of a kind of plug-in."""
     return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 

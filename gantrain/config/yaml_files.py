@@ -2,7 +2,7 @@
 
 Why PyYAML and two small subclasses, and not ruamel.yaml: OmegaConf, which merges and converts, brings PyYAML and reads with it. ruamel
 would be a second YAML parser next to it, with other ideas of what is a number, for what takes thirty lines here: numbers such as 1e-4
-(YAML 1.2), a position for a key that stands twice, quotes around Unicode's line breaks. OmegaConf's own reader does the first two but
+(YAML 1.2), a position for a key that appears twice, quotes around Unicode's line breaks. OmegaConf's own reader does the first two but
 reads a file that holds only a word as a key, and its loader class is private.
 """
 
@@ -38,17 +38,17 @@ ExactDumper.add_representer(str, represent_text)
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that stands twice and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+    """YAML's safe loader, which refuses a key that appears twice and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """A mapping; the error for a key that stands twice has its position."""
+        """A mapping; the error for a key that appears twice has its position."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
