@@ -260,7 +260,7 @@ def test_a_corrupt_image_is_named(gantrain, pictures, tmp_path):
 def test_an_empty_class_folder_is_named(gantrain, pictures, tmp_path):
     (pictures / "emus").mkdir()
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), check=False))
-    assert "has no image of class emus; fill or delete the empty class folders" in line
+    assert "has no images of class emus; fill or delete the empty class folders" in line
 
 
 def test_a_folder_above_the_classes_is_recognised(gantrain, pictures, tmp_path):
@@ -268,7 +268,7 @@ def test_a_folder_above_the_classes_is_recognised(gantrain, pictures, tmp_path):
     (pictures.parent / "above").mkdir()
     pictures.rename(pictures.parent / "above" / "train")
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures.parent / "above"), check=False))
-    assert "has a single class, 'train'" in line and "set data.labels=false" in line
+    assert "has only one class, 'train'" in line and "set data.labels=false" in line
 
 
 def test_other_pictures_under_the_same_name_are_refused(gantrain, pictures, tmp_path):
@@ -418,11 +418,12 @@ def test_a_wrong_command_line_is_one_line(gantrain, arguments, words):
 
 
 def python_blocks() -> list[str]:
-    """The Python that the README shows."""
-    return [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)]
+    """The Python that the docs show."""
+    pages = sorted((ROOT / "docs").glob("*.md"), key=lambda page: page.name != "samples.md")
+    return [textwrap.dedent(block) for page in pages for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
 
 
-def test_the_readmes_sampling_runs(finished, tmp_path, monkeypatch):
+def test_the_documented_sampling_runs(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(finished[0])
     monkeypatch.chdir(tmp_path)
@@ -431,14 +432,14 @@ def test_the_readmes_sampling_runs(finished, tmp_path, monkeypatch):
     assert names["x"].shape == (16, 1, 16, 16) and names["x"].abs().max() <= 1
 
 
-def test_the_readmes_plugin_averages(gantrain, tmp_path):
+def test_the_documented_plugin_averages(gantrain, tmp_path):
     source = next(block for block in python_blocks() if "class Halves" in block)
     (tmp_path / "my_module.py").write_text(source)
     train(gantrain, tmp_path / "run", "averagers.halves={name: 'my_module:Halves', every_kimg: 0.08}", cwd=tmp_path)
     assert "eval/halves/digits_fid" in [line for line in lines_of(tmp_path / "run") if "eval/live/digits_fid" in line][-1]
 
 
-def test_the_readmes_batch_policy_grows_the_batch(gantrain, tmp_path):
+def test_the_documented_batch_policy_grows_the_batch(gantrain, tmp_path):
     (tmp_path / "my_module.py").write_text(next(block for block in python_blocks() if "class Ramp" in block))
     policy = "batching={name: 'my_module:Ramp', batch_size: 16, micro_batch: 16, max_batch: 48, until_kimg: 0.2}"
     train(gantrain, tmp_path / "run", policy, cwd=tmp_path)
@@ -449,8 +450,8 @@ def test_the_readmes_batch_policy_grows_the_batch(gantrain, tmp_path):
     ]
 
 
-def test_the_readmes_loop_averages():
-    """The plain PyTorch loop of the README, with a game of two small networks in the place of its reader's."""
+def test_the_documented_loop_averages():
+    """The plain PyTorch loop of docs/averages.md, with a game of two small networks instead of the reader's."""
     from gantrain.averaging import AverageBank
 
     block = next(block for block in python_blocks() if "train_step(" in block)
@@ -484,7 +485,7 @@ def test_the_readmes_loop_averages():
     assert not torch.equal(averaged[0].weight, generator[0].weight) and averaged[1].running_mean.abs().sum() > 0
 
 
-def test_the_readmes_accelerate_loop_averages_saves_and_resumes(tmp_path):
+def test_the_documented_accelerate_loop_averages_saves_and_resumes(tmp_path):
     """One update of the average per optimizer step, in images; what `save_state` wrote, `load_state` goes on from."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState

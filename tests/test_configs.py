@@ -1,6 +1,6 @@
-"""Every configuration in configs/ trains: the real command on small data of its kind, its networks narrowed, everything else as written.
+"""Every configuration in configs/ trains: the real command on small data of its kind, with narrower networks, otherwise as written.
 
-Inception is narrowed too, but for one configuration, which is scored by the real one.
+Inception is narrower too, except for one configuration that is scored by the real one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NARROW = [
 
 
 def cifar10(root: Path) -> list[str]:
-    """The published binary layout with twenty random records a file."""
+    """The published binary layout, with twenty random records per file."""
     folder = root / "cifar-10-batches-bin"
     folder.mkdir()
     dice = np.random.default_rng(0)
@@ -69,7 +69,7 @@ WITH_THE_REAL_INCEPTION = "cifar10_biggan.yaml"
 
 
 class NarrowInception(nn.Module):
-    """Takes what Inception takes and gives what it gives, in 32 features."""
+    """Has the interface of Inception, with 32 features."""
 
     def __init__(self):
         super().__init__()

@@ -612,7 +612,7 @@ def test_wandb_goes_offline_without_a_key_and_says_how_to_show_the_run(resumed):
 @pytest.mark.slow
 def test_wandb_key_without_network_goes_on_offline(tmp_path, cache):
     """One line says so; the run is whole, in metrics.jsonl and in W&B's file."""
-    code = "import gantrain.dashboard; gantrain.dashboard.WANDB_PATIENCE = 1"
+    code = "import gantrain.reporting.wandb_run; gantrain.reporting.wandb_run.WANDB_PATIENCE = 1"
     nowhere = {"WANDB_MODE": None, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = start(tmp_path / "tiny", "tracking.wandb.mode=online", "total_kimg=0.2", cache=cache, code=code, **nowhere)
     said = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]

@@ -1,7 +1,8 @@
-"""Data sets, the order in which their images come, and what is refused of them."""
+"""Data sets, the order of their images, and what is refused."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -69,7 +70,7 @@ def in_memory(count: int = 30, classes: int = 3, channels: int = 3, resolution: 
 
 
 def write_images(root: Path, files: typing.Iterable[str], size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """An image of noise, its own for each file."""
+    """Write a different noise image to each file."""
     for seed, name in enumerate(files):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def no_network(monkeypatch):
 
 
 def furnished(name: str, root: Path) -> Source:
-    """A data set of a listed class, with what it reads written small under `root`."""
+    """A data set of a class in the table, whose small files are written under `root`."""
     if name == "digits":
         return Digits()
     if name == "folder":
@@ -347,7 +348,7 @@ def test_an_epoch_of_the_stream_holds_every_image_once():
     assert not torch.equal(x[:30], x[30:])
 
 
-def test_half_of_the_images_are_mirrored_and_anew_in_each_epoch():
+def test_half_of_the_images_are_mirrored_and_chosen_again_in_each_epoch():
     images = in_memory(count=50)
     plain, flipped = stream(images, 4000, 50)[0], stream(images, 4000, 50, flip=True)[0]
     mirrored = (plain != flipped).flatten(1).any(dim=1)
@@ -358,7 +359,7 @@ def test_half_of_the_images_are_mirrored_and_anew_in_each_epoch():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_on_disk_come_as_those_in_memory(tmp_path, workers):
+def test_images_on_disk_stream_as_those_in_memory(tmp_path, workers):
     source = Folder(root=str(cats_and_dogs(tmp_path)), resolution=8, workers=workers)
     in_host, on_disk = prepare(dataclasses.replace(source, keep_in="host"), CPU), prepare(dataclasses.replace(source, keep_in="disk"), CPU)
     assert in_host.pixels is not None and on_disk.pixels is None
@@ -415,7 +416,7 @@ def test_cifar10_records_are_read_as_published(tmp_path):
     assert np.array_equal(test.pixels.numpy(), (pictures[:2] // 2).transpose(0, 3, 1, 2)) and test.name == "cifar-10/test"
 
 
-def test_cifar100_has_the_fine_label_behind_the_coarse_one(tmp_path):
+def test_cifar100_uses_the_fine_label(tmp_path):
     pictures, fine = noise(5, 32, 32, 3), np.array([99, 0, 7, 50, 98])
     write_cifar100(tmp_path, pictures, np.array([19, 3, 4, 0, 1]), fine)
     images = Cifar100(root=str(tmp_path)).build()
@@ -440,7 +441,7 @@ def test_a_cifar_file_that_is_cut_short_is_refused(tmp_path, cut):
     write_cifar10(tmp_path, noise(5, 32, 32, 3), np.arange(5) % 3, TRAIN_FILES)
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
     path.write_bytes(path.read_bytes()[:-cut])
-    words = rf"data_batch_3\.bin: {3073 - cut} bytes are no whole number of 3073-byte records; delete .* and fetch it again"
+    words = rf"data_batch_3\.bin: {3073 - cut} bytes are not a whole number of 3073-byte records; delete .* and download it again"
     with pytest.raises(UserError, match=words):
         Cifar10(root=str(tmp_path)).build()
 
@@ -460,15 +461,16 @@ def test_a_missing_cifar_file_is_named(tmp_path, no_network):
 
 
 @pytest.mark.parametrize("cls, release", [(Cifar10, CIFAR10), (Cifar100, CIFAR100)])
-def test_cifar_without_network_says_what_to_fetch_and_where_to(tmp_path, no_network, cls, release):
+def test_cifar_without_network_says_what_to_download_and_where(tmp_path, no_network, cls, release):
     with pytest.raises(UserError, match="in name resolution") as caught:
         cls(root=str(tmp_path / "sets")).build()
     text = str(caught.value)
     assert text.startswith(f"data.root: {release.title} is not under ") and "\n" not in text
-    assert f"get {release.url} " in text and text.endswith(f"unpack it to {tmp_path / 'sets' / release.folder}")
+    assert f"download {release.url} on a machine with network access" in text
+    assert text.endswith(f"unpack it to {tmp_path / 'sets' / release.folder}")
 
 
-def test_cifar_is_not_fetched_when_it_may_not_be(tmp_path, monkeypatch):
+def test_cifar_is_not_downloaded_if_download_is_false(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: pytest.fail("went to the network"))
     with pytest.raises(UserError, match=rf"data\.root: CIFAR-10 is not under .*unpack it to {tmp_path}"):
         Cifar10(root=str(tmp_path), download=False).build()
@@ -486,7 +488,7 @@ def archived(root: Path, release) -> object:
     return dataclasses.replace(release, md5=hashlib.md5(packed.getvalue()).hexdigest())
 
 
-def test_a_cifar_archive_that_is_there_already_is_unpacked(tmp_path, no_network):
+def test_an_existing_cifar_archive_is_unpacked(tmp_path, no_network):
     write_cifar10(tmp_path, noise(5, 32, 32, 3), np.arange(5) % 3, TRAIN_FILES)
     release = archived(tmp_path, CIFAR10)
     images = read_cifar(release, Cifar10(root=str(tmp_path)))
@@ -501,7 +503,7 @@ def test_an_archive_with_another_checksum_is_not_unpacked(tmp_path, no_network):
     assert not (tmp_path / "cifar-10-batches-bin").exists()
 
 
-def test_cifar_is_read_from_where_it_is_fetched_to(tmp_path, monkeypatch):
+def test_cifar_is_read_from_the_folder_it_is_downloaded_to(tmp_path, monkeypatch):
     """torchvision puts `~/sets` under the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     write_cifar10(tmp_path / "sets", noise(5, 32, 32, 3), np.arange(5) % 3, TRAIN_FILES)
@@ -532,8 +534,8 @@ def test_the_unlabeled_split_of_stl10_has_no_classes(tmp_path, any_stl10):
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_stl10_without_network_says_what_to_fetch_and_where_to(tmp_path, no_network, download):
-    with pytest.raises(UserError, match=r"data\.root: STL-10 is not under .* get https://ai\.stanford\.edu/~acoates/stl10/ ") as caught:
+def test_stl10_without_network_says_what_to_download_and_where(tmp_path, no_network, download):
+    with pytest.raises(UserError, match=r"data\.root: STL-10 is not under .* download https://ai\.stanford\.edu/~acoates/") as caught:
         Stl10(root=str(tmp_path), download=download).build()
     assert str(caught.value).endswith(f"unpack it to {tmp_path / 'stl10_binary'}") and "\n" not in str(caught.value)
 
@@ -593,7 +595,7 @@ def test_classes_are_the_sub_folders_in_sorted_order_however_deep_the_files_lie(
     assert images.name == f"folder/{tmp_path.name}"
 
 
-def test_without_labels_images_may_lie_loose(tmp_path):
+def test_without_labels_images_may_be_in_the_root_folder(tmp_path):
     write_images(tmp_path, ["x.PNG", "a/1.png", "b/c/2.png", "w.png"])
     images = prepare(Folder(root=str(tmp_path), resolution=8, labels=False), CPU)
     assert len(images) == 4 and images.num_classes == 1
@@ -601,18 +603,18 @@ def test_without_labels_images_may_lie_loose(tmp_path):
     assert len(prepare(Folder(root=str(only_loose), resolution=8, labels=False), CPU)) == 2
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match="data.root must name the folder of images, got ''"):
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="data.root must be the path of a folder of images, got ''"):
         Folder().build()
-    with pytest.raises(UserError, match=r"data\.root: there is no folder '.*nowhere'"):
+    with pytest.raises(UserError, match=r"data\.root: '.*nowhere' is not a folder; pass the folder that contains the images"):
         Folder(root=str(tmp_path / "nowhere")).build()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data\.root: there is no folder '.*file'"):
+    with pytest.raises(UserError, match=r"data\.root: '.*file' is not a folder; pass the folder that contains the images"):
         Folder(root=str(tmp_path / "file")).build()
 
 
-def test_pictures_are_taken_as_a_person_sees_them(tmp_path):
-    """Turned by EXIF, transparency on white; 32-bit pixels, whose range nobody states, are refused."""
+def test_pictures_are_read_as_they_are_displayed(tmp_path):
+    """Rotated by EXIF, transparency over white; 32-bit pixels, whose range is unknown, are refused."""
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -627,7 +629,7 @@ def test_pictures_are_taken_as_a_person_sees_them(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    words = r"data\.root: no image in .*; images belong in one sub-folder a class \(.*\.jpeg.*\.png"
+    words = r"data\.root: .* contains no images \(.*\.jpeg.*\.png.*\); put them in one sub-folder per class"
     with pytest.raises(UserError, match=words):
         Folder(root=str(tmp_path)).build()
     write_images(tmp_path, ["loose.png"])  # but no class
@@ -646,7 +648,7 @@ def test_empty_classes_are_named(tmp_path):
     cats_and_dogs(tmp_path)
     (tmp_path / "pets" / "ewe").mkdir()
     (tmp_path / "pets" / "bear" / "deep").mkdir(parents=True)
-    with pytest.raises(UserError, match="data: folder/pets has no image of class bear, ewe; fill or delete the empty class folders"):
+    with pytest.raises(UserError, match="data: folder/pets has no images of class bear, ewe; fill or delete the empty class folders"):
         prepare(Folder(root=str(tmp_path / "pets"), resolution=8), CPU)
     for i in range(12):
         (tmp_path / "pets" / f"empty{i:02}").mkdir()
@@ -655,15 +657,15 @@ def test_empty_classes_are_named(tmp_path):
     assert len(prepare(Folder(root=str(tmp_path / "pets"), resolution=8, labels=False), CPU)) == 7
     write_images(tmp_path / "numbers", ["0/a.png", "2/a.png"])
     (tmp_path / "numbers" / "1").mkdir()
-    with pytest.raises(UserError, match="folder/numbers has no image of class 1; fill or delete the empty class folders"):
+    with pytest.raises(UserError, match="folder/numbers has no images of class 1; fill or delete the empty class folders"):
         prepare(Folder(root=str(tmp_path / "numbers"), resolution=8), CPU)
 
 
-def test_labels_without_images_are_named_where_there_are_no_folders():
+def test_labels_without_images_are_named():
     images = in_memory(6, 3)
     images.labels[:] = torch.arange(6) % 2
     with pytest.raises(
-        UserError, match="data: noise has no image with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+        UserError, match="data: noise has no images with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels"
     ):
         refuse_impossible(images, wanted_classes=True)
 
@@ -671,7 +673,7 @@ def test_labels_without_images_are_named_where_there_are_no_folders():
 def test_a_single_class_is_refused_with_the_remedy(tmp_path):
     root = cats_and_dogs(tmp_path) / "cat"
     write_images(root, ["siamese/1.png"])
-    words = r"has a single class, 'siamese', .*point data\.root at the folder whose sub-folders are the classes, or set data\.labels=false"
+    words = r"has only one class, 'siamese', .*point data\.root at the folder whose sub-folders are the classes, or set data\.labels=false"
     with pytest.raises(UserError, match=words):
         prepare(Folder(root=str(root), resolution=8), CPU)
     assert len(prepare(Folder(root=str(root), resolution=8, labels=False), CPU)) == 4
@@ -685,7 +687,7 @@ def spoil(*paths: Path) -> None:
         path.write_bytes([b"", b"no image at all", path.read_bytes()[: path.stat().st_size // 2]][i % 3])
 
 
-def test_broken_images_are_named_each(tmp_path):
+def test_every_broken_image_is_named(tmp_path):
     root = cats_and_dogs(tmp_path)
     spoil(root / "cat" / "1.png", root / "dog" / "0.png", root / "dog" / "3.png")
     with pytest.raises(UserError, match=r"^data: ") as caught:
@@ -711,32 +713,31 @@ def test_no_more_than_ten_broken_images_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_met_on_the_way_is_named(tmp_path, workers):
+def test_an_image_that_breaks_during_training_is_named(tmp_path, workers):
     root = cats_and_dogs(tmp_path)
     images = prepare(Folder(root=str(root), resolution=8, keep_in="disk"), CPU)
     spoil(root / "dog" / "2.png")
     batches = RealBatches(images, 0, 2, 0, 1, 0, CPU, workers=workers)
     with pytest.raises(
         UserError,
-        match=r"dog/2\.png: does not decode as an image \(no format that Pillow knows\); replace it and run the same command again, or set data.on_error=skip$",
+        match=r"dog/2\.png: does not decode as an image \(not a format that Pillow knows\);"
+        r" replace it and run the same command again, or set data.on_error=skip$",
     ):
         for _ in range(4):  # an epoch
             batches.next()
 
 
-def test_a_refused_stream_is_let_go_at_once(tmp_path):
-    """Held in a cycle through the error's traceback it would be left to the garbage collector, which closes the workers'
-    queues before they are told to end: five seconds of waiting for each."""
+def test_a_stream_that_raised_is_freed_at_once(tmp_path):
+    """If the error's traceback kept it in a cycle, the garbage collector would close the workers' queues before telling them to end,
+    which takes five seconds per worker."""
     root = cats_and_dogs(tmp_path)
     images = prepare(Folder(root=str(root), resolution=8, keep_in="disk"), CPU)
     spoil(*root.glob("*/*.png"))
     batches = RealBatches(images, 0, 2, 0, 1, 0, CPU, workers=1)
     gc.disable()
     try:
-        try:
+        with contextlib.suppress(UserError):
             batches.next()
-        except UserError:
-            pass
         left = weakref.ref(batches)
         del batches
         assert left() is None
@@ -744,7 +745,7 @@ def test_a_refused_stream_is_let_go_at_once(tmp_path):
         gc.enable()
 
 
-def test_a_bomb_of_an_image_is_refused(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     root = cats_and_dogs(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(UserError, match=r"cat/0\.png: does not decode as an image \(Image size \(64 pixels\) exceeds limit"):
@@ -768,7 +769,7 @@ def test_images_are_decoded_in_order_and_counted(tmp_path):
 # ---- the audit -------------------------------------------------------------------------------------------------------
 
 
-def test_the_audit_says_what_there_is(tmp_path):
+def test_the_audit_describes_the_set(tmp_path):
     root = cats_and_dogs(tmp_path)
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(root / "cat" / "0.png")
     images = prepare(Folder(root=str(root), resolution=8), CPU)
@@ -784,17 +785,17 @@ def test_the_audit_says_what_there_is(tmp_path):
 
 
 @pytest.mark.parametrize("keep_in", ["host", "disk"])
-def test_flat_images_are_refused(tmp_path, keep_in):
+def test_blank_images_are_refused(tmp_path, keep_in):
     for i, c in enumerate("aabb"):
         (tmp_path / c).mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / c / f"{i}.png")
     images = prepare(Folder(root=str(tmp_path), resolution=8, keep_in=keep_in), CPU)
-    with pytest.raises(UserError, match=r"data: folder/.*: every pixel looked at is 200; these are no pictures"):
+    with pytest.raises(UserError, match=r"data: folder/.*: every pixel read is 200, so the images are blank; check the data set"):
         audit(images)
 
 
-def test_a_set_on_disk_is_looked_at_all_over():
-    """Not only at its first images, which may be one class."""
+def test_the_audit_samples_the_whole_set():
+    """It does not read only the first images, which may be of one class."""
     looked = []
     images = in_memory(count=1000)
     pixels, images.pixels = images.pixels, None
@@ -846,7 +847,7 @@ def test_images_are_put_in_the_first_place_in_which_they_fit(machine):
     assert placed(in_memory(), CPU) == placed(in_memory(), CUDA) == "host"  # they are there already
 
 
-def test_images_are_put_where_they_are_asked_to_be(machine):
+def test_keep_in_is_obeyed(machine):
     machine(host=0, device=0)
     assert placed(on_disk(), CPU, "host") == placed(on_disk(), CUDA, "host") == "host"
     assert placed(on_disk(), CUDA, "device") == placed(in_memory(), CUDA, "device") == "device"
@@ -859,7 +860,7 @@ def test_images_are_put_where_they_are_asked_to_be(machine):
 # ---- fingerprints ----------------------------------------------------------------------------------------------------
 
 
-def test_a_fingerprint_knows_a_pixel_a_label_and_a_shape():
+def test_a_fingerprint_depends_on_pixels_labels_and_shape():
     prints = {in_memory().fingerprint}
     pixel, label, order = in_memory(), in_memory(), in_memory()
     pixel.pixels[17, 1, 2, 3] ^= 1
@@ -878,7 +879,7 @@ def test_a_fingerprint_does_not_depend_on_the_layout_in_memory():
     assert images.fingerprint == in_memory().fingerprint
 
 
-def test_the_fingerprint_of_files_knows_names_and_sizes(tmp_path):
+def test_the_fingerprint_of_files_depends_on_names_and_sizes(tmp_path):
     def fingerprint(**kwargs) -> str:
         return prepare(Folder(root=str(root), resolution=8, **kwargs), CPU).fingerprint
 
@@ -917,7 +918,7 @@ def test_files_on_disk_are_all_decoded_before_a_run_and_only_once(tmp_path, monk
 
 @dataclass(frozen=True)
 class Squares:
-    """A data set from outside with nothing but what the contract asks for."""
+    """A data set from outside that has only what the contract requires."""
 
     size: int = 8
     dtype: torch.dtype = torch.uint8
@@ -935,16 +936,16 @@ class Squares:
         return Plain()
 
 
-def test_a_plain_data_set_from_outside_is_taken():
+def test_a_plain_data_set_from_outside_is_accepted():
     images = prepare(Squares(), CPU)
     assert (images.channels, images.resolution, images.num_classes, len(images)) == (3, 8, 2, 20)
     assert torch.equal(images.pixels[7], torch.full((3, 8, 8), 70, dtype=torch.uint8)) and images.labels.tolist() == [0, 1] * 10
-    with pytest.raises(UserError, match="Squares must give square uint8 images .* gives torch.float32"):
+    with pytest.raises(UserError, match="items of Squares must be square uint8 tensors .* got torch.float32"):
         prepare(Squares(dtype=torch.float32), CPU)
 
 
 def test_a_fingerprint_does_not_depend_on_where_the_images_live(tmp_path):
-    """A resumed run may find more memory free or less, and is the same run."""
+    """A resumed run may have more or less free memory but must keep its fingerprint."""
     source = Folder(root=str(cats_and_dogs(tmp_path)), resolution=8)
     prints = {prepare(dataclasses.replace(source, keep_in=where), CPU).fingerprint for where in ("host", "disk")}
     assert len(prints) == 1
@@ -952,7 +953,7 @@ def test_a_fingerprint_does_not_depend_on_where_the_images_live(tmp_path):
 
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "one broken"])
 def test_files_that_were_read_into_memory_are_not_read_again_from_disk(broken, tmp_path, monkeypatch):
-    """As a scorer in the background does beside its run."""
+    """This is what a background scorer does while its run trains."""
     root = cats_and_dogs(tmp_path)
     if broken:
         (root / "dog" / "2.png").write_bytes(b"no picture")

@@ -279,7 +279,7 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
     run = tmp_path / "run"
     words = ["train", str(DIGITS), f"run_dir={run}", *TINY, *NOISY, "checkpoint.every_kimg=0.05"]
     code = (
-        "import os, signal, sys; from gantrain import cli; from gantrain.trainer import Trainer; update = Trainer.update\n"
+        "import os, signal, sys; from gantrain import cli; from gantrain.training.trainer import Trainer; update = Trainer.update\n"
         "def killed(trainer):\n"
         "    if trainer.nimg >= 1000: trainer.keeper.collect(trainer.nimg, wait=True); os.kill(os.getpid(), signal.SIGKILL)\n"
         "    update(trainer)\n"
@@ -437,7 +437,7 @@ def test_memory_does_not_grow_with_the_batch(tmp_path):
     """
     code = (
         "import os, sys, resource, torch; torch.set_num_threads(1)\n"
-        "from gantrain.loading import load; from gantrain.trainer import Trainer\n"
+        "from gantrain.config.loading import load; from gantrain.training.trainer import Trainer\n"
         "for rounds in (1, 16):\n"
         "    if os.fork() == 0:\n"
         "        t = Trainer(load(sys.argv[1], [*sys.argv[3:], f'run_dir={sys.argv[2]}/{rounds}', f'batching.batch_size={64 * rounds}'])); t.start()\n"

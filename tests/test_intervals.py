@@ -75,7 +75,7 @@ def test_fid_infinity_takes_random_parts_of_features_in_any_order():
         assert abs(METRICS["fid_infinity"]().compute(features, standard(4))["fid_infinity"]) < 0.02
 
 
-def test_fid_infinity_has_a_direction_of_its_own():
+def test_fid_infinity_has_its_own_direction():
     assert better_when_higher("eval/ema/digits_fid_infinity") is False and better_when_higher("eval/ema/fid_infinity") is False
     assert [better_when_higher(f"eval/ema/digits_{name}_ci95") for name in ("fid", "is", "recall", "fid_infinity")] == [None] * 4
 
@@ -103,7 +103,7 @@ def test_half_widths_are_of_scores_and_repeat():
     assert half_widths(score, fake, 8, 3) == found != half_widths(score, fake, 8, 4)
 
 
-def test_the_parts_are_halves_without_an_image_twice():
+def test_the_parts_are_halves_without_repeated_images():
     fake = FeatureSet(torch.arange(41.0)[:, None], torch.zeros(41, 1))
     seen = []
     found = half_widths(lambda part: seen.append(part.features[:, 0].tolist()) or {"mean": part.features.mean().item()}, fake, 8)
@@ -133,7 +133,7 @@ def test_tables_show_intervals_beside_the_scores():
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocol_sets_its_counts_and_reads_back(name, tmp_path):
-    """On the command line it takes the place of what a file says; what is saved says both, and loads equal."""
+    """On the command line it overrides the file's values; the saved configuration contains both and loads equal."""
     config = load(CIFAR, [f"eval.protocol={name}"])
     assert (config.eval.num_samples, config.eval.reference_samples) == (50_000, None)
     assert config.eval.is_splits == {"torch-fidelity": 10, "studiogan": 1, "biggan": 10}[name] and config.data.split == "train"

@@ -20,7 +20,8 @@ from fidelity import fidelity_scores, registered_digits
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gantrain import cache, torchvision_ops
+from gantrain import torchvision_ops
+from gantrain.cache import cache_folder
 from gantrain.data import Digits
 from gantrain.errors import UserError
 from gantrain.metrics import (
@@ -72,7 +73,7 @@ def random_features(n: int, d: int, seed: int, shift: float = 0.0) -> FeatureSet
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metric_is_a_frozen_dataclass_that_gives_finite_floats(name):
-    """As the table promises: hyper-parameters with defaults, plain floats, and a known direction for each but spreads."""
+    """Hyper-parameters have defaults, scores are plain floats, and each score except spreads has a known direction."""
     cls = METRICS[name]
     metric = cls()
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen and metric == cls()
@@ -160,7 +161,7 @@ def test_fid_is_symmetric_and_zero_for_the_same_set():
 
 
 def test_moments_are_float64_and_unbiased():
-    """The mean is right to what float32 sums give, the covariance, of a mean far from zero too, to more; it divides by N - 1; both are computed once."""
+    """The mean is accurate to float32 sums, the covariance more, even far from zero; it divides by N - 1; both are computed only once."""
     some = random_features(1000, 4, 5, shift=1000.0)
     x = some.features.double().numpy()
     assert some.moments["mu"].dtype == some.moments["sigma"].dtype == np.float64
@@ -282,7 +283,7 @@ def test_precision_and_recall_see_what_is_missing_and_what_is_foreign():
 
 
 class Bare(torch.utils.data.Dataset):
-    """Images as torch-fidelity takes them: bare uint8 `[3, H, W]`."""
+    """Images as torch-fidelity expects them: only uint8 `[3, H, W]`, without labels."""
 
     def __init__(self, images: Tensor):
         self.images = images
@@ -325,7 +326,7 @@ def test_digits_scores_are_torch_fidelitys(digits):
 
 
 def plugin_of(name: str, inception_weights: Path):
-    """An extractor of the table; where it takes weights, ours."""
+    """An extractor of the table, with our weights if it takes any."""
     cls = EXTRACTORS[name]
     return cls(weights=str(inception_weights)) if "weights" in {f.name for f in dataclasses.fields(cls)} else cls()
 
@@ -362,7 +363,7 @@ def test_only_the_published_inception_features_have_bare_names():
 
 
 def test_inception_weights_as_pth_and_as_safetensors(inception_weights, tmp_path, digits):
-    """Both are taken, give the same features, and are told apart by content."""
+    """Both are accepted and give the same features, but have different identities."""
     state = torch.load(inception_weights, weights_only=True)
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "random.safetensors")
     pth, safe = (
@@ -374,13 +375,15 @@ def test_inception_weights_as_pth_and_as_safetensors(inception_weights, tmp_path
     assert pth.identity == f"inception-v3-compat/64/{hashlib.sha256(inception_weights.read_bytes()).hexdigest()}" != safe.identity
 
 
-def test_weights_file_that_is_not_there():
-    with pytest.raises(UserError, match="^eval.features.weights: there is no file 'nowhere/inception.pth'$"):
+def test_missing_weights_file():
+    with pytest.raises(
+        UserError, match="^eval.features.weights: 'nowhere/inception.pth' is not a file; pass the path of the weights, or null"
+    ):
         InceptionFeatures(weights="nowhere/inception.pth").build(CPU)
 
 
 def test_no_network_and_no_weights(tmp_path, monkeypatch):
-    """One line with the address, the folder it belongs into, and the option."""
+    """One line with the URL, the target folder and the key to set."""
 
     def download(*args, **kwargs):
         raise URLError("[Errno -2] Name or service not known")
@@ -396,7 +399,7 @@ def test_no_network_and_no_weights(tmp_path, monkeypatch):
         assert str(tmp_path / "hub" / "checkpoints") in words and "eval.features.weights=PATH" in words
 
 
-def test_weights_that_are_there_are_not_downloaded(tmp_path, monkeypatch):
+def test_existing_weights_are_not_downloaded(tmp_path, monkeypatch):
     """The file in torch's hub folder is used as it is; nothing is asked of the network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **kwargs: pytest.fail("downloaded"))
@@ -424,7 +427,7 @@ def test_a_hostile_file_is_refused_without_being_run(writer, suffix, tmp_path):
     content = {"fc.weight": torch.zeros(2), "payload": Mischief(target)}
     torch.save(content, weights) if writer == "torch" else weights.write_bytes(pickle.dumps(Mischief(target), protocol=2))
     with pytest.raises(
-        UserError, match=f"weights{suffix}: holds no weights that can be read safely .*; give torch-fidelity's .pth or a .safetensors"
+        UserError, match=f"weights{suffix}: contains no weights that can be read safely .*; use torch-fidelity's .pth or a .safetensors"
     ):
         InceptionFeatures(weights=str(weights)).build(CPU)
     assert not target.exists()
@@ -436,11 +439,11 @@ def test_a_hostile_file_is_refused_without_being_run(writer, suffix, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([torch.zeros(2)], "holds no dictionary of weights"),
-        ({"state_dict": {"fc.weight": torch.zeros(2)}}, "holds no dictionary of weights"),
+        ([torch.zeros(2)], "is not a dictionary of weights"),
+        ({"state_dict": {"fc.weight": torch.zeros(2)}}, "is not a dictionary of weights"),
         ({}, "these are not the weights of inception-v3-compat"),
         ({"fc.weight": torch.zeros(2)}, "these are not the weights of inception-v3-compat"),
-        ({0: torch.zeros(2)}, "holds no dictionary of weights|these are not the weights of inception-v3-compat"),
+        ({0: torch.zeros(2)}, "is not a dictionary of weights|these are not the weights of inception-v3-compat"),
     ],
     ids=["list", "nested", "empty", "other", "numbered"],
 )
@@ -456,7 +459,7 @@ def test_safetensors_of_another_network_or_cut_short_are_refused(tmp_path):
         InceptionFeatures(weights=str(features.DIGITS_WEIGHTS)).build(CPU)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(features.DIGITS_WEIGHTS.read_bytes()[:-10])
-    with pytest.raises(UserError, match="cut.safetensors: holds no weights that can be read safely"):
+    with pytest.raises(UserError, match="cut.safetensors: contains no weights that can be read safely"):
         InceptionFeatures(weights=str(cut)).build(CPU)
 
 
@@ -471,7 +474,7 @@ def test_digits_classifier_is_the_recorded_one():
 
 
 @pytest.mark.parametrize(("resolution", "channels"), [(16, 1), (16, 3), (32, 1), (32, 3)])
-def test_digits_classifier_knows_the_digits(resolution, channels):
+def test_digits_classifier_recognises_the_digits(resolution, channels):
     """More than 99 of 100, at both sizes and as grey or colour; 64 features and 10 logits an image."""
     data = Digits(resolution=resolution).build()
     f, logits = DigitsFeatures().build(CPU).extract(data.pixels.expand(-1, channels, -1, -1))
@@ -486,7 +489,7 @@ def test_damaged_digits_classifier_is_refused(tmp_path, monkeypatch):
     (tmp_path / "altered.safetensors").write_bytes(data)
     monkeypatch.setattr(features, "DIGITS_WEIGHTS", tmp_path / "altered.safetensors")
     with pytest.raises(
-        UserError, match="altered.safetensors: its SHA-256 [0-9a-f]{64} is not the recorded [0-9a-f]{64}; install gantrain again"
+        UserError, match="altered.safetensors: is damaged: its SHA-256 is [0-9a-f]{64}, not [0-9a-f]{64}; reinstall gantrain"
     ):
         DigitsFeatures().build(CPU)
 
@@ -500,7 +503,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(x, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).round().to(torch.uint8)
 
 
-def test_digits_scores_put_faults_in_a_sensible_order(digits, digits_extract):
+def test_digits_scores_increase_with_the_strength_of_faults(digits, digits_extract):
     """Against one half of the digits: the other half is best, and each fault costs more the stronger it is."""
     images, labels = digits
     real = digits_extract(images[:898])
@@ -545,7 +548,7 @@ def test_torch_fidelity_imports_behind_torchvision_ops():
     assert untouched == whole  # declared exactly where torchvision's own library does not load
 
 
-def test_nothing_is_declared_where_torchvision_is_whole_or_absent(monkeypatch):
+def test_nothing_is_declared_if_torchvision_is_complete_or_absent(monkeypatch):
     monkeypatch.setattr(torchvision_ops, "_declared", None)
     with monkeypatch.context() as patch:
         patch.setattr(torchvision_ops, "torchvision_is_whole", lambda: True)
@@ -603,7 +606,7 @@ def test_damaged_cache_file_counts_as_absent_and_is_replaced(damage, cache):
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "the system's"])
 def test_cache_that_cannot_be_written_is_no_error(where, tmp_path, monkeypatch):
-    """The variable may be wrong, or the place not to be written to: the reference is then computed each time."""
+    """If the variable is wrong or the folder is read-only, the reference is computed each time."""
     (tmp_path / "file").write_text("")
     folder = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "cache", "the system's": Path("/proc/gantrain")}[where]
     monkeypatch.setenv("GANTRAIN_CACHE", str(folder))
@@ -614,7 +617,7 @@ def test_cache_that_cannot_be_written_is_no_error(where, tmp_path, monkeypatch):
 
 def test_cache_folder_by_default_and_by_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path))
-    assert cache.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.setenv("GANTRAIN_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "gantrain"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "gantrain"

@@ -1,4 +1,4 @@
-"""What every architecture must do; BigGAN against the published networks; the layers against their formulas."""
+"""The contract of architectures; BigGAN against the published networks; layers against their formulas."""
 
 from __future__ import annotations
 
@@ -165,22 +165,22 @@ def test_every_resolution_has_networks(resolution):
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_attention_stands_at_the_resolution_that_is_asked_for(resolution):
+def test_attention_is_at_the_requested_resolution(resolution):
     for place in attention_places(resolution):
         G, D = BigGAN(ch=8, dim_z=8, attention_resolution=place, init="normal", spectral_norm=False).build(resolution, 3, CLASSES)
         seen = []
         for network in (G.eval(), D):
             found = [m for m in network.modules() if isinstance(m, SelfAttention)]
             assert len(found) == 1
-            found[0].register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+            found[0].register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(tuple(inputs[0].shape[2:])))
         z, y = noise_and_labels(G, 1)
         with torch.no_grad():
             assert D(G(z, y), y).shape == (1,)
         assert seen == [(place, place)] * 2
 
 
-def test_places_for_attention():
-    """Both networks have a map of the size: G behind a block that doubles, D behind one that halves."""
+def test_resolutions_for_attention():
+    """Both networks have a feature map of that size: G after a block that doubles, D after one that halves."""
     assert {r: attention_places(r) for r in RESOLUTIONS} == {
         8: [], 16: [8], 32: [8, 16], 64: [8, 16, 32], 128: [8, 16, 32, 64], 256: [8, 16, 32, 64, 128],
     }  # fmt: skip
@@ -232,7 +232,7 @@ def explicit_attention(attention: SelfAttention, x: Tensor) -> Tensor:
 
 
 def shaken(network: nn.Module) -> nn.Module:
-    """In float64 and evaluation, with biases, statistics and attention that are not the fresh ones."""
+    """In float64 and evaluation mode, with biases, statistics and attention that differ from their initial values."""
     generator = torch.Generator().manual_seed(5)
     network = network.double().eval()
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_the_discriminator_computes_what_is_published(config, resolution):
     torch.testing.assert_close(D(x, y), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_a_1x1_convolution_may_stand_before_upsampling_and_after_pooling():
+def test_a_1x1_convolution_commutes_with_upsampling_and_pooling():
     """To rounding, also when both blocks train."""
     layers, y = Layers("normal"), torch.arange(4) % CLASSES
     norm = lambda width: ConditionalBatchNorm2d(width, nn.Embedding(CLASSES, width), nn.Embedding(CLASSES, width), 1e-5)  # noqa: E731
@@ -354,20 +354,24 @@ def test_one_embedding_is_shared_by_all_norms():
 @pytest.mark.parametrize(
     "config, resolution, words",
     [
-        (BigGAN(), 48, "^data.resolution: biggan has no network for 48; choose from 8, 16, 32, 64, 128, 256$"),
+        (BigGAN(), 48, "^data.resolution: biggan does not support resolution 48; choose from 8, 16, 32, 64, 128, 256$"),
         (
             BigGAN(attention_resolution=64),
             32,
-            "^model.attention_resolution: the networks for resolution 32 have no place for attention at 64; choose from 8, 16$",
+            "^model.attention_resolution: the networks for resolution 32 cannot have attention at 64; choose from 8, 16$",
         ),
-        (BigGAN(attention_resolution=8), 8, "resolution 8 have no place for attention at 8; choose from null$"),
-        (BigGAN(ch=4, attention_resolution=16), 32, "^model.ch: attention splits channels by eight, so ch must be at least 8, got 4$"),
+        (BigGAN(attention_resolution=8), 8, "resolution 8 cannot have attention at 8; choose from null$"),
+        (
+            BigGAN(ch=4, attention_resolution=16),
+            32,
+            "^model.ch: must be at least 8, because attention uses an eighth of the channels, got 4",
+        ),
         (
             BigGAN(dim_z=30, shared_embedding=8, hierarchical_z=True),
             32,
-            "^model.dim_z: hierarchical_z cuts z into 4 chunks at resolution 32; 30 does not divide, 28 does$",
+            "^model.dim_z: must be a multiple of 4, because hierarchical_z splits z into 4 chunks at resolution 32, got 30; use 28$",
         ),
-        (BigGAN(dim_z=3, shared_embedding=8, hierarchical_z=True), 32, "4 chunks at resolution 32; 3 does not divide, 4 does$"),
+        (BigGAN(dim_z=3, shared_embedding=8, hierarchical_z=True), 32, "4 chunks at resolution 32, got 3; use 4$"),
     ],
 )
 def test_hyper_parameters_that_do_not_fit_the_resolution_are_refused(config, resolution, words):
@@ -386,7 +390,7 @@ def test_hyper_parameters_that_do_not_fit_the_resolution_are_refused(config, res
         ({"power_iterations": 0}, "power_iterations: must be at least 1, got 0"),
         ({"sn_eps": 0.0}, "sn_eps: must be above 0, got 0.0"),
         ({"bn_eps": -1.0}, "bn_eps: must be above 0, got -1.0"),
-        ({"hierarchical_z": True}, r"hierarchical_z: needs shared_embedding above 0 \(128, as published\), got True"),
+        ({"hierarchical_z": True}, r"hierarchical_z: requires shared_embedding above 0 \(published: 128\), got True"),
     ],
 )
 def test_values_out_of_range_are_refused(values, words):
@@ -394,7 +398,7 @@ def test_values_out_of_range_are_refused(values, words):
         BigGAN(**values)
 
 
-def test_what_is_refused_has_a_neighbour_that_builds():
+def test_values_next_to_refused_ones_build():
     for dim_z in (28, 4):
         BigGAN(ch=2, dim_z=dim_z, shared_embedding=8, hierarchical_z=True).build(32, 3, CLASSES)
     for place in (8, 16):
@@ -429,7 +433,7 @@ def test_every_weight_has_spectral_norm_one_once_the_iteration_has_settled(confi
 
 
 def test_singular_values_are_those_of_the_weights_before_they_are_normed():
-    """Of every normed layer by its name, and of no other, against a decomposition of the matrix."""
+    """For every layer with spectral norm, by name, and for no other, compared with a decomposition of the matrix."""
     G, D = dataclasses.replace(VARIANTS["attention"], init="normal", power_iterations=20).build(16, 3, CLASSES)
     z, y = noise_and_labels(G, 2)
     with torch.no_grad():

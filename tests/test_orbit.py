@@ -35,23 +35,13 @@ from gantrain.orbit.analysis import analyse, coarse, rows_of
 from gantrain.orbit.motion import as_motion, read_record
 from gantrain.orbit.recorder import OrbitRecorder, as_line
 from gantrain.orbit.words import number as as_number
-from gantrain.theory.orbit_fit import (
-    Direction,
-    Finding,
-    OrbitFit,
-    Simulated,
-    autocorrelation_of,
-    displacement_of,
-    fit_orbit,
-    fit_two_emas,
-    parts_of,
-    principal_directions,
-    simulated_at,
-    slope_of,
-    trend_of,  # fmt: skip
-)
+from gantrain.theory.displacement import displacement_of, parts_of
+from gantrain.theory.orbit_fit import Direction, OrbitFit, fit_orbit
 from gantrain.theory.ornstein_uhlenbeck import ema_ratio, ema_ratio_steps, simulate_ou, simulate_sgd, variance_ratio, variance_steps
+from gantrain.theory.path_statistics import autocorrelation_of, principal_directions, slope_of, trend_of
+from gantrain.theory.simulated_processes import Finding, Simulated, simulated_at
 from gantrain.theory.sketch import Sketch
+from gantrain.theory.two_emas import fit_two_emas
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -645,8 +635,8 @@ def test_an_orbit_that_drifts_along_slowly_has_its_velocity():
         (np.ones((40, 3)), "do not move"),
         (np.r_[np.random.default_rng(0).standard_normal((20, 3)), np.ones((20, 3))], "do not move"),
         (np.r_[np.ones((20, 3)), np.random.default_rng(0).standard_normal((20, 3))], "do not move"),
-        (np.where(np.arange(120).reshape(40, 3) == 77, np.nan, 1.0 * np.arange(120).reshape(40, 3)), "no finite numbers"),
-        (np.where(np.arange(120).reshape(40, 3) == 77, np.inf, 1.0 * np.arange(120).reshape(40, 3)), "no finite numbers"),
+        (np.where(np.arange(120).reshape(40, 3) == 77, np.nan, 1.0 * np.arange(120).reshape(40, 3)), "contain nan or infinity"),
+        (np.where(np.arange(120).reshape(40, 3) == 77, np.inf, 1.0 * np.arange(120).reshape(40, 3)), "contain nan or infinity"),
     ],
     ids=["39", "none", "still", "comes to rest", "starts late", "nan", "inf"],
 )

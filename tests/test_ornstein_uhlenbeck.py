@@ -1,10 +1,9 @@
-"""The Ornstein-Uhlenbeck module: every closed form, solver and simulation against a computation that does without it.
+"""The Ornstein-Uhlenbeck module: every closed form, solver and simulation against an independent computation.
 
 Oracles are quadrature, ODE integration, the Lyapunov equation of the joint process of an orbit and its averages, plain double
-sums and simulated chains. Where chains are drawn: they are Gaussian, so that of N chains a mean has the standard error
-sqrt(V / N), a mean square sqrt(2 / N) V and a mean product sqrt((V_1 V_2 + C^2) / N); tests allow five standard errors.
-Elsewhere the tolerance is that of the oracle (quadrature and ODEs 1e-7, linear algebra 1e-9), or the size, derived beside it,
-of what a limit leaves out.
+sums and simulated chains. Chains are Gaussian, so for N chains a mean has the standard error sqrt(V / N), a mean square
+sqrt(2 / N) V and a mean product sqrt((V_1 V_2 + C^2) / N); tests allow five standard errors. Elsewhere the tolerance is that of
+the oracle (quadrature and ODEs 1e-7, linear algebra 1e-9), or the size of what a limit neglects, derived in the test.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ def test_the_gap_between_sgd_and_its_process_is_half_the_rate_times_the_curvatur
 
 
 @pytest.mark.parametrize("A", [[[-1.0]], [[0.0]], [[1.0, 0.0], [0.0, -0.1]], [[0.0, 1.0], [-1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
-def test_where_nothing_pulls_there_is_no_stationary_state(A):
+def test_without_a_pull_there_is_no_stationary_state(A):
     with pytest.raises(ValueError, match="curvature: has an eigenvalue whose real part is not above 0.*no state is stationary"):
         ou.stationary_covariance(A, np.eye(len(A)), RATE, BATCH)
 
@@ -176,7 +175,7 @@ def test_a_rate_at_which_sgd_diverges_is_refused(A, rate):
 
 
 @pytest.mark.parametrize("A, rate", [([[1.0]], 1.99), (BOWL, 0.99), (GAME, 0.70)])
-def test_a_rate_at_which_sgd_does_not_yet_diverge_is_taken(A, rate):
+def test_a_rate_just_below_divergence_is_accepted(A, rate):
     step = np.eye(len(A)) - rate * np.asarray(A)
     expected = iterated(step, rate**2 / BATCH * np.eye(len(A)), 4000)
     np.testing.assert_allclose(ou.stationary_covariance_steps(A, np.eye(len(A)), rate, BATCH), expected, rtol=1e-7)
@@ -330,7 +329,7 @@ def test_simulated_ou_has_the_moments_of_its_odes_in_steps_of_any_size(A, C, poi
         assert_product(path[-1] - mean, path[points // 2] - middle, kept @ then, p, then)
 
 
-def test_where_nothing_pulls_the_process_is_brownian_motion():
+def test_without_a_pull_the_process_is_brownian_motion():
     """t (eps^2 / S) C, at each moment."""
     path = ou.simulate_ou(0.0, 0.7, RATE, BATCH, np.zeros((CHAINS, 1)), 10.0, 5, np.random.default_rng(4))
     for i in range(1, 6):
@@ -471,7 +470,7 @@ def test_emas_of_the_process_against_the_joint_equation(k, mu_1, mu_2):
 
 
 @pytest.mark.parametrize("rho, omega, mu", [(0.2, 0.5, 0.1), (0.05, 1.0, 0.3), (0.5, -0.2, 0.4), (0.3, 0.0, 0.2)])
-def test_an_ema_of_an_orbit_that_turns(rho, omega, mu):
+def test_an_ema_of_a_rotating_orbit(rho, omega, mu):
     """k = rho + i omega, against the joint covariance of two players and their two EMAs; it gains the more the faster they turn."""
     pull = np.zeros((4, 4))
     pull[:2, :2] = [[rho, omega], [-omega, rho]]
@@ -483,7 +482,7 @@ def test_an_ema_of_an_orbit_that_turns(rho, omega, mu):
     assert ou.ema_ratio(rho + 2j * max(abs(omega), 0.1), mu) < ratio
 
 
-def test_an_ema_that_looks_at_every_kth_update_has_the_same_form():
+def test_an_ema_of_every_kth_update_has_the_same_form():
     """The weights that reach back, summed in full."""
     phi, beta, every = 0.9, 0.96, 5
     looks = np.arange(200)
@@ -563,7 +562,7 @@ def test_bemas_centre_is_unbiased_and_the_plain_mean_is_not(duration):
 
 
 @pytest.mark.parametrize("k, mu", [(0.5, 0.2), (0.2, 0.5), (0.3, 0.3), (0.3, 0.3003), (0.01, 2.0)])
-def test_means_on_the_way_from_a_start(k, mu):
+def test_means_during_the_approach_from_a_start(k, mu):
     """Live, EMA and plain mean against the ODE of (x, EMA, integral of x)."""
     times = np.array([0.5, 3.0, 12.0])
     x, ema, area = integrated(lambda y: np.array([-k * y[0], mu * (y[0] - y[1]), y[0]]), [1.7, 1.7, 0.0], 12.0, t_eval=times)
@@ -612,7 +611,7 @@ def test_least_growth_is_the_border_of_reheating(phi, beta):
     )
 
 
-def test_a_simulated_swap_relaxes_as_it_says():
+def test_a_simulated_swap_relaxes_as_predicted():
     """Chains and their EMAs, swapped, on with quieter noise: V(t); above g* it stays below where it began, below g* it heats up."""
     phi, beta = 0.9, 0.97
     rng = np.random.default_rng(12)
@@ -694,7 +693,7 @@ def distances(p) -> list[float]:
 
 @pytest.mark.parametrize("k, mu_1, mu_2", [flow for flow in FLOWS if flow[1] != flow[2]])
 @pytest.mark.parametrize("step", [0.0, 0.01, 0.5, 2.0])
-def test_the_rate_and_the_variance_are_read_off_two_distances(k, mu_1, mu_2, step):
+def test_the_rate_and_the_variance_follow_from_two_distances(k, mu_1, mu_2, step):
     """From the joint covariance with V = 3.7, of averages that look all the time and of ones that look every `step`; in either order."""
     p = 3.7 * (of_steps(*(math.exp(-v * step) for v in (k, mu_1, mu_2))) if step else of_flow(k, mu_1, mu_2))
     d_1, d_2 = distances(p)
@@ -708,7 +707,7 @@ def test_the_rate_and_the_variance_are_read_off_two_distances(k, mu_1, mu_2, ste
 
 
 @pytest.mark.parametrize("step", [0.0, 0.5])
-def test_distances_of_no_orbit_give_no_rate(step):
+def test_distances_that_no_orbit_has_give_no_rate(step):
     """Of a drift, where EMAs trail by velocity / mu; equal ones; none at all; and the wrong way round."""
     mu_1, mu_2 = 0.4, 0.1
     drift = [ou.drift_lag(1.0, mu) ** 2 for mu in (mu_1, mu_2)]
@@ -781,7 +780,7 @@ def test_numbers_may_be_arrays(name):
 
 
 @pytest.mark.parametrize("name, arguments", [("adam_variance", (1.3, 0.7, 0.02, 8.0)), ("adam_rate", (1.3, 0.7, 0.02, 8.0))])
-def test_numbers_may_be_arrays_there_too(name, arguments):
+def test_numbers_may_be_arrays_in_distances_too(name, arguments):
     check_arrays(name, arguments)
 
 

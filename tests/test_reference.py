@@ -1,4 +1,4 @@
-"""What is scored against: files of statistics of every kind, images as they are, `gantrain reference`, `--reference`; and what is refused."""
+"""References: files of statistics in every format, images as they are, `gantrain reference`, `--reference`, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALL_FOUR = "eval.metrics=[fid,is,kid,prc]"
 
 @pytest.fixture(scope="module", autouse=True)
 def on_cpu():
-    """What is compared here is computed on one device."""
+    """Compute everything on one device, so that results are comparable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -62,7 +62,7 @@ def scores_at(path: Path) -> dict:
 
 
 def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file, tmp_path, monkeypatch):
-    """Bit for bit, moments alone too; the data set is not even looked for; the record says what was scored against."""
+    """Bit for bit, also with moments alone; the data set is not opened; the record names the reference."""
     gantrain("reference", run, "--out", tmp_path / "moments.npz", "--moments-only")
     gantrain("evaluate", run, "--average", "ema", "--out", tmp_path / "data.json")
     monkeypatch.setattr("gantrain.data.digits.Digits.build", lambda self: pytest.fail("read"))
@@ -95,7 +95,7 @@ def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file,
     assert (tmp_path / "moments.npz").stat().st_size < 50_000 < file.stat().st_size
 
 
-def test_the_file_says_what_it_is_of_and_is_readable_by_others(run, file):
+def test_the_file_describes_its_content_and_is_readable_by_others(run, file):
     """Plain arrays: mu and sigma as numpy computes them from the features, names as text."""
     data = load(run / "config.yaml").data.build()
     with np.load(file, allow_pickle=False) as arrays:
@@ -131,7 +131,7 @@ def test_training_against_the_file_scores_as_against_the_data(gantrain, run, fil
 
 @pytest.mark.slow
 def test_processes_share_the_work(together, run, file, tmp_path, gantrain):
-    """Two of them write the file that one writes, and score a folder as one scores it."""
+    """Two processes write the same file and compute the same scores of a folder as one."""
     images = load(run / "config.yaml").data.build().pixels[:40]
     write_pngs(tmp_path / "fake", images)
     words = ["evaluate", tmp_path / "fake", "--reference", file, ALL_FOUR, "eval.batch_size=16", "eval.resamples=8"]
@@ -182,8 +182,8 @@ def test_every_kind_of_file_gives_its_moments(tmp_path):
     assert len({read_statistics(tmp_path / f"{name}.npz").content for name in kinds}) == len(kinds)
 
 
-def test_a_batch_of_images_with_statistics_of_more(tmp_path):
-    """As guided-diffusion's: FID takes the statistics, what needs features the images; alone, the images are all."""
+def test_a_batch_of_images_with_the_statistics_of_more_images(tmp_path):
+    """guided-diffusion's format: FID uses the statistics, and metrics that need features use the images; without statistics, all do."""
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "batch.npz", images, mu=np.zeros(64), sigma=np.eye(64), mu_s=np.zeros(3), sigma_s=np.eye(3))
     np.savez(tmp_path / "alone.npz", images)
@@ -211,32 +211,35 @@ def good(d: int = 64) -> dict:
     [
         (
             {**good(), "mu": np.zeros((64, 1))},
-            r"mu must be \[d\] and sigma \[d, d\], and they are \[64, 1\] and \[64, 64\]; make the file again",
+            r"mu must be \[d\] and sigma \[d, d\], got \[64, 1\] and \[64, 64\]; create the file again",
         ),
-        ({**good(), "sigma": np.eye(63)}, r"mu must be \[d\] and sigma \[d, d\], and they are \[64\] and \[63, 63\]"),
-        ({**good(), "sigma": np.full((64, 64), np.nan)}, "mu or sigma holds nan or infinity"),
-        ({**good(), "sigma": np.triu(np.ones((64, 64)))}, "sigma is no covariance .not symmetric"),
-        ({"mu": np.zeros(64)}, "has no sigma beside mu"),
-        ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4)}, "has no num_items, and StyleGAN's sums are nothing without"),
+        ({**good(), "sigma": np.eye(63)}, r"mu must be \[d\] and sigma \[d, d\], got \[64\] and \[63, 63\]"),
+        ({**good(), "sigma": np.full((64, 64), np.nan)}, "mu or sigma contains nan or infinity"),
+        ({**good(), "sigma": np.triu(np.ones((64, 64)))}, "sigma is not a covariance .not symmetric"),
+        ({"mu": np.zeros(64)}, "contains mu but no sigma"),
+        ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4)}, "lacks num_items, which StyleGAN's sums require"),
         ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4), "num_items": 0}, "num_items must be a number of images, got 0"),
-        ({"features": np.zeros((9, 4, 1), np.float32)}, r"features must be floats \[N, d\], and is float32 \[9, 4, 1\]"),
+        ({"features": np.zeros((9, 4, 1), np.float32)}, r"features must be floats \[N, d\], got float32 \[9, 4, 1\]"),
         (
             {"features": np.zeros((9, 4), np.float32), "logits": np.zeros((8, 4), np.float32)},
-            r"logits must be floats \[9, c\] as features, and is float32 \[8, 4\]",
+            r"logits must be floats \[9, c\], one row per row of features, got float32 \[8, 4\]",
         ),
-        ({**good(5), "features": np.ones((9, 4), np.float32)}, "mu has 5 dimensions and features has 4"),
+        ({**good(5), "features": np.ones((9, 4), np.float32)}, "mu has 5 dimensions, but features has 4"),
         (
             {"arr_0": np.zeros((9, 3, 8, 8), np.uint8)},
-            r"arr_0 must be uint8 images \[N, H, W, C\] of 1 or 3 channels, and is uint8 \[9, 3, 8, 8\]",
+            r"arr_0 must be uint8 images \[N, H, W, C\] with 1 or 3 channels, got uint8 \[9, 3, 8, 8\]",
         ),
         ({"arr_0": np.zeros((9, 8, 8, 3), np.float32)}, "arr_0 must be uint8 images"),
-        ({"weights": np.zeros(3)}, "holds weights, and a reference has mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0"),
-        ({"mu": np.array([Mischief()], dtype=object), "sigma": np.eye(1)}, "objects, which can run code; gantrain unpickles nothing"),
+        (
+            {"weights": np.zeros(3)},
+            "contains weights, but a reference must contain mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0",
+        ),
+        ({"mu": np.array([Mischief()], dtype=object), "sigma": np.eye(1)}, "it contains pickled objects, which can run code"),
         (b"PK\x03\x04 no zip", "cannot be read as an .npz of statistics"),
         (b"", "cannot be read as an .npz of statistics"),
     ],
 )
-def test_a_file_that_is_no_reference_is_refused(arrays, words, tmp_path, monkeypatch):
+def test_an_invalid_reference_file_is_refused(arrays, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if isinstance(arrays, bytes):
         Path("bad.npz").write_bytes(arrays)
@@ -249,7 +252,7 @@ def test_a_file_that_is_no_reference_is_refused(arrays, words, tmp_path, monkeyp
 
 def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "stats.pkl").write_bytes(pickle.dumps({"raw_mean": np.zeros(3)}))
-    with pytest.raises(UserError, match="stats.pkl: is a pickle, which can run code, and gantrain unpickles nothing; .* numpy.savez"):
+    with pytest.raises(UserError, match="stats.pkl: is a pickle, which can run code, so gantrain does not load it; .* numpy.savez"):
         open_reference(tmp_path / "stats.pkl", None, CPU)
 
 
@@ -266,14 +269,15 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
             **{key: np.array("inception-v3-compat/64/aa") if key == "identity" else arrays[key] for key in arrays.files},
         )
     for name, words in [
-        ("wide.npz", "wide.npz: its statistics have 2048 dimensions and eval.features gives 64 (digits-classifier/64/"),
-        ("wide.npz", "; set eval.features.name=inception, or give another file"),
+        ("wide.npz", "wide.npz: its statistics have 2048 dimensions, but eval.features has 64 (digits-classifier/64/"),
+        ("wide.npz", "; set eval.features.name=inception, or use another file"),
         (
             "moments.npz",
-            "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images; set eval.metrics=[fid,is], or write a file",
+            "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images;"
+            " set eval.metrics=[fid,is], or write a file",
         ),
-        ("other.npz", "other.npz: its statistics are of inception-v3-compat/64/aa, and eval.features is digits-classifier/64/"),
-        ("none.npz", "none.npz: there is no such file; give an .npz of statistics, or write one with `gantrain reference`"),
+        ("other.npz", "other.npz: its statistics are those of inception-v3-compat/64/aa, but eval.features is digits-classifier/64/"),
+        ("none.npz", "none.npz: is not a file; pass an .npz of statistics, or write one with `gantrain reference`"),
         (
             "none",
             "none: there is no such file or folder; give an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml",
@@ -286,7 +290,7 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
         assert words in said and not (tmp_path / "run").exists()
 
 
-def test_a_reference_is_not_written_where_it_cannot_be(gantrain, run, file, tmp_path):
+def test_an_invalid_target_for_a_reference_is_refused(gantrain, run, file, tmp_path):
     for words, said in [
         ([run, "--out", tmp_path / "x.npy"], "must be an .npz file"),
         ([run, "--out", file / "x.npz"], "must be an .npz file"),
@@ -311,7 +315,7 @@ def write_pngs(folder: Path, images: torch.Tensor) -> None:
 
 
 def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
-    """Sub-folders too, in the order of their paths as text; neither square nor grey needs to be made anything else than RGB."""
+    """Including sub-folders, in the order of their paths; images need not be square, and grey ones are converted to RGB."""
     images = digits[0][:12, :, :, :10]
     write_pngs(tmp_path / "all" / "a", images[4:])
     write_pngs(tmp_path / "all" / "a-b", images[:4])  # as text, a-b/ comes before a/
@@ -335,7 +339,7 @@ def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
     assert of_folder(tmp_path / "all").fingerprint != before
 
 
-def test_images_that_cannot_be_taken_as_they_are(digits, tmp_path):
+def test_images_that_cannot_be_scored_are_refused(digits, tmp_path):
     write_pngs(tmp_path / "sizes", digits[0][:9])
     Image.new("L", (20, 16)).save(tmp_path / "sizes" / "000005.png")
     with pytest.raises(
@@ -343,7 +347,7 @@ def test_images_that_cannot_be_taken_as_they_are(digits, tmp_path):
     ):
         of_pictures(of_folder(tmp_path / "sizes")).take(0, 9)
     (tmp_path / "sizes" / "000000.png").write_bytes(b"none")
-    with pytest.raises(UserError, match="000000.png: does not decode as an image .no format that Pillow knows.; put it right"):
+    with pytest.raises(UserError, match="000000.png: does not decode as an image .not a format that Pillow knows.; put it right"):
         of_folder(tmp_path / "sizes")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: has no image in it"):

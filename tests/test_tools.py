@@ -1,4 +1,4 @@
-"""The stand-alone scripts, as their heads say to run them."""
+"""The stand-alone scripts, run as their docstrings describe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(*arguments: object) -> str:
 
 
 def run_here(script: str, *arguments: object) -> str:
-    """The script in this process, from the project's root: starting Python and torch costs more than what it is asked here."""
+    """Run a script in this process from the project's root: starting Python and torch would take longer than the script."""
     before, folder, said = os.getcwd(), str(ROOT / "tools"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -55,9 +55,24 @@ PENALISED = "'penalties={r1: {name: r1, gamma: 0.1, every: 2}}' optim.orthogonal
 @pytest.mark.slow
 def test_benchmark_compares_variants(tmp_path):
     said = run_here(
-        "tools/benchmark.py", "train", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--updates", 1, "--turns", 2,
-        "--against", PENALISED, "--processes", 2, "--threads", 1, "--json", tmp_path / "b.json",
-    )  # fmt: skip
+        "tools/benchmark.py",
+        "train",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "batching.batch_size=16",
+        "--updates",
+        1,
+        "--turns",
+        2,
+        "--against",
+        PENALISED,
+        "--processes",
+        2,
+        "--threads",
+        1,
+        "--json",
+        tmp_path / "b.json",
+    )
     record = json.loads((tmp_path / "b.json").read_text())
     assert [row["variant"] for row in record["rows"]] == ["as configured", PENALISED, "2 processes"]
     plain, penalised, two = record["rows"]
@@ -74,25 +89,31 @@ def test_benchmark_compares_variants(tmp_path):
     assert record["versions"].keys() >= {"date", "python", "torch", "accelerate", "processor"} and record["rows"][0]["speed"] == 1
 
 
-def test_benchmark_says_a_variants_mistake_in_one_line(tmp_path):
+def test_benchmark_reports_a_variants_mistake_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "tools/benchmark.py", "train", "configs/digits.yaml", "--against", "optim.lrg=1"], capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "tools/benchmark.py", "train", "configs/digits.yaml", "--against", "optim.lrg=1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("benchmark.py: error: command line: optim.lrg=1: no such key")
 
 
-@pytest.mark.parametrize("against, words", [
-    ("performance.auto=false'", "argument --against: \"performance.auto=false'\": no closing quotation"),
-    (" ", "argument --against: is empty; write for example --against performance.channels_last=false"),
-])  # fmt: skip
-def test_a_variant_that_cannot_be_read_is_said(against, words, capsys):
+@pytest.mark.parametrize(
+    "against, words",
+    [
+        ("performance.auto=false'", 'argument --against: "performance.auto=false\'": no closing quotation'),
+        (" ", "argument --against: is empty; write for example --against performance.channels_last=false"),
+    ],
+)
+def test_an_unreadable_variant_is_reported(against, words, capsys):
     with pytest.raises(SystemExit) as ended:
         run_here("tools/benchmark.py", "train", "configs/digits.yaml", "--against", against)
     assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1] == f"benchmark.py train: error: {words}"
 
 
 @pytest.mark.slow
-def test_benchmark_sets_scores_beside_sampling_on_one_process_and_on_two(tmp_path):
+def test_benchmark_compares_scores_with_sampling_on_one_process_and_on_two(tmp_path):
     small = [
         "model.ch=2",
         "batching.batch_size=16",
@@ -112,7 +133,7 @@ def test_benchmark_sets_scores_beside_sampling_on_one_process_and_on_two(tmp_pat
     assert two["speed"] == pytest.approx(median([a / b for a, b in zip(one["scored"]["seconds"], two["scored"]["seconds"])]))
 
 
-def test_benchmark_sets_images_beside_a_copy(tmp_path):
+def test_benchmark_compares_images_with_a_copy(tmp_path):
     words = ["--images", 200, "--channels", 1, "--turns", 2, "--batches", 4, "--against", "data.flip=true"]
     run_here("tools/benchmark.py", "data", "configs/digits.yaml", "batching.batch_size=16", *words, "--json", tmp_path / "b.json")
     record = json.loads((tmp_path / "b.json").read_text())
@@ -162,11 +183,24 @@ def test_benchmark_samples_and_starts(tmp_path):
     assert 0 < started["gantrain --help"]["median"] < started["first update"]["median"]
 
 
-def test_benchmark_sets_averages_beside_an_update(tmp_path):
+def test_benchmark_compares_averages_with_an_update(tmp_path):
     said = run_here(
-        "tools/benchmark.py", "averaging", "configs/digits.yaml", "model.ch=2", "batching.batch_size=16", "--turns", 2, "--repeats", 2, "--averages", 3,
-        "--channels", 1, "--json", tmp_path / "b.json",
-    )  # fmt: skip
+        "tools/benchmark.py",
+        "averaging",
+        "configs/digits.yaml",
+        "model.ch=2",
+        "batching.batch_size=16",
+        "--turns",
+        2,
+        "--repeats",
+        2,
+        "--averages",
+        3,
+        "--channels",
+        1,
+        "--json",
+        tmp_path / "b.json",
+    )
     record = json.loads((tmp_path / "b.json").read_text())
     rows = {row["variant"]: row for row in record["rows"]}
     assert list(rows) == ["3 averages in the bank", "3 averages by a naive loop", "3 copies of the weights", "one update of the game"]
@@ -176,7 +210,7 @@ def test_benchmark_sets_averages_beside_an_update(tmp_path):
         assert f"{row['share']:.2%}" in said
 
 
-def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
+def test_benchmark_compares_a_recording_of_the_orbit_with_an_update(tmp_path):
     words = [
         "tools/benchmark.py",
         "orbit",
@@ -200,7 +234,7 @@ def test_benchmark_sets_a_recording_of_the_orbit_beside_an_update(tmp_path):
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[1]["share"] == 1
 
 
-def test_benchmark_sets_the_guard_beside_an_update(tmp_path):
+def test_benchmark_compares_the_guard_with_an_update(tmp_path):
     words = ["tools/benchmark.py", "guard", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2]
     run_here(*words, "--json", tmp_path / "b.json")
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
@@ -209,7 +243,7 @@ def test_benchmark_sets_the_guard_beside_an_update(tmp_path):
     )
 
 
-def test_benchmark_sets_failing_trackers_beside_none(tmp_path):
+def test_benchmark_compares_failing_trackers_with_none(tmp_path):
     small = ["model.ch=2", "batching.batch_size=16", "eval.reference_samples=16"]
     said = run_here(
         "tools/benchmark.py", "tracker", "configs/digits.yaml", *small, "--turns", 2, "--updates", 2, "--json", tmp_path / "b.json"
@@ -219,7 +253,7 @@ def test_benchmark_sets_failing_trackers_beside_none(tmp_path):
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[0]["ratio"] == 1
 
 
-def test_benchmark_sets_measured_updates_beside_others(tmp_path):
+def test_benchmark_compares_measured_updates_with_others(tmp_path):
     words = [
         "tools/benchmark.py",
         "noise-scale",
@@ -243,7 +277,7 @@ def test_benchmark_sets_measured_updates_beside_others(tmp_path):
 
 
 def test_the_lab_draws_its_pictures(tmp_path):
-    """The two quickest of them, each no blank sheet and the same again for the same seed; a typing error names what there is."""
+    """The two quickest pictures are not blank and are reproducible by seed; a mistyped name lists the pictures."""
     words = ["tools/ou_lab.py", "--only", "forces", "swap", "--out", tmp_path]
     run(*words)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -255,7 +289,7 @@ def test_the_lab_draws_its_pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_benchmark_sets_rounds_beside_one_another(tmp_path):
+def test_benchmark_compares_numbers_of_rounds(tmp_path):
     words = [
         "tools/benchmark.py",
         "rounds",
@@ -278,7 +312,7 @@ def test_benchmark_sets_rounds_beside_one_another(tmp_path):
 
 
 def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
-    """A column a run, with both players' colours above and below; a run without measurements is one line."""
+    """One column per run, with both players' colours in both panels; a run without measurements is a one-line error."""
     for name, more in (("a", ["noise_scale.measure_every=1"]), ("b", ["noise_scale.measure_every=2", "batching.micro_batch=8"]), ("c", [])):
         settings = [*TINY, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "eval.metrics=[fid]"]
         gantrain("train", "configs/digits.yaml", f"run_dir={tmp_path / name}", *settings, *more)
@@ -289,7 +323,7 @@ def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
             for colour in ([194, 65, 12], [31, 95, 168]):
                 assert (abs(part - colour).sum(-1) < 30).sum() > 60
     done = subprocess.run([sys.executable, "tools/plot_noise_scale.py", str(tmp_path / "c")], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and "has measured no noise scale; train it with noise_scale.measure_every=10" in done.stderr
+    assert done.returncode == 2 and "has not measured the noise scale; train with noise_scale.measure_every=10" in done.stderr
 
 
 def test_the_profiles_of_all_averages_are_drawn(tmp_path):
@@ -304,8 +338,8 @@ def test_the_profiles_of_all_averages_are_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_table_of_the_digits_metrics_is_this_codes():
-    """docs/digits_metrics.md against the command that it names: the last digit may depend on the machine."""
+def test_the_table_of_the_digits_metrics_is_up_to_date():
+    """Compares docs/digits_metrics.md with the output of its command; the last digit may depend on the machine."""
     documented = [line for line in (ROOT / "docs" / "digits_metrics.md").read_text().splitlines() if line.startswith("|")]
     found = run("tools/digits_metrics.py").splitlines()
     assert documented[:2] == found[:2] and len(documented) == len(found)
@@ -316,8 +350,8 @@ def test_the_table_of_the_digits_metrics_is_this_codes():
 
 
 @pytest.mark.slow
-def test_the_digits_classifier_can_be_made_again(tmp_path):
-    """In a fifth of the epochs, nearly as good; what ships is left alone."""
+def test_the_digits_classifier_can_be_trained_again(tmp_path):
+    """With a fifth of the epochs it is nearly as good; the shipped weights are not overwritten."""
     run("tools/train_digits_classifier.py", "--epochs", 6, "--out", tmp_path / "again.safetensors")
     record = json.loads((tmp_path / "digits_classifier.json").read_text())
     shipped = json.loads((ROOT / "gantrain" / "metrics" / "digits_classifier.json").read_text())
@@ -327,7 +361,7 @@ def test_the_digits_classifier_can_be_made_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, monkeypatch):
+def test_the_swap_study_trains_its_arms_and_compares_them(tmp_path, monkeypatch):
     """One seed at tiny size; options may stand before overrides. Two of the arms train in processes of their own, as all do."""
     from test_swapping import TINY as SWAPS
 
@@ -360,10 +394,16 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
     words += [*SWAPS, "eval.metrics=[fid]", "eval.every_kimg=0.16", "total_kimg=0.48"]
     said = run_here(*words)
     assert [done.returncode for done in own] == [0, 0]
-    rows = [line.split("|") for line in said.splitlines() if line.startswith("| swap") or line.startswith("| no swap")]
+    rows = [line.split("|") for line in said.splitlines() if line.startswith(("| swap", "| no swap"))]
     assert [row[1].strip() for row in rows[:7]] == [
-        "no swap", "no swap, batch x2", "no swap, batch by noise", "swap G and D", "swap G, batch x2", "swap G and D, batch x2", "swap G and D, batch auto",
-    ]  # fmt: skip
+        "no swap",
+        "no swap, batch x2",
+        "no swap, batch by noise",
+        "swap G and D",
+        "swap G, batch x2",
+        "swap G and D, batch x2",
+        "swap G and D, batch auto",
+    ]
     of = {arm: lines_of(tmp_path / "runs" / f"{arm}-0") for arm in ("no_swap_batch_x2", "no_swap_batch_by_noise", "swap_G_and_D_batch_x2")}
     growths = [[(line["nimg"], line["to"]) for line in lines if line.get("event") == "growth"] for lines in of.values()]
     assert growths[0] == growths[2] == [(320, 32)]  # the same growth at the same image, with and without the swap
@@ -383,10 +423,10 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
         (["tools/swap_study.py", "configs/digits.yaml"], "swap_study.py: error: configs/digits.yaml: swap.source is null"),
         (
             ["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"],
-            "batching.max_batch is null; the study needs room",
+            "batching.max_batch is null; set it to the largest batch",
         ),
         (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is not a run folder (it has no metrics.jsonl)"),
-        (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is no folder; make it first"),
+        (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is not a folder; create it first"),
         (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
         (
             ["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0", "--json", "/nowhere/x.json"],
@@ -414,7 +454,7 @@ def test_random_images_are_prepared_for_measuring(tmp_path):
 
 
 def test_random_inception_weights_are_inceptions(tmp_path):
-    """They load, and their features differ from image to image and have a sensible size."""
+    """They load, and their features differ between images and have a reasonable scale."""
     run_here("tools/random_inception.py", tmp_path / "random.pth")
     extract = InceptionFeatures(weights=str(tmp_path / "random.pth")).build(torch.device("cpu")).extract
     features, logits = extract(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))

@@ -245,7 +245,7 @@ def test_a_number_keeps_its_width(value, width, decimals, text):
 def test_what_two_threads_say_is_lines():
     """Each whole, on a pipe, however often they speak."""
     code = (
-        "import sys, threading; from pathlib import Path; from gantrain.tracking import Tracker; sys.setswitchinterval(1e-6)\n"
+        "import sys, threading; from pathlib import Path; from gantrain.reporting.tracker import Tracker; sys.setswitchinterval(1e-6)\n"
         "speak = lambda word: [Tracker(Path('.')).say(word * 50) for _ in range(3000)]\n"
         "threads = [threading.Thread(target=speak, args=(word,)) for word in 'abcd']\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"

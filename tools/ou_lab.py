@@ -1,11 +1,11 @@
-"""Draw why averaging weights works: SGD near an optimum as an Ornstein-Uhlenbeck process, simulated and in closed form.
+"""Draw pictures of why averaging weights works: SGD near an optimum as an Ornstein-Uhlenbeck process, simulated and in closed form.
 
     python tools/ou_lab.py --out docs/
     python tools/ou_lab.py --out docs/ --only swap laws
 
-Every picture sets simulations of gantrain/theory/ornstein_uhlenbeck.py beside its closed forms, which are dashed. Most share one
-process: curvature 1 at learning rate 0.05, so that an update forgets k = 0.05 of the weights, batches of 64 images, and the
-image noise that gives the live weights the variance V = 1. Distances are in units of its root and times in updates.
+Every picture compares simulations with the closed forms of gantrain/theory/ornstein_uhlenbeck.py, which are dashed. Most pictures
+share one process: curvature 1 and learning rate 0.05, so k = 0.05 per update; batches of 64 images; and the image noise for which
+the live weights have the variance V = 1. Distances are in units of sigma, the root of V, and times in updates.
 """
 
 from __future__ import annotations
@@ -13,31 +13,43 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import command
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Ellipse
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.patches import Circle
+from ou_drawing import (
+    AVERAGE,
+    CLOSED,
+    GREY,
+    LIGHT,
+    LIVE,
+    PALE_AVERAGE,
+    PALE_LIVE,
+    THIRD,
+    dots,
+    dress,
+    ellipses,
+    legend,
+    logarithmic,
+    plane,
+    shade_density,
+    sheet,
+)
 from scipy.signal import lfilter
 
 from gantrain.errors import UserError
 from gantrain.theory import ornstein_uhlenbeck as ou
 
-LIVE, AVERAGE, THIRD = "#1f5fa8", "#c2410c", "#3d3d3d"
-PALE_LIVE, PALE_AVERAGE, GREY = "#8fb1d8", "#eba37f", "#9a9a9a"
-CLOSED = {"color": "black", "linewidth": 1.1, "linestyle": (0, (5, 3))}
-LIGHT = {"linewidth": 3.5, "alpha": 0.55}  # a simulated line, wide enough to see a dashed one inside
-
 CURVATURE, RATE, BATCH = 1.0, 0.05, 64
 K = RATE * CURVATURE
 PHI = 1 - K
-EXACT_K = -np.log(PHI)  # e^(-k t) of the process in continuous time is phi^t with it
-NOISE = BATCH * CURVATURE * (2 - K) / RATE  # for which SGD's own V is 1
+EXACT_K = -np.log(PHI)  # the rate for which e^(-k t) of the process in continuous time is phi^t
+NOISE = BATCH * CURVATURE * (2 - K) / RATE  # the noise for which V of SGD is 1
 
-# In two dimensions: the same curvature across a valley and a quarter of it along, turned by 30 degrees; round noise.
+# In two dimensions: a valley with the same curvature across and a quarter of it along, rotated by 30 degrees; isotropic noise.
 TURN = np.deg2rad(30)
 ACROSS_ALONG = np.array([CURVATURE, CURVATURE / 4])
 AXES = np.array([[-np.sin(TURN), np.cos(TURN)], [np.cos(TURN), np.sin(TURN)]])  # columns: across the valley, along it
@@ -48,13 +60,13 @@ ROUND = NOISE * np.eye(2)
 
 
 def chains(rng: np.random.Generator, updates: int, many: int, start: float | np.ndarray | None = None, batch: float = BATCH) -> np.ndarray:
-    """`[updates + 1, many]`: runs of SGD in one dimension, from a start or from the stationary state."""
+    """Simulates SGD in one dimension, from a start or from the stationary state: `[updates + 1, many]`."""
     first = rng.standard_normal(many) if start is None else np.broadcast_to(start, many)
     return ou.simulate_sgd(CURVATURE, NOISE, RATE, batch, first[:, None], updates, rng)[..., 0]
 
 
 def adam_chains(rng: np.random.Generator, rate: float, batch: int, updates: int, many: int) -> np.ndarray:
-    """`[many]`: where runs of Adam(0, 0.999) on the same loss are after so many updates, begun near their stationary state."""
+    """Simulates Adam(0, 0.999) on the same loss, from near its stationary state. Returns the final positions, `[many]`."""
     x = np.sqrt(ou.adam_variance(CURVATURE, NOISE, rate, batch)) * rng.standard_normal(many)
     square = np.full(many, NOISE / batch)
     for _ in range(updates):
@@ -64,102 +76,35 @@ def adam_chains(rng: np.random.Generator, rate: float, batch: int, updates: int,
     return x
 
 
-def decay_of(half_life: float | np.ndarray) -> float | np.ndarray:
-    """What an EMA keeps an update."""
+def decay_of(half_life: float | np.ndarray) -> Any:
+    """Returns the decay of an EMA per update."""
     return 2.0 ** (-1 / np.asarray(half_life, dtype=float))
 
 
-def rate_of(half_life: float | np.ndarray) -> float | np.ndarray:
-    """mu, the rate at which an EMA forgets."""
+def rate_of(half_life: float | np.ndarray) -> Any:
+    """Returns mu, the rate at which an EMA forgets."""
     return np.log(2) / np.asarray(half_life, dtype=float)
 
 
 def ema(path: np.ndarray, half_life: float) -> np.ndarray:
-    """The EMA along a path's first axis; it begins as the path does."""
+    """Returns the EMA along the first axis of a path; it starts with the path."""
     beta = decay_of(half_life)
     return lfilter([1 - beta], [1, -beta], path, axis=0, zi=beta * path[:1])[0]
 
 
 def uniform(path: np.ndarray) -> np.ndarray:
-    """The mean of all points so far along a path's first axis."""
+    """Returns the running mean along the first axis of a path."""
     count = np.arange(1, len(path) + 1).reshape(-1, *[1] * (path.ndim - 1))
     return np.cumsum(path, axis=0) / count
-
-
-def mean_square(x: np.ndarray) -> tuple[float, float]:
-    """Over independent chains: the mean square about zero, and two standard errors of it."""
-    return float(np.mean(x**2)), float(2 * np.std(x**2) / np.sqrt(x.size))
-
-
-# ---- drawing ---------------------------------------------------------------------------------------------------------
-
-
-def sheet(lesson: str, height: float) -> Figure:
-    """An empty picture with its lesson above."""
-    figure = Figure(figsize=(9, height), layout="constrained", dpi=150)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
-    figure.suptitle(lesson, fontsize=12)
-    return figure
-
-
-def dress(axes: Axes, title: str, x: str, y: str) -> None:
-    """A panel's words and its quiet frame."""
-    axes.set_title(title, fontsize=9.5, color=THIRD)
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def legend(axes: Axes, closed: bool = True, **where) -> None:
-    """What the panel's labels name, and the dashes where they are drawn."""
-    handles = axes.get_legend_handles_labels()[0] + closed * [Line2D([], [], label="closed form", **CLOSED)]
-    axes.legend(handles=handles, fontsize=8, frameon=False, handlelength=2.1, **where)
-
-
-def logarithmic(axes: Axes, which: str) -> None:
-    """Log axes ("x", "y" or "xy") whose ticks are plain numbers."""
-    for letter in which:
-        axes.set(**{f"{letter}scale": "log"})
-        getattr(axes, f"{letter}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def dots(axes: Axes, x: np.ndarray, samples: list[np.ndarray], **look) -> None:
-    """Mean squares of samples over x as points with two standard errors each way."""
-    value, error = np.array([mean_square(sample) for sample in samples]).T
-    axes.errorbar(x, value, error, fmt="o", markersize=4, elinewidth=1.2, zorder=3, **look)
-
-
-def ellipses(axes: Axes, covariance: np.ndarray, **look) -> None:
-    """The 1 and 2 sigma ellipses of a normal about the origin."""
-    values, vectors = np.linalg.eigh(covariance)
-    for sigmas in (1, 2):
-        width, height = 2 * sigmas * np.sqrt(values)
-        axes.add_patch(Ellipse((0, 0), width, height, angle=np.degrees(np.arctan2(*vectors[::-1, 0])), fill=False, **look))
-
-
-def shade_density(axes: Axes, covariance: np.ndarray, reach: float) -> None:
-    """The stationary density as a pale wash under what is drawn on it."""
-    line = np.linspace(-reach, reach, 241)
-    density = ou.stationary_density(np.stack(np.meshgrid(line, line), axis=-1), covariance)
-    axes.contourf(line, line, density / density.max(), levels=np.linspace(0.02, 1, 9), cmap="Blues", alpha=0.55, zorder=0)
-
-
-def plane(axes: Axes, reach: float, title: str, x: str = "first weight, σ", y: str = "second weight, σ") -> None:
-    """A square panel whose axes are two weights."""
-    dress(axes, title, x, y)
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def draw_forces(rng: np.random.Generator) -> Figure:
-    """Nine paths from 5 sigma under the pull alone (k = 0.05), under the noise alone and under both, each with the same noise.
+    """Nine paths that start at 5 sigma, with the pull alone (k = 0.05), the noise alone, and both, with the same noise.
 
-    Shaded: mean and standard deviation in closed form; under noise alone the variance after t updates is t eps^2 c / S.
+    Shaded: mean and standard deviation in closed form. With the noise alone, the variance after t updates is t eps^2 c / S.
     """
     start, updates, time = 5.0, 160, np.arange(161)
     seed = rng.integers(2**32)
@@ -186,9 +131,9 @@ def draw_forces(rng: np.random.Generator) -> Figure:
 
 
 def draw_density(rng: np.random.Generator) -> Figure:
-    """SGD in a valley, curvature 1 across and 1/4 along: three paths fall in; one orbit of 40,000 updates fills the stationary density.
+    """SGD in a valley with curvature 1 across and 1/4 along: three paths fall in, and one orbit of 40,000 updates fills the density.
 
-    The ellipses are 1 and 2 sigma of SGD's own stationary covariance; of a normal 39% and 86% are inside.
+    The ellipses are 1 and 2 sigma of SGD's stationary covariance; they contain 39% and 86% of a normal distribution.
     """
     covariance = ou.stationary_covariance_steps(VALLEY, ROUND, RATE, BATCH)
     figure = sheet("The weights do not come to rest: they fall into an orbit that has a shape", 5.0)
@@ -215,10 +160,11 @@ def draw_density(rng: np.random.Generator) -> Figure:
 
 
 def draw_near_far(rng: np.random.Generator) -> Figure:
-    """Where noise wins and where the pull does: fans of 12 updates from four distances, and what one update does to r^2.
+    """Where the noise wins and where the pull wins: fans of 12 updates from four distances, and the effect of one update on r^2.
 
-    Round curvature 1. The pull takes k (2 - k) r^2 off the squared distance and the noise adds 2 eps^2 c / S whatever r is: equal
-    at r = sqrt(2 V), the orbit's radius. Points: 40,000 simulated updates from each distance.
+    The curvature is 1 in both directions. The pull reduces the squared distance by k (2 - k) r^2, and the noise increases it by
+    2 eps^2 c / S independently of r. They are equal at r = sqrt(2 V), the radius of the orbit. Points: 40,000 simulated updates
+    from each distance.
     """
     round_curvature = CURVATURE * np.eye(2)
     orbit = np.sqrt(np.trace(ou.stationary_covariance_steps(round_curvature, ROUND, RATE, BATCH)))
@@ -238,10 +184,10 @@ def draw_near_far(rng: np.random.Generator) -> Figure:
     gain = 2 * RATE**2 * NOISE / BATCH
     right.plot(r, gain + 0 * r, color=AVERAGE, linewidth=1.8, label="the noise adds")
     right.plot(r, K * (2 - K) * r**2, color=LIVE, linewidth=1.8, label="the pull takes off")
-    for distance in np.arange(0.25, 3, 0.25):
-        after = ou.simulate_sgd(round_curvature, ROUND, RATE, BATCH, np.tile([distance, 0.0], (40_000, 1)), 1, rng)[-1]
-        right.plot(distance, after.var(axis=0).sum(), "o", color=AVERAGE, markersize=4)
-        right.plot(distance, distance**2 - (after.mean(axis=0) ** 2).sum(), "o", color=LIVE, markersize=4)
+    for radius in np.arange(0.25, 3, 0.25):
+        after = ou.simulate_sgd(round_curvature, ROUND, RATE, BATCH, np.tile([radius, 0.0], (40_000, 1)), 1, rng)[-1]
+        right.plot(radius, after.var(axis=0).sum(), "o", color=AVERAGE, markersize=4)
+        right.plot(radius, radius**2 - (after.mean(axis=0) ** 2).sum(), "o", color=LIVE, markersize=4)
     right.axvline(orbit, color="black", linewidth=1, linestyle=(0, (5, 3)), ymax=0.62)
     right.text(orbit, 0.585, "the orbit's radius,\n√2 σ in two dimensions", fontsize=8, ha="center", va="bottom")
     right.text(0.1, 0.06, "driven\noutwards", fontsize=8, color=AVERAGE)
@@ -252,17 +198,17 @@ def draw_near_far(rng: np.random.Generator) -> Figure:
     return figure
 
 
-def level(variance_ratio: Callable[[float], float]) -> float:
-    """Root mean square distance from the valley's centre of an average, by its V_average / V at a phi."""
+def level(variance_ratio: Callable[[float], Any]) -> Any:
+    """Returns the root mean square distance of an average from the centre of the valley, given its V_average / V as a function of phi."""
     each = [ou.variance_steps(a, NOISE, RATE, BATCH) * variance_ratio(1 - RATE * a) for a in ACROSS_ALONG]
     return np.sqrt(sum(each))
 
 
 def draw_average(rng: np.random.Generator) -> Figure:
-    """In the valley, from the stationary state: one orbit of 4,000 updates, its EMA of half-life 300 and its uniform average.
+    """Left: one orbit of 4,000 updates in the valley, from the stationary state, its EMA of half-life 300 and its uniform average.
 
-    Beside it the root mean square distance from the centre over 500 runs (thin: the one run) of the live weights, EMAs of half-lives
-    30 and 300 and the uniform average; an EMA's closed form is that of one whose start is forgotten.
+    Right: the root mean square distance from the centre over 500 runs of the live weights, EMAs of half-lives 30 and 300 and the
+    uniform average; thin lines are the run on the left. The closed form of an EMA is that of one that has forgotten its start.
     """
     updates = 4000
     starts = rng.multivariate_normal(np.zeros(2), ou.stationary_covariance_steps(VALLEY, ROUND, RATE, BATCH), 500)
@@ -274,17 +220,21 @@ def draw_average(rng: np.random.Generator) -> Figure:
         "EMA, half-life 300": (ema(paths, 300), AVERAGE, level(lambda phi: ou.ema_ratio_steps(phi, decay_of(300))) + 0 * time),
         "uniform": (uniform(paths), THIRD, level(lambda phi: ou.uniform_ratio_steps(phi, time + 1))),
     }
-    # The run shown is a usual one: it ends about as far out as the root mean square, live and in every average.
+    # Show a typical run, one that ends at about the root mean square distance, live and in every average.
     ends = [np.log(np.linalg.norm(path[-1], axis=-1) / expected[-1]) ** 2 for path, _, expected in lines.values()]
     run = int(np.argmin(np.sum(ends, axis=0)))
-    looks = {"live": {"linewidth": 0.5, "alpha": 0.4}, "EMA, half-life 300": {"linewidth": 1.2}, "uniform": {"linewidth": 1.2}}
+    looks: dict[str, dict[str, Any]] = {
+        "live": {"linewidth": 0.5, "alpha": 0.4},
+        "EMA, half-life 300": {"linewidth": 1.2},
+        "uniform": {"linewidth": 1.2},
+    }
     figure = sheet("The centre of the orbit is the optimum, and an average finds it", 4.5)
     left, right = figure.subplots(1, 2)
     for name, (path, colour, expected) in lines.items():
         distance = np.linalg.norm(path[1:], axis=-1)
         right.plot(time, np.sqrt(np.mean(distance**2, axis=1)), color=colour, label=name, **LIGHT)
         right.plot(time, expected, **CLOSED)
-        if name in looks:  # the short EMA is too restless for one run of it to be told from the live weights
+        if name in looks:  # a single run of the short EMA looks too much like the live weights
             left.plot(*path[:, run].T, color=colour, **looks[name])
             left.plot(*path[-1, run], "o", color=colour, markersize=6, label=name, zorder=4)
             right.plot(time[::5], distance[::5, run], color=colour, zorder=1, **(looks[name] | {"linewidth": 0.5}))
@@ -299,20 +249,19 @@ def draw_average(rng: np.random.Generator) -> Figure:
 
 
 def draw_swap(rng: np.random.Generator) -> Figure:
-    """4,000 runs whose EMA (half-life 100) takes the live weights' place: variance with the batch kept, doubled and grown by g* = 8.4.
+    """4,000 runs in which the EMA (half-life 100) replaces the live weights: variance with the batch kept, doubled and times g* = 8.4.
 
-    Dashed: V(t) = V/g + (V_ema - V/g) phi^(2 t). To the right one run of each, with the same noise, over the band of its final sigma.
+    Dashed: V(t) = V/g + (V_ema - V/g) phi^(2 t). Right: one run of each, with the same noise, over the band of its final sigma.
     """
     before, after, many, half_life = 1000, 140, 4000, 100
     ratio = ou.ema_ratio_steps(PHI, decay_of(half_life))
     star = ou.least_growth(ratio)
     past = chains(rng, before, many)
     average, seed, time = ema(past, half_life)[-1], rng.integers(2**32), np.arange(after + 1)
-    figure = sheet("Swapped-in weights stay quiet only if the noise falls with them", 4.4)
-    panels = figure.subplot_mosaic([["all", "a"], ["all", "b"], ["all", "c"]], width_ratios=[1.25, 1])
-    figure.get_layout_engine().set(wspace=0.06)
-    shown = 60  # updates of the past
-    run = int(np.argmin(np.hypot(past[-1] + 1.8, average + 0.2)))  # one that was well out on its orbit, with a usual average
+    figure = sheet("Swapped-in weights stay quiet only if the noise falls with them", 4.4, wspace=0.06)
+    panels: dict[str, Axes] = figure.subplot_mosaic([["all", "a"], ["all", "b"], ["all", "c"]], width_ratios=[1.25, 1])
+    shown = 60  # updates before the swap that are drawn
+    run = int(np.argmin(np.hypot(past[-1] + 1.8, average + 0.2)))  # a run that is far out on its orbit and has a typical average
     panels["all"].plot(np.arange(-shown, 1), np.mean(past[-shown - 1 :] ** 2, axis=1), color=GREY, **LIGHT)
     panels["all"].plot([0, 0], [1, ratio], color=GREY, linewidth=1, linestyle=":")
     panels["all"].text(-3, 0.55, "the EMA\nis swapped in", fontsize=8, color=THIRD, ha="right")
@@ -338,9 +287,9 @@ def draw_swap(rng: np.random.Generator) -> Figure:
 
 
 def draw_laws(rng: np.random.Generator) -> Figure:
-    """Variance against batch for SGD at rates 0.05 and 0.2 and Adam(0, 0.999) at 0.25; and V_average / V against an average's length.
+    """Left: variance against batch for SGD at rates 0.05 and 0.2 and Adam(0, 0.999) at 0.25. Right: V_average / V against length.
 
-    Points: mean squares over 1,000 runs with two standard errors; dashed: closed forms (SGD's falls as 1 / S, Adam's as 1 / sqrt(S)).
+    Points: mean squares over 1,000 runs with two standard errors. Dashed: closed forms; SGD's falls as 1 / S, Adam's as 1 / sqrt(S).
     """
     many, batches = 1000, 2.0 ** np.arange(3, 11)
     figure = sheet("Larger batches and longer averages quiet the weights, by laws", 4.3)
@@ -372,20 +321,21 @@ def draw_laws(rng: np.random.Generator) -> Figure:
     return figure
 
 
-FORGETS, TURNS = 0.01, 0.1  # a game's rho and omega an update: a turn takes 63 updates
-GAME_NOISE = 2 * BATCH * FORGETS / RATE**2 * np.eye(2)  # for which each player's V is 1
+FORGETS, TURNS = 0.01, 0.1  # rho and omega of a game, per update: a turn takes 63 updates
+GAME_NOISE = 2 * BATCH * FORGETS / RATE**2 * np.eye(2)  # the noise for which each player's V is 1
 
 
 def game(rng: np.random.Generator, turns: float, start: np.ndarray, updates: int) -> np.ndarray:
-    """`[updates + 1, many, 2]`: G and D of a game whose gradient field turns by so much an update, from `[many, 2]`."""
+    """Simulates G and D of a game whose gradient field rotates by `turns` per update, from `[many, 2]`: `[updates + 1, many, 2]`."""
     field = np.array([[FORGETS, -turns], [turns, FORGETS]]) / RATE
     return ou.simulate_ou(field, GAME_NOISE, RATE, BATCH, start, updates, updates, rng)
 
 
 def draw_rotation(rng: np.random.Generator) -> Figure:
-    """A game of rho = 0.01 and omega = 0.1 an update: its path and EMA (half-life 100); the squared radius after swaps; V_ema / V by omega.
+    """A game with rho = 0.01 and omega = 0.1 per update: its path and EMA (half-life 100), swaps, and V_ema / V against omega.
 
-    The swaps are means over 4,000 runs with V(t) at the rate rho dashed; the points on the right 2,000 runs each, half-lives 25 and 100.
+    Middle: squared radius after a swap, mean over 4,000 runs, with V(t) at the rate rho dashed. Right: points of 2,000 runs each,
+    for half-lives 25 and 100.
     """
     figure = sheet("Two players chase each other around the solution: average both, or half of the motion stays", 3.45)
     left, middle, right = figure.subplots(1, 3)
@@ -398,7 +348,7 @@ def draw_rotation(rng: np.random.Generator) -> Figure:
     plane(left, 3.6, "400 updates, 63 a turn", "G's weight, σ", "D's weight, σ")
     legend(left, closed=False, loc="upper left")
     time, ratio = np.arange(after + 1), ou.ema_ratio(FORGETS + 1j * TURNS, rate_of(half_life))
-    swaps = {
+    swaps: dict[str, tuple[str, np.ndarray, float]] = {
         "no swap": (GREY, past[-1], 1.0),
         "of G alone": (LIVE, np.stack([average[-1, :, 0], past[-1, :, 1]], axis=1), ou.cycle_after_swap(np.sqrt(ratio), joint=False)),
         "of both": (AVERAGE, average[-1], ou.cycle_after_swap(np.sqrt(ratio), joint=True)),
@@ -426,9 +376,9 @@ def draw_rotation(rng: np.random.Generator) -> Figure:
 
 
 def draw_lag(rng: np.random.Generator) -> Figure:
-    """A fall from 10 sigma: mean of 2,000 runs, live and EMAs of half-lives 30 and 100; and weights that drift: error by half-life.
+    """Left: a fall from 10 sigma, mean of 2,000 runs, live and averaged. Right: error against half-life for weights that drift.
 
-    Drifts of 0.0002 and 0.001 sigma an update: the squared error of the EMA, V mu / (k + mu) + (v / mu)^2, is least at one half-life.
+    The drifts are 0.0002 and 0.001 sigma per update. The squared error of the EMA, V mu / (k + mu) + (v / mu)^2, has a minimum.
     """
     start, updates, time = 10.0, 500, np.arange(501)
     figure = sheet("An average lives in the past: while weights still move, there is a best length", 4.3)
@@ -466,39 +416,32 @@ def draw_lag(rng: np.random.Generator) -> Figure:
     return figure
 
 
-PICTURES = {
-    "forces": draw_forces,
-    "density": draw_density,
-    "near_far": draw_near_far,
-    "average": draw_average,
-    "swap": draw_swap,
-    "laws": draw_laws,
-    "rotation": draw_rotation,
-    "lag": draw_lag,
-}
+DRAWN = (draw_forces, draw_density, draw_near_far, draw_average, draw_swap, draw_laws, draw_rotation, draw_lag)
+PICTURES = {draw.__name__.removeprefix("draw_"): draw for draw in DRAWN}
 
 
 def seed(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
+    """An argparse type: a whole number of at least 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
     return int(text)
 
 
 def main() -> None:
+    """Parse the arguments and write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where ou_<name>.png go; it must be there")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="existing folder for the pictures, ou_<name>.png")
     parser.add_argument(
-        "--only", nargs="+", choices=PICTURES, default=list(PICTURES), metavar="NAME", help=f"some of {', '.join(PICTURES)}"
+        "--only", nargs="+", choices=PICTURES, default=list(PICTURES), metavar="NAME", help=f"draw only some of {', '.join(PICTURES)}"
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
     arguments = parser.parse_args()
     if not arguments.out.is_dir():
-        raise UserError(f"{arguments.out}: is no folder; make it first")
+        raise UserError(f"{arguments.out}: is not a folder; create it first")
     for i, (name, draw) in enumerate(PICTURES.items()):
         if name in arguments.only:
             path = arguments.out / f"ou_{name}.png"
-            draw(np.random.default_rng([arguments.seed, i])).savefig(path)  # its own numbers, whichever others are drawn
+            draw(np.random.default_rng([arguments.seed, i])).savefig(path)  # independent of the other pictures
             print(f"drawn in {path}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Images that turn unreadable in the middle of a run: named, and the run stops, or others of their class stand in."""
+"""Images that become unreadable during a run: they are named, and the run stops or uses others of their class."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def train(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess
 
 
 def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedProcess:
-    """The command, while the image dogs/03.png is cut short and cats/15.png goes away."""
+    """Run the command while the image dogs/03.png is truncated and cats/15.png is deleted."""
     process = spawning.Spawned(["-m", "gantrain", *arguments(run, root, *overrides)], environment())
     wait_until(trained_to(run, 80), process)
     (root / "dogs" / "03.png").write_bytes((root / "dogs" / "03.png").read_bytes()[:60])
@@ -66,8 +66,8 @@ def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_stop_names_the_image_and_mended_the_run_goes_on(pictures, tmp_path, workers):
-    """To the bits of a run whose images were whole all along."""
+def test_stop_names_the_image_and_the_run_continues_once_it_is_fixed(pictures, tmp_path, workers):
+    """Bit for bit like a run whose images were never broken."""
     run, whole, settings = tmp_path / "run", tmp_path / "whole", [f"data.workers={workers}", "total_kimg=0.48"]
     assert train(whole, pictures, *settings).returncode == 0
     kept = [(path, path.read_bytes()) for path in (pictures / "dogs" / "03.png", pictures / "cats" / "15.png")]
@@ -79,7 +79,7 @@ def test_stop_names_the_image_and_mended_the_run_goes_on(pictures, tmp_path, wor
     same_run(whole, run)
 
 
-def test_skip_names_them_once_and_goes_on_also_at_its_start(pictures, tmp_path):
+def test_skip_names_images_once_and_continues_also_at_the_start(pictures, tmp_path):
     run = tmp_path / "run"
     done = disturbed(run, pictures, "data.on_error=skip")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,8 +96,8 @@ def test_skip_names_them_once_and_goes_on_also_at_its_start(pictures, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep_in", ["disk", "host"])
-def test_what_stands_in_is_a_function_of_what_is_broken(pictures, tmp_path, keep_in):
-    """Broken from the start, twice: the same bits."""
+def test_replacements_depend_only_on_which_images_are_broken(pictures, tmp_path, keep_in):
+    """Two runs with the same images broken from the start are equal bit for bit."""
     (pictures / "dogs" / "15.png").write_bytes(b"none")
     for name in "ab":
         done = train(tmp_path / name, pictures, "data.on_error=skip", f"data.keep_in={keep_in}", "total_kimg=0.16")
@@ -105,8 +105,8 @@ def test_what_stands_in_is_a_function_of_what_is_broken(pictures, tmp_path, keep
     assert (newest(tmp_path / "a") / "g.safetensors").read_bytes() == (newest(tmp_path / "b") / "g.safetensors").read_bytes()
 
 
-def test_the_next_of_the_same_class_stands_in(pictures):
-    """After the last the first; broken ones are passed over; where the whole class is broken the error is raised."""
+def test_the_next_image_of_the_same_class_replaces_a_broken_one(pictures):
+    """The first follows the last; broken ones are skipped; if the whole class is broken, the error is raised."""
     images = Folder(root=str(pictures), resolution=16).build()
     images.skips = True
     for name in ("14.png", "15.png"):
@@ -120,14 +120,14 @@ def test_the_next_of_the_same_class_stands_in(pictures):
     for path in (pictures / "cats").iterdir():
         path.write_bytes(b"none")
     image, _, _ = images.fetch(3)
-    assert isinstance(image, UserError) and "nor can the 15 images of its class after it be read" in str(image)
+    assert isinstance(image, UserError) and "the next 15 images of its class cannot be read either" in str(image)
     images.skips = False
     assert isinstance(images[3][0], UserError) and images[16][0].shape == (3, 16, 16)
 
 
 @pytest.mark.slow
-def test_what_the_whole_process_group_is_told_does_not_take_the_workers_from_it(pictures, tmp_path):
-    """As schedulers tell it: the run saves and leaves. Killed, its lock is free although its workers are still there."""
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_running(pictures, tmp_path):
+    """As schedulers send it: the run saves and exits. After a kill its lock is free although its workers still run."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "gantrain", *arguments(run, pictures, "data.workers=2", "total_kimg=100")]
 

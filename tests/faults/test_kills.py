@@ -25,12 +25,16 @@ RICH = [
 # What a process does at the moment that it is killed: it stops itself, at the n-th call of something it does.
 KILL = """
 import os, signal, sys
-from gantrain import checkpoint, cli, evaluation, trainer
+from gantrain import cli
+from gantrain.evaluation import evaluator
+from gantrain.reporting import tracker
+from gantrain.run_folder import checkpoint
+from gantrain.training import trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
-    "training": (trainer.Trainer, "update"), "scoring": (evaluation.Evaluator, "features_of"), "drawing": (trainer, "save_side_by_side"),
+    "training": (trainer.Trainer, "update"), "scoring": (evaluator.Evaluator, "features_of"), "drawing": (trainer, "save_side_by_side"),
     "writing": (checkpoint, "write_synced"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
-    "recording": (trainer.Tracker, "_write"), "syncing": (checkpoint, "sync"),
+    "recording": (tracker.Tracker, "_write"), "syncing": (checkpoint, "sync"),
 }[place]
 call = getattr(owner, name)
 def killed(*arguments, **kwargs):

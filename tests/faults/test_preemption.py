@@ -193,9 +193,9 @@ def same_weights(a: Path, b: Path) -> None:
                 assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
 
 
-def test_the_readmes_slurm_script_requeues(tmp_path):
+def test_the_documented_slurm_script_requeues(tmp_path):
     """The script itself, with a scheduler of two lines: srun starts two tasks, one of them alone gets SIGUSR1, scontrol notes what it is told."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "running.md").read_text()
     script = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.S)[1]
     run, shims = tmp_path / "run", tmp_path / "bin"
     shims.mkdir()

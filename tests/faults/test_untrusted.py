@@ -1,4 +1,4 @@
-"""Files from elsewhere are data: pickles that would fire, archives that would leave their folder, images that would fill the memory."""
+"""Untrusted files: pickles that would run code, archives that would leave their folder, images that would exhaust the memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEW = ["eval.metrics=[fid]", "eval.every_kimg=null", "tracking.samples_every_kim
 
 @pytest.fixture
 def marker(tmp_path) -> Path:
-    """Appears where a pickle was unpickled; no test may leave one."""
+    """A file that appears if a pickle is loaded; no test may leave one."""
     marker = tmp_path / "fired"
     yield marker
     assert not marker.exists()
@@ -45,8 +45,8 @@ def pickles(marker: Path) -> dict[str, bytes]:
     return found
 
 
-def test_the_pickles_fire(tmp_path):
-    """Where they are unpickled: or the cases below would show nothing."""
+def test_the_pickles_run_code_when_loaded(tmp_path):
+    """If they did not, the cases below would prove nothing."""
     for name, data in pickles(tmp_path / "fired").items():
         if name == "pickle":
             pickle.loads(data).close()
@@ -57,7 +57,7 @@ def test_the_pickles_fire(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pickle", "legacy", "zip"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_that_would_fire_are_refused(gantrain, tmp_path, marker, kind, suffix):
+def test_weights_that_would_run_code_are_refused(gantrain, tmp_path, marker, kind, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(pickles(marker)[kind])
     line = error_of(
@@ -71,10 +71,10 @@ def test_weights_that_would_fire_are_refused(gantrain, tmp_path, marker, kind, s
             check=False,
         )
     )
-    assert f"{path}: holds no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
+    assert f"{path}: contains no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_data_that_would_fire_is_refused(gantrain, tmp_path, marker):
+def test_data_that_would_run_code_is_refused(gantrain, tmp_path, marker):
     """A pickle among pictures, as CIFAR's binary file, and as the configuration."""
     evil = pickles(marker)["pickle"]
     for name in "ab":
@@ -96,15 +96,15 @@ def test_data_that_would_fire_is_refused(gantrain, tmp_path, marker):
     line = error_of(
         gantrain("train", ROOT / "configs" / "cifar10_biggan.yaml", f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", check=False)
     )
-    assert "bytes are no whole number of 3073-byte records" in line
+    assert "bytes are not a whole number of 3073-byte records" in line
     (tmp_path / "evil.yaml").write_bytes(evil)
     assert str(tmp_path / "evil.yaml") in error_of(gantrain("config", tmp_path / "evil.yaml", check=False))
     (tmp_path / "tag.yaml").write_text(f"seed: !!python/object/apply:builtins.open ['{marker}', 'w']\n")
     assert str(tmp_path / "tag.yaml") in error_of(gantrain("config", tmp_path / "tag.yaml", check=False))
 
 
-def test_a_checkpoint_that_would_fire_is_refused(gantrain, tmp_path, marker):
-    """Each kind in the place of the weights, of the state and of the manifest of the only checkpoint; and as a rebuilt average."""
+def test_a_checkpoint_that_would_run_code_is_refused(gantrain, tmp_path, marker):
+    """Each kind replaces the weights, the state and the manifest of the only checkpoint, and a rebuilt average."""
     run = tmp_path / "run"
     gantrain("train", DIGITS, f"run_dir={run}", *TINY, *FEW, "checkpoint.keep_last=1")
     (path,) = (run / "checkpoints").iterdir()
@@ -155,11 +155,11 @@ ESCAPES = {
 
 
 @pytest.mark.parametrize("member", ESCAPES.values(), ids=ESCAPES.keys())
-def test_an_archive_that_would_leave_its_folder_is_refused_whole(tmp_path, member):
-    """Also what comes before the member stays unwritten."""
+def test_an_archive_that_would_leave_its_folder_writes_nothing(tmp_path, member):
+    """Not even the members before it are written."""
     (tmp_path / "into").mkdir()
     archive = tar(tmp_path / "evil.tar.gz", ("good.txt", FILE, "good"), member)
-    with pytest.raises(UserError, match="this is no archive of data: do not use it") as refused:
+    with pytest.raises(UserError, match="the archive is unsafe: do not use it") as refused:
         unpack(archive, tmp_path / "into")
     assert repr(member[0]) in str(refused.value) and str(archive) in str(refused.value)
     assert (
@@ -169,7 +169,7 @@ def test_an_archive_that_would_leave_its_folder_is_refused_whole(tmp_path, membe
     )
 
 
-def test_a_link_that_is_there_already_leads_nowhere(tmp_path):
+def test_an_existing_link_is_not_followed(tmp_path):
     (tmp_path / "into").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "into" / "door").symlink_to(tmp_path / "outside")
@@ -178,7 +178,7 @@ def test_a_link_that_is_there_already_leads_nowhere(tmp_path):
     assert not list((tmp_path / "outside").iterdir())
 
 
-def test_zips_are_looked_at_alike_and_good_archives_unpack(tmp_path):
+def test_zips_are_checked_too_and_good_archives_unpack(tmp_path):
     for name in ("../escaped", "/escaped", "a/../../escaped"):
         with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
             archive.writestr(name, "x")
@@ -196,12 +196,12 @@ def test_zips_are_looked_at_alike_and_good_archives_unpack(tmp_path):
     unpack(tar(tmp_path / "good.tar.gz", ("a", tarfile.DIRTYPE, ""), ("a/c.txt", FILE, "tar")), tmp_path / "into")
     assert (tmp_path / "into" / "a" / "b.txt").read_text() == "zip" and (tmp_path / "into" / "a" / "c.txt").read_text() == "tar"
     (tmp_path / "none.zip").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="is no tar or zip archive; delete it and fetch it again"):
+    with pytest.raises(UserError, match="is not a tar or zip archive; delete it and download it again"):
         unpack(tmp_path / "none.zip", tmp_path / "into")
 
 
-def test_the_release_of_a_data_set_is_looked_at_too(gantrain, tmp_path, monkeypatch):
-    """The archive lies where a download would have put it, with the sum that is asked for."""
+def test_the_archive_of_a_data_set_is_checked_too(gantrain, tmp_path, monkeypatch):
+    """The archive is where a download would have put it and has the expected checksum."""
     archive = tar(tmp_path / "cifar-10-binary.tar.gz", ("cifar-10-batches-bin/data_batch_1.bin", FILE, "x"), ("../escaped", FILE, "x"))
     release = torchvision_sets.CIFAR10
     monkeypatch.setattr(
@@ -217,7 +217,7 @@ def test_the_release_of_a_data_set_is_looked_at_too(gantrain, tmp_path, monkeypa
 
 
 def bomb(path: Path, side: int) -> None:
-    """A PNG of a few hundred bytes whose head says side x side pixels."""
+    """A PNG of a few hundred bytes whose header declares side x side pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -227,7 +227,7 @@ def bomb(path: Path, side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [10_001, 60_000])
-def test_an_image_bomb_is_refused_by_its_head(gantrain, tmp_path, side):
+def test_an_image_bomb_is_refused_by_its_header(gantrain, tmp_path, side):
     dice = np.random.default_rng(0)
     for name in "ab":
         (tmp_path / "data" / name).mkdir(parents=True)
