@@ -1,10 +1,12 @@
-"""Where results that take long to make and are the same for every run are kept."""
+"""The cache folder: results that take long to compute and are the same for every run."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from gantrain.atomic_file import write_atomically
 
 
 def cache_folder() -> Path:
@@ -13,12 +15,7 @@ def cache_folder() -> Path:
 
 
 def keep_file(name: str, data: bytes) -> None:
-    """Keep a file for the next run. A cache that cannot be written is no error: the next run makes it again."""
-    draft = cache_folder() / f".{name}-{os.getpid()}"
-    try:
+    """Keep a file for later runs. A cache that cannot be written is not an error: the next run computes the result again."""
+    with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
-        os.replace(draft, cache_folder() / name)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink()
+        write_atomically(cache_folder() / name, data)

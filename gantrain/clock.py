@@ -1,7 +1,7 @@
 """The one clock: images seen.
 
-`nimg` counts images per generator update, StyleGAN's convention. Everything periodic or decaying is stated in kimg
-(thousands of images) and asks `due`, never "every so many steps", because the batch may grow and need not divide anything.
+`nimg` counts images per generator update, StyleGAN's convention. Everything periodic or decaying is given in kimg (thousands of
+images) and uses `due`, never a number of steps, because the batch may grow and need not divide anything.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def images(kimg: float) -> int:
 def due(every_kimg: float | None, before: int, after: int) -> bool:
     """Whether a multiple of `every_kimg` lies in (before, after].
 
-    `before` = -1 stands for the moment ahead of the first image, so that everything periodic fires once at 0. With
-    `every_kimg` None nothing is ever due; nor is it when the clock stands still.
+    `before` = -1 is the moment ahead of the first image, so that everything periodic fires once at 0. Nothing is due if `every_kimg`
+    is None or the clock has not moved.
     """
     return every_kimg is not None and periods(every_kimg, before, after) != 0
 

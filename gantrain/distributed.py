@@ -17,20 +17,20 @@ from torch import Tensor
 from gantrain.errors import UserError, one_line
 
 T = TypeVar("T")
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names and Accelerate's
-# Metrics of many samples keep one process busy while the others wait for it.
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names -> Accelerate's
+# Metrics of many samples keep one process busy while the others wait.
 PATIENCE = timedelta(hours=2)
 
 
 def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
-    """The Accelerator that `accelerate launch` or `torchrun` has prepared the environment for; one process otherwise.
+    """The Accelerator for the environment that `accelerate launch` or `torchrun` set up; of one process without them.
 
     Raises:
-        UserError: the device cannot compute in this precision.
+        UserError: the device does not support this precision.
     """
     # Each rank keeps its own BatchNorm statistics while training; they are averaged where they are read.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    # Accelerate cannot yet pass the argument that replaces broadcast_buffers in newer releases of torch.
+    # Accelerate cannot pass the argument that replaces broadcast_buffers in newer releases of torch yet.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     try:
         accelerator = Accelerator(
@@ -40,13 +40,13 @@ def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"mixed_precision: {mixed_precision} does not run here ({one_line(error)}); use fp32 or bf16") from error
-    if mixed_precision != "fp32" and not accelerator.native_amp:  # Accelerate leaves fp16 on a CPU out without a word
+    if mixed_precision != "fp32" and not accelerator.native_amp:  # Accelerate silently ignores fp16 on a CPU
         raise UserError(f"mixed_precision: {mixed_precision} does not run on {accelerator.device.type}; use fp32 or bf16")
     return accelerator
 
 
 def local_processes() -> int:
-    """How many processes of this run share this machine."""
+    """The number of processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -56,7 +56,7 @@ def sum_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
 
 
 def mean_of_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    """A function that gives the mean of a tensor over all processes."""
+    """A function that averages a tensor over all processes."""
     return lambda tensor: accelerator.reduce(tensor, reduction="mean")
 
 
@@ -80,7 +80,7 @@ def from_main(accelerator: Accelerator, value: T) -> T:
 
 
 def tensors_from_main(accelerator: Accelerator, tensors: list[Tensor]) -> list[Tensor]:
-    """The main process's tensors, on the CPU of every process; what the others give is not looked at."""
+    """The main process's tensors, on the CPU of every process; the arguments of the others are ignored."""
     if accelerator.num_processes == 1:
         return tensors
     kinds = from_main(accelerator, [(tuple(t.shape), t.dtype) for t in tensors])
@@ -89,59 +89,67 @@ def tensors_from_main(accelerator: Accelerator, tensors: list[Tensor]) -> list[T
 
 
 def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether `flag` is true on one of the processes, on every one of them."""
+    """Whether `flag` is true on at least one process; the same answer on all of them."""
     if accelerator.num_processes == 1:
         return flag
     return bool(sum_over_processes(accelerator)(torch.tensor([float(flag)], device=accelerator.device)).item())
 
 
 def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
-    """`do()` on each machine's first process, then on the others: so that one downloads and the others find it there.
+    """Run `do` on each machine's first process, then on the others, so that one downloads and the others find the files.
+
+    Returns:
+        What `do` returned on this process.
 
     Raises:
-        UserError, OSError: it failed here; or elsewhere, and this process would wait for the other in vain.
+        UserError, OSError: it failed on this process, or on another one, for which this one would wait forever.
     """
-    done = error = None
+    done: list[T] = []
+    error: UserError | OSError | None = None
     with accelerator.local_main_process_first():
         try:
-            done = do()
+            done.append(do())
         except (UserError, OSError) as caught:
             error = caught
-    together(accelerator, error)
-    return done
+    raise_everywhere(accelerator, error)
+    return done[0]
 
 
 def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T | None:
-    """`do()` on the main process while the others wait for it; None there.
+    """Run `do` on the main process while the others wait.
+
+    Returns:
+        What `do` returned; None on the other processes.
 
     Raises:
-        UserError, OSError: it failed, on every process.
+        UserError, OSError: it failed; raised on every process.
     """
-    done = error = None
+    done: T | None = None
+    error: UserError | OSError | None = None
     if accelerator.is_main_process:
         try:
             done = do()
         except (UserError, OSError) as caught:
             error = caught
-    together(accelerator, error)
+    raise_everywhere(accelerator, error)
     return done
 
 
-def together(accelerator: Accelerator, error: Exception | None) -> None:
-    """Raise on every process where one of them has run into an error, its own where this is the one."""
+def raise_everywhere(accelerator: Accelerator, error: Exception | None) -> None:
+    """Raise on every process if one of them ran into an error; the one that did raises its own."""
     if on_any_process(accelerator, error is not None):
-        raise error or UserError("another process has come to an end; what it says stands beside this")
+        raise error or UserError("another process failed; see its error message")
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Leave the process group together, with nothing left that holds on to it.
+    """Leave the process group together, with no references to it left.
 
-    A process that reaches its end with the group's threads running aborts, after all its work is done: in some runs and not
-    in others. The caller must have let go of what was prepared (players, trainers).
+    A process that exits while the group's threads run may abort after all its work is done. The caller must have dropped all
+    references to what was prepared (players, trainers).
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    accelerator.free_memory()  # Accelerate keeps every network that it wrapped, and each keeps the group
+    accelerator.free_memory()  # Accelerate keeps every network that it wrapped, and each of them keeps the group
     gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 """A user's mistake, as one line.
 
-Everything in gantrain that refuses an input raises a `UserError`. The command line prints its text and exits with
-status 2; a library user catches a `ValueError`. A bug of ours is never a `UserError`.
+Everything in gantrain that refuses an input raises a `UserError`. The command line prints its text and exits with status 2; a user of
+the library catches a `ValueError`. A bug of ours is never a `UserError`.
 """
 
 from __future__ import annotations
@@ -9,27 +9,30 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, closed or broken disks
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, read-only or broken disks
+
+LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed and not made
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The text names the key or the file, the value, and the remedy, in one line."""
+    """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line."""
 
     def __init__(self, text: str):
-        super().__init__(" ".join(text.split()))  # a quoted value may hold line breaks
+        super().__init__(" ".join(text.split()))  # a quoted value may contain line breaks
 
 
 class GaveUp(UserError):
-    """A training that went wrong and was not, or not any more, to be saved. No mistake in a key: the command exits with 3."""
+    """A training run that went wrong and could not be rescued. Not a mistake in a key: the command exits with 3."""
 
 
 class InvalidField(UserError):
     """A value out of range in a dataclass of the configuration.
 
-    Raised by `check` inside `__post_init__`, where a section knows its own fields but not where it stands in the file;
-    `gantrain.config.loading` catches it and puts the source and the full key in front.
+    Raised by `check` inside `__post_init__`, where a section knows its own fields but not its place in the file;
+    `gantrain.config.loading` catches it and adds the source and the full key.
     """
 
     def __init__(self, field: str, value: Any, remedy: str):
@@ -38,18 +41,32 @@ class InvalidField(UserError):
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a configuration."""
+    """A value as a configuration spells it."""
     return "null" if value is None else repr(value)
 
 
 def check(section: Any, field: str, holds: bool, remedy: str) -> None:
     """Raise `InvalidField` for `section.field` unless `holds`. `remedy` completes the sentence "FIELD must ..."."""
-    if not holds:
+    listed: dict[str, list[str]] | None = getattr(section, LISTED, None)
+    if listed is not None:  # an instance that `remedies_of` has made
+        listed.setdefault(field, []).append(remedy)
+    elif not holds:
         raise InvalidField(field, getattr(section, field), remedy)
 
 
+def remedies_of(cls: type) -> dict[str, list[str]]:
+    """What `check` asks of each field of a dataclass with its defaults: field -> remedies, such as "must be above 0".
+
+    So the range that a list of keys shows is the one that a wrong value is refused with.
+    """
+    listed: dict[str, list[str]] = {}
+    with suppress(InvalidField):  # raised without `check`, which goes on after a value that it would refuse
+        type(cls.__name__, (cls,), {LISTED: listed})()
+    return listed
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint such as `; did you mean 'decay'?`, or else the list of what is known."""
+    """A hint such as `; did you mean 'decay'?`, or the list of known words if none is similar."""
     known = sorted(known)
     near = difflib.get_close_matches(str(word), [k for k in known if k != word], n=1, cutoff=0.6)
     if near:
@@ -58,10 +75,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def in_words(size: int) -> str:
-    """Bytes as 12 MiB or 1.3 GiB."""
+    """A number of bytes as "12 MiB" or "1.3 GiB"."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an exception folded into one line, its type's name where it has no text."""
+    """The text of an exception folded into one line, or its type's name if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""The one border between images as bytes and images as numbers.
+"""Conversion between images as bytes and images as numbers, in one place.
 
-Inside gantrain an image batch is `[N, C, H, W]` float in [-1, 1]; on disk, in data sets and before feature extractors it
-is uint8 in 0..255.
+Inside gantrain an image batch is float `[N, C, H, W]` in [-1, 1]; on disk, in data sets and before feature extractors it is uint8 in
+0..255.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Float in [-1, 1] to uint8 0..255, same shape: rounded to the nearest level, values outside are clipped.
+    """Float in [-1, 1] to uint8 0..255, same shape: rounded to the nearest level, with values outside clipped.
 
-    Truncation instead of rounding darkens an image by half a level, which FID sees.
+    Truncating instead would darken an image by half a level, which FID notices.
     """
     return images.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

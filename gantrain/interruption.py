@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C as requests that a run takes up between two updates."""
+"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C, which a run obeys between two updates."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
-INTERRUPTED = 130  # what shells give a command that Ctrl-C has ended
+INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A launcher passes Ctrl-C on to processes that the terminal has told already: what comes so soon is not a second one.
+# A launcher forwards Ctrl-C to processes that already got it from the terminal: one that comes so soon is not a second one.
 ECHO = 1.0  # seconds
 
 
 class Stopped(BaseException):
-    """A signal that ends the command at once. Like KeyboardInterrupt no `Exception`, lest something recover from it."""
+    """A signal that ends the command at once. Like KeyboardInterrupt it is not an `Exception`, so that nothing recovers from it."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
@@ -24,19 +26,19 @@ class Stopped(BaseException):
 
 
 class Interruption:
-    """Remembers that the process was asked to stop, while it is entered; entering twice counts as once.
+    """A context that records requests to stop; it may be entered again inside itself.
 
-    Until `patient` is set a signal ends the command at once: by `Stopped`, or KeyboardInterrupt for Ctrl-C. Afterwards it is
-    only remembered in `asked`, for the owner to look at; a second Ctrl-C raises KeyboardInterrupt all the same. Outside the
-    main thread, where Python takes no signals, nothing is ever asked.
+    Until `patient` is set, a signal ends the command at once, with `Stopped`, or with KeyboardInterrupt for Ctrl-C. Afterwards it is
+    only recorded in `asked`, for the owner to look at; a second Ctrl-C still raises KeyboardInterrupt. Outside the main thread,
+    where Python receives no signals, nothing is recorded.
     """
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self.patient = False
-        self._interrupted: float | None = None  # when Ctrl-C came first
+        self._interrupted: float | None = None  # time of the first Ctrl-C
         self._depth = 0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | signal.Handlers | None] = {}
         self._pid = 0
 
     def __enter__(self) -> Interruption:
@@ -54,7 +56,7 @@ class Interruption:
             self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked worker: its owner decides when it goes
+        if os.getpid() != self._pid:  # a forked worker: its owner decides when it ends
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -72,5 +74,5 @@ class Interruption:
 
 
 def exit_status(asked: signal.Signals) -> int:
-    """What a command that a signal has ended exits with."""
+    """The exit status of a command that a signal ended."""
     return INTERRUPTED if asked == signal.SIGINT else PREEMPTED

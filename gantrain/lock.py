@@ -1,4 +1,4 @@
-"""A folder in which one process at a time may work."""
+"""A folder in which only one process at a time may work."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import weakref
 from pathlib import Path
 from typing import IO
 
-TRIES = 5  # a tenth of a second apart: `owner` holds a lock for the moment in which it asks
+TRIES = 5  # a tenth of a second apart, since `owner` holds the lock for a moment while it asks
 
 
 class InUse(Exception):
-    """Another process has the folder; `str` of this is who."""
+    """Another process holds the folder; the text of the exception says which."""
 
 
-def locked(folder: Path) -> IO[str]:
-    """The folder's lock, held as long as the returned file is open: a dead owner holds nothing.
+def acquire(folder: Path) -> IO[str]:
+    """Take the folder's lock, which is held as long as the returned file is open; a process that died holds nothing.
 
     Raises:
         InUse: another process holds it.
     """
-    file = open(folder / ".lock", "a+")  # noqa: SIM115
-    here = weakref.ref(file)
-    os.register_at_fork(after_in_child=lambda: (held := here()) and held.close())  # else a worker would hold it for a dead owner
+    file: IO[str] = open(folder / ".lock", "a+")  # noqa: SIM115 - returned open
+    here: weakref.ref[IO[str]] = weakref.ref(file)
+    os.register_at_fork(after_in_child=lambda: close_if_alive(here))  # otherwise a worker would hold it for a dead owner
     for left in range(TRIES - 1, -1, -1):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,8 +46,15 @@ def locked(folder: Path) -> IO[str]:
     return file
 
 
+def close_if_alive(reference: weakref.ref[IO[str]]) -> None:
+    """Close a file, unless it was collected."""
+    file = reference()
+    if file is not None:
+        file.close()
+
+
 def owner(folder: Path) -> str | None:
-    """Who has the folder now; None where nobody does, or where that cannot be known."""
+    """Which process holds the folder now; None if none does, or if that cannot be known."""
     try:
         with open(folder / ".lock") as file:
             try:

@@ -1,15 +1,16 @@
-"""Speed: what `performance:` leaves open is picked for the device, and the process is set up for it."""
+"""Speed: switches that `performance:` leaves null are chosen for the device, and the process is set up accordingly."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# What was measured to be fast (docs/performance.md), by type of device. What is not named here is off unless it is asked for.
+# What was measured to be faster (docs/performance.md), by device type. Switches not named here are off unless configured.
 PICKS: dict[str, dict[str, bool]] = {
     "cpu": {"channels_last": True, "keep_memory": True},
     "cuda": {"channels_last": True, "tf32": True},
@@ -17,15 +18,17 @@ PICKS: dict[str, dict[str, bool]] = {
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def picked(performance: Performance, device: torch.device) -> Performance:
-    """The same with nothing left open: what is null is as `PICKS` has it for the device, or off where `auto` is."""
+def pick(performance: Performance, device: torch.device) -> Performance:
+    """The same with no switch left null: those that are null become what `PICKS` has for the device, or false if `auto` is false."""
     known = PICKS.get(device.type, {}) if performance.auto else {}
-    open_ones = [f.name for f in dataclasses.fields(performance) if getattr(performance, f.name) is None]
-    return dataclasses.replace(performance, **{name: known.get(name, False) for name in open_ones})
+    choices: dict[str, Any] = {
+        f.name: known.get(f.name, False) for f in dataclasses.fields(performance) if getattr(performance, f.name) is None
+    }
+    return dataclasses.replace(performance, **choices)
 
 
-def described(performance: Performance, asked: Performance, device: torch.device) -> str:
-    """One line on what a run computes with, and who chose it."""
+def describe(performance: Performance, asked: Performance, device: torch.device) -> str:
+    """One line that says which switches a run uses, and who chose them."""
     switches = [f.name for f in dataclasses.fields(performance) if isinstance(getattr(performance, f.name), bool) and f.name != "auto"]
     by_us = [name for name in switches if getattr(asked, name) is None and getattr(performance, name)]
     by_user = [f"{name}={str(getattr(asked, name)).lower()}" for name in switches if getattr(asked, name) is not None]
@@ -34,7 +37,8 @@ def described(performance: Performance, asked: Performance, device: torch.device
 
 
 def set_up(performance: Performance, device: torch.device) -> None:
-    """Set what holds for the whole process. `performance` has nothing left open."""
+    """Set what applies to the whole process. `performance` has no switch left null."""
+    assert performance.tf32 is not None
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = performance.tf32
     torch.backends.cudnn.benchmark = True
     if performance.keep_memory and device.type == "cpu":
@@ -42,10 +46,10 @@ def set_up(performance: Performance, device: torch.device) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep the memory of freed tensors for the next ones; whether it can.
+    """Make the C library reuse the memory of freed tensors; return whether it can.
 
-    As glibc comes, every tensor above 32 MiB is mapped anew from the system, which clears it page by page at first touch, and
-    given back when it is freed: a quarter of an update on a CPU.
+    By default, glibc maps every tensor above 32 MiB anew, which the system clears page by page at first touch, and unmaps it when it
+    is freed. On a CPU that takes a quarter of an update.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -55,30 +59,30 @@ def keep_freed_memory() -> bool:
 
 
 def memory_format(performance: Performance) -> torch.memory_format:
-    """Of images, features and convolution weights."""
+    """The memory format of images, features and convolution weights."""
     return torch.channels_last if performance.channels_last else torch.contiguous_format
 
 
-def laid_out(x: Tensor, performance: Performance) -> Tensor:
-    """Images in the order in which the networks take them."""
+def lay_out(x: Tensor, performance: Performance) -> Tensor:
+    """Images in the memory format that the networks use."""
     return x.contiguous(memory_format=memory_format(performance))
 
 
 def place(network: nn.Module, performance: Performance, device: torch.device) -> nn.Module:
-    """A network on its device, its convolution weights in their order."""
-    return network.to(device, memory_format=memory_format(performance))
+    """Move a network to its device, with its convolution weights in their memory format."""
+    return network.to(device, memory_format=memory_format(performance))  # type: ignore[call-overload]  # which torch does not declare
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Switches for speed; none changes what is computed beyond rounding. A run says at its start which are on.
+    """Switches for speed; none changes results beyond rounding. A run logs at start-up which are on.
 
     Attributes:
-        auto: a switch that is null is on where it was measured to be fast on the device; false leaves it off.
+        auto: turn on the switches left null that were measured to be faster on the device; false leaves them off.
         channels_last: keep images and convolution weights in NHWC order.
         compile: compile both networks with torch.compile; the first updates then take minutes.
         tf32: let CUDA matrix products and convolutions round their inputs to TF32.
-        keep_memory: on a CPU, keep the memory of freed tensors for the next ones instead of giving it back to the system.
+        keep_memory: on a CPU, reuse the memory of freed tensors instead of returning it to the system.
     """
 
     auto: bool = True

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-# Whether more of a score is better, for tables that mark the best.
+# Whether a higher score is better, for tables that mark the best.
 HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True, "fid_infinity": False}
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
 
 
 def as_keys(scores: Scores) -> dict[str, float]:
-    """Scores under their full names, eval/AVERAGE/METRIC."""
+    """Scores by their full names, eval/AVERAGE/METRIC."""
     return {f"eval/{name}/{metric}": value for name, metrics in scores.items() for metric, value in metrics.items()}
 
 
 def better_when_higher(key: str) -> bool | None:
-    """For a key such as eval/ema/digits_fid: whether higher is better; None where it is no score."""
+    """Whether a higher value of a key such as eval/ema/digits_fid is better; None if it is not a score."""
     name = key.rpartition("/")[2]
     for metric, higher in HIGHER_IS_BETTER.items():
         if name == metric or name.endswith("_" + metric):
@@ -25,11 +25,11 @@ def better_when_higher(key: str) -> bool | None:
 
 
 def best_value(metric: str, values: Iterable[float | None]) -> float | None:
-    """The best of a column of scores, to be marked: None where nothing stands out, or more is neither better nor worse.
+    """The best of a column of scores, to be marked; None if no value stands out, or higher is neither better nor worse.
 
     Args:
         metric: a score's name, such as digits_fid.
-        values: a row each; None and nan are rows without a score.
+        values: one per row; None and nan are rows without a score.
     """
     rows, higher = list(values), better_when_higher(metric)
     there = [value for value in rows if value is not None and math.isfinite(value)]

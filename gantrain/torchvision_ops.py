@@ -1,11 +1,11 @@
-"""Makes `import torchvision` work beside a CPU-only torch. Imported for its effect, before torchvision.
+"""Makes `import torchvision` work with a CPU-only torch. Imported for its effect, before torchvision.
 
-PyPI's torchvision wheel for Linux is a CUDA build. Beside a CPU-only torch its compiled library cannot be loaded, so
-nobody declares the operators `torchvision::nms` and `torchvision::qnms`; torchvision's own Python code then registers
-shape functions for them and the import dies with "operator torchvision::nms does not exist" (pytorch/vision issues 9077
-and 9085). Declaring the two is enough: gantrain uses neither operator.
+PyPI's torchvision wheel for Linux is a CUDA build. With a CPU-only torch its compiled library cannot be loaded, so nothing declares the
+operators `torchvision::nms` and `torchvision::qnms`; torchvision's own Python code then registers shape functions for them and the
+import fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077 and 9085). Declaring the two is enough:
+gantrain uses neither operator.
 
-Where torchvision's library loads, this file does nothing. It can go when the default wheel imports beside a CPU torch.
+If torchvision's library loads, this file does nothing. It can go once the default wheel can be imported with a CPU-only torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-# A Library lives as long as the operators it declares.
+# Kept, because the operators exist only as long as their Library.
 _declared: torch.library.Library | None = None
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -24,10 +24,10 @@ SCHEMAS = {
 
 
 def torchvision_is_whole() -> bool:
-    """Whether torchvision's compiled library is there and loads beside this torch."""
+    """Whether torchvision's compiled library exists and loads with this torch."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # nothing to mend: importing it will say that it is missing
+        return True  # nothing to fix: importing it will say that it is missing
     folder = Path(spec.origin).parent
     libraries = [*folder.glob("_C*.so"), *folder.glob("_C*.pyd"), *folder.glob("_C*.dylib")]
     try:
@@ -39,7 +39,7 @@ def torchvision_is_whole() -> bool:
 
 
 def declare_missing() -> None:
-    """Declare the schemas of torchvision's operators if its library cannot; at most once a process."""
+    """Declare the schemas of torchvision's operators if its library cannot; at most once per process."""
     global _declared
     if _declared is None and not torchvision_is_whole():
         _declared = torch.library.Library("torchvision", "DEF")

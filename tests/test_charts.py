@@ -10,7 +10,7 @@ import pytest
 
 from gantrain.config.config import Config
 from gantrain.reporting import charts
-from gantrain.run_folder.record import Record, followed
+from gantrain.run_folder.record import Record, split_abandoned
 
 
 def scores(nimg: int, **values: float) -> dict:
@@ -35,7 +35,7 @@ def rollback(nimg: int, to: int, size: int, rounds: int) -> dict:
 
 
 def record(*lines: dict) -> Record:
-    kept, left = followed(lines)
+    kept, left = split_abandoned(lines)
     return Record(Path("run"), Config(), kept, left)
 
 

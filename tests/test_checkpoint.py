@@ -17,7 +17,7 @@ import torch
 
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, linked, read, save_under, verify
+from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, link_checkpoint, read, save_under, verify
 from gantrain.run_folder.ownership import ROLLBACK_FILE, forget_abandoned, read_rollback, write_rollback
 
 
@@ -89,7 +89,7 @@ def test_damage_is_named_and_passed_over(store, name, how, tmp_path):
     with pytest.raises(Damaged, match=name):
         verify(path)
     assert store.newest().name == "000000001000"
-    assert len(store.said) == 1 and str(path / name) in store.said[0] and "passed over" in store.said[0]
+    assert len(store.said) == 1 and str(path / name) in store.said[0] and "skipped" in store.said[0]
     assert not trap.exists()
 
 
@@ -105,7 +105,7 @@ def test_every_byte_of_a_manifest_counts(store):
 def test_nothing_whole_is_said_and_not_started_over(store):
     path = store.save(1000, tensors(1.0), {})
     (path / "g.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="none of its 1 checkpoints is whole; delete the folder to start anew"):
+    with pytest.raises(UserError, match="none of its 1 checkpoints is whole; delete the folder to start over"):
         store.newest()
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     """The system itself refuses the bytes; nothing half-written stays."""
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True)
     assert "the checkpoint could not be written (File too large; it needs 1 MiB, " in done.stderr
-    assert " are free); the one at 1 kimg is whole; make room and run the same command again" in done.stderr
+    assert " are free); the one at 1 kimg is whole; free some space and run the same command again" in done.stderr
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["000000001000"]
     verify(tmp_path / "000000001000")
 
@@ -234,7 +234,7 @@ def saved(store):
 def test_a_second_name_is_the_same_files(saved, tmp_path):
     """No byte is there twice, and either name outlives the other."""
     target = tmp_path / "best" / "fid" / saved.name
-    linked(saved, target)
+    link_checkpoint(saved, target)
     assert {p.name: p.stat().st_ino for p in target.iterdir()} == {p.name: p.stat().st_ino for p in saved.iterdir()}
     assert [p.name for p in target.parent.iterdir()] == [saved.name]
     before = content(saved)
@@ -254,7 +254,7 @@ def test_where_there_are_no_links_it_is_copied_and_synced(saved, tmp_path, monke
     monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}"))), sync(number)))
     monkeypatch.setattr(os, "rename", lambda *names: (synced.append("renamed"), rename(*names)))
     target = tmp_path / "best" / saved.name
-    linked(saved, target)
+    link_checkpoint(saved, target)
     verify(target)
     assert content(target) == content(saved) and not {p.stat().st_ino for p in target.iterdir()} & {
         p.stat().st_ino for p in saved.iterdir()
@@ -279,12 +279,12 @@ def test_a_second_name_is_there_whole_or_not_at_all(fails, saved, tmp_path, monk
     real = os.link
     if fails == "link and open":
         monkeypatch.setattr(os, "link", full_after_two)
-        monkeypatch.setattr(checkpoint, "written", full)
+        monkeypatch.setattr(checkpoint, "write_synced", full)
         monkeypatch.setattr(shutil, "copy2", full)
     else:
         monkeypatch.setattr(os, fails, full)
     with pytest.raises(OSError, match="No space left"):
-        linked(saved, target)
+        link_checkpoint(saved, target)
     assert list((tmp_path / "best").iterdir()) == []
     verify(saved)
 
@@ -292,11 +292,11 @@ def test_a_second_name_is_there_whole_or_not_at_all(fails, saved, tmp_path, monk
 def test_a_second_name_that_is_taken_is_taken_over(store, saved, tmp_path):
     """By what a run has saved at these images before it was rolled back, or what was damaged since."""
     target = tmp_path / "best" / saved.name
-    linked(saved, target)
+    link_checkpoint(saved, target)
     store.save(1000, tensors(2.0), {"k": 2})
-    linked(saved, target)
+    link_checkpoint(saved, target)
     assert read(target).state == {"k": 2} and content(target) == content(saved)
-    linked(saved, target)
+    link_checkpoint(saved, target)
     assert content(target) == content(saved)
 
 
@@ -329,7 +329,7 @@ def test_a_second_name_that_cannot_be_had_is_named_and_the_first_is_whole(store,
     best[1].folder.write_text("a file")
     with pytest.raises(
         NotWritten,
-        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); make room and run",
+        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); free some space and run",
     ):
         save_under([store, *best], 1000, tensors(1.0), {})
     verify(store.newest())
@@ -425,7 +425,7 @@ def test_every_byte_of_a_rollback_counts(tmp_path):
     others = [data[:-1], b"", b"[]", b"3", b"null", b"{}", b"\xff", b"[" * 100_000, data + b" "]
     for wrong in [*(flip(data, at) for at in range(len(data))), *others]:
         path.write_bytes(wrong)
-        with pytest.raises(UserError, match=f"{ROLLBACK_FILE}: is damaged; delete it to go on as if the run had not been rolled back"):
+        with pytest.raises(UserError, match=f"{ROLLBACK_FILE}: is damaged; delete it to continue as if the run had not been rolled back"):
             read_rollback(tmp_path)
     path.unlink()
     path.mkdir()

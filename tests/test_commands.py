@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(finished, gant
     broken = newest(run) / "average.ema.safetensors"
     broken.write_bytes(broken.read_bytes()[:-9])
     done = train(gantrain, run, "total_kimg=0.96")
-    assert f"{broken}: has" in done.stdout and "passed over" in done.stdout and "resumed at 0.4 of 0.96 kimg" in done.stdout
+    assert f"{broken}: has" in done.stdout and "skipped" in done.stdout and "resumed at 0.4 of 0.96 kimg" in done.stdout
     same_run(finished[0], run)
 
 
@@ -201,7 +201,7 @@ def test_a_run_folder_of_another_configuration_is_refused(finished, gantrain):
     run, _ = finished
     before = (run / "config.yaml").read_text(), (run / "metrics.jsonl").read_text()
     line = error_of(train(gantrain, run, "total_kimg=0.96", "optim.lr_g=1e-5", "averagers.ema.half_life_kimg=3", check=False))
-    assert "holds a run of another configuration" in line and "use another run_dir" in line
+    assert "contains a run of another configuration" in line and "use another run_dir" in line
     assert "optim.lr_g (0.0004 there, 1e-05 now)" in line and "averagers.ema.half_life_kimg (10.0 there, 3.0 now)" in line
     assert before == ((run / "config.yaml").read_text(), (run / "metrics.jsonl").read_text())
 
@@ -215,7 +215,7 @@ def test_a_full_disk_while_writing_a_checkpoint_loses_nothing(finished, gantrain
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # noqa: E731
     line = error_of(train(gantrain, run, "total_kimg=0.96", check=False, preexec_fn=limit))
     assert "checkpoints/000000000560: the checkpoint could not be written (File too large; it needs 1 MiB, " in line
-    assert "the one at 0.48 kimg is whole; make room and run the same command again" in line
+    assert "the one at 0.48 kimg is whole; free some space and run the same command again" in line
     assert newest(run) == kept and not list(run.glob("checkpoints/.writing-*"))
     train(gantrain, run, "total_kimg=0.96")
     same_run(finished[0], run)

@@ -535,7 +535,7 @@ def test_what_cannot_be_is_one_line(arguments, words, run, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("verb", ["sample", "walk"])
 def test_a_folder_that_is_no_run(verb, refused, tmp_path):
-    assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in refused(verb, tmp_path)
+    assert "is not a run folder (it has no config.yaml); pass the run_dir of a `gantrain train`" in refused(verb, tmp_path)
 
 
 def test_an_mp4_without_pyav_says_what_to_install(run, refused, monkeypatch, tmp_path):

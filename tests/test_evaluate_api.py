@@ -136,7 +136,7 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
         ([fake, "--reference", real, "--average", "ema"], "--average: belongs to a run, and "),
         ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: belongs to a run, and "),
         ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
-        ([fake, "--reference", real, "--out", tmp_path], "is no place for numbers; name a .json file of its own"),
+        ([fake, "--reference", real, "--out", tmp_path], "must be a new .json file"),
         (
             [fake, "--reference", real, "eval.protocol=torch-fidelity"],
             "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",

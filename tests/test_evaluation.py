@@ -430,7 +430,7 @@ def test_evaluate_refuses_what_it_cannot_score(refused, run, tmp_path):
     )
     assert "no average 'swa' at 0.08 kimg; " in refused("evaluate", run, "--average", "swa", "--kimg", 0.08)  # it begins at 0.16
     assert "has no checkpoint at 0.1 kimg; it has 0, 0.08, 0.16, 0.24, 0.32" in refused("evaluate", run, "--kimg", 0.1)
-    assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in refused("evaluate", tmp_path)
+    assert "is not a run folder (it has no config.yaml); pass the run_dir of a `gantrain train`" in refused("evaluate", tmp_path)
     assert "--num: must be at least 16, got 8" in refused("evaluate", run, "--num", 8)
     assert "eval.batchnrm" in (words := refused("evaluate", run, "eval.batchnrm=copy")) and "did you mean 'batchnorm'?" in words
     (tmp_path / "begun").mkdir()
@@ -507,8 +507,8 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         (["--truncation", "0"], "--truncation: must be above 0, got 0"),
         (["--truncation", "-1"], "--truncation: must be above 0, got -1"),
         (["--truncation", "nan"], "--truncation: must be above 0, got nan"),
-        (["--labels", "3,x"], "--labels: '3,x' is no list of whole numbers; write for example --labels 0,3"),
-        (["--labels", ""], "--labels: '' is no list of whole numbers"),
+        (["--labels", "3,x"], "--labels: '3,x' is not a list of whole numbers; write for example --labels 0,3"),
+        (["--labels", ""], "--labels: '' is not a list of whole numbers"),
         (["--labels", "10"], "--labels: there is no class 10; the run has 0 to 9"),
         (["--labels", "0,-1"], "--labels: there is no class -1; the run has 0 to 9"),
         (["--num", "0"], "--num: must be at least 1, got 0"),
@@ -600,7 +600,7 @@ def test_load_generator_refuses(run, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             gantrain.load_generator(run, **arguments)
-    with pytest.raises(UserError, match="is no run folder .it has no config.yaml.; give the run_dir of a `gantrain train`"):
+    with pytest.raises(UserError, match="is not a run folder .it has no config.yaml.; pass the run_dir of a `gantrain train`"):
         gantrain.load_generator(tmp_path)
-    with pytest.raises(ValueError, match="is no run folder"):  # what a library's user catches
+    with pytest.raises(ValueError, match="is not a run folder"):  # what a library's user catches
         gantrain.load_generator(tmp_path / "nowhere")

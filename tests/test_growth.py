@@ -494,7 +494,7 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
             )
         network.eval()  # no BatchNorm here; spectral norms stand still
     if average != "live":
-        from gantrain.averaging.spectral import refresh_spectral_norms
+        from gantrain.spectral_norm import refresh_spectral_norms
 
         for key in "gd" if average == "ema" else "g":
             refresh_spectral_norms(networks[key])
@@ -529,8 +529,8 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
         assert row.split()[1] == f"{found['tr_sigma']:.5g}"
     whose = {
         "live": "live weights",
-        "ema": "ema weights of G, of D too",
-        "swa": "swa weights of G; D's live ones, the run does not follow D",
+        "ema": "ema weights of G and of D",
+        "swa": "swa weights of G, live weights of D, which the run does not follow",
     }[average]
     assert f"{plain} at 0.32 kimg, {whose}: gradients of 8 updates of 16 images = 4 x 4; also in {tmp_path / 'n.json'}" in said
 
@@ -544,7 +544,7 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
         one = record["noise_scale"][player]
         text = next(line for line in said.splitlines() if line.startswith(f"{player}: "))
         if one["undecidable"]:
-            assert "no interval can be had from gradients of 16 images; no batch can be suggested" in text
+            assert "no batch can be suggested, since gradients of 16 images give no interval" in text
             continue
         b = one["b_simple"]
         assert text.startswith(f"{player}: suggests a batch of {max(1, round(b / 4)) * 4:,}")
@@ -629,11 +629,11 @@ def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, overr
 
 
 def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrain, tmp_path):
-    from gantrain.run_folder.ownership import locked
+    from gantrain.run_folder.ownership import acquire_lock
 
     files = [p for p in plain.rglob("*") if p.is_file() and "evaluations" not in p.parts and p.name != ".lock"]
     before = {path: path.read_bytes() for path in files}
-    lock = locked(plain)  # as a training holds it
+    lock = acquire_lock(plain)  # as a training holds it
     gantrain("noise-scale", plain, "--updates", 8, "--kimg", 0.24, "--out", tmp_path / "n.json")
     lock.close()
     assert json.loads((tmp_path / "n.json").read_text())["nimg"] == 240
@@ -643,11 +643,11 @@ def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrai
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--updates", "4"], "--updates: must be at least 8, which an interval wants, got 4"),
+        (["--updates", "4"], "--updates: must be at least 8, which an interval needs, got 4"),
         (["--average", "emma"], "has no average 'emma' at 0.32 kimg; did you mean 'ema'?"),
         (["--kimg", "7"], "has no checkpoint at 7 kimg; it has 0.24, 0.32"),
-        (["model.ch=4"], "model.ch=4: this command takes overrides of data and mixed_precision only; the rest is what was trained"),
-        (["--out", "."], "--out: '.' is no place for numbers; name a .json file of its own"),
+        (["model.ch=4"], "model.ch=4: only data and mixed_precision can be overridden here; remove it to use what was trained with"),
+        (["--out", "."], "--out: '.' must be a new .json file"),
     ],
 )
 def test_what_it_cannot_measure_is_one_line(plain, gantrain, arguments, words):
@@ -665,13 +665,13 @@ def test_gradients_that_are_no_numbers_are_one_line(plain, gantrain, tmp_path):
         name: tensor * float("nan") if tensor.is_floating_point() else tensor for name, tensor in read.tensors["g"].items()
     }
     checkpoint.write(path, read.nimg, read.tensors, read.state)
-    assert "the gradients of D at 0.32 kimg are no finite numbers; choose another checkpoint with --kimg" in error_of(
+    assert "the gradients of D at 0.32 kimg are not finite numbers; choose another checkpoint with --kimg" in error_of(
         gantrain("noise-scale", run, "--updates", 8, check=False)
     )
 
 
 def test_it_says_that_one_process_is_enough(plain, gantrain, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "noise-scale: is measured by one process; start it without `accelerate launch`" in error_of(
+    assert "noise-scale: runs in one process; start it without `accelerate launch`" in error_of(
         gantrain("noise-scale", plain, check=False)
     )

@@ -49,8 +49,8 @@ def names(store) -> list[int]:
 
 def test_a_checkpoint_is_what_it_was_asked_to_be_however_long_it_takes(keeper, monkeypatch):
     """The disk waits until the run has gone on and changed what it told."""
-    go, written = threading.Event(), checkpoint.written
-    monkeypatch.setattr(checkpoint, "written", lambda path, data: (go.wait(), written(path, data))[1])
+    go, written = threading.Event(), checkpoint.write_synced
+    monkeypatch.setattr(checkpoint, "write_synced", lambda path, data: (go.wait(), written(path, data))[1])
     one, told = keeper(), state(records=[{"nimg": 160}])
     one.save(160, tensors(), told, [], False, None)
     told["records"][0]["nimg"] = 208
@@ -121,7 +121,7 @@ def test_a_run_goes_on_from_the_newest_whole_one_or_else_from_a_best_one(keeper)
     assert one.resumes_from(None) == one.checkpoints.folder / f"{100:012d}"
     for path in (*one.checkpoints.paths(), *one.best[FID].paths()):
         (path / "state.json").unlink()
-    with pytest.raises(UserError, match="checkpoints: none of its 3 checkpoints is whole; delete this folder to start anew"):
+    with pytest.raises(UserError, match="checkpoints: none of its 3 checkpoints is whole; delete this folder to start over"):
         one.resumes_from(None)
 
 
@@ -150,7 +150,7 @@ def test_what_could_not_be_written_ends_the_run_or_is_said(keeper, monkeypatch, 
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "written", full)
+    monkeypatch.setattr(checkpoint, "write_synced", full)
     one.save(100, tensors(), state(), [], False, None)
     if on_error == "stop":
         with pytest.raises(NotWritten, match="No space left on device; it needs 1 MiB"):

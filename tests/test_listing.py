@@ -122,7 +122,7 @@ def test_higher_is_better_where_it_is(tmp_path):
 
 
 def test_one_trains_now(folder, gantrain):
-    held = locks.locked(folder / "a")
+    held = locks.acquire(folder / "a")
     assert [row.status for row in listing.list_runs([str(folder / "a")])] == ["running"]
     held.close()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -16,7 +18,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from gantrain.errors import InvalidField, UserError
 from gantrain.models import ARCHITECTURES, BigGAN
 from gantrain.models.biggan import DiscriminatorBlock, GeneratorBlock, attention_places
-from gantrain.models.layers import ConditionalBatchNorm2d, Layers, SelfAttention, frozen_power_iteration, initialize, singular_values
+from gantrain.models.layers import ConditionalBatchNorm2d, Layers, SelfAttention, initialize
+from gantrain.spectral_norm import frozen_power_iteration, singular_values
 
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 CLASSES = 5
@@ -618,3 +621,9 @@ def test_self_attention_is_a_softmax_over_positions(size):
     x = 2 * torch.randn(3, 16, *size, dtype=torch.float64)
     torch.testing.assert_close(attention(x), explicit_attention(attention, x), rtol=1e-10, atol=1e-12)
     assert (attention(x) - x).abs().max() > 0.1
+
+
+def test_private_parts_of_torchs_spectral_norm_are_used_in_one_file():
+    private = re.compile(r"\b(_SpectralNorm|_power_method|_reshape_weight_to_matrix)\b|\._[uv]\b")
+    using = [str(path.relative_to(ROOT)) for path in (ROOT / "gantrain").rglob("*.py") if private.search(path.read_text())]
+    assert using == ["gantrain/spectral_norm.py"]

@@ -1446,7 +1446,7 @@ def test_a_run_without_an_orbit_or_none_at_all_is_one_line(recorded, gantrain, t
     shutil.copytree(recorded[0], run)
     shutil.rmtree(run / "orbit")
     assert "has recorded no orbit; train it, or train it on, with orbit.every_kimg" in error_of(gantrain("orbit", run, check=False))
-    assert "nowhere: is no run folder" in error_of(gantrain("orbit", tmp_path / "nowhere", check=False))
+    assert "nowhere: is not a run folder" in error_of(gantrain("orbit", tmp_path / "nowhere", check=False))
 
 
 # ---- through a swap, a kill and a resume -------------------------------------------------------------------------------

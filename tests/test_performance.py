@@ -35,15 +35,15 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 @pytest.mark.parametrize("device, on", [("cpu", {"channels_last", "keep_memory"}), ("cuda", {"channels_last", "tf32"}), ("mps", set())])
 def test_what_is_left_open_is_picked_for_the_device(device, on):
-    found = performance.picked(Performance(), torch.device(device))
+    found = performance.pick(Performance(), torch.device(device))
     assert {name for name in ("channels_last", "compile", "tf32", "keep_memory") if getattr(found, name)} == on
-    assert None not in vars(found).values() and performance.picked(found, CPU) == found
+    assert None not in vars(found).values() and performance.pick(found, CPU) == found
 
 
 def test_what_is_given_stays_and_without_auto_nothing_is_picked():
-    found = performance.picked(Performance(channels_last=False, compile=True), CPU)
+    found = performance.pick(Performance(channels_last=False, compile=True), CPU)
     assert (found.channels_last, found.compile, found.keep_memory) == (False, True, True)
-    off = performance.picked(Performance(auto=False, tf32=True), CPU)
+    off = performance.pick(Performance(auto=False, tf32=True), CPU)
     assert (off.channels_last, off.compile, off.tf32, off.keep_memory) == (False, False, True, False)
 
 

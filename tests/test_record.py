@@ -294,7 +294,7 @@ START, END, STOPPED, RESUMED = event(0, "start"), event(1000, "end"), event(500,
 def test_status(tmp_path, lines, status):
     run = by_hand(tmp_path / "run", *lines, end="\n" if lines else "")
     assert [one.status for one in both(run)] == [status] * 2
-    held = locks.locked(run)
+    held = locks.acquire(run)
     assert [one.status for one in both(run)] == [record.RUNNING] * 2
     held.close()
     assert [one.status for one in both(run)] == [status] * 2
@@ -309,7 +309,7 @@ def test_a_run_that_has_not_written_yet_is_empty(tmp_path):
 def test_another_machines_run_is_running_perhaps_until_it_has_been_still(tmp_path):
     """Its lock may not be seen from here. A dead one of this machine is known to be dead, and an end is an end."""
     run = by_hand(tmp_path / "run", START, train(16))
-    locks.locked(run).close()
+    locks.acquire(run).close()
     assert record.read(run).status == record.CUT_SHORT
     (run / ".lock").write_text("process 7 on another.example")
     assert [one.status for one in both(run)] == [record.MAYBE] * 2
@@ -323,14 +323,14 @@ def test_another_machines_run_is_running_perhaps_until_it_has_been_still(tmp_pat
 
 
 def test_what_is_no_run_or_cannot_be_read_is_one_line(tmp_path, gantrain):
-    assert "is no run folder (it has no config.yaml); give the run_dir of a `gantrain train`" in error_of(
+    assert "is not a run folder (it has no config.yaml); pass the run_dir of a `gantrain train`" in error_of(
         gantrain("watch", tmp_path, check=False)
     )
     run = by_hand(tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
     for read in (record.read, record.outline):
-        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .*; put it right, or leave this run out"):
+        with pytest.raises(UserError, match="metrics.jsonl: cannot be read .*; fix this, or omit this run"):
             read(run)
 
 

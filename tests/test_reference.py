@@ -292,10 +292,10 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
 
 def test_an_invalid_target_for_a_reference_is_refused(gantrain, run, file, tmp_path):
     for words, said in [
-        ([run, "--out", tmp_path / "x.npy"], "cannot hold statistics; name an .npz file"),
-        ([run, "--out", file / "x.npz"], "cannot hold statistics; name an .npz file"),
+        ([run, "--out", tmp_path / "x.npy"], "must be an .npz file"),
+        ([run, "--out", file / "x.npz"], "must be an .npz file"),
         ([tmp_path / "none", "--out", tmp_path / "x.npz"], "none: there is no such file or folder"),
-        ([file, "--out", tmp_path / "x.npz"], "digits.npz: holds statistics already; it is a reference as it is"),
+        ([file, "--out", tmp_path / "x.npz"], "digits.npz: already contains statistics; use it as --reference as it is"),
         ([file, "--out", tmp_path / "x.npz", "data.root=x"], "data.root=x: images take overrides of eval only"),
     ]:
         assert said in error_of(gantrain("reference", *words, check=False))

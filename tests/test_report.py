@@ -424,13 +424,13 @@ def test_what_is_missing_is_said(gantrain, one, tmp_path, what):
 
 
 def test_a_run_that_goes_on_and_a_damaged_picture(gantrain, one, tmp_path):
-    from gantrain.lock import locked
+    from gantrain.lock import acquire
 
     copy = altered(one.run, tmp_path, lambda lines: lines[:-2])
     (copy / "samples" / "000000000640.png").write_bytes(b"no picture")
     with open(copy / "metrics.jsonl", "a") as record:
         record.write('{"nimg": 976, "loss/')
-    with locked(copy):
+    with acquire(copy):
         page = reported(gantrain, copy, out=tmp_path / "page.html")
     assert "goes on; this page shows what it has come to" in page.text and page.json["samples"]["times"] == [0, 0.32, 0.976]
     (loss,) = page.traces("loss/g")
@@ -494,7 +494,7 @@ def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
 
 
 def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
-    assert "is no run folder (it has no config.yaml)" in error_of(gantrain("report", tmp_path, check=False))
+    assert "is not a run folder (it has no config.yaml)" in error_of(gantrain("report", tmp_path, check=False))
     assert "report.html" in error_of(gantrain("report", runs[0], "--out", tmp_path, check=False))
     assert "is no path of a page; write for example" in error_of(gantrain("report", runs[0], "--out", tmp_path / "page.png", check=False))
     (tmp_path / "file").write_text("")

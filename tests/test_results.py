@@ -33,7 +33,7 @@ def test_numbers_go_into_a_json_whose_folder_is_there_then(tmp_path):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "state.json", "manifest.json", "rollback.json", "scores.txt", "scores"])
 def test_nothing_of_a_run_is_written_over(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match="is no place for numbers; name a .json file of its own"):
+    with pytest.raises(UserError, match="must be a new .json file"):
         results.target_of(tmp_path / name, tmp_path, "")
     assert (tmp_path / name).read_text() == "precious"
 
@@ -41,16 +41,16 @@ def test_nothing_of_a_run_is_written_over(tmp_path, name):
 def test_a_place_that_takes_no_file_is_said_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(UserError, match="lies below what is a file"):
+    with pytest.raises(UserError, match="is inside a file; choose another path"):
         results.target_of(tmp_path / "file" / "scores.json", tmp_path, "")
-    with pytest.raises(UserError, match="is or lies below what is a folder"):
+    with pytest.raises(UserError, match="is a folder; choose another path"):
         results.target_of(tmp_path / "folder.json", tmp_path, "")
 
     def refused(self, *arguments, **kwargs):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "touch", refused)
-    with pytest.raises(UserError, match=r"takes no file \(Permission denied\), and the numbers go there; make it writable"):
+    with pytest.raises(UserError, match=r"is not writable \(Permission denied\), and results are saved there; make it writable"):
         results.target_of(None, tmp_path, "truncation-000000000960")
 
 

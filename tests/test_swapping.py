@@ -503,13 +503,13 @@ def test_a_rebuilt_average_keeps_its_name_and_its_time(swapped, gantrain, tmp_pa
     shutil.copytree(swapped[0], run)
     gantrain("average", run, "--sigma-rel", "0.12", "--at-kimg", "0.64", "--name", "mine")
     error = error_of(gantrain("average", run, "--sigma-rel", "0.12", "--name", "mine", check=False))
-    assert "--name: 'mine' is an average of sigma_rel 0.12 at 0.64 kimg already" in error
+    assert "--name: 'mine' is already an average of sigma_rel 0.12 at 0.64 kimg" in error
     said = gantrain("evaluate", run, "--average", "live,mine", "--num", "16", "--out", tmp_path / "scores.json").stdout
     assert f"{run} at 0.976 kimg; mine at 0.64 kimg, 16 samples, BatchNorm recalibrate" in said
     assert json.loads((tmp_path / "scores.json").read_text())["nimg_of_rebuilt"] == {"mine": 640}
     for verb in ("evaluate", "sample"):
         error = error_of(gantrain(verb, run, "--average", "mine", "--kimg", "0.976", check=False))
-        assert "--kimg: mine was rebuilt at 0.64 kimg and is of no other time, got 0.976; leave --kimg out" in error
+        assert "--kimg: mine was rebuilt at 0.64 kimg, so --kimg 0.976 does not apply; omit --kimg" in error
 
 
 def test_a_damaged_snapshot_is_named_and_left_out(swapped, gantrain, tmp_path):
@@ -525,12 +525,12 @@ BAD = [
     (["--sigma-rel", "0.5"], "--sigma-rel: must be above 0 and at most 0.2887"),
     (["--sigma-rel", "nan"], "--sigma-rel: must be above 0 and at most 0.2887"),
     (["--sigma-rel", "0.01"], "can give: the profile would be off by"),
-    (["--sigma-rel", "0.01"], "they give 0.0"),
+    (["--sigma-rel", "0.01"], "they can give 0.0"),
     (["--sigma-rel", "0.1", "--at-kimg", "5"], "--at-kimg: {run} has no snapshot near 5 kimg; it has 12, from 0.08 to 0.976 kimg"),
     (["--sigma-rel", "0.1", "--at-kimg", "nan"], "--at-kimg: {run} has no snapshot near nan kimg"),
-    (["--sigma-rel", "0.1", "--name", "ema"], "--name: 'ema' cannot be"),
-    (["--sigma-rel", "0.1", "--name", "../x"], "--name: '../x' cannot be"),
-    (["--sigma-rel", "0.1", "--name", "12"], "--name: '12' cannot be"),
+    (["--sigma-rel", "0.1", "--name", "ema"], "--name: 'ema' is not possible"),
+    (["--sigma-rel", "0.1", "--name", "../x"], "--name: '../x' is not possible"),
+    (["--sigma-rel", "0.1", "--name", "12"], "--name: '12' is not possible"),
     (["--sweep", "0.1:0.05:3"], "--sweep: must be LOW:HIGH:COUNT such as 0.02:0.25:8"),
     (["--sweep", "0.1"], "--sweep: must be LOW:HIGH:COUNT"),
     (["--sweep", "0.001:0.002:2"], "--sweep: 0.001 is not what"),
@@ -550,7 +550,7 @@ def test_a_run_without_snapshots_says_how_to_keep_some(gantrain, tmp_path):
     run = tmp_path / "run"
     gantrain(*command(run, "averagers.power_05=null", "averagers.power_10=null", "swap.source=null", "total_kimg=0.16"))
     error = error_of(gantrain("average", run, "--sigma-rel", "0.1", check=False))
-    assert f"{run}: keeps no snapshots" in error and "snapshot_every_kimg" in error
+    assert f"{run}: has no snapshots" in error and "snapshot_every_kimg" in error
 
 
 # ---- BatchNorm policies ----------------------------------------------------------------------------------------------

@@ -129,4 +129,4 @@ def test_what_cannot_be_swept_is_one_line(arguments, words, run, gantrain):
 
 
 def test_a_folder_that_is_no_run(gantrain, tmp_path):
-    assert "is no run folder (it has no config.yaml)" in error_of(gantrain("truncation", tmp_path, check=False))
+    assert "is not a run folder (it has no config.yaml)" in error_of(gantrain("truncation", tmp_path, check=False))

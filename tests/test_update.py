@@ -18,8 +18,8 @@ from gantrain.batching.noise_scale import GradientProbe
 from gantrain.config.loading import load
 from gantrain.losses import LOSSES, Hinge, Relativistic
 from gantrain.losses.penalties import R1, R2
-from gantrain.models.spectral_norm import SpectralNorm, with_spectral_norm
 from gantrain.sampling import latents as latents_module
+from gantrain.spectral_norm import SpectralNorm, add_spectral_norm
 from gantrain.training.players import load_optimizer_tensors, make_adam, optimizer_tensors
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import add_orthogonal_gradient, discriminator_phase, generator_phase
@@ -151,7 +151,7 @@ def test_the_other_players_weights_are_normed_once_a_phase_and_all_is_as_with_to
 
 def test_a_norm_is_computed_in_full_precision_under_autocast(monkeypatch):
     """A GPU's autocast has matrix-vector products in half precision."""
-    layer, mv, lowered = with_spectral_norm(nn.Linear(64, 48), 1, 1e-8), torch.mv, []
+    layer, mv, lowered = add_spectral_norm(nn.Linear(64, 48), 1, 1e-8), torch.mv, []
     monkeypatch.setattr(torch, "mv", lambda *args: lowered.append(torch.is_autocast_enabled("cpu")) or mv(*args))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.zeros(2, 64)).dtype == torch.bfloat16

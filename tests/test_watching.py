@@ -139,7 +139,7 @@ def test_beside_a_run_that_is_killed_comes_back_and_is_asked_to_stop(tmp_path):
 
 def test_ctrl_c_is_130_and_no_word(tmp_path):
     run = by_hand(tmp_path / "run", event(0, "start"), train(16))
-    held = locks.locked(run)
+    held = locks.acquire(run)
     process = Spawned(["-m", "gantrain", "watch", run], environment())
     wait_until(lambda: "loss D" in process.output(), process)
     process.send_signal(signal.SIGINT)
@@ -154,7 +154,7 @@ def test_from_before_the_first_line_to_the_end(tmp_path):
     """No configuration yet, then no record, then half a line, which waits for its other half; the end may be made another."""
     run = tmp_path / "run"
     run.mkdir()
-    held = locks.locked(run)
+    held = locks.acquire(run)
     watched = Watched(run)
     time.sleep(0.05)
     assert not watched.said
@@ -186,7 +186,7 @@ def test_from_before_the_first_line_to_the_end(tmp_path):
 def test_what_a_run_writes_between_a_look_and_its_end_is_told(look, tmp_path, monkeypatch):
     """Right after the first look at its record, or the second, it writes its last lines and ends."""
     run = by_hand(tmp_path / "run", event(0, "start"), train(16))
-    held, read, looks, said = locks.locked(run), Follower.new, [], []
+    held, read, looks, said = locks.acquire(run), Follower.new, [], []
 
     def new(follower: Follower) -> list[bytes]:
         lines = read(follower)
@@ -205,7 +205,7 @@ def test_what_a_run_writes_between_a_look_and_its_end_is_told(look, tmp_path, mo
 def test_a_run_taken_up_again_goes_on_from_its_cut(tmp_path):
     """Between two looks the file is cut back and grows beyond what it was: nothing twice, nothing lost."""
     run = by_hand(tmp_path / "run", event(0, "start"), train(16))
-    held = locks.locked(run)
+    held = locks.acquire(run)
     watched = Watched(run)
     write(run, train(32), train(48), train(64))
     watched.until(lambda: any("0.1 kimg" in text for text in watched.said))
@@ -411,7 +411,7 @@ def test_the_bar_of_a_watched_run_says_where_it_is(tmp_path, terminal):
     """While the run goes on; its lines stand above, whole."""
     file, text = terminal
     run = by_hand(tmp_path / "run", event(0, "start"), train(100, **{"throughput/img_per_s": 50.0}))
-    held = locks.locked(run)
+    held = locks.acquire(run)
 
     def goes_on() -> None:
         time.sleep(0.2)

@@ -233,7 +233,7 @@ def scoring_of(connection: Connection, folder: Path, config: str, overrides: lis
     os.environ["GANTRAIN_CACHE"] = str(folder)
     c = load(config, [*QUIET, *overrides, f"run_dir={folder}"])
     accelerator = make_accelerator(c.mixed_precision)
-    switches = performance.picked(c.performance, accelerator.device)
+    switches = performance.pick(c.performance, accelerator.device)
     performance.set_up(switches, accelerator.device)
     images = prepare(c.data, accelerator.device)
     torch.manual_seed(c.seed)
@@ -496,7 +496,7 @@ class Game:
         self.config = config
         self.device = device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         resolution, channels, classes = config.data.resolution, arguments.channels, arguments.classes
-        switches = performance.picked(config.performance, device)
+        switches = performance.pick(config.performance, device)
         performance.set_up(switches, device)
         self.micro_batch = b = config.batching.micro_batch or config.batching.batch_size
         self.rounds = config.batching.batch_size // b if rounds is None else rounds
@@ -513,7 +513,7 @@ class Game:
                 )
             )
         self.probes = [GradientProbe(network) for network in networks]
-        real = performance.laid_out(torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1), switches)
+        real = performance.lay_out(torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1), switches)
         self.real = real, torch.zeros(b, dtype=torch.int64, device=device)
         self.noise = torch.randn(b, networks[0].dim_z, device=device), torch.zeros(b, dtype=torch.int64, device=device)
 

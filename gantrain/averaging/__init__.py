@@ -12,8 +12,8 @@ from gantrain.averaging.lawa import Lawa
 from gantrain.averaging.lookahead import Lookahead
 from gantrain.averaging.power import Power
 from gantrain.averaging.rule import AVERAGER, Averager
-from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.averaging.swa import Swa
+from gantrain.spectral_norm import refresh_spectral_norms
 
 AVERAGERS: dict[str, type[Averager]] = {
     "ema": Ema,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from gantrain.averaging.average import Average, match, named_buffers, named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
-from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.errors import InvalidField, UserError, did_you_mean
+from gantrain.spectral_norm import refresh_spectral_norms
 
 LIVE = "live"  # the name of the weights that are trained, among the averages
 

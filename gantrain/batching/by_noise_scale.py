@@ -10,7 +10,7 @@ from typing import Literal
 from gantrain.batching.noise_scale import Estimate
 from gantrain.batching.state import Batches, BatchState, require_max_batch
 from gantrain.clock import images
-from gantrain.errors import InvalidField, check
+from gantrain.errors import check
 
 GATES = {"d": ("d",), "g": ("g",), "either": ("d", "g"), "both": ("d", "g")}
 
@@ -54,10 +54,9 @@ class ByNoiseScale(Batches):
         check(self, "factor", 1 < self.factor < float("inf"), "must be above 1")
         check(self, "patience", 1 <= self.patience <= 16, "must be between 1 and 16")
         check(self, "dwell_kimg", 0 <= self.dwell_kimg < float("inf"), "must be at least 0")
-        if self.law == "sqrt":
-            check(self, "r", self.r is not None and 0 < self.r < float("inf"), "must be given for law: sqrt, above 0")
-        elif self.r is not None:
-            raise InvalidField("r", self.r, "belongs to law: sqrt")
+        given = self.r is not None and 0 < self.r < float("inf")
+        check(self, "r", given or self.law != "sqrt", "must be given for law: sqrt, above 0")
+        check(self, "r", self.r is None or self.law == "sqrt", "belongs to law: sqrt")
 
     def require_fit(self) -> None:
         require_max_batch(self)

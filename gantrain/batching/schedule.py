@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ class Schedule(Batches):
         every_kimg: ... every so many kimg, up to `max_batch`.
     """
 
-    milestones: Any = None
+    milestones: Any = field(default=None, metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "both rise; kimg above 0"})
     factor: float | None = None
     every_kimg: float | None = None
 

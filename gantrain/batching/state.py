@@ -161,10 +161,9 @@ class Batches(BatchPolicy):
 
     def __post_init__(self) -> None:
         check(self, "batch_size", self.batch_size >= 1, "must be at least 1")
-        if self.micro_batch is not None:
-            check(self, "micro_batch", self.micro_batch >= 1, "must be at least 1")
-            if self.batch_size % self.micro_batch:
-                raise InvalidField("micro_batch", self.micro_batch, f"must divide batch_size ({self.batch_size})")
+        b = self.micro_batch
+        check(self, "micro_batch", b is None or b >= 1, "must be at least 1, or null")
+        check(self, "micro_batch", b is None or self.batch_size % b == 0, f"must divide batch_size ({self.batch_size})")
         check(
             self,
             "max_batch",

@@ -1,4 +1,4 @@
-"""Helpers that several commands share to read their arguments."""
+"""Helpers that several commands share for reading their arguments."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 def choice_of(arguments: argparse.Namespace) -> Choice:
-    """What `sample` or `walk` draws from."""
+    """What `sample` or `walk` draws from, by the command line.
+
+    Raises:
+        UserError: --labels is not a list of whole numbers.
+    """
     from gantrain.sampling.choice import Choice
 
     labels = whole_numbers(arguments.labels, "--labels") if arguments.labels is not None else None
-    average = {} if arguments.average is None else {"average": arguments.average}
+    average: dict[str, str] = {} if arguments.average is None else {"average": arguments.average}
     return Choice(
         arguments.run,
         labels=labels,
@@ -29,15 +33,19 @@ def choice_of(arguments: argparse.Namespace) -> Choice:
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """KEY=VALUE of the command line, with --reference among them."""
+    """The overrides of the command line, with --reference among them."""
     from gantrain.config.yaml_files import as_override
 
     return [*arguments.overrides, *([] if arguments.reference is None else [as_override("eval.reference", arguments.reference)])]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """Numbers with commas between."""
+    """Comma-separated whole numbers.
+
+    Raises:
+        UserError: names the option.
+    """
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option}: {text!r} is no list of whole numbers; write for example {option} 0,3") from None
+        raise UserError(f"{option}: {text!r} is not a list of whole numbers; write for example {option} 0,3") from None

@@ -17,7 +17,6 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import write_statistics
 from gantrain.averaging.posthoc import LARGEST_ERROR
-from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.commands.arguments import overrides_of
 from gantrain.commands.sweep import parse_sweep
 from gantrain.distributed import finish
@@ -29,6 +28,7 @@ from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.snapshots import Snapshots, default_name, require_free, require_name, store
 from gantrain.score_names import Scores, better_when_higher
+from gantrain.spectral_norm import refresh_spectral_norms
 
 
 def call(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,11 @@ from gantrain.score_names import Scores
 
 
 def call(arguments: argparse.Namespace) -> None:
+    """Run the command.
 
+    Raises:
+        UserError: an option that does not apply, or what cannot be scored and why.
+    """
     if holds_images(arguments.run):
         for option, given in (
             ("--average", arguments.average != "all"),
@@ -35,7 +39,7 @@ def call(arguments: argparse.Namespace) -> None:
             ("--batchnorm", arguments.batchnorm is not None),
         ):
             if given:
-                raise UserError(f"{option}: belongs to a run, and {arguments.run} holds images; leave it out")
+                raise UserError(f"{option}: applies to runs, and {arguments.run} contains images; omit it")
         report, accelerator = evaluate_images(arguments.run, arguments.reference, arguments.num, arguments.out, arguments.overrides)
         if accelerator.is_main_process:
             print(report)
@@ -52,7 +56,7 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def holds_images(target: str | Path) -> bool:
-    """Whether a path is of images, and of no run."""
+    """Whether a path contains images and is not a run folder."""
     path = Path(target).expanduser()
     if path.suffix.lower() in (".npz", ".zip"):
         return True
@@ -68,9 +72,9 @@ def evaluate_images(
 
     Args:
         reference: as `eval.reference`.
-        num: the first so many; None is all.
-        out: where a JSON goes; None writes none.
-        overrides: `eval.key=value` over the defaults of `eval`.
+        num: how many, from the first on; None is all.
+        out: where the scores are saved as JSON; None saves nothing.
+        overrides: `eval.key=value`, changes to the defaults of `eval`.
 
     Returns:
         The table as text, and the Accelerator that was used.
@@ -80,7 +84,8 @@ def evaluate_images(
     """
     if reference is None and not any(text.startswith("eval.reference=") for text in overrides):
         raise UserError(
-            f"{target}: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml"
+            f"{target}: images are scored against others; add --reference and an .npz of statistics, a folder of real images,"
+            " a run folder or a CONFIG.yaml"
         )
     config = of_eval(overrides, "images")
     where = None if out is None else target_of(out, Path(), "")
@@ -114,13 +119,13 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     policies: Sequence[str] | None = None,
 ) -> tuple[str, Accelerator]:
-    """Score a run's checkpoint and write the scores as JSON.
+    """Score a run's checkpoint and save the scores as JSON.
 
     Args:
         names: averages, "live" among them; None is all of them.
-        out: where the JSON goes; None is RUN/evaluations/<nimg>.json, with a number where that is taken.
-        policies: of BatchNorm; None is the run's own.
-        The rest as `RunScorer`.
+        out: where the scores are saved; None is RUN/evaluations/<nimg>.json, with a number if that exists.
+        policies: policies of BatchNorm; None is the run's own.
+        The rest as in `RunScorer`.
 
     Returns:
         The table as text, and the Accelerator that was used.
@@ -131,31 +136,15 @@ def evaluate_run(
     scorer = RunScorer(run, num_samples, kimg, overrides)
     path, config = scorer.path, scorer.config
     target = target_of(out, Path(run) / "evaluations", path.name)
-    there = averages_of(path)
-    for name in names or ():
-        if name not in there:
-            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
-    times = {}
-    for name in rebuilt_of(Path(run)):
-        try:
-            times[name] = read_manifest(Path(run) / AVERAGES_FOLDER / name)["nimg"]
-        except Damaged:
-            if name in (names or ()):
-                raise
-            times[name] = -1  # belongs to no moment: left out where all are asked for
-    if kimg is not None:
-        for name in names or ():
-            require_time(name, times.get(name, int(path.name)), kimg)
+    names, times = choose_averages(Path(run), path, names, kimg)
     for policy in policies or ():
         if policy not in POLICIES:
-            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, alone")
-    if names is None:  # of those that were rebuilt, only what belongs to this moment
-        names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
+            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
     scorer.prepare()
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
     for policy in chosen:
-        # The live weights' own running statistics are what `copy` takes.
+        # `copy` uses the live weights' own running statistics.
         same = LIVE in names and policy == "average" and "copy" in by_policy
         scores = scorer.score([name for name in names if not (same and name == LIVE)], policy)
         by_policy[policy] = {name: by_policy["copy"][LIVE] if same and name == LIVE else scores[name] for name in names}
@@ -172,5 +161,40 @@ def evaluate_run(
     write(target, record)
     text = table(by_policy[chosen[0]]) if len(chosen) == 1 else policy_tables(by_policy)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
-    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}; also in {target}"
+    how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
+    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}"
     return f"{head}\n{text}", accelerator
+
+
+def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:
+    """Which averages of a checkpoint are scored.
+
+    Args:
+        path: the checkpoint.
+        names: those that were asked for; None is all of this time.
+        kimg: the time that was asked for.
+
+    Returns:
+        Their names, and the images seen by each rebuilt average of the run.
+
+    Raises:
+        UserError: there is no such average, or it is of another time.
+    """
+    there = averages_of(path)
+    for name in names or ():
+        if name not in there:
+            raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
+    times: dict[str, int] = {}
+    for name in rebuilt_of(run):
+        try:
+            times[name] = read_manifest(run / AVERAGES_FOLDER / name)["nimg"]
+        except Damaged:
+            if name in (names or ()):
+                raise
+            times[name] = -1  # of unknown time: ignored if all averages are asked for
+    if kimg is not None:
+        for name in names or ():
+            require_time(name, times.get(name, int(path.name)), kimg)
+    if names is None:  # of the rebuilt averages, only those of this time
+        names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
+    return names, times

@@ -1,11 +1,11 @@
-"""The gradient noise scale of what lies in a run's folder, measured without training."""
+"""`gantrain noise-scale`: measure the gradient noise scale of a run's weights without training."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from gantrain import performance
 from gantrain.averaging import LIVE
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
-from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST, as_numbers
 from gantrain.config.loading import load
@@ -27,39 +26,37 @@ from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
 from gantrain.models.architecture import build_networks
-from gantrain.models.layers import frozen_power_iteration
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.sampling.latents import draw
+from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
 from gantrain.training.players import Player
 from gantrain.training.update import Batch, discriminator_phase, generator_phase, sees_real
 
 
 def call(arguments: argparse.Namespace) -> None:
-    print(
-        measure_run(
-            arguments.run, arguments.average, arguments.updates, arguments.kimg, arguments.per_layer, arguments.out, arguments.overrides
-        )
-    )
+    """Run the command."""
+    a = arguments
+    print(measure_run(a.run, a.average, a.updates, a.kimg, a.per_layer, a.out, a.overrides))
 
 
 class Still(torch.optim.SGD):
-    """An optimizer that never moves anything: the phases of training, and the weights stay."""
+    """An optimizer that never moves anything, so that the phases of training leave the weights as they are."""
 
-    def step(self, closure: Any = None) -> None:
-        return None
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no loss to return
+        """Do nothing."""
 
 
 class Bench:
-    """Both players of a checkpoint, held still, with the data that training would see next.
+    """Both players of a checkpoint with fixed weights, and the data that training would see next.
 
     Args:
         run: a run folder.
-        average: whose weights G has, and D too where the run has followed D.
+        average: the average whose weights G gets, and D too if the run followed D.
         kimg: which checkpoint; None is the newest.
-        overrides: `data.KEY=VALUE` where the data lies elsewhere here, and `mixed_precision=fp32` for a machine without the run's.
+        overrides: `data.KEY=VALUE` if the data is elsewhere on this machine, and `mixed_precision=fp32` if it lacks the run's precision.
 
     Raises:
         UserError: no such run, checkpoint or average.
@@ -68,7 +65,7 @@ class Bench:
     def __init__(self, run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]):
         for override in overrides:
             if not override.startswith(("data.", "mixed_precision=")):
-                raise UserError(f"{override}: this command takes overrides of data and mixed_precision only; the rest is what was trained")
+                raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use what was trained with")
         _, path = open_run(run, kimg)
         self.path, self.config, self.nimg = path, load(Path(run) / CONFIG_FILE, overrides), int(path.name)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
@@ -77,20 +74,25 @@ class Bench:
         self.average, self.overrides = average, list(overrides)
         groups = {key: group_of(average, key) for key in ("g", "d")}
         self.averaged = {key for key, group in groups.items() if average != LIVE and group in checkpoint.groups_of(path)}
-        # All at once: a run that goes on deletes its older checkpoints.
+        # All at once, since a running training deletes its older checkpoints.
         self.saved = checkpoint.read(path, ["g", "d", *(groups[key] for key in self.averaged)])
         self.micro_batch, self.batch_size = (self.saved.state["batching"][key] for key in ("micro_batch", "batch_size"))
-        self.rounds = max(2, self.batch_size // self.micro_batch)  # two micro-batches at least, or there is nothing to compare
+        self.rounds = max(2, self.batch_size // self.micro_batch)  # at least two micro-batches, or there is nothing to compare
 
     def prepare(self, accelerator: Accelerator, bar: Callable) -> None:
-        """Take up the data and the networks."""
+        """Load the data and build the networks.
+
+        Raises:
+            UserError: the data is not what the run was trained on.
+        """
         c, self.device = self.config, accelerator.device
-        self.performance = performance.picked(c.performance, self.device)
+        self.performance = performance.pick(c.performance, self.device)
         performance.set_up(self.performance, self.device)
         images, state = prepare(c.data, self.device, 1, bar), self.saved.state
         if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
             raise UserError(
-                f"data: {images.name} is not what the run was trained on (other images, labels or resolution); give its own, wherever that lies here"
+                f"data: {images.name} is not what the run was trained on (other images, labels or resolution);"
+                " set data.root to where its own data is on this machine"
             )
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
             G, D = build_networks(c.model, *state["shape"])
@@ -115,7 +117,7 @@ class Bench:
         )
 
     def fill(self, network: nn.Module, key: str) -> None:
-        """Give a network the average's weights, or the live ones where the run has none of it."""
+        """Give a network the average's weights, or the live ones if the run has no average of it."""
         live, names = self.saved.tensors[key], {name for name, _ in network.named_parameters()}
         write_weights({k: v for k, v in live.items() if k in names}, network)
         write_buffers(((k, v) for k, v in live.items() if k not in names), network)
@@ -124,7 +126,13 @@ class Bench:
             refresh_spectral_norms(network)
 
     def measure(self, updates: int, per_layer: bool, bar: Callable) -> NoiseMonitor:
-        """Measure the gradients of so many updates at these weights."""
+        """Measure the gradients of this many updates at these weights.
+
+        Args:
+            updates: how many.
+            per_layer: also measure each layer.
+            bar: wraps an iterable of a known length, for a progress bar.
+        """
         c, k, batch = self.config, self.rounds, self.micro_batch * self.rounds
         probes = {"d": GradientProbe(self.D.network, per_layer), "g": GradientProbe(self.G.network, per_layer)}
         settings = NoiseScale(measure_every=1, window=updates, per_layer=per_layer)
@@ -142,12 +150,15 @@ class Bench:
         return monitor
 
     def real(self) -> Iterator[Batch]:
+        """The micro-batches of real images of an update."""
         for _ in range(self.rounds):
             x, y = self.real_batches.next()
-            yield performance.laid_out(to_float(x), self.performance), y
+            yield performance.lay_out(to_float(x), self.performance), y
 
     def latents(self, purpose: str, start: int) -> Iterator[Batch]:
+        """The micro-batches of latents and labels of an update that starts at a position of a stream of random numbers."""
         b, g = self.micro_batch, self.G.network
+        assert isinstance(g.dim_z, int) and isinstance(g.num_classes, int)
         for j in range(self.rounds):
             yield draw(self.config.seed, purpose, start + j * b, b, g.dim_z, g.num_classes, self.device)
 
@@ -161,25 +172,28 @@ def measure_run(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> str:
-    """Measure the noise scale of both players at a run's checkpoint and write it as JSON; what was found, as text.
+    """Measure the noise scale of both players at a run's checkpoint and save it as JSON.
 
     Args:
-        average: whose weights are measured.
-        updates: gradients that are measured, of the run's batch each.
-        out: where the JSON goes; None is RUN/evaluations/noise_scale-<nimg>.json, with a number where that is taken.
-        The rest as `Bench`.
+        average: the average whose weights are measured.
+        updates: number of gradients to measure, each of the run's batch.
+        out: where the numbers are saved; None is RUN/evaluations/noise_scale-<nimg>.json, with a number if that exists.
+        The rest as in `Bench`.
+
+    Returns:
+        What was found, as text.
 
     Raises:
-        UserError: no such run, checkpoint or average; too few updates; several processes; gradients that are no numbers.
+        UserError: no such run, checkpoint or average; too few updates; several processes; gradients that are not finite.
     """
     if updates < FEWEST:
-        raise UserError(f"--updates: must be at least {FEWEST}, which an interval wants, got {updates}")
+        raise UserError(f"--updates: must be at least {FEWEST}, which an interval needs, got {updates}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("noise-scale: is measured by one process; start it without `accelerate launch`")
+        raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = open_bench(run, average, kimg, overrides)
     target = target_of(out, Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
 
-    def bar(items, total):
+    def bar(items: Iterable, total: int) -> Iterable:
         return tqdm(items, total=total, desc="noise scale", leave=False, disable=None)
 
     bench.prepare(make_accelerator(bench.config.mixed_precision), bar)
@@ -187,11 +201,10 @@ def measure_run(
     found = monitor.estimates()
     for player, one in found.items():
         if one.measurements < FEWEST:
-            raise UserError(
-                f"{run}: the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg are no finite numbers; choose another checkpoint with --kimg"
-            )
+            where = f"the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg"
+            raise UserError(f"{run}: {where} are not finite numbers; choose another checkpoint with --kimg")
     write(target, record_of(bench, updates, found, monitor.by_layer()))
-    whose = f"{average} weights of G" + (", of D too" if "d" in bench.averaged else "; D's live ones, the run does not follow D")
+    whose = f"{average} weights of G" + (" and of D" if "d" in bench.averaged else ", live weights of D, which the run does not follow")
     whose = "live weights" if average == LIVE else whose
     head = (
         f"{run} at {bench.nimg / 1000:g} kimg, {whose}: gradients of {updates} updates of {bench.micro_batch * bench.rounds} images"
@@ -200,14 +213,19 @@ def measure_run(
     advice = [advise(player.upper(), one, bench) for player, one in found.items()]
     if any(not one.undecidable for one in found.values()):
         advice.append(
-            "(A batch of B_simple takes twice the fewest of either; below it updates are what grows, above it images. The two share one batch.)"
+            "(A batch of B_simple takes twice the fewest updates and images; below it updates grow, above it images."
+            " G and D share one batch.)"
         )
     layers = [f"\n{layer_table(player.upper(), of)}" for player, of in monitor.by_layer().items()]
     return "\n".join([head, estimate_table(found, bench.batch_size), *advice, *layers])
 
 
 def open_bench(run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]) -> Bench:
-    """A `Bench`; of the newest checkpoint also where the run replaces it at this very moment."""
+    """A `Bench`, even if a running training deletes the newest checkpoint while it is read.
+
+    Raises:
+        UserError: as `Bench`, or checkpoints are deleted too fast.
+    """
     for _ in range(10):
         _, path = open_run(run, kimg)
         try:
@@ -215,11 +233,11 @@ def open_bench(run: str | Path, average: str, kimg: float | None, overrides: Seq
         except (checkpoint.Damaged, OSError):
             if path.exists() or kimg is not None:
                 raise
-    raise UserError(f"{run}: replaces its checkpoints faster than they can be read; give it a larger checkpoint.every_kimg")
+    raise UserError(f"{run}: replaces its checkpoints faster than they can be read; use a larger checkpoint.every_kimg")
 
 
 def record_of(bench: Bench, updates: int, found: dict[str, Estimate], layers: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
-    """What was found, for a JSON file."""
+    """The results, for a JSON file."""
 
     def of(one: Estimate) -> dict[str, float]:
         return {key.removeprefix("/"): value for key, value in as_numbers("", one, bench.batch_size).items()}
@@ -241,7 +259,7 @@ def record_of(bench: Bench, updates: int, found: dict[str, Estimate], layers: di
 
 
 def estimate_table(found: dict[str, Estimate], batch_size: int) -> str:
-    """A row a player."""
+    """A table with a row per player."""
     lines = [f"{'':4}{'tr Sigma':>12}{'|G|^2':>12}{'B_simple':>10}{'95% interval':>20}{f'in batches of {batch_size}':>24}"]
     for player, one in found.items():
         ratio = "-" if one.b_simple is None else f"{one.b_simple / batch_size:.3g}"
@@ -250,7 +268,7 @@ def estimate_table(found: dict[str, Estimate], batch_size: int) -> str:
 
 
 def layer_table(player: str, layers: dict[str, Estimate]) -> str:
-    """A row a layer, the noisiest first."""
+    """A table with a row per layer, the noisiest first."""
     width = max(len(name) for name in layers)
     lines = [f"{player + ', layer':{width + 3}}{'tr Sigma':>12}{'|G|^2':>12}{'B_simple':>10}{'95% interval':>20}"]
     for name, one in sorted(layers.items(), key=lambda item: -(item[1].b_simple or math.inf)):
@@ -259,23 +277,30 @@ def layer_table(player: str, layers: dict[str, Estimate]) -> str:
 
 
 def number(value: float | None) -> str:
-    """A batch in images, to be read by a person."""
+    """A batch size, in images, for a reader."""
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def interval(one: Estimate) -> str:
+    """The 95% interval of an estimate, as text."""
     return "undecidable" if one.undecidable else f"{number(one.low)} to {number(one.high)}"
 
 
 def advise(player: str, one: Estimate, bench: Bench) -> str:
-    """Which batch an estimate suggests, and what another costs: with B_simple for the critical batch it follows from McCandlish et
-    al. 2018, Eq. 2.11, that a batch B takes 1 + B_simple / B times the fewest updates and 1 + B / B_simple times the fewest images."""
+    """The batch that an estimate suggests, and the cost of the run's own.
+
+    With B_simple for the critical batch, McCandlish et al. 2018, Eq. 2.11 says that a batch B takes 1 + B_simple / B times the fewest
+    updates and 1 + B / B_simple times the fewest images.
+    """
     if one.undecidable:
-        return f"{player}: no interval can be had from gradients of {bench.micro_batch * bench.rounds} images; no batch can be suggested, more --updates may decide it"
+        images = bench.micro_batch * bench.rounds
+        return f"{player}: no batch can be suggested, since gradients of {images} images give no interval; more --updates may help"
+    assert one.b_simple is not None and one.low is not None and one.high is not None
     step, now = bench.micro_batch, bench.batch_size
     rounded = [max(1, round(value / step)) * step for value in (one.b_simple, one.low, one.high)]
     between = f" (between {rounded[1]:,} and {rounded[2]:,})" if rounded[1] != rounded[2] else ""
     return (
-        f"{player}: suggests a batch of {rounded[0]:,}{between}; the run's {now:,} takes {1 + one.b_simple / now:.3g} times the fewest updates"
+        f"{player}: suggests a batch of {rounded[0]:,}{between};"
+        f" the run's {now:,} takes {1 + one.b_simple / now:.3g} times the fewest updates"
         f" and {1 + now / one.b_simple:.3g} times the fewest images"
     )

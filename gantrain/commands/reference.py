@@ -1,4 +1,4 @@
-"""`gantrain reference`: write the statistics of real images to a file."""
+"""`gantrain reference`: save statistics of real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gantrain.run_folder.provenance import utc_now, versions
 
 
 def call(arguments: argparse.Namespace) -> None:
-
+    """Run the command."""
     written, accelerator = write_reference(arguments.target, arguments.out, arguments.moments_only, arguments.overrides)
     if accelerator.is_main_process:
         print(written)
@@ -29,23 +29,23 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def write_reference(target: str | Path, out: str | Path, moments_only: bool, overrides: Sequence[str]) -> tuple[str, Accelerator]:
-    """Write a file of statistics of a data set, or of images: what `eval.reference` takes.
+    """Save statistics of a data set or of images, for use as `eval.reference`.
 
     Args:
-        target: a CONFIG.yaml or run folder, whose data set is meant; or a folder, zip, prepared set or .npz of images.
-        out: the .npz.
-        moments_only: leave features and logits out: enough for FID and IS, and what TTUR's and pytorch-fid's files hold.
-        overrides: `section.key=value`; of images, of eval only.
+        target: a CONFIG.yaml or run folder, for its data set; or a folder, zip, prepared set or .npz of images.
+        out: the .npz file.
+        moments_only: save mean and covariance only, as TTUR's and pytorch-fid's files do: enough for FID and IS.
+        overrides: `section.key=value`; for images, keys of eval only.
 
     Returns:
-        A line that says what was written, and the Accelerator that was used.
+        A line that says what was saved, and the Accelerator that was used.
 
     Raises:
         UserError: in one line, what is missing.
     """
     out, there = Path(out), Path(target).expanduser()
     if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
-        raise UserError(f"--out: {str(out)!r} cannot hold statistics; name an .npz file")
+        raise UserError(f"--out: {str(out)!r} must be an .npz file")
     accelerator = make_accelerator()
     saved = there / CONFIG_FILE if (there / CONFIG_FILE).is_file() else there
     if saved.suffix.lower() in YAML:
@@ -57,19 +57,18 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
         config = of_eval(overrides, "images")
         real = main_first(accelerator, lambda: open_reference(there, config.eval.reference_samples, accelerator.device))
         if real.take is None:
-            raise UserError(f"{target}: holds statistics already; it is a reference as it is")
+            raise UserError(f"{target}: already contains statistics; use it as --reference as it is")
     evaluator = Evaluator(config, real, accelerator)
     with evaluator.apart():
         found = evaluator.reference()
     if not accelerator.is_main_process:
         return "", accelerator
+    assert found is not None
     facts = {
         "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
         "made": utc_now(), "versions": versions(),
     }  # fmt: skip
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
-    return (
-        f"{out}: {held} of {real.described}, {found.features.shape[1]} features an image, {in_words(out.stat().st_size)}; use it as --reference {out}",
-        accelerator,
-    )
+    size = f"{found.features.shape[1]} features per image, {in_words(out.stat().st_size)}"
+    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}", accelerator

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError
 from gantrain.reporting.comparison import require_comparable
 from gantrain.reporting.page import page
@@ -48,9 +49,7 @@ def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> st
     text = page(records)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.writing")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
+        write_atomically(target, text)
     except OSError as error:
         raise UserError(f"--out: {str(target)!r} cannot be written ({error.strerror or error}); choose another path") from error
     return f"report of {len(records)} run{'s' if len(records) > 1 else ''} in {target} ({len(text.encode()) / 1e6:.1f} MB)"

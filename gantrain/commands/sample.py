@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from gantrain.atomic_file import whole
+from gantrain.atomic_file import open_draft
 from gantrain.commands.arguments import choice_of
 from gantrain.commands.sample_sheets import sheet_run
 from gantrain.distributed import finish, main_first, make_accelerator, on_main
@@ -87,7 +87,7 @@ def write_archive(images: Callable[[int, int], Tensor], labels: Tensor, path: Pa
     Raises:
         UserError, OSError: as `draw_all`.
     """
-    with whole(path) if accelerator.is_main_process else nullcontext(path) as draft:
+    with open_draft(path) if accelerator.is_main_process else nullcontext(path) as draft:
         archive = Archive(draft, labels)
         try:
             draw_all(images, len(labels), archive, accelerator)

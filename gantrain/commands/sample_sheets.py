@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gantrain.atomic_file import whole
+from gantrain.atomic_file import open_draft
 from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, did_you_mean
 from gantrain.evaluation.neighbours import neighbours
@@ -107,7 +107,7 @@ def averages(task: Task) -> str:
         images = task.draw(generator, chosen.latents(generator, task.num), chosen.labels(task.num))
         at = checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] if name in rebuilt else int(chosen.path.name)
         sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", grid(images, columns_of(task.num, len(chosen.classes)))))
-    with whole(task.out.path) as draft:
+    with open_draft(task.out.path) as draft:
         save_side_by_side(sheets, draft)
     return f"{task.num} images of each of {', '.join(task.averages)} in {task.out.path}"
 

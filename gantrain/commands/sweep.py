@@ -1,4 +1,4 @@
-"""LOW:HIGH:COUNT of the commands that sweep over a number."""
+"""LOW:HIGH:COUNT, for commands that sweep over a number."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gantrain.errors import UserError
 
 
 def parse_sweep(text: str, highest: float = WIDEST, example: str = "0.02:0.25:8") -> list[float]:
-    """LOW:HIGH:COUNT as that many numbers, lengths of averages by default, evenly spaced.
+    """LOW:HIGH:COUNT as COUNT evenly spaced numbers; by default, lengths of averages.
 
     Args:
-        highest: what HIGH may be; inf leaves it open, but for inf itself.
-        example: for the refusal.
+        highest: the largest HIGH; inf allows every finite number.
+        example: for the error message.
 
     Raises:
-        UserError: it is not that.
+        UserError: the text is not of this form.
     """
     try:
         low, high, count = (number(part) for number, part in zip((float, float, int), text.split(":"), strict=True))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from gantrain.atomic_file import whole
+from gantrain.atomic_file import open_draft
 from gantrain.commands.arguments import choice_of
 from gantrain.errors import UserError, one_line
 from gantrain.sampling.choice import Choice, Chosen, require_count
@@ -54,7 +54,7 @@ def walk_run(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: i
     chosen = choice.open()
     Out(out).make()
     pictures = tqdm(walk(chosen, num, frames), desc="walk", unit="frame", total=frames, leave=False, disable=None)
-    with whole(out) as draft:
+    with open_draft(out) as draft:
         if av is None:
             write_gif(pictures, frames, fps, draft)
         else:

@@ -17,6 +17,7 @@ from gantrain.config.plugins import adapt_plugins, find
 from gantrain.config.sections import AUTO, Checkpoint, Eval, Guard, Optim, Orbit, Swap, Tracking, plugin, plugins
 from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
+from gantrain.field_marks import INCIDENTAL, MAY_CHANGE, MAY_DIFFER
 from gantrain.losses import LOSSES, PENALTIES, Hinge, Loss, Penalty
 from gantrain.metrics import METRICS
 from gantrain.models import ARCHITECTURES, Architecture, BigGAN
@@ -30,13 +31,34 @@ RESERVED_NAMES = (LIVE, "all")
 class Config:
     """A whole run. Every attribute is a section or key of the YAML file.
 
-    `sync_batchnorm` lets BatchNorm take its statistics, in training, over the micro-batches of all processes (on GPUs). The
-    networks then see micro_batch x processes images at a time, so results depend on the number of processes.
+    Attributes:
+        run_dir: the run folder; the same command with the same folder resumes.
+        seed: seed of everything random: initial weights, order of the images, latents, labels.
+        total_kimg: length of the run, in thousands of images per generator update.
+        data: the data set.
+        model: the architecture of both networks.
+        loss: the losses of G and D.
+        penalties: penalties that are added to D's loss, by free names; `NAME: null` removes one.
+        optim: the optimizer.
+        batching: the batch policy, which decides how large the batch is.
+        noise_scale: measuring the gradient noise scale.
+        averagers: averages that follow the weights, by free names; `NAME: null` removes one.
+        swap: putting an average back into the live weights.
+        eval: scoring.
+        checkpoint: saving.
+        guard: what is done when training goes wrong.
+        tracking: reporting.
+        orbit: recording how the weights move.
+        mixed_precision: "bf16" and "fp16" compute convolutions and products in half precision; losses, averages and scores stay in
+            float32.
+        sync_batchnorm: in training on GPUs, compute BatchNorm's statistics over the micro-batches of all processes. The networks
+            then see micro_batch x processes images at a time, so the results depend on the number of processes.
+        performance: switches for speed.
     """
 
-    run_dir: str = "runs/gantrain"
-    seed: int = 0
-    total_kimg: float = 200.0
+    run_dir: str = field(default="runs/gantrain", metadata=INCIDENTAL)
+    seed: int = field(default=0, metadata=MAY_DIFFER)
+    total_kimg: float = field(default=200.0, metadata=MAY_CHANGE)
     data: DataSource = plugin("data set", DATASETS, Digits)
     model: Architecture = plugin("architecture", ARCHITECTURES, BigGAN)
     loss: Loss = plugin("loss", LOSSES, Hinge)
@@ -46,14 +68,14 @@ class Config:
     noise_scale: NoiseScale = field(default_factory=NoiseScale)
     averagers: dict[str, Averager] = plugins("averager", AVERAGERS, lambda: {"ema": Ema()})
     swap: Swap = field(default_factory=Swap)
-    eval: Eval = field(default_factory=Eval)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    guard: Guard = field(default_factory=Guard)
-    tracking: Tracking = field(default_factory=Tracking)
-    orbit: Orbit = field(default_factory=Orbit)
+    eval: Eval = field(default_factory=Eval, metadata=MAY_CHANGE)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata=INCIDENTAL)
+    guard: Guard = field(default_factory=Guard, metadata=INCIDENTAL)
+    tracking: Tracking = field(default_factory=Tracking, metadata=INCIDENTAL)
+    orbit: Orbit = field(default_factory=Orbit, metadata=MAY_DIFFER)
     mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     sync_batchnorm: bool = False
-    performance: Performance = field(default_factory=Performance)
+    performance: Performance = field(default_factory=Performance, metadata=INCIDENTAL)
 
     def __post_init__(self) -> None:
         adapt_plugins(self)

@@ -1,13 +1,12 @@
-"""From YAML files and `section.key=value` overrides to a `Config`, and every mistake in one line.
+"""From YAML files and `section.key=value` overrides to a `Config`, with every mistake in one line.
 
-OmegaConf merges, resolves references and converts values; the walk over sections is ours, because a message must name
-source, full key, value and remedy.
+OmegaConf merges, resolves references and converts values. The walk over sections is our own, because a message must name the source,
+the full key, the value and the remedy.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,23 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gantrain.config import yaml_files
 from gantrain.config.config import Config
 from gantrain.config.plugins import find, name_of
-from gantrain.config.yaml_files import (
-    ConfigError,
-    ExactDumper,
-    StrictLoader,
-    escaped,
-    first_line,
-    parse_override,
-    read_yaml,
-    represent_text,
-    shortened,
-)
+from gantrain.config.yaml_files import ConfigError, escape_references, first_line, parse_override, read_yaml, shorten
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
 
@@ -44,7 +33,7 @@ class Sources:
     default: str
 
     def __call__(self, key: str) -> str:
-        while key not in self.of_key:  # a section, or a key that nobody has set: where one beside it was set last
+        while key not in self.of_key:  # a section, or a key that was not set: where a neighbouring key was set last
             inside = [source for other, source in self.of_key.items() if other.startswith(f"{key}.")]
             if inside:
                 return inside[-1]
@@ -60,51 +49,65 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: one line naming source, full key, value and remedy.
     """
-    values, of_key = {}, {}
-    file = [] if path is None else [(str(Path(path)), read_yaml(Path(path)))]
-    path = "defaults" if path is None else Path(path)
-    layers = [*file, *(("command line", parse_override(text)) for text in overrides)]
+    of_key: dict[str, str] = {}
+    base = "defaults" if path is None else str(Path(path))
+    layers = [] if path is None else [(base, read_yaml(Path(path)))]
+    layers += [("command line", parse_override(text)) for text in overrides]
     merged = OmegaConf.create({})
+    assert isinstance(merged, DictConfig)
     for source, layer in layers:
         for key, value in leaves(layer):
             standing = select(merged, key)
             if value == {} and isinstance(standing, DictConfig) and len(standing):
-                raise ConfigError(f"{source}: {key}={{}} takes nothing out; write {key}.{next(iter(standing))}=null for each that shall go")
+                one = next(iter(standing_keys(standing)))
+                raise ConfigError(f"{source}: {key}={{}} removes nothing; write {key}.{one}=null for each entry to remove")
             require_removable(key, value, standing, source, merged)
             clash = next((k for k in of_key if key.startswith(f"{k}.") and not isinstance(select(merged, k), DictConfig)), None)
             if clash is not None and source == "command line":
                 raise ConfigError(f"{source}: {key}: {clash} is a single value ({select(merged, clash)!r}), not a section")
             of_key[key] = source
         try:
-            merged = OmegaConf.merge(merged, layer)
+            together = OmegaConf.merge(merged, layer)
+            assert isinstance(together, DictConfig)
+            merged = together
         except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:  # a list where a section was, say
             key = next(iter(of_layer := dict(leaves(layer))), "")
             raise ConfigError(
-                f"{source}: {key}={shortened(of_layer.get(key))} does not fit what stands there ({one_line(error)})"
+                f"{source}: {key}={shorten(of_layer.get(key))} does not fit the value that it would replace ({one_line(error)})"
             ) from None
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        key = getattr(error, "full_key", None)
-        source = Sources(of_key, str(path))(key or "")
+        key = getattr(error, "full_key", None) or ""
+        source = Sources(of_key, base)(key)
         raise ConfigError(
-            f"{source}: {key + ': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value"
+            f"{source}: {key}{': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value"
         ) from None
-    return build(values, Sources(of_key, str(path)))
+    assert isinstance(values, dict)
+    return build({str(key): value for key, value in values.items()}, Sources(of_key, base))
+
+
+def standing_keys(values: DictConfig) -> list[str]:
+    """The keys of a section that was merged so far."""
+    return [str(key) for key in values]
 
 
 def require_removable(key: str, value: Any, standing: Any, source: str, merged: DictConfig) -> None:
-    """Refuse `averagers.NAME=null` where there is no such averager: a misspelt name would leave the right one in."""
+    """Refuse `averagers.NAME=null` if there is no such averager: with a misspelt name the right one would stay."""
     section_name, _, name = key.partition(".")
     if section_name != "averagers" or value is not None or not name or "." in name or standing is not None:
         return
     there = list(select(merged, section_name) or Config().averagers)
     if name not in there:
-        raise ConfigError(f"{source}: {key}=null takes out an averager that is not there{did_you_mean(name, there)}")
+        raise ConfigError(f"{source}: {key}=null: there is no averager of this name to remove{did_you_mean(name, there)}")
 
 
 def build(values: Mapping[str, Any], sources: Sources | None = None) -> Config:
-    """A configuration from plain nested values, as `to_dict` gives them."""
+    """A configuration from plain nested values, as `to_dict` returns them.
+
+    Raises:
+        ConfigError: one line naming source, full key, value and remedy.
+    """
     config = section(Config, values, "", sources or Sources({}, "configuration"))
     check_across(config, sources or Sources({}, "configuration"))
     return config
@@ -115,8 +118,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        table = f.metadata.get("table")
-        if f.metadata.get("mapping"):
+        table: dict[str, type] | None = f.metadata.get("table")
+        if table is not None and f.metadata.get("mapping"):
             result[f.name] = {name: {"name": name_of(table, one), **to_dict(one)} for name, one in value.items()}
         elif table is not None:
             result[f.name] = {"name": name_of(table, value), **to_dict(value)}
@@ -128,34 +131,24 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def key_of(f: dataclasses.Field) -> str:
-    """What a field is called in files."""
+    """The name of a field in files."""
     return f.metadata.get("key", f.name)
 
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that loads back equal."""
-    return yaml.dump(escaped(to_dict(config)), Dumper=ExactDumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-ExactDumper.add_representer(str, represent_text)
+    return yaml_files.to_yaml(to_dict(config))
 
 
 def differing_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """Full keys at which two configurations differ, with both values ("absent" where one has no such key)."""
+    """Full keys at which two configurations differ, with both values ("absent" if one has no such key)."""
     flat_a, flat_b = dict(leaves(to_dict(a))), dict(leaves(to_dict(b)))
     keys = [*flat_a, *(k for k in flat_b if k not in flat_a)]
     return {k: (flat_a.get(k, "absent"), flat_b.get(k, "absent")) for k in keys if flat_a.get(k, "absent") != flat_b.get(k, "absent")}
 
 
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(full key, value) of everything that is no section."""
+    """(full key, value) of everything that is not a section."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -164,13 +157,17 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 
 
 def select(values: DictConfig, key: str) -> Any:
-    """The value at a full key, None where there is none."""
+    """The value at a full key; None if there is none."""
     node: Any = values
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
             return None
         node = node._get_node(part)
-    return node if isinstance(node, DictConfig) else OmegaConf.to_container(OmegaConf.create({"v": node}))["v"]
+    if isinstance(node, DictConfig):
+        return node
+    plain = OmegaConf.to_container(OmegaConf.create({"v": node}))
+    assert isinstance(plain, dict)
+    return plain["v"]
 
 
 # ---- walking over sections -------------------------------------------------------------------------------------------
@@ -187,7 +184,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         table_name: the mapping also holds `name`, which chose the class.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{sources(path)}: {path} is a section with keys of its own, got {shortened(values)}")
+        raise ConfigError(f"{sources(path)}: {path} is a section and needs keys, got {shorten(values)}")
     fields = {key_of(f): f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -196,19 +193,18 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         if key == "name" and table_name:
             continue
         if key not in fields and table_name and sources(f"{path}.name") == "command line" != sources(full):
-            continue  # of the plug-in that a file had there, and which the command line has replaced
+            continue  # belongs to a plug-in from the file, which the command line has replaced
         if key not in fields:
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
-            raise ConfigError(
-                f"{sources(full)}: {full}={shortened(value)}: no such key{owner}{(not path and elsewhere(key)) or did_you_mean(key, fields)}"
-            )
+            hint = (not path and elsewhere(key)) or did_you_mean(key, fields)
+            raise ConfigError(f"{sources(full)}: {full}={shorten(value)}: no such key{owner}{hint}")
         arguments[fields[key].name] = field_value(fields[key], hints[fields[key].name], value, full, sources)
-    if hasattr(
-        cls, "decided"
-    ):  # a key of the section sets others that nobody has set, or that a file had set before the command line set it
+    if hasattr(cls, "decided"):  # one key of the section sets others; from the command line, it also overrides those of a file
         by, decided = cls.decided(arguments)
-        overruled = lambda key: sources(f"{path}.{by}") == "command line" != sources(f"{path}.{key}")  # noqa: E731
-        arguments |= {key: value for key, value in decided.items() if key not in arguments or overruled(key)}
+        from_command_line = sources(f"{path}.{by}") == "command line"
+        for key, value in decided.items():
+            if key not in arguments or (from_command_line and sources(f"{path}.{key}") != "command line"):
+                arguments[key] = value
     try:
         return cls(**arguments)
     except InvalidField as error:
@@ -220,84 +216,97 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
 
 def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources: Sources) -> Any:
     """One field's value: a section, a plug-in, plug-ins by name, or a leaf of the declared type."""
-    table = f.metadata.get("table")
     if f.metadata.get("mapping"):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{sources(full)}: {full} maps free names to {plural(f.metadata['kind'])}, got {shortened(value)}")
-        # null takes out one that a file has put in
+            raise ConfigError(f"{sources(full)}: {full} maps free names to {plural(f.metadata['kind'])}, got {shorten(value)}")
+        # null removes an entry that a file has set
         return {name: plugin_value(f, None, one, f"{full}.{name}", sources) for name, one in value.items() if one is not None}
-    if table is not None:
+    if "table" in f.metadata:
+        assert isinstance(f.default_factory, type)
         return plugin_value(f, f.default_factory, value, full, sources)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return section(hint, value, full, sources)
     return leaf(hint, value, full, sources)
 
 
 def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: str, sources: Sources) -> Any:
-    """A plug-in from its section; without `name:` it is the default class, where there is one."""
+    """A plug-in from its section; without `name:` it is the default class, if there is one."""
     kind, table = f.metadata["kind"], f.metadata["table"]
     if not isinstance(value, Mapping):
-        out = "; null takes it out" if default is None else ""
-        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shortened(value)}{out}")
-    if value.get("name") is None and default is None:
+        out = "; null removes it" if default is None else ""
+        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shorten(value)}{out}")
+    name: Any = value.get("name")
+    if name is None and default is None:
         raise ConfigError(f"{sources(full)}: {full}.name is missing; known {plural(kind)} are {', '.join(sorted(table))}")
     try:
-        cls = default if value.get("name") is None else find(kind, table, value["name"])
+        cls = default if name is None and default is not None else find(kind, table, name)
     except UserError as error:
         raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
     return section(cls, value, full, sources, table_name=True)
 
 
 def elsewhere(key: str) -> str:
-    """A hint where keys of that name stand in a few sections."""
+    """A hint if a few sections have a key of this name."""
     there = [full for full, _ in leaves(to_dict(Config())) if full.endswith(f".{key}")]
     return f"; did you mean {' or '.join(there)}?" if 1 <= len(there) <= 3 else ""
 
 
 def plural(kind: str) -> str:
+    """The plural of a kind of plug-in."""
     return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
-    """A value converted to its declared type by OmegaConf, or a message that says what was wanted."""
+    """A value converted to its declared type by OmegaConf.
+
+    Raises:
+        ConfigError: it cannot be converted; says what is expected.
+    """
     if hint is Any:
         return value
-    if (
-        bool in (hint, *typing.get_args(hint)) and type(value) in (int, float) and value not in (0, 1)
-    ):  # OmegaConf takes any number for true
-        raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}")
+    wants_bool = bool in (hint, *typing.get_args(hint))
+    if wants_bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf reads any number as true
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {shorten(value)}")
     holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # conversions from what YAML gives are wanted here
-            holder.value = escaped(value)
-            return OmegaConf.to_object(holder).value
+            warnings.simplefilter("ignore", FutureWarning)  # of OmegaConf's conversions, which are wanted here
+            holder.value = escape_references(value)
+            converted: Any = OmegaConf.to_object(holder)
+            return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{sources(full)}: {full} must be {described(hint)}, got {shortened(value)}") from None
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {shorten(value)}") from None
 
 
-def described(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
-        return f"a list of {'values' if args[-1] is ... else len(args)}, each {described(args[0])}"
+        several = {int: "whole numbers", float: "numbers", str: "strings"}.get(args[0], "values")
+        return f"a list of {several}" if args[-1] is ... else f"a list of {len(args)} {several}"
     if type(None) in args:
-        return " or ".join([*(described(a) for a in args if a is not type(None)), "null"])
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(hint, str(hint))
+        return " or ".join([*(describe_type(a) for a in args if a is not type(None)), "null"])
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(
+        hint, "a value" if hint is Any else str(hint)
+    )
 
 
 def check_across(config: Config, sources: Sources) -> None:
-    """What no section can see alone."""
+    """Refuse what no section can check alone.
+
+    Raises:
+        ConfigError: one line naming source, full key, value and remedy.
+    """
     if config.data.resolution is not None:
         try:
             config.model.require_resolution(config.data.resolution)
         except UserError as error:
             raise ConfigError(f"{sources(str(error).partition(':')[0])}: {error}") from None
-    protocol, split = PROTOCOLS.get(config.eval.protocol), config.data.split
+    protocol, split = PROTOCOLS.get(config.eval.protocol or ""), config.data.split
     if protocol and config.eval.reference is None and split not in (None, protocol.split):
         raise ConfigError(
             f"{sources('data.split')}: data.split is {split}, and eval.protocol={config.eval.protocol} scores against {protocol.split};"
-            f" set data.split={protocol.split}, or eval.reference to that split, or leave the protocol out"
+            f" set data.split={protocol.split}, set eval.reference to that split, or remove the protocol"
         )

@@ -1,4 +1,4 @@
-"""Learning-rate tails: what the rate does while averages collect."""
+"""Learning-rate tails: what the learning rate does while averages collect."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gantrain.errors import check
 
 @dataclass(frozen=True)
 class LrTail:
-    """The tail of Izmailov et al. 2018 (section 3.2): a constant rate, or a cycle that falls linearly within each period.
+    """The learning-rate tail of Izmailov et al. 2018 (section 3.2): a constant rate, or cycles that each fall linearly.
 
     Both rates are multiples of the configured ones, the same for G and D. Off by default.
 
     Attributes:
-        kind: "none", "constant" or "cyclical".
+        kind: "none" keeps the configured rates; "constant" and "cyclical" change them from `start_kimg` on.
         start_kimg: where the tail begins; give the `swa` averager the same start.
-        anneal_kimg: length of the linear way from the full rate to `high`, ending at the start.
-        high: rate of a constant tail, and the highest of a cycle (the paper's alpha_1).
-        low: lowest rate of a cycle (alpha_2).
+        anneal_kimg: length of the linear transition from the full rate to `high`, which ends at `start_kimg`.
+        high: rate of a constant tail, and highest rate of a cycle (the paper's alpha_1), as a multiple of the configured rate.
+        low: lowest rate of a cycle (the paper's alpha_2), as a multiple of the configured rate.
         cycle_kimg: length of a cycle; give `swa` the same `every_kimg`, so that it collects where the rate is lowest.
     """
 
@@ -39,7 +39,7 @@ class LrTail:
         check(self, "cycle_kimg", 0 < self.cycle_kimg < float("inf"), "must be above 0")
 
     def multiplier(self, before: int, after: int) -> float:
-        """What the learning rates are multiplied by for the update that takes the clock from `before` to `after` images."""
+        """Factor for the learning rates in the update that takes the clock from `before` to `after` images."""
         if self.kind == "none":
             return 1.0
         start, anneal = round(self.start_kimg * 1000), round(self.anneal_kimg * 1000)
@@ -48,8 +48,8 @@ class LrTail:
             return 1.0 + (self.high - 1.0) * way
         if self.kind == "constant":
             return self.high
-        # The paper's t(i) = (mod(i - 1, c) + 1) / c, in images; an update that runs over the end of a cycle closes it, so
-        # that an average which collects there sees the lowest rate.
+        # The paper's t(i) = (mod(i - 1, c) + 1) / c, in images; an update that crosses the end of a cycle closes it, so
+        # that an average that collects there sees the lowest rate.
         cycle = images(self.cycle_kimg)
         t = min(1.0, ((max(before, start) - start) % cycle + after - before) / cycle)
         return (1.0 - t) * self.high + t * self.low

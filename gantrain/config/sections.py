@@ -11,6 +11,7 @@ from gantrain.clock import periods_from
 from gantrain.config.lr_tail import LrTail
 from gantrain.config.plugins import adapt_plugins, find
 from gantrain.errors import InvalidField, UserError, check, shown
+from gantrain.field_marks import MAY_CHANGE, MAY_DIFFER
 from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, FeatureExtractor, InceptionScore
 
 
@@ -19,12 +20,12 @@ class Orbit:
     """What is recorded of the motion of the weights; nothing while `every_kimg` is null.
 
     Attributes:
-        every_kimg: distance between recordings; at least an update's images pass anyway. Evaluations are recorded too. A
-            recording is a line of 0.7 KB for each network and average: some ten thousand of a run are plenty.
-        size: numbers that stand for each network, its live weights and each of its averages alike.
+        every_kimg: distance between recordings, at least one update; null records nothing. Evaluations are recorded too. A recording
+            takes a line of 0.7 KB for each network and average: ten thousand in a run are plenty.
+        size: how many numbers stand for the weights of a network, live or averaged.
     """
 
-    every_kimg: float | None = None
+    every_kimg: float | None = field(default=None, metadata=MAY_CHANGE)
     size: int = 128
 
     def __post_init__(self) -> None:
@@ -39,23 +40,23 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Swap:
-    """When and how an average takes the place of the live weights; off while `source` is null.
+    """When and how an average replaces the live weights; off while `source` is null.
 
     Attributes:
-        source: name of the average.
+        source: name of the average, one of `averagers`; null switches swaps off.
         every_kimg: distance between swaps.
-        start_kimg: the first one.
-        networks: "g" swaps the generator alone, "gd" the discriminator with it (its average is then followed too). In a
-            game that rotates, a swap of one player leaves the other's half of the motion.
-        alpha: 1 replaces the live weights, less moves them this part of the way.
-        optimizer: "keep" the state of Adam, "reset_momentum" (its first moment, which points from where the weights were),
-            or "reset" (all of it). A second moment that is kept holds the step small for a while after the swap; one that
-            starts anew heats the weights again within steps.
-        growth: what the minibatch is multiplied by at each swap; "auto" takes g* from the distances of the live weights to
-            two EMAs, squared because under Adam at a fixed rate the variance falls with the square root of the batch only.
-            Above 1 it needs `batching: {name: on_swap, max_batch: ...}`.
-        lr_scale: what both learning rates are multiplied by at each swap, from there on.
-        after_kimg: the live weights are scored just before a swap, at it, and again so many kimg later.
+        start_kimg: time of the first swap.
+        networks: "g" swaps the generator alone; "gd" also swaps the discriminator, whose average is then followed too. In a game
+            that rotates, a swap of one player keeps the other's half of the motion.
+        alpha: 1 replaces the live weights; a smaller value moves them this fraction of the way.
+        optimizer: what happens to the state of Adam: "keep", "reset_momentum" (its first moment, which points away from where the
+            weights were) or "reset" (all of it). A second moment that is kept makes small steps for a while after the swap; a
+            fresh one heats the weights again within a few steps.
+        growth: factor by which the minibatch grows at each swap. "auto" takes g* from the distances of the live weights to two EMAs,
+            squared because under Adam at a fixed rate the variance falls only with the square root of the batch. Above 1 it needs
+            `batching: {name: on_swap, max_batch: ...}`.
+        lr_scale: factor for both learning rates at each swap; those of several swaps multiply.
+        after_kimg: the live weights are scored just before a swap, at it, and once more this much later.
     """
 
     source: str | None = None
@@ -64,7 +65,7 @@ class Swap:
     networks: Literal["g", "gd"] = "gd"
     alpha: float = 1.0
     optimizer: Literal["keep", "reset_momentum", "reset"] = "keep"
-    growth: Any = 1
+    growth: Any = field(default=1, metadata={"type": "a number or auto"})
     lr_scale: float = 1.0
     after_kimg: float = 5.0
 
@@ -106,11 +107,14 @@ class Optim:
     """Adam for both players.
 
     Attributes:
-        lr_g, lr_d: learning rates.
-        betas, eps: of Adam.
+        lr_g: learning rate of the generator.
+        lr_d: learning rate of the discriminator.
+        betas: Adam's decay rates of the first and of the second moment.
+        eps: Adam's epsilon.
         d_steps: D updates, each on fresh data, before every G update.
-        orthogonal_g, orthogonal_d: weight of orthogonal regularisation (Brock et al. 2019, Eq. 3; published 1e-4 for G).
-        lr_tail: what the rates do towards the end.
+        orthogonal_g: weight of G's orthogonal regularisation (Brock et al. 2019, Eq. 3; published with 1e-4).
+        orthogonal_d: weight of D's orthogonal regularisation.
+        lr_tail: what the learning rates do towards the end.
     """
 
     lr_g: float = 2e-4
@@ -137,39 +141,39 @@ class Eval:
     """How the live weights and every average are scored.
 
     Attributes:
-        every_kimg: null scores at the end only.
+        every_kimg: distance between evaluations; null evaluates at the end only.
         protocol: counts of published scores by name (`gantrain.metrics.protocols`): sets num_samples, reference_samples and is_splits.
-        num_samples: generated images a score.
-        reference: real images to score against in place of the data set: an .npz of statistics, a folder or zip of images as they
+        num_samples: generated images per score.
+        reference: real images to score against instead of the data set: an .npz of statistics, a folder or zip of images as they
             are, a prepared set, a run folder or a CONFIG.yaml; relative to the working directory.
-        reference_samples: real images of the reference; null takes all. Statistics in a file are taken whole.
-        batch_size: images a forward, on each process.
-        metrics: names from the table of metrics.
-        is_splits: parts over which the inception score is averaged.
-        resamples: random halves of the generated images behind a 95% interval of each score; null computes none.
-        features: the extractor behind them.
-        batchnorm: "recalibrate" measures statistics for the weights at hand; "copy" takes the live ones; "average" takes
-            running ones that were averaged like the weights; "batch" normalises every batch by its own.
-        recalibration_batches: forwards of `batch_size` images for "recalibrate".
-        truncation: draw z from the normal cut at this absolute value; null does not cut.
-        asynchronous: (in files `async`) score a checkpoint in a process of its own, on the main process's device, while training goes
-            on; the line arrives later, at its kimg. The last evaluation of a run is always waited for.
+        reference_samples: real images of the reference; null uses all. Statistics in a file are used as they are.
+        batch_size: images per forward pass, on each process.
+        metrics: what is computed; the first metric is the one that listings and charts show.
+        is_splits: number of parts over which the inception score is averaged.
+        resamples: number of random halves of the generated images behind a 95% interval of each score; null computes no interval.
+        features: what extracts the features that scores are computed from.
+        batchnorm: BatchNorm's statistics in averages: "recalibrate" measures them for the weights; "copy" takes the live ones;
+            "average" takes running ones that were averaged like the weights; "batch" normalises every batch by its own.
+        recalibration_batches: forward passes of `batch_size` images for "recalibrate".
+        truncation: draw z from a normal distribution cut at this absolute value; null does not cut.
+        asynchronous: score a checkpoint in a separate process, on the main process's device, while training continues. The
+            scores arrive later, with the kimg of the checkpoint; a run waits for its last evaluation.
     """
 
-    every_kimg: float | None = 25.0
+    every_kimg: float | None = field(default=25.0, metadata=MAY_DIFFER)
     protocol: str | None = None
     num_samples: int = 10_000
     reference: str | None = None
     reference_samples: int | None = 50_000
     batch_size: int = 64
-    metrics: tuple[str, ...] = ("fid", "is", "kid", "prc")
+    metrics: tuple[str, ...] = field(default=("fid", "is", "kid", "prc"), metadata={"kind": "metric", "chosen_from": METRICS})
     is_splits: int = InceptionScore.splits
     resamples: int | None = None
     features: FeatureExtractor = plugin("feature extractor", EXTRACTORS, DigitsFeatures)
     batchnorm: str = "recalibrate"
     recalibration_batches: int = 16
     truncation: float | None = None
-    asynchronous: bool = field(default=False, metadata={"key": "async"})  # a word that Python keeps for itself
+    asynchronous: bool = field(default=False, metadata={"key": "async", **MAY_DIFFER})  # a word that Python keeps for itself
 
     def __post_init__(self) -> None:
         adapt_plugins(self)
@@ -210,11 +214,11 @@ class Checkpoint:
     """How often the run is saved, and which checkpoints are kept.
 
     Attributes:
-        every_kimg: how often one is written.
-        keep_last: how many of the newest stay.
-        keep_every_kimg: of those that pass a multiple of this, one each stays for good; null keeps none for good.
-        keep_best: scores such as "eval/ema/fid"; at the best value of each so far a checkpoint stays in `best/`.
-        on_error: what a checkpoint that cannot be written (a full disk) does to the run: "stop" or "continue".
+        every_kimg: distance between checkpoints.
+        keep_last: how many of the newest checkpoints are kept.
+        keep_every_kimg: also keep, permanently, the first checkpoint at or after each multiple of this; null keeps none permanently.
+        keep_best: scores such as "eval/ema/fid"; the checkpoint with the best value of each so far is kept in `best/`.
+        on_error: whether a checkpoint that cannot be written (a full disk) ends the run: "stop" or "continue".
     """
 
     every_kimg: float = 25.0
@@ -235,24 +239,24 @@ Action = Literal["stop", "rollback", "warn"]
 
 @dataclass(frozen=True)
 class Guard:
-    """What is watched while a run trains, and what is done when it goes wrong.
+    """What is watched during training, and what is done when it goes wrong.
 
     Attributes:
-        on_nonfinite: a loss, gradient or weight is nan or infinite. "stop" ends the run; "rollback" returns to a checkpoint of
-            before; "warn" says it and goes on.
-        on_saturation: the loss of D stays below `saturation` times what a D that tells nothing has (its loss at logits 0).
-        on_worse: `score` is worse than `factor` times the best so far (below its `factor`-th part, where higher is better)
+        on_nonfinite: what to do when a loss, gradient or weight is nan or infinite: "stop" ends the run, "rollback" returns to an
+            earlier checkpoint, "warn" prints a line and continues.
+        on_saturation: what to do when D's loss stays below `saturation` times the loss of an uninformative D (all logits 0).
+        on_worse: what to do when `score` is worse than `factor` times the best so far (below 1 / `factor` of it if higher is better)
             at `evaluations` evaluations in a row.
-        saturation: share of D's loss at logits 0; for the hinge, 0.02 is a loss of 0.04.
-        saturation_kimg: for how long.
-        score: what `on_worse` watches, such as "eval/ema/fid"; null watches none.
-        factor: above 1.
-        evaluations: how many in a row.
-        rollback_to: "last", the newest checkpoint from before the trouble, or "best", the one with the best `score` (or first of
-            `checkpoint.keep_best`, where no score is watched), which is then kept as if `checkpoint.keep_best` named it.
-        max_rollbacks: attempts, before the run gives up; counted anew once one leads to beyond where the first began.
-        lr_scale: multiplies both learning rates at every rollback; the factors of several multiply.
-        growth: multiplies the batch at every rollback, where the batch policy grows at swaps; likewise.
+        saturation: fraction of D's loss at logits 0; for the hinge loss, 0.02 is a loss of 0.04.
+        saturation_kimg: how long D's loss must stay that low.
+        score: what `on_worse` watches, such as "eval/ema/fid"; null watches nothing.
+        factor: how much worse `score` must be.
+        evaluations: how many evaluations in a row must be that bad.
+        rollback_to: "last" is the newest checkpoint from before the trouble; "best" is the one with the best `score` (or with the
+            first of `checkpoint.keep_best` if no score is watched), which is then kept as if `checkpoint.keep_best` named it.
+        max_rollbacks: attempts before the run gives up; the count restarts once a run gets past the point where the trouble began.
+        lr_scale: factor for both learning rates at every rollback; those of several rollbacks multiply.
+        growth: factor for the batch at every rollback, if the batch policy grows at swaps; those of several rollbacks multiply.
     """
 
     on_nonfinite: Action = "rollback"
@@ -279,20 +283,20 @@ class Guard:
 
     @property
     def rolls_back(self) -> bool:
-        """Ever."""
+        """Whether any kind of trouble leads to a rollback."""
         return "rollback" in (self.on_nonfinite, self.on_saturation, self.on_worse)
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """Weights & Biases.
+    """Reporting to Weights & Biases.
 
     Attributes:
-        mode: "auto" goes online where a key is found and offline elsewhere; or "online", "offline", "disabled".
-        project: that the run belongs to.
-        entity: user or team; null is the account's default.
-        name: of the run; null is the run folder's name.
-        patience: seconds that the end of a run waits for W&B to take what is left; training never waits.
+        mode: "online", "offline" or "disabled"; "auto" is online if an API key is found, and offline otherwise.
+        project: the project of the run.
+        entity: the user or team; null is the account's default.
+        name: the name of the run; null is the run folder's name.
+        patience: seconds to wait for W&B at the end of a run, until it has sent everything; training never waits.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -307,13 +311,14 @@ class Wandb:
 
 @dataclass(frozen=True)
 class Tracking:
-    """What is reported of a run, and how often.
+    """What a run reports, and how often.
 
     Attributes:
-        every_kimg: a console line and a line in metrics.jsonl.
-        samples_every_kimg: a picture of samples of fixed z; null draws one at the end only.
-        sample_rows: images a class in that picture.
-        sample_classes: at most so many classes in it.
+        every_kimg: distance between lines on the console and in metrics.jsonl.
+        samples_every_kimg: distance between sheets of samples, always of the same z; null draws a sheet at the end only.
+        sample_rows: images per class on a sheet.
+        sample_classes: the largest number of classes on a sheet.
+        wandb: reporting to Weights & Biases.
     """
 
     every_kimg: float = 1.0

@@ -1,4 +1,10 @@
-"""YAML as the configuration needs it: strict reading, exact writing, and `section.key=value` overrides."""
+"""YAML as the configuration needs it: strict reading, exact writing, and `section.key=value` overrides.
+
+Why PyYAML and two small subclasses, and not ruamel.yaml: OmegaConf, which merges and converts, brings PyYAML and reads with it. ruamel
+would be a second YAML parser next to it, with other ideas of what is a number, for what takes thirty lines here: numbers such as 1e-4
+(YAML 1.2), a position for a key that appears twice, quotes around Unicode's line breaks. OmegaConf's own reader does the first two but
+reads a file that holds only a word as a key, and its loader class is private.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +17,67 @@ import yaml
 
 from gantrain.errors import UserError, did_you_mean, one_line, shown
 
+FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$")  # with an exponent and perhaps no dot
+
 
 class ConfigError(UserError):
     """A mistake in a configuration."""
 
 
 class ExactDumper(yaml.SafeDumper):
-    """YAML's safe dumper, which writes Unicode's own line breaks so that they read back."""
+    """YAML's safe dumper, which quotes Unicode's own line breaks so that they read back."""
 
 
 def represent_text(dumper: ExactDumper, text: str) -> yaml.ScalarNode:
+    """A string, quoted if it contains a line break that YAML would fold."""
     breaks = any(character in text for character in "\x85\u2028\u2029")
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
-def escaped(value: Any) -> Any:
+ExactDumper.add_representer(str, represent_text)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that appears twice and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping; the error for a key that appears twice has its position."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+
+
+def escape_references(value: Any) -> Any:
     """The same values, with every literal `${` written so that OmegaConf does not read it as a reference."""
     if isinstance(value, dict):
-        return {key: escaped(one) for key, one in value.items()}
+        return {key: escape_references(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [escaped(one) for one in value]
+        return [escape_references(one) for one in value]
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
     return value
 
 
-class StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that stands twice and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict)):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain nested values as YAML that reads back equal."""
+    return yaml.dump(escape_references(values), Dumper=ExactDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping."""
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: there is no such file, or it is not such a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -61,12 +86,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         beside = Path("configs") / f"{path.name}.yaml"
         raise ConfigError(f"{path}: there is no such file{f'; is it {beside}?' if beside.is_file() else hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration ({one_line(error)})") from None
+        raise ConfigError(f"{path}: cannot be read ({one_line(error)}); pass a YAML file") from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds."""
+    """The mapping that a YAML text holds.
+
+    Args:
+        source: where the text comes from, for messages.
+
+    Raises:
+        ConfigError: names the position of what cannot be read.
+    """
     try:
         values = yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
@@ -74,13 +106,13 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ConfigError(f"{source}: is not YAML: {getattr(error, 'problem', None) or one_line(error)}{where}") from None
     except (ValueError, RecursionError, TypeError, OverflowError) as error:  # an impossible date, a number of a million digits
-        raise ConfigError(f"{source}: is not YAML that can be read: {one_line(error)}") from None
+        raise ConfigError(f"{source}: is not readable YAML: {one_line(error)}") from None
     if values is None:
         return {}
     if holds_itself(values):
-        raise ConfigError(f"{source}: a value holds itself (&anchor and *alias); write it out")
+        raise ConfigError(f"{source}: a value contains itself (&anchor and *alias); write it out")
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: must hold sections and keys, got {shortened(values)}")
+        raise ConfigError(f"{source}: must contain sections and keys, got {shorten(values)}")
     return string_keys(values, source)
 
 
@@ -93,24 +125,28 @@ def holds_itself(value: Any, inside: tuple[int, ...] = ()) -> bool:
 
 
 def string_keys(values: dict, source: str, where: str = "") -> dict[str, Any]:
-    """The same mapping, refused where a key is no string."""
+    """The same mapping, refused if a key is not a string."""
     for key, value in values.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{source}: {where}{key}: a key must be a word, got {key!r}; put it in quotes")
+            raise ConfigError(f"{source}: {where}{key}: a key must be a string, got {key!r}; put it in quotes")
         if isinstance(value, dict):
             string_keys(value, source, f"{where}{key}.")
     return values
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value` as nested mappings; the value is read as YAML."""
+    """`section.key=value` as nested mappings; the value is read as YAML.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"command line: {text!r} is no override; write section.key=value")
+        raise ConfigError(f"command line: {text!r} is not an override; write section.key=value")
     parts = key.split(".")
     if not all(re.fullmatch(r"[\w-]+", part) for part in parts):
-        raise ConfigError(f"command line: {key!r} is no key; write section.key=value, with words between the dots")
+        raise ConfigError(f"command line: {key!r} is not a key; write section.key=value, with words between the dots")
     nested = parse_yaml(f"value: {value}" if not value.startswith("\n") else value, f"command line: {key}")
     if list(nested) != ["value"]:
         raise ConfigError(f"command line: {key}: {value!r} is not one value")
@@ -121,15 +157,16 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def as_override(key: str, text: str) -> str:
-    """A text as the override that `parse_override` reads it from, whatever is in it."""
-    return f"{key}={json.dumps(escaped(text))}"
+    """A text as an override that `parse_override` reads back, whatever characters it contains."""
+    return f"{key}={json.dumps(escape_references(text))}"
 
 
-def shortened(value: Any) -> str:
-    """A value for a message, on one line and not too long."""
+def shorten(value: Any) -> str:
+    """A value for a message, on one line of at most 80 characters."""
     text = " ".join(shown(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type's name."""
     return (str(error).splitlines() or [type(error).__name__])[0]

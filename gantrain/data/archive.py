@@ -9,7 +9,7 @@ import struct
 import weakref
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from PIL import Image
 from gantrain.data.folder import EXTENSIONS, decoded_image
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, numbered_classes
 from gantrain.errors import UserError, check, one_line
+from gantrain.field_marks import INCIDENTAL
 
 LABELS = "dataset.json"
 MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
@@ -42,7 +43,7 @@ class Archive(Source):
         filter: resampling filter for resizing: "bicubic", "lanczos", "bilinear" or "box".
     """
 
-    root: str = ""
+    root: str = field(default="", metadata=INCIDENTAL)
     channels: int = 3
     filter: Literal["bicubic", "lanczos", "bilinear", "box"] = "lanczos"
 

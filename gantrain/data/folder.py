@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source
 from gantrain.errors import UserError, check, one_line
+from gantrain.field_marks import INCIDENTAL
 
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -32,7 +33,7 @@ class Folder(Source):
         filter: resampling filter for resizing: "bicubic", "lanczos", "bilinear" or "box"; all antialias when they shrink.
     """
 
-    root: str = ""
+    root: str = field(default="", metadata=INCIDENTAL)
     channels: int = 3
     filter: Literal["bicubic", "lanczos", "bilinear", "box"] = "lanczos"
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from gantrain.contracts import Contract
 from gantrain.errors import UserError, check
+from gantrain.field_marks import INCIDENTAL
 
 Where = Literal["auto", "device", "host", "disk"]
 TRIES = 100  # how many images of a class are tried as a replacement for an unreadable one
@@ -92,9 +93,9 @@ class Source(DataSource):
     resolution: int = 32
     flip: bool = False
     labels: bool = True
-    keep_in: Where = "auto"
-    workers: int = 4
-    on_error: Literal["stop", "skip"] = "stop"
+    keep_in: Where = field(default="auto", metadata=INCIDENTAL)
+    workers: int = field(default=4, metadata=INCIDENTAL)
+    on_error: Literal["stop", "skip"] = field(default="stop", metadata=INCIDENTAL)
 
     def __post_init__(self) -> None:
         check(self, "resolution", self.resolution >= 1, "must be at least 1")

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,10 +24,12 @@ import numpy as np
 import torch
 
 from gantrain import lock
+from gantrain.atomic_file import write_atomically
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.intake import BLOCK, decoded
 from gantrain.errors import UserError, in_words, one_line
+from gantrain.field_marks import INCIDENTAL
 from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
@@ -46,7 +48,7 @@ class Packed(Source):
         root: path of the folder that the tool wrote.
     """
 
-    root: str = ""
+    root: str = field(default="", metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         """Map the images into memory; raises as `read_packed`."""
@@ -222,12 +224,12 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         if begun(draft) not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
-            write_whole(draft / HEAD, json.dumps(head).encode())
+            write_atomically(draft / HEAD, json.dumps(head), durable=True, only_writer=True)
             sums, made = write_images(images, draft, progress)
             with open(draft / LABELS, "wb") as file:
                 np.save(file, images.labels.numpy().astype(np.int64), allow_pickle=False)
             head["sha256"] = sums
-            write_whole(draft / HEAD, json.dumps({**head, "head_sha256": sum_of_head(head)}).encode())
+            write_atomically(draft / HEAD, json.dumps({**head, "head_sha256": sum_of_head(head)}), durable=True, only_writer=True)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -261,7 +263,7 @@ def locked(draft: Path) -> IO[str]:
         UserError: another process is writing it.
     """
     try:
-        return lock.locked(draft)
+        return lock.acquire(draft)
     except InUse as owner:
         raise UserError(f"{draft}: is being written by {owner}; wait for it or stop it, or pass another --out") from None
 
@@ -343,13 +345,3 @@ def read_done(path: Path) -> dict[int, str]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return done
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file atomically: after a crash it has either its old or its new content."""
-    draft = path.with_suffix(".new")
-    with open(draft, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

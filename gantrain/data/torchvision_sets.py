@@ -5,7 +5,7 @@ CIFAR is read from its binary release, because the Python release is a pickle an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
+from gantrain.field_marks import INCIDENTAL
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Cifar10(Source):
         download: whether to download the data set (162 MB) if it is missing.
     """
 
-    root: str = "data"
+    root: str = field(default="data", metadata=INCIDENTAL)
     split: Literal["train", "test"] = "train"
-    download: bool = True
+    download: bool = field(default=True, metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         """One split in memory; raises as `read_cifar`."""
@@ -80,9 +81,9 @@ class Cifar100(Source):
         download: whether to download the data set (161 MB) if it is missing.
     """
 
-    root: str = "data"
+    root: str = field(default="data", metadata=INCIDENTAL)
     split: Literal["train", "test"] = "train"
-    download: bool = True
+    download: bool = field(default=True, metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         """One split in memory; raises as `read_cifar`."""
@@ -101,9 +102,9 @@ class Stl10(Source):
     """
 
     resolution: int = 96
-    root: str = "data"
+    root: str = field(default="data", metadata=INCIDENTAL)
     split: Literal["train", "test", "unlabeled"] = "train"
-    download: bool = True
+    download: bool = field(default=True, metadata=INCIDENTAL)
 
     def build(self) -> ImageSet:
         """One split in memory.

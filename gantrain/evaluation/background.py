@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
 from gantrain.config.loading import load
 from gantrain.errors import UserError
@@ -104,7 +105,7 @@ class BackgroundEvaluation:
             if path.name != keep:
                 self.store.forget(path)
         for path in self.store.folder.glob("*.*"):  # scores, words, drafts
-            if path.is_file() and path.stem.partition(".")[0] != keep:
+            if path.is_file() and path.name.lstrip(".")[:12] != keep:
                 path.unlink(missing_ok=True)
         if but is None:
             with contextlib.suppress(OSError):  # not there
@@ -146,11 +147,8 @@ def score(run: Path, nimg: int, out: Path) -> None:
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()
     scores = scorer.score([LIVE, *(name for name, one in read_state(path)["averages"].items() if one["num_averaged"] > 0)])
-    draft = out.with_suffix(f".{os.getpid()}.new")
-    draft.write_text(
-        json.dumps({"scores": [[name, list(row.items())] for name, row in scores.items()], "protocol": scorer.evaluator.protocol()})
-    )
-    os.replace(draft, out)
+    result = {"scores": [[name, list(row.items())] for name, row in scores.items()], "protocol": scorer.evaluator.protocol()}
+    write_atomically(out, json.dumps(result))
 
 
 def end_with(parent: int) -> None:

@@ -61,7 +61,7 @@ class RunScorer:
         if config.eval.reference is None:
             images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
         # Laid out in memory as in training: another order of summation would flip a pixel here and there.
-        switches = performance.picked(config.performance, accelerator.device)
+        switches = performance.pick(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)
         self.generator = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
         g = self.generator

@@ -15,7 +15,7 @@ class InceptionScore(Metric):
     """exp of the mean KL divergence of p(y|x) from p(y). Higher is better, from 1 to the number of classes.
 
     Attributes:
-        splits: number of parts of the generated images whose scores are averaged; 10 as published.
+        splits: number of parts of the generated images whose scores are averaged; 10 as published. `eval.is_splits` sets it.
     """
 
     scores = ("is",)  # that can be best

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError, one_line
 from gantrain.metrics.featureset import FeatureSet, Moments
 
@@ -250,9 +250,4 @@ def write_statistics(path: Path, features: FeatureSet, moments_only: bool, facts
     held = io.BytesIO()
     np.savez(held, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        draft.write_bytes(held.getbuffer())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomically(path, held.getbuffer())

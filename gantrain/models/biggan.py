@@ -7,7 +7,7 @@ PyTorch release), so parameter counts agree. Resolutions 8 and 16 are our own an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -64,7 +64,7 @@ class BigGAN(Architecture):
     dim_z: int = 128
     shared_embedding: int = 0
     hierarchical_z: bool = False
-    attention_resolution: int | None = None
+    attention_resolution: int | None = field(default=None, metadata={"range": "the resolution of a feature map of both networks"})
     init: Init = "orthogonal"
     spectral_norm: bool = True
     power_iterations: int = 1

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
 
-from gantrain.models.spectral_norm import with_spectral_norm
+from gantrain.spectral_norm import add_spectral_norm
 
 Init = Literal["orthogonal", "normal"]
 
@@ -53,7 +50,7 @@ class Layers:
         if bias is not None:
             nn.init.zeros_(bias)
         if self.spectral_norm and spectral_norm:
-            with_spectral_norm(layer, self.power_iterations, self.eps)
+            add_spectral_norm(layer, self.power_iterations, self.eps)
         return layer
 
 
@@ -63,39 +60,6 @@ class ClassEmbedding(nn.Embedding):
     def forward(self, y: Tensor) -> Tensor:
         """Labels int64 `[N]`, or mixtures, to vectors `[N, S]`."""
         return y @ self.weight if y.is_floating_point() else super().forward(y)
-
-
-@contextmanager
-def frozen_power_iteration(network: nn.Module) -> Iterator[None]:
-    """A context in which forward passes in training mode use the current spectral norms without a further power iteration.
-
-    An update of k rounds then runs as many power iterations as an update of one round, so splitting a batch into rounds does
-    not change its gradient.
-    """
-    norms = [m for m in network.modules() if isinstance(m, _SpectralNorm) and m.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True
-
-
-@torch.no_grad()
-def singular_values(network: nn.Module) -> dict[str, Tensor]:
-    """Returns the largest singular value of every weight with spectral norm, before normalisation: layer name to a scalar tensor.
-
-    It is u^T W v with the current vectors of the power iteration, as monitored by Brock et al. 2019 (section 4.1).
-    """
-    values = {}
-    for name, module in network.named_modules():
-        for kind, chain in getattr(module, "parametrizations", {}).items():
-            for norm in chain:
-                if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):
-                    matrix = norm._reshape_weight_to_matrix(chain.original)
-                    values[name if kind == "weight" else f"{name}.{kind}"] = torch.vdot(norm._u, torch.mv(matrix, norm._v))
-    return values
 
 
 class ConditionalBatchNorm2d(nn.Module):

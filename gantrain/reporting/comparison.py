@@ -13,27 +13,11 @@ from typing import Any
 from scipy.special import stdtrit
 
 from gantrain.config import loading
+from gantrain.config.schema import may_differ
 from gantrain.errors import UserError
 from gantrain.run_folder.record import Record, stated
 
 LEVEL = 0.95  # of intervals
-# What may differ between runs that repeat each other: nothing in it touches what is trained or how it is scored.
-MAY_DIFFER = (
-    "run_dir",
-    "seed",
-    "checkpoint.",
-    "tracking.",
-    "performance.",
-    "data.root",
-    "data.keep_in",
-    "data.workers",
-    "data.download",
-    "data.on_error",
-    "orbit.",
-    "guard.",
-    "eval.async",
-    "eval.every_kimg",
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ def names_of(records: Sequence[Record]) -> dict[Path, str]:
 
 def differences(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
     """Keys of the configurations in which two runs are no repetitions of each other, with both values."""
-    return {k: v for k, v in loading.differing_keys(a.config, b.config).items() if not k.startswith(MAY_DIFFER)}
+    return {k: v for k, v in loading.differing_keys(a.config, b.config).items() if not may_differ(k)}
 
 
 def name_of(group: Sequence[Record]) -> str:

@@ -1,1 +1,1 @@
-"""What does a run leave on disk? Writer and reader of each file side by side."""
+"""What a run leaves on disk: the writer and the reader of each file, side by side."""

@@ -1,4 +1,4 @@
-"""The best averaged generator of a run, as a run folder that holds nothing else: small enough to hand on."""
+"""The best averaged generator of a run, as a run folder with nothing else in it: small enough to share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gantrain.score_names import better_when_higher
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generator that may be the one.
+    """A generator that may be the best.
 
     Attributes:
-        path: the checkpoint that holds it.
-        average: its name.
-        metric: what it was chosen by.
-        scored: the evaluation that it was chosen in; of another moment than the checkpoint where none of that moment is kept.
+        path: the checkpoint that contains it.
+        average: name of the average.
+        metric: what it is chosen by.
+        scored: the evaluation that it is chosen by; of another time than the checkpoint if no checkpoint of that time is kept.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Candidate:
 
     @property
     def nimg(self) -> int:
-        """Images that its weights have seen."""
+        """Images seen by its weights."""
         return int(self.path.name)
 
     @property
@@ -45,7 +45,7 @@ class Candidate:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a reader needs to know of it, as JSON values."""
+        """What a reader needs to know about it, as JSON values."""
         return {
             "average": self.average, "nimg": self.nimg, "kimg": self.nimg / 1000, "metric": self.metric, "scores": self.scores,
             "scored_at_kimg": self.scored.nimg / 1000, "protocol": self.scored.protocol,
@@ -53,9 +53,9 @@ class Candidate:
 
 
 def candidates(record: Record) -> Iterator[Candidate]:
-    """The averages that a run's folder holds, the best first by its first metric; live weights where there are no averages.
+    """The averages in a run's folder, best first by the run's first metric; live weights if there are no averages.
 
-    What was scored when a checkpoint was made comes first, the last checkpoint with the scores of the last evaluation after it.
+    Those that were scored when their checkpoint was made come first, then the last checkpoint with the scores of the last evaluation.
     """
     evaluations = record.comparable
     if not evaluations:
@@ -63,7 +63,7 @@ def candidates(record: Record) -> Iterator[Candidate]:
     metric = record.metrics[0]
     stores = [checkpoint.CheckpointStore(folder) for folder in [*sorted((record.run / BEST_FOLDER).glob("*")), record.run / "checkpoints"]]
     paths = {int(path.name): path for store in stores for path in store.paths()}
-    told = (evaluation(line) for line in record.abandoned if "event" not in line)  # what was best on a path that was left is kept
+    told = (evaluation(line) for line in record.abandoned if "event" not in line)  # the best of a path that was abandoned is kept
     scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
     found = [one for nimg, path in paths.items() if nimg in scored for one in of_evaluation(path, metric, scored[nimg])]
     yield from ranked(found)
@@ -72,26 +72,29 @@ def candidates(record: Record) -> Iterator[Candidate]:
 
 
 def of_evaluation(path: Path, metric: str, scored: Evaluation) -> list[Candidate]:
-    """Everything that was scored by a metric, live weights only where there was nothing else."""
+    """Everything that was scored by a metric; live weights only if nothing else was scored."""
     names = [name for name, row in scored.scores.items() if math.isfinite(row.get(metric, math.nan))]
     return [Candidate(path, name, metric, scored) for name in names if name != LIVE or list(scored.scores) == [LIVE]]
 
 
 def ranked(found: list[Candidate]) -> list[Candidate]:
-    """The best first; averages before live weights, which an evaluation before they began may have scored alone."""
+    """Best first; averages before live weights, which an early evaluation may have scored alone."""
     sign = -1 if found and better_when_higher(found[0].metric) else 1
     return sorted(found, key=lambda one: (one.average == LIVE, sign * one.scores[one.metric]))
 
 
 def export(run: Path, chosen: Candidate, folder: Path) -> Path:
-    """Write a run folder that `gantrain.load_generator` and `gantrain sample` take, with this generator alone; where it is.
+    """Write a run folder with only this generator, for `gantrain.load_generator` and `gantrain sample`.
 
     Args:
-        folder: where the run folder is made, under a name that says what it is.
+        folder: where the run folder is created, under a name made of the time and the average.
+
+    Returns:
+        The path of the run folder.
 
     Raises:
-        Damaged: the checkpoint is not what was written.
-        OSError: it could not be written.
+        Damaged: the checkpoint is damaged.
+        OSError: the folder could not be written.
     """
     groups = ["g", *([] if chosen.average == LIVE else [group_of(chosen.average)])]
     snapshot = checkpoint.read(chosen.path, groups)

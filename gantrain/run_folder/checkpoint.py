@@ -1,9 +1,9 @@
 """Checkpoints: atomic, verified, never unpickled.
 
-A checkpoint is a folder `checkpoints/<nimg, 12 digits>/`, and an average kept beside the run one in `averages/`, of safetensors
-and JSON files with a manifest of their sizes and SHA-256 sums. It is written under another name, synced, and renamed, so that a
-folder with the right name is whole unless it was damaged later; what is damaged is named and passed over for the one before.
-A run writes its checkpoints in the background, one at a time: what waits to be written is one copy in main memory.
+A checkpoint is a folder `checkpoints/<nimg, 12 digits>/` of safetensors and JSON files, with a manifest of their sizes and SHA-256 sums;
+a rebuilt average is such a folder in `averages/`. It is written under another name, synced, and renamed, so that a folder with the
+right name is whole unless it was damaged later. Damaged ones are named and skipped in favour of the one before. A run writes its
+checkpoints in the background, one at a time, so that at most one copy waits in main memory.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor
 
 from gantrain import clock
+from gantrain.atomic_file import sync
 from gantrain.errors import UserError, in_words
 
 FORMAT = 4
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WRITING = ".writing-"
-KEPT = "kept"  # an empty file beside the others: this one stays for good, whatever is asked for later
+KEPT = "kept"  # an empty file next to the others: this checkpoint is kept permanently, whatever the settings say later
 
 
 class Damaged(UserError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint whose files are not those that were written."""
 
 
 @dataclass
 class Snapshot:
-    """What a checkpoint holds: groups of named tensors (on the CPU) and JSON values."""
+    """The content of a checkpoint: groups of named tensors (on the CPU) and JSON values."""
 
     nimg: int
     tensors: dict[str, dict[str, Tensor]]
@@ -47,28 +48,28 @@ class Snapshot:
 
 
 class NotWritten(UserError):
-    """A checkpoint that could not be written; those before it are whole. `what` is the text without the remedy."""
+    """A checkpoint could not be written; earlier ones are unharmed. `what` is the text without the remedy."""
 
     def __init__(self, what: str):
         self.what = what
-        super().__init__(f"{what}; make room and run the same command again")
+        super().__init__(f"{what}; free some space and run the same command again")
 
 
 class CheckpointStore:
-    """The checkpoints of a run, or its snapshots of averages: folders named by images.
+    """The checkpoints of a run, or its snapshots of averages: folders named by images seen.
 
     Args:
-        folder: `RUN/checkpoints`, say.
-        keep_last: how many of the newest stay; None keeps all.
-        say: receives a line about a damaged checkpoint.
-        keep_every_kimg: of those that pass a multiple of it, one each stays for good.
+        folder: such as `RUN/checkpoints`.
+        keep_last: how many of the newest are kept; None keeps all.
+        say: receives a line about each damaged checkpoint.
+        keep_every_kimg: the first checkpoint at or after each multiple of this is kept permanently.
     """
 
     def __init__(
         self, folder: Path, keep_last: int | None = 2, say: Callable[[str], None] = lambda line: None, keep_every_kimg: float | None = None
     ):  # fmt: skip
         self.folder, self.keep_last, self.say, self.keep_every_kimg = folder, keep_last, say, keep_every_kimg
-        self.held: int | None = None  # images seen: the newest checkpoint not beyond them stays too
+        self.held: int | None = None  # images seen: the newest checkpoint up to here is kept too
 
     def paths(self) -> list[Path]:
         """All finished checkpoints, oldest first."""
@@ -80,7 +81,7 @@ class CheckpointStore:
         """Write a checkpoint and delete those that are no longer kept.
 
         Raises:
-            NotWritten: says why and what it needs. The checkpoints before it are untouched.
+            NotWritten: says why, and how much space it needs. Earlier checkpoints are unharmed.
         """
         target = self.folder / f"{nimg:012d}"
         try:
@@ -88,14 +89,14 @@ class CheckpointStore:
             write(target, nimg, tensors, state)
         except OSError as error:
             before = self.paths()
-            kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is none before it"
+            kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is no earlier one"
             needs = f"it needs {in_words(size_of(tensors))}, {free_in_words(self.folder)}"
             raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
         self.prune(nimg)
         return target
 
     def prune(self, nimg: int) -> None:
-        """Delete what is no longer kept, now that there is a checkpoint at `nimg`; later ones were passed over as damaged."""
+        """Delete what is no longer kept, now that there is a checkpoint at `nimg`; later ones were skipped as damaged."""
         if self.keep_last is None:
             return
         paths = [path for path in self.paths() if int(path.name) <= nimg]
@@ -103,7 +104,7 @@ class CheckpointStore:
         kept = set(times[-self.keep_last :])
         for before, path in zip([-1, *times], paths):
             if clock.due(self.keep_every_kimg, before, int(path.name)):
-                with contextlib.suppress(OSError):  # a full disk: it stays while it is asked for
+                with contextlib.suppress(OSError):  # a full disk: it is kept as long as the settings ask for it
                     (path / KEPT).touch()
                 kept.add(int(path.name))
         kept |= {int(path.name) for path in paths if (path / KEPT).exists()}
@@ -114,29 +115,29 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def forget_after(self, nimg: int) -> None:
-        """Delete what is later than `nimg` images: a run that is taken up again there will write it anew."""
+        """Delete what is later than `nimg` images: a run that resumes there will write it again."""
         for path in self.paths():
             if int(path.name) > nimg:
                 shutil.rmtree(path, ignore_errors=True)
 
     def forget(self, path: Path) -> None:
-        """Delete one."""
+        """Delete one checkpoint."""
         shutil.rmtree(path, ignore_errors=True)
 
     def clear_drafts(self) -> None:
-        """Delete what a kill in the middle of writing has left."""
+        """Delete drafts that a kill has left."""
         if self.folder.is_dir():
-            for left in self.folder.glob(f"{WRITING}{'[0-9]' * 12}"):  # named averages are somebody else's, perhaps being written now
+            for left in self.folder.glob(f"{WRITING}{'[0-9]' * 12}"):  # not those of named averages: another process may be writing them
                 shutil.rmtree(left, ignore_errors=True)
 
     def newest(self, until: int | None = None) -> Path | None:
-        """The newest checkpoint that is whole; damaged ones are named and passed over.
+        """The newest undamaged checkpoint; damaged ones are named and skipped. None if there are no checkpoints.
 
         Args:
-            until: look at none with more images seen; none found is then no error.
+            until: ignore checkpoints with more images seen; then None also stands for "all damaged".
 
         Raises:
-            UserError: there are checkpoints, and every one is damaged.
+            UserError: there are checkpoints, and all are damaged.
         """
         paths = [path for path in self.paths() if until is None or int(path.name) <= until]
         for path in reversed(paths):
@@ -144,17 +145,17 @@ class CheckpointStore:
                 verify(path)
                 return path
             except Damaged as error:
-                self.say(f"{error}; passed over")
+                self.say(f"{error}; skipped")
         if paths and until is None:
-            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints is whole; delete the folder to start anew")
+            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints is whole; delete the folder to start over")
         return None
 
 
 def save_under(stores: list[CheckpointStore], nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint into the first store, and have it in the others by links.
+    """Write a checkpoint into the first store, and hard-link it into the other stores.
 
     Raises:
-        NotWritten: says why. What was there before is untouched.
+        NotWritten: says why. Earlier checkpoints are unharmed.
     """
     path = stores[0].save(nimg, tensors, state)
     for store in stores[1:]:
@@ -162,23 +163,23 @@ def save_under(stores: list[CheckpointStore], nimg: int, tensors: Mapping[str, M
 
 
 def keep_also(path: Path, store: CheckpointStore) -> None:
-    """Have a checkpoint in another store too, by links.
+    """Hard-link a checkpoint into another store.
 
     Raises:
-        NotWritten: says why. What was there before is untouched.
+        NotWritten: says why. Earlier checkpoints are unharmed.
     """
     try:
         store.clear_drafts()
-        linked(path, store.folder / path.name)
+        link_checkpoint(path, store.folder / path.name)
     except OSError as error:
         raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})") from error
     store.prune(int(path.name))
 
 
 class BackgroundWriter:
-    """Writes checkpoints on a thread, never two at once; whoever comes too early waits.
+    """Writes checkpoints on a thread, one at a time; a job that comes too early waits.
 
-    The thread is a daemon: a second Ctrl-C does not wait for it, and what it leaves behind is a draft.
+    The thread is a daemon: a second Ctrl-C does not wait for it, and leaves a draft behind.
     """
 
     def __init__(self) -> None:
@@ -186,10 +187,10 @@ class BackgroundWriter:
         self._error: BaseException | None = None
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Run a job when the one before it is done.
+        """Run a job once the previous one is done.
 
         Raises:
-            NotWritten: the one before it failed.
+            NotWritten: the previous one failed.
         """
         self.wait()
 
@@ -203,7 +204,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the job in hand.
+        """Wait for the current job.
 
         Raises:
             NotWritten: it failed.
@@ -214,19 +215,19 @@ class BackgroundWriter:
         self.check()
 
     def check(self) -> None:
-        """Raise what a job has failed with, without waiting."""
+        """Raise the error of a job that has failed, without waiting."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
 
-def linked(source: Path, target: Path) -> None:
-    """Have a checkpoint under a second name, whole or not at all: by hard links, or copied where the file system has none.
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, completely or not at all: by hard links, or by copies if the file system has no hard links.
 
-    One that is there under this name is replaced, as `write` does.
+    An existing one of this name is replaced, as in `write`.
 
     Raises:
-        OSError: it could not be.
+        OSError: it could not be written.
     """
     draft = target.parent / f"{WRITING}{target.name}"
     shutil.rmtree(draft, ignore_errors=True)
@@ -236,19 +237,19 @@ def linked(source: Path, target: Path) -> None:
             try:
                 os.link(file, draft / file.name)
             except OSError:
-                written(draft / file.name, file.read_bytes())
-        sync_folder(draft)
-        if target.exists():  # of a path that was rolled back from, or damaged since
+                write_synced(draft / file.name, file.read_bytes())
+        sync(draft)
+        if target.exists():  # of a path that was abandoned, or damaged since
             shutil.rmtree(target)
         os.rename(draft, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
 
 
 def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write one folder, whole or not at all; one that is there under this name is replaced.
+    """Write one folder, completely or not at all; an existing one of this name is replaced.
 
     Raises:
         OSError: it could not be written.
@@ -258,25 +259,25 @@ def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         files = {}
-        for group, named in tensors.items():  # a group at a time is in memory twice
-            files[f"{group}.safetensors"] = written(draft / f"{group}.safetensors", to_bytes(plain(named)))
-        files[STATE] = written(draft / STATE, canonical(dict(state)))
-        written(draft / MANIFEST, sealed({"format": FORMAT, "nimg": nimg, "files": files}))
-        sync_folder(draft)
-        if target.exists():  # of an earlier try, and passed over as damaged
+        for group, named in tensors.items():  # only one group at a time is in memory twice
+            files[f"{group}.safetensors"] = write_synced(draft / f"{group}.safetensors", to_bytes(to_cpu(named)))
+        files[STATE] = write_synced(draft / STATE, canonical(dict(state)))
+        write_synced(draft / MANIFEST, seal({"format": FORMAT, "nimg": nimg, "files": files}))
+        sync(draft)
+        if target.exists():  # of an earlier attempt, and skipped as damaged
             shutil.rmtree(target)
         os.rename(draft, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
 
 
 def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
-    """The content of a checkpoint, or only the named groups of tensors.
+    """The content of a checkpoint, or only some groups of its tensors.
 
     Raises:
-        Damaged: a file is missing, cut, or altered.
+        Damaged: a file is missing, truncated or altered.
     """
     manifest = read_manifest(path)
     wanted = [name for name in manifest["files"] if name.endswith(".safetensors")]
@@ -285,9 +286,9 @@ def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
     tensors = {}
     for name in wanted:
         try:
-            tensors[name.removesuffix(".safetensors")] = from_bytes(checked(path, name, manifest))
+            tensors[name.removesuffix(".safetensors")] = from_bytes(read_checked(path, name, manifest))
         except SafetensorError as error:
-            raise Damaged(f"{path / name}: is no safetensors file ({error})") from error
+            raise Damaged(f"{path / name}: is not a safetensors file ({error})") from error
     return Snapshot(manifest["nimg"], tensors, read_state(path))
 
 
@@ -295,12 +296,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """The JSON values of a checkpoint.
 
     Raises:
-        Damaged: they are not those that were written.
+        Damaged: the file is missing, truncated or altered.
     """
     try:
-        return json.loads(checked(path, STATE, read_manifest(path)))
+        return json.loads(read_checked(path, STATE, read_manifest(path)))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path / STATE}: is no JSON that this version wrote") from error
+        raise Damaged(f"{path / STATE}: is not JSON that this version wrote") from error
 
 
 def groups_of(path: Path) -> list[str]:
@@ -309,59 +310,64 @@ def groups_of(path: Path) -> list[str]:
 
 
 def verify(path: Path) -> None:
-    """Raise `Damaged` unless every file is there with the size and sum that the manifest says."""
+    """Raise `Damaged` unless every file has the size and sum that the manifest says."""
     manifest = read_manifest(path)
     for name in manifest["files"]:
-        checked(path, name, manifest)
-        if name.endswith(".safetensors"):  # a sum is no proof of what a file is: whoever made it made the manifest too
+        read_checked(path, name, manifest)
+        if name.endswith(".safetensors"):  # a sum does not prove a file's format: whoever made the file may have made the manifest too
             try:
                 with safe_open(path / name, "pt"):
                     pass
             except SafetensorError as error:
-                raise Damaged(f"{path / name}: is no safetensors file ({error})") from error
+                raise Damaged(f"{path / name}: is not a safetensors file ({error})") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, itself checked against its own seal."""
+    """A checkpoint's manifest, checked against its own seal."""
     try:
         data = (path / MANIFEST).read_bytes()
         manifest = json.loads(data)
         body = {key: value for key, value in manifest.items() if key != "seal"}
-        if sealed(body) != data:
+        if seal(body) != data:
             raise Damaged(f"{path / MANIFEST}: the manifest was altered")
         if manifest["format"] != FORMAT:
             raise Damaged(
-                f"{path / MANIFEST}: format {manifest['format']} is not the one that this version of gantrain reads ({FORMAT}); go on with the version that wrote it, or use another run_dir"
+                f"{path / MANIFEST}: has format {manifest['format']}, and this version of gantrain reads format {FORMAT};"
+                " resume with the version that wrote it, or use another run_dir"
             )
         if not all(Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in manifest["files"].items()):
-            raise Damaged(f"{path / MANIFEST}: names files that are not in this folder, or not their sums")
+            raise Damaged(f"{path / MANIFEST}: names files outside this folder, or lacks their sums")
         return {**manifest, "nimg": int(manifest["nimg"])}
     except Damaged:
         raise
     except OSError as error:
         raise Damaged(f"{path / MANIFEST}: the manifest cannot be read ({error.strerror})") from error
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path / MANIFEST}: the manifest is no JSON that this version wrote") from error
+        raise Damaged(f"{path / MANIFEST}: the manifest is not JSON that this version wrote") from error
 
 
-def checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
-    """A file's bytes, if they are those that were written."""
+def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        Damaged: they are not those that were written.
+    """
     wanted = manifest["files"].get(name)
     if wanted is None:
-        raise Damaged(f"{path}: holds no {name}")
+        raise Damaged(f"{path}: does not contain {name}")
     try:
         data = (path / name).read_bytes()
     except OSError as error:
         raise Damaged(f"{path / name}: cannot be read ({error.strerror})") from error
     if len(data) != wanted["bytes"]:
-        raise Damaged(f"{path / name}: has {len(data)} bytes where {wanted['bytes']} were written")
+        raise Damaged(f"{path / name}: has {len(data)} bytes, and {wanted['bytes']} were written")
     if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
         raise Damaged(f"{path / name}: its SHA-256 is not that of what was written")
     return data
 
 
-def written(path: Path, data: bytes) -> dict[str, Any]:
-    """Write and sync a file; its entry in the manifest."""
+def write_synced(path: Path, data: bytes) -> dict[str, Any]:
+    """Write and sync a file; return its entry for the manifest."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -370,36 +376,28 @@ def written(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> bytes:
+    """A value as JSON, in the one spelling that manifests are made of."""
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
-def sealed(body: Mapping[str, Any]) -> bytes:
-    """A manifest with a sum over itself, in the one spelling that is accepted."""
+def seal(body: Mapping[str, Any]) -> bytes:
+    """A manifest with a sum of itself, in the only spelling that is accepted."""
     return canonical({**body, "seal": hashlib.sha256(canonical(body)).hexdigest()})
 
 
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, sharing no memory."""
+def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors as safetensors needs them: on the CPU, contiguous, sharing no memory."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Bytes of all tensors."""
+    """Size of all tensors, in bytes."""
     return sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
 
 
 def free_in_words(folder: Path) -> str:
-    """How much room there is where a folder lies."""
+    """How much space is free on a folder's disk, in words."""
     try:
         return f"{in_words(shutil.disk_usage(folder if folder.is_dir() else folder.parent).free)} are free"
     except OSError:
-        return "how much is free cannot be told"
-
-
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return "the free space is unknown"

@@ -1,4 +1,4 @@
-"""What a run folder holds: its configuration, its checkpoints, its averages."""
+"""What a run folder contains: its configuration, its checkpoints, its averages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE
 
 
 def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
-    """Refuse an average that there is none of at a checkpoint; where `kimg` asks for its time, one of another."""
+    """Refuse an average that a checkpoint does not have, or, if `kimg` is given, one that was rebuilt at another time.
+
+    Raises:
+        UserError: with the averages that there are.
+    """
     run, names = run_of(path), averages_of(path)
     if average not in names and average in config.averagers:
         raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
@@ -28,7 +32,7 @@ def require_average(config: Config, path: Path, average: str, kimg: float | None
 
 
 def configuration_of(run: Path) -> Config:
-    """What a run was trained with.
+    """The configuration that a run was trained with.
 
     Raises:
         UserError: not a run folder.
@@ -38,13 +42,13 @@ def configuration_of(run: Path) -> Config:
         if above:  # one of its checkpoints, say
             inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdigit()), None)
             kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
-            raise UserError(f"{run}: is no run folder but a part of one; give {above}{kimg}")
-        raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+            raise UserError(f"{run}: is not a run folder but part of one; pass {above}{kimg}")
+        raise UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); pass the run_dir of a `gantrain train`")
     return load(run / CONFIG_FILE)
 
 
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
-    """A run's configuration and one of its checkpoints, the newest whole one unless `kimg` says which.
+    """A run's configuration and one of its checkpoints: that at `kimg`, or the newest undamaged one.
 
     Raises:
         UserError: not a run folder, or no such checkpoint.
@@ -67,31 +71,31 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
 
 
 def run_of(path: Path) -> Path:
-    """The run folder that a checkpoint lies in: RUN/checkpoints/<nimg> or RUN/best/<score>/<nimg>."""
+    """The run folder of a checkpoint: RUN of RUN/checkpoints/<nimg> or RUN/best/<score>/<nimg>."""
     above = path.parent.parent
     return above.parent if above.name == BEST_FOLDER and path.parent.name != "checkpoints" else above
 
 
 def group_of(name: str, network: str = "g", slots: bool = False) -> str:
-    """A checkpoint's group of tensors of an average: of its shadows, or of what else it holds."""
+    """Name of the group of tensors of an average in a checkpoint: its shadows, or its slots."""
     return f"{'slots' if slots else 'average'}{'' if network == 'g' else f'_{network}'}.{name}"
 
 
 def averages_of(path: Path) -> list[str]:
-    """What a run can be sampled from at a checkpoint: "live", every average that has begun, and whatever was rebuilt."""
+    """What can be sampled at a checkpoint: "live", every average that has begun, and all rebuilt averages."""
     state = checkpoint.read(path, groups=[]).state
     return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(run_of(path))]
 
 
 def rebuilt_of(run: Path) -> list[str]:
-    """Names of the averages that `gantrain average` has left in a run's folder."""
+    """Names of the averages that `gantrain average` has written into a run's folder."""
     folder = run / AVERAGES_FOLDER
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
 
 
 def forget_rebuilt_after(run: Path, nimg: int) -> None:
-    """Delete rebuilt averages of a time that a run, taken up again from before it, has not come to."""
+    """Delete rebuilt averages that are later than `nimg`, from where a run resumes."""
     for name in rebuilt_of(run):
         with contextlib.suppress(checkpoint.Damaged):
             if checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] > nimg:
@@ -99,6 +103,10 @@ def forget_rebuilt_after(run: Path, nimg: int) -> None:
 
 
 def require_time(name: str, nimg: int, kimg: float) -> None:
-    """Refuse to take a rebuilt average for one of another time."""
+    """Refuse a rebuilt average if another time was asked for.
+
+    Raises:
+        UserError: names both times.
+    """
     if nimg != round(kimg * 1000):
-        raise UserError(f"--kimg: {name} was rebuilt at {nimg / 1000:g} kimg and is of no other time, got {kimg:g}; leave --kimg out")
+        raise UserError(f"--kimg: {name} was rebuilt at {nimg / 1000:g} kimg, so --kimg {kimg:g} does not apply; omit --kimg")

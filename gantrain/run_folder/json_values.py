@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # as the tracker writes what JSON has no number for
+WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # how the tracker writes numbers that JSON does not have
 
 
 def restored(value: Any) -> Any:
-    """The same values, with nan and infinities as floats again; words of an event stay words."""
+    """The same values, with nan and infinities as floats again; other strings stay strings."""
     if isinstance(value, dict):
         return {k: restored(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -19,7 +19,7 @@ def restored(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """A value for strict JSON: "nan", "inf" and "-inf" as words."""
+    """A value for strict JSON, with nan and infinities as the strings "nan", "inf" and "-inf"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Files that grow by whole lines: what is in them survives a kill and a full disk."""
+"""Files that grow by whole lines; their content survives a kill and a full disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class LineFile:
-    """A file opened for appending lines. A line is in it whole or not at all, and at once: nothing waits in this process.
+    """A file opened for appending lines. A line is written whole or not at all, and at once: this process buffers nothing.
 
     Args:
-        path: of the file, created where it is missing.
-        keep_bytes: what stands behind them, and behind their last whole line, is taken off; None keeps all.
+        path: the file, created if it does not exist.
+        keep_bytes: how much to keep, up to the last whole line in it; `removed` is the rest, and `cut` removes it. None keeps all.
     """
 
     def __init__(self, path: Path, keep_bytes: int | None = None):
@@ -22,19 +22,19 @@ class LineFile:
         if keep_bytes is not None:
             self._file.seek(0)
             kept = self._file.read(min(keep_bytes, self._size))
-            self._size = kept.rfind(b"\n") + 1  # a power cut may have taken what was there
+            self._size = kept.rfind(b"\n") + 1  # a power cut may have lost part of it
             self._file.seek(self._size)
             self.removed = self._file.read()
 
     def cut(self) -> None:
-        """Take off what `removed` holds."""
+        """Remove from the file what `removed` contains."""
         self._file.truncate(self._size)
 
     def append(self, text: str) -> None:
         """Write whole lines.
 
         Raises:
-            OSError: they could not be written; the file is as it was.
+            OSError: they could not be written; the file is unchanged.
         """
         data = memoryview(text.encode())
         try:
@@ -47,9 +47,10 @@ class LineFile:
         self._size += len(data)
 
     def position(self) -> int:
-        """Bytes so far, which are on disk then."""
+        """The size in bytes, after syncing the file to disk."""
         os.fsync(self._file.fileno())
         return self._size
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()

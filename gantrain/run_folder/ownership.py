@@ -1,4 +1,4 @@
-"""The run folder: whose it is, what it holds, and who trains in it."""
+"""The run folder: which run it belongs to, and which process trains in it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from gantrain import lock
+from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
+from gantrain.config.schema import may_change
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, sealed, sync_folder, written
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 
 ROLLBACK_FILE = "rollback.json"
-# What may change when a run is taken up again: nothing in it touches what has been trained so far.
-MAY_CHANGE = (
-    "run_dir", "total_kimg", "eval.", "checkpoint.", "guard.", "tracking.", "performance.", "orbit.every_kimg",
-    "data.root", "data.keep_in", "data.workers", "data.download", "data.on_error",
-)  # fmt: skip
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
-    """Make sure that a run folder is free or holds this very run; what has changed in what may change.
+    """Make sure that a run folder is free or belongs to this run. Writes nothing: a run refused later leaves the folder as it was.
 
-    Nothing is written: a run that is refused for its data leaves the folder as it was.
+    Returns:
+        The keys that have changed and may change, with their old and new values.
 
     Raises:
-        UserError: the folder holds a run of another configuration; the differing keys are named.
+        UserError: the folder belongs to a run of another configuration; the differing keys are named.
     """
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
@@ -37,65 +35,61 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     if not CheckpointStore(run_dir / "checkpoints").paths():
         return {}  # nothing has been trained
     if not saved.is_file():
-        raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; put it back, or use another run_dir")
+        raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
     different = loading.differing_keys(loading.load(saved), config)
-    refused = {k: v for k, v in different.items() if not k.startswith(MAY_CHANGE)}
+    refused = {k: v for k, v in different.items() if not may_change(k)}
     if refused:
         named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
         more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
-        raise UserError(f"run_dir: {run_dir} holds a run of another configuration: {named}{more}; give these back, or use another run_dir")
+        remedy = "restore these values, or use another run_dir"
+        raise UserError(f"run_dir: {run_dir} contains a run of another configuration: {named}{more}; {remedy}")
     return {k: [old, new] for k, (old, new) in different.items() if k != "run_dir"}
 
 
-def locked(run_dir: Path) -> IO[str]:
-    """The run folder's lock, held as long as the returned file is open.
+def acquire_lock(run_dir: Path) -> IO[str]:
+    """Take the run folder's lock, which is held as long as the returned file is open.
 
     Raises:
         UserError: another process trains there.
     """
     try:
-        return lock.locked(run_dir)
+        return lock.acquire(run_dir)
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
 
 
 def write_config(config: Config, run_dir: Path) -> None:
-    """Create the run folder and put the resolved configuration into it, whole or not at all."""
+    """Create the run folder and write the resolved configuration into it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    draft = run_dir / f"{CONFIG_FILE}.writing"
-    draft.write_text(loading.to_yaml(config), encoding="utf-8")
-    draft.replace(run_dir / CONFIG_FILE)
+    write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), only_writer=True)
 
 
 def write_rollback(run_dir: Path, body: dict[str, Any]) -> None:
-    """Keep what a rollback has changed."""
-    draft = run_dir / f"{ROLLBACK_FILE}.writing"
-    written(draft, sealed(body))
-    draft.replace(run_dir / ROLLBACK_FILE)
-    sync_folder(run_dir)
+    """Record what a rollback has changed."""
+    write_atomically(run_dir / ROLLBACK_FILE, seal(body), durable=True, only_writer=True)
 
 
 def read_rollback(run_dir: Path) -> dict[str, Any] | None:
-    """What the last rollback has changed, if there was one.
+    """What the last rollback has changed; None if there was none.
 
     Raises:
-        UserError: the file is not what was written.
+        UserError: the file is damaged.
     """
     path = run_dir / ROLLBACK_FILE
     try:
         data = path.read_bytes()
         body = json.loads(data)
-        if sealed({key: value for key, value in body.items() if key != "seal"}) != data:
+        if seal({key: value for key, value in body.items() if key != "seal"}) != data:
             raise ValueError
         return body
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged; delete it to go on as if the run had not been rolled back") from error
+        raise UserError(f"{path}: is damaged; delete it to continue as if the run had not been rolled back") from error
 
 
 def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
-    """Delete checkpoints of the path that was rolled back from: later than where it led, and made before it."""
+    """Delete checkpoints of the path that a rollback abandoned: later than its target, and made before it."""
     for path in store.paths():
         if int(path.name) <= rollback["to"]:
             continue
@@ -103,4 +97,4 @@ def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
             if read_state(path)["guard"]["rollbacks"] < rollback["guard"]["rollbacks"]:
                 shutil.rmtree(path, ignore_errors=True)
         except Damaged:
-            pass  # will be named and passed over
+            pass  # will be named and skipped when checkpoints are looked for

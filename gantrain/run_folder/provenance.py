@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: library versions, the time of day, an identity."""
+"""Where a run's numbers come from: versions of libraries, the time, an identity."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ LIBRARIES = ("torch", "torchvision", "accelerate", "torch-fidelity", "numpy", "s
 
 
 def new_run_id() -> str:
+    """A random identity of eight hexadecimal digits."""
     return uuid.uuid4().hex[:8]
 
 
 def utc_now() -> str:
-    """The time of day for the record, such as 2026-01-31T12:00:00Z."""
+    """The current time for the record, such as 2026-01-31T12:00:00Z."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries that numbers depend on, without importing any of them."""
+    """Versions of Python and of the libraries that results depend on, without importing them."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}

@@ -1,7 +1,7 @@
-"""A run's record read back: what `metrics.jsonl` says, of a run that has ended, goes on, or was cut short.
+"""Reading a run's record, `metrics.jsonl`, whether the run has ended, is running, or was cut short.
 
-The file is a log: after a rollback `nimg` goes back, and what was written on the path that was left stays in it. `Record`
-tells the two apart, so that whoever draws or lists a run sees the path that led to its weights.
+The file is a log: after a rollback `nimg` goes back, and the lines of the abandoned path stay. `Record` separates them, so that charts and
+lists show the path that led to the weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gantrain.score_names import better_when_higher
 if TYPE_CHECKING:
     from gantrain.config.config import Config
 
-# Of a protocol: scores that differ in one of these do not compare. With what an older record, which does not say it, was made with.
+# Parts of a protocol: scores that differ in one of these are not comparable. With the value of older records, which do not state it.
 STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
 RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = (
     "running",
@@ -41,14 +41,14 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = (
     "empty",
     "damaged",
 )
-ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}  # events, and the status that they leave
-NEEDED = (b'"event"', b'"eval/')  # in lines that tell where a run has come to and how good it is
-QUIET = 600  # seconds without a line, after which a run that nothing else is known of counts as ended
+ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}  # event -> the status of a run that ended with it
+NEEDED = (b'"event"', b'"eval/')  # in lines that tell how far a run has got and how good it is
+QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a listing needs of a configuration."""
+    """The part of a configuration that a listing needs."""
 
     total_kimg: float
 
@@ -60,7 +60,7 @@ class Evaluation:
     Attributes:
         nimg: images seen by the weights that were scored.
         scores: average -> metric -> value, in the order of the file.
-        protocol: what the scores must be quoted with, without the leading "eval/".
+        protocol: how the scores were computed, by keys without the leading "eval/".
     """
 
     nimg: int
@@ -70,16 +70,16 @@ class Evaluation:
 
 @dataclass
 class Record:
-    """What a run has written.
+    """What a run has written. Properties are computed once, so `lines` must not change.
 
     Attributes:
         run: the run folder.
-        config: what it was trained with; of `outline`, an `Outline`.
-        lines: of its path, oldest first; numbers that JSON has none for are floats again. What is read off them is kept.
-        abandoned: lines of paths that rollbacks have left.
-        unreadable: lines that are no JSON.
-        running: whether a process trains there now.
-        elsewhere: whether one may on another machine, see `goes_on_elsewhere`.
+        config: the run's configuration; from `outline`, an `Outline`.
+        lines: lines of the path that led to the weights, oldest first; nan and infinities are floats again.
+        abandoned: lines of paths that rollbacks have abandoned.
+        unreadable: number of lines that are not JSON.
+        running: whether a process is training there now.
+        elsewhere: whether a process may be training there on another machine, see `goes_on_elsewhere`.
     """
 
     run: Path
@@ -92,46 +92,46 @@ class Record:
 
     @cached_property
     def training(self) -> list[dict[str, Any]]:
-        """Lines of losses, batch and rates."""
+        """Lines with losses, batch size and learning rates."""
         return [line for line in self.lines if "loss/d" in line]
 
     def events(self, *names: str) -> list[dict[str, Any]]:
-        """Lines of what happens once, of these names, or all."""
+        """Lines of events: of these names, or of all."""
         return [line for line in self.lines if "event" in line and (not names or line["event"] in names)]
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations, by images seen; of two at one moment the later line."""
+        """All evaluations in order of images seen; of two at the same time, the later line."""
         found = (evaluation(line) for line in self.lines if has_scores(line))
         by_time = {one.nimg: one for one in found if one is not None}
         return [by_time[nimg] for nimg in sorted(by_time)]
 
     @cached_property
     def comparable(self) -> list[Evaluation]:
-        """The evaluations whose scores compare with the last one's: `eval` may change at a resume."""
+        """The evaluations that are comparable with the last one: `eval` may change when a run is resumed."""
         return [one for one in self.evaluations if stated(one) == stated(self.evaluations[-1])]
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Names of all scores in the order in which evaluations have them, their spreads left out."""
+        """Names of all scores in the order of the evaluations, without their spreads."""
         return list(
             dict.fromkeys(m for one in self.evaluations for row in one.scores.values() for m in row if better_when_higher(m) is not None)
         )
 
     @cached_property
     def averages(self) -> list[str]:
-        """Names of all that was scored, live first."""
+        """Names of everything that was scored, live first."""
         return list(dict.fromkeys(name for one in self.evaluations for name in one.scores))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the program last said of itself and its machine; empty where it never did."""
+        """What the program last recorded about itself and its machine; empty if it never did."""
         told = self.events("start", "resume")
         return {k: v for k, v in told[-1].items() if k not in ("nimg", "event", "notes", "changed")} if told else {}
 
     @cached_property
     def nimg(self) -> int:
-        """Images seen where the path has come to: a rollback goes back, a score that was computed beside the training does not."""
+        """Images seen at the end of the path. A rollback goes back; a score of a background evaluation, which arrives late, does not."""
         nimg = 0
         for line in self.lines:
             nimg = line["to"] if goes_back(line) else max(nimg, line["nimg"])
@@ -139,22 +139,33 @@ class Record:
 
     @property
     def status(self) -> str:
-        """ "running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), "empty", "damaged" (nothing in it can be read); or "running?", where that
-        cannot be told from this machine."""
+        """The state of the run, in a word or two.
+
+        "running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), "empty", "damaged" (nothing is readable),
+        or "running?" if this machine cannot tell.
+        """
         if self.running:
             return RUNNING
         told = [line["event"] for line in self.events(*ENDS, "start", "resume")]
         if not told:
             return CUT_SHORT if self.lines else DAMAGED if self.unreadable else EMPTY
-        if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # made longer since, and not begun yet
+        if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # extended since, and not resumed yet
             return INTERRUPTED
         return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
 
     def best(self, metric: str | None = None, averages: Iterable[str] | None = None) -> tuple[float, str, int] | None:
-        """(value, average, images seen) of the best score by a metric, the run's first by default, among those that compare; None where
-        there is none."""
-        metrics = self.metrics
-        metric = metrics[0] if metric is None and metrics else metric
+        """The best comparable score by a metric.
+
+        Args:
+            metric: None is the run's first metric.
+            averages: those to choose from; None is all, live weights among them.
+
+        Returns:
+            (value, average, images seen), or None if there is no score.
+        """
+        if metric is None and not self.metrics:
+            return None
+        metric = self.metrics[0] if metric is None else metric
         wanted = None if averages is None else set(averages)
         found = [
             (row[metric], name, one.nimg) for one in self.comparable for name, row in one.scores.items()
@@ -164,17 +175,17 @@ class Record:
 
 
 def stated(one: Evaluation) -> dict[str, Any]:
-    """What of a protocol makes scores comparable."""
+    """The part of a protocol that must be equal for scores to be comparable."""
     return {key: one.protocol.get(key, default) for key, default in STATED.items()}
 
 
 def has_scores(line: dict[str, Any]) -> bool:
-    """Whether a line may be an evaluation's; an event that quotes scores, a swap, is none."""
+    """Whether a line may be an evaluation; an event that quotes scores, such as a swap, is not one."""
     return "event" not in line and "loss/d" not in line
 
 
 def evaluation(line: dict[str, Any]) -> Evaluation | None:
-    """A line's scores; None where it has none."""
+    """The scores of a line; None if it has none."""
     scores: dict[str, dict[str, float]] = {}
     protocol: dict[str, Any] = {}
     for key, value in line.items():
@@ -189,18 +200,18 @@ def evaluation(line: dict[str, Any]) -> Evaluation | None:
 
 
 def read(run: str | Path) -> Record:
-    """The record of a run; an empty one where it has written none yet.
+    """The record of a run; an empty one if it has not written any yet.
 
     Raises:
         UserError: not a run folder, or its record cannot be read.
     """
-    from gantrain.run_folder.contents import configuration_of  # all that waits for torch
+    from gantrain.run_folder.contents import configuration_of  # imports torch
 
     return read_with(configuration_of(Path(run)), Path(run))
 
 
 def outline(run: Path) -> Record:
-    """The same without lines of losses but for the last line, and of its configuration `total_kimg` alone: quickly, and without torch.
+    """A record without lines of losses, except a last one, and with only `total_kimg` of the configuration: fast, and without torch.
 
     Raises:
         UserError: the configuration or the record cannot be read.
@@ -223,7 +234,7 @@ def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Recor
     try:
         with open(path, "rb") as file:
             for line in file:
-                if not line.endswith(b"\n") and parse(line) is None:  # it is being written, or was when the power went
+                if not line.endswith(b"\n") and parse(line) is None:  # it is being written, or was when the power failed
                     break
                 needed = not brief or any(word in line for word in NEEDED)
                 last = b"" if needed else line
@@ -232,17 +243,19 @@ def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Recor
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); put it right, or leave this run out") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix this, or omit this run") from error
     if last:
         parsed.append(parse(last))
-    lines, abandoned = followed(line for line in parsed if line is not None)
+    lines, abandoned = split_abandoned(line for line in parsed if line is not None)
     return Record(run, config, lines, abandoned, sum(line is None for line in parsed), running, elsewhere)
 
 
 def goes_on_elsewhere(run: Path) -> bool:
-    """Whether a process of another machine may train there although its lock is not seen: not every shared file system shows one
-    machine's locks to another. It may where the last one was not of this machine (or had no lock to leave its name in) and the record
-    has changed within `QUIET` seconds."""
+    """Whether a process on another machine may be training there, although its lock is not visible.
+
+    Not every shared file system shows one machine's locks to another. Such a process is assumed if the last lock was not of this machine
+    (or there is none) and the record has changed within `QUIET` seconds.
+    """
     try:
         last = (run / ".lock").read_text(errors="replace")
         changed = (run / METRICS_FILE).stat().st_mtime
@@ -252,7 +265,7 @@ def goes_on_elsewhere(run: Path) -> bool:
 
 
 def parse(line: bytes | str) -> dict[str, Any] | None:
-    """A line of the file; None where it is no JSON object with `nimg`, as a power cut may leave one."""
+    """A line of the file; None if it is not a JSON object with `nimg`, which a power cut may leave."""
     try:
         text = line.decode() if isinstance(line, bytes) else line
         found = json.loads(text)
@@ -266,15 +279,18 @@ def parse(line: bytes | str) -> dict[str, Any] | None:
 
 
 def goes_back(line: dict[str, Any]) -> bool:
-    """Whether a line is a rollback's."""
+    """Whether a line is a rollback."""
     return line.get("event") == "rollback" and type(line.get("to")) is int
 
 
-def followed(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(lines of the path that counts, lines of paths that rollbacks have left).
+def split_abandoned(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Separate the lines of the path that led to the weights from those that rollbacks have abandoned.
 
-    Events of rollbacks, starts and resumes count. Of the moment that a rollback leads to, what came after the checkpoint was left
-    too and comes again: a growth of the batch, say. Scores of that moment stay, computed beside the training they come late.
+    Rollbacks, starts and resumes always stay. At the time that a rollback returns to, lines after the checkpoint were abandoned as well
+    and come again, such as a growth of the batch; scores of that time stay, since those of a background evaluation come late.
+
+    Returns:
+        (lines that stay, lines that were abandoned).
     """
     kept: list[dict[str, Any]] = []
     left: list[dict[str, Any]] = []
@@ -283,9 +299,11 @@ def followed(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
             to = line["to"]
             saved = max((i for i, one in enumerate(kept) if one["nimg"] == to and one.get("event") == "checkpoint"), default=len(kept))
             stays = [
-                one.get("event") in ("start", "resume", "rollback") or one["nimg"] < to or (one["nimg"] == to and (i <= saved or has_scores(one)))
+                one.get("event") in ("start", "resume", "rollback")
+                or one["nimg"] < to
+                or (one["nimg"] == to and (i <= saved or has_scores(one)))
                 for i, one in enumerate(kept)
-            ]  # fmt: skip
+            ]
             left += [one for one, stay in zip(kept, stays) if not stay]
             kept = [one for one, stay in zip(kept, stays) if stay]
         kept.append(line)

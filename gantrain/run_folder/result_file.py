@@ -1,4 +1,4 @@
-"""Where numbers go: a JSON that is made sure of before hours are spent on what shall stand in it."""
+"""Files of results: checked before hours are spent on their content."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError
 from gantrain.run_folder.json_values import as_json
 
-OF_A_RUN = ("state.json", "manifest.json", "rollback.json")  # what a run goes on from
+OF_A_RUN = ("state.json", "manifest.json", "rollback.json")  # what a run resumes from
 
 
 def free_name(folder: Path, stem: str) -> Path:
-    """The first of stem.json, stem-2.json, ... that is free: an evaluation never overwrites another."""
+    """The first of stem.json, stem-2.json, ... that does not exist, so that an evaluation never overwrites another."""
     names = (f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in itertools.count(1))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
 def target_of(out: str | Path | None, folder: Path, stem: str) -> Path:
-    """Where numbers will go: `out`, or a free name in `folder`. The folder is there then, and takes files.
+    """Where results will be saved: `out`, or a free name in `folder`. Creates the folder and checks that it is writable.
 
     Raises:
-        UserError: no JSON can be written there; nothing has been computed yet.
+        UserError: no JSON file can be written there; nothing has been computed yet.
     """
     target = Path(out) if out is not None else free_name(folder, stem)
     if target.suffix.lower() != ".json" or target.name in OF_A_RUN:
-        raise UserError(f"--out: {str(target)!r} is no place for numbers; name a .json file of its own")
+        raise UserError(f"--out: {str(target)!r} must be a new .json file")
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
-        raise UserError(
-            f"--out: {str(target)!r} is or lies below what is {'a folder' if target.is_dir() else 'a file'}; choose another path"
-        )
+        raise UserError(f"--out: {str(target)!r} is {'a folder' if target.is_dir() else 'inside a file'}; choose another path")
     probe = target.with_name(f".{target.stem}-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        remedy = "name another with --out" if out is not None or stem.isdigit() else "make it writable"
-        raise UserError(f"{target.parent}: takes no file ({error.strerror}), and the numbers go there; {remedy}") from error
+        remedy = "choose another with --out" if out is not None or stem.isdigit() else "make it writable"
+        raise UserError(f"{target.parent}: is not writable ({error.strerror}), and results are saved there; {remedy}") from error
     return target
 
 
 def write(target: Path, body: Mapping[str, Any]) -> None:
-    """Numbers as JSON, "nan" and infinities as words."""
-    target.write_text(json.dumps(as_json(body), indent=1) + "\n")
+    """Write results as JSON, with nan and infinities as strings."""
+    write_atomically(target, json.dumps(as_json(body), indent=1) + "\n")

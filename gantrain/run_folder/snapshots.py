@@ -1,4 +1,4 @@
-"""Snapshots of averages that a run keeps, for averages of other lengths to be rebuilt from after it."""
+"""Snapshots of averages that a run keeps, from which averages of other lengths can be rebuilt afterwards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
 
-HALF_ULP = 2.0**-11  # relative rounding of half precision, in which snapshots are kept
+HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A snapshot in a run's folder: of which average, where, and its profile."""
+    """A snapshot in a run's folder: its average, its path, and its profile."""
 
     average: str
     path: Path
@@ -34,13 +34,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """An average put together from snapshots, and how well.
+    """An average rebuilt from snapshots, and how accurately.
 
     Attributes:
-        sigma_rel: its length as a share of the run.
+        sigma_rel: its length as a fraction of the run.
         nimg: images seen at its end.
         error: relative L2 error of its profile.
-        coefficients: of every snapshot that went in.
+        coefficients: coefficient of every snapshot, by AVERAGE@NIMG.
         tensors: weights and BatchNorm statistics.
         buffers: of the live generator at the last snapshot.
         shape: (resolution, channels, classes) of the networks.
@@ -56,32 +56,32 @@ class Rebuilt:
 
     @property
     def rounding(self) -> float:
-        """Relative error of a weight, at most, from the snapshots' half precision."""
+        """The largest relative error of a weight that the snapshots' half precision can cause."""
         return HALF_ULP * float(np.sum(np.abs(list(self.coefficients.values()))))
 
 
 class Snapshots:
-    """The snapshots of a run's power averages up to one moment.
+    """The snapshots of a run's power averages up to some time.
 
     Args:
         run: a run folder.
-        at_kimg: the moment, of which the nearest snapshot is taken; None is the last whole one.
-        say: receives a line about a damaged snapshot, which is left out.
+        at_kimg: the time; the nearest snapshot counts. None is the time of the last undamaged snapshot.
+        say: receives a line about each damaged snapshot, which is then ignored.
 
     Raises:
-        UserError: not a run folder, no snapshots, or none near that moment.
+        UserError: not a run folder, no snapshots, or none near that time.
     """
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
         self.run, self.say = Path(run), say
         self.show_progress = True  # on a terminal
         if not (self.run / CONFIG_FILE).is_file():
-            raise UserError(f"{run}: is no run folder (it has no {CONFIG_FILE}); give the run_dir of a `gantrain train`")
+            raise UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); pass the run_dir of a `gantrain train`")
         self.config = load(self.run / CONFIG_FILE)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
             raise UserError(
-                f"{run}: keeps no snapshots to rebuild averages from; train with two averagers such as"
+                f"{run}: has no snapshots to rebuild averages from; train with two averagers such as"
                 " {name: power, sigma_rel: 0.05, snapshot_every_kimg: 5} and {name: power, sigma_rel: 0.10, snapshot_every_kimg: 5}"
             )
         self.nimg = self._last_whole(paths) if at_kimg is None else self._nearest(paths, at_kimg)
@@ -95,7 +95,7 @@ class Snapshots:
             self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in state["gammas"].items()]
 
     def _last_whole(self, paths: Sequence[Path]) -> int:
-        """Images seen at the last snapshot that is not damaged."""
+        """Images seen at the last undamaged snapshot."""
         for path in reversed(paths):
             try:
                 checkpoint.verify(path)
@@ -105,32 +105,33 @@ class Snapshots:
         raise UserError(f"{self.run}: none of its {len(paths)} snapshots is whole")
 
     def _nearest(self, paths: Sequence[Path], at_kimg: float) -> int:
-        """Images seen at the snapshot nearest to a moment: growth of the batch moves them off round numbers."""
+        """Images seen at the snapshot nearest to a time: as the batch grows, snapshots move off round numbers."""
         moments = np.array([int(p.name) for p in paths])
         widest = max([*np.diff(moments), moments[0]])
         nearest = int(moments[np.argmin(abs(moments - at_kimg * 1000))]) if np.isfinite(at_kimg) else -1
         if nearest < 0 or abs(nearest - at_kimg * 1000) > widest:
+            first, last = moments[0] / 1000, moments[-1] / 1000
             raise UserError(
-                f"--at-kimg: {self.run} has no snapshot near {at_kimg:g} kimg; it has {len(moments)}, from {moments[0] / 1000:g} to {moments[-1] / 1000:g} kimg"
+                f"--at-kimg: {self.run} has no snapshot near {at_kimg:g} kimg; it has {len(moments)}, from {first:g} to {last:g} kimg"
             )
         return nearest
 
     @property
     def name(self) -> str:
-        """What they are of, for messages."""
+        """What the snapshots are, for messages."""
         return f"{len(self.kept)} snapshots of {', '.join(sorted({k.average for k in self.kept}))}"
 
     def error(self, sigma_rel: float) -> float:
-        """Relative profile error of the best that these snapshots give for a length; inf without snapshots."""
+        """Relative profile error of the best average of a length that these snapshots give; inf without snapshots."""
         if not self.kept:
             return float("inf")
         return coefficients([k.profile for k in self.kept], Profile(self.nimg, gamma_of(sigma_rel)))[1]
 
     def require(self, sigma_rel: float, option: str = "--sigma-rel") -> None:
-        """Refuse a length that these snapshots do not give.
+        """Refuse a length that these snapshots cannot give.
 
         Raises:
-            UserError: with the range that they give.
+            UserError: with the range that they can give.
         """
         if not 0 < sigma_rel <= WIDEST:
             raise UserError(f"{option}: must be above 0 and at most {WIDEST:.4f} (the plain mean of the whole run), got {sigma_rel:g}")
@@ -138,17 +139,17 @@ class Snapshots:
         if error > LARGEST_ERROR:
             lengths = np.linspace(0.005, WIDEST, 200)
             good = [s for s in lengths if self.error(s) <= LARGEST_ERROR]
-            gives = f"they give {good[0]:.3f} to {good[-1]:.3f}" if good else "they give none"
+            gives = f"they can give {good[0]:.3f} to {good[-1]:.3f}" if good else "they can give none"
             raise UserError(
                 f"{option}: {sigma_rel:g} is not what {self.name} at {self.nimg / 1000:g} kimg can give:"
                 f" the profile would be off by {error:.0%} ({LARGEST_ERROR:.0%} at most); {gives}"
             )
 
     def rebuild(self, sigma_rel: float) -> Rebuilt:
-        """The average of this length at this moment.
+        """The average of a length at the time of these snapshots.
 
         Raises:
-            UserError: the snapshots do not give it.
+            UserError: the snapshots cannot give it.
         """
         while True:
             self.require(sigma_rel)
@@ -170,42 +171,56 @@ class Snapshots:
 
 
 def damage_in(damage: Damaged, kept: Sequence[Kept]) -> set[Path]:
-    """The snapshot folders that an error speaks of."""
+    """The snapshot folders that an error names."""
     return {k.path for k in kept if str(k.path) in str(damage)}
 
 
 def store(rebuilt: Rebuilt, run: Path, name: str) -> Path:
-    """Put an average into the run's folder, where `sample` and `evaluate` find it by name."""
+    """Write an average into the run's folder, where `sample` and `evaluate` find it by name.
+
+    Raises:
+        UserError: it could not be written.
+    """
     target = run / AVERAGES_FOLDER / name
     state = {"sigma_rel": rebuilt.sigma_rel, "profile_error": rebuilt.error, "coefficients": rebuilt.coefficients, "shape": rebuilt.shape}
     try:
         checkpoint.write(target, rebuilt.nimg, {"average": rebuilt.tensors, "buffers": rebuilt.buffers}, state)
     except OSError as error:
         raise UserError(
-            f"{target}: the average could not be written ({error.strerror or error}); make room and run the same command again"
+            f"{target}: the average could not be written ({error.strerror or error}); free some space and run the same command again"
         ) from error
     return target
 
 
 def default_name(sigma_rel: float, nimg: int) -> str:
+    """The name of a rebuilt average that was not given one."""
     return f"sigma_rel_{sigma_rel:g}_at_{nimg / 1000:g}"
 
 
 def require_name(name: str, taken: Sequence[str]) -> None:
-    """Refuse a name that cannot be an average's beside those of the run."""
+    """Refuse a name that an average of the run cannot have.
+
+    Raises:
+        UserError: with what a name may be.
+    """
     if not FREE_NAME.fullmatch(name) or name.isdigit() or name in RESERVED_NAMES or name in taken:
         raise UserError(
-            f"--name: {name!r} cannot be; use letters, digits, '_', '.', '-', no number, and none of {', '.join([*RESERVED_NAMES, *taken])}"
+            f"--name: {name!r} is not possible; use letters, digits, '_', '.' and '-', not only digits,"
+            f" and none of {', '.join([*RESERVED_NAMES, *taken])}"
         )
 
 
 def require_free(target: Path, rebuilt: Rebuilt) -> None:
-    """Refuse to put an average in the place of a different one."""
+    """Refuse to replace a different average of the same name.
+
+    Raises:
+        UserError: names the one that exists.
+    """
     if not (target / checkpoint.MANIFEST).is_file():
         return
     there = checkpoint.read(target, groups=[])
     if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
         raise UserError(
-            f"--name: {target.name!r} is an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg already;"
+            f"--name: {target.name!r} is already an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg;"
             f" choose another name, or delete {target}"
         )

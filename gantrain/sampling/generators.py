@@ -11,7 +11,6 @@ from gantrain.averaging import LIVE, recalibrate
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch, write_statistics
-from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
@@ -20,6 +19,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import group_of, open_run, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.sampling.latents import calibration_batches
+from gantrain.spectral_norm import refresh_spectral_norms
 
 # ---- generators from run folders -------------------------------------------------------------------------------------
 

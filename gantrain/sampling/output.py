@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gantrain.atomic_file import naming, whole
-from gantrain.distributed import on_any_process, together
+from gantrain.atomic_file import attribute_errors, open_draft
+from gantrain.distributed import on_any_process, raise_everywhere
 from gantrain.errors import UserError
 from gantrain.sampling.sheets import to_pil
 
@@ -68,7 +68,7 @@ class Out:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    with whole(path) as draft:
+    with open_draft(path) as draft:
         picture.save(draft)
 
 
@@ -94,7 +94,7 @@ class Pngs:
 
     def take(self, start: int, images: Tensor) -> None:
         for i, image in enumerate(images, start):
-            with naming(path := self.folder / f"{i:06d}.png"):
+            with attribute_errors(path := self.folder / f"{i:06d}.png"):
                 to_pil(image).save(path)
 
 
@@ -182,7 +182,7 @@ def draw_all(images: Callable[[int, int], Tensor], num: int, sink: Sink, acceler
             if on_any_process(accelerator, error is not None):
                 break
             bar.update(min(num, (first + world) * CHUNK) - bar.n)
-    together(accelerator, error)
+    raise_everywhere(accelerator, error)
 
 
 def columns_of(num: int, classes: int) -> int:

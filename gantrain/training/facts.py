@@ -104,7 +104,7 @@ class Facts:
         more: dict[str, Any] = {key: value for key, value in (("changed", changed), ("notes", self.notes)) if value}
         context.tracker.event(self.run.nimg, "resume" if path else "start", time=utc_now(), **self.known(), **more)
         context.tracker.say(self.headline(path))
-        context.tracker.say(f"performance: {performance.described(context.performance, context.config.performance, context.device)}")
+        context.tracker.say(f"performance: {performance.describe(context.performance, context.config.performance, context.device)}")
         for note in self.notes:
             context.tracker.say(f"note: {note}")
 

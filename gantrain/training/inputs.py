@@ -107,7 +107,7 @@ class Inputs:
     def as_input(self, batch: Batch) -> Batch:
         """Images and labels as the networks take them: uint8 `[b, C, H, W]` becomes float in [-1, 1]."""
         x, y = to_float(batch[0]), batch[1]
-        return performance.laid_out(x, self.context.performance), y
+        return performance.lay_out(x, self.context.performance), y
 
     def latents(self, purpose: str, k: int) -> Iterator[Batch]:
         """This process's k micro-batches of latents and labels, by position in the image stream."""

@@ -15,7 +15,7 @@ from gantrain.config.sections import Checkpoint
 from gantrain.errors import UserError
 from gantrain.evaluation.background import BackgroundEvaluation
 from gantrain.reporting.tracker import Tracker
-from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, keep_also, linked, save_under
+from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
 from gantrain.run_folder.contents import forget_rebuilt_after
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER
 from gantrain.run_folder.ownership import forget_abandoned
@@ -62,7 +62,7 @@ class Keeper:
         found = self.newest(sys.maxsize)
         if found is None:
             count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
-            raise UserError(f"{folder}: none of its {count} checkpoints is whole; delete this folder to start anew")
+            raise UserError(f"{folder}: none of its {count} checkpoints is whole; delete this folder to start over")
         return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
@@ -190,7 +190,7 @@ class Keeper:
             return None
         target = self.checkpoints.folder / found.name
         if found != target:
-            linked(found, target)
+            link_checkpoint(found, target)
         return target
 
     def close(self) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.batching.noise_scale import as_numbers
-from gantrain.models.layers import singular_values
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.console import Progress
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.json_values import as_json
+from gantrain.spectral_norm import singular_values
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
 from gantrain.training.inputs import Inputs

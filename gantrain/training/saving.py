@@ -12,7 +12,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.layout import BEST_FOLDER
-from gantrain.run_folder.ownership import locked, read_rollback, write_config
+from gantrain.run_folder.ownership import acquire_lock, read_rollback, write_config
 from gantrain.run_folder.provenance import new_run_id
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -91,7 +91,7 @@ class Saving:
         """
         if self.context.main:
             self.context.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(self.context.run_dir)
+            self._lock = acquire_lock(self.context.run_dir)
 
     def unlock(self) -> None:
         """Release the run folder."""
@@ -154,7 +154,7 @@ class Saving:
             path = BEST_FOLDER if best_only else f"checkpoints/{nimg:012d}"
             self.context.tracker.event(nimg, "checkpoint", path=path, best_of=self.best_of)
             self.keeper.collect(nimg, wait=True)  # before the copies are made: one of each is in memory
-            tensors = {group: checkpoint.plain(named) for group, named in self.players.tensors().items()}
+            tensors = {group: checkpoint.to_cpu(named) for group, named in self.players.tensors().items()}
             held = self.guard.watch.well_until
             self.keeper.save(nimg, tensors, self.state(pending), self.best_of, best_only, held, self.to_score)
         self.forget_wishes()
@@ -207,7 +207,7 @@ class Saving:
             self.keeper.collect(self.run.nimg, wait=True)
             tensors = self.players.bank.tensors()
             groups = {group_of(name): compact(tensors[name]) for name in sorted(exponents)}
-            groups["buffers"] = checkpoint.plain(dict(self.players.G.network.named_buffers()))
+            groups["buffers"] = checkpoint.to_cpu(dict(self.players.G.network.named_buffers()))
             state = {"gammas": dict(sorted(exponents.items())), "shape": list(self.players.shape)}
             self.keeper.snapshot(self.run.nimg, groups, state)
 

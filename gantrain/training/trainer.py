@@ -269,4 +269,4 @@ def prepared(config: Config, accelerator: Accelerator) -> Context:
         )
     run_dir = Path(config.run_dir).expanduser()
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
-    return Context(config, accelerator, run_dir, tracker, performance.picked(config.performance, device))
+    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device))

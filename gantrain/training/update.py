@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from gantrain.batching.noise_scale import GradientProbe
 from gantrain.losses import Loss, Penalty
-from gantrain.models.layers import frozen_power_iteration
-from gantrain.models.spectral_norm import held
+from gantrain.spectral_norm import frozen_power_iteration, reuse_normed_weights
 from gantrain.training.players import Player
 
 Stats = dict[str, Tensor]
@@ -88,7 +87,7 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
     if probe and probe.halves(k):
         rounds, k = halves(rounds), 2 * k
     total: Stats = {}
-    with held(other.network), probe.listening() if probe else nullcontext():
+    with reuse_normed_weights(other.network), probe.listening() if probe else nullcontext():
         for j, batch in enumerate(rounds):
             # no_sync must span the forward too: DDP decides there whether this backward will exchange gradients.
             sync = nullcontext() if j == k - 1 else player.no_sync()

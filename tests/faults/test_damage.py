@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, error_of
 from test_commands import newest, same_run
 
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, sealed
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, seal
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 FEW = ["eval.metrics=[fid]", "tracking.samples_every_kimg=null", "tracking.sample_rows=1"]
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_taken(run, tmp_path, dama
         damage(last / name)
         said: list[str] = []
         assert CheckpointStore(folder, say=said.append).newest() == before, name
-        assert len(said) == 1 and said[0].startswith(str(last / name)) and said[0].endswith("; passed over"), said
+        assert len(said) == 1 and said[0].startswith(str(last / name)) and said[0].endswith("; skipped"), said
         with pytest.raises(Damaged, match=name):
             read(last)
         if (last / name).is_dir():
@@ -118,11 +118,11 @@ def test_a_pickle_with_a_manifest_to_match_is_passed_over_unread(run, tmp_path):
     (last / "g.safetensors").write_bytes(evil)
     body = {key: value for key, value in read_manifest(last).items() if key != "seal"}
     body["files"]["g.safetensors"] = {"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
-    (last / "manifest.json").write_bytes(sealed(body))
+    (last / "manifest.json").write_bytes(seal(body))
     said: list[str] = []
-    assert CheckpointStore(folder, say=said.append).newest() == before and "g.safetensors: is no safetensors file" in said[0]
+    assert CheckpointStore(folder, say=said.append).newest() == before and "g.safetensors: is not a safetensors file" in said[0]
     (last / "manifest.json").write_bytes(b"[" * 100_000)
-    with pytest.raises(Damaged, match="manifest.json: the manifest is no JSON"):
+    with pytest.raises(Damaged, match="manifest.json: the manifest is not JSON"):
         read(last)
     (last / "manifest.json").write_bytes(canonical({"format": 4}))
     assert CheckpointStore(folder).newest() == before
@@ -150,7 +150,7 @@ def test_a_manifest_that_means_other_files_is_refused(run, tmp_path, files):
     shutil.copytree(run / "checkpoints", folder)
     *_, before, last = sorted(folder.iterdir())
     body = {key: value for key, value in read_manifest(last).items() if key != "seal"}
-    (last / "manifest.json").write_bytes(sealed({**body, "files": files}))
+    (last / "manifest.json").write_bytes(seal({**body, "files": files}))
     with pytest.raises(Damaged, match="manifest.json: "):
         read(last)
     assert CheckpointStore(folder).newest() == before
@@ -164,7 +164,7 @@ def test_the_command_goes_on_from_the_one_before_to_the_same_bits(run, gantrain,
     flip(0.5)(last / "d.safetensors")
     (middle / "state.json").unlink()
     done = gantrain("train", DIGITS, f"run_dir={copy}", *TINY, *FEW, "checkpoint.keep_last=3", "checkpoint.keep_best=[eval/ema/digits_fid]")
-    assert f"{last / 'd.safetensors'}: its SHA-256 is not that of what was written; passed over" in done.stdout
+    assert f"{last / 'd.safetensors'}: its SHA-256 is not that of what was written; skipped" in done.stdout
     assert f"{middle / 'state.json'}: cannot be read" in done.stdout and "resumed at 0.16 of 0.32 kimg" in done.stdout
     same_run(run, copy)
     flip(0.5)(newest(copy) / "g.safetensors")
@@ -177,7 +177,7 @@ def test_where_none_but_the_best_is_whole_the_run_goes_on_from_there(run, gantra
     for path in (copy / "checkpoints").iterdir():  # copies, no links
         flip(0.5)(path / "g.safetensors")
     done = gantrain("train", DIGITS, f"run_dir={copy}", *TINY, *FEW, "checkpoint.keep_last=3", "checkpoint.keep_best=[eval/ema/digits_fid]")
-    assert done.stdout.count("passed over") == 3 and f"resumed at {int(best.name) / 1000:g} of 0.32 kimg" in done.stdout
+    assert done.stdout.count("; skipped") == 3 and f"resumed at {int(best.name) / 1000:g} of 0.32 kimg" in done.stdout
     same_run(run, copy)
 
 
@@ -190,9 +190,9 @@ def test_where_none_is_whole_one_line_says_so(run, gantrain, tmp_path):
     (best,) = (copy / "best" / "eval.ema.digits_fid").iterdir()
     flip(0.5)(best / "g.safetensors")
     line = error_of(gantrain(*settings, check=False))
-    assert f"{copy / 'checkpoints'}: none of its 3 checkpoints is whole; delete this folder to start anew" in line
+    assert f"{copy / 'checkpoints'}: none of its 3 checkpoints is whole; delete this folder to start over" in line
     (copy / "rollback.json").write_text('{"to": 3}')
-    assert f"{copy / 'rollback.json'}: is damaged; delete it to go on as if the run had not been rolled back" in error_of(
+    assert f"{copy / 'rollback.json'}: is damaged; delete it to continue as if the run had not been rolled back" in error_of(
         gantrain(*settings, check=False)
     )
 
@@ -208,7 +208,7 @@ def test_a_best_checkpoint_is_sampled_and_a_damaged_one_refused(run, gantrain, t
     for inside in (best, best.parent):
         line = error_of(gantrain("sample", inside, "--out", tmp_path / "none.png", check=False))
         assert (
-            f"{inside}: is no run folder but a part of one; give {copy}, and --kimg {int(best.name) / 1000:g} for this checkpoint" in line
+            f"{inside}: is not a run folder but part of one; pass {copy}, and --kimg {int(best.name) / 1000:g} for this checkpoint" in line
         )
     flip(0.5)(best / "average.ema.safetensors")
     assert f"{best / 'average.ema.safetensors'}: its SHA-256 is not that of what was written" in error_of(gantrain(*arguments, check=False))

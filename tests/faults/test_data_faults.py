@@ -20,7 +20,7 @@ from test_preemption import environment, trained_to, wait_until
 
 from gantrain.data import Folder
 from gantrain.errors import UserError
-from gantrain.run_folder.ownership import locked
+from gantrain.run_folder.ownership import acquire_lock
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -153,7 +153,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_running(pictures
     process.kill()
     process.wait()
     assert all(worker.is_running() for worker in workers)
-    with locked(run):
+    with acquire_lock(run):
         pass
     for worker in workers:
         worker.kill()

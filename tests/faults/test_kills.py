@@ -33,8 +33,8 @@ from gantrain.training import pictures, trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
     "training": (trainer.Trainer, "update"), "scoring": (evaluator.Evaluator, "features_of"), "drawing": (pictures, "save_side_by_side"),
-    "writing": (checkpoint, "written"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
-    "recording": (Tracker, "_write"), "syncing": (checkpoint, "sync_folder"),
+    "writing": (checkpoint, "write_synced"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
+    "recording": (Tracker, "_write"), "syncing": (checkpoint, "sync"),
 }[place]
 call = getattr(owner, name)
 def killed(*arguments, **kwargs):
