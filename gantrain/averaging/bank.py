@@ -14,8 +14,7 @@ from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.rule import Averager, Weights
 from gantrain.averaging.spectral import refresh_spectral_norms
 from gantrain.errors import UserError, did_you_mean
-
-LIVE = "live"  # the name of the weights that are trained, among the averages
+from gantrain.score_names import LIVE
 
 
 class AverageBank:

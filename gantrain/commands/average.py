@@ -24,6 +24,7 @@ from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
+from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.result_file import target_of, write
@@ -170,11 +171,11 @@ def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: floa
     for i, m in enumerate(metrics):
         axes = figure.add_subplot(rows, columns, i + 1)
         values = [scores[f"{s:g}"][m] for s in lengths]
-        axes.plot(lengths, values, marker="o", color="#1f5fa8", linewidth=1.8, markersize=5)
-        axes.axvline(best, color="#c2410c", linewidth=1, linestyle="--", zorder=0)
+        axes.plot(lengths, values, marker="o", color=COLOURS[0], linewidth=1.8, markersize=5)
+        axes.axvline(best, color=COLOURS[1], linewidth=1, linestyle="--", zorder=0)
         if m == metric:
             axes.plot(
-                [best], [scores[f"{best:g}"][m]], marker="o", color="#c2410c", markersize=8, label=f"best: {best:g}", linestyle="none"
+                [best], [scores[f"{best:g}"][m]], marker="o", color=COLOURS[1], markersize=8, label=f"best: {best:g}", linestyle="none"
             )
             axes.legend(frameon=False)
         higher = better_when_higher(m)

@@ -17,11 +17,12 @@ from gantrain.errors import UserError, did_you_mean
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.score_names import better_when_higher
+from gantrain.text_table import align
 
 
 def call(arguments: argparse.Namespace) -> None:
     rows = list_runs(arguments.folders, arguments.by, arguments.sort)
-    print(as_json_lines(rows) if arguments.json else table(rows, width=terminal_width()))
+    print(as_json_lines(rows) if arguments.json else listing(rows, width=terminal_width()))
 
 
 BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # one of them makes a folder with a configuration a run
@@ -134,7 +135,7 @@ def in_order(rows: list[Row], order: str) -> list[Row]:
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row], now: float | None = None, width: int | None = None) -> str:
+def listing(rows: Sequence[Row], now: float | None = None, width: int | None = None) -> str:
     """The listing: a row a run, columns aligned; of a damaged one, what is wrong with it.
 
     Args:
@@ -142,30 +143,24 @@ def table(rows: Sequence[Row], now: float | None = None, width: int | None = Non
         width: characters of the terminal, into which long names are shortened; None shortens none.
     """
     now = time.time() if now is None else now
-    scores = even(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
-    metrics = even([row.metric or "" for row in rows])
-    seen = even(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
+    scores = align(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
+    metrics = align([row.metric or "" for row in rows])
+    seen = align(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
     columns = [
-        even(["status", *(row.status for row in rows)]),
-        even(["kimg", *("" if row.error else f"{one} of {row.total_kimg:g}" for row, one in zip(rows, seen))]),
-        even(["best score", *("-" if row.score is None else f"{metric} {score}" for row, metric, score in zip(rows, metrics, scores))]),
-        even(["average", *(row.average or "-" for row in rows)]),
-        even(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
-        even(["last change", *(when(row.changed, now) for row in rows)]),
+        align(["status", *(row.status for row in rows)]),
+        align(["kimg", *("" if row.error else f"{one} of {row.total_kimg:g}" for row, one in zip(rows, seen))]),
+        align(["best score", *("-" if row.score is None else f"{metric} {score}" for row, metric, score in zip(rows, metrics, scores))]),
+        align(["average", *(row.average or "-" for row in rows)]),
+        align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
+        align(["last change", *(when(row.changed, now) for row in rows)]),
     ]
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
-    lines = zip(even([shortened(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
+    lines = zip(align([shortened(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
     said = [
         f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
         for row, line in zip((None, *rows), lines)
     ]
     return "\n".join(line.rstrip() for line in said)
-
-
-def even(texts: Sequence[str], right: bool = False) -> list[str]:
-    """Texts of one width, flush left or right."""
-    width = max(map(len, texts), default=0)
-    return [text.rjust(width) if right else text.ljust(width) for text in texts]
 
 
 def shortened(text: str, width: int | None) -> str:

@@ -12,11 +12,10 @@ from gantrain.metrics.kid import Kid
 from gantrain.metrics.precision_recall import PrecisionRecall
 from gantrain.metrics.protocols import PROTOCOLS, Protocol
 from gantrain.metrics.resampling import SUFFIX, half_widths
-from gantrain.score_names import HIGHER_IS_BETTER
+from gantrain.score_names import HIGHER_IS_BETTER, SPREADS
 
 METRICS: dict[str, type] = {"fid": Fid, "is": InceptionScore, "kid": Kid, "prc": PrecisionRecall, "fid_infinity": FidInfinity}
 EXTRACTORS: dict[str, type] = {"inception": InceptionFeatures, "digits": DigitsFeatures}
-SPREADS = ("_std", SUFFIX)  # ends of names that are no scores but say how sure one is
 
 
 def needs(metric: object) -> str:

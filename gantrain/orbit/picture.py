@@ -13,17 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from gantrain.averaging import LIVE
 from gantrain.orbit.analysis import PLAYERS, Analysis
 from gantrain.orbit.recorder import FOLDER
 from gantrain.orbit.words import as_record, headline
+from gantrain.palette import COLOURS, FAINT, MARKS, style_of
 from gantrain.run_folder.json_values import as_json
+from gantrain.score_names import LIVE
 from gantrain.theory.orbit_fit import displacement_of, principal_directions
 
-COLOURS = "viridis"
-AVERAGES = ("#c2410c", "#1f5fa8", "#a21caf", "#4d7c0f", "#b45309", "#0f766e")  # of the averages' marks, over and over
-MARKS = ("o", "s", "D", "^", "v", "P")
-FAINT, SWAP = "#9ca3af", "#dc2626"
+TIME = "viridis"  # Matplotlib's colours of a path, from its beginning to its end
+SWAP = MARKS["swap"].colour
 DEVIATIONS = 2  # of the ellipse
 
 
@@ -50,7 +49,7 @@ def draw(analyses: Sequence[Analysis], path: Path, title: str) -> None:
 def path_line(axes: Axes, points: np.ndarray, kimg: np.ndarray) -> None:
     """A path `[n, 2]` coloured by time, which a bar beside it says; a jump is left open."""
     moves = np.diff(kimg) > 0
-    line = LineCollection(list(np.stack([points[:-1], points[1:]], axis=1)[moves]), cmap=COLOURS, linewidths=1.2, zorder=3)
+    line = LineCollection(list(np.stack([points[:-1], points[1:]], axis=1)[moves]), cmap=TIME, linewidths=1.2, zorder=3)
     line.set_array(kimg[1:][moves])
     axes.add_collection(line)
     axes.autoscale_view()
@@ -61,14 +60,15 @@ def path_line(axes: Axes, points: np.ndarray, kimg: np.ndarray) -> None:
 
 def averages_in(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, rows: np.ndarray, size: float) -> None:
     """The averages' own paths over these rows, faint, and marks where the last of them finds them."""
-    for i, standing in enumerate(a.standings):
-        colour = AVERAGES[i % len(AVERAGES)]
+    styles = style_of(a.averagers)
+    for standing in a.standings:
+        style = styles[standing.name]
         points = (a.motion.sketches[standing.name][rows] - center) @ plane.T
-        axes.plot(*points.T, color=colour, linewidth=0.9, alpha=0.55, zorder=4)
+        axes.plot(*points.T, color=style.colour, linestyle=style.linestyle, linewidth=0.9, alpha=0.55, zorder=4)
         axes.plot(
             *points[-1],
-            MARKS[i % len(MARKS)],
-            color=colour,
+            style.marker,
+            color=style.colour,
             markeredgecolor="white",
             markeredgewidth=0.6,
             markersize=size,
@@ -77,8 +77,8 @@ def averages_in(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, 
         )
     axes.plot(
         *((a.motion.sketches[LIVE][rows[-1]] - center) @ plane.T),
-        "X",
-        color="black",
+        styles[LIVE].marker,
+        color=styles[LIVE].colour,
         markeredgecolor="white",
         markeredgewidth=0.6,
         markersize=size + 1,
@@ -175,12 +175,12 @@ def draw_displacement(axes: Axes, a: Analysis) -> None:
     lags, whole = displacement_of(kimg[half:], live[half:])
     plane = np.stack([d.vector for d in fit.directions])
     _, along = displacement_of(kimg[half:], live[half:] @ plane.T)
-    axes.loglog(lags, whole, "o", color="#1f5fa8", markersize=4, label="all directions")
-    axes.loglog(lags, along, "s", color="#c2410c", markersize=4, label="those of the fit")
+    axes.loglog(lags, whole, "o", color=COLOURS[0], markersize=4, label="all directions")
+    axes.loglog(lags, along, "s", color=COLOURS[1], markersize=4, label="those of the fit")
     if fit.holds:
         expected = sum(2 * fit.variance_of(d) * -np.expm1(-fit.rate_of(d) * lags) for d in fit.directions)
-        axes.loglog(lags, expected, "--", color="#c2410c", linewidth=1.2, label="the fitted orbit")
-    axes.loglog(lags, sum(a.parts.at(lags)), "--", color="#1f5fa8", linewidth=1.1, label="orbit + walk + drift")
+        axes.loglog(lags, expected, "--", color=COLOURS[1], linewidth=1.2, label="the fitted orbit")
+    axes.loglog(lags, sum(a.parts.at(lags)), "--", color=COLOURS[0], linewidth=1.1, label="orbit + walk + drift")
     axes.loglog(lags, whole[0] * lags / lags[0], color=FAINT, linewidth=1, label="a random walk: like t")
     axes.loglog(lags, whole[0] * (lags / lags[0]) ** 2, ":", color=FAINT, linewidth=1.2, label="a drift: like t²")
     for axis in (axes.xaxis, axes.yaxis):
@@ -201,8 +201,6 @@ def picture_path(run: Path, found: Sequence[Analysis]) -> Path:
 
 def keep(found: Sequence[Analysis], picture: Path, title: str) -> Path:
     """Draw what was found and write its numbers beside the picture; where these are."""
-    from gantrain.orbit.picture import draw
-
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw(found, picture, title)
     record = picture.with_suffix(".json")

@@ -12,11 +12,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gantrain.averaging import LIVE
-from gantrain.reporting.charts import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, batches, marks, number, style_of, thinned
+from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, nth_style
+from gantrain.reporting.charts import batches, drawable, marks, styles_in, thinned
 from gantrain.reporting.comparison import Curve, Group, curves
 from gantrain.run_folder.record import Record
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import LIVE, better_when_higher
 
 SCORE_HEIGHT, OTHER_HEIGHT, MARKS_HEIGHT = 210, 150, 34  # pixels
 HEAD, FOOT, GAP = 70, 50, 46
@@ -56,7 +56,7 @@ class Stack:
         shown = style.pop("named", True) and key not in self._named
         self._named |= {key} if shown else set()
         trace = go.Scatter(
-            x=list(x), y=list(map(number, y)), name=name, legendgroup=name, showlegend=shown, line={"color": colour, **style.pop("line", {})}, meta=meta,
+            x=list(x), y=list(map(drawable, y)), name=name, legendgroup=name, showlegend=shown, line={"color": colour, **style.pop("line", {})}, meta=meta,
             **{"mode": "lines", **style},
         )  # fmt: skip
         self.figure.add_trace(trace, row=self.rows[row], col=1)
@@ -116,20 +116,15 @@ def title_of(metric: str) -> str:
     return metric + {True: " (higher is better)", False: " (lower is better)", None: ""}[better_when_higher(metric)]
 
 
-def averages_of(groups: Sequence[Group]) -> list[str]:
-    """Everything that was scored, live first."""
-    return list(dict.fromkeys(name for group in groups for record in group.records for name in record.averages))
-
-
 def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
     """A metric's row: a line an average (or a group), with the interval over seeds as a band and the seeds' own lines, faint."""
-    row, styles = title_of(metric), style_of(averages_of(groups))
+    row, styles = title_of(metric), styles_in(*(record for group in groups for record in group.records))
     found = [(i, group, curve) for i, group in enumerate(groups) for curve in curves(group, metric)]
     finite = [y for *_, curve in found for x, y in zip(curve.kimg, curve.mean) if x > 0 and math.isfinite(y)]
     log = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
     for i, group, curve in found:
         one = len(groups) == 1
-        style = styles[curve.average] if one else {"color": COLOURS[i % len(COLOURS)], "dash": "solid"}
+        style = styles[curve.average] if one else nth_style(i)
         add_curve(made, row, curve, curve.average if one else group.name, style, group.name, lowest=min(finite) / 10 if log else -math.inf)
     if len(groups) == 1 and not groups[0].several:
         add_swap_scores(made, row, groups[0].records[0], metric)
@@ -140,9 +135,9 @@ def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
         made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=made.rows[row], col=1)
 
 
-def add_curve(made: Stack, row: str, curve: Curve, name: str, style: dict[str, str], group: str, lowest: float) -> None:
+def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, group: str, lowest: float) -> None:
     """One average's line, band and seeds; nothing of the band lies below `lowest`, which a logarithmic axis cannot show."""
-    meta, colour = {"average": curve.average}, style["color"]
+    meta, colour = {"average": curve.average}, style.colour
     if curve.half is not None:
         bounds = [(x, max(m - h, lowest), m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
         made.line(
@@ -166,7 +161,7 @@ def add_curve(made: Stack, row: str, curve: Curve, name: str, style: dict[str, s
     spread = " ± %{customdata:.3g}" if curve.half is not None else ""
     made.line(
         row, name, curve.kimg, curve.mean, colour, "score", group, mode="lines+markers", marker={"size": 6}, meta=meta,
-        line={"width": 2.2, "dash": "dot" if curve.average == LIVE else style["dash"]}, customdata=None if curve.half is None else list(map(number, curve.half)),
+        line={"width": 2.2, "dash": style.dash}, customdata=None if curve.half is None else list(map(drawable, curve.half)),
         hovertemplate=f"{name} %{{y:.5g}}{spread}<extra></extra>",
     )  # fmt: skip
 
@@ -230,7 +225,7 @@ def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]
             rounds if key == "batch/rounds" else size for _, size, rounds in batches(record)
         ]
     lines = thinned([line for line in record.training if key in line])
-    return [line["nimg"] / 1000 for line in lines], [number(line[key]) for line in lines]
+    return [line["nimg"] / 1000 for line in lines], [drawable(line[key]) for line in lines]
 
 
 def add_marks(made: Stack, record: Record, lines: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gantrain.reporting.charts import MARKS, batch_figure, number, scores_figure
+from gantrain.palette import MARKS
+from gantrain.reporting.charts import batch_figure, drawable, scores_figure
 from gantrain.reporting.event_words import mark_of
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import METRICS_FILE
@@ -59,7 +60,7 @@ def scores_table(told: Record) -> Table:
     metrics = [metric for metric in told.metrics if any(metric in row for row in last.values())]
     best = {metric: best_value(metric, [row.get(metric) for row in last.values()]) for metric in metrics}
     rows = [
-        [name, *(number(row.get(m)) for m in metrics), ", ".join(m for m in metrics if best[m] is not None and row.get(m) == best[m])]
+        [name, *(drawable(row.get(m)) for m in metrics), ", ".join(m for m in metrics if best[m] is not None and row.get(m) == best[m])]
         for name, row in last.items()
     ]
     return ["average", *metrics, "best by"], rows

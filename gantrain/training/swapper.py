@@ -12,6 +12,7 @@ from gantrain.batching import BatchController
 from gantrain.config.sections import AUTO, Swap
 from gantrain.metrics import SPREADS
 from gantrain.reporting.tracker import Tracker
+from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player, reset_optimizer
 
 MetricValues = dict[str, float]
@@ -177,16 +178,16 @@ class Swapper:
         """A table: three rows a swap, the live weights' scores before, at and after it."""
         taken = [m for record in self.records for scores in record["scores"].values() for m in dict(scores)]
         metrics = [m for m in dict.fromkeys(taken) if not m.endswith(SPREADS)]  # eval.metrics may change at a resume
-        columns = [max(len(m), 9) for m in metrics]
-        lines = ["  ".join([f"{'swap at kimg':>12}", f"{'batch':>14}", f"{'live':<6}", *(m.rjust(c) for m, c in zip(metrics, columns))])]
+        rows = [["swap at kimg", "batch", "live", *metrics]]
         for record in self.records:
-            head = [f"{record['nimg'] / 1000:12.6g}", "{} -> {}".format(*record["batch"]).rjust(14)]
+            head = [f"{record['nimg'] / 1000:.6g}", "{} -> {}".format(*record["batch"])]
             for moment in [m for m in MOMENTS if m in record["scores"]]:
                 scores = dict(record["scores"][moment])
-                cells = [f"{scores.get(m, float('nan')):{c}.4f}" for m, c in zip(metrics, columns)]
-                lines.append("  ".join([*head, f"{moment:<6}", *cells]))
-                head = [" " * 12, " " * 14]
-        return "\n".join(lines)
+                rows.append([*head, moment, *(f"{scores.get(m, float('nan')):.4f}" for m in metrics)])
+                head = ["", ""]
+        at, batch, live, *values = zip(*rows)
+        columns = [align(at, right=True), align(batch, right=True, least=14), align(live, least=6)]
+        return join_columns([*columns, *(align(column, right=True, least=9) for column in values)])
 
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
