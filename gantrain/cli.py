@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when it is done, 2 on a user's mistake, 3 where the guard gave a training up, 75 when a signal
     asks for the machine (run it again), 130 on Ctrl-C."""
     status = run(argv)
-    if getattr(sys.modules.get("gantrain.reporting.wandb_run"), "HUNG", None):  # W&B's own end would wait for what it waits for
+    if getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None):  # W&B's own end would wait for what it waits for
         said()
         os._exit(status)
     said()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gantrain.config.config import Config
+from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, style_of
 from gantrain.reporting import charts
 from gantrain.run_folder.record import Record, followed
 
@@ -66,20 +67,20 @@ def test_scores_of_every_average_are_drawn_at_their_time():
 
 
 def test_live_is_grey_and_an_average_keeps_its_colour():
-    """By the order in which they first appear, whichever a metric has; and no two lines of a dozen look alike."""
+    """By its place in the configuration (ema, ema_short, swa), whichever a metric has; and no two lines of a dozen look alike."""
     found = traces(charts.scores_figure(record(*RUN), "fid"))
-    assert [found[name]["line"]["color"] for name in ("live", "swa", "ema")] == [charts.LIVE_COLOUR, *charts.COLOURS[:2]]
+    assert [found[name]["line"]["color"] for name in ("live", "swa", "ema")] == [LIVE_COLOUR, COLOURS[2], COLOURS[0]]
     later = traces(charts.scores_figure(record(*RUN, scores(50000, ema__is=2.0)), "is"))
     assert later["ema"]["line"] == found["ema"]["line"] and "swa" not in later
-    styles = charts.style_of(["live", *map(str, range(12))])
-    assert len({tuple(style.values()) for style in styles.values()}) == 13
+    styles = style_of(["live", *map(str, range(12))])
+    assert len({(style.colour, style.dash) for style in styles.values()}) == 13
 
 
 def test_swaps_growths_and_rollbacks_are_marked():
     """Each once, where it happened, with words to be pointed at; of a swap's three lines only the moment counts."""
     for figure in (charts.scores_figure(record(*RUN), "fid"), charts.batch_figure(record(*RUN))):
         found = traces(figure)
-        assert {kind: found[kind]["x"] for kind in charts.MARKS} == {
+        assert {kind: found[kind]["x"] for kind in MARKS} == {
             "swap": [20, 20, 20, None],
             "growth": [12, 12, 12, None],
             "rollback": [31, 31, 31, None],
@@ -87,7 +88,7 @@ def test_swaps_growths_and_rollbacks_are_marked():
         assert found["swap"]["text"][1] == "swap at 20 kimg<br>swa in place of the live weights of G and D"
         assert found["growth"]["text"][1] == "growth at 12 kimg<br>batch 64 -> 128: so"
         assert found["rollback"]["text"][1] == "rollback at 31 kimg<br>loss/d not finite; back to 22 kimg"
-        for kind in charts.MARKS:  # in every panel, in the legend once, on an axis from 0 to 1 over the panel's own
+        for kind in MARKS:  # in every panel, in the legend once, on an axis from 0 to 1 over the panel's own
             mine = [one for one in figure.data if one.name == kind]
             assert [one.showlegend for one in mine] == [True, False, False][: len(mine)]
             for one in mine:

@@ -63,7 +63,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_a_row_a_run(folder):
     rows = listing.list_runs([str(folder)])
-    text = listing.table(rows, NOW)
+    text = listing.listing(rows, NOW)
     *whole, torn = text.splitlines()
     assert (
         torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is not the configuration of a run (it has no total_kimg)"
@@ -75,7 +75,7 @@ def test_a_row_a_run(folder):
 
 def test_columns_are_aligned(folder):
     """What stands right of a number is where it is in every other row."""
-    lines = listing.table(listing.list_runs([str(folder)]), NOW).splitlines()[:-1]
+    lines = listing.listing(listing.list_runs([str(folder)]), NOW).splitlines()[:-1]
     head, rows = lines[0], lines[1:]
     for name in ("status", "kimg", "best score", "average", "last change"):
         at = head.index(name)
@@ -162,8 +162,8 @@ def test_a_long_name_loses_its_middle(width):
 def test_names_are_shortened_on_a_terminal_only(tmp_path):
     by_hand(tmp_path / ("n" * 60), event(0, "start"), score(16, 1.0))
     rows = listing.list_runs([str(tmp_path)])
-    assert max(map(len, listing.table(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.table(rows, NOW)
-    assert "n...n" in listing.table(rows, NOW, width=20)
+    assert max(map(len, listing.listing(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.table(rows, NOW)
+    assert "n...n" in listing.listing(rows, NOW, width=20)
 
 
 def test_mistakes_are_one_line(folder, tmp_path, gantrain):

@@ -20,7 +20,7 @@ from PIL import Image
 from test_swapping import TINY
 
 from gantrain.reporting.comparison import half_width, matched
-from gantrain.reporting.page import spread
+from gantrain.reporting.drawn_pictures import spread
 from gantrain.reporting.page_figures import ladder
 
 DIGITS = ROOT / "configs" / "digits_swap.yaml"
@@ -171,9 +171,8 @@ def test_swaps_and_growths_are_marked_at_their_images(one):
             == wanted
             == [line["nimg"] / 1000 for line in one.lines if line.get("event") == kind and line.get("moment", "at") == "at"]
         )
-    assert "swa in place of the live weights of G and D" in [
-        t for trace in one.page.traces("mark") if trace["name"] == "swap" for t in trace["text"]
-    ]
+    words = [t for trace in one.page.traces("mark") if trace["name"] == "swap" for t in trace["text"]]
+    assert len(words) == 2 and all(one.startswith("swa in place of the live weights of G and D; batch ") for one in words)
     assert [shape["x0"] for shape in one.page.json["figure"]["layout"]["shapes"]] == [0.32, 0.64]
 
 

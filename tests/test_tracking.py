@@ -12,7 +12,6 @@ import sys
 import pytest
 from conftest import ROOT, lines_of
 
-from gantrain.config.sections import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
 from gantrain.reporting.console import Progress, console_line, duration, fixed
 from gantrain.reporting.tracker import Tracker
@@ -131,7 +130,6 @@ def test_a_record_that_is_shorter_than_the_checkpoint_says(tmp_path):
 def test_a_process_that_is_not_the_main_one_writes_and_says_nothing(tmp_path, capsys):
     silent = Tracker(tmp_path, enabled=False)
     silent.open(10)
-    silent.start_wandb(Wandb(mode="offline"), "abc", {})
     silent.say("hello")
     silent.log(0, {"x": 1})
     silent.event(0, "start")
@@ -245,7 +243,7 @@ def test_a_number_keeps_its_width(value, width, decimals, text):
 def test_what_two_threads_say_is_lines():
     """Each whole, on a pipe, however often they speak."""
     code = (
-        "import sys, threading; from pathlib import Path; from gantrain.tracking import Tracker; sys.setswitchinterval(1e-6)\n"
+        "import sys, threading; from pathlib import Path; from gantrain.reporting.tracker import Tracker; sys.setswitchinterval(1e-6)\n"
         "speak = lambda word: [Tracker(Path('.')).say(word * 50) for _ in range(3000)]\n"
         "threads = [threading.Thread(target=speak, args=(word,)) for word in 'abcd']\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"

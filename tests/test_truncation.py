@@ -12,6 +12,7 @@ from conftest import ROOT, TINY, error_of
 from PIL import Image
 
 from gantrain.commands.truncation import best_of, draw_curves, f1
+from gantrain.palette import style_of
 
 ALL = "eval.metrics=[fid,is,prc]"
 
@@ -100,7 +101,7 @@ def test_best_points_and_f1_by_hand():
 
 def test_a_picture_of_one_curve_and_of_no_numbers(tmp_path):
     rows = {"0.5": {"fid": math.nan, "is": math.nan}, "1": {"fid": 2.0, "is": 3.0}}
-    draw_curves({"ema": rows}, {"ema": best_of(rows, [("is", "fid")])}, [("is", "fid")], "one", tmp_path / "one.png")
+    draw_curves({"ema": rows}, {"ema": best_of(rows, [("is", "fid")])}, [("is", "fid")], style_of(["ema"]), "one", tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size == (930, 780)
 
 

@@ -22,7 +22,6 @@ from test_record import FEW, by_hand, environment, event, score, train
 
 from gantrain import cli, lock as locks
 from gantrain.commands.watch import Follower, told_before, watch
-from gantrain.config.config import Config
 from gantrain.reporting.console import console_line
 from gantrain.reporting.event_words import Teller
 from gantrain.run_folder import record
@@ -96,7 +95,7 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
         assert wanted and [line for line in watched.splitlines() if line.startswith(start)][: len(wanted)] == wanted, start
     assert "swap: swa in place of the live weights of G and D at 0.24 kimg; batch 16 -> 32; live digits_fid " in watched
     assert watched.startswith(
-        f"run: {run}, done, 0.336 of 0.32 kimg; BigGAN on Digits, Hinge loss, seed 0, batch 16 (OnSwap); averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
+        f"run: {run}, done, 0.336 of 0.32 kimg; biggan on digits, hinge loss, seed 0, batch 16 (on_swap); averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
     )
     assert watched.splitlines()[-1] == "done at 0.336 kimg" and "scores at 0.16 kimg (32 samples each):\naverage " in watched
     few = gantrain("watch", run, "--last", 2).stdout
@@ -273,7 +272,7 @@ def test_another_machines_run_is_followed_until_it_is_still(tmp_path, monkeypatc
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
-BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, "lr_scale": 0.25}
+BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, "max_rollbacks": 3, "lr_scale": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -298,12 +297,12 @@ BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, 
     ],
 )
 def test_events_in_words(line, text):
-    assert Teller(Config()).text(line) == text
+    assert Teller(200.0).text(line) == text
 
 
 def test_where_the_run_is_and_how_long_it_takes():
     """By the rate of the last lines, 100 images a second and then 50; a rollback goes back, late scores do not."""
-    teller = Teller(Config(total_kimg=1))
+    teller = Teller(1.0)
     assert teller.rest() == ""
     for line in (event(0, "start"), train(100, **{"throughput/img_per_s": 100.0}), train(200, **{"throughput/img_per_s": 50.0})):
         teller.text(line)
@@ -325,8 +324,8 @@ def test_the_last_things_said_are_the_last_of_all(last):
             event(n, "checkpoint"),
         ]
     raw = [json.dumps(line).encode() + b"\n" for line in lines]
-    everything = list(filter(None, map(Teller(Config()).text, lines)))
-    assert told_before(raw, Teller(Config()), last) == everything[len(everything) - last :][-last or len(everything) :]
+    everything = list(filter(None, map(Teller(200.0).text, lines)))
+    assert told_before(raw, Teller(200.0), last) == everything[len(everything) - last :][-last or len(everything) :]
 
 
 # ---- bars ------------------------------------------------------------------------------------------------------------

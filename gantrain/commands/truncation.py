@@ -130,7 +130,7 @@ def best_of(rows: Scores, curves: list[tuple[str, str]]) -> dict[str, Point]:
             values = {float(t): f1(row[y], row[x]) if score == F1 else row[score] for t, row in rows.items()}
             finite = {t: value for t, value in values.items() if math.isfinite(value)}
             if finite:
-                t = (min if better_when_higher(score) is False else max)(finite, key=finite.get)
+                t = (min if better_when_higher(score) is False else max)(finite, key=finite.__getitem__)
                 found[score] = Point(t, finite[t])
     return found
 

@@ -313,12 +313,14 @@ class Tracking:
         samples_every_kimg: a picture of samples of fixed z; null draws one at the end only.
         sample_rows: images a class in that picture.
         sample_classes: at most so many classes in it.
+        tensorboard: whether to write an event file into RUN/tensorboard; needs `pip install 'gantrain[tensorboard]'`.
     """
 
     every_kimg: float = 1.0
     samples_every_kimg: float | None = 25.0
     sample_rows: int = 8
     sample_classes: int = 10
+    tensorboard: bool = False
     wandb: Wandb = field(default_factory=Wandb)
 
     def __post_init__(self) -> None:

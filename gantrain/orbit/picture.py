@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -106,8 +107,8 @@ def draw_whole(axes: Axes, a: Analysis) -> None:
     axes.legend(marks, words, fontsize=8, frameon=False)
     axes.set_title(f"{PLAYERS[a.player]}: the path so far, in its two principal directions", fontsize=9)
     shares = [((points[:, i]) ** 2).sum() / ((live - center) ** 2).sum() for i in range(points.shape[1])]
-    for set_label, share in zip((axes.set_xlabel, axes.set_ylabel), shares):
-        set_label(f"{share:.0%} of the motion", fontsize=8)
+    for axis, share in zip((axes.xaxis, axes.yaxis), shares):
+        axis.set_label_text(f"{share:.0%} of the motion", fontsize=8)
 
 
 def arrows_in(axes: Axes, points: np.ndarray, swaps: Sequence[int], size: float) -> None:
@@ -150,7 +151,7 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
         scale = np.sqrt([fit.variance_of(d) / d.squares for d in (one, two)])
         values, vectors = np.linalg.eigh(np.cov(moved.T, bias=True) * np.outer(scale, scale))
         angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
-        shape = {
+        shape: dict[str, Any] = {
             "fill": False,
             "color": "black",
             "linestyle": "--",
@@ -163,8 +164,8 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8, frameon=False)
     axes.set_title(f"{a.start:g} to {a.end:g} kimg, along the first two directions", fontsize=9)
-    for i, (set_label, d) in enumerate(zip((axes.set_xlabel, axes.set_ylabel), fit.directions), start=1):
-        set_label(f"direction {i}: {d.finding.verdict}, {d.share:.1%} of the motion", fontsize=8)
+    for i, (axis, d) in enumerate(zip((axes.xaxis, axes.yaxis), fit.directions), start=1):
+        axis.set_label_text(f"direction {i}: {d.finding.verdict}, {d.share:.1%} of the motion", fontsize=8)
 
 
 def draw_displacement(axes: Axes, a: Analysis) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from gantrain.palette import MARKS, PLAYERS, Style, style_of
-from gantrain.reporting.event_words import mark_of
+from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.record import Record
 from gantrain.score_names import better_when_higher
 
@@ -34,8 +34,8 @@ def styles_in(*records: Record) -> dict[str, Style]:
 
 def marks(record: Record) -> list[tuple[int, str, str]]:
     """(images seen, kind, what happened) of every swap, growth and rollback, in the order in which they happened."""
-    found = [(line["nimg"], mark_of(line)) for line in record.events(*MARKS)]
-    return [(nimg, *mark) for nimg, mark in found if mark is not None]
+    found = [(line["nimg"], line["event"], what_happened(line)) for line in record.events(*MARKS)]
+    return [one for one in found if one[2]]
 
 
 def batches(record: Record) -> list[tuple[int, int, int]]:

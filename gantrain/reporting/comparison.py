@@ -79,10 +79,10 @@ def grouped(records: Sequence[Record]) -> list[Group]:
         if group is None:
             groups.append([record])
             continue
-        twin = next((one for one in group if one.config.seed == record.config.seed), None)
+        twin = next((one for one in group if one.full_config.seed == record.full_config.seed), None)
         if twin is not None:
             raise UserError(
-                f"{record.run}: is {twin.run} again, seed {record.config.seed} included: an interval of both would claim what they cannot show; leave one out"
+                f"{record.run}: is {twin.run} again, seed {record.full_config.seed} included: an interval of both would claim what they cannot show; leave one out"
             )
         group.append(record)
     names = [name_of(group) for group in groups]
@@ -101,7 +101,7 @@ def names_of(records: Sequence[Record]) -> dict[Path, str]:
 
 def differences(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
     """Keys of the configurations in which two runs are no repetitions of each other, with both values."""
-    return {k: v for k, v in loading.differing_keys(a.config, b.config).items() if not k.startswith(MAY_DIFFER)}
+    return {k: v for k, v in loading.differing_keys(a.full_config, b.full_config).items() if not k.startswith(MAY_DIFFER)}
 
 
 def name_of(group: Sequence[Record]) -> str:
@@ -161,7 +161,7 @@ def matched(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[in
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in zip(fewest, fewest[1:])]
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last may be short
-    rows = []
+    rows: list[list[tuple[int, float]]] = []
     for nimg, _ in fewest:
         row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
         again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point stands for one moment

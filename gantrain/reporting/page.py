@@ -22,16 +22,16 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from gantrain.averaging import LIVE
 from gantrain.config import loading
 from gantrain.reporting.comparison import LEVEL, Group, curves, differences, grouped, half_width, names_of
 from gantrain.reporting.console import duration
+from gantrain.reporting.drawn_pictures import pictures_in, spread
 from gantrain.reporting.page_figures import stack
 from gantrain.run_folder.json_values import restored
 from gantrain.run_folder.provenance import utc_now
 from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
 from gantrain.sampling.sheets import read_side_by_side
-from gantrain.score_names import best_value, better_when_higher
+from gantrain.score_names import LIVE, best_value, better_when_higher
 from gantrain.version import __version__
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -148,21 +148,21 @@ def head(record: Record, name: str) -> dict[str, Any]:
         "Batch": f"{batch['batch/size']} images ({batch['batch/rounds']} round{'s' if batch['batch/rounds'] > 1 else ''}) at the end"
         if "batch/size" in batch
         else "",
-        "Device": f"{facts['device']}, {record.config.mixed_precision}, {facts['processes']} process{'es' if facts['processes'] > 1 else ''}"
+        "Device": f"{facts['device']}, {record.full_config.mixed_precision}, {facts['processes']} process{'es' if facts['processes'] > 1 else ''}"
         if "processes" in facts
         else "",
         "Parameters": f"G {parameters['g']:,}, D {parameters['d']:,}" if parameters else "",
-        "Seed": str(record.config.seed),
+        "Seed": str(record.full_config.seed),
         "Versions": ", ".join(
             f"{name} {version}" for name, version in {"gantrain": facts.get("gantrain"), **facts.get("versions", {})}.items() if version
         ),
-        "Data": f"{loading.to_dict(record.config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
+        "Data": f"{loading.to_dict(record.full_config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
         if "data_fingerprint" in facts
         else "",
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
-        "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(record.config),
+        "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(record.full_config),
     }  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
             found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
         else:
             found[key] = f"{key}: {in_yaml(there)} → {in_yaml(here)}"
-    return {"name": group.name, "seeds": [record.config.seed for record in group.records], "differs": list(found.values())}
+    return {"name": group.name, "seeds": [record.full_config.seed for record in group.records], "differs": list(found.values())}
 
 
 def in_yaml(value: Any) -> str:
@@ -350,7 +350,7 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
     found = Samples()
     most, room = max(2, MOST_MOMENTS // len(records)), MOST_BYTES // len(records)
     for record in records:
-        paths = sorted(path for path in (record.run / "samples").glob("*.png") if path.stem.isdigit())
+        paths = pictures_in(record.run / "samples")
         chosen = spread(paths, most)
         sizes = sum(path.stat().st_size for path in chosen)
         if sizes > room:
@@ -367,13 +367,6 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
         prefix = f"{run} · " if len(records) > 1 else ""
         found.sources += [{"label": prefix + name, "run": run, "average": name, "moments": moments} for name, moments in by_name.items()]
     return found
-
-
-def spread(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of them, evenly spread, the first and the last among them."""
-    if len(paths) <= most:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
 
 
 def as_uri(picture: Image.Image) -> str:
@@ -418,7 +411,7 @@ def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
 def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, str]]:
     """The newest picture of each orbit, and the newest ones drawn beside evaluations, as many as a page bears."""
     orbits = [
-        path for record in records for path in sorted(path for path in (record.run / "orbit").glob("*.png") if path.stem.isdigit())[-1:]
+        path for record in records for path in pictures_in(record.run / "orbit")[-1:]
     ]
     others = sorted(
         (path for record in records for path in (record.run / "evaluations").glob("*.png")), key=lambda path: path.stat().st_mtime

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gantrain.palette import MARKS
 from gantrain.reporting.charts import batch_figure, drawable, scores_figure
-from gantrain.reporting.event_words import mark_of
+from gantrain.reporting.event_words import TOLD, what_happened
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.record import Record
 from gantrain.score_names import best_value
 
 LONG_RECORD = 32 * 2**20  # bytes: from there on W&B's charts of batch and noise are its own alone
-# In the table of events, with the words of those that have none of their own.
-TOLD = {**dict.fromkeys([*MARKS, "warning", "gave_up", "not_written"], ""), "interrupted": "", "resume": "taken up again", "end": "done"}
-Table = tuple[list[str], list[list[Any]]]  # columns, rows
+Rows = tuple[list[str], list[list[Any]]]  # of a table of W&B: columns, rows
 
 
 def told_by(run_dir: Path) -> Record:
@@ -25,7 +22,7 @@ def told_by(run_dir: Path) -> Record:
     return record.outline(run_dir) if long else record.read(run_dir)
 
 
-def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, Any]]:
+def overview(told: Record) -> tuple[dict[str, Any], dict[str, Rows], dict[str, Any]]:
     """(figures, tables, summary) of a record, by W&B's keys."""
     few = without_training(told)
     figures = {f"overview/{metric}": scores_figure(few, metric) for metric in few.metrics}
@@ -41,18 +38,13 @@ def without_training(told: Record) -> Record:
     )
 
 
-def events_table(told: Record) -> Table:
+def events_table(told: Record) -> Rows:
     """What happened, and when: all but checkpoints and the like."""
-    rows = []
-    for line in told.events(*TOLD):
-        mark = mark_of(line)
-        if mark or line["event"] != "swap":  # a swap is three lines, of which one is the moment
-            words = mark[1] if mark else line.get("words") or line.get("signal") or TOLD[line["event"]]
-            rows.append([line["nimg"] / 1000, line["event"], words])
+    rows = [[line["nimg"] / 1000, line["event"], words] for line in told.events(*TOLD) if (words := what_happened(line))]
     return ["kimg", "event", "what"], rows
 
 
-def scores_table(told: Record) -> Table:
+def scores_table(told: Record) -> Rows:
     """The last scores: a row an average, a column a metric, and which metrics it is the best by."""
     if not told.evaluations:
         return [], []

@@ -165,8 +165,7 @@ class Keeper:
         """Say what was not written where the run goes on without; raise it where it does not."""
         if last or self.settings.on_error == "stop":
             raise error
-        self.tracker.event(nimg, "not_written", error.what, words=error.what)
-        self.tracker.say(f"{error.what}; checkpoint.on_error=continue goes on")
+        self.tracker.tell(nimg, "not_written", words=error.what)
 
     def newest(self, until: int, best: str | None = None) -> Path | None:
         """The newest whole checkpoint of no more than `until` images, or the best by a score; among `checkpoints` afterwards.

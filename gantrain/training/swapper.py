@@ -11,6 +11,7 @@ from gantrain.averaging.swap_growth import growth_that_holds, identified_rate
 from gantrain.batching import BatchController
 from gantrain.config.sections import AUTO, Swap
 from gantrain.metrics import SPREADS
+from gantrain.reporting.event_words import on_console
 from gantrain.reporting.tracker import Tracker
 from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player, reset_optimizer
@@ -83,7 +84,7 @@ class Swapper:
         after = None
         if last and "after" not in last["scores"] and (done or before < settled <= nimg or swaps):
             last["after_nimg"] = nimg
-            after = self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])
+            after = self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])["live"]
         if swaps:
             self.owed = False
             self.swap(nimg, after)
@@ -123,15 +124,10 @@ class Swapper:
             "lr_scale_so_far": self.lr_scale,
         }
         # Whatever the policy of BatchNorm is, the live statistics were just measured anew.
-        of = {"g": "G", "gd": "G and D"}[s.networks]
-        why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
-        batch = f"batch {was} -> {self.batching.batch_size}{why}"
-        words = f"{s.source} in place of the live weights of {of}; {batch}"
-        self._keep_score(
+        line = self._keep_score(
             record,
             "at",
             nimg,
-            shown=words,
             **settings,
             growth=growth,
             grown=self.batching.batch_size / was,
@@ -140,8 +136,8 @@ class Swapper:
         )
         self.records.append(record)
         if grown:
-            self.tracker.say(f"growth at {nimg / 1000:g} kimg: {self.tracker.growth(nimg, grown)}")
-        self.tracker.say(f"swap: {s.source} in place of the live weights of {of} at {nimg / 1000:g} kimg; {batch}{self._in_words(record)}")
+            self.tracker.tell(nimg, "growth", **grown)
+        self.tracker.say(on_console(line, dict(record["scores"]["before"])))
 
     def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
         """(factor for the batch, what it was read off)."""
@@ -157,22 +153,14 @@ class Swapper:
         return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
 
     def _keep_score(
-        self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, shown: str | None = None, **more: Any
-    ) -> MetricValues:  # fmt: skip
-        """An event with the live score, taken now unless given, `shown` in W&B; on every process the record knows that it was taken."""
+        self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, **more: Any
+    ) -> dict[str, Any]:  # fmt: skip
+        """The event with the live score, taken now unless given; on every process the record knows that it was taken."""
         scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
-        self.tracker.event(
-            nimg, "swap", shown, moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol()
+        return self.tracker.event(
+            nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol()
         )
-        return scores
-
-    def _in_words(self, record: dict[str, Any]) -> str:
-        metric = next(iter(dict(record["scores"]["before"])), None)
-        if metric is None:
-            return ""
-        before, at = (dict(record["scores"][moment]).get(metric, float("nan")) for moment in ("before", "at"))
-        return f"; live {metric} {before:.4f} -> {at:.4f}"
 
     def report(self) -> str:
         """A table: three rows a swap, the live weights' scores before, at and after it."""

@@ -50,6 +50,7 @@ from gantrain.orbit.words import headline
 from gantrain.reporting.console import Progress
 from gantrain.reporting.score_table import table
 from gantrain.reporting.tracker import Tracker
+from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.json_values import as_json
@@ -101,6 +102,7 @@ class Trainer:
             )
         self.run_dir = Path(config.run_dir).expanduser()
         self.tracker = Tracker(self.run_dir, self.main, persistent=config.checkpoint.on_error == "continue")
+        require_views(config.tracking)
         self.changes = from_main(self.accelerator, look_into(self.run_dir, config) if self.main else None)
         self.performance = performance.picked(config.performance, self.device)
         performance.set_up(self.performance, self.device)
@@ -207,7 +209,7 @@ class Trainer:
         c, loss = self.config, self.config.loss
         grown = self.batching.ask(self.nimg)
         if grown:
-            self.tracker.say(f"growth at {self.nimg / 1000:g} kimg: {self.tracker.growth(self.nimg, grown)}")
+            self.tracker.tell(self.nimg, "growth", **grown)
         self.noise.begin(self.updates)
         k, after = self.batching.rounds, self.nimg + self.batching.batch_size
         multiplier = c.optim.lr_tail.multiplier(self.nimg, after) * self.swapper.lr_scale * self.batching.lr_scale * self.watch.lr_scale
@@ -367,7 +369,9 @@ class Trainer:
             self.tracker.say(f"note: {note}")
         self.name_unreadable(list(self.images.skipped.values()))
         reference = {key: self.evaluator.protocol()[f"eval/{key}"] for key in ("reference", "reference_fingerprint")}
-        self.tracker.start_wandb(self.config.tracking.wandb, self.wandb_id, {**loading.to_dict(self.config), **self.facts(), **reference})
+        if self.main:
+            told = {**loading.to_dict(self.config), **self.facts(), **reference}
+            self.tracker.views += open_views(self.config.tracking, self.wandb_id, told, self.run_dir, self.tracker.say)
         self.progress = Progress(clock.images(self.config.total_kimg), self.nimg)
 
     def find(self) -> tuple[dict[str, Any] | None, Path | None]:
@@ -504,8 +508,7 @@ class Trainer:
             return
         if getattr(self.config.guard, f"on_{trouble.kind}") != "warn":
             raise trouble
-        self.tracker.event(self.nimg, "warning", trouble.words, kind=trouble.kind, words=trouble.words, **trouble.evidence)
-        self.tracker.say(f"guard: {trouble.words}; guard.on_{trouble.kind}=warn goes on")
+        self.tracker.tell(self.nimg, "warning", kind=trouble.kind, words=trouble.words, **trouble.evidence)
 
     def recover(self, trouble: Trouble) -> None:
         """Return to a checkpoint of before the trouble, and go on from there another way.
@@ -530,15 +533,11 @@ class Trainer:
         growth = self.watch.growth / state["guard"]["growth"]  # the checkpoint's batch has had its part
         grown = self.batching.ask(self.nimg, growth) if growth > 1 else None
         self.stats, self.stats_count, self.data_wait, self.improved, self.to_score = {}, 0, 0.0, [], False
-        attempt = f"attempt {self.watch.attempts} of {g.max_rollbacks}"
-        words = f"{trouble.words}; back to {self.nimg / 1000:g} kimg, {attempt}, on other images"
-        words += f", learning rates x {self.watch.lr_scale:g}" if self.watch.lr_scale != 1 else ""
-        words += f", batch {grown['from']} -> {grown['to']}" if grown else ""
-        self.tracker.event(
-            bad, "rollback", words, kind=trouble.kind, words=trouble.words, to=self.nimg, attempt=self.watch.attempts, skipped=self.watch.skipped,
-            lr_scale=self.watch.lr_scale, **self.batching.numbers(), **trouble.evidence,
+        self.tracker.tell(
+            bad, "rollback", kind=trouble.kind, words=trouble.words, to=self.nimg, attempt=self.watch.attempts, max_rollbacks=g.max_rollbacks,
+            skipped=self.watch.skipped, lr_scale=self.watch.lr_scale, **({"batch_before": grown["from"]} if grown else {}),
+            **self.batching.numbers(), **trouble.evidence,
         )  # fmt: skip
-        self.tracker.say(f"guard: {words}")
         if self.main:
             body = {
                 "to": self.nimg,
@@ -563,7 +562,7 @@ class Trainer:
         else:
             why = f"{tried} rollbacks have not led past it; the same command with a larger guard.max_rollbacks goes on, guard.lr_scale and guard.growth may change with it"
         self.tracker.event(
-            self.nimg, "gave_up", trouble.words, time=utc_now(), kind=trouble.kind, words=trouble.words, rollbacks=tried, **trouble.evidence
+            self.nimg, "gave_up", time=utc_now(), kind=trouble.kind, words=trouble.words, rollbacks=tried, **trouble.evidence
         )
         raise GaveUp(f"guard: {trouble.words}; {why}")
 
