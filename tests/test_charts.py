@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -61,15 +62,15 @@ RUN = [
 def test_scores_of_every_average_are_drawn_at_their_time():
     """What is no number is a gap, spreads are not drawn, and what a rollback has left is not there."""
     found = traces(charts.scores_figure(record(*RUN), "fid"))
-    assert list(found) == ["live", "swa", "ema", "swap", "growth", "rollback"]
+    assert list(found) == ["live", "ema", "swa", "swap", "growth", "rollback"]
     drawn = {name: (found[name]["x"], found[name]["y"]) for name in ("live", "swa", "ema")}
     assert drawn == {"live": ([0, 10, 20], [30.0, 9.0, 6.0]), "swa": ([10, 20], [None, 5.0]), "ema": ([10, 20, 40], [8.0, 4.0, 3.0])}
 
 
 def test_live_is_grey_and_an_average_keeps_its_colour():
-    """By its place in the configuration (ema, ema_short, swa), whichever a metric has; and no two lines of a dozen look alike."""
+    """By its place in the configuration, which here has ema alone, whichever a metric has; and no two lines of a dozen look alike."""
     found = traces(charts.scores_figure(record(*RUN), "fid"))
-    assert [found[name]["line"]["color"] for name in ("live", "swa", "ema")] == [LIVE_COLOUR, COLOURS[2], COLOURS[0]]
+    assert [found[name]["line"]["color"] for name in ("live", "swa", "ema")] == [LIVE_COLOUR, COLOURS[1], COLOURS[0]]
     later = traces(charts.scores_figure(record(*RUN, scores(50000, ema__is=2.0)), "is"))
     assert later["ema"]["line"] == found["ema"]["line"] and "swa" not in later
     styles = style_of(["live", *map(str, range(12))])
@@ -154,7 +155,7 @@ def test_noise_scale_has_gaps_where_nothing_is_known():
 def test_long_runs_are_thinned_evenly_and_keep_their_end():
     lines = [{"nimg": i} for i in range(25_001)]
     few = charts.thinned(lines)
-    assert len(few) <= charts.POINTS and few[-1] is lines[-1] and len({b["nimg"] - a["nimg"] for a, b in zip(few, few[1:])}) == 1
+    assert len(few) <= charts.POINTS and few[-1] is lines[-1] and len({b["nimg"] - a["nimg"] for a, b in itertools.pairwise(few)}) == 1
     assert charts.thinned(lines[:7]) == lines[:7] and charts.thinned([]) == []
 
 

@@ -171,9 +171,9 @@ def test_mistakes_are_one_line(folder, tmp_path, gantrain):
     for arguments, words in (
         (
             [tmp_path / "nothing"],
-            "holds no run (config.yaml beside metrics.jsonl), down to 3 folders below; give the folder that run_dir lies in",
+            "contains no runs (config.yaml beside metrics.jsonl), down to 3 levels; pass the folder that contains the runs",
         ),
-        ([tmp_path / "missing"], "missing: is no folder; give the one that holds the run folders"),
+        ([tmp_path / "missing"], "missing: is not a folder; pass the folder that contains the runs"),
         ([folder, "--by", "digits_si"], "--by: no run has a score 'digits_si'; did you mean 'digits_is'?"),
         ([folder, "--sort", "score"], "--sort score: the runs are scored by digits_is, fid, which do not compare; choose one with --by"),
         ([folder, "--sort", "name"], "argument --sort: invalid choice: 'name'"),

@@ -386,13 +386,13 @@ def altered(run: Path, folder: Path, change) -> Path:
 
 CHANGES = {
     "cut short": (lambda lines: lines[:-4], "cut short: it was killed or ended by an error"),
-    "no evaluation": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in lines if line.get("event") != "swap"], "No evaluation has been made"),
-    "one average": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("eval/") or "/live/" in k or k.count("/") == 1} for line in lines], "live alone was scored: there is nothing to compare"),
+    "no evaluation": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in lines if line.get("event") != "swap"], "Nothing has been evaluated yet"),
+    "one average": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("eval/") or "/live/" in k or k.count("/") == 1} for line in lines], "Only live was scored: there is nothing to compare"),
     "empty": (lambda lines: [], "has written nothing yet"),
     "only begun": (lambda lines: lines[:1], "No line of training has been written"),
     "no noise scale": (lambda lines: [{k: v for k, v in line.items() if not k.startswith("noise")} for line in lines], "The gradient noise scale was not measured"),
-    "another protocol": (lambda lines: [{**line, "eval/num_samples": 32} if line["nimg"] < 300 and "eval/num_samples" in line else line for line in lines], "1 earlier evaluation was made under another protocol"),
-    "rolled back": (lambda lines: [*lines, {"nimg": 976, "event": "rollback", "to": 640, "words": "loss/d is nan", "batch/size": 48, "batch/rounds": 3}], "of paths that rollbacks have left are not drawn"),
+    "another protocol": (lambda lines: [{**line, "eval/num_samples": 32} if line["nimg"] < 300 and "eval/num_samples" in line else line for line in lines], "1 earlier evaluation left out: eval was changed at a resume"),
+    "rolled back": (lambda lines: [*lines, {"nimg": 976, "event": "rollback", "to": 640, "words": "loss/d is nan", "batch/size": 48, "batch/rounds": 3}], "of paths that were rolled back are not drawn"),
     "nan": (lambda lines: [{**line, **({"eval/live/digits_fid": "nan"} if "eval/live/digits_fid" in line else {})} for line in lines], "done"),
 }  # fmt: skip
 
@@ -431,7 +431,7 @@ def test_a_run_that_goes_on_and_a_damaged_picture(gantrain, one, tmp_path):
         record.write('{"nimg": 976, "loss/')
     with locked(copy):
         page = reported(gantrain, copy, out=tmp_path / "page.html")
-    assert "goes on; this page shows what it has come to" in page.text and page.json["samples"]["times"] == [0, 0.32, 0.976]
+    assert "still running; this page shows the run so far" in page.text and page.json["samples"]["times"] == [0, 0.32, 0.976]
     (loss,) = page.traces("loss/g")
     assert len(loss["x"]) == len([line for line in lines_of(one.run) if "loss/g" in line])
 
@@ -495,7 +495,7 @@ def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
 def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
     assert "is no run folder (it has no config.yaml)" in error_of(gantrain("report", tmp_path, check=False))
     assert "report.html" in error_of(gantrain("report", runs[0], "--out", tmp_path, check=False))
-    assert "is no path of a page; write for example" in error_of(gantrain("report", runs[0], "--out", tmp_path / "page.png", check=False))
+    assert "is not an .html file; write for example" in error_of(gantrain("report", runs[0], "--out", tmp_path / "page.png", check=False))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in error_of(gantrain("report", runs[0], "--out", tmp_path / "file" / "page.html", check=False))
     shutil.copytree(runs[0], tmp_path / "again", ignore=shutil.ignore_patterns("checkpoints", "wandb"))

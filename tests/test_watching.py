@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -246,6 +248,24 @@ def test_every_line_is_read_once_however_the_file_grows_and_is_cut(tmp_path_fact
             same = next((i for i, (a, b) in enumerate(zip(seen, now)) if a != b), min(len(seen), len(now)))
             assert follower.new() == now[same:]
             seen = list(now)
+
+
+def test_it_starts_without_torch_and_without_plugins(tmp_path):
+    """Which would take seconds, and may not be installed where somebody watches."""
+    run = by_hand(tmp_path / "run", event(0, "start"), event(1000, "swap"), score(1000, 1.0), event(1000, "end"))
+    (run / "config.yaml").write_text("total_kimg: 1\nmodel: {name: my.own:Model}\ndata: {name: digits}\naveragers: {ema: {}}\n")
+    code = (
+        "import sys; from gantrain import cli\n"
+        f"assert cli.run(['watch', {str(run)!r}]) == 0\n"
+        "print([name for name in ('torch', 'accelerate', 'plotly', 'wandb', 'gantrain.config') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+    assert "my.own:Model on digits" in done.stdout and "averages: ema" in done.stdout and "average        fid" in done.stdout
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, gantrain):
+    assert re.search(r": is (no|not a) run folder", error_of(gantrain("watch", tmp_path, check=False)))
 
 
 def test_a_run_in_which_nothing_happened_or_will(tmp_path):

@@ -1,4 +1,4 @@
-"""What `gantrain truncation` does: scores against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
+"""`gantrain truncation`: score against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gantrain.score_names import Scores, better_when_higher
 
 
 def call(arguments: argparse.Namespace) -> None:
-
+    """Run the command."""
     truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     report, accelerator = truncation_run(
@@ -60,10 +60,10 @@ def truncation_run(
     """Score averages at several truncations, with BatchNorm by the run's policy at each, and draw the curves.
 
     Returns:
-        A report as text, and the Accelerator that was used.
+        The result as text, and the Accelerator that was used.
 
     Raises:
-        UserError: as `RunScorer`; no such average; or no metrics that a curve could be drawn of.
+        UserError: as `RunScorer`; no such average; or no pair of metrics for a curve.
     """
     for override in overrides:
         if override.startswith("eval.truncation="):
@@ -85,7 +85,7 @@ def truncation_run(
                     f"{name} at truncation {t:g}: "
                     + ", ".join(f"{metric} {value:.4f}" for metric, value in row.items() if not metric.endswith(SPREADS))
                 )
-    return on_main(accelerator, lambda: report(scorer, scores, curves, target)) or "", accelerator
+    return on_main(accelerator, lambda: keep_scores(scorer, scores, curves, target)) or "", accelerator
 
 
 def curves_of(config: Config) -> list[tuple[str, str]]:
@@ -103,8 +103,8 @@ def curves_of(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
-    """Write the scores and the picture into the run's folder; what is to be said."""
+def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
+    """Write the scores and the picture into the run's folder; the result as text."""
     nimg, config = int(scorer.path.name), scorer.config
     best = {name: best_of(rows, curves) for name, rows in scores.items()}
     truncations = [float(t) for t in next(iter(scores.values()))]
@@ -114,16 +114,19 @@ def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str,
     picture = target.with_suffix(".png")
     title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation"
     draw_curves(scores, best, curves, style_of(config.averagers, scores), title, picture)
-    head = f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation, BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
+    head = (
+        f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation,"
+        f" BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
+    )
     blocks = []
     for name, rows in scores.items():
         words = ", ".join(f"{score} {point.value:.4f} at {point.truncation:g}" for score, point in best[name].items())
-        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none, it puts out no numbers'}")
+        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none: its scores are not finite'}")
     return "\n".join([head, *blocks])
 
 
 def best_of(rows: Scores, curves: list[tuple[str, str]]) -> dict[str, Point]:
-    """The best truncation by each score of the curves, and by the F1 of precision and recall; without those that are no numbers."""
+    """The best truncation by each score of the curves, and by the F1 of precision and recall, among finite scores."""
     found: dict[str, Point] = {}
     for x, y in curves:
         for score in (y, x, *([F1] if short(y) == "precision" else [])):

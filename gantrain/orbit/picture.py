@@ -24,6 +24,7 @@ from gantrain.theory.orbit_fit import displacement_of, principal_directions
 
 TIME = "viridis"  # Matplotlib's colours of a path, from its beginning to its end
 SWAP = MARKS["swap"].colour
+ALL, FITTED = COLOURS[-1], COLOURS[-3]  # of directions, not of averages
 DEVIATIONS = 2  # of the ellipse
 
 
@@ -176,12 +177,12 @@ def draw_displacement(axes: Axes, a: Analysis) -> None:
     lags, whole = displacement_of(kimg[half:], live[half:])
     plane = np.stack([d.vector for d in fit.directions])
     _, along = displacement_of(kimg[half:], live[half:] @ plane.T)
-    axes.loglog(lags, whole, "o", color=COLOURS[0], markersize=4, label="all directions")
-    axes.loglog(lags, along, "s", color=COLOURS[1], markersize=4, label="those of the fit")
+    axes.loglog(lags, whole, "o", color=ALL, markersize=4, label="all directions")
+    axes.loglog(lags, along, "s", color=FITTED, markersize=4, label="those of the fit")
     if fit.holds:
         expected = sum(2 * fit.variance_of(d) * -np.expm1(-fit.rate_of(d) * lags) for d in fit.directions)
-        axes.loglog(lags, expected, "--", color=COLOURS[1], linewidth=1.2, label="the fitted orbit")
-    axes.loglog(lags, sum(a.parts.at(lags)), "--", color=COLOURS[0], linewidth=1.1, label="orbit + walk + drift")
+        axes.loglog(lags, expected, "--", color=FITTED, linewidth=1.2, label="the fitted orbit")
+    axes.loglog(lags, sum(a.parts.at(lags)), "--", color=ALL, linewidth=1.1, label="orbit + walk + drift")
     axes.loglog(lags, whole[0] * lags / lags[0], color=FAINT, linewidth=1, label="a random walk: like t")
     axes.loglog(lags, whole[0] * (lags / lags[0]) ** 2, ":", color=FAINT, linewidth=1.2, label="a drift: like t²")
     for axis in (axes.xaxis, axes.yaxis):

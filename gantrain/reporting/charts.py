@@ -39,7 +39,7 @@ def marks(record: Record) -> list[tuple[int, str, str]]:
 
 
 def batches(record: Record) -> list[tuple[int, int, int]]:
-    """(images seen, batch, rounds) wherever they change, and at the last line; each holds from there on."""
+    """(images seen, batch, rounds) wherever they change, and at the last line; each holds until the next."""
     found: list[tuple[int, int, int]] = []
     for line in record.lines:
         if line.get("event") == "growth":
@@ -63,7 +63,7 @@ def drawable(value: Any) -> float | int | None:
 
 
 def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
-    """At most so many of the lines, evenly, the last among them."""
+    """At most `most` of the lines, evenly spread, the last among them."""
     step = -(-len(lines) // most) if lines else 1
     return list(lines[::-1][::step][::-1])
 
@@ -76,13 +76,14 @@ def scores_figure(record: Record, metric: str) -> go.Figure:
     figure = framed([f"{metric} ({'higher' if better_when_higher(metric) else 'lower'} is better)"])
     evaluations = record.evaluations
     values = [row[metric] for one in evaluations for row in one.scores.values() if drawable(row.get(metric)) is not None]
-    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or what comes first flattens all the rest
+    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or the first scores flatten the rest
         figure.update_layout(yaxis={"type": "log"})
     for name, style in styles_in(record).items():
         shown = [(one.nimg / 1000, drawable(one.scores[name][metric])) for one in evaluations if metric in one.scores.get(name, {})]
         if shown:
             figure.add_scatter(
-                x=[kimg for kimg, _ in shown], y=[value for _, value in shown], name=name, mode="lines+markers", line=style.line, marker={"size": 6},
+                x=[kimg for kimg, _ in shown], y=[value for _, value in shown],
+                name=name, mode="lines+markers", line=style.line, marker={"size": 6},
                 hovertemplate=f"{name} %{{y:.5g}} at %{{x:g}} kimg<extra></extra>",
             )  # fmt: skip
     add_marks(figure, record, panels=1)
@@ -90,7 +91,7 @@ def scores_figure(record: Record, metric: str) -> go.Figure:
 
 
 def batch_figure(record: Record) -> go.Figure:
-    """Over kimg, one below the other: the batch beside the noise scale of both players with its intervals, rounds, learning rates."""
+    """Over kimg, one panel below the other: the batch and both players' noise scales with their intervals; rounds; learning rates."""
     figure = framed(["images", "rounds", "learning rate"], weights=[2, 1, 1])
     batch, lines = batches(record), thinned(record.training)
     kimg = [line["nimg"] / 1000 for line in lines]
@@ -107,10 +108,13 @@ def batch_figure(record: Record) -> go.Figure:
     add(0, "batch", [nimg / 1000 for nimg, _, _ in batch], [size for _, size, _ in batch], {"color": TEXT, "shape": "hv"})
     for player, colour in PLAYERS.items():
         prefix = f"noise_scale/{player}/b_simple"
-        decided = [line if drawable(line.get(f"{prefix}_low")) is not None else {} for line in lines]  # elsewhere noise drowns the gradient
+        # Where there is no interval, noise drowns the gradient.
+        decided = [line if drawable(line.get(f"{prefix}_low")) is not None else {} for line in lines]
         if any(decided):
             figure.add_scatter(**band(kimg, decided, prefix), yaxis=axis_id(0), fillcolor=colour, opacity=0.2, legendgroup=player)
-            add(0, f"noise scale of {player}", kimg, [drawable(line.get(prefix)) for line in decided], {"color": colour}, legendgroup=player)
+            add(
+                0, f"noise scale of {player}", kimg, [drawable(line.get(prefix)) for line in decided], {"color": colour}, legendgroup=player
+            )
     add(
         1,
         "rounds",
@@ -173,7 +177,7 @@ def framed(titles: Sequence[str], weights: Sequence[float] | None = None) -> go.
 
 
 def add_marks(figure: go.Figure, record: Record, panels: int) -> None:
-    """Vertical lines through all panels, one kind in the legend once; pointed at, they say what happened."""
+    """Vertical lines through all panels; each kind is in the legend once, and its lines say what happened when pointed at."""
     happened = marks(record)
     for kind, mark in MARKS.items():
         mine = [(nimg / 1000, words) for nimg, one, words in happened if one == kind]
@@ -181,8 +185,10 @@ def add_marks(figure: go.Figure, record: Record, panels: int) -> None:
             over = panels + 1 + panel
             figure.layout[f"yaxis{over}"] = {"overlaying": axis_id(panel), "range": [0, 1], "visible": False, "fixedrange": True}
             figure.add_scatter(
-                x=[x for kimg, _ in mine for x in (kimg, kimg, kimg, None)], y=[0, mark.height, 1, None] * len(mine), yaxis=f"y{over}", name=kind,
-                legendgroup=kind, showlegend=panel == 0, mode="lines+markers", line={"color": mark.colour, "dash": mark.dash, "width": 1.5},
+                x=[x for kimg, _ in mine for x in (kimg, kimg, kimg, None)], y=[0, mark.height, 1, None] * len(mine), yaxis=f"y{over}",
+                name=kind, legendgroup=kind, showlegend=panel == 0,
+                mode="lines+markers", line={"color": mark.colour, "dash": mark.dash, "width": 1.5},
                 marker={"symbol": mark.symbol, "size": [0, 9, 0, 0] * len(mine), "color": mark.colour, "opacity": 1},
-                text=[t for kimg, words in mine for t in (f"{kind} at {kimg:g} kimg<br>{words}",) * 3 + ("",)], hovertemplate="%{text}<extra></extra>",
+                text=[t for kimg, words in mine for t in (*(f"{kind} at {kimg:g} kimg<br>{words}",) * 3, "")],
+                hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip

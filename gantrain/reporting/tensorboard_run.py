@@ -26,8 +26,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text
 
 from gantrain.errors import one_line
-from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.drawn_pictures import pictures_in, spread
+from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.view_thread import ViewThread
 from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.record import followed, goes_back, parse

@@ -99,9 +99,7 @@ class ViewThread:
             self._calls.put_nowait((name, arguments))
         except queue.Full:
             if not self._dropped:
-                self._say(
-                    f"{self.name}: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything"
-                )
+                self._say(f"{self.name}: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything")
             self._dropped += 1
 
     def _let_go(self) -> bool:

@@ -34,9 +34,7 @@ def installed(package: str) -> bool:
         return False
 
 
-def open_views(
-    settings: Tracking, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]
-) -> list[View]:
+def open_views(settings: Tracking, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> list[View]:
     """The views of a run, opened or continued: W&B unless it is disabled, TensorBoard where it is asked for.
 
     Call it on the main process only, when metrics.jsonl is open and has its line of the start.

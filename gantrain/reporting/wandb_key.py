@@ -22,7 +22,7 @@ def has_key() -> bool:
     saved = configparser.ConfigParser()
     saved.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
     url = os.environ.get("WANDB_BASE_URL") or saved.get("default", "base_url", fallback=wandb.Settings().base_url)
-    hosts: list[str] = [urlparse(url).netloc, *(["api.wandb.ai"] if url == wandb.Settings().base_url else [])]
+    hosts: list[str] = [urlparse(str(url)).netloc, *(["api.wandb.ai"] if url == wandb.Settings().base_url else [])]
     candidates = [Path(os.environ["NETRC"])] if os.environ.get("NETRC") else [Path("~/.netrc"), Path("~/_netrc")]
     path = next((path for path in (one.expanduser() for one in candidates) if path.exists()), None)
     try:

@@ -12,12 +12,12 @@ from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.record import Record
 from gantrain.score_names import best_value
 
-LONG_RECORD = 32 * 2**20  # bytes: from there on W&B's charts of batch and noise are its own alone
+LONG_RECORD = 32 * 2**20  # bytes: beyond it, batch and noise are shown only in the charts that W&B makes of the lines
 Rows = tuple[list[str], list[list[Any]]]  # of a table of W&B: columns, rows
 
 
 def told_by(run_dir: Path) -> Record:
-    """A run's record; of a long one without the lines of losses, which would take seconds of the interpreter at every evaluation."""
+    """A run's record; a long one without the lines of losses, which would cost the interpreter seconds at every evaluation."""
     long = (run_dir / METRICS_FILE).stat().st_size > LONG_RECORD
     return record.outline(run_dir) if long else record.read(run_dir)
 
@@ -32,20 +32,20 @@ def overview(told: Record) -> tuple[dict[str, Any], dict[str, Rows], dict[str, A
 
 
 def without_training(told: Record) -> Record:
-    """The same without what most of its lines are."""
+    """A record without its lines of losses, which are most of it."""
     return Record(
         told.run, told.config, [line for line in told.lines if "loss/d" not in line], told.abandoned, told.unreadable, told.running
     )
 
 
 def events_table(told: Record) -> Rows:
-    """What happened, and when: all but checkpoints and the like."""
+    """What happened and when, without checkpoints and the like."""
     rows = [[line["nimg"] / 1000, line["event"], words] for line in told.events(*TOLD) if (words := what_happened(line))]
     return ["kimg", "event", "what"], rows
 
 
 def scores_table(told: Record) -> Rows:
-    """The last scores: a row an average, a column a metric, and which metrics it is the best by."""
+    """The last scores: a row per average, a column per metric, and the metrics by which it is the best."""
     if not told.evaluations:
         return [], []
     last = told.evaluations[-1].scores
@@ -59,7 +59,7 @@ def scores_table(told: Record) -> Rows:
 
 
 def best_scores(told: Record) -> dict[str, Any]:
-    """Of every metric the best value of the whole run, whose it is, and when that was."""
+    """For every metric the best value of the whole run, its average, and its kimg."""
     found = {metric: told.best(metric) for metric in told.metrics}
     return {
         f"best/{metric}{end}": value

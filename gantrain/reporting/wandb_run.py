@@ -29,10 +29,10 @@ from gantrain.sampling.sheets import by_class as by_class_of, read_side_by_side
 from gantrain.score_names import SPREADS, better_when_higher
 
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
-GENERATORS_FOLDER = "wandb/generators"  # of a run: generators that W&B's file of an offline run points to
-SHOWN = (*MARKS, "warning", "gave_up", "not_written")  # events that its charts and its log get; of starts and ends W&B has its own
+GENERATORS_FOLDER = "wandb/generators"  # of a run: generators that the files of offline runs point to
+SHOWN = (*MARKS, "warning", "gave_up", "not_written")  # events that it is sent; starts and ends it knows by itself
 HELPERS = ("kimg", "updates", "reals_seen", "batch/micro_batch", "eval/num_samples")  # no charts of their own
-STAGING_FOLDER = "wandb/data"  # of a run: what W&B would else keep in the home folder of what is yet to be sent
+STAGING_FOLDER = "wandb/data"  # of a run: what is yet to be sent, which W&B would keep in the home folder
 Made = TypeVar("Made")
 
 
@@ -57,7 +57,7 @@ class WandbRun:
 
     @classmethod
     def start(cls, settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> WandbRun | None:
-        """Online where that works, else offline; None where neither does."""
+        """Open the run online where that works, else offline; None where neither does."""
         try:
             import wandb
 
@@ -117,7 +117,7 @@ class WandbRun:
             self._guarded(lambda: self._log(nimg, {f"event/{name}": words, f"mark/{name}": 1}))
 
     def _define(self, key: str) -> None:
-        """A score's summary is its best; its spread has no chart."""
+        """Make a score's summary its best, and give its spread no chart."""
         higher = better_when_higher(key)
         if higher is not None:
             self._run.define_metric(key, step_metric="kimg", summary="max" if higher else "min")
@@ -128,7 +128,7 @@ class WandbRun:
         self._guarded(lambda: self._log(nimg, {key: self._module.Image(str(path), caption=caption)}))
 
     def samples(self, nimg: int, path: Path, classes: Sequence[str]) -> None:
-        """Every sheet of a picture, and of every class, a column of the sheets, a picture with a row for each."""
+        """Every sheet of a picture; and for every class, a column of the sheets, a picture with a row per sheet."""
         shown = self._made("samples", lambda: read_side_by_side(path))
         by_class = self._made("samples of classes", lambda: by_class_of(shown, classes)) if shown and classes else None
         by_class = [dataclasses.replace(one, caption=f"{one.caption} at {nimg / 1000:g} kimg") for one in by_class or ()]
@@ -138,7 +138,7 @@ class WandbRun:
             self._guarded(lambda: self._log(nimg, {key: as_images(all) for key, all in pictures.items() if all}))
 
     def overview(self, nimg: int) -> None:
-        """The charts and the table of events of the whole record, and its best scores for the summary."""
+        """The charts and the table of events of the whole record; the best scores for the summary."""
         found = self._made("overview", lambda: overview(told_by(self._run_dir)))
         if found:
             figures, tables, best = found
@@ -146,7 +146,7 @@ class WandbRun:
             self.summary(best)
 
     def conclude(self) -> None:
-        """What there is to say at the end, however the run has ended: the last scores, the best ones, the best averaged generator."""
+        """What is shown at the end, however the run has ended: the last scores, the best ones, the best averaged generator."""
         told = self._made("final scores", lambda: without_training(told_by(self._run_dir)))
         if told is None:
             return
@@ -155,13 +155,13 @@ class WandbRun:
             self._log_made(told.nimg, {}, found)
             self.summary(best_scores(told))
         goes_on = [line["event"] for line in told.events("start", "resume", "end", "gave_up", "interrupted")][-1:] == ["interrupted"]
-        exported = None if goes_on else self._made("generator", lambda: self._export(told))  # whoever asked for the machine waits
+        exported = None if goes_on else self._made("generator", lambda: self._export(told))  # a preempted run has no time for it
         if exported:
             self._exported = exported[1]
             self._guarded(functools.partial(self._log_generator, *exported))
 
     def _export(self, told: Record) -> tuple[Candidate, Path] | None:
-        """The best generator whose checkpoint is whole, as a folder; None where there is none."""
+        """Export the best generator whose checkpoint is whole into a folder; None where there is none."""
         for chosen in candidates(told):
             with contextlib.suppress(Damaged):
                 return chosen, export(told.run, chosen, told.run / GENERATORS_FOLDER)
@@ -169,7 +169,7 @@ class WandbRun:
 
     def _log_generator(self, chosen: Candidate, folder: Path) -> None:
         artifact = self._module.Artifact(f"generator-{self._run.id}", type="model", metadata=as_json(chosen.described))
-        # Immutable: W&B takes the files where they are, instead of a copy in the home folder that an offline run's would go without.
+        # Immutable: W&B takes the files from where they are; it would copy them into the home folder, away from an offline run's files.
         folder = folder.absolute()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):  # `add_dir` would speak on the console
             artifact.add_file(str(path), name=str(path.relative_to(folder)), policy="immutable", skip_cache=True)
@@ -190,7 +190,7 @@ class WandbRun:
         self._guarded(send)
 
     def _made(self, what: str, make: Callable[[], Made]) -> Made | None:
-        """What is made here for W&B; None, and one line, where it cannot be, as on a full disk: the rest goes on."""
+        """What `make` returns; None, and one line, where it fails, as on a full disk: the rest goes on."""
         if self._run is None:
             return None
         try:
@@ -207,7 +207,7 @@ class WandbRun:
     def finish(self, exit_code: int, wait: bool = True) -> None:
         def close() -> None:
             self._run.finish(exit_code=exit_code)
-            if self._exported and not self._run.offline:  # W&B has it
+            if self._exported and not self._run.offline:  # it is uploaded
                 shutil.rmtree(self._exported, ignore_errors=True)
 
         self._guarded(close)
@@ -229,7 +229,7 @@ class WandbRun:
 
 @contextlib.contextmanager
 def staged_in(folder: Path) -> Iterator[None]:
-    """Inside, W&B keeps copies of what it is given in the run folder, unless its user has said where: an offline run is in one place."""
+    """Have W&B keep copies in the run folder, unless WANDB_DATA_DIR says where: so an offline run is in one place."""
     if os.environ.get("WANDB_DATA_DIR"):
         yield
         return
