@@ -54,8 +54,10 @@ def traces(figure) -> dict[str, list]:
 RUN = [
     scores(0, live__fid=30.0, live__fid_std=1.0),
     training(8000, 64, 1), scores(10000, live__fid=9.0, swa__fid=math.nan, ema__fid=8.0),
-    growth(12000, 64, 128, 2), training(16000, 128, 2), swap(20000, "before"), swap(20000, "at"), scores(20000, live__fid=6.0, swa__fid=5.0, ema__fid=4.0),
-    swap(25000, "after"), training(26000, 128, 2), scores(30000, live__fid=99.0), rollback(31000, 22000, 128, 2), training(32000, 128, 2), scores(40000, ema__fid=3.0),
+    growth(12000, 64, 128, 2), training(16000, 128, 2), swap(20000, "before"), swap(20000, "at"),
+    scores(20000, live__fid=6.0, swa__fid=5.0, ema__fid=4.0),
+    swap(25000, "after"), training(26000, 128, 2), scores(30000, live__fid=99.0),
+    rollback(31000, 22000, 128, 2), training(32000, 128, 2), scores(40000, ema__fid=3.0),
 ]  # fmt: skip
 
 

@@ -274,9 +274,10 @@ def test_wandb_has_a_picture_of_every_class(resumed):
 
 def test_a_class_is_a_picture_with_a_row_for_every_sheet():
     """Images whose colour says sheet, class and number: each is where it belongs, and nothing else is."""
-    image = lambda sheet, number, label: torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(
-        3, 64, 64
-    )
+
+    def image(sheet: int, number: int, label: int) -> torch.Tensor:
+        return torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
+
     sheets = [
         Sheet(name, "", grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3))
         for i, name in enumerate(("live", "a_long_name"))
@@ -335,7 +336,8 @@ def test_wandb_has_a_table_of_what_happened(resumed):
     (grown,) = [line for line in lines_of(resumed.dir) if line.get("event") == "growth"]
     assert columns == ["kimg", "event", "what"]
     assert rows == [  # without the first part's end, which was none
-        [0.16, "growth", f"batch 16 -> 40: {grown['reason']}"], [0.2, "swap", "swa in place of the live weights of G and D; batch 40 -> 40"],
+        [0.16, "growth", f"batch 16 -> 40: {grown['reason']}"],
+        [0.2, "swap", "swa in place of the live weights of G and D; batch 40 -> 40"],
         [0.24, "resume", "resumed"], [0.32, "end", "done"],
     ]  # fmt: skip
 
@@ -470,13 +472,16 @@ def scored(tmp_path) -> Record:
     """A record of two evaluations, and empty checkpoint folders: at the first as the best, at neither as the last."""
     (tmp_path / "best" / "eval.ema.fid" / "000000001000").mkdir(parents=True)
     (tmp_path / "checkpoints" / "000000002500").mkdir(parents=True)
-    row = lambda live, ema, swa: {
-        "eval/live/fid": live,
-        "eval/ema/fid": ema,
-        "eval/swa/fid": swa,
-        "eval/ema/is": 3.0,
-        "eval/num_samples": 16,
-    }
+
+    def row(live: float, ema: float, swa: float) -> dict[str, float]:
+        return {
+            "eval/live/fid": live,
+            "eval/ema/fid": ema,
+            "eval/swa/fid": swa,
+            "eval/ema/is": 3.0,
+            "eval/num_samples": 16,
+        }
+
     return Record(tmp_path, Config(), [{"nimg": 1000, **row(1.0, 3.0, math.nan)}, {"nimg": 2000, **row(2.0, 5.0, 4.0)}])
 
 

@@ -133,8 +133,8 @@ def test_for_scripts(folder, gantrain):
         Path(one["run"]).is_dir() for one in objects
     )
     assert objects[1] == {
-        "run": str(folder / "b"), "status": "done", "kimg": 1.0, "total_kimg": 1.0, "metric": "fid", "score": 2.5, "average": "swa", "at_kimg": 0.5,
-        "changed": "2027-01-15T07:56:40Z",
+        "run": str(folder / "b"), "status": "done", "kimg": 1.0, "total_kimg": 1.0,
+        "metric": "fid", "score": 2.5, "average": "swa", "at_kimg": 0.5, "changed": "2027-01-15T07:56:40Z",
     }  # fmt: skip
     assert (
         objects[0]["score"] is objects[0]["metric"] is objects[0]["at_kimg"] is None
@@ -162,7 +162,7 @@ def test_a_long_name_loses_its_middle(width):
 def test_names_are_shortened_on_a_terminal_only(tmp_path):
     by_hand(tmp_path / ("n" * 60), event(0, "start"), score(16, 1.0))
     rows = listing.list_runs([str(tmp_path)])
-    assert max(map(len, listing.listing(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.table(rows, NOW)
+    assert max(map(len, listing.listing(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.listing(rows, NOW)
     assert "n...n" in listing.listing(rows, NOW, width=20)
 
 

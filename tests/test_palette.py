@@ -62,7 +62,7 @@ def test_an_average_has_one_colour_everywhere(drawn):
     assert {name: colour for name, (colour, _) in of_axes(axes).items() if name in NAMES} == wanted
 
     rows = {"0.5": {"fid": 2.0, "is": 3.0}, "1": {"fid": 1.0, "is": 4.0}}
-    scores = {name: rows for name in NAMES}
+    scores = dict.fromkeys(NAMES, rows)
     curves = [("is", "fid")]
     draw_curves(
         scores, {name: best_of(rows, curves) for name in NAMES}, curves, style_of(CONFIG.averagers, scores), "run", Path("curves.png")

@@ -16,6 +16,8 @@ from conftest import ROOT, TINY, error_of, lines_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gantrain import reporting
+from gantrain.config.sections import Tracking, Wandb
 from gantrain.reporting import views
 from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.tensorboard_run import EventFile, TensorBoardRun, open_view
@@ -260,6 +262,16 @@ def test_a_missing_package_is_refused_before_anything_is_begun(tmp_path, gantrai
     )
     assert not (tmp_path / "run").exists()
     views.require_views(SimpleNamespace(tensorboard=False))
+
+
+def test_a_package_that_cannot_be_imported_costs_one_line(tmp_path, monkeypatch):
+    """It is there, but does not go with what else is installed."""
+    monkeypatch.setitem(sys.modules, "gantrain.reporting.tensorboard_run", None)
+    monkeypatch.delattr(reporting, "tensorboard_run", raising=False)
+    said: list[str] = []
+    settings = Tracking(tensorboard=True, wandb=Wandb(mode="disabled"))
+    assert views.open_views(settings, "abc", {}, tmp_path, said.append) == []
+    assert len(said) == 1 and said[0].startswith("tensorboard: not available (") and list(tmp_path.iterdir()) == []
 
 
 class FullDisk:

@@ -31,7 +31,8 @@ from gantrain.run_folder import record
 DIGITS = ROOT / "configs" / "digits.yaml"
 SWAPS = [
     "batching={name: on_swap, max_batch: 64}", "swap={source: swa, start_kimg: 0.24, every_kimg: 0.24, after_kimg: 0.04, growth: 2}",
-    "averagers.a={name: power, sigma_rel: 0.05, snapshot_every_kimg: 0.08}", "averagers.b={name: power, sigma_rel: 0.1, snapshot_every_kimg: 0.08}",
+    "averagers.a={name: power, sigma_rel: 0.05, snapshot_every_kimg: 0.08}",
+    "averagers.b={name: power, sigma_rel: 0.1, snapshot_every_kimg: 0.08}",
     "orbit.every_kimg=null", "averagers.swa.start_kimg=0.08", "averagers.ema_short=null", "eval.num_samples=32",
 ]  # fmt: skip
 
@@ -97,7 +98,8 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
         assert wanted and [line for line in watched.splitlines() if line.startswith(start)][: len(wanted)] == wanted, start
     assert "swap: swa in place of the live weights of G and D at 0.24 kimg; batch 16 -> 32; live digits_fid " in watched
     assert watched.startswith(
-        f"run: {run}, done, 0.336 of 0.32 kimg; biggan on digits, hinge loss, seed 0, batch 16 (on_swap); averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
+        f"run: {run}, done, 0.336 of 0.32 kimg; biggan on digits, hinge loss, seed 0, batch 16 (on_swap);"
+        " averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
     )
     assert watched.splitlines()[-1] == "done at 0.336 kimg" and "scores at 0.16 kimg (32 samples each):\naverage " in watched
     few = gantrain("watch", run, "--last", 2).stdout

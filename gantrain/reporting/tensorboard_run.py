@@ -229,6 +229,8 @@ class TensorBoardRun:
         try:
             call()
         except Exception as error:
+            if self._file is not None:
+                self._file.close()
             self._file = None
             self._say(f"tensorboard: stopped ({one_line(error)[:160]}); training goes on, metrics.jsonl has everything")
 

@@ -16,8 +16,8 @@ WAITING = 4096  # calls that may wait for a view: a bound on memory
 HUNG: list[threading.Thread] = []  # threads of W&B that were let go: W&B's own end of a process might wait for them
 
 
-class Slow(View, Protocol):
-    """A view that a `ViewThread` calls. It guards itself, since nobody is there to hear it.
+class GuardedView(View, Protocol):
+    """A view that a `ViewThread` calls: it catches its own errors, which nobody would see on a thread.
 
     Attributes:
         ended: whether a call has failed, after which it does nothing any more.
@@ -38,7 +38,7 @@ class ViewThread:
         hangs: whether a thread that is let go would keep the process from ending.
     """
 
-    def __init__(self, name: str, start: Callable[[], Slow | None], patience: float, say: Callable[[str], None], hangs: bool = False):
+    def __init__(self, name: str, start: Callable[[], GuardedView | None], patience: float, say: Callable[[str], None], hangs: bool = False):
         self.name, self._patience, self._say, self._hangs = name, patience, say, hangs
         self._calls: queue.Queue[tuple[str, tuple]] = queue.Queue(WAITING)
         self._dropped = 0
@@ -80,7 +80,7 @@ class ViewThread:
         if self._let_go():
             self._say(f"{self.name}: did not take everything within {self._patience:g} seconds and is let go; metrics.jsonl has everything")
 
-    def _run(self, start: Callable[[], Slow | None]) -> None:
+    def _run(self, start: Callable[[], GuardedView | None]) -> None:
         view = start()
         while view is not None:
             name, arguments = self._calls.get()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gantrain.config.sections import Tracking
-from gantrain.errors import UserError
+from gantrain.errors import UserError, one_line
 from gantrain.reporting.view import View
 
 
@@ -52,7 +52,10 @@ def open_views(settings: Tracking, run_id: str, config: Mapping[str, Any], run_d
 
         views.append(wandb_run.open_view(settings.wandb, run_id, config, run_dir, say))
     if settings.tensorboard:
-        from gantrain.reporting import tensorboard_run
+        try:
+            from gantrain.reporting import tensorboard_run
 
-        views.append(tensorboard_run.open_view(run_dir, say))
+            views.append(tensorboard_run.open_view(run_dir, say))
+        except Exception as error:  # installed, but it cannot be imported: another protobuf than it needs, say
+            say(f"tensorboard: not available ({one_line(error)[:160]}); metrics.jsonl has everything")
     return views
