@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when done, 2 on a user's mistake, 3 if the guard gave up, 75 on a signal that asks for the machine
     (run it again), 130 on Ctrl-C."""
     status = run(argv)
-    if getattr(sys.modules.get("gantrain.reporting.wandb_run"), "HUNG", None):  # W&B's own exit handler would hang as well
+    if getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None):  # W&B's own exit handler would hang as well
         flush_output()
         os._exit(status)
     flush_output()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+LIVE = "live"  # the name of the weights that are trained, among the averages
 # Whether a higher score is better, for tables that mark the best.
 HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True, "fid_infinity": False}
+INTERVAL_SUFFIX = "_ci95"  # of the name of a score's half-width: half of its 95% interval
+SPREADS = ("_std", INTERVAL_SUFFIX)  # ends of names that are not scores but say how sure one is
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
 
 

@@ -403,7 +403,9 @@ def test_what_cannot_be_is_one_line(overrides, words):
 
 
 def test_what_only_the_processes_make_impossible_is_one_line():
-    with pytest.raises(UserError, match=r"batching.max_batch: 160 is not a whole number of rounds of 32 images x 3 processes; choose 96 or 192"):
+    with pytest.raises(
+        UserError, match=r"batching.max_batch: 160 is not a whole number of rounds of 32 images x 3 processes; choose 96 or 192"
+    ):
         BatchController(OnSwap(batch_size=96, micro_batch=32, max_batch=160), world=3)
     with pytest.raises(InvalidField, match="max_batch: must be given"):  # in a program of one's own, without a configuration
         BatchController(ByNoiseScale(), world=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gantrain.config.config import Config
+from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, style_of
 from gantrain.reporting import charts
 from gantrain.run_folder.record import Record, split_abandoned
 
@@ -52,34 +54,36 @@ def traces(figure) -> dict[str, list]:
 RUN = [
     scores(0, live__fid=30.0, live__fid_std=1.0),
     training(8000, 64, 1), scores(10000, live__fid=9.0, swa__fid=math.nan, ema__fid=8.0),
-    growth(12000, 64, 128, 2), training(16000, 128, 2), swap(20000, "before"), swap(20000, "at"), scores(20000, live__fid=6.0, swa__fid=5.0, ema__fid=4.0),
-    swap(25000, "after"), training(26000, 128, 2), scores(30000, live__fid=99.0), rollback(31000, 22000, 128, 2), training(32000, 128, 2), scores(40000, ema__fid=3.0),
+    growth(12000, 64, 128, 2), training(16000, 128, 2), swap(20000, "before"), swap(20000, "at"),
+    scores(20000, live__fid=6.0, swa__fid=5.0, ema__fid=4.0),
+    swap(25000, "after"), training(26000, 128, 2), scores(30000, live__fid=99.0),
+    rollback(31000, 22000, 128, 2), training(32000, 128, 2), scores(40000, ema__fid=3.0),
 ]  # fmt: skip
 
 
 def test_scores_of_every_average_are_drawn_at_their_time():
     """What is no number is a gap, spreads are not drawn, and what a rollback has left is not there."""
     found = traces(charts.scores_figure(record(*RUN), "fid"))
-    assert list(found) == ["live", "swa", "ema", "swap", "growth", "rollback"]
+    assert list(found) == ["live", "ema", "swa", "swap", "growth", "rollback"]
     drawn = {name: (found[name]["x"], found[name]["y"]) for name in ("live", "swa", "ema")}
     assert drawn == {"live": ([0, 10, 20], [30.0, 9.0, 6.0]), "swa": ([10, 20], [None, 5.0]), "ema": ([10, 20, 40], [8.0, 4.0, 3.0])}
 
 
 def test_live_is_grey_and_an_average_keeps_its_colour():
-    """By the order in which they first appear, whichever a metric has; and no two lines of a dozen look alike."""
+    """By its place in the configuration, which here has ema alone, whichever a metric has; and no two lines of a dozen look alike."""
     found = traces(charts.scores_figure(record(*RUN), "fid"))
-    assert [found[name]["line"]["color"] for name in ("live", "swa", "ema")] == [charts.LIVE_COLOUR, *charts.COLOURS[:2]]
+    assert [found[name]["line"]["color"] for name in ("live", "swa", "ema")] == [LIVE_COLOUR, COLOURS[1], COLOURS[0]]
     later = traces(charts.scores_figure(record(*RUN, scores(50000, ema__is=2.0)), "is"))
     assert later["ema"]["line"] == found["ema"]["line"] and "swa" not in later
-    styles = charts.style_of(["live", *map(str, range(12))])
-    assert len({tuple(style.values()) for style in styles.values()}) == 13
+    styles = style_of(["live", *map(str, range(12))])
+    assert len({(style.colour, style.dash) for style in styles.values()}) == 13
 
 
 def test_swaps_growths_and_rollbacks_are_marked():
     """Each once, where it happened, with words to be pointed at; of a swap's three lines only the moment counts."""
     for figure in (charts.scores_figure(record(*RUN), "fid"), charts.batch_figure(record(*RUN))):
         found = traces(figure)
-        assert {kind: found[kind]["x"] for kind in charts.MARKS} == {
+        assert {kind: found[kind]["x"] for kind in MARKS} == {
             "swap": [20, 20, 20, None],
             "growth": [12, 12, 12, None],
             "rollback": [31, 31, 31, None],
@@ -87,7 +91,7 @@ def test_swaps_growths_and_rollbacks_are_marked():
         assert found["swap"]["text"][1] == "swap at 20 kimg<br>swa in place of the live weights of G and D"
         assert found["growth"]["text"][1] == "growth at 12 kimg<br>batch 64 -> 128: so"
         assert found["rollback"]["text"][1] == "rollback at 31 kimg<br>loss/d not finite; back to 22 kimg"
-        for kind in charts.MARKS:  # in every panel, in the legend once, on an axis from 0 to 1 over the panel's own
+        for kind in MARKS:  # in every panel, in the legend once, on an axis from 0 to 1 over the panel's own
             mine = [one for one in figure.data if one.name == kind]
             assert [one.showlegend for one in mine] == [True, False, False][: len(mine)]
             for one in mine:
@@ -153,7 +157,7 @@ def test_noise_scale_has_gaps_where_nothing_is_known():
 def test_long_runs_are_thinned_evenly_and_keep_their_end():
     lines = [{"nimg": i} for i in range(25_001)]
     few = charts.thinned(lines)
-    assert len(few) <= charts.POINTS and few[-1] is lines[-1] and len({b["nimg"] - a["nimg"] for a, b in zip(few, few[1:])}) == 1
+    assert len(few) <= charts.POINTS and few[-1] is lines[-1] and len({b["nimg"] - a["nimg"] for a, b in itertools.pairwise(few)}) == 1
     assert charts.thinned(lines[:7]) == lines[:7] and charts.thinned([]) == []
 
 

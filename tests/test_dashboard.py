@@ -26,10 +26,13 @@ from wandb_file import read_wandb
 import gantrain as library
 from gantrain.config import loading as configuration
 from gantrain.config.config import Config
-from gantrain.config.sections import Wandb
+from gantrain.config.sections import Tracking, Wandb
 from gantrain.reporting import wandb_run as dashboard
 from gantrain.reporting.tracker import Tracker
-from gantrain.reporting.wandb_run import WandbRun, WandbThread, has_key
+from gantrain.reporting.view_thread import ViewThread
+from gantrain.reporting.views import open_views
+from gantrain.reporting.wandb_key import has_key
+from gantrain.reporting.wandb_run import WandbRun
 from gantrain.run_folder import best_generator
 from gantrain.run_folder.record import Record, read
 from gantrain.sampling.sheets import Sheet, by_class, grid, read_side_by_side
@@ -271,9 +274,10 @@ def test_wandb_has_a_picture_of_every_class(resumed):
 
 def test_a_class_is_a_picture_with_a_row_for_every_sheet():
     """Images whose colour says sheet, class and number: each is where it belongs, and nothing else is."""
-    image = lambda sheet, number, label: torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(
-        3, 64, 64
-    )
+
+    def image(sheet: int, number: int, label: int) -> torch.Tensor:
+        return torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
+
     sheets = [
         Sheet(name, "", grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3))
         for i, name in enumerate(("live", "a_long_name"))
@@ -332,8 +336,9 @@ def test_wandb_has_a_table_of_what_happened(resumed):
     (grown,) = [line for line in lines_of(resumed.dir) if line.get("event") == "growth"]
     assert columns == ["kimg", "event", "what"]
     assert rows == [  # without the first part's end, which was none
-        [0.16, "growth", f"batch 16 -> 40: {grown['reason']}"], [0.2, "swap", "swa in place of the live weights of G and D"],
-        [0.24, "resume", "taken up again"], [0.32, "end", "done"],
+        [0.16, "growth", f"batch 16 -> 40: {grown['reason']}"],
+        [0.2, "swap", "swa in place of the live weights of G and D; batch 40 -> 40"],
+        [0.24, "resume", "resumed"], [0.32, "end", "done"],
     ]  # fmt: skip
 
 
@@ -467,13 +472,16 @@ def scored(tmp_path) -> Record:
     """A record of two evaluations, and empty checkpoint folders: at the first as the best, at neither as the last."""
     (tmp_path / "best" / "eval.ema.fid" / "000000001000").mkdir(parents=True)
     (tmp_path / "checkpoints" / "000000002500").mkdir(parents=True)
-    row = lambda live, ema, swa: {
-        "eval/live/fid": live,
-        "eval/ema/fid": ema,
-        "eval/swa/fid": swa,
-        "eval/ema/is": 3.0,
-        "eval/num_samples": 16,
-    }
+
+    def row(live: float, ema: float, swa: float) -> dict[str, float]:
+        return {
+            "eval/live/fid": live,
+            "eval/ema/fid": ema,
+            "eval/swa/fid": swa,
+            "eval/ema/is": 3.0,
+            "eval/num_samples": 16,
+        }
+
     return Record(tmp_path, Config(), [{"nimg": 1000, **row(1.0, 3.0, math.nan)}, {"nimg": 2000, **row(2.0, 5.0, 4.0)}])
 
 
@@ -517,7 +525,7 @@ def test_scores_of_the_path_count_and_not_those_that_were_left_at_the_same_momen
     assert found == [(1000, "ema", 3.0), (2500, "swa", 4.0), (2500, "ema", 5.0)]
 
 
-def fake_wandb(said: list, **more) -> WandbRun:
+def fake_wandb(run_dir: Path, said: list, **more) -> WandbRun:
     """A W&B run that takes everything."""
     run = SimpleNamespace(id="abc", offline=True, logged=[], summary={}, artifacts=[], **more)
     run.log, run.log_artifact = run.logged.append, lambda artifact, aliases: run.artifacts.append(aliases)
@@ -527,7 +535,7 @@ def fake_wandb(said: list, **more) -> WandbRun:
         Table=lambda columns, data: data,
         Artifact=lambda *a, **k: SimpleNamespace(add_file=lambda *a, **k: None),
     )
-    return WandbRun(run, module, said.append)
+    return WandbRun(run, module, run_dir, said.append)
 
 
 @pytest.fixture
@@ -540,14 +548,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_next_best(copied):
     first, *others = best_generator.candidates(read(copied))
     (first.path / f"average.{first.average}.safetensors").write_bytes(b"nonsense")
     said: list[str] = []
-    run = fake_wandb(said)
-    run.conclude(copied)
+    run = fake_wandb(copied, said)
+    run.conclude()
     (aliases,) = run._run.artifacts
     assert aliases[:1] == ["best"] and aliases[1:] == [others[0].average, f"{others[0].nimg / 1000:g}kimg"] and said == []
     for path in {one.path for one in others}:
         (path / "manifest.json").unlink()
-    run = fake_wandb(said)
-    run.conclude(copied)
+    run = fake_wandb(copied, said)
+    run.conclude()
     assert run._run.artifacts == [] and not run.ended
 
 
@@ -555,19 +563,19 @@ def test_a_full_disk_costs_the_generator_and_a_line(copied, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gantrain.run_folder.best_generator.export", full)
+    monkeypatch.setattr("gantrain.reporting.wandb_run.export", full)
     said: list[str] = []
-    run = fake_wandb(said)
-    run.conclude(copied)
+    run = fake_wandb(copied, said)
+    run.conclude()
     assert said == ["wandb: no generator ([Errno 28] No space left on device); the rest goes on"] and not run.ended
     assert [sorted(row) for row in run._run.logged] == [["events", "final/scores", "kimg"]] and run._run.artifacts == []
 
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_an_exported_generator_stays_until_wandb_has_it(copied, offline):
-    run = fake_wandb([])
+    run = fake_wandb(copied, [])
     run._run.offline = offline
-    run.conclude(copied)
+    run.conclude()
     (folder,) = (copied / "wandb" / "generators").iterdir()
     run.finish(0)
     assert folder.exists() == offline
@@ -575,19 +583,19 @@ def test_an_exported_generator_stays_until_wandb_has_it(copied, offline):
 
 def test_an_overview_that_cannot_be_made_is_one_line_for_all(tmp_path):
     said: list[str] = []
-    run = fake_wandb(said)
+    run = fake_wandb(tmp_path, said)
     for _ in range(2):
-        run.overview(tmp_path, {"kimg": 1})
-        run.samples(tmp_path / "none.png", [], {"kimg": 1})
+        run.overview(1000)
+        run.samples(1000, tmp_path / "none.png", [])
     assert len(said) == 2 and said[0].startswith("wandb: no overview (") and said[1].startswith("wandb: no samples (") and not run.ended
     assert run._run.logged == []
 
 
 def test_a_table_is_logged_again_only_when_it_has_changed(resumed):
     """W&B keeps every one as a version."""
-    run = fake_wandb([])
+    run = fake_wandb(resumed.dir, [])
     for _ in range(2):
-        run.overview(resumed.dir, {"kimg": 1})
+        run.overview(1000)
     assert ["events" in row for row in run._run.logged] == [True, False] and "WANDB_DATA_DIR" not in os.environ
 
 
@@ -654,7 +662,7 @@ def test_wandb_that_fails_is_let_go_and_the_run_is_whole(tmp_path, cache):
     ]
 
 
-@pytest.mark.parametrize("method", ["log", "image", "summary", "finish", "overview", "conclude"])
+@pytest.mark.parametrize("method", ["log", "event", "image", "summary", "finish", "overview", "conclude"])
 def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed):
     """Whichever call fails first."""
     calls, said = [], []
@@ -665,9 +673,9 @@ def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed):
             raise OSError("no space left")
 
     made = lambda *arguments, **named: None  # noqa: E731
-    run = WandbRun(Failing(), SimpleNamespace(Image=made, Plotly=made, Table=made), said.append)
-    arguments = {"log": ({"kimg": 0},), "image": ("samples", Path("x.png"), "caption", {"kimg": 0}), "summary": ({},), "finish": (0,)}
-    arguments |= {"overview": (resumed.dir, {"kimg": 0}), "conclude": (resumed.dir,)}
+    run = WandbRun(Failing(), SimpleNamespace(Image=made, Plotly=made, Table=made), resumed.dir, said.append)
+    arguments = {"log": (0, {}), "image": (0, "samples", Path("x.png"), "caption"), "summary": ({},), "finish": (0,)}
+    arguments |= {"overview": (0,), "conclude": (), "event": (0, "swap", "words", {})}
     for name in (method, *arguments):
         getattr(run, name)(*arguments[name])
     assert len(calls) == 1 and said == ["wandb: stopped (no space left); training goes on, metrics.jsonl has everything"]
@@ -675,12 +683,10 @@ def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed):
 
 def test_disabled_wandb_leaves_nothing(tmp_path, monkeypatch, capsys):
     """By the configuration, or by WANDB_MODE over it."""
-    tracker = Tracker(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    tracker.start_wandb(Wandb(mode="online"), "abc", {})
+    assert open_views(Tracking(wandb=Wandb(mode="online")), "abc", {}, tmp_path, print) == []
     monkeypatch.delenv("WANDB_MODE")
-    tracker.start_wandb(Wandb(mode="disabled"), "abc", {})
-    tracker.image(0, "samples", tmp_path / "none.png", "none")
+    assert open_views(Tracking(wandb=Wandb(mode="disabled")), "abc", {}, tmp_path, print) == []
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
@@ -688,7 +694,7 @@ def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", None)  # so that its import fails
     tracker = Tracker(tmp_path)
-    tracker.start_wandb(Wandb(), "abc", {})
+    tracker.views += open_views(Tracking(), "abc", {}, tmp_path, tracker.say)
     tracker.log(0, {"x": 1})
     tracker.close()
     out = capsys.readouterr().out
@@ -714,44 +720,44 @@ class Recorded:
 
 def test_calls_are_made_in_order_and_nobody_waits_but_the_end():
     run, said = Recorded(), []
-    thread = WandbThread(lambda: run, 30, said.append)
+    thread = ViewThread("wandb", lambda: run, 30, said.append)
     for i in range(1000):
-        thread.call("log", i)
+        thread.log(i, {})
     assert run.calls == []  # all were taken at once all the same
     threading.Timer(0.2, run.let.set).start()
     thread.finish(0)
-    assert run.calls == [*(("log", i) for i in range(1000)), ("finish", 0)] and said == []
+    assert run.calls == [*(("log", i, {}) for i in range(1000)), ("finish", 0)] and said == []
 
 
 def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypatch):
-    monkeypatch.setattr("gantrain.reporting.wandb_run.WANDB_WAITING", 8)
+    monkeypatch.setattr("gantrain.reporting.view_thread.WAITING", 8)
     run, said = Recorded(), []
-    thread = WandbThread(lambda: run, 30, said.append)
+    thread = ViewThread("wandb", lambda: run, 30, said.append)
     for i in range(100):
-        thread.call("log", i)
+        thread.log(i, {})
     assert said == ["wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything"]
     run.let.set()
     thread.finish(0)
     assert (
         run.calls[-1] == ("finish", 0)
-        and [i for _, i in run.calls[:-1]] == list(range(len(run.calls) - 1))
+        and [call[1] for call in run.calls[:-1]] == list(range(len(run.calls) - 1))
         and 8 <= len(run.calls) - 1 <= 9
     )
 
 
 def test_a_run_that_hangs_is_let_go_when_patience_ends(monkeypatch):
     hung, run, said = [], Recorded(), []
-    monkeypatch.setattr("gantrain.reporting.wandb_run.HUNG", hung)
-    thread = WandbThread(lambda: run, 0.2, said.append)
-    thread.call("log", 1)
+    monkeypatch.setattr("gantrain.reporting.view_thread.HUNG", hung)
+    thread = ViewThread("wandb", lambda: run, 0.2, said.append, hangs=True)
+    thread.log(1, {})
     thread.finish(0)
     assert said == ["wandb: did not take everything within 0.2 seconds and is let go; metrics.jsonl has everything"] and len(hung) == 1
     run.let.set()
 
 
 def test_nothing_waits_for_a_run_that_could_not_be_had():
-    thread = WandbThread(lambda: None, 30, lambda text: None)
+    thread = ViewThread("wandb", lambda: None, 30, lambda text: None)
     until = time.monotonic() + 20
     thread.finish(0)
-    thread.call("log", 1)
+    thread.log(1, {})
     assert time.monotonic() < until

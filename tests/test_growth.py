@@ -672,6 +672,4 @@ def test_gradients_that_are_no_numbers_are_one_line(plain, gantrain, tmp_path):
 
 def test_it_says_that_one_process_is_enough(plain, gantrain, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "noise-scale: runs in one process; start it without `accelerate launch`" in error_of(
-        gantrain("noise-scale", plain, check=False)
-    )
+    assert "noise-scale: runs in one process; start it without `accelerate launch`" in error_of(gantrain("noise-scale", plain, check=False))

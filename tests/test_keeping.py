@@ -9,6 +9,7 @@ import torch
 
 from gantrain.config.sections import Checkpoint
 from gantrain.errors import UserError
+from gantrain.reporting.event_words import on_console
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.checkpoint import NotWritten
 from gantrain.training.keeper import Keeper
@@ -23,8 +24,9 @@ class Told:
     def say(self, text):
         self.said.append(text)
 
-    def event(self, nimg, name, shown=None, /, **fields):
+    def tell(self, nimg, name, /, **fields):
         self.events.append((nimg, name))
+        self.said.append(on_console({"nimg": nimg, "event": name, **fields}))
 
 
 @pytest.fixture

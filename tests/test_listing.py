@@ -63,7 +63,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_a_row_a_run(folder):
     rows = listing.list_runs([str(folder)])
-    text = listing.table(rows, NOW)
+    text = listing.listing(rows, NOW)
     *whole, torn = text.splitlines()
     assert (
         torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is not the configuration of a run (it has no total_kimg)"
@@ -75,7 +75,7 @@ def test_a_row_a_run(folder):
 
 def test_columns_are_aligned(folder):
     """What stands right of a number is where it is in every other row."""
-    lines = listing.table(listing.list_runs([str(folder)]), NOW).splitlines()[:-1]
+    lines = listing.listing(listing.list_runs([str(folder)]), NOW).splitlines()[:-1]
     head, rows = lines[0], lines[1:]
     for name in ("status", "kimg", "best score", "average", "last change"):
         at = head.index(name)
@@ -133,8 +133,8 @@ def test_for_scripts(folder, gantrain):
         Path(one["run"]).is_dir() for one in objects
     )
     assert objects[1] == {
-        "run": str(folder / "b"), "status": "done", "kimg": 1.0, "total_kimg": 1.0, "metric": "fid", "score": 2.5, "average": "swa", "at_kimg": 0.5,
-        "changed": "2027-01-15T07:56:40Z",
+        "run": str(folder / "b"), "status": "done", "kimg": 1.0, "total_kimg": 1.0,
+        "metric": "fid", "score": 2.5, "average": "swa", "at_kimg": 0.5, "changed": "2027-01-15T07:56:40Z",
     }  # fmt: skip
     assert (
         objects[0]["score"] is objects[0]["metric"] is objects[0]["at_kimg"] is None
@@ -162,8 +162,8 @@ def test_a_long_name_loses_its_middle(width):
 def test_names_are_shortened_on_a_terminal_only(tmp_path):
     by_hand(tmp_path / ("n" * 60), event(0, "start"), score(16, 1.0))
     rows = listing.list_runs([str(tmp_path)])
-    assert max(map(len, listing.table(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.table(rows, NOW)
-    assert "n...n" in listing.table(rows, NOW, width=20)
+    assert max(map(len, listing.listing(rows, NOW, width=100).splitlines())) <= 100 and "n" * 60 in listing.listing(rows, NOW)
+    assert "n...n" in listing.listing(rows, NOW, width=20)
 
 
 def test_mistakes_are_one_line(folder, tmp_path, gantrain):
@@ -171,9 +171,9 @@ def test_mistakes_are_one_line(folder, tmp_path, gantrain):
     for arguments, words in (
         (
             [tmp_path / "nothing"],
-            "holds no run (config.yaml beside metrics.jsonl), down to 3 folders below; give the folder that run_dir lies in",
+            "contains no runs (config.yaml beside metrics.jsonl), down to 3 levels; pass the folder that contains the runs",
         ),
-        ([tmp_path / "missing"], "missing: is no folder; give the one that holds the run folders"),
+        ([tmp_path / "missing"], "missing: is not a folder; pass the folder that contains the runs"),
         ([folder, "--by", "digits_si"], "--by: no run has a score 'digits_si'; did you mean 'digits_is'?"),
         ([folder, "--sort", "score"], "--sort score: the runs are scored by digits_is, fid, which do not compare; choose one with --by"),
         ([folder, "--sort", "name"], "argument --sort: invalid choice: 'name'"),

@@ -344,8 +344,6 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
 
 def test_reading_a_record_does_not_wait_for_torch(tmp_path):
     run = by_hand(tmp_path / "run", START, train(16))
-    code = (
-        f"import sys, pathlib; from gantrain.run_folder import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
-    )
+    code = f"import sys, pathlib; from gantrain.run_folder import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
     done = os.popen(f'{sys.executable} -c "{code}"').read()
     assert done.split() == ["16", "False"]

@@ -12,7 +12,6 @@ import sys
 import pytest
 from conftest import ROOT, lines_of
 
-from gantrain.config.sections import Wandb
 from gantrain.metrics import HIGHER_IS_BETTER
 from gantrain.reporting.console import Progress, console_line, duration, fixed
 from gantrain.reporting.tracker import Tracker
@@ -131,7 +130,6 @@ def test_a_record_that_is_shorter_than_the_checkpoint_says(tmp_path):
 def test_a_process_that_is_not_the_main_one_writes_and_says_nothing(tmp_path, capsys):
     silent = Tracker(tmp_path, enabled=False)
     silent.open(10)
-    silent.start_wandb(Wandb(mode="offline"), "abc", {})
     silent.say("hello")
     silent.log(0, {"x": 1})
     silent.event(0, "start")

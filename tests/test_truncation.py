@@ -12,6 +12,7 @@ from conftest import ROOT, TINY, error_of
 from PIL import Image
 
 from gantrain.commands.truncation import best_of, draw_curves, f1
+from gantrain.palette import COLOURS, LIVE_COLOUR, style_of
 
 ALL = "eval.metrics=[fid,is,prc]"
 
@@ -72,8 +73,9 @@ def test_the_best_of_each_score_is_kept_and_drawn(run, sweep):
             assert best[f"digits_{score}"]["value"] == max(values[score].values()) == values[score][best[f"digits_{score}"]["truncation"]]
     picture = np.array(Image.open(run / "evaluations" / "truncation-000000000032.png").convert("RGB")).astype(int)
     for half in np.split(picture, [picture.shape[1] // 2], axis=1):
-        for colour in ((0x1F, 0x5F, 0xA8), (0xC2, 0x41, 0x0C)):  # a line an average in both plots
-            assert (np.abs(half - colour).sum(axis=2) < 30).sum() > 300
+        for colour in (LIVE_COLOUR, COLOURS[0]):  # a line an average in both plots: live and ema
+            channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(half - channels).sum(axis=2) < 30).sum() > 300
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def test_best_points_and_f1_by_hand():
 
 def test_a_picture_of_one_curve_and_of_no_numbers(tmp_path):
     rows = {"0.5": {"fid": math.nan, "is": math.nan}, "1": {"fid": 2.0, "is": 3.0}}
-    draw_curves({"ema": rows}, {"ema": best_of(rows, [("is", "fid")])}, [("is", "fid")], "one", tmp_path / "one.png")
+    draw_curves({"ema": rows}, {"ema": best_of(rows, [("is", "fid")])}, [("is", "fid")], style_of(["ema"]), "one", tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size == (930, 780)
 
 

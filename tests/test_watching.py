@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -22,7 +24,6 @@ from test_record import FEW, by_hand, environment, event, score, train
 
 from gantrain import cli, lock as locks
 from gantrain.commands.watch import Follower, told_before, watch
-from gantrain.config.config import Config
 from gantrain.reporting.console import console_line
 from gantrain.reporting.event_words import Teller
 from gantrain.run_folder import record
@@ -30,7 +31,8 @@ from gantrain.run_folder import record
 DIGITS = ROOT / "configs" / "digits.yaml"
 SWAPS = [
     "batching={name: on_swap, max_batch: 64}", "swap={source: swa, start_kimg: 0.24, every_kimg: 0.24, after_kimg: 0.04, growth: 2}",
-    "averagers.a={name: power, sigma_rel: 0.05, snapshot_every_kimg: 0.08}", "averagers.b={name: power, sigma_rel: 0.1, snapshot_every_kimg: 0.08}",
+    "averagers.a={name: power, sigma_rel: 0.05, snapshot_every_kimg: 0.08}",
+    "averagers.b={name: power, sigma_rel: 0.1, snapshot_every_kimg: 0.08}",
     "orbit.every_kimg=null", "averagers.swa.start_kimg=0.08", "averagers.ema_short=null", "eval.num_samples=32",
 ]  # fmt: skip
 
@@ -96,7 +98,8 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
         assert wanted and [line for line in watched.splitlines() if line.startswith(start)][: len(wanted)] == wanted, start
     assert "swap: swa in place of the live weights of G and D at 0.24 kimg; batch 16 -> 32; live digits_fid " in watched
     assert watched.startswith(
-        f"run: {run}, done, 0.336 of 0.32 kimg; BigGAN on Digits, Hinge loss, seed 0, batch 16 (OnSwap); averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
+        f"run: {run}, done, 0.336 of 0.32 kimg; biggan on digits, hinge loss, seed 0, batch 16 (on_swap);"
+        " averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
     )
     assert watched.splitlines()[-1] == "done at 0.336 kimg" and "scores at 0.16 kimg (32 samples each):\naverage " in watched
     few = gantrain("watch", run, "--last", 2).stdout
@@ -249,6 +252,24 @@ def test_every_line_is_read_once_however_the_file_grows_and_is_cut(tmp_path_fact
             seen = list(now)
 
 
+def test_it_starts_without_torch_and_without_plugins(tmp_path):
+    """Which would take seconds, and may not be installed where somebody watches."""
+    run = by_hand(tmp_path / "run", event(0, "start"), event(1000, "swap"), score(1000, 1.0), event(1000, "end"))
+    (run / "config.yaml").write_text("total_kimg: 1\nmodel: {name: my.own:Model}\ndata: {name: digits}\naveragers: {ema: {}}\n")
+    code = (
+        "import sys; from gantrain import cli\n"
+        f"assert cli.run(['watch', {str(run)!r}]) == 0\n"
+        "print([name for name in ('torch', 'accelerate', 'plotly', 'wandb', 'gantrain.config') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+    assert "my.own:Model on digits" in done.stdout and "averages: ema" in done.stdout and "average        fid" in done.stdout
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, gantrain):
+    assert re.search(r": is (no|not a) run folder", error_of(gantrain("watch", tmp_path, check=False)))
+
+
 def test_a_run_in_which_nothing_happened_or_will(tmp_path):
     run = by_hand(tmp_path / "run")
     (run / "metrics.jsonl").unlink()
@@ -273,7 +294,7 @@ def test_another_machines_run_is_followed_until_it_is_still(tmp_path, monkeypatc
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
-BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, "lr_scale": 0.25}
+BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, "max_rollbacks": 3, "lr_scale": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -298,12 +319,12 @@ BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, 
     ],
 )
 def test_events_in_words(line, text):
-    assert Teller(Config()).text(line) == text
+    assert Teller(200.0).text(line) == text
 
 
 def test_where_the_run_is_and_how_long_it_takes():
     """By the rate of the last lines, 100 images a second and then 50; a rollback goes back, late scores do not."""
-    teller = Teller(Config(total_kimg=1))
+    teller = Teller(1.0)
     assert teller.rest() == ""
     for line in (event(0, "start"), train(100, **{"throughput/img_per_s": 100.0}), train(200, **{"throughput/img_per_s": 50.0})):
         teller.text(line)
@@ -325,8 +346,8 @@ def test_the_last_things_said_are_the_last_of_all(last):
             event(n, "checkpoint"),
         ]
     raw = [json.dumps(line).encode() + b"\n" for line in lines]
-    everything = list(filter(None, map(Teller(Config()).text, lines)))
-    assert told_before(raw, Teller(Config()), last) == everything[len(everything) - last :][-last or len(everything) :]
+    everything = list(filter(None, map(Teller(200.0).text, lines)))
+    assert told_before(raw, Teller(200.0), last) == everything[len(everything) - last :][-last or len(everything) :]
 
 
 # ---- bars ------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.metrics import FeatureSet
 from gantrain.orbit.recorder import OrbitRecorder
-from gantrain.reporting.wandb_run import WandbRun, WandbThread
+from gantrain.reporting.view_thread import ViewThread
+from gantrain.reporting.wandb_run import WandbRun
 from gantrain.sampling.generators import generate
 from gantrain.training.guard import Pulse
 from gantrain.training.measurements import memory_gib
@@ -462,8 +463,8 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         for name, hangs in names.items():
             if hangs is not None:
-                start = functools.partial(WandbRun, Failing(hangs), None, lambda line: None)
-                trainers[name].tracker._wandb = WandbThread(start, 1.0, lambda line: None)
+                start = functools.partial(WandbRun, Failing(hangs), None, Path(folder), lambda line: None)
+                trainers[name].tracker.views.append(ViewThread("wandb", start, 1.0, lambda line: None))
         times = in_turns(
             {
                 name: functools.partial(seconds_of, functools.partial(update_and_line, t), arguments.updates, t.context.device)

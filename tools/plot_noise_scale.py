@@ -19,8 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gantrain.errors import UserError
-
-COLOURS = {"D": "#c2410c", "G": "#1f5fa8"}
+from gantrain.palette import PLAYERS
 
 
 def read(run: Path) -> list[dict]:
@@ -46,7 +45,7 @@ def series(lines: list[dict], key: str) -> np.ndarray:
 def draw_scale(axes: Axes, lines: list[dict]) -> None:
     """Plot B_simple of both players and the batch size."""
     kimg = series(lines, "nimg") / 1000
-    for player, colour in COLOURS.items():
+    for player, colour in PLAYERS.items():
         low, high = (series(lines, f"noise_scale/{player}/b_simple_{end}") for end in ("low", "high"))
         decided = np.where(np.isnan(low), np.nan, series(lines, f"noise_scale/{player}/b_simple"))
         axes.fill_between(kimg, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -60,7 +59,7 @@ def draw_scale(axes: Axes, lines: list[dict]) -> None:
 def draw_parts(axes: Axes, lines: list[dict]) -> None:
     """Plot tr Sigma and |G|^2 of both players."""
     kimg = series(lines, "nimg") / 1000
-    for player, colour in COLOURS.items():
+    for player, colour in PLAYERS.items():
         axes.plot(kimg, series(lines, f"noise_scale/{player}/tr_sigma"), color=colour, linewidth=1.5, label=f"tr Σ of {player}")
         squared = series(lines, f"noise_scale/{player}/g_squared")
         axes.plot(kimg, np.where(squared > 0, squared, np.nan), color=colour, linewidth=1.3, linestyle=":", label=f"|G|² of {player}")

@@ -25,6 +25,7 @@ from gantrain.clock import images
 from gantrain.config.config import Config
 from gantrain.config.loading import load
 from gantrain.errors import UserError
+from gantrain.palette import LIVE_COLOUR, MARKS
 
 
 def arms_of(config: Config) -> dict[str, list[str]]:
@@ -92,10 +93,10 @@ def draw(records: dict[str, list[list[dict]]], metric: str, skip_kimg: float, ou
         axes = figure.add_subplot(1, len(records), i + 1)
         for lines in runs:
             points = [p for p in path_of(lines, metric) if p[0] >= skip_kimg]
-            axes.plot(*zip(*points), color="#1f5fa8", linewidth=1.3, alpha=0.8, marker="o", markersize=2.5)
+            axes.plot(*zip(*points), color=LIVE_COLOUR, linewidth=1.3, alpha=0.8, marker="o", markersize=2.5)
         swaps = sorted({line["nimg"] / 1000 for lines in runs for line in lines if line.get("event") == "swap" and line["moment"] == "at"})
         for kimg in swaps:
-            axes.axvline(kimg, color="#c2410c", linewidth=0.8, linestyle=":")
+            axes.axvline(kimg, color=MARKS["swap"].colour, linewidth=0.8, linestyle=":")
         axes.set_xlim(skip_kimg, last)
         axes.set_ylim(0.9 * min(shown), 1.05 * max(shown))
         axes.set_title(arm, fontsize=10)

@@ -66,10 +66,10 @@ def names_of_runs(project: str, runs: list[str]) -> Names:
     try:
         api = wandb.Api()
         found = [api.run(f"{project}/{run}") for run in runs] if runs else list(api.runs(project, per_page=50)[:50])
-        names = names_of_keys(key for run in found for key in run.summary.keys())
+        names = names_of_keys(key for run in found for key in run.summary.keys())  # noqa: SIM118 - W&B's own class, not a dict
     except Exception as error:
         raise UserError(
-            f"{project}: W&B cannot be asked for its runs ({one_line(error)[:160]}); give --config CONFIG.yaml, or `wandb login`"
+            f"{project}: W&B cannot be asked for its runs ({one_line(error)[:160]}); give --config CONFIG.yaml, or run `wandb login`"
         ) from error
     if not names.metrics:
         raise UserError(f"{project}: its runs have no scores yet; give --config CONFIG.yaml")
@@ -118,9 +118,15 @@ def workspace(project: str, runs: list[str], names: Names, title: str) -> Any:
     entity, _, project = project.partition("/")
     return ws.Workspace(
         entity=entity, project=project, name=title,
-        sections=[ws.Section(name=name, panels=panels, is_open=True, panel_settings=ws.SectionPanelSettings(x_axis=KIMG)) for name, panels in sections(names).items()],
+        sections=[
+            ws.Section(name=name, panels=panels, is_open=True, panel_settings=ws.SectionPanelSettings(x_axis=KIMG))
+            for name, panels in sections(names).items()
+        ],
         settings=ws.WorkspaceSettings(x_axis=KIMG),
-        runset_settings=ws.RunsetSettings(filters=ws.And(ws.Metric("ID").isin(runs)) if runs else [], pinned_columns=[f"summary:best/{metric}" for metric in names.metrics]),
+        runset_settings=ws.RunsetSettings(
+            filters=ws.And(ws.Metric("ID").isin(runs)) if runs else [],
+            pinned_columns=[f"summary:best/{metric}" for metric in names.metrics],
+        ),
     )  # fmt: skip
 
 
@@ -137,7 +143,7 @@ def report(project: str, runs: list[str], names: Names, title: str) -> Any:
 
 def project_name(text: str) -> str:
     """ENTITY/PROJECT, for argparse."""
-    entity, slash, project = text.partition("/")
+    entity, _, project = text.partition("/")
     if not (entity and project) or "/" in project:
         raise argparse.ArgumentTypeError(f"must be ENTITY/PROJECT, got {text!r}")
     return text
@@ -177,7 +183,8 @@ def main() -> None:
             print(f"{kind}: {one.save().url}")
         except Exception as error:
             raise UserError(
-                f"{arguments.project}: the {kind} cannot be saved ({one_line(error)[:160]}); `wandb login`, or see it with --dry-run FILE.json"
+                f"{arguments.project}: the {kind} cannot be saved ({one_line(error)[:160]});"
+                f" run `wandb login`, or see it with --dry-run FILE.json"
             ) from error
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gantrain.averaging import Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, weight_profile
+from gantrain.palette import COLOURS, MARKS
 
 TOTAL, GROWS_AT, BATCHES = 100_000, (50_000, 80_000), (64, 128, 256)
 BIN = 2000  # images; wide enough that a rule which samples rarely does not look like a comb
@@ -60,10 +61,10 @@ def main() -> None:
     for i, (name, averager) in enumerate(RULES.items()):
         axes = figure.add_subplot(2, 4, i + 1)
         kimg, weight = density(averager)
-        axes.fill_between(kimg, weight, step="mid", color="#1f5fa8", alpha=0.25, linewidth=0)
-        axes.step(kimg, weight, where="mid", color="#1f5fa8", linewidth=1.6)
+        axes.fill_between(kimg, weight, step="mid", color=COLOURS[0], alpha=0.25, linewidth=0)
+        axes.step(kimg, weight, where="mid", color=COLOURS[0], linewidth=1.6)
         for at in GROWS_AT:
-            axes.axvline(at / 1000, color="#c2410c", linewidth=1, linestyle=":")
+            axes.axvline(at / 1000, color=MARKS["growth"].colour, linewidth=1, linestyle=":")
         axes.set_title(name, fontsize=11)
         axes.set_xlim(0, TOTAL / 1000)
         axes.set_ylim(min(0, 1.1 * weight.min()), 1.15 * weight.max())

@@ -13,9 +13,8 @@ from gantrain.averaging.average import Average, match, named_buffers, named_weig
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
 from gantrain.errors import InvalidField, UserError, did_you_mean
+from gantrain.score_names import LIVE
 from gantrain.spectral_norm import refresh_spectral_norms
-
-LIVE = "live"  # the name of the weights that are trained, among the averages
 
 
 class AverageBank:

@@ -1,4 +1,4 @@
-"""Averages rebuilt after the run: from the snapshots in its folder to a stored average, and to a sweep over lengths."""
+"""`gantrain average`: rebuild averages after the run from its snapshots: one to store, or a sweep over lengths."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
+from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.result_file import target_of, write
@@ -32,7 +33,7 @@ from gantrain.spectral_norm import refresh_spectral_norms
 
 
 def call(arguments: argparse.Namespace) -> None:
-
+    """Run the command."""
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     if arguments.sweep is None:
         for option, given in (
@@ -42,7 +43,7 @@ def call(arguments: argparse.Namespace) -> None:
         ):
             if given:
                 raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
-        if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
+        if os.environ.get("RANK", "0") == "0":  # one process does it: there is nothing to share
             say(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
         return
     if arguments.name is not None:
@@ -66,8 +67,8 @@ def average_run(run: str | Path, sigma_rel: float, at_kimg: float | None, name: 
     name = name if name is not None else default_name(sigma_rel, snapshots.nimg)
     store(rebuilt, Path(run), name)
     return (
-        f"{name}: sigma_rel {sigma_rel:g} at {rebuilt.nimg / 1000:g} kimg from {snapshots.name}; relative profile error {rebuilt.error:.2%},"
-        f" rounding of the snapshots at most {rebuilt.rounding:.2%} of a weight\n"
+        f"{name}: sigma_rel {sigma_rel:g} at {rebuilt.nimg / 1000:g} kimg from {snapshots.name};"
+        f" relative profile error {rebuilt.error:.2%}, rounding of the snapshots at most {rebuilt.rounding:.2%} of a weight\n"
         f"draw and score it: gantrain sample {run} --average {name}; gantrain evaluate {run} --average live,{name}"
     )
 
@@ -80,13 +81,13 @@ def sweep_run(
     overrides: Sequence[str],
     say: Callable[[str], None],
 ) -> tuple[str, Accelerator]:
-    """Score averages of several lengths, keep the best, and draw score against length.
+    """Score averages of several lengths, keep the best, and draw scores against length.
 
     Returns:
-        A report as text, and the Accelerator that was used.
+        The result as text, and the Accelerator that was used.
 
     Raises:
-        UserError: as `Snapshots`, or the snapshots give none of these lengths.
+        UserError: as `Snapshots`, or none of these lengths can be rebuilt from the snapshots.
     """
     scorer = RunScorer(run, num_samples, None, overrides)
     snapshots = Snapshots(run, at_kimg, say)
@@ -124,7 +125,7 @@ def sweep_run(
     metric = next(m for m in scores[f"{given[0]:g}"] if better_when_higher(m) is not None)
     finite = [s for s in given if np.isfinite(scores[f"{s:g}"][metric])]
     if not finite:
-        raise UserError(f"--sweep: no average of {run} at {snapshots.nimg / 1000:g} kimg puts out numbers; nothing can be ranked")
+        raise UserError(f"--sweep: no average of {run} at {snapshots.nimg / 1000:g} kimg gives finite scores; nothing can be ranked")
     best = (max if better_when_higher(metric) else min)(finite, key=lambda s: scores[f"{s:g}"][metric])
     name = default_name(best, snapshots.nimg)
     store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)
@@ -149,7 +150,8 @@ def sweep_run(
         picture,
     )
     return (
-        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples a length, BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
+        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples a length,"
+        f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
         f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
     ), accelerator
 
@@ -160,7 +162,7 @@ def size_of(network: nn.Module) -> int:
 
 
 def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: float, title: str, path: Path) -> None:
-    """A picture: every metric against the length of the average, the best of `metric` marked."""
+    """Draw every metric against the length of the average, and mark the best length by `metric`."""
     from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
 
     metrics = [m for m in scores[f"{lengths[0]:g}"] if not m.endswith(SPREADS)]
@@ -170,11 +172,11 @@ def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: floa
     for i, m in enumerate(metrics):
         axes = figure.add_subplot(rows, columns, i + 1)
         values = [scores[f"{s:g}"][m] for s in lengths]
-        axes.plot(lengths, values, marker="o", color="#1f5fa8", linewidth=1.8, markersize=5)
-        axes.axvline(best, color="#c2410c", linewidth=1, linestyle="--", zorder=0)
+        axes.plot(lengths, values, marker="o", color=COLOURS[0], linewidth=1.8, markersize=5)
+        axes.axvline(best, color=COLOURS[1], linewidth=1, linestyle="--", zorder=0)
         if m == metric:
             axes.plot(
-                [best], [scores[f"{best:g}"][m]], marker="o", color="#c2410c", markersize=8, label=f"best: {best:g}", linestyle="none"
+                [best], [scores[f"{best:g}"][m]], marker="o", color=COLOURS[1], markersize=8, label=f"best: {best:g}", linestyle="none"
             )
             axes.legend(frameon=False)
         higher = better_when_higher(m)

@@ -32,6 +32,7 @@ from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.sampling.latents import draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
+from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player
 from gantrain.training.update import Batch, discriminator_phase, generator_phase, sees_real
 
@@ -260,20 +261,28 @@ def record_of(bench: Bench, updates: int, found: dict[str, Estimate], layers: di
 
 def estimate_table(found: dict[str, Estimate], batch_size: int) -> str:
     """A table with a row per player."""
-    lines = [f"{'':4}{'tr Sigma':>12}{'|G|^2':>12}{'B_simple':>10}{'95% interval':>20}{f'in batches of {batch_size}':>24}"]
-    for player, one in found.items():
-        ratio = "-" if one.b_simple is None else f"{one.b_simple / batch_size:.3g}"
-        lines.append(f"{player.upper():4}{one.trace:12.5g}{one.squared:12.4g}{number(one.b_simple):>10}{interval(one):>20}{ratio:>24}")
-    return "\n".join(lines)
+    ratios = ["-" if one.b_simple is None else f"{one.b_simple / batch_size:.3g}" for one in found.values()]
+    players = align(["", *(player.upper() for player in found)], least=4)
+    ratio = align([f"in batches of {batch_size}", *ratios], right=True, least=24)
+    return join_columns([players, *estimate_columns(list(found.values()), digits=5), ratio], gap="")
 
 
 def layer_table(player: str, layers: dict[str, Estimate]) -> str:
     """A table with a row per layer, the noisiest first."""
-    width = max(len(name) for name in layers)
-    lines = [f"{player + ', layer':{width + 3}}{'tr Sigma':>12}{'|G|^2':>12}{'B_simple':>10}{'95% interval':>20}"]
-    for name, one in sorted(layers.items(), key=lambda item: -(item[1].b_simple or math.inf)):
-        lines.append(f"{name:{width + 3}}{one.trace:12.4g}{one.squared:12.4g}{number(one.b_simple):>10}{interval(one):>20}")
-    return "\n".join(lines)
+    noisiest = dict(sorted(layers.items(), key=lambda item: -(item[1].b_simple or math.inf)))
+    names = align([f"{player}, layer", *noisiest], least=max(map(len, layers)) + 3)
+    return join_columns([names, *estimate_columns(list(noisiest.values()), digits=4)], gap="")
+
+
+def estimate_columns(found: Sequence[Estimate], digits: int) -> list[list[str]]:
+    """The columns that both tables share, tr Sigma with `digits` digits."""
+    columns = [
+        (12, "tr Sigma", [f"{one.trace:.{digits}g}" for one in found]),
+        (12, "|G|^2", [f"{one.squared:.4g}" for one in found]),
+        (10, "B_simple", [number(one.b_simple) for one in found]),
+        (20, "95% interval", [interval(one) for one in found]),
+    ]
+    return [align([head, *cells], right=True, least=width) for width, head, cells in columns]
 
 
 def number(value: float | None) -> str:

@@ -15,7 +15,8 @@ from gantrain.run_folder.record import read
 
 
 def call(arguments: argparse.Namespace) -> None:
-    if os.environ.get("RANK", "0") != "0":  # nothing to share out
+    """Run the command."""
+    if os.environ.get("RANK", "0") != "0":  # one process does it: there is nothing to share
         return
     print(report_runs(arguments.runs, arguments.out))
 
@@ -31,7 +32,7 @@ def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> st
         out: the page's path; None is report.html in the run's folder, or in the one that all runs lie in.
 
     Raises:
-        UserError: a folder is no run, scores do not compare, or the page cannot be written there.
+        UserError: a folder is not a run, scores do not compare, or the page cannot be written there.
     """
     folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
     shown = {folder: Path(run) for folder, run in zip((Path(run).resolve() for run in runs), runs)}
@@ -41,9 +42,8 @@ def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> st
         else (shown[folders[0]] if len(folders) == 1 else Path(os.path.commonpath([f.parent for f in folders]))) / REPORT_FILE
     )
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
-        raise UserError(
-            f"--out: {str(target)!r} is no path of a page; write for example {str(target if target.is_dir() else target.parent) + os.sep + REPORT_FILE!r}"
-        )
+        beside = target if target.is_dir() else target.parent
+        raise UserError(f"--out: {str(target)!r} is not an .html file; write for example {str(beside) + os.sep + REPORT_FILE!r}")
     records = [read(shown[folder]) for folder in folders]
     require_comparable(records)
     text = page(records)

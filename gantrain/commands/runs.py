@@ -1,4 +1,4 @@
-"""`gantrain runs`: what lies in a folder of runs, a row each, read from their records alone."""
+"""`gantrain runs`: list the runs in a folder, one per row, read from their records alone."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from gantrain.errors import UserError, did_you_mean
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.score_names import better_when_higher
+from gantrain.text_table import align
 
 
 def call(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     rows = list_runs(arguments.folders, arguments.by, arguments.sort)
-    print(as_json_lines(rows) if arguments.json else table(rows, width=terminal_width()))
+    print(as_json_lines(rows) if arguments.json else listing(rows, width=terminal_width()))
 
 
 BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # one of them makes a folder with a configuration a run
-DEEPEST = 3  # folders below the one that is searched
+DEEPEST = 3  # levels of folders below the one that is searched
 NARROWEST = 16  # characters that a run's name keeps on a narrow terminal
 
 
@@ -36,10 +38,10 @@ class Row:
     Attributes:
         run: its folder, below the one that was searched.
         path: its folder, as other commands take it.
-        status: of `gantrain.record`, or "damaged".
+        status: of `gantrain.run_folder.record.Record`, or "damaged".
         nimg: images seen.
         total_kimg: of the whole run.
-        metric: that it is listed by; None where it was never scored by it.
+        metric: whose best is shown; None where the run was never scored by it.
         score: the best by that metric, of the average `average`, at `at` images.
         changed: seconds since 1970 of the last change of its record; None where there is none.
         error: why a damaged one cannot be read.
@@ -59,7 +61,7 @@ class Row:
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """Run folders in a folder, by path: itself, or those below it; in a run folder no others are looked for."""
+    """The run folders in a folder, by path: itself, or those below it; a run folder is not searched for others."""
     try:
         is_run = (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE)
         inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
@@ -72,14 +74,14 @@ def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
 
 
 def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[str]]:
-    """(a run's row, names of its scores)."""
+    """(a run's row, the names of its metrics)."""
     changed = next((path.stat().st_mtime for path in (run / METRICS_FILE, run / CONFIG_FILE) if path.is_file()), None)
     try:
         found = record.outline(run)
     except UserError as error:
         return Row(name, str(run), "damaged", changed=changed, error=str(error)), []
     if found.status == record.DAMAGED:
-        return Row(name, str(run), "damaged", changed=changed, error=f"{run / METRICS_FILE}: has no line that can be read"), []
+        return Row(name, str(run), "damaged", changed=changed, error=f"{run / METRICS_FILE}: none of its lines can be read"), []
     known = found.metrics
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
@@ -97,12 +99,13 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
         order: "path"; "score", the best first; "kimg", the furthest first; "time", the last changed first.
 
     Raises:
-        UserError: no such folder, no run in them, no run has such a score, or scores of several metrics to be sorted.
+        UserError: a folder does not exist, there is no run in them, no run has such a score, or scores of several metrics
+            would be sorted.
     """
     rows, known = [], set()
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"{folder}: is no folder; give the one that holds the run folders (run_dir of a `gantrain train`)")
+            raise UserError(f"{folder}: is not a folder; pass the folder that contains the runs (run_dir of a `gantrain train`)")
         for run in find_runs(folder):
             name = str(run) if len(folders) > 1 or run == folder else str(run.relative_to(folder))
             row, metrics = row_of(run, name, by)
@@ -111,7 +114,8 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
     if not rows:
         where = ", ".join(map(str, folders))
         raise UserError(
-            f"{where}: holds no run ({CONFIG_FILE} beside {METRICS_FILE}), down to {DEEPEST} folders below; give the folder that run_dir lies in"
+            f"{where}: contains no runs ({CONFIG_FILE} beside {METRICS_FILE}), down to {DEEPEST} levels;"
+            f" pass the folder that contains the runs"
         )
     if by is not None and by not in known:
         raise UserError(f"--by: no run has a score {by!r}{did_you_mean(by, known)}")
@@ -119,7 +123,7 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
 
 
 def in_order(rows: list[Row], order: str) -> list[Row]:
-    """Rows by an order of `list_runs`; what it says nothing of comes last, by path."""
+    """Rows in an order of `list_runs`; rows without a value come last, by path."""
     if order == "score":
         metrics = sorted({row.metric for row in rows if row.metric is not None})
         if len(metrics) > 1:
@@ -134,27 +138,27 @@ def in_order(rows: list[Row], order: str) -> list[Row]:
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row], now: float | None = None, width: int | None = None) -> str:
-    """The listing: a row a run, columns aligned; of a damaged one, what is wrong with it.
+def listing(rows: Sequence[Row], now: float | None = None, width: int | None = None) -> str:
+    """The listing: one row per run, columns aligned; for a damaged run, what is wrong with it.
 
     Args:
-        now: seconds since 1970; None is the time of day.
-        width: characters of the terminal, into which long names are shortened; None shortens none.
+        now: seconds since 1970; None is the current time.
+        width: characters of the terminal, to which long names are shortened; None shortens none.
     """
     now = time.time() if now is None else now
-    scores = even(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
-    metrics = even([row.metric or "" for row in rows])
-    seen = even(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
+    scores = align(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
+    metrics = align([row.metric or "" for row in rows])
+    seen = align(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
     columns = [
-        even(["status", *(row.status for row in rows)]),
-        even(["kimg", *("" if row.error else f"{one} of {row.total_kimg:g}" for row, one in zip(rows, seen))]),
-        even(["best score", *("-" if row.score is None else f"{metric} {score}" for row, metric, score in zip(rows, metrics, scores))]),
-        even(["average", *(row.average or "-" for row in rows)]),
-        even(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
-        even(["last change", *(when(row.changed, now) for row in rows)]),
+        align(["status", *(row.status for row in rows)]),
+        align(["kimg", *("" if row.error else f"{one} of {row.total_kimg:g}" for row, one in zip(rows, seen))]),
+        align(["best score", *("-" if row.score is None else f"{metric} {score}" for row, metric, score in zip(rows, metrics, scores))]),
+        align(["average", *(row.average or "-" for row in rows)]),
+        align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
+        align(["last change", *(when(row.changed, now) for row in rows)]),
     ]
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
-    lines = zip(even([shortened(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
+    lines = zip(align([shortened(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
     said = [
         f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
         for row, line in zip((None, *rows), lines)
@@ -162,14 +166,8 @@ def table(rows: Sequence[Row], now: float | None = None, width: int | None = Non
     return "\n".join(line.rstrip() for line in said)
 
 
-def even(texts: Sequence[str], right: bool = False) -> list[str]:
-    """Texts of one width, flush left or right."""
-    width = max(map(len, texts), default=0)
-    return [text.rjust(width) if right else text.ljust(width) for text in texts]
-
-
 def shortened(text: str, width: int | None) -> str:
-    """A text in so many characters, without its middle where it is longer."""
+    """A text in at most `width` characters: its middle is left out where it is longer."""
     if width is None or len(text) <= width:
         return text
     left = (width - 2) // 2
@@ -177,7 +175,7 @@ def shortened(text: str, width: int | None) -> str:
 
 
 def when(moment: float | None, now: float) -> str:
-    """A time of day to be read by a person: how long ago within a day, else the date."""
+    """A moment for a person: how long ago within a day, else the date."""
     if moment is None:
         return "-"
     ago = now - moment
@@ -195,7 +193,7 @@ def terminal_width() -> int | None:
 
 
 def as_json_lines(rows: Sequence[Row]) -> str:
-    """The listing for scripts: a JSON object a run, null where there is nothing; times in UTC."""
+    """The listing for scripts: one JSON object per run, null where there is no value; times in UTC."""
 
     def of(row: Row) -> dict[str, Any]:
         changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""What `gantrain truncation` does: scores against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
+"""`gantrain truncation`: score against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from gantrain.distributed import finish, on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
+from gantrain.palette import Style, style_of
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.contents import require_average
 from gantrain.run_folder.result_file import target_of, write
@@ -27,7 +28,7 @@ from gantrain.score_names import Scores, better_when_higher
 
 
 def call(arguments: argparse.Namespace) -> None:
-
+    """Run the command."""
     truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
     say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     report, accelerator = truncation_run(
@@ -41,8 +42,7 @@ def call(arguments: argparse.Namespace) -> None:
 EXAMPLE = "0.2:2:10"
 CURVES = (("is", "fid"), ("recall", "precision"))  # (x, y) of the two plots
 F1 = "f1"  # of precision and recall
-COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d4d4d")
-MARKERS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}
+SIGNS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def truncation_run(
     """Score averages at several truncations, with BatchNorm by the run's policy at each, and draw the curves.
 
     Returns:
-        A report as text, and the Accelerator that was used.
+        The result as text, and the Accelerator that was used.
 
     Raises:
-        UserError: as `RunScorer`; no such average; or no metrics that a curve could be drawn of.
+        UserError: as `RunScorer`; no such average; or no pair of metrics for a curve.
     """
     for override in overrides:
         if override.startswith("eval.truncation="):
@@ -85,7 +85,7 @@ def truncation_run(
                     f"{name} at truncation {t:g}: "
                     + ", ".join(f"{metric} {value:.4f}" for metric, value in row.items() if not metric.endswith(SPREADS))
                 )
-    return on_main(accelerator, lambda: report(scorer, scores, curves, target)) or "", accelerator
+    return on_main(accelerator, lambda: keep_scores(scorer, scores, curves, target)) or "", accelerator
 
 
 def curves_of(config: Config) -> list[tuple[str, str]]:
@@ -103,8 +103,8 @@ def curves_of(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
-    """Write the scores and the picture into the run's folder; what is to be said."""
+def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
+    """Write the scores and the picture into the run's folder; the result as text."""
     nimg, config = int(scorer.path.name), scorer.config
     best = {name: best_of(rows, curves) for name, rows in scores.items()}
     truncations = [float(t) for t in next(iter(scores.values()))]
@@ -112,24 +112,28 @@ def report(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str,
     record["best"] = {name: {score: vars(point) for score, point in points.items()} for name, points in best.items()}
     write(target, record)
     picture = target.with_suffix(".png")
-    draw_curves(scores, best, curves, f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation", picture)
-    head = f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation, BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
+    title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation"
+    draw_curves(scores, best, curves, style_of(config.averagers, scores), title, picture)
+    head = (
+        f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation,"
+        f" BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
+    )
     blocks = []
     for name, rows in scores.items():
         words = ", ".join(f"{score} {point.value:.4f} at {point.truncation:g}" for score, point in best[name].items())
-        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none, it puts out no numbers'}")
+        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none: its scores are not finite'}")
     return "\n".join([head, *blocks])
 
 
 def best_of(rows: Scores, curves: list[tuple[str, str]]) -> dict[str, Point]:
-    """The best truncation by each score of the curves, and by the F1 of precision and recall; without those that are no numbers."""
+    """The best truncation by each score of the curves, and by the F1 of precision and recall, among finite scores."""
     found: dict[str, Point] = {}
     for x, y in curves:
         for score in (y, x, *([F1] if short(y) == "precision" else [])):
             values = {float(t): f1(row[y], row[x]) if score == F1 else row[score] for t, row in rows.items()}
             finite = {t: value for t, value in values.items() if math.isfinite(value)}
             if finite:
-                t = (min if better_when_higher(score) is False else max)(finite, key=finite.get)
+                t = (min if better_when_higher(score) is False else max)(finite, key=finite.__getitem__)
                 found[score] = Point(t, finite[t])
     return found
 
@@ -145,38 +149,47 @@ def f1(precision: float, recall: float) -> float:
 
 
 def draw_curves(
-    scores: dict[str, Scores], best: dict[str, dict[str, Point]], curves: list[tuple[str, str]], title: str, path: Path
+    scores: dict[str, Scores],
+    best: dict[str, dict[str, Point]],
+    curves: list[tuple[str, str]],
+    styles: Mapping[str, Style],
+    title: str,
+    path: Path,
 ) -> None:
-    """A picture: the pairs of scores against each other, a line an average, truncations written at their points, the best marked."""
+    """Draw the pairs of scores against each other, a line an average, truncations written at their points, the best marked.
+
+    Args:
+        scores: average -> truncation -> metric -> value.
+        best: average -> score -> its best point.
+        curves: (x, y) of each plot.
+        styles: of every average.
+        title: above the picture.
+        path: of the picture.
+    """
     from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
 
     figure = Figure(figsize=(6.2 * len(curves), 5.2), layout="constrained", dpi=150)
     for i, (x, y) in enumerate(curves):
         axes = figure.add_subplot(1, len(curves), i + 1)
-        for (name, rows), colour in zip(scores.items(), COLOURS * len(scores)):
+        for name, rows in scores.items():
+            style = styles[name]
             axes.plot(
-                [row[x] for row in rows.values()], [row[y] for row in rows.values()], color=colour, linewidth=1.5, marker="o", markersize=4
-            )
+                [row[x] for row in rows.values()], [row[y] for row in rows.values()],
+                color=style.colour, linestyle=style.linestyle, linewidth=1.5, marker=style.marker, markersize=4,
+            )  # fmt: skip
             for t, row in rows.items():
                 if math.isfinite(row[x]) and math.isfinite(row[y]):
                     # Where the curve is not: fidelity is bought with FID, and with recall.
                     aside = {"xytext": (-5, 5), "ha": "right"} if short(y) == "fid" else {"xytext": (5, 5), "ha": "left"}
-                    axes.annotate(t, (row[x], row[y]), textcoords="offset points", fontsize=7, color=colour, **aside)
+                    axes.annotate(t, (row[x], row[y]), textcoords="offset points", fontsize=7, color=style.colour, **aside)
             for score, point in best[name].items():
                 if score in (x, y) or (score == F1 and short(y) == "precision"):
                     row = rows[f"{point.truncation:g}"]
                     label = f"{name + ': ' if len(scores) > 1 else ''}best {score} {point.value:.4g} at {point.truncation:g}"
                     axes.plot(
-                        [row[x]],
-                        [row[y]],
-                        linestyle="none",
-                        marker=MARKERS[short(score)],
-                        markersize=11,
-                        color=colour,
-                        markeredgecolor="black",
-                        label=label,
-                        zorder=3,
-                    )
+                        [row[x]], [row[y]], linestyle="none", marker=SIGNS[short(score)], markersize=11,
+                        color=style.colour, markeredgecolor="black", label=label, zorder=3,
+                    )  # fmt: skip
         axes.set_xlabel(x + (" (higher is better)" if better_when_higher(x) else ""))
         axes.set_ylabel(y + (" (higher is better)" if better_when_higher(y) else " (lower is better)"))
         axes.margins(0.12)

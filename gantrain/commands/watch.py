@@ -1,8 +1,8 @@
-"""`gantrain watch`: what a run says of itself, from its record, as it comes; the run need not know, nor be on this terminal.
+"""`gantrain watch`: follow a run by its record; the run need not know, nor be on this terminal.
 
 Whether a run still goes on is told by the lock of its folder, which a dead process does not hold. Where a shared file system does not
-show one machine's locks to another, a run of another machine counts as going on until its record has been still for some minutes
-(`gantrain.record.goes_on_elsewhere`).
+show one machine's locks to another, a run of another machine counts as going on until its record has not changed for some minutes
+(`gantrain.run_folder.record.goes_on_elsewhere`). Nothing here imports torch, so that looking at a run takes no seconds.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.interruption import INTERRUPTED
 from gantrain.lock import owner
 from gantrain.reporting.event_words import RECENT, Teller
-from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
-from gantrain.run_folder.record import ENDS, Record, goes_on_elsewhere, outline, parse
+from gantrain.run_folder.record import ENDS, Outline, Record, goes_on_elsewhere, outline, outline_config, parse
 
 
 def call(arguments: argparse.Namespace) -> int | None:
     try:
         watch(arguments.run, arguments.last, functools.partial(print, flush=True))
-    except KeyboardInterrupt:  # seen enough; nothing was interrupted but looking on
+    except KeyboardInterrupt:  # seen enough; nothing was interrupted but the watching
         return INTERRUPTED
+    return None
 
 
 POLL = 0.5  # seconds between two looks
@@ -41,11 +40,11 @@ BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f} of {total:g} kimg{postfix}"
 
 
 class Follower:
-    """The whole lines of a file that another process appends to, each once, and cuts back now and then.
+    """Reads the whole lines of a file that another process appends to and sometimes cuts back, each line once.
 
-    A run that is taken up again cuts off what it had written behind its checkpoint and goes on from there. By the next look the
-    file may be longer again than it was; so the last line read is looked at again each time, and where it is another, the place
-    of the cut is found by the sums of the lines before.
+    A run that resumes cuts off what it had written after its checkpoint and goes on from there. By the next look the file may be
+    longer than before; so the last line read is compared each time, and where it differs, the checksums of the lines before it
+    show where the cut was.
     """
 
     def __init__(self, path: Path):
@@ -64,7 +63,7 @@ class Follower:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); put it right and run the same command again") from error
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); fix this and run the same command again") from error
         for line in lines:
             self._ends.append(self._ends[-1] + len(line))
             self._sums.append(zlib.crc32(line))
@@ -103,8 +102,8 @@ def watch(run: str | Path, last: int, say: Callable[[str], None], every: float =
     run = Path(run)
     while not (run / CONFIG_FILE).exists() and owner(run) is not None:  # it is just starting
         time.sleep(every)
-    config = configuration_of(run)
-    follower, teller = Follower(run / METRICS_FILE), Teller(config)
+    config = settings_of(run)
+    follower, teller = Follower(run / METRICS_FILE), Teller(config.total_kimg)
     goes_on = lambda: owner(run) is not None or (teller.told not in ENDS and goes_on_elsewhere(run))  # noqa: E731
     say(header(outline(run), config))
     on = goes_on()
@@ -121,7 +120,7 @@ def watch(run: str | Path, last: int, say: Callable[[str], None], every: float =
             on = goes_on()  # asked first: what the run has written before it ended is read after
             for line in filter(None, map(parse, follower.new())):
                 if line.get("event") == "resume":  # perhaps made longer
-                    teller.aim_at(configuration_of(run))
+                    teller.total_kimg = settings_of(run).total_kimg
                 text = teller.text(line)
                 with tqdm.external_write_mode():
                     say(text) if text else None
@@ -133,8 +132,21 @@ def watch(run: str | Path, last: int, say: Callable[[str], None], every: float =
         )
 
 
+def settings_of(run: Path) -> Outline:
+    """The configuration of a run, as plain values.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        from gantrain.run_folder.contents import configuration_of  # it waits for torch, and knows what was meant
+
+        configuration_of(run)
+    return outline_config(run)
+
+
 def told_before(lines: list[bytes], teller: Teller, last: int) -> list[str]:
-    """The last so many things that a run has said in these lines. Of 100,000 lines of losses only those that are wanted are parsed."""
+    """The last so many things that a run has said in these lines. Of 100,000 lines of losses only the wanted ones are parsed."""
     numbers = [i for i, line in enumerate(lines) if b'"event"' not in line]
     wanted_from = numbers[-max(last, RECENT)] if len(numbers) > max(last, RECENT) else 0
     texts: deque[str] = deque(maxlen=last)
@@ -145,24 +157,29 @@ def told_before(lines: list[bytes], teller: Teller, last: int) -> list[str]:
     return list(texts)
 
 
-def header(found: Record, config: Config) -> str:
+def header(found: Record, config: Outline) -> str:
     """What is watched, in a line."""
-    return f"run: {found.run}, {found.status}, {found.nimg / 1000:g} of {config.total_kimg:g} kimg; {in_short(config)}"
+    return "; ".join([f"run: {found.run}, {found.status}, {found.nimg / 1000:g} of {config.total_kimg:g} kimg", *in_short(config)])
 
 
-def in_short(config: Config) -> str:
-    """A configuration in a few words."""
-    name = lambda section: type(section).__name__  # noqa: E731
-    swap = f"; swap: {config.swap.source} every {config.swap.every_kimg:g} kimg" if config.swap.source else ""
-    return (
-        f"{name(config.model)} on {name(config.data)}, {name(config.loss)} loss, seed {config.seed}, batch {config.batching.first_batch} ({name(config.batching)});"
-        f" averages: {', '.join(config.averagers) or 'none'}{swap}"
-    )
+def in_short(config: Outline) -> list[str]:
+    """A configuration in a few words: networks, data and batch; averages; swap."""
+    model, data, loss, batching = (config.section(name) for name in ("model", "data", "loss", "batching"))
+    swap, parts = config.section("swap"), []
+    if "name" in model and "name" in data:
+        parts.append(
+            f"{model['name']} on {data['name']}, {loss.get('name')} loss, seed {config.sections.get('seed')},"
+            f" batch {batching.get('batch_size')} ({batching.get('name')})"
+        )
+    parts.append(f"averages: {', '.join(config.averagers) or 'none'}")
+    if swap.get("source"):
+        parts.append(f"swap: {swap['source']} every {swap.get('every_kimg'):g} kimg")
+    return parts
 
 
 def show(bar: tqdm, teller: Teller) -> None:
     """Where the run is, on the bar."""
-    bar.total = teller.config.total_kimg
+    bar.total = teller.total_kimg
     bar.n = min(bar.total, teller.nimg / 1000)
     bar.set_postfix_str(teller.rest(), refresh=False)
     bar.refresh()

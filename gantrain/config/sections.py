@@ -319,12 +319,14 @@ class Tracking:
         sample_rows: images per class on a sheet.
         sample_classes: the largest number of classes on a sheet.
         wandb: reporting to Weights & Biases.
+        tensorboard: whether to write an event file into RUN/tensorboard; needs `pip install 'gantrain[tensorboard]'`.
     """
 
     every_kimg: float = 1.0
     samples_every_kimg: float | None = 25.0
     sample_rows: int = 8
     sample_classes: int = 10
+    tensorboard: bool = False
     wandb: Wandb = field(default_factory=Wandb)
 
     def __post_init__(self) -> None:

@@ -13,11 +13,11 @@ from gantrain.metrics.metric import EXTRACTOR, METRIC, Extractor, FeatureExtract
 from gantrain.metrics.precision_recall import PrecisionRecall
 from gantrain.metrics.protocols import PROTOCOLS, Protocol
 from gantrain.metrics.resampling import SUFFIX, half_widths
-from gantrain.score_names import HIGHER_IS_BETTER
+from gantrain.score_names import HIGHER_IS_BETTER, SPREADS
 
 METRICS: dict[str, type[Metric]] = {"fid": Fid, "is": InceptionScore, "kid": Kid, "prc": PrecisionRecall, "fid_infinity": FidInfinity}
 EXTRACTORS: dict[str, type[FeatureExtractor]] = {"inception": InceptionFeatures, "digits": DigitsFeatures}
-SPREADS = ("_std", SUFFIX)  # suffixes of names that are not scores but the uncertainty of one
+
 
 __all__ = [
     "EXTRACTOR", "EXTRACTORS", "HIGHER_IS_BETTER", "METRIC", "METRICS", "PROTOCOLS", "SPREADS", "SUFFIX",

@@ -21,8 +21,9 @@ from collections.abc import Callable
 import numpy as np
 
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.score_names import INTERVAL_SUFFIX
 
-SUFFIX = "_ci95"
+SUFFIX = INTERVAL_SUFFIX
 NORMAL_95 = 1.959963984540054
 
 

@@ -63,6 +63,7 @@ class Analysis:
         metric: name of the score; empty where there is none.
         live_score: of the live weights.
         scored_at: images seen when the scores were taken.
+        averagers: names of all the run's averages, as its configuration lists them: they decide the colours.
     """
 
     player: str
@@ -77,6 +78,7 @@ class Analysis:
     metric: str
     live_score: float | None
     scored_at: int | None
+    averagers: tuple[str, ...]
 
     @property
     def kimg(self) -> np.ndarray:
@@ -175,7 +177,9 @@ def analyse(
         standings.append(Standing(name, ratio, float(np.sqrt(np.nanmean(motion.distances[name][measured]))), scores.get(name)))
     emas, two = two_emas(config, player, motion, rows)
     parts = parts_of(*displacement_of(kimg[len(rows) // 2 :], motion.sketches[LIVE][measured]))
-    return Analysis(player, motion, rows, fit, parts, emas, two, standings, jumping, metric, scores.get(LIVE), scored_at)
+    return Analysis(
+        player, motion, rows, fit, parts, emas, two, standings, jumping, metric, scores.get(LIVE), scored_at, tuple(config.averagers)
+    )
 
 
 def two_emas(config: Config, player: str, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,18 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from gantrain.averaging import LIVE
 from gantrain.orbit.analysis import PLAYERS, Analysis
 from gantrain.orbit.recorder import FOLDER
 from gantrain.orbit.words import as_record, headline
+from gantrain.palette import COLOURS, FAINT, MARKS, style_of
 from gantrain.run_folder.json_values import as_json
+from gantrain.score_names import LIVE
 from gantrain.theory.displacement import displacement_of
 from gantrain.theory.path_statistics import principal_directions
 
-COLOURS = "viridis"
-AVERAGES = ("#c2410c", "#1f5fa8", "#a21caf", "#4d7c0f", "#b45309", "#0f766e")  # of the averages' marks, over and over
-MARKS = ("o", "s", "D", "^", "v", "P")
-FAINT, SWAP = "#9ca3af", "#dc2626"
+TIME = "viridis"  # Matplotlib's colours of a path, from its beginning to its end
+SWAP = MARKS["swap"].colour
+ALL, FITTED = COLOURS[-1], COLOURS[-3]  # of directions, not of averages
 DEVIATIONS = 2  # of the ellipse
 
 
@@ -51,7 +52,7 @@ def draw(analyses: Sequence[Analysis], path: Path, title: str) -> None:
 def path_line(axes: Axes, points: np.ndarray, kimg: np.ndarray) -> None:
     """A path `[n, 2]` coloured by time, which a bar beside it says; a jump is left open."""
     moves = np.diff(kimg) > 0
-    line = LineCollection(list(np.stack([points[:-1], points[1:]], axis=1)[moves]), cmap=COLOURS, linewidths=1.2, zorder=3)
+    line = LineCollection(list(np.stack([points[:-1], points[1:]], axis=1)[moves]), cmap=TIME, linewidths=1.2, zorder=3)
     line.set_array(kimg[1:][moves])
     axes.add_collection(line)
     axes.autoscale_view()
@@ -62,14 +63,15 @@ def path_line(axes: Axes, points: np.ndarray, kimg: np.ndarray) -> None:
 
 def averages_in(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, rows: np.ndarray, size: float) -> None:
     """The averages' own paths over these rows, faint, and marks where the last of them finds them."""
-    for i, standing in enumerate(a.standings):
-        colour = AVERAGES[i % len(AVERAGES)]
+    styles = style_of(a.averagers)
+    for standing in a.standings:
+        style = styles[standing.name]
         points = (a.motion.sketches[standing.name][rows] - center) @ plane.T
-        axes.plot(*points.T, color=colour, linewidth=0.9, alpha=0.55, zorder=4)
+        axes.plot(*points.T, color=style.colour, linestyle=style.linestyle, linewidth=0.9, alpha=0.55, zorder=4)
         axes.plot(
             *points[-1],
-            MARKS[i % len(MARKS)],
-            color=colour,
+            style.marker,
+            color=style.colour,
             markeredgecolor="white",
             markeredgewidth=0.6,
             markersize=size,
@@ -78,8 +80,8 @@ def averages_in(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, 
         )
     axes.plot(
         *((a.motion.sketches[LIVE][rows[-1]] - center) @ plane.T),
-        "X",
-        color="black",
+        styles[LIVE].marker,
+        color=styles[LIVE].colour,
         markeredgecolor="white",
         markeredgewidth=0.6,
         markersize=size + 1,
@@ -107,8 +109,8 @@ def draw_whole(axes: Axes, a: Analysis) -> None:
     axes.legend(marks, words, fontsize=8, frameon=False)
     axes.set_title(f"{PLAYERS[a.player]}: the path so far, in its two principal directions", fontsize=9)
     shares = [((points[:, i]) ** 2).sum() / ((live - center) ** 2).sum() for i in range(points.shape[1])]
-    for set_label, share in zip((axes.set_xlabel, axes.set_ylabel), shares):
-        set_label(f"{share:.0%} of the motion", fontsize=8)
+    for axis, share in zip((axes.xaxis, axes.yaxis), shares):
+        axis.set_label_text(f"{share:.0%} of the motion", fontsize=8)
 
 
 def arrows_in(axes: Axes, points: np.ndarray, swaps: Sequence[int], size: float) -> None:
@@ -151,7 +153,7 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
         scale = np.sqrt([fit.variance_of(d) / d.squares for d in (one, two)])
         values, vectors = np.linalg.eigh(np.cov(moved.T, bias=True) * np.outer(scale, scale))
         angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
-        shape = {
+        shape: dict[str, Any] = {
             "fill": False,
             "color": "black",
             "linestyle": "--",
@@ -164,8 +166,8 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8, frameon=False)
     axes.set_title(f"{a.start:g} to {a.end:g} kimg, along the first two directions", fontsize=9)
-    for i, (set_label, d) in enumerate(zip((axes.set_xlabel, axes.set_ylabel), fit.directions), start=1):
-        set_label(f"direction {i}: {d.finding.verdict}, {d.share:.1%} of the motion", fontsize=8)
+    for i, (axis, d) in enumerate(zip((axes.xaxis, axes.yaxis), fit.directions), start=1):
+        axis.set_label_text(f"direction {i}: {d.finding.verdict}, {d.share:.1%} of the motion", fontsize=8)
 
 
 def draw_displacement(axes: Axes, a: Analysis) -> None:
@@ -176,12 +178,12 @@ def draw_displacement(axes: Axes, a: Analysis) -> None:
     lags, whole = displacement_of(kimg[half:], live[half:])
     plane = np.stack([d.vector for d in fit.directions])
     _, along = displacement_of(kimg[half:], live[half:] @ plane.T)
-    axes.loglog(lags, whole, "o", color="#1f5fa8", markersize=4, label="all directions")
-    axes.loglog(lags, along, "s", color="#c2410c", markersize=4, label="those of the fit")
+    axes.loglog(lags, whole, "o", color=ALL, markersize=4, label="all directions")
+    axes.loglog(lags, along, "s", color=FITTED, markersize=4, label="those of the fit")
     if fit.holds:
         expected = sum(2 * fit.variance_of(d) * -np.expm1(-fit.rate_of(d) * lags) for d in fit.directions)
-        axes.loglog(lags, expected, "--", color="#c2410c", linewidth=1.2, label="the fitted orbit")
-    axes.loglog(lags, sum(a.parts.at(lags)), "--", color="#1f5fa8", linewidth=1.1, label="orbit + walk + drift")
+        axes.loglog(lags, expected, "--", color=FITTED, linewidth=1.2, label="the fitted orbit")
+    axes.loglog(lags, sum(a.parts.at(lags)), "--", color=ALL, linewidth=1.1, label="orbit + walk + drift")
     axes.loglog(lags, whole[0] * lags / lags[0], color=FAINT, linewidth=1, label="a random walk: like t")
     axes.loglog(lags, whole[0] * (lags / lags[0]) ** 2, ":", color=FAINT, linewidth=1.2, label="a drift: like t²")
     for axis in (axes.xaxis, axes.yaxis):
@@ -202,8 +204,6 @@ def picture_path(run: Path, found: Sequence[Analysis]) -> Path:
 
 def keep(found: Sequence[Analysis], picture: Path, title: str) -> Path:
     """Draw what was found and write its numbers beside the picture; where these are."""
-    from gantrain.orbit.picture import draw
-
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw(found, picture, title)
     record = picture.with_suffix(".json")

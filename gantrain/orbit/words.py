@@ -8,6 +8,7 @@ from typing import Any
 
 from gantrain.averaging import LIVE
 from gantrain.orbit.analysis import FORGETS, PLAYERS, Analysis
+from gantrain.text_table import align, join_columns
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.theory.simulated_processes import DRIFT, MIXED, ORBIT, TURN, WALK, Finding
 
@@ -30,11 +31,22 @@ def headline(analysis: Analysis) -> str:
     return f"{PLAYERS[a.player]} from {a.measured_from:g} to {a.end:g} kimg: {IN_WORDS[a.fit.verdict]}{since_then(a)}"
 
 
-def finding_cells(finding: Finding) -> str:
+def finding_cells(finding: Finding) -> list[str]:
     """A row's cells of what a motion is."""
     f = finding
     interval = "straighter" if f.high == 0 else f"above {number(f.low)}" if math.isinf(f.high) else f"{number(f.low)} to {number(f.high)}"
-    return f"{number(f.rate) if math.isfinite(f.rate) else 'fast':>10}{interval:>18}{f.trend:>7.0%}{f.limit:>7.0%}  {f.verdict}"
+    return [number(f.rate) if math.isfinite(f.rate) else "fast", interval, f"{f.trend:.0%}", f"{f.limit:.0%}", f.verdict]
+
+
+def findings_table(fit: OrbitFit) -> str:
+    """A row a direction, and one for all of them together."""
+    rows = [["direction", "share", "k per kimg", "95% interval", "line", "most", "is"]]
+    rows += [[str(i), f"{d.share:.1%}", *finding_cells(d.finding)] for i, d in enumerate(fit.directions, start=1)]
+    rows.append(["together", f"{fit.share:.1%}", *finding_cells(fit.together)])
+    rows[-1][-1] += "" if fit.alike else "; rates differ by more than chance"
+    first, *numbers, verdicts = zip(*rows)
+    columns = [align(column, right=True, least=width) for column, width in zip(numbers, (7, 12, 18, 7, 7))]
+    return join_columns([align(first, least=12), *columns, [f"  {verdict}" for verdict in verdicts]], gap="")
 
 
 def report(analysis: Analysis, run: Path) -> str:
@@ -45,13 +57,8 @@ def report(analysis: Analysis, run: Path) -> str:
         f"{len(a.rows)} recordings from {a.start:g} kimg on, batch {a.motion.batch_size[a.rows[-1]]}. The directions are the principal ones up to {a.measured_from:g}"
         f" kimg; after it they carry {fit.share:.0%} of the motion.",
         "k is the rate at which the motion along a direction comes back, line the share of it that a straight line explains and most what chance does (97.5%).",
-        f"{'direction':12}{'share':>7}{'k per kimg':>12}{'95% interval':>18}{'line':>7}{'most':>7}  is",
+        findings_table(fit),
     ]
-    for i, d in enumerate(fit.directions, start=1):
-        lines.append(f"{i:<12}{d.share:>7.1%}  {finding_cells(d.finding)}")
-    lines.append(
-        f"{'together':12}{fit.share:>7.1%}  {finding_cells(fit.together)}" + ("" if fit.alike else "; rates differ by more than chance")
-    )
     later = fit.later
     if fit.together.verdict == ORBIT and not fit.holds:
         interval = "none" if later.high == 0 else f"{number(later.low)} to {number(later.high)}"
@@ -113,15 +120,18 @@ def standings_lines(a: Analysis) -> list[str]:
     """A row an average: what is predicted of it, beside its score."""
     if not a.standings:
         return [f"no average follows {PLAYERS[a.player]}"]
-    width = max(len("average"), *(len(s.name) for s in a.standings)) + 2
-    score = f"{a.metric} at {a.scored_at / 1000:g}" if a.scored_at is not None else ""
-    lines = [f"{'average':{width}}{'V_avg / V_live':>16}{'g* to hold a swap':>20}{'distance':>11}{score:>22}"]
-    lines.append(f"{LIVE:{width}}{'1':>16}{'':>31}{'' if a.live_score is None else f'{a.live_score:.4f}':>22}")
+    score = lambda value: "" if value is None else f"{value:.4f}"  # noqa: E731
+    rows = [
+        ["average", "V_avg / V_live", "g* to hold a swap", "distance", f"{a.metric} at {a.scored_at / 1000:g}" if a.scored_at is not None else ""],
+        [LIVE, "1", "", "", score(a.live_score)],
+    ]  # fmt: skip
     for s in a.standings:
-        growth = "-" if s.ratio is None else number(least_growth(s.ratio))
-        cells = f"{number(s.ratio):>16}{growth:>20}{number(s.distance):>11}"
-        lines.append(f"{s.name:{width}}{cells}{'' if s.score is None else f'{s.score:.4f}':>22}")
-    return [line.rstrip() for line in lines]
+        rows.append(
+            [s.name, number(s.ratio), "-" if s.ratio is None else number(least_growth(s.ratio)), number(s.distance), score(s.score)]
+        )
+    names, *numbers = zip(*rows)
+    columns = [align(column, right=True, least=width) for column, width in zip(numbers, (16, 20, 11, 22))]
+    return [join_columns([[f"{name}  " for name in align(names)], *columns], gap="")]
 
 
 def advice(a: Analysis) -> list[str]:

@@ -1,69 +1,45 @@
 """Charts of a run as Plotly figures, for Weights & Biases and for the report: scores of every average, batch and noise scale.
 
-Whatever goes into a figure is a plain list: Plotly would write arrays as base64, which nobody can read back. Colours are
-Okabe and Ito's (2008, "Color universal design"), which people who see colours differently can tell apart, without the yellow
-that white drowns. Backgrounds are transparent and text is grey, so that a figure is at home on a light and on a dark page.
+Whatever goes into a figure is a plain list: Plotly would write arrays as base64, which nobody can read back. Backgrounds are
+transparent and text is grey, so that a figure suits a light and a dark page.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from plotly import graph_objects as go
 
-from gantrain.averaging import LIVE
-from gantrain.reporting.event_words import mark_of
+from gantrain.palette import MARKS, PLAYERS, Style, style_of
+from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.record import Record
 from gantrain.score_names import better_when_higher
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DASHES = ("solid", "dash", "dot", "dashdot")  # the next round through the colours
-LIVE_COLOUR = TEXT = "#808080"
+TEXT = "#808080"
 GRID = "rgba(128,128,128,0.25)"
-PLAYERS = {"D": "#d55e00", "G": "#0072b2"}
 POINTS = 1000  # of a line: more are not seen, and W&B is sent them anew at every evaluation
-LOG_SPAN = 10  # largest score over smallest, from which on the axis is logarithmic
+LOG_SPAN = 10  # largest score over smallest: beyond it the axis is logarithmic
 PANEL_GAP = 0.06  # of the height, between stacked panels
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How an event is drawn: a vertical line with a sign at a height of its own, since a swap and its growth are one moment."""
-
-    colour: str
-    dash: str
-    symbol: str
-    height: float
-
-
-MARKS = {
-    "swap": Mark("#8a63c9", "dash", "diamond", 0.98),
-    "growth": Mark("#b8860b", "dot", "triangle-up", 0.91),
-    "rollback": Mark("#d62728", "dashdot", "x", 0.84),
-}
 
 
 # ---- what a record says --------------------------------------------------------------------------------------------------
 
 
-def style_of(averages: Iterable[str]) -> dict[str, dict[str, str]]:
-    """A Plotly line for each name: grey for the live weights, for averages a colour by order of first appearance."""
-    names = [name for name in averages if name != LIVE]
-    styles = {name: {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i // len(COLOURS) % len(DASHES)]} for i, name in enumerate(names)}
-    return {LIVE: {"color": LIVE_COLOUR, "dash": "solid"}, **styles}
+def styles_in(*records: Record) -> dict[str, Style]:
+    """The style of all that some runs score: by the averagers of their configurations, which is the same in every chart."""
+    return style_of(*(record.config.averagers for record in records), *(record.averages for record in records))
 
 
 def marks(record: Record) -> list[tuple[int, str, str]]:
     """(images seen, kind, what happened) of every swap, growth and rollback, in the order in which they happened."""
-    found = [(line["nimg"], mark_of(line)) for line in record.events(*MARKS)]
-    return [(nimg, *mark) for nimg, mark in found if mark is not None]
+    found = [(line["nimg"], line["event"], what_happened(line)) for line in record.events(*MARKS)]
+    return [one for one in found if one[2]]
 
 
 def batches(record: Record) -> list[tuple[int, int, int]]:
-    """(images seen, batch, rounds) wherever they change, and at the last line; each holds from there on."""
+    """(images seen, batch, rounds) wherever they change, and at the last line; each holds until the next."""
     found: list[tuple[int, int, int]] = []
     for line in record.lines:
         if line.get("event") == "growth":
@@ -81,13 +57,13 @@ def batches(record: Record) -> list[tuple[int, int, int]]:
     return [*found, (max(record.training[-1]["nimg"], found[-1][0]), *found[-1][1:])] if found and record.training else found
 
 
-def number(value: Any) -> float | int | None:
-    """A value that can be drawn; None is a gap."""
+def drawable(value: Any) -> float | int | None:
+    """A value that can be drawn; None, a gap, where it is not a finite number."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
-    """At most so many of the lines, evenly, the last among them."""
+    """At most `most` of the lines, evenly spread, the last among them."""
     step = -(-len(lines) // most) if lines else 1
     return list(lines[::-1][::step][::-1])
 
@@ -99,14 +75,15 @@ def scores_figure(record: Record, metric: str) -> go.Figure:
     """A metric of the live weights and of every average over kimg, with swaps, growths and rollbacks."""
     figure = framed([f"{metric} ({'higher' if better_when_higher(metric) else 'lower'} is better)"])
     evaluations = record.evaluations
-    values = [row[metric] for one in evaluations for row in one.scores.values() if number(row.get(metric)) is not None]
-    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or what comes first flattens all the rest
+    values = [row[metric] for one in evaluations for row in one.scores.values() if drawable(row.get(metric)) is not None]
+    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or the first scores flatten the rest
         figure.update_layout(yaxis={"type": "log"})
-    for name, line in style_of(record.averages).items():
-        shown = [(one.nimg / 1000, number(one.scores[name][metric])) for one in evaluations if metric in one.scores.get(name, {})]
+    for name, style in styles_in(record).items():
+        shown = [(one.nimg / 1000, drawable(one.scores[name][metric])) for one in evaluations if metric in one.scores.get(name, {})]
         if shown:
             figure.add_scatter(
-                x=[kimg for kimg, _ in shown], y=[value for _, value in shown], name=name, mode="lines+markers", line=line, marker={"size": 6},
+                x=[kimg for kimg, _ in shown], y=[value for _, value in shown],
+                name=name, mode="lines+markers", line=style.line, marker={"size": 6},
                 hovertemplate=f"{name} %{{y:.5g}} at %{{x:g}} kimg<extra></extra>",
             )  # fmt: skip
     add_marks(figure, record, panels=1)
@@ -114,7 +91,7 @@ def scores_figure(record: Record, metric: str) -> go.Figure:
 
 
 def batch_figure(record: Record) -> go.Figure:
-    """Over kimg, one below the other: the batch beside the noise scale of both players with its intervals, rounds, learning rates."""
+    """Over kimg, one panel below the other: the batch and both players' noise scales with their intervals; rounds; learning rates."""
     figure = framed(["images", "rounds", "learning rate"], weights=[2, 1, 1])
     batch, lines = batches(record), thinned(record.training)
     kimg = [line["nimg"] / 1000 for line in lines]
@@ -131,10 +108,13 @@ def batch_figure(record: Record) -> go.Figure:
     add(0, "batch", [nimg / 1000 for nimg, _, _ in batch], [size for _, size, _ in batch], {"color": TEXT, "shape": "hv"})
     for player, colour in PLAYERS.items():
         prefix = f"noise_scale/{player}/b_simple"
-        decided = [line if number(line.get(f"{prefix}_low")) is not None else {} for line in lines]  # elsewhere noise drowns the gradient
+        # Where there is no interval, noise drowns the gradient.
+        decided = [line if drawable(line.get(f"{prefix}_low")) is not None else {} for line in lines]
         if any(decided):
             figure.add_scatter(**band(kimg, decided, prefix), yaxis=axis_id(0), fillcolor=colour, opacity=0.2, legendgroup=player)
-            add(0, f"noise scale of {player}", kimg, [number(line.get(prefix)) for line in decided], {"color": colour}, legendgroup=player)
+            add(
+                0, f"noise scale of {player}", kimg, [drawable(line.get(prefix)) for line in decided], {"color": colour}, legendgroup=player
+            )
     add(
         1,
         "rounds",
@@ -143,7 +123,7 @@ def batch_figure(record: Record) -> go.Figure:
         {"color": TEXT, "shape": "hv", "dash": "dot"},
     )
     for player, colour in PLAYERS.items():
-        rates = [number(line.get(f"lr/{player.lower()}")) for line in lines]
+        rates = [drawable(line.get(f"lr/{player.lower()}")) for line in lines]
         add(2, f"learning rate of {player}", kimg, rates, {"color": colour, "dash": "solid" if player == "D" else "dash"})
     figure.update_layout(yaxis={"type": "log"}, yaxis2={"rangemode": "tozero"}, yaxis3={"rangemode": "tozero", "exponentformat": "power"})
     add_marks(figure, record, panels=3)
@@ -156,7 +136,7 @@ def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str) ->
     y: list[float | None] = []
     stretch: list[tuple[float, float, float]] = []
     for at, line in [*zip(kimg, lines), (0.0, {})]:
-        low, high = number(line.get(f"{prefix}_low")), number(line.get(f"{prefix}_high"))
+        low, high = drawable(line.get(f"{prefix}_low")), drawable(line.get(f"{prefix}_high"))
         if low is not None:
             if high is not None:
                 stretch.append((at, max(low, 1e-3), high))  # a log axis has no 0
@@ -197,7 +177,7 @@ def framed(titles: Sequence[str], weights: Sequence[float] | None = None) -> go.
 
 
 def add_marks(figure: go.Figure, record: Record, panels: int) -> None:
-    """Vertical lines through all panels, one kind in the legend once; pointed at, they say what happened."""
+    """Vertical lines through all panels; each kind is in the legend once, and its lines say what happened when pointed at."""
     happened = marks(record)
     for kind, mark in MARKS.items():
         mine = [(nimg / 1000, words) for nimg, one, words in happened if one == kind]
@@ -205,8 +185,10 @@ def add_marks(figure: go.Figure, record: Record, panels: int) -> None:
             over = panels + 1 + panel
             figure.layout[f"yaxis{over}"] = {"overlaying": axis_id(panel), "range": [0, 1], "visible": False, "fixedrange": True}
             figure.add_scatter(
-                x=[x for kimg, _ in mine for x in (kimg, kimg, kimg, None)], y=[0, mark.height, 1, None] * len(mine), yaxis=f"y{over}", name=kind,
-                legendgroup=kind, showlegend=panel == 0, mode="lines+markers", line={"color": mark.colour, "dash": mark.dash, "width": 1.5},
+                x=[x for kimg, _ in mine for x in (kimg, kimg, kimg, None)], y=[0, mark.height, 1, None] * len(mine), yaxis=f"y{over}",
+                name=kind, legendgroup=kind, showlegend=panel == 0,
+                mode="lines+markers", line={"color": mark.colour, "dash": mark.dash, "width": 1.5},
                 marker={"symbol": mark.symbol, "size": [0, 9, 0, 0] * len(mine), "color": mark.colour, "opacity": 1},
-                text=[t for kimg, words in mine for t in (f"{kind} at {kimg:g} kimg<br>{words}",) * 3 + ("",)], hovertemplate="%{text}<extra></extra>",
+                text=[t for kimg, words in mine for t in (*(f"{kind} at {kimg:g} kimg<br>{words}",) * 3, "")],
+                hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip

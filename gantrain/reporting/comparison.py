@@ -1,9 +1,9 @@
-"""Runs set beside each other: which differ in their seed alone, and the mean of their scores with its interval."""
+"""Runs compared: which differ in their seed alone, and the mean of their scores with its interval."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration but for the seed, and what to call them."""
+    """Runs whose configurations differ in the seed alone, and a name for them."""
 
     name: str
     records: list[Record]
@@ -52,10 +52,10 @@ class Group:
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
-    """Runs put together where they differ in nothing but their seed and what has no part in the training or the scores.
+    """Runs grouped by configuration, `MAY_DIFFER` and the seed aside.
 
     Raises:
-        UserError: two of them have the same seed: they are one run, and no two draws of it.
+        UserError: two runs of a group have the same seed, so they are the same run twice.
     """
     groups: list[list[Record]] = []
     for record in records:
@@ -63,10 +63,11 @@ def grouped(records: Sequence[Record]) -> list[Group]:
         if group is None:
             groups.append([record])
             continue
-        twin = next((one for one in group if one.config.seed == record.config.seed), None)
+        twin = next((one for one in group if one.full_config.seed == record.full_config.seed), None)
         if twin is not None:
             raise UserError(
-                f"{record.run}: is {twin.run} again, seed {record.config.seed} included: an interval of both would claim what they cannot show; leave one out"
+                f"{record.run}: is {twin.run} again, seed {record.full_config.seed} included, so an interval over both would mean nothing;"
+                f" leave one out"
             )
         group.append(record)
     names = [name_of(group) for group in groups]
@@ -74,7 +75,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 
 
 def names_of(records: Sequence[Record]) -> dict[Path, str]:
-    """What to call each run, by its resolved folder: the folder's name, with as many of those above it as tell it from the others."""
+    """A name for each run, by its resolved folder: the folder's name, with as many of its parents' as make it unique."""
     folders = [record.run.resolve() for record in records]
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
@@ -84,8 +85,8 @@ def names_of(records: Sequence[Record]) -> dict[Path, str]:
 
 
 def differences(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
-    """Keys of the configurations in which two runs are no repetitions of each other, with both values."""
-    return {k: v for k, v in loading.differing_keys(a.config, b.config).items() if not may_differ(k)}
+    """The keys because of which two runs do not repeat each other, with both values."""
+    return {k: v for k, v in loading.differing_keys(a.full_config, b.full_config).items() if not may_differ(k)}
 
 
 def name_of(group: Sequence[Record]) -> str:
@@ -93,15 +94,16 @@ def name_of(group: Sequence[Record]) -> str:
     names = [record.run.resolve().name for record in group]
     if len(names) == 1:
         return names[0]
-    common = os.path.commonprefix(names).rstrip("0123456789").removesuffix("seed").rstrip("_-. ")
+    alike = "".join(letters[0] for letters in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names)))
+    common = alike.rstrip("0123456789").removesuffix("seed").rstrip("_-. ")
     return common or names[0]
 
 
 def require_comparable(records: Sequence[Record]) -> None:
-    """Refuse to draw scores into one picture that say different things.
+    """Refuse to draw scores into one picture that do not compare.
 
     Raises:
-        UserError: two runs were scored by other counts, references, features or truncations.
+        UserError: two runs were scored with different counts, references, features or truncations.
     """
     scored = [(record, record.evaluations[-1]) for record in records if record.evaluations]
     for record, last in scored[1:]:
@@ -111,12 +113,12 @@ def require_comparable(records: Sequence[Record]) -> None:
             key, (a, b) = next(iter(different.items()))
             raise UserError(
                 f"{record.run}: its scores do not compare with {first.run}'s (eval/{key} is {b!r} here and {a!r} there);"
-                f" report them apart, or score both alike with `gantrain evaluate`"
+                f" report them separately, or score both alike with `gantrain evaluate`"
             )
 
 
 def curves(group: Group, metric: str) -> list[Curve]:
-    """A curve an average, live first; moments and averages that not all runs of the group have are left out."""
+    """One curve per average, live first; moments and averages that not all runs of the group have are left out."""
     names = names_of(group.records)
     runs = {names[record.run.resolve()]: record.comparable for record in group.records if record.comparable}
     if not runs:
@@ -141,11 +143,11 @@ def curves(group: Group, metric: str) -> list[Curve]:
 
 
 def matched(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
-    """Moments that all runs have, as rows of a point a run: growing batches shift an evaluation by less than its period."""
+    """Moments that all runs have, as rows of one point per run: growing batches shift an evaluation by less than its period."""
     fewest = min(points, key=len)
-    gaps = [b[0] - a[0] for a, b in zip(fewest, fewest[1:])]
+    gaps = [b[0] - a[0] for a, b in itertools.pairwise(fewest)]
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last may be short
-    rows = []
+    rows: list[list[tuple[int, float]]] = []
     for nimg, _ in fewest:
         row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
         again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point stands for one moment
@@ -155,7 +157,7 @@ def matched(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[in
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the interval of a mean of independent numbers at the 95% level, by Student's t; nan of fewer than two, or where one is no number."""
+    """Half of the 95% interval of a mean of independent numbers, by Student's t; nan for fewer than two, or if one is not finite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))

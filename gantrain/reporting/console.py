@@ -1,4 +1,4 @@
-"""The console line of a run: where it is, how fast it goes, how long it will take."""
+"""The console line of a run: how far it is, how fast it goes, how long it will take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping
 
 
 class Progress:
-    """The console line: where the run is, how fast, and how long it will take."""
+    """Measures the speed of a run, for its console line.
+
+    Args:
+        total_nimg: images of the whole run.
+        nimg: images seen at the start.
+    """
 
     def __init__(self, total_nimg: int, nimg: int):
         self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
@@ -19,18 +24,18 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is not spent on training: it counts neither in the rate nor in what is to go."""
+        """Time inside is not spent on training: it counts neither in the rate nor in the time to go."""
         began = time.monotonic()
         yield
         self.aside += time.monotonic() - began
 
     def back_to(self, nimg: int) -> None:
-        """The run goes on from fewer images; those done beyond them count in how fast it is, not in how far."""
+        """Continue from fewer images, after a rollback; those done beyond them count in the speed, not in the progress."""
         self.start -= self.last_nimg - nimg
         self.last_nimg = nimg
 
     def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-        """(line, what it says of time, for the record: images per second since the line before, seconds since the start, seconds to go)."""
+        """(line, its times for the record: images per second since the line before, seconds since the start, seconds to go)."""
         now = time.monotonic()
         self.seconds = max(now - self.last_time - self.aside, 1e-9)
         times = {"throughput/img_per_s": (nimg - self.last_nimg) / self.seconds, "throughput/elapsed_s": now - self.started_at}
@@ -43,11 +48,11 @@ class Progress:
 
 
 def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
-    """A line of losses as the console has it, from what the record has: every column as wide as that of any other line of a run.
+    """A line of losses for the console, made of the record's; columns have the same width in all lines.
 
     Args:
         nimg, total: images seen, and in the whole run.
-        values: a training line of metrics.jsonl; what it lacks is nan, or ? where it is a time.
+        values: a training line of metrics.jsonl; a missing number is shown as nan, a missing time as ?.
     """
     of = lambda key, width, decimals: fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
     elapsed, left = (duration(values[key]) if key in values else "?" for key in ("throughput/elapsed_s", "throughput/left_s"))
@@ -59,7 +64,7 @@ def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
 
 
 def fixed(value: float, width: int, decimals: int) -> str:
-    """A number flush right in so many characters: with fewer decimals where it is large, as a power of ten where it is larger."""
+    """A number flush right in `width` characters: with fewer decimals where it is large, as a power of ten where it is larger."""
     for places in range(decimals, -1, -1):
         text = f"{value:{width}.{places}f}"
         if len(text) == width:
@@ -68,7 +73,7 @@ def fixed(value: float, width: int, decimals: int) -> str:
 
 
 def noise_in_words(values: Mapping[str, float]) -> str:
-    """The noise scale of either player in images, for the end of the console line; nothing where none is measured."""
+    """Both players' noise scales in images, for the end of the console line; empty where none is measured."""
     measured = [player for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values]
     cells = [
         f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else fixed(values[f'noise_scale/{p}/b_simple'], 6, 0).strip():<6}"

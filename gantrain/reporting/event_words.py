@@ -1,53 +1,176 @@
-"""Events of a run in words: growths, swaps, rollbacks and the rest, as the console, W&B, the page and `gantrain watch` say them."""
+"""Events of a run in words, said once: for the console, `gantrain watch`, W&B, TensorBoard and the report.
+
+An event is a line of metrics.jsonl. `what_happened` says what it was, for tables and marks, which have the moment beside it;
+`on_console` says the same with its moment.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gantrain import clock
-from gantrain.config.config import Config
 from gantrain.reporting.console import console_line, duration
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.record import ENDS, evaluation, goes_back
 
+Line = Mapping[str, Any]  # of metrics.jsonl
+# What tables and marks tell of a run besides its numbers; the other events are for the record.
+TOLD = ("swap", "growth", "rollback", "warning", "gave_up", "not_written", "interrupted", "resume", "end")
+SILENT = ("checkpoint", "best")  # nor does the console speak of them
 
-def mark_of(line: dict[str, Any]) -> tuple[str, str] | None:
-    """(kind, what happened in a few words) of an event that is marked in charts; None of any other line."""
-    kind = line.get("event")
-    if kind == "swap" and line.get("moment") == "at":
-        return kind, f"{line['source']} in place of the live weights of {' and '.join(line['networks'].upper())}"
-    if kind == "growth":
-        return kind, "batch {from} -> {to}: {reason}".format(**line)
-    if kind == "rollback":
-        return kind, f"{line['words']}; back to {line['to'] / 1000:g} kimg"
-    return None
 
+# ---- what happened ---------------------------------------------------------------------------------------------------
+
+
+def what_happened(line: Line) -> str:
+    """An event in a few words, without its moment; empty where there is nothing to tell, as of a swap's scores before and after."""
+    return worded(WHAT, line, otherwise=str(line.get("event", "")) if line.get("event") in TOLD else "")
+
+
+def swap(line: Line) -> str:
+    return f"{swapped(line)}{batch_of(line)}" if line.get("moment") == "at" else ""
+
+
+def swapped(line: Line) -> str:
+    """What a swap did to the weights."""
+    return f"{line['source']} in place of the live weights of {' and '.join(line['networks'].upper())}"
+
+
+def batch_of(line: Line) -> str:
+    """What a swap did to the batch, and why."""
+    if "grown" not in line:
+        return ""
+    batch, why = line["batch/size"], ""
+    if "undecidable" in line:
+        why = f" ({line['undecidable']})"
+    elif "g_star" in line:  # swap.growth is auto
+        why = f" (auto asks for x{line['growth']:.3g})"
+    return f"; batch {batch / line['grown']:.0f} -> {batch}{why}"
+
+
+def growth(line: Line) -> str:
+    return "batch {from} -> {to}: {reason}".format(**line)
+
+
+def rollback(line: Line) -> str:
+    words = f"{line['words']}; back to {line['to'] / 1000:g} kimg"
+    if "attempt" in line:
+        of = f" of {line['max_rollbacks']}" if "max_rollbacks" in line else ""
+        words += f", attempt {line['attempt']}{of}, on other images"
+    words += f", learning rates x {line['lr_scale']:g}" if line.get("lr_scale", 1) != 1 else ""
+    words += f", batch {line['batch_before']} -> {line['batch/size']}" if "batch_before" in line else ""
+    return words
+
+
+def own_words(line: Line) -> str:
+    """The words that the event was written with."""
+    return str(line["words"])
+
+
+WHAT: dict[str, Callable[[Line], str]] = {
+    "swap": swap,
+    "growth": growth,
+    "rollback": rollback,
+    **dict.fromkeys(("warning", "gave_up", "not_written"), own_words),
+    "interrupted": lambda line: f"stopped by {line['signal']}",
+    "resume": lambda line: "resumed",
+    "end": lambda line: "done",
+}
+
+
+# ---- what happened, and when -----------------------------------------------------------------------------------------
+
+
+def on_console(line: Line, live_before: Line | None = None) -> str:
+    """An event as the console has it; empty where it is for the record only.
+
+    Args:
+        live_before: of a swap, the live weights' scores before it.
+    """
+    name = line["event"]
+    if name == "swap" and line.get("moment") == "at":
+        line = {**line, "live_before": live_before or {}}
+    return worded(CONSOLE, line, otherwise="" if name in SILENT else f"{name} at {kimg(line)}")
+
+
+def kimg(line: Line) -> str:
+    return f"{line['nimg'] / 1000:g} kimg"
+
+
+def say_start(line: Line) -> str:
+    at = f", {line['time']}" if "time" in line else ""
+    processes = line["processes"]
+    return (
+        f"{line['event']} at {kimg(line)} on {line['device']}, {processes} process{'es' if processes > 1 else ''},"
+        f" gantrain {line['gantrain']}{at}"
+    )
+
+
+def say_swap(line: Line) -> str:
+    metric, value = next(iter(line["live"].items()), ("", 0.0))
+    if line["moment"] == "before":
+        return ""
+    if line["moment"] == "after":
+        score = f": live {metric} {value:.4f}" if metric else ""
+        return f"swap at {line['swap_nimg'] / 1000:g} kimg, {line['since_swap'] / 1000:g} kimg later{score}"
+    score = f"; live {metric} {line['live_before'].get(metric, float('nan')):.4f} -> {value:.4f}" if metric else ""
+    return f"swap: {swapped(line)} at {kimg(line)}{batch_of(line)}{score}"
+
+
+CONSOLE: dict[str, Callable[[Line], str]] = {
+    **dict.fromkeys(("start", "resume"), say_start),
+    "swap": say_swap,
+    "growth": lambda line: f"growth at {kimg(line)}: {growth(line)}",
+    "rollback": lambda line: f"guard: {rollback(line)}",
+    "warning": lambda line: f"guard: {line['words']}; guard.on_{line['kind']}=warn goes on",
+    "not_written": lambda line: f"{line['words']}; checkpoint.on_error=continue goes on",
+    "skipped": lambda line: f"data: skipped: {line['image']}",
+    "interrupted": lambda line: f"stopped by {line['signal']} at {kimg(line)}; the same command goes on",
+    "gave_up": lambda line: f"gave up at {kimg(line)}: {line['words']}",
+    "end": lambda line: f"done at {kimg(line)}",
+}
+
+
+def worded(table: Mapping[str, Callable[[Line], str]], line: Line, otherwise: str) -> str:
+    """A line in the words of a table; `otherwise` where it has none for it, or the line is of a version that says less."""
+    tell = table.get(str(line.get("event")))
+    try:
+        return tell(line) if tell else otherwise
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return otherwise
+
+
+# ---- a whole record --------------------------------------------------------------------------------------------------
 
 RECENT = 10  # lines of losses that the rate is taken over
-EVENTS = ("start", "resume", "swap", "growth", "rollback", "warning", "skipped", "interrupted", "gave_up", "end")
-SILENT = ("checkpoint", "best")  # the run does not speak of them either
 
 
 class Teller:
     """Lines of a record in the words in which the run has them on its console.
 
+    Args:
+        total_kimg: of the whole run.
+
     Attributes:
+        total_kimg: the same; a resume may change it.
         nimg: images seen where the run is.
         told: the last of its events that says whether it goes on: start, resume, end, interrupted, gave_up; None before any.
     """
 
-    def __init__(self, config: Config):
-        self.aim_at(config)
+    def __init__(self, total_kimg: float):
+        self.total_kimg = total_kimg
         self.nimg = 0
         self.told: str | None = None
         self._before: dict[str, float] = {}  # scores of the live weights before a swap
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)  # images and seconds of the last lines of losses
         self._last: int | None = None
 
-    def aim_at(self, config: Config) -> None:
-        """The run's configuration, of which a resumed one may have made the end another."""
-        self.config, self.total = config, clock.images(config.total_kimg)
+    @property
+    def total(self) -> int:
+        """Images of the whole run."""
+        return clock.images(self.total_kimg)
 
     def text(self, line: dict[str, Any]) -> str:
         """What a line says; empty where it is for the record only."""
@@ -56,7 +179,7 @@ class Teller:
         if goes_back(line) or name in ("start", "resume"):
             self._last = self.nimg
         if name is not None:
-            return self._event(str(name), nimg / 1000, line)
+            return self._event(str(name), line)
         if "loss/d" in line:
             rate = line.get("throughput/img_per_s", 0)
             if self._last is not None and nimg > self._last and rate > 0:
@@ -70,60 +193,15 @@ class Teller:
         return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores)}"
 
     def rest(self) -> str:
-        """How fast the run has been lately, and how long it will take at that; empty where that is not known."""
+        """How fast the run has been lately, and how long the rest takes at that rate; empty where that is not known."""
         seconds = sum(s for _, s in self._recent)
         if not seconds:
             return ""
         rate = sum(n for n, _ in self._recent) / seconds
         return f"{rate:.0f} img/s, {duration(max(0, self.total - self.nimg) / rate)} to go"
 
-    def _event(self, name: str, kimg: float, line: dict[str, Any]) -> str:
-        """An event in words."""
+    def _event(self, name: str, line: Line) -> str:
         self.told = name if name in (*ENDS, "start", "resume") else self.told
-        told = getattr(self, f"_{name}", None) if name in EVENTS else None
-        try:
-            return told(kimg, line) if told else f"{name} at {kimg:g} kimg" if name not in SILENT else ""
-        except (KeyError, TypeError, ValueError):  # of another version
-            return f"{name} at {kimg:g} kimg"
-
-    def _start(self, kimg: float, line: dict[str, Any]) -> str:
-        at = f", {line['time']}" if "time" in line else ""
-        processes = line["processes"]
-        return f"{line['event']} at {kimg:g} kimg on {line['device']}, {processes} process{'es' if processes > 1 else ''}, gantrain {line['gantrain']}{at}"
-
-    _resume = _start
-
-    def _swap(self, kimg: float, line: dict[str, Any]) -> str:
-        metric, value = next(iter(line["live"].items()), ("", 0.0))
-        if line["moment"] == "before":
+        if name == "swap" and line.get("moment") == "before" and isinstance(line.get("live"), dict):
             self._before = dict(line["live"])
-            return ""
-        if line["moment"] == "after":
-            score = f": live {metric} {value:.4f}" if metric else ""
-            return f"swap at {line['swap_nimg'] / 1000:g} kimg, {line['since_swap'] / 1000:g} kimg later{score}"
-        score = f"; live {metric} {self._before.get(metric, float('nan')):.4f} -> {value:.4f}" if metric else ""
-        of, batch = {"g": "G", "gd": "G and D"}[line["networks"]], line["batch/size"]
-        why = f" ({line['undecidable']})" if "undecidable" in line else ""
-        return f"swap: {line['source']} in place of the live weights of {of} at {kimg:g} kimg; batch {batch / line['grown']:.0f} -> {batch}{why}{score}"
-
-    def _growth(self, kimg: float, line: dict[str, Any]) -> str:
-        return "growth at {:g} kimg: batch {from} -> {to}: {reason}".format(kimg, **line)
-
-    def _rollback(self, kimg: float, line: dict[str, Any]) -> str:
-        scaled = f", learning rates x {line['lr_scale']:g}" if line["lr_scale"] != 1 else ""
-        return f"guard: {line['words']}; back to {line['to'] / 1000:g} kimg, attempt {line['attempt']} of {self.config.guard.max_rollbacks}, on other images{scaled}"
-
-    def _warning(self, kimg: float, line: dict[str, Any]) -> str:
-        return f"guard: {line['words']}; guard.on_{line['kind']}=warn goes on"
-
-    def _skipped(self, kimg: float, line: dict[str, Any]) -> str:
-        return f"data: skipped: {line['image']}"
-
-    def _interrupted(self, kimg: float, line: dict[str, Any]) -> str:
-        return f"stopped by {line['signal']} at {kimg:g} kimg; the same command goes on"
-
-    def _gave_up(self, kimg: float, line: dict[str, Any]) -> str:
-        return f"gave up at {kimg:g} kimg: {line['words']}"
-
-    def _end(self, kimg: float, line: dict[str, Any]) -> str:
-        return f"done at {kimg:g} kimg"
+        return on_console(line, self._before)

@@ -1,8 +1,8 @@
-"""From run folders to one HTML page that needs nothing else: charts, samples over time, tables, pictures.
+"""From run folders to one self-contained HTML page: charts, samples over time, tables, pictures.
 
-The page holds Plotly's own script, the figures' numbers as JSON, and the pictures; it opens from a disk without network.
-Every number in it is one of `metrics.jsonl` or of `evaluations/`; several runs are drawn as means over those that repeat
-each other (`gantrain.reporting.comparison`).
+The page holds Plotly's script, the figures' numbers as JSON, and the pictures; it opens from disk without a network. Every number
+in it comes from `metrics.jsonl` or `evaluations/`; of several runs, those that repeat each other are drawn as their mean
+(`gantrain.reporting.comparison`).
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from gantrain.averaging import LIVE
 from gantrain.config import loading
 from gantrain.reporting.comparison import LEVEL, Group, curves, differences, grouped, half_width, names_of
 from gantrain.reporting.console import duration
+from gantrain.reporting.drawn_pictures import pictures_in, spread
 from gantrain.reporting.page_figures import stack
 from gantrain.run_folder.json_values import restored
 from gantrain.run_folder.provenance import utc_now
 from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
 from gantrain.sampling.sheets import read_side_by_side
-from gantrain.score_names import best_value, better_when_higher
+from gantrain.score_names import LIVE, best_value, better_when_higher
 from gantrain.version import __version__
 
 TEMPLATE = Path(__file__).parent / "page.html"
 MOST_MOMENTS = 40  # of sample pictures in a page; the first and the last are among them
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
 MOST_PICTURES = 20  # of orbits, sweeps and truncations
-WIDEST = 1200  # pixels of one
+WIDEST = 1200  # pixels of a sheet
 IN_WORDS = {
-    RUNNING: "goes on; this page shows what it has come to",
-    MAYBE: "goes on, it seems, on another machine; this page shows what it has come to",
+    RUNNING: "still running; this page shows the run so far",
+    MAYBE: "seems to be running on another machine; this page shows the run so far",
     DONE: "done",
-    INTERRUPTED: "interrupted: it was asked to stop, and the same command goes on",
-    GAVE_UP: "gave up: its training went wrong and could not be saved",
-    CUT_SHORT: "cut short: it was killed or ended by an error; the same command goes on from its last checkpoint",
+    INTERRUPTED: "interrupted: it was asked to stop; the same command resumes it",
+    GAVE_UP: "gave up: its training went wrong and could not be recovered",
+    CUT_SHORT: "cut short: it was killed or ended by an error; the same command resumes it from its last checkpoint",
     EMPTY: "has written nothing yet",
     DAMAGED: "is damaged: no line of its metrics.jsonl can be read",
 }
@@ -73,7 +73,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Rows of labels and scores.
 
     Attributes:
@@ -93,7 +93,7 @@ class Table:
 
 @dataclass
 class Samples:
-    """Sheets over time, of every run and average: what the slider goes through."""
+    """Sheets over time, of every run and average, for the slider."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
@@ -117,7 +117,8 @@ def page(records: Sequence[Record]) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=names[one.run.resolve()] if one else " · ".join(group.name for group in groups),
         version=__version__, made=utc_now(), level=LEVEL,
-        heads=[head(record, names[record.run.resolve()]) for record in records], groups=[group_head(group, groups) for group in groups], several=one is None,
+        heads=[head(record, names[record.run.resolve()]) for record in records],
+        groups=[group_head(group, groups) for group in groups], several=one is None,
         notes=[(f"{names[record.run.resolve()]}: " if one is None else "") + note for record in records for note in notes(record)],
         figure=as_script(json.loads(figure.to_json())) if figure.data else "", averages=chosen_averages(groups, metrics),
         samples=as_script({"times": samples.times, "sources": samples.sources, "left": left, "right": right}),
@@ -128,7 +129,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 def as_script(value: Any) -> Any:
-    """JSON that may stand in a script element: no text in it can end the element."""
+    """JSON for a script element: no text in it can end the element."""
     return jinja2.utils.markupsafe.Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
 
 
@@ -136,38 +137,41 @@ def as_script(value: Any) -> Any:
 
 
 def head(record: Record, name: str) -> dict[str, Any]:
-    """What a run is and what has become of it."""
-    facts, total = record.facts, record.config.total_kimg
+    """What a run is, and how far it has come."""
+    facts, config = record.facts, record.full_config
     parameters = facts.get("parameters", {})
     rates = sorted(line["throughput/img_per_s"] for line in record.training if "throughput/img_per_s" in line)
     batch = record.training[-1] if record.training else {}
     rows = {
-        "Images": f"{record.nimg / 1000:g} of {total:g} kimg",
+        "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
-        "Batch": f"{batch['batch/size']} images ({batch['batch/rounds']} round{'s' if batch['batch/rounds'] > 1 else ''}) at the end"
-        if "batch/size" in batch
-        else "",
-        "Device": f"{facts['device']}, {record.config.mixed_precision}, {facts['processes']} process{'es' if facts['processes'] > 1 else ''}"
+        "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",
+        "Device": f"{facts['device']}, {config.mixed_precision}, {counted(facts['processes'], 'process', 'es')}"
         if "processes" in facts
         else "",
         "Parameters": f"G {parameters['g']:,}, D {parameters['d']:,}" if parameters else "",
-        "Seed": str(record.config.seed),
+        "Seed": str(config.seed),
         "Versions": ", ".join(
             f"{name} {version}" for name, version in {"gantrain": facts.get("gantrain"), **facts.get("versions", {})}.items() if version
         ),
-        "Data": f"{loading.to_dict(record.config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
+        "Data": f"{loading.to_dict(config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
         if "data_fingerprint" in facts
         else "",
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
-        "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(record.config),
+        "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
 
 
+def counted(count: int, word: str, plural: str = "s") -> str:
+    """A number of things: 1 round, 2 rounds."""
+    return f"{count} {word}{plural if count > 1 else ''}"
+
+
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
-    """The best value of a metric over the evaluations that compare, and whose it is."""
+    """The best value of a metric over the comparable evaluations, its average and its kimg."""
     found = [
         (row[metric], name, one.nimg / 1000)
         for one in record.comparable
@@ -188,17 +192,17 @@ def took(record: Record) -> str:
     except (IndexError, ValueError):
         return ""
     seconds, end = (last - begun).total_seconds(), told[-1]["time"]
-    if told[-1]["event"] in ("start", "resume"):  # it goes on, or nobody had the time to say when it ended
+    if told[-1]["event"] in ("start", "resume"):  # it is running, or was killed before it could say when it ended
         since = record.lines[record.lines.index(told[-1]) :]
         seconds += max((line.get("throughput/elapsed_s", 0.0) for line in since if "loss/d" in line), default=0.0)
         end = "its last line"
     resumes = len(record.events("resume"))
-    again = f", resumed {resumes} time{'s' if resumes > 1 else ''}" if resumes else ""
+    again = f", resumed {counted(resumes, 'time')}" if resumes else ""
     return f"{duration(seconds)} from {told[0]['time']} to {end}{again}"
 
 
 def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
-    """A group's runs, and in what it differs from the first."""
+    """A group's runs, and how its configuration differs from the first group's."""
     found: dict[str, str] = {}
     for key, (there, here) in differences(groups[0].records[0], group.records[0]).items():
         if "absent" in (there, here):  # an averager, say, that only one of them has: named once
@@ -206,7 +210,7 @@ def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
             found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
         else:
             found[key] = f"{key}: {in_yaml(there)} → {in_yaml(here)}"
-    return {"name": group.name, "seeds": [record.config.seed for record in group.records], "differs": list(found.values())}
+    return {"name": group.name, "seeds": [record.full_config.seed for record in group.records], "differs": list(found.values())}
 
 
 def in_yaml(value: Any) -> str:
@@ -219,57 +223,57 @@ def notes(record: Record) -> list[str]:
     found = []
     apart = len(record.evaluations) - len(record.comparable)
     if not record.evaluations:
-        found.append("No evaluation has been made: there are no scores to draw.")
+        found.append("Nothing has been evaluated yet: there are no scores to draw.")
     elif len(record.averages) == 1:
-        found.append(f"{record.averages[0]} alone was scored: there is nothing to compare it with.")
+        found.append(f"Only {record.averages[0]} was scored: there is nothing to compare it with.")
     if apart:
         found.append(
-            f"{apart} earlier evaluation{'s were' if apart > 1 else ' was'} made under another protocol (eval was changed at a resume): left out, since the scores do not compare."
+            f"{apart} earlier evaluation{'s' if apart > 1 else ''} left out: eval was changed at a resume, so the scores do not compare."
         )
     if not record.training:
         found.append("No line of training has been written: batch, rates and noise scale are not drawn.")
     elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
         found.append("The gradient noise scale was not measured (noise_scale.measure_every is null).")
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
-        found.append(f"The run is not whole: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
+        found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:
-        found.append(f"{len(record.abandoned)} lines of paths that rollbacks have left are not drawn.")
+        found.append(f"{len(record.abandoned)} lines of paths that were rolled back are not drawn.")
     if record.unreadable:
-        found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read and are left out.")
+        found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read; they are left out.")
     return found
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def tables(record: Record) -> list[Table]:
-    """Averager x BatchNorm x metric: the last evaluation, then those that `gantrain evaluate` has left, the newest first."""
+def tables(record: Record) -> list[PageTable]:
+    """Average x BatchNorm x metric: the last evaluation, then those by `gantrain evaluate`, the newest first."""
     found = []
     if record.evaluations:
         last = record.evaluations[-1]
         rows = {(name, str(last.protocol.get("batchnorm", ""))): scores for name, scores in last.scores.items()}
-        found.append(score_table(f"Scores at {last.nimg / 1000:g} kimg", rows, last.protocol))
+        found.append(table_of_scores(f"Scores at {last.nimg / 1000:g} kimg", rows, last.protocol))
     for body in sorted(later_evaluations(record.run), key=lambda one: -one["nimg"]):
         found += tables_of(body, body["nimg"])
     return found
 
 
-def tables_of(body: Mapping[str, Any], nimg: int) -> list[Table]:
-    """What `gantrain evaluate` has found, as a table; none where it has no scores.
+def tables_of(body: Mapping[str, Any], nimg: int) -> list[PageTable]:
+    """What `gantrain evaluate` found, as a table; none where it has no scores.
 
     Raises:
-        TypeError, KeyError, AttributeError, ValueError: it is not what `gantrain evaluate` writes.
+        TypeError, KeyError, AttributeError, ValueError: `body` is not what `gantrain evaluate` writes.
     """
     by_policy = body.get("scores_by_batchnorm") or {str(body.get("eval/batchnorm", "")): body["scores"]}
     rows = {(name, policy): dict(scores[name]) for name in next(iter(by_policy.values())) for policy, scores in by_policy.items()}
     protocol = {key.removeprefix("eval/"): value for key, value in body.items() if key.startswith("eval/")}
-    made = score_table(f"Scores at {nimg / 1000:g} kimg, by gantrain evaluate", rows, protocol)
-    [cell.text for _, cells in made.rows for cell in cells]  # a word where a number should be
+    made = table_of_scores(f"Scores at {nimg / 1000:g} kimg, by gantrain evaluate", rows, protocol)
+    [cell.text for _, cells in made.rows for cell in cells]  # raises where a word is in place of a number
     return [made] if made.metrics else []
 
 
 def later_evaluations(run: Path) -> list[dict[str, Any]]:
-    """What `gantrain evaluate` has written into a run's folder; what is damaged is passed over."""
+    """What `gantrain evaluate` has written into a run's folder; damaged files are skipped."""
     found = []
     for path in sorted((run / "evaluations").glob("*.json")):
         if re.fullmatch(r"\d{12}(-\d+)?", path.stem):
@@ -280,7 +284,7 @@ def later_evaluations(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def score_table(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]], protocol: Mapping[str, Any]) -> Table:
+def table_of_scores(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]], protocol: Mapping[str, Any]) -> PageTable:
     """A table of (average, BatchNorm policy) to scores, the best of each column marked."""
     metrics = [m for m in dict.fromkeys(m for row in rows.values() for m in row) if better_when_higher(m) is not None]
     best = {m: best_value(m, [row.get(m) for row in rows.values()]) for m in metrics}
@@ -288,21 +292,23 @@ def score_table(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]],
         ([name, policy], [Cell(row.get(m), row.get(f"{m}_ci95"), row.get(m) is not None and row[m] == best[m]) for m in metrics])
         for (name, policy), row in rows.items()
     ]
-    return Table(title, ["average", "BatchNorm"], metrics, body, protocol_in_words(protocol))
+    return PageTable(title, ["average", "BatchNorm"], metrics, body, protocol_in_words(protocol))
 
 
 def protocol_in_words(protocol: Mapping[str, Any]) -> str:
-    """What scores must be quoted with."""
+    """The protocol that scores must be quoted with."""
     batches = protocol.get("batchnorm_batches")
     parts = [
-        f"{protocol.get('num_samples')} generated images", f"reference {protocol.get('reference')}, fingerprint {protocol.get('reference_fingerprint')}",
+        f"{protocol.get('num_samples')} generated images",
+        f"reference {protocol.get('reference')}, fingerprint {protocol.get('reference_fingerprint')}",
         f"features {protocol.get('features')}", f"BatchNorm statistics of {batches}" if isinstance(batches, str) else "",
-        "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}", f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
+        "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}",
+        f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
     ]  # fmt: skip
     return "; ".join(part for part in parts if part)
 
 
-def swap_table(record: Record) -> Table | None:
+def swap_table(record: Record) -> PageTable | None:
     """The live weights' scores at every swap: before, at and after it."""
     told = [line for line in record.events("swap") if line.get("live")]
     metrics = [m for m in dict.fromkeys(m for line in told for m in line["live"]) if better_when_higher(m) is not None]
@@ -313,10 +319,10 @@ def swap_table(record: Record) -> Table | None:
         )
         for line in told
     ]
-    return Table("Live weights at the swaps", ["swap at kimg", "batch", "moment (kimg)"], metrics, rows) if rows else None
+    return PageTable("Live weights at the swaps", ["swap at kimg", "batch", "moment (kimg)"], metrics, rows) if rows else None
 
 
-def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
+def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> PageTable:
     """The last scores of each group's runs: means with intervals, the best mean of each column marked."""
     rows: dict[tuple[str, str, str], dict[str, tuple[float, float | None]]] = {}
     for group in groups:
@@ -339,18 +345,18 @@ def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
         if last
         else ""
     )
-    return Table("Scores at the end", ["runs", "average", "how many"], list(metrics), body, note)
+    return PageTable("Scores at the end", ["runs", "average", "how many"], list(metrics), body, note)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
-    """The sheets that the runs have drawn, evenly spread in time where there are too many."""
+    """The sheets that the runs have drawn; where there are too many, some of them, evenly spread in time."""
     found = Samples()
     most, room = max(2, MOST_MOMENTS // len(records)), MOST_BYTES // len(records)
     for record in records:
-        paths = sorted(path for path in (record.run / "samples").glob("*.png") if path.stem.isdigit())
+        paths = pictures_in(record.run / "samples")
         chosen = spread(paths, most)
         sizes = sum(path.stat().st_size for path in chosen)
         if sizes > room:
@@ -369,15 +375,8 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
     return found
 
 
-def spread(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of them, evenly spread, the first and the last among them."""
-    if len(paths) <= most:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
-
-
 def as_uri(picture: Image.Image) -> str:
-    """A picture as a data URI: without loss where that is small."""
+    """A picture as a data URI, lossless where that is small."""
     if picture.width > WIDEST:
         picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
     whole = io.BytesIO()
@@ -389,7 +388,7 @@ def as_uri(picture: Image.Image) -> str:
 
 
 def left_and_right(samples: Samples, records: Sequence[Record], names: Mapping[Path, str]) -> tuple[int, int]:
-    """Which two sources stand side by side at first: live and the best average of a run, or the best averages of two runs."""
+    """Which two sources are side by side at first: live and the best average of a run, or the best averages of two runs."""
     best = {
         names[record.run.resolve()]: found[1]
         for record in records
@@ -403,7 +402,7 @@ def left_and_right(samples: Samples, records: Sequence[Record], names: Mapping[P
 
 
 def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
-    """Averages to choose from where groups are compared, the first of them the best one's; none where all are drawn at once."""
+    """Averages to choose from where groups are compared, the best one first; none where all are drawn at once."""
     if len(groups) < 2 or not metrics:
         return []
     ends: dict[str, list[float]] = {}
@@ -416,10 +415,8 @@ def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
 
 
 def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, str]]:
-    """The newest picture of each orbit, and the newest ones drawn beside evaluations, as many as a page bears."""
-    orbits = [
-        path for record in records for path in sorted(path for path in (record.run / "orbit").glob("*.png") if path.stem.isdigit())[-1:]
-    ]
+    """The newest picture of each orbit, and the newest ones in evaluations/, up to the limits of a page."""
+    orbits = [path for record in records for path in pictures_in(record.run / "orbit")[-1:]]
     others = sorted(
         (path for record in records for path in (record.run / "evaluations").glob("*.png")), key=lambda path: path.stat().st_mtime
     )

@@ -1,6 +1,6 @@
-"""Charts of a report as Plotly figures: scores, batch, rates and noise scale over one axis of kimg, with marks where something happened.
+"""The chart of a report as a Plotly figure: scores, batch, rates and noise scale over one axis of kimg, with marks for events.
 
-Everything in them is plain lists of numbers as the record has them, so that the page's data can be read and compared.
+All data are plain lists of numbers as the record has them, so that the page's data can be read and compared.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gantrain.averaging import LIVE
-from gantrain.reporting.charts import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, batches, marks, number, style_of, thinned
+from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, nth_style
+from gantrain.reporting.charts import batches, drawable, marks, styles_in, thinned
 from gantrain.reporting.comparison import Curve, Group, curves
 from gantrain.run_folder.record import Record
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import LIVE, better_when_higher
 
 SCORE_HEIGHT, OTHER_HEIGHT, MARKS_HEIGHT = 210, 150, 34  # pixels
 HEAD, FOOT, GAP = 70, 50, 46
@@ -31,7 +31,8 @@ class Stack:
         inner = sum(height for _, height in rows)
         total = inner + GAP * (len(rows) - 1)
         self.figure = make_subplots(
-            rows=len(rows), cols=1, shared_xaxes=True, vertical_spacing=GAP / total, row_heights=[height / inner for _, height in rows],
+            rows=len(rows), cols=1, shared_xaxes=True,
+            vertical_spacing=GAP / total, row_heights=[height / inner for _, height in rows],
             subplot_titles=[title for title, _ in rows],
         )  # fmt: skip
         self.rows = {title: i + 1 for i, (title, _) in enumerate(rows)}
@@ -50,19 +51,19 @@ class Stack:
     def line(
         self, row: str, name: str, x: Sequence[float], y: Sequence[float | None], colour: str, kind: str, group: str = "", **style: Any
     ) -> None:
-        """A line in a row; its name stands in the legend once."""
+        """Add a line to a row; its name is in the legend once."""
         meta = {"kind": kind, "group": group, "row": row, **style.pop("meta", {})}
         key = (name, meta.get("average", "") if self._an_average_at_a_time else "")
         shown = style.pop("named", True) and key not in self._named
         self._named |= {key} if shown else set()
         trace = go.Scatter(
-            x=list(x), y=list(map(number, y)), name=name, legendgroup=name, showlegend=shown, line={"color": colour, **style.pop("line", {})}, meta=meta,
-            **{"mode": "lines", **style},
+            x=list(x), y=list(map(drawable, y)), name=name, legendgroup=name, showlegend=shown,
+            line={"color": colour, **style.pop("line", {})}, meta=meta, **{"mode": "lines", **style},
         )  # fmt: skip
         self.figure.add_trace(trace, row=self.rows[row], col=1)
 
     def logarithmic(self, row: str, values: Sequence[float]) -> None:
-        """Make a row's axis logarithmic, with few round numbers on it, or the values themselves where they are few."""
+        """Make a row's axis logarithmic, with a few round numbers as ticks, or the values themselves where they are few."""
         if values:
             low, high = min(values), max(values)
             ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
@@ -78,7 +79,7 @@ class Stack:
 
 
 def ladder(low: float, high: float) -> list[float]:
-    """Round numbers within a range for a logarithmic axis: 1, 2, 5 a decade, 1 a decade, or fewer, at most `MOST_TICKS`."""
+    """Round numbers within a range as ticks of a logarithmic axis: 1, 2 and 5 of each decade, or fewer; at most `MOST_TICKS`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
         ticks = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps if low <= step * 10.0**decade <= high]
@@ -91,7 +92,7 @@ def stack(groups: Sequence[Group], metrics: Sequence[str]) -> go.Figure:
     """The one figure of a report.
 
     Args:
-        groups: of runs; of one run, its averages have colours of their own, of several groups the groups have, an average at a time.
+        groups: of runs. Of one group, each average has its colour; of several, each group has one, and one average is shown at a time.
         metrics: names of the scores to draw.
     """
     records = [record for group in groups for record in group.records]
@@ -113,40 +114,37 @@ def stack(groups: Sequence[Group], metrics: Sequence[str]) -> go.Figure:
 
 
 def title_of(metric: str) -> str:
+    """The title of a metric's row."""
     return metric + {True: " (higher is better)", False: " (lower is better)", None: ""}[better_when_higher(metric)]
 
 
-def averages_of(groups: Sequence[Group]) -> list[str]:
-    """Everything that was scored, live first."""
-    return list(dict.fromkeys(name for group in groups for record in group.records for name in record.averages))
-
-
 def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
-    """A metric's row: a line an average (or a group), with the interval over seeds as a band and the seeds' own lines, faint."""
-    row, styles = title_of(metric), style_of(averages_of(groups))
+    """Fill a metric's row: one line per average (or group), the interval over seeds as a band, and each seed's own line, faint."""
+    row, styles = title_of(metric), styles_in(*(record for group in groups for record in group.records))
     found = [(i, group, curve) for i, group in enumerate(groups) for curve in curves(group, metric)]
     finite = [y for *_, curve in found for x, y in zip(curve.kimg, curve.mean) if x > 0 and math.isfinite(y)]
     log = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
     for i, group, curve in found:
         one = len(groups) == 1
-        style = styles[curve.average] if one else {"color": COLOURS[i % len(COLOURS)], "dash": "solid"}
+        style = styles[curve.average] if one else nth_style(i)
         add_curve(made, row, curve, curve.average if one else group.name, style, group.name, lowest=min(finite) / 10 if log else -math.inf)
     if len(groups) == 1 and not groups[0].several:
         add_swap_scores(made, row, groups[0].records[0], metric)
     if log:
         made.logarithmic(row, finite)
-    elif finite and max(finite) > min(finite):  # the first evaluation, of weights that have learnt nothing, would press all others flat
+    elif finite and max(finite) > min(finite):  # or the first evaluation, of untrained weights, flattens the others
         edge = 0.08 * (max(finite) - min(finite))
         made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=made.rows[row], col=1)
 
 
-def add_curve(made: Stack, row: str, curve: Curve, name: str, style: dict[str, str], group: str, lowest: float) -> None:
-    """One average's line, band and seeds; nothing of the band lies below `lowest`, which a logarithmic axis cannot show."""
-    meta, colour = {"average": curve.average}, style["color"]
+def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, group: str, lowest: float) -> None:
+    """Add one average's line, band and seeds; the band is cut at `lowest`, below which a logarithmic axis shows nothing."""
+    meta, colour = {"average": curve.average}, style.colour
     if curve.half is not None:
         bounds = [(x, max(m - h, lowest), m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
+        there, back = bounds, bounds[::-1]
         made.line(
-            row, name, [x for x, *_ in bounds] + [x for x, *_ in reversed(bounds)], [low for _, low, _ in bounds] + [high for *_, high in reversed(bounds)], colour,
+            row, name, [x for x, *_ in there + back], [low for _, low, _ in there] + [high for *_, high in back], colour,
             "band", group, named=False, fill="toself", fillcolor=faint(colour, 0.16), hoverinfo="skip", line={"width": 0}, meta=meta,
         )  # fmt: skip
         for run, values in curve.runs.items():
@@ -166,13 +164,13 @@ def add_curve(made: Stack, row: str, curve: Curve, name: str, style: dict[str, s
     spread = " ± %{customdata:.3g}" if curve.half is not None else ""
     made.line(
         row, name, curve.kimg, curve.mean, colour, "score", group, mode="lines+markers", marker={"size": 6}, meta=meta,
-        line={"width": 2.2, "dash": "dot" if curve.average == LIVE else style["dash"]}, customdata=None if curve.half is None else list(map(number, curve.half)),
+        line={"width": 2.2, "dash": style.dash}, customdata=None if curve.half is None else list(map(drawable, curve.half)),
         hovertemplate=f"{name} %{{y:.5g}}{spread}<extra></extra>",
     )  # fmt: skip
 
 
 def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
-    """The live weights' scores just before, at and some time after every swap."""
+    """Add the live weights' scores just before, at and some time after every swap."""
     by_swap: dict[int, list[tuple[float, float, str]]] = {}
     for line in record.events("swap"):
         if metric in line.get("live", {}):
@@ -189,14 +187,17 @@ def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
 
 
 def faint(colour: str, share: float) -> str:
-    """A colour let through by so much."""
+    """A colour `#rrggbb` with an opacity."""
     return "rgba({}, {}, {}, {})".format(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), share)
 
 
 # Rows of the training's own numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
 OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
     ("loss (D dashed)", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "dash")}, False),
-    ("batch (images) and rounds (dotted)", {"batch/size": ("batch", COLOURS[2], "solid"), "batch/rounds": ("rounds", COLOURS[2], "dot")}, True),
+    (
+        "batch (images) and rounds (dotted)",
+        {"batch/size": ("batch", COLOURS[2], "solid"), "batch/rounds": ("rounds", COLOURS[2], "dot")}, True,
+    ),
     ("learning rate (D dashed)", {"lr/g": ("G", PLAYERS["G"], "solid"), "lr/d": ("D", PLAYERS["D"], "dash")}, True),
     (
         "gradient noise scale B_simple (images; D dashed)",
@@ -206,7 +207,7 @@ OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
 
 
 def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[str, tuple[str, str, str]], log: bool) -> None:
-    """A row of numbers of the training lines, a line a key and run."""
+    """Fill a row with numbers of the training lines: one line per key and run."""
     drawn: list[float] = []
     for i, group in enumerate(groups):
         for record in group.records:
@@ -215,7 +216,8 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
                 drawn += [value for value in y if value is not None and value > 0]
                 name = name if len(groups) == 1 else f"{group.name} {name}"
                 made.line(
-                    title, name, x, y, colour if len(groups) == 1 else COLOURS[i % len(COLOURS)], key, group.name, named=len(groups) == 1, meta={"run": record.run.name},
+                    title, name, x, y, colour if len(groups) == 1 else nth_style(i).colour, key, group.name,
+                    named=len(groups) == 1, meta={"run": record.run.name},
                     line={"width": 1 if group.several else 1.6, "dash": dash, **({"shape": "hv"} if key.startswith("batch/") else {})},
                     **({"hoverinfo": "skip"} if group.several else {"hovertemplate": f"{name} %{{y:.5g}}<extra></extra>"}),
                 )  # fmt: skip
@@ -224,24 +226,25 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
 
 
 def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]]:
-    """(kimg, values) of a number of the training; the batch from where it changes, and not from the line after that."""
+    """(kimg, values) of a number of the training lines; the batch from where it changes, not from the next line on."""
     if key.startswith("batch/"):
         return [nimg / 1000 for nimg, *_ in batches(record)], [
             rounds if key == "batch/rounds" else size for _, size, rounds in batches(record)
         ]
     lines = thinned([line for line in record.training if key in line])
-    return [line["nimg"] / 1000 for line in lines], [number(line[key]) for line in lines]
+    return [line["nimg"] / 1000 for line in lines], [drawable(line[key]) for line in lines]
 
 
 def add_marks(made: Stack, record: Record, lines: bool) -> None:
-    """Swaps, growths and rollbacks as signs in the first row, and as lines through all rows, one a moment."""
+    """Add swaps, growths and rollbacks as signs in the first row, and as lines through all rows, one per moment."""
     crossed: set[float] = set()
     for i, (kind, mark) in enumerate(MARKS.items()):
         told = [(nimg / 1000, words) for nimg, one, words in marks(record) if one == kind]
         if not told:
             continue
         made.line(
-            "", kind, [kimg for kimg, _ in told], [0.5 - 0.5 * i] * len(told), mark.colour, "mark", mode="markers", marker={"symbol": mark.symbol, "size": 10},
+            "", kind, [kimg for kimg, _ in told], [0.5 - 0.5 * i] * len(told), mark.colour, "mark",
+            mode="markers", marker={"symbol": mark.symbol, "size": 10},
             text=[words for _, words in told], hovertemplate=f"{kind}: %{{text}}<extra></extra>", meta={"run": record.run.name},
         )  # fmt: skip
         for x in sorted({kimg for kimg, _ in told} - crossed) if lines else ():

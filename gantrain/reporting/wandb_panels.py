@@ -5,26 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gantrain.reporting.charts import MARKS, batch_figure, number, scores_figure
-from gantrain.reporting.event_words import mark_of
+from gantrain.reporting.charts import batch_figure, drawable, scores_figure
+from gantrain.reporting.event_words import TOLD, what_happened
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.record import Record
 from gantrain.score_names import best_value
 
-LONG_RECORD = 32 * 2**20  # bytes: from there on W&B's charts of batch and noise are its own alone
-# In the table of events, with the words of those that have none of their own.
-TOLD = {**dict.fromkeys([*MARKS, "warning", "gave_up", "not_written"], ""), "interrupted": "", "resume": "taken up again", "end": "done"}
-Table = tuple[list[str], list[list[Any]]]  # columns, rows
+LONG_RECORD = 32 * 2**20  # bytes: beyond it, batch and noise are shown only in the charts that W&B makes of the lines
+Rows = tuple[list[str], list[list[Any]]]  # of a table of W&B: columns, rows
 
 
 def told_by(run_dir: Path) -> Record:
-    """A run's record; of a long one without the lines of losses, which would take seconds of the interpreter at every evaluation."""
+    """A run's record; a long one without the lines of losses, which would cost the interpreter seconds at every evaluation."""
     long = (run_dir / METRICS_FILE).stat().st_size > LONG_RECORD
     return record.outline(run_dir) if long else record.read(run_dir)
 
 
-def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, Any]]:
+def overview(told: Record) -> tuple[dict[str, Any], dict[str, Rows], dict[str, Any]]:
     """(figures, tables, summary) of a record, by W&B's keys."""
     few = without_training(told)
     figures = {f"overview/{metric}": scores_figure(few, metric) for metric in few.metrics}
@@ -34,39 +32,34 @@ def overview(told: Record) -> tuple[dict[str, Any], dict[str, Table], dict[str, 
 
 
 def without_training(told: Record) -> Record:
-    """The same without what most of its lines are."""
+    """A record without its lines of losses, which are most of it."""
     return Record(
         told.run, told.config, [line for line in told.lines if "loss/d" not in line], told.abandoned, told.unreadable, told.running
     )
 
 
-def events_table(told: Record) -> Table:
-    """What happened, and when: all but checkpoints and the like."""
-    rows = []
-    for line in told.events(*TOLD):
-        mark = mark_of(line)
-        if mark or line["event"] != "swap":  # a swap is three lines, of which one is the moment
-            words = mark[1] if mark else line.get("words") or line.get("signal") or TOLD[line["event"]]
-            rows.append([line["nimg"] / 1000, line["event"], words])
+def events_table(told: Record) -> Rows:
+    """What happened and when, without checkpoints and the like."""
+    rows = [[line["nimg"] / 1000, line["event"], words] for line in told.events(*TOLD) if (words := what_happened(line))]
     return ["kimg", "event", "what"], rows
 
 
-def scores_table(told: Record) -> Table:
-    """The last scores: a row an average, a column a metric, and which metrics it is the best by."""
+def scores_table(told: Record) -> Rows:
+    """The last scores: a row per average, a column per metric, and the metrics by which it is the best."""
     if not told.evaluations:
         return [], []
     last = told.evaluations[-1].scores
     metrics = [metric for metric in told.metrics if any(metric in row for row in last.values())]
     best = {metric: best_value(metric, [row.get(metric) for row in last.values()]) for metric in metrics}
     rows = [
-        [name, *(number(row.get(m)) for m in metrics), ", ".join(m for m in metrics if best[m] is not None and row.get(m) == best[m])]
+        [name, *(drawable(row.get(m)) for m in metrics), ", ".join(m for m in metrics if best[m] is not None and row.get(m) == best[m])]
         for name, row in last.items()
     ]
     return ["average", *metrics, "best by"], rows
 
 
 def best_scores(told: Record) -> dict[str, Any]:
-    """Of every metric the best value of the whole run, whose it is, and when that was."""
+    """For every metric the best value of the whole run, its average, and its kimg."""
     found = {metric: told.best(metric) for metric in told.metrics}
     return {
         f"best/{metric}{end}": value

@@ -48,9 +48,25 @@ QUIET = 600  # seconds without a new line after which a run of unknown state cou
 
 @dataclass(frozen=True)
 class Outline:
-    """The part of a configuration that a listing needs."""
+    """What can be said of a configuration without plug-ins, and so without torch.
+
+    Attributes:
+        total_kimg: of the whole run.
+        sections: all of it as plain values, as the file of the run folder has it.
+    """
 
     total_kimg: float
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def averagers(self) -> list[str]:
+        """Names of the run's averages, as the configuration lists them."""
+        return list(self.section("averagers"))
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section's keys; empty where the file does not have it."""
+        found = self.sections.get(name)
+        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,12 @@ class Record:
     unreadable: int = 0
     running: bool = False
     elsewhere: bool = False
+
+    @property
+    def full_config(self) -> Config:
+        """The configuration; of a record that `read` made, not of an outline."""
+        assert not isinstance(self.config, Outline)
+        return self.config
 
     @cached_property
     def training(self) -> list[dict[str, Any]]:
@@ -216,15 +238,23 @@ def outline(run: Path) -> Record:
     Raises:
         UserError: the configuration or the record cannot be read.
     """
+    return read_with(outline_config(run), run, brief=True)
+
+
+def outline_config(run: Path) -> Outline:
+    """What `outline` reads of a run's configuration.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = run / CONFIG_FILE
     try:
         config = yaml.safe_load(path.read_bytes())
-        total = float(config["total_kimg"])
+        return Outline(float(config["total_kimg"]), config)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)") from None
-    return read_with(Outline(total), run, brief=True)
 
 
 def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Record:

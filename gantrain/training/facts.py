@@ -16,6 +16,7 @@ from gantrain.config import loading
 from gantrain.config.notes import notes
 from gantrain.data import ImageSet
 from gantrain.errors import UserError
+from gantrain.reporting.views import open_views
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.training.context import Context
 from gantrain.training.measurements import Measurements
@@ -108,16 +109,19 @@ class Facts:
         for note in self.notes:
             context.tracker.say(f"note: {note}")
 
-    def show_in_wandb(self, run_id: str, protocol: Mapping[str, Any]) -> None:
-        """Open or continue the run's W&B page.
+    def open_views(self, run_id: str, protocol: Mapping[str, Any]) -> None:
+        """Show the run in W&B and TensorBoard, where they are wanted; on the main process.
 
         Args:
-            run_id: its identity there.
-            protocol: what its scores are quoted with; of this the reference is shown.
+            run_id: the identity of the run in W&B.
+            protocol: what its scores are quoted with; the reference is shown.
         """
-        config = self.context.config
+        context, config = self.context, self.context.config
+        if not context.main:
+            return
         reference = {key: protocol[f"eval/{key}"] for key in ("reference", "reference_fingerprint")}
-        self.context.tracker.start_wandb(config.tracking.wandb, run_id, {**loading.to_dict(config), **self.known(), **reference})
+        shown = {**loading.to_dict(config), **self.known(), **reference}
+        context.tracker.views += open_views(config.tracking, run_id, shown, context.run_dir, context.tracker.say)
 
     def known(self) -> dict[str, Any]:
         """What readers of the record need to know of this program and machine."""

@@ -352,8 +352,7 @@ class Sentry:
         if self.action(trouble) != "warn":
             raise trouble
         tracker = self.context.tracker
-        tracker.event(self.run.nimg, "warning", trouble.words, kind=trouble.kind, words=trouble.words, **trouble.evidence)
-        tracker.say(f"guard: {trouble.words}; guard.on_{trouble.kind}=warn goes on")
+        tracker.tell(self.run.nimg, "warning", kind=trouble.kind, words=trouble.words, **trouble.evidence)
 
     def action(self, trouble: Trouble) -> str:
         """What the settings do about a trouble: "stop", "rollback" or "warn"."""

@@ -172,8 +172,7 @@ class Keeper:
         """Warn about a failed write, or raise if the run must stop."""
         if last or self.settings.on_error == "stop":
             raise error
-        self.tracker.event(nimg, "not_written", error.what, words=error.what)
-        self.tracker.say(f"{error.what}; checkpoint.on_error=continue goes on")
+        self.tracker.tell(nimg, "not_written", words=error.what)
 
     def newest(self, until: int, best: str | None = None) -> Path | None:
         """The newest whole checkpoint of at most `until` images, or the best by the score `best`; None if there is none.

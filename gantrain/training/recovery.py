@@ -87,15 +87,11 @@ class Recovery:
     def _record(self, trouble: Trouble, bad: int, grown: dict[str, Any] | None) -> None:
         """Report a rollback that has just happened, and keep what it has changed."""
         watch, tracker, nimg = self.guard.watch, self.context.tracker, self.run.nimg
-        attempt = f"attempt {watch.attempts} of {watch.settings.max_rollbacks}"
-        words = f"{trouble.words}; back to {self.run.kimg:g} kimg, {attempt}, on other images"
-        words += f", learning rates x {watch.lr_scale:g}" if watch.lr_scale != 1 else ""
-        words += f", batch {grown['from']} -> {grown['to']}" if grown else ""
-        tracker.event(
-            bad, "rollback", words, kind=trouble.kind, words=trouble.words, to=nimg, attempt=watch.attempts, skipped=watch.skipped,
-            lr_scale=watch.lr_scale, **self.batching.numbers(), **trouble.evidence,
+        tracker.tell(
+            bad, "rollback", kind=trouble.kind, words=trouble.words, to=nimg, attempt=watch.attempts,
+            max_rollbacks=watch.settings.max_rollbacks, skipped=watch.skipped, lr_scale=watch.lr_scale,
+            **({"batch_before": grown["from"]} if grown else {}), **self.batching.numbers(), **trouble.evidence,
         )  # fmt: skip
-        tracker.say(f"guard: {words}")
         if self.context.main:
             body = {
                 "to": nimg,
@@ -127,7 +123,7 @@ class Recovery:
                 " and perhaps another guard.lr_scale or guard.growth"
             )
         self.context.tracker.event(
-            self.run.nimg, "gave_up", trouble.words, time=utc_now(), kind=trouble.kind, words=trouble.words, rollbacks=tried,
+            self.run.nimg, "gave_up", time=utc_now(), kind=trouble.kind, words=trouble.words, rollbacks=tried,
             **trouble.evidence,
         )  # fmt: skip
         raise GaveUp(f"guard: {trouble.words}; {why}")

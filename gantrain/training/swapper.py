@@ -11,7 +11,9 @@ from gantrain.averaging.swap_growth import growth_that_holds, identified_rate
 from gantrain.batching import BatchController
 from gantrain.config.sections import AUTO, Swap
 from gantrain.metrics import SPREADS
+from gantrain.reporting.event_words import on_console
 from gantrain.reporting.tracker import Tracker
+from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player, reset_optimizer
 
 MetricValues = dict[str, float]
@@ -93,7 +95,7 @@ class Swapper:
         after = None
         if last and "after" not in last["scores"] and (done or before < settled <= nimg or swaps):
             last["after_nimg"] = nimg
-            after = self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])
+            after = self._keep_score(last, "after", nimg, since_swap=nimg - last["nimg"])["live"]
         if swaps:
             self.owed = False
             self.swap(nimg, after)
@@ -131,15 +133,10 @@ class Swapper:
             "lr_scale": s.lr_scale,
             "lr_scale_so_far": self.lr_scale,
         }
-        of = {"g": "G", "gd": "G and D"}[s.networks]
-        why = f" ({reason['undecidable']})" if "undecidable" in reason else f" (auto asks for x{growth:.3g})" if s.growth == AUTO else ""
-        batch = f"batch {was} -> {self.batching.batch_size}{why}"
-        words = f"{source} in place of the live weights of {of}; {batch}"
-        self._keep_score(
+        line = self._keep_score(
             record,
             "at",
             nimg,
-            shown=words,
             **settings,
             growth=growth,
             grown=self.batching.batch_size / was,
@@ -148,8 +145,8 @@ class Swapper:
         )
         self.records.append(record)
         if grown:
-            self.tracker.say(f"growth at {nimg / 1000:g} kimg: {self.tracker.growth(nimg, grown)}")
-        self.tracker.say(f"swap: {source} in place of the live weights of {of} at {nimg / 1000:g} kimg; {batch}{self._in_words(record)}")
+            self.tracker.tell(nimg, "growth", **grown)
+        self.tracker.say(on_console(line, dict(record["scores"]["before"])))
 
     def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
         """(factor for the batch, what it was computed from)."""
@@ -165,47 +162,37 @@ class Swapper:
         return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
 
     def _keep_score(
-        self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, shown: str | None = None, **more: Any
-    ) -> MetricValues:  # fmt: skip
+        self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, **more: Any
+    ) -> dict[str, Any]:  # fmt: skip
         """Write an event with the live scores of a moment of a swap, and note in the swap's record that they were taken.
 
         Args:
             scores: None takes them now.
-            shown: the event in words, for trackers.
             more: further fields of the event.
 
         Returns:
-            The scores, empty but on the main process.
+            The event; its scores are empty but on the main process.
         """
         scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
-        self.tracker.event(
-            nimg, "swap", shown, moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol()
+        return self.tracker.event(
+            nimg, "swap", moment=moment, swap_nimg=record["nimg"], live=scores, **self.batching.numbers(), **more, **self.protocol()
         )
-        return scores
-
-    def _in_words(self, record: dict[str, Any]) -> str:
-        """The first live score before and at a swap, for the end of a line."""
-        metric = next(iter(dict(record["scores"]["before"])), None)
-        if metric is None:
-            return ""
-        before, at = (dict(record["scores"][moment]).get(metric, float("nan")) for moment in ("before", "at"))
-        return f"; live {metric} {before:.4f} -> {at:.4f}"
 
     def report(self) -> str:
         """A table of the live weights' scores: a row each before, at and after every swap."""
         taken = [m for record in self.records for scores in record["scores"].values() for m in dict(scores)]
         metrics = [m for m in dict.fromkeys(taken) if not m.endswith(SPREADS)]  # eval.metrics may change at a resume
-        columns = [max(len(m), 9) for m in metrics]
-        lines = ["  ".join([f"{'swap at kimg':>12}", f"{'batch':>14}", f"{'live':<6}", *(m.rjust(c) for m, c in zip(metrics, columns))])]
+        rows = [["swap at kimg", "batch", "live", *metrics]]
         for record in self.records:
-            head = [f"{record['nimg'] / 1000:12.6g}", "{} -> {}".format(*record["batch"]).rjust(14)]
+            head = [f"{record['nimg'] / 1000:.6g}", "{} -> {}".format(*record["batch"])]
             for moment in [m for m in MOMENTS if m in record["scores"]]:
                 scores = dict(record["scores"][moment])
-                cells = [f"{scores.get(m, float('nan')):{c}.4f}" for m, c in zip(metrics, columns)]
-                lines.append("  ".join([*head, f"{moment:<6}", *cells]))
-                head = [" " * 12, " " * 14]
-        return "\n".join(lines)
+                rows.append([*head, moment, *(f"{scores.get(m, float('nan')):.4f}" for m in metrics)])
+                head = ["", ""]
+        at, batch, live, *values = zip(*rows)
+        columns = [align(at, right=True), align(batch, right=True, least=14), align(live, least=6)]
+        return join_columns([*columns, *(align(column, right=True, least=9) for column in values)])
 
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""

@@ -17,6 +17,7 @@ from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.score_table import table
 from gantrain.reporting.tracker import Tracker
+from gantrain.reporting.views import require_views
 from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
@@ -141,7 +142,7 @@ class Trainer:
         G, D = self.players.G, self.players.D
         grown = self.batching.ask(run.nimg)
         if grown:
-            self.tracker.say(f"growth at {run.kimg:g} kimg: {self.tracker.growth(run.nimg, grown)}")
+            self.tracker.tell(run.nimg, "growth", **grown)
         measurements.begin_update()
         k, images = self.batching.rounds, self.batching.batch_size
         multiplier = c.optim.lr_tail.multiplier(run.nimg, run.nimg + images)
@@ -192,7 +193,7 @@ class Trainer:
         self.inputs.reopen()
         facts.announce(path, self.changed)
         self.inputs.name_unreadable(list(self.images.skipped.values()))
-        facts.show_in_wandb(saving.wandb_id, self.evaluator.protocol())
+        facts.open_views(saving.wandb_id, self.evaluator.protocol())
         self.measurements.start()
 
     def stop(self) -> Scores:
@@ -267,6 +268,7 @@ def prepared(config: Config, accelerator: Accelerator) -> Context:
         raise UserError(
             "sync_batchnorm: torch synchronises BatchNorm on GPUs only; set sync_batchnorm=false, or a larger batching.micro_batch"
         )
+    require_views(config.tracking)
     run_dir = Path(config.run_dir).expanduser()
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
     return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device))

@@ -1,0 +1,32 @@
+"""Whether W&B has a key to log in with, found without asking for one.
+
+Looked up here since wandb has no public call for it: `wandb.login` and `wandb.Api` ask on the terminal or raise, and the helpers
+that do not have been moved within the versions that we support (`wandb.sdk.lib.apikey` is `wandb.sdk.lib.wbauth` today).
+"""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+
+def has_key() -> bool:
+    """Whether W&B has a key to log in with: in WANDB_API_KEY, or in a netrc file under the server's name."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    saved = configparser.ConfigParser()
+    saved.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    url = os.environ.get("WANDB_BASE_URL") or saved.get("default", "base_url", fallback=wandb.Settings().base_url)
+    hosts: list[str] = [urlparse(str(url)).netloc, *(["api.wandb.ai"] if url == wandb.Settings().base_url else [])]
+    candidates = [Path(os.environ["NETRC"])] if os.environ.get("NETRC") else [Path("~/.netrc"), Path("~/_netrc")]
+    path = next((path for path in (one.expanduser() for one in candidates) if path.exists()), None)
+    try:
+        known = netrc.netrc(path) if path else None
+    except (netrc.NetrcParseError, OSError):
+        return False
+    return known is not None and any((known.authenticators(host) or ("", "", ""))[2] for host in hosts)
