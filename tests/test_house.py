@@ -105,9 +105,7 @@ def test_the_loop_syncs_with_the_device_only_where_a_line_is_due():
     ]
     assert len(hot) == 7
     average = ast.parse((ROOT / "gantrain" / "averaging" / "average.py").read_text())
-    hot += [
-        ast.unparse(n) for n in ast.walk(average) if isinstance(n, ast.FunctionDef) and n.name in ("update", "_move", "_weight")
-    ]
+    hot += [ast.unparse(n) for n in ast.walk(average) if isinstance(n, ast.FunctionDef) and n.name in ("update", "_move", "_weight")]
     assert len(hot) == 10
     hot += [(ROOT / "gantrain" / "averaging" / f"{rule}.py").read_text() for rule in ("rule", *averaging.AVERAGERS)]  # a file each
     for text in [update, *hot]:

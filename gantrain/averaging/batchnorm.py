@@ -1,11 +1,11 @@
 """BatchNorm statistics that belong to averaged weights.
 
-An average's activations are not the live network's, so neither are their means and variances. There are four policies:
+An average's activations differ from the live network's, and so do their means and variances. There are four policies:
 
-    recalibrate   measure them anew for the weights at hand
-    copy          take the live network's running ones, as many trainers do
-    average       take running ones that were averaged like the weights, as BigGAN does
-    batch         keep none: normalise every batch by its own
+    recalibrate   measure them for these weights
+    copy          take the live network's running statistics, as many trainers do
+    average       take running statistics that were averaged like the weights, as BigGAN does
+    batch         normalise every batch by its own statistics
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: a BatchNorm saw nothing: too few batches were given, or the network is compiled and calls no hooks.
+        UserError: a BatchNorm saw no values: too few batches were given, or the network is compiled and calls no hooks.
     """
     norms = list(norms_of(network).values())
     if not norms:
