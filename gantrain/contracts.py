@@ -1,4 +1,4 @@
-"""The contract of a kind of plug-in, and how a class or object that inherits nothing is brought to it.
+"""The contract of a kind of plug-in, and how a class or object that does not inherit from its base is adapted.
 
 The base class of a kind states its contract: abstract methods are required, everything else is optional and has its one
 default there. gantrain's own plug-ins inherit from it. A class from outside need not: `Contract.adapt_class` gives a

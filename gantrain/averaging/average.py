@@ -18,7 +18,7 @@ WRAPPERS = ("module", COMPILED)  # where DistributedDataParallel and torch.compi
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and torch.compile: inside whatever has it as its only part."""
+    """The network inside DistributedDataParallel and torch.compile, and inside any wrapper that has it as its only part."""
     while True:
         parts = dict(network.named_children())
         own = [*network.parameters(recurse=False), *network.buffers(recurse=False)]
@@ -28,7 +28,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def plain_name(name: str) -> str:
-    """A name inside a network whose parts may be compiled, without the traces of that."""
+    """The name of a weight or buffer without the prefixes that torch.compile adds to parts of a network."""
     return name.replace(f"{COMPILED}.", "")
 
 
@@ -43,7 +43,7 @@ def named_buffers(network: nn.Module) -> dict[str, Tensor]:
 
 
 def match(wanted: Weights, found: Weights, what: str) -> None:
-    """Raise unless both have the same names with the same shapes.
+    """Refuse two sets of tensors unless they have the same names with the same shapes.
 
     Raises:
         UserError: names the first weight that is missing, extra, or of another shape.
@@ -106,14 +106,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, nimg: int) -> bool:
-        """Take in the live weights as they stand at `nimg` images; whether the average has moved, or is about to.
+        """Look at the live weights as they are at `nimg` images; returns whether the average has moved, or is about to.
 
         Raises:
             UserError: the clock went back.
         """
         if nimg < self.nimg:
             raise UserError(
-                f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also through a resume (`bank.nimg` has them)"
+                f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also after a resume (continue from `bank.nimg`)"
             )
         self.nimg = nimg
         self._settle(wait=False)
@@ -173,7 +173,7 @@ class Average:
 
     @torch.no_grad()
     def write_back(self, names: Iterable[str], alpha: float = 1.0) -> None:
-        """Move the live tensors of these names to the average, all the way or, with `alpha` below 1, a part of it."""
+        """Move the live tensors of these names to the average: all the way, or the part `alpha` of it."""
         shadows = self.shadows
         for name in names:
             live = self.live[name]
@@ -183,7 +183,7 @@ class Average:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew from where the live weights are now."""
+        """Start over from where the live weights are now."""
         self._settle()
         torch._foreach_copy_(list(self._shadows.values()), list(self.live.values()))
         self.first_nimg, self._looks = self.previous_nimg, Looks()
@@ -197,7 +197,7 @@ class Average:
         """(positions `[n + 1]` in images, weights `[n + 1]`): what the live weights of each past look count in the average.
 
         The first position is where the average was created; its weight is what is left of the initial weights. The weights
-        add up to 1. For looking at and for tests: the rule is run once more over the recorded positions, in float64.
+        add up to 1. For plots and tests: the rule is run again over the recorded positions, in float64.
         """
         self._settle()
         return weight_profile(self.averager, self._looks.unrolled(), self.first_nimg)
@@ -243,8 +243,8 @@ class Average:
 class Looks:
     """When an average has looked at the live weights: runs of equal distance.
 
-    A look after every update is one run as long as the batch stays, so that millions of them take a few numbers; where looks
-    fall unevenly because the batch does not divide their distance, every change of distance begins another.
+    Looks after every update are one run as long as the batch stays the same, so millions of them take a few numbers. Where the
+    batch does not divide the distance of looks, every change of distance begins another run.
 
     A run is [first position, distance, how many, updates of the network per look].
     """
@@ -279,7 +279,7 @@ class Looks:
 def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], first_nimg: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The effective weight that a rule gives to the live weights of each position at which it looks.
 
-    Takes time and memory quadratic in the number of looks for rules that are no step towards the live weights.
+    Takes time and memory quadratic in the number of looks for rules that have an `update` of their own.
 
     Args:
         averager: the rule.

@@ -53,8 +53,8 @@ class AverageBank:
     def update(self, nimg: int) -> None:
         """Take the live weights at `nimg` images into every average. No device sync.
 
-        A rule that puts the live weights back to its average does so afterwards; being called every few updates it leaves
-        spectral norms to the power iteration of the next forward.
+        A rule that replaces the live weights by its average does so afterwards. Since that happens every few updates, spectral
+        norms are left to the power iteration of the next forward.
         """
         moved = {name: average.update(nimg) for name, average in self.averages.items()}
         if self._writes_back and moved[self._writes_back]:
@@ -70,7 +70,7 @@ class AverageBank:
 
     def _begun(self, name: str) -> Average:
         if not self[name].started:
-            raise UserError(f"average {name!r} has not begun: it holds nothing but the weights that it was created with")
+            raise UserError(f"average {name!r} has not begun: it still holds the weights that it was created with")
         return self[name]
 
     @property
@@ -107,8 +107,8 @@ class AverageBank:
         """Move the live weights to an average: all the way, or the part `alpha` of it.
 
         Spectral norms follow; BatchNorm's running statistics stay as they are: `gantrain.averaging.recalibrate` renews them.
-        Every average carries on from where it is, except one that itself puts the live weights back: it starts anew from
-        where they are now.
+        Every average continues from where it is, except one that itself replaces the live weights: it starts over from where
+        they are now.
 
         Raises:
             UserError: no average of that name, it has not begun, or `alpha` is not in (0, 1].

@@ -1,16 +1,17 @@
 """BatchNorm statistics that belong to averaged weights.
 
-An average's activations are not the live network's, so neither are their means and variances. There are four policies:
+An average's activations differ from the live network's, and so do their means and variances. There are four policies:
 
-    recalibrate   measure them anew for the weights at hand
-    copy          take the live network's running ones, as many trainers do
-    average       take running ones that were averaged like the weights, as BigGAN does
-    batch         keep none: normalise every batch by its own
+    recalibrate   measure them for these weights
+    copy          take the live network's running statistics, as many trainers do
+    average       take running statistics that were averaged like the weights, as BigGAN does
+    batch         normalise every batch by its own statistics
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,14 +77,12 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: a BatchNorm saw nothing: too few batches were given, or the network is compiled and calls no hooks.
+        UserError: a BatchNorm saw no values: too few batches were given, or the network is compiled and calls no hooks.
     """
     norms = list(norms_of(network).values())
     if not norms:
         return
-    modes = {module: module.training for module in network.modules()}
-    saved = [tuple(buffer.clone() for buffer in buffers_of(m)) for m in norms]
-    # For each norm a row a batch: how many values a channel, their means, their variances.
+    # For each norm a row per batch: how many values a channel has, their means, their variances.
     rows: dict[nn.Module, Tensor] = {
         m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms
     }
@@ -96,14 +95,17 @@ def recalibrate(
         count = x.new_full((1,), x.numel() / x.shape[1])
         rows[module][current] = torch.cat([count, mean, variance]).double()
 
-    hooks = [m.register_forward_pre_hook(measure) for m in norms]
-    done = False
-    try:
-        network.eval()
-        for m in norms:
-            m.train()
-        for current, inputs in batches:  # noqa: B007 - read by the hook
-            network(*inputs)
+    with restored(network, norms) as saved:
+        hooks = [m.register_forward_pre_hook(measure) for m in norms]
+        try:
+            network.eval()
+            for m in norms:
+                m.train()
+            for current, inputs in batches:  # noqa: B007 - read by the hook
+                network(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
         for m, (_, _, counter) in zip(norms, saved):
             total = reduce(rows[m])
             if not total[:, 0].all():
@@ -113,14 +115,21 @@ def recalibrate(
                 )
             for buffer, value in zip(buffers_of(m), (*combine(total), counter)):
                 buffer.copy_(value)
-        done = True
+
+
+@contextmanager
+def restored(network: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """The statistics of the norms as they are now; puts back the modes of the network, and on an exception the statistics too."""
+    modes = {module: module.training for module in network.modules()}
+    saved = [tuple(buffer.clone() for buffer in buffers_of(m)) for m in norms]
+    try:
+        yield saved
+    except BaseException:
+        for m, buffers in zip(norms, saved):
+            for buffer, value in zip(buffers_of(m), buffers):
+                buffer.copy_(value)
+        raise
     finally:
-        for hook in hooks:
-            hook.remove()
-        if not done:
-            for m, buffers in zip(norms, saved):
-                for buffer, value in zip(buffers_of(m), buffers):
-                    buffer.copy_(value)
         for module, training in modes.items():
             module.training = training
 

@@ -19,7 +19,7 @@ class Lawa(Rule):
     It holds the k collected copies, in fp32, beside their mean; `offload` puts them in main memory.
 
     Attributes:
-        k: copies in the window; until there are so many, the mean is of those there are.
+        k: copies in the window; until there are so many, the mean is over those collected so far.
         every_kimg: distance between collected weights.
         start_kimg: the first weights are collected here; before that the average does not exist and is not scored.
     """
@@ -45,7 +45,7 @@ class Lawa(Rule):
         window = [list(copy.values()) for copy in slots.values()]
         torch._foreach_copy_(window[num_averaged % self.k], list(live.values()))
         there = window[: num_averaged + 1]
-        # Summed anew each time, so that rounding does not pile up over a long run.
+        # Summed from scratch each time, so that rounding errors do not accumulate.
         mean = list(shadows.values())
         torch._foreach_copy_(mean, there[0])
         for copy in there[1:]:

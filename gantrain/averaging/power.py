@@ -24,10 +24,9 @@ class Power(Rule):
 
     Attributes:
         sigma_rel: standard deviation of the window as a share of the run, in (0, 0.2887]; null is 0.10 unless gamma is given.
-        gamma: the exponent itself, at least 0, in place of sigma_rel.
+        gamma: the exponent itself, at least 0, instead of sigma_rel.
         snapshot_every_kimg: keep a compact copy of this average every so often, from which `gantrain average` rebuilds
-            averages of other lengths after the run; two power averages with different lengths are wanted for that. Null
-            keeps none.
+            averages of other lengths after the run; that takes two power averages of different lengths. Null keeps none.
     """
 
     sigma_rel: float | None = None

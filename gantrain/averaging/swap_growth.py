@@ -1,8 +1,8 @@
-"""The swap: putting an average in place of the live weights, and how far the minibatch must grow for it to stay there.
+"""The swap: replacing the live weights by an average, and how far the minibatch must grow for them to stay there.
 
 Near an optimum the live weights orbit it with a variance V that the gradient noise keeps up; an average lies closer, with
-V_average < V. Put in place of the live weights it is thrown out to V again, at the rate k at which the orbit forgets
-itself, unless the noise falls in the same moment: with V / g the variance after the swap is
+V_average < V. Weights replaced by the average are driven out to V again, at the rate k at which the orbit forgets itself,
+unless the noise falls at the same moment: with V / g the variance after the swap is
 
     V(t) = V / g + (V_average - V / g) e^(-2 k t),
 
@@ -48,8 +48,8 @@ def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float 
 def growth_that_holds(bank: AverageBank, source: str, k: float, nimg: int, alpha: float = 1.0) -> float:
     """g* = V / V_swapped for an orbit of rate `k` per image: the least fall of noise at which the swapped weights stay.
 
-    1 + k / mu for an EMA by half-life that takes the place of the live weights entirely; for other rules from their weight
-    profile. With `alpha` below 1 the weights are moved a part of the way only, and what they keep of their own orbit counts.
+    1 + k / mu for an EMA by half-life that replaces the live weights entirely; for other rules from their weight profile.
+    With `alpha` below 1 the weights move only a part of the way, and what they keep of their own orbit counts.
     """
     averager = bank[source].averager
     if reads_orbit(averager):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gantrain.errors import check
 
 COVERAGE = 0.95  # of every interval
-FEWEST = 8  # measurements that an interval wants
+FEWEST = 8  # measurements that an interval needs
 CHECKS_KEPT = 64
 
 
@@ -137,8 +137,8 @@ class Estimate:
     Attributes:
         trace: tr Sigma, of the gradient of one image.
         squared: |G|^2, which noise may make negative.
-        low, high: ends of the interval of B_simple at 95%; None where none can be had (`undecidable`).
-        measurements: how many are behind it.
+        low, high: ends of the interval of B_simple at 95%; None if there is no interval (`undecidable`).
+        measurements: how many it is computed from.
     """
 
     trace: float
@@ -154,14 +154,14 @@ class Estimate:
 
     @property
     def undecidable(self) -> bool:
-        """Whether no interval can be had: of too few measurements, or because noise drowns the gradient (or there is none)."""
+        """Whether there is no interval: too few measurements, noise that drowns the gradient, or no gradient."""
         return self.low is None
 
 
 def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
     """B_simple of measured tr Sigma and |G|^2 as the ratio of their means, with a jackknife interval of its logarithm.
 
-    The interval is that of Student's t with one degree of freedom less than there are measurements. It wants at least 8
+    The interval is that of Student's t with one degree of freedom less than there are measurements. It needs at least 8
     of them, and both sums above 0 whichever measurement is left out. Where B_simple is many times the batch and some windows are
     undecidable for it, those that are not have had the luck of a large |G|^2: their upper ends are then too low more often than
     1 time in 40. The lower ends, by which a batch grows, are not too high for it.
@@ -176,7 +176,7 @@ def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
             left_out = np.log(without_s) - np.log(without_g)
             error = math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
             middle, reach = float(np.log(s.sum()) - np.log(g.sum())), stdtrit(n - 1, (1 + COVERAGE) / 2) * error
-            if abs(middle) + reach < 700:  # beyond, the ends are no float64 and tell nothing
+            if abs(middle) + reach < 700:  # beyond, the ends overflow float64
                 low, high = math.exp(middle - reach), math.exp(middle + reach)
     return Estimate(trace, squared, low, high, n)
 
@@ -271,7 +271,7 @@ class NoiseMonitor:
         self.fresh, self.checks = {player: -pending.count(player) for player in self.layers}, []
 
     def forget(self) -> None:
-        """The weights have jumped: what was measured of them is of no account any more."""
+        """The weights have jumped: discard all measurements of them."""
         self.pending = []
         for window in self.windows.values():
             window.clear()

@@ -1,4 +1,4 @@
-"""A batch that grows when an average is put in place of the live weights."""
+"""A batch that grows when an average replaces the live weights."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class BatchState:
         batch_size: of the last update, 0 before the first.
         growth: what a swap at this very moment asks the batch to be multiplied by; 1 otherwise.
         proposal: what the policy proposed last, cut to its largest batch but not yet to whole rounds; 0 before the first.
-        since_change: images since the proposal last rose (the batch, but for whole rounds), or since the start.
+        since_change: images since the proposal last rose, or since the start.
         checks: the noise scale of "d" and "g" at every check since then, or since the weights were swapped, the newest last;
             each is over measurements of its own.
         checked: whether the newest check was completed just now.

@@ -1,4 +1,4 @@
-"""The configuration's sections that are no plug-ins: frozen dataclasses, where every default stands and nowhere else."""
+"""The sections of the configuration that are not plug-ins: frozen dataclasses, the only place where their defaults stand."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 from gantrain.averaging import LIVE
 from gantrain.orbit.analysis import FORGETS, PLAYERS, Analysis
 from gantrain.text_table import align, join_columns
+from gantrain.theory.orbit_fit import OrbitFit
 from gantrain.theory.ornstein_uhlenbeck import least_growth
 from gantrain.theory.simulated_processes import DRIFT, MIXED, ORBIT, TURN, WALK, Finding
 

@@ -30,7 +30,7 @@ from gantrain.reporting.drawn_pictures import pictures_in, spread
 from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.view_thread import ViewThread
 from gantrain.run_folder.layout import METRICS_FILE
-from gantrain.run_folder.record import followed, goes_back, parse
+from gantrain.run_folder.record import goes_back, parse, split_abandoned
 from gantrain.sampling.sheets import read_side_by_side
 
 FOLDER = "tensorboard"  # of a run
@@ -194,7 +194,7 @@ class TensorBoardRun:
             self._file.close()
         self._file = file = EventFile(folder)
         file.purge(0)  # for a TensorBoard that goes on from an older file
-        kept, _ = followed(lines)
+        kept, _ = split_abandoned(lines)
         for line in kept:
             if "event" not in line:
                 file.add_scalars(line["nimg"], numbers({key: value for key, value in line.items() if key != "nimg"}))
