@@ -23,16 +23,16 @@ from gantrain import randomness
 from gantrain.commands.sample_sheets import MIDPOINTS, require_two_classes
 from gantrain.data import Digits, permuted
 from gantrain.errors import UserError
-from gantrain.evaluation.neighbours import memorisation, nearest
+from gantrain.evaluation.neighbours import find_nearest, measure_memorisation
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.images import to_float, to_uint8
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
-from gantrain.sampling.choice import Choice, Chosen
+from gantrain.sampling.choice import Choice, Source
 from gantrain.sampling.generators import generate
-from gantrain.sampling.interpolation import between, circle, mixture
+from gantrain.sampling.interpolation import interpolate, mix_classes, rotate
 from gantrain.sampling.output import CHUNK, draw_all
-from gantrain.sampling.sheets import labelled, read_side_by_side
+from gantrain.sampling.sheets import make_labelled_grid, read_side_by_side
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 BRIEF = [
@@ -124,7 +124,7 @@ def test_a_folder_with_pngs_is_refused_by_all_processes_before_any_writes(run, d
     before = sorted((drawn / "pngs").iterdir())
     done = together(2, "-m", "gantrain", "sample", run, "--num", 200, "--out", f"{drawn}/pngs/", check=False)
     assert (
-        done.returncode == 2 and "holds PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
+        done.returncode == 2 and "contains PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
     )
     assert sorted((drawn / "pngs").iterdir()) == before
 
@@ -210,22 +210,22 @@ def test_arrays_that_find_no_room_leave_nothing(run, tmp_path):
 def test_every_point_of_a_way_is_standard_normal(t):
     """Variance one and no longer tails, over 200,000 independent pairs; the ends are the ends."""
     z0, z1 = randomness.normal(0, "test", 0, 400_000, 1).view(2, -1, 1)
-    for z in (between(z0, z1, t), circle(z0, z1, t)):
+    for z in (interpolate(z0, z1, t), rotate(z0, z1, t)):
         assert float(z.mean()) == pytest.approx(0, abs=0.01) and float(z.var()) == pytest.approx(1, abs=0.015)
         assert float((z**4).mean()) == pytest.approx(3, abs=0.1)
-    assert torch.equal(between(z0, z1, 0), z0) and torch.equal(between(z0, z1, 1), z1)
-    torch.testing.assert_close(between(z0, z1, t), ((1 - t) * z0 + t * z1) / math.sqrt((1 - t) ** 2 + t**2))
+    assert torch.equal(interpolate(z0, z1, 0), z0) and torch.equal(interpolate(z0, z1, 1), z1)
+    torch.testing.assert_close(interpolate(z0, z1, t), ((1 - t) * z0 + t * z1) / math.sqrt((1 - t) ** 2 + t**2))
 
 
 def test_ways_stay_within_the_truncation():
     z0, z1 = (randomness.normal(0, f"{i}", 0, 1000, 8, 0.5) for i in range(2))
-    assert between(z0, z1, 0.5).abs().max() > 0.5  # without being told
-    assert between(z0, z1, 0.5, 0.5).abs().max() == 0.5 and circle(z0, z1, 0.125, 0.5).abs().max() == 0.5
+    assert interpolate(z0, z1, 0.5).abs().max() > 0.5  # without being told
+    assert interpolate(z0, z1, 0.5, 0.5).abs().max() == 0.5 and rotate(z0, z1, 0.125, 0.5).abs().max() == 0.5
 
 
 def test_a_circle_closes_at_one_speed():
     z0, z1 = (randomness.normal(0, f"{i}", 0, 4, 256) for i in range(2))
-    points = [circle(z0, z1, i / 24) for i in range(25)]
+    points = [rotate(z0, z1, i / 24) for i in range(25)]
     torch.testing.assert_close(points[24], points[0], rtol=0, atol=1e-5)
     steps = torch.stack([(b - a).norm(dim=1) for a, b in zip(points, points[1:])])
     assert float(steps.min()) > 0.8 * float(steps.max())  # equal, but for what two random vectors lack of a right angle
@@ -240,10 +240,10 @@ def test_a_mixture_is_the_mean_of_the_tables_rows(spectral_norm):
     y = torch.tensor([0, 4, 2])
     rows = table(torch.arange(5))
     torch.testing.assert_close(table(torch.eye(5)[y]), rows[y], rtol=0, atol=1e-7)
-    half = mixture(y, (y + 1) % 5, 0.5, 5)
+    half = mix_classes(y, (y + 1) % 5, 0.5, 5)
     assert half.dtype == torch.float32 and torch.equal(half.sum(1), torch.ones(3))
     torch.testing.assert_close(table(half), (rows[y] + rows[(y + 1) % 5]) / 2)
-    quarter = mixture(y, (y + 1) % 5, 0.25, 5)
+    quarter = mix_classes(y, (y + 1) % 5, 0.25, 5)
     torch.testing.assert_close(table(quarter), 0.75 * rows[y] + 0.25 * rows[(y + 1) % 5])
 
 
@@ -255,9 +255,9 @@ def test_a_generator_takes_mixtures_for_labels(config):
     generator = config.build(16, 1, 4)[0].eval()
     generator.requires_grad_(False)
     z, y = torch.randn(6, config.dim_z, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
-    torch.testing.assert_close(generator(z, mixture(y, (y + 1) % 4, 0.0, 4)), generator(z, y), **ROUNDING)
-    torch.testing.assert_close(generator(z, mixture(y, (y + 1) % 4, 1.0, 4)), generator(z, (y + 1) % 4), **ROUNDING)
-    halves = generator(z, mixture(y, (y + 1) % 4, 0.5, 4))
+    torch.testing.assert_close(generator(z, mix_classes(y, (y + 1) % 4, 0.0, 4)), generator(z, y), **ROUNDING)
+    torch.testing.assert_close(generator(z, mix_classes(y, (y + 1) % 4, 1.0, 4)), generator(z, (y + 1) % 4), **ROUNDING)
+    halves = generator(z, mix_classes(y, (y + 1) % 4, 0.5, 4))
     assert not torch.allclose(halves, generator(z, y), **ROUNDING) and not torch.allclose(halves, generator(z, (y + 1) % 4), **ROUNDING)
 
 
@@ -267,19 +267,19 @@ def test_a_generator_takes_mixtures_for_labels(config):
 def test_a_sheet_of_classes_has_a_class_a_row(run, gantrain, tmp_path, monkeypatch):
     """Its latents are the class's own, whichever others are shown; more than go into one go into several sheets, or are spread evenly."""
     done = gantrain("sample", run, "--sheet", "classes", "--labels", "7,2", "--per-class", 3, "--out", tmp_path / "two.png")
-    assert f"2 classes a row each, 3 images of ema a class, in {tmp_path}/two.png" in done.stdout
+    assert f"2 classes, one per row, 3 images of ema each, in {tmp_path}/two.png" in done.stdout
     sheet = Image.open(tmp_path / "two.png")
     generator = library.load_generator(run)
     expected = torch.stack([to_uint8(generator(latents(generator, 100)[3 * y : 3 * y + 3], torch.full((3,), y)))[:, 0] for y in (7, 2)])
     assert near(cells(sheet, 2, 3, sheet.width - 12 - 150, 12 + 2), expected)
     assert np.array(sheet.convert("L"))[:, : sheet.width - 164].min() < 100  # their numbers stand beside them
-    monkeypatch.setattr("gantrain.commands.sample_sheets.A_SHEET", 4)
+    monkeypatch.setattr("gantrain.commands.sample_sheets.CLASSES_PER_SHEET", 4)
     done = gantrain("sample", run, "--sheet", "classes", "--per-class", 1, "--out", f"{tmp_path}/all/")
-    assert "10 classes a row each" in done.stdout and f"in {tmp_path}/all/, 3 sheets" in done.stdout
+    assert "10 classes, one per row" in done.stdout and f"in {tmp_path}/all/, 3 sheets" in done.stdout
     found = {f.name: Image.open(f).height for f in (tmp_path / "all").iterdir()}
     assert found == {"classes-0-3.png": 2 * 12 + 2 + 50 * 4, "classes-4-7.png": 2 * 12 + 2 + 50 * 4, "classes-8-9.png": 2 * 12 + 2 + 50 * 2}
     done = gantrain("sample", run, "--sheet", "classes", "--per-class", 1, "--out", tmp_path / "few.png")
-    assert "4 of 10 classes, evenly spread" in done.stdout
+    assert "4 of 10 classes, evenly spaced" in done.stdout
     expected = torch.cat([to_uint8(generator(latents(generator, 10)[y : y + 1], torch.tensor([y]))) for y in (0, 2, 5, 7)])
     few = Image.open(tmp_path / "few.png")
     assert near(cells(few, 4, 1, few.width - 12 - 50, 12 + 2), expected)
@@ -316,17 +316,17 @@ def test_a_sheet_of_ways_goes_from_end_to_end(kind, run, gantrain, tmp_path):
 
 def test_ways_between_classes_need_two_and_a_generator_that_mixes_them(run, refused, monkeypatch, tmp_path):
     out = tmp_path / "x.png"
-    assert "--labels: 'both' goes from one class to another; give at least two, got 3 alone" in refused(
+    assert "--labels: 'both' interpolates between classes; pass at least two, got only 3" in refused(
         "sample", run, "--sheet", "both", "--labels", "3,3", "--out", out
     )
     monkeypatch.setattr("gantrain.models.biggan.Generator.accepts_mixtures", False)
-    assert "the run's Generator takes labels alone; it would need accepts_mixtures = True" in refused(
+    assert "but Generator takes labels only; it would need accepts_mixtures = True" in refused(
         "sample", run, "--sheet", "class", "--out", out
     )
     assert not out.exists()
     for kind in ("class", "both"):
         with pytest.raises(
-            UserError, match=f"--sheet: '{kind}' goes from one class to another, and the run has no classes; --sheet z goes between latents"
+            UserError, match=f"--sheet: '{kind}' interpolates between classes, but the run has no classes; use --sheet z for latents"
         ):
             require_two_classes(kind, Choice(run), 1)
 
@@ -344,7 +344,7 @@ def test_sheets_of_a_run_without_classes(gantrain, refused, tmp_path):
 def test_words_stand_beside_and_above_and_within_the_picture():
     """Images where they belong, the first column framed apart; words clipped nowhere."""
     images = torch.arange(6)[:, None, None, None].mul(40).expand(6, 1, 16, 16).to(torch.uint8)
-    sheet = labelled(images, 3, ["0.123", "one"], ["generated", "nearest", "2."], apart=True)
+    sheet = make_labelled_grid(images, 3, ["0.123", "one"], ["generated", "nearest", "2."], apart=True)
     pixels = np.array(sheet)
     left = next(x for x in range(sheet.width) if (pixels[:, x] == (194, 65, 12)).all(axis=1).any()) + 2  # behind the frame
     assert near(cells(sheet, 2, 1, left + 2, 32)[:, 0, 0, 0], torch.tensor([0, 120]))
@@ -365,12 +365,12 @@ def test_nearest_is_a_search_through_all(digits):
     )  # where a product would round small distances away
     real, fake = features[:250], torch.cat([features[250:], features[17:18]])
     between_all = np.sqrt(((fake.double().numpy()[:, None] - real.double().numpy()[None]) ** 2).sum(2))
-    distances, indices = nearest(fake, real, 8)
+    distances, indices = find_nearest(fake, real, 8)
     assert np.array_equal(indices.numpy(), np.argsort(between_all, axis=1, kind="stable")[:, :8])
     np.testing.assert_allclose(distances.numpy(), np.sort(between_all, axis=1)[:, :8], rtol=1e-12)
     assert distances[-1, 0] == 0 and indices[-1, 0] == 17
     among = np.sqrt(((real.double().numpy()[:, None] - real.double().numpy()[None]) ** 2).sum(2)) + np.diag([np.inf] * 250)
-    found = memorisation(fake, real)
+    found = measure_memorisation(fake, real)
     np.testing.assert_allclose(found.between_real.numpy(), among.min(1), rtol=1e-12)
     assert found.threshold == pytest.approx(np.percentile(among.min(1), 5)) and found.share == np.mean(
         between_all.min(1) <= np.percentile(among.min(1), 5)
@@ -382,8 +382,8 @@ def test_five_percent_of_an_independent_sample_are_as_near():
     """The check's own claim, on a law where it can be drawn at will; copies are all found."""
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(3000, 4, generator=generator), torch.randn(4000, 4, generator=generator)
-    assert memorisation(fake, real).share == pytest.approx(0.05, abs=0.015)
-    assert memorisation(torch.cat([fake[:1000], real[:1000]]), real).share == pytest.approx(0.525, abs=0.02)
+    assert measure_memorisation(fake, real).share == pytest.approx(0.05, abs=0.015)
+    assert measure_memorisation(torch.cat([fake[:1000], real[:1000]]), real).share == pytest.approx(0.525, abs=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -400,9 +400,9 @@ def test_neighbours_are_found_and_drawn(run, gantrain, reference, tmp_path):
     generator = library.load_generator(run)
     images = generate(generator, latents(generator, 100), torch.arange(100) % 10)
     real, extractor = reference
-    found = memorisation(extractor.extract(images)[0], extractor.extract(real)[0])
-    assert f"100 images of ema against 1797 of digits, by L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
-    assert f"{found.medians[1]:.4g} of a real image to its nearest other; {found.share:.1%} of them" in done.stdout
+    found = measure_memorisation(extractor.extract(images)[0], extractor.extract(real)[0])
+    assert f"100 images of ema against 1797 of digits, L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
+    assert f"{found.medians[1]:.4g} from a real image to its nearest other; {found.share:.1%} of them" in done.stdout
     sheet, order = Image.open(tmp_path / "one.png"), found.distances[:, 0].argsort(stable=True)[:8]
     right = sheet.width - 12 - 402
     assert near(cells(sheet, 8, 1, right - 12 - 52 + 2, 32)[:, 0], images[order, 0])
@@ -419,14 +419,14 @@ def test_two_processes_find_the_same_neighbours(run, gantrain, together, tmp_pat
 
 def test_a_generator_that_repeats_the_data_is_found_out(run, gantrain, reference, monkeypatch, tmp_path):
     real = to_float(reference[0])
-    monkeypatch.setattr(Chosen, "floats", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)])
+    monkeypatch.setattr(Source, "float_sampler", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)])
     done = gantrain("sample", run, "--sheet", "neighbours", "--num", 64, "--out", tmp_path / "copies.png")
     assert "median distance 0 to the nearest real image" in done.stdout and "100.0% of them" in done.stdout
 
 
 def test_a_generator_without_numbers_has_no_neighbours(run, refused, monkeypatch, tmp_path):
-    monkeypatch.setattr(Chosen, "floats", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
-    assert "ema puts out no numbers; it has no neighbours" in refused(
+    monkeypatch.setattr(Source, "float_sampler", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
+    assert "ema generates nan or infinity, so it has no neighbours" in refused(
         "sample", run, "--sheet", "neighbours", "--num", 4, "--out", tmp_path / "x.png"
     )
 
@@ -501,29 +501,29 @@ def test_films_of_colours_and_odd_sizes(tmp_path):
     "arguments, words",
     [
         (["sample", "--sheet", "clases"], "--sheet: there is no sheet 'clases'; did you mean 'classes'?"),
-        (["sample", "--sheet", "z", "--out", "there/"], "--out: a sheet of z is a .png, got 'there/'"),
-        (["sample", "--sheet", "classes", "--out", "x.npz"], "--out: a sheet of classes is a .png, or several in a folder/, got 'x.npz'"),
-        (["sample", "--sheet", "classes", "--num", "3"], "--num: 3 does not go with --sheet classes; --per-class says"),
+        (["sample", "--sheet", "z", "--out", "there/"], "--out: a sheet of kind z must be a .png, got 'there/'"),
+        (["sample", "--sheet", "classes", "--out", "x.npz"], "--out: a sheet of kind classes must be a .png or a folder/, got 'x.npz'"),
+        (["sample", "--sheet", "classes", "--num", "3"], "--num: 3 does not apply to --sheet classes; use --per-class"),
         (["sample", "--sheet", "classes", "--per-class", "0"], "--per-class: must be at least 1, got 0"),
         (["sample", "--sheet", "z", "--num", "0"], "--num: must be at least 1, got 0"),
-        (["sample", "--per-class", "3"], "--per-class: 3 goes with --sheet classes"),
+        (["sample", "--per-class", "3"], "--per-class: 3 only applies to --sheet classes"),
         (["sample", "--sheet", "averages", "--average", "ema,emma"], "no average 'emma' at 0.048 kimg; did you mean 'ema'?"),
-        (["sample", "--sheet", "neighbours", "--labels", "10"], "--labels: there is no class 10; the run has 0 to 9"),
+        (["sample", "--sheet", "neighbours", "--labels", "10"], "--labels: there is no class 10; the run has classes 0 to 9"),
         (["sample", "--sheet", "z", "--truncation", "inf"], "--truncation: must be above 0, got inf"),
         (
             ["sample", "--out", "x.gif"],
-            "--out: 'x.gif' is neither a .png nor a folder; write 'x.gif.png' for a grid or 'x.gif/' for numbered files, or 'x.gif.npz' for arrays",
+            "--out: 'x.gif' is not a .png, an .npz or a folder/; use 'x.gif.png' for a grid, 'x.gif/' for numbered files, 'x.gif.npz' for arrays",
         ),
         (["walk", "--truncation", "0"], "--truncation: must be above 0, got 0"),
         (["walk", "--truncation", "nan"], "--truncation: must be above 0, got nan"),
         (["walk", "--frames", "1"], "--frames: must be at least 2, got 1"),
         (["walk", "--num", "0"], "--num: must be at least 1, got 0"),
         (["walk", "--fps", "0"], "--fps: must be at least 1, got 0"),
-        (["walk", "--fps", "60"], "--fps: a .gif shows at most 50 frames a second, got 60; choose fewer, or a .mp4"),
-        (["walk", "--labels", "0,10"], "--labels: there is no class 10; the run has 0 to 9"),
+        (["walk", "--fps", "60"], "--fps: a .gif plays at most 50 frames per second, got 60; use a lower value, or an .mp4"),
+        (["walk", "--labels", "0,10"], "--labels: there is no class 10; the run has classes 0 to 9"),
         (["walk", "--average", "swaa"], "no average 'swaa' at 0.048 kimg; did you mean 'swa'?"),
-        (["walk", "--out", "walk.avi"], "--out: 'walk.avi' is neither a .gif nor a .mp4; write 'walk.gif'"),
-        (["walk", "--out", "there/walk"], "--out: 'there/walk' is neither a .gif nor a .mp4; write 'there/walk.gif'"),
+        (["walk", "--out", "walk.avi"], "--out: must be a .gif or .mp4, got 'walk.avi'; use 'walk.gif'"),
+        (["walk", "--out", "there/walk"], "--out: must be a .gif or .mp4, got 'there/walk'; use 'there/walk.gif'"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, words, run, tmp_path, monkeypatch, refused):
@@ -548,7 +548,7 @@ def test_an_mp4_without_pyav_says_what_to_install(run, refused, monkeypatch, tmp
 
     monkeypatch.setattr(builtins, "__import__", without)
     words = refused("walk", run, "--out", tmp_path / "walk.mp4")
-    assert "--out: a .mp4 needs PyAV (No module named 'av'): pip install 'gantrain[video]', or write a .gif" in words
+    assert "--out: an .mp4 needs PyAV (No module named 'av'); pip install 'gantrain[video]', or use a .gif" in words
     assert list(tmp_path.iterdir()) == []
 
 
@@ -556,7 +556,7 @@ def test_an_older_picture_outlives_a_failed_one(run, refused, monkeypatch, tmp_p
     """What is written goes by another name until it is whole."""
     shutil.copy(ROOT / "docs" / "digits_samples.png", tmp_path / "walk.gif")
     monkeypatch.setattr(
-        "gantrain.commands.walk.grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        "gantrain.commands.walk.make_grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     assert "walk.gif: No space left on device" in refused("walk", run, "--out", tmp_path / "walk.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"] and (tmp_path / "walk.gif").read_bytes() == (

@@ -130,18 +130,18 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
             [fake],
             "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml",
         ),
-        ([fake, "--reference", real, "--num", 201], "--num: fake has 200 images, so it must be between 16 and that, got 201"),
+        ([fake, "--reference", real, "--num", 201], "--num: must be between 16 and 200, the images in fake, got 201"),
         ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
         ([fake, "--reference", real, "--average", "ema"], "--average: belongs to a run, and "),
         ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: belongs to a run, and "),
-        ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
+        ([fake, "--reference", real, "data.root=x"], "data.root=x: images only take overrides of eval; the other sections belong to a run"),
         ([fake, "--reference", real, "--out", tmp_path], "is no place for numbers; name a .json file of its own"),
         (
             [fake, "--reference", real, "eval.protocol=torch-fidelity"],
             "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",
         ),
-        ([tmp_path / "moments.npz", "--reference", real], "moments.npz: holds statistics and no images"),
+        ([tmp_path / "moments.npz", "--reference", real], "moments.npz: contains statistics but no images"),
         ([tmp_path / "none.npz", "--reference", real], "none.npz: there is no such file"),
     ]:
         assert said in error_of(gantrain("evaluate", *words, check=False))
@@ -228,12 +228,12 @@ def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
 @pytest.mark.parametrize(
     ("generator", "arguments", "words"),
     [
-        (nn.Linear(2, 2), {}, "generator: Linear has no dim_z or no num_classes; set both, or give a function sample.start, count."),
+        (nn.Linear(2, 2), {}, "generator: Linear has no dim_z or no num_classes; set both, or pass a function sample.start, count."),
         (7, {}, "generator: must be G.z, y. with dim_z and num_classes, sample.start, count., a tensor or a path, got int"),
         (
             lambda start, count: torch.zeros(count, 3),
             {},
-            r"generator: must give images \[1, C, H, W\], uint8 or float in \[-1, 1\], and gives float32 \[1, 3\]",
+            r"generator: must return images \[1, C, H, W\], uint8 or float in \[-1, 1\], got float32 \[1, 3\]",
         ),
         (
             torch.zeros(20, 1, 16, 16),

@@ -170,7 +170,7 @@ def test_exactly_num_samples_images_are_scored(samples, batch, sizes, images):
     this = evaluator(config, images)
     this.reference()
     recorder.shown.clear()
-    features = this.features_of(Asked())
+    features = this.generate_features(Asked())
     assert [len(x) for x in recorder.shown] == sizes and len(features) == len(features.logits) == samples
     assert all(x.dtype == torch.uint8 and x.shape[1:] == (1, 16, 16) for x in recorder.shown)
     shown = torch.cat(recorder.shown)
@@ -300,7 +300,7 @@ def test_extractor_that_gives_no_numbers_scores_nan(images):
     this = evaluator(with_recorder(config)[0], images)
     real = this.reference()
     this = evaluator(dataclasses.replace(config, eval=dataclasses.replace(config.eval, features=Broken())), images)
-    scores = this.metrics_of(this.features_of(Asked()), real)
+    scores = this.compute_metrics(this.generate_features(Asked()), real)
     assert set(scores) == {"recorded_fid", "recorded_is", "recorded_is_std"} and all(v != v for v in scores.values())
 
 
@@ -509,15 +509,15 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         (["--truncation", "nan"], "--truncation: must be above 0, got nan"),
         (["--labels", "3,x"], "--labels: '3,x' is no list of whole numbers; write for example --labels 0,3"),
         (["--labels", ""], "--labels: '' is no list of whole numbers"),
-        (["--labels", "10"], "--labels: there is no class 10; the run has 0 to 9"),
-        (["--labels", "0,-1"], "--labels: there is no class -1; the run has 0 to 9"),
+        (["--labels", "10"], "--labels: there is no class 10; the run has classes 0 to 9"),
+        (["--labels", "0,-1"], "--labels: there is no class -1; the run has classes 0 to 9"),
         (["--num", "0"], "--num: must be at least 1, got 0"),
         (["--seed", "-1"], "--seed: must be at least 0, got -1"),
         (
             ["--out", "picture"],
-            "--out: 'picture' is neither a .png nor a folder; write 'picture.png' for a grid or 'picture/' for numbered files",
+            "--out: 'picture' is not a .png, an .npz or a folder/; use 'picture.png' for a grid, 'picture/' for numbered files",
         ),
-        (["--out", "picture.jpg"], "--out: 'picture.jpg' is neither a .png nor a folder"),
+        (["--out", "picture.jpg"], "--out: 'picture.jpg' is not a .png, an .npz or a folder/"),
         (["--average", "swaa"], "no average 'swaa' at 0.32 kimg; did you mean 'swa'?"),
         (["--average", "swa", "--kimg", "0.08"], "average 'swa' has not begun at 0.08 kimg; there are live, ema, ema_short"),
         (["--kimg", "3"], "has no checkpoint at 3 kimg; it has 0, 0.08, 0.16, 0.24, 0.32"),

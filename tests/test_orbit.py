@@ -31,10 +31,10 @@ from gantrain.averaging import AverageBank, Ema, Swa
 from gantrain.config.loading import load
 from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
-from gantrain.orbit.analysis import analyse, coarse, rows_of
-from gantrain.orbit.motion import as_motion, read_record
-from gantrain.orbit.recorder import OrbitRecorder, as_line
-from gantrain.orbit.words import number as as_number
+from gantrain.orbit.analysis import analyse, coarsen, select_rows
+from gantrain.orbit.motion import build_motion, read_record
+from gantrain.orbit.recorder import OrbitRecorder, build_line
+from gantrain.orbit.words import format_number
 from gantrain.theory.orbit_fit import (
     Direction,
     Finding,
@@ -57,7 +57,7 @@ DIGITS = ROOT / "configs" / "digits.yaml"
 
 
 def read_motion(run: Path, player: str):
-    return as_motion(read_record(run), player)
+    return build_motion(read_record(run), player)
 
 
 def at_most(hits: int, of: int, rate: float) -> None:
@@ -438,9 +438,9 @@ def test_the_predicted_ratio_of_an_ema_is_its_closed_form():
     steps = [ema_ratio_steps(math.exp(-k * 0.01), math.exp(-mu * 0.01)) for k in rates]
     assert fit.ratio(positions / 1000, weights) == pytest.approx(np.average(steps, weights=variances), rel=1e-6)
     assert fit.ratio(positions / 1000, weights) == pytest.approx(np.average([ema_ratio(k, mu) for k in rates], weights=variances), rel=0.05)
-    assert len(coarse((positions, weights))[0]) == 2000 and coarse((positions, weights))[1].sum() == pytest.approx(1)
-    assert fit.ratio(*coarse((positions, weights))) == pytest.approx(fit.ratio(positions / 1000, weights), rel=0.01)
-    assert [x.tolist() for x in coarse((positions[:5], weights[:5]))] == [(positions[:5] / 1000).tolist(), weights[:5].tolist()]
+    assert len(coarsen((positions, weights))[0]) == 2000 and coarsen((positions, weights))[1].sum() == pytest.approx(1)
+    assert fit.ratio(*coarsen((positions, weights))) == pytest.approx(fit.ratio(positions / 1000, weights), rel=0.01)
+    assert [x.tolist() for x in coarsen((positions[:5], weights[:5]))] == [(positions[:5] / 1000).tolist(), weights[:5].tolist()]
 
 
 def test_the_predicted_ratio_counts_only_directions_whose_rate_is_known():
@@ -1052,7 +1052,7 @@ def written(
                 if np.isfinite(d[i]):
                     names += [("sketch", key, name), ("distances", key, name)]
                     values += [x + 1, [d[i]]]
-        lines.append(as_line({"nimg": nimg, **facts}, names, np.concatenate(values), path.shape[1]))
+        lines.append(build_line({"nimg": nimg, **facts}, names, np.concatenate(values), path.shape[1]))
     (run / "orbit").mkdir(parents=True)
     (run / "orbit" / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
@@ -1114,15 +1114,15 @@ def swap_record(tmp_path_factory) -> Path:
     ],
 )
 def test_the_stretch_is_that_between_the_moments_or_the_last_long_one_without_jumps(swap_record, start, end, first, last):
-    assert rows_of(read_motion(swap_record, "g"), start, end).tolist() == list(range(first, last + 1))
+    assert select_rows(read_motion(swap_record, "g"), start, end).tolist() == list(range(first, last + 1))
 
 
 @pytest.mark.parametrize(
     "start, end, words",
     [
-        (1.0, 2.0, "--from-kimg: 1: a swap, growth or jump of a learning rate lies between, at 1.584 kimg"),
+        (1.0, 2.0, "--from-kimg: 1: the stretch contains a swap, growth or jump of a learning rate, at 1.584 kimg"),
         (1.0, None, "at 1.584, 2.368 kimg"),
-        (9.0, None, "--from-kimg: 9: nothing was recorded there; recordings go from 0 to 2.672 kimg"),
+        (9.0, None, "--from-kimg: 9: nothing was recorded there; recordings span 0 to 2.672 kimg"),
         (None, -1.0, "--to-kimg: -1: nothing was recorded there"),
         (2.0, 1.0, "--from-kimg: 2 is not before --to-kimg 1"),
         (1.0, 1.0, "is not before"),
@@ -1131,7 +1131,7 @@ def test_the_stretch_is_that_between_the_moments_or_the_last_long_one_without_ju
 )
 def test_a_stretch_that_cannot_be_is_one_line(swap_record, start, end, words):
     with pytest.raises(UserError) as caught:
-        rows_of(read_motion(swap_record, "g"), start, end)
+        select_rows(read_motion(swap_record, "g"), start, end)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -1176,8 +1176,8 @@ def test_an_analysis_is_over_its_stretch_only(swap_record, config):
 @pytest.mark.parametrize(
     "names, end, words",
     [
-        (["ema"], 0.9, "ema had not begun at 0.896 kimg; choose a later --to-kimg, or from none"),
-        (None, 0.5, "at least 40 recordings, there are 32 between 0 and 0.496 kimg"),
+        (["ema"], 0.9, "ema had not started at 0.896 kimg; choose a later --to-kimg, or from none"),
+        (None, 0.5, "at least 40 recordings without a jump, got 32 between 0 and 0.496 kimg"),
     ],
 )
 def test_what_an_analysis_cannot_do_is_one_line(swap_record, config, names, end, words):
@@ -1195,11 +1195,11 @@ def test_two_emas_are_read_where_they_have_settled_in_the_stretch(tmp_path, conf
         far[name] = np.full(n, 2 * b * b * (1 - f) / ((1 + b) * (1 - b * f)))
     run = written(tmp_path / "run", orbit_path(n), distances=far)
     found = analysis(run, config, "g", {})
-    assert found.emas == ("ema_short", "ema") and found.two.rate == pytest.approx(k) and found.two.low == pytest.approx(k)
-    assert analysis(run, config, "d", {}).emas == () and analysis(run, config, "d", {}).two is None  # no averager of D is configured
-    assert analysis(run, config, "g", {}, None, 0.5).two is not None and analysis(run, config, "g", {}, None, 0.8).two is None
+    assert found.ema_names == ("ema_short", "ema") and found.two_emas.rate == pytest.approx(k) and found.two_emas.low == pytest.approx(k)
+    assert analysis(run, config, "d", {}).ema_names == () and analysis(run, config, "d", {}).two_emas is None  # no averager of D is configured
+    assert analysis(run, config, "g", {}, None, 0.5).two_emas is not None and analysis(run, config, "g", {}, None, 0.8).two_emas is None
     far["ema"][60:] = np.nan
-    assert analysis(written(tmp_path / "other", orbit_path(n), distances=far), config, "g", {}).two is None
+    assert analysis(written(tmp_path / "other", orbit_path(n), distances=far), config, "g", {}).two_emas is None
 
 
 @pytest.mark.parametrize("damage", ["no json", "no sketch", "bad base64", "another size", "odd bytes", "no live", "null"])
@@ -1220,7 +1220,7 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         del line["sketch"]["g"]["live"]
     lines[3] = {"no json": lines[3][:50], "null": "null"}.get(damage) or json.dumps(line)
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match=r"record\.jsonl: line 4 is damaged \(.*\); delete it") as caught:
+    with pytest.raises(UserError, match=r"record\.jsonl: line 4 is damaged \(.*\); delete the line to continue") as caught:
         read_motion(run, "g")
     assert "\n" not in str(caught.value)
     path.write_text("\n".join(lines[:3] + lines[4:]) + "\n")
@@ -1256,7 +1256,7 @@ def test_nothing_recorded_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "orbit").mkdir()
         (tmp_path / "orbit" / "record.jsonl").write_text(content)
-    with pytest.raises(UserError, match="has recorded no orbit; train it, or train it on, with orbit.every_kimg"):
+    with pytest.raises(UserError, match="has recorded no orbit; train it, or continue training it, with orbit.every_kimg"):
         read_motion(tmp_path, "g")
 
 
@@ -1367,11 +1367,11 @@ def test_the_command_draws_a_picture(analysed):
     assert picture.shape[0] > 500 and picture.shape[1] > 1000 and picture.std() > 10
     thirds = np.array_split(picture, 3, axis=1)
     assert all(part[half].std() > 5 for part in thirds for half in (slice(0, len(picture) // 2), slice(len(picture) // 2, None)))
-    assert f"drawn in {target}, numbers in {target.with_suffix('.json')}" in said
+    assert f"picture: {target}, numbers: {target.with_suffix('.json')}" in said
 
 
 def shown(value: float | str | None) -> str:
-    return "fast" if value == "inf" else as_number(value)
+    return "fast" if value == "inf" else format_number(value)
 
 
 def test_the_numbers_beside_the_picture_are_those_of_the_table(analysed):
@@ -1398,12 +1398,12 @@ def test_the_numbers_beside_the_picture_are_those_of_the_table(analysed):
             )
         for name, one in of["averages"].items():
             cells = next(row for row in rows if row.startswith(f"{name} ")).split()
-            assert cells[1:4] == [as_number(one["variance_ratio"]), as_number(one["g_star"]), as_number(one["distance"])]
+            assert cells[1:4] == [format_number(one["variance_ratio"]), format_number(one["g_star"]), format_number(one["distance"])]
             assert cells[4:] == ([] if one["score"] is None else [f"{one['score']:.4f}"])
         if of["two_emas"]:
             assert f"squared distance grows like half-life^{of['two_emas']['exponent']:.2f}" in text
     assert record["G"]["averages"].keys() == {"ema", "ema_short", "swa"} and record["D"]["averages"] == {}
-    assert "no average follows D" in said and record["G"]["two_emas"]["averages"] == ["ema_short", "ema"]
+    assert "no averages of D" in said and record["G"]["two_emas"]["averages"] == ["ema_short", "ema"]
 
 
 def test_scores_stand_beside_the_averages(recorded, analysed):
@@ -1432,13 +1432,13 @@ def test_a_shorter_stretch_of_one_player_goes_where_it_is_told(recorded, gantrai
     "arguments, words",
     [
         (["--average", "ema_shor"], "did you mean 'ema_short'?"),
-        (["--average", "swa", "--to-kimg", "0.7"], "swa had not begun at 0.688 kimg"),
-        (["--from-kimg", "0.9"], "at least 40 recordings, there are 4"),
-        (["--from-kimg", "5"], "--from-kimg: 5: nothing was recorded there; recordings go from 0 to 0.96 kimg"),
+        (["--average", "swa", "--to-kimg", "0.7"], "swa had not started at 0.688 kimg"),
+        (["--from-kimg", "0.9"], "at least 40 recordings without a jump, got 4"),
+        (["--from-kimg", "5"], "--from-kimg: 5: nothing was recorded there; recordings span 0 to 0.96 kimg"),
         (["--from-kimg", "0.8", "--to-kimg", "0.2"], "--from-kimg: 0.8 is not before --to-kimg 0.2"),
         (["--out", "FOLDER"], "--out: 'FOLDER' must end in .png"),
-        (["--out", "FOLDER/is.png"], "--out: 'FOLDER/is.png' cannot be a file there"),
-        (["--out", "FOLDER/file/picture.png"], "--out: 'FOLDER/file/picture.png' cannot be a file there"),
+        (["--out", "FOLDER/is.png"], "--out: 'FOLDER/is.png' is a folder or lies below a file"),
+        (["--out", "FOLDER/file/picture.png"], "--out: 'FOLDER/file/picture.png' is a folder or lies below a file"),
         (["--out", "FOLDER/picture.xyz"], "must end in .png"),
         (["--out", "FOLDER/picture.json"], "must end in .png"),
         (["--networks", "x"], "--networks"),
@@ -1455,7 +1455,7 @@ def test_a_run_without_an_orbit_or_none_at_all_is_one_line(recorded, gantrain, t
     run = tmp_path / "run"
     shutil.copytree(recorded[0], run)
     shutil.rmtree(run / "orbit")
-    assert "has recorded no orbit; train it, or train it on, with orbit.every_kimg" in error_of(gantrain("orbit", run, check=False))
+    assert "has recorded no orbit; train it, or continue training it, with orbit.every_kimg" in error_of(gantrain("orbit", run, check=False))
     assert "nowhere: is no run folder" in error_of(gantrain("orbit", tmp_path / "nowhere", check=False))
 
 

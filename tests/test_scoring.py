@@ -124,7 +124,7 @@ def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
     words = [
         sys.executable,
         "-c",
-        "import threading, time; from gantrain.evaluation.background import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)",
+        "import threading, time; from gantrain.evaluation.background import exit_with; import sys; threading.Thread(target=exit_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)",
     ]
     start = f"import os, subprocess, time; p = subprocess.Popen([*{words!r}, str(os.getpid())]); print(p.pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
@@ -180,8 +180,8 @@ def test_what_cannot_be_scored_ends_the_run_with_its_words(plain, gantrain, tmp_
         done = gantrain(*words, check=False)
     assert (
         done.returncode == 2
-        and "eval.async: what lies in" in done.stderr
-        and "could not be scored (no memory); eval.async=false" in done.stderr
+        and f"eval.async: {tmp_path}/scoring/000000000000 could" in done.stderr
+        and "could not be scored (no memory); set eval.async=false" in done.stderr
     )
     assert len(done.stderr.splitlines()) == 1
     gantrain(*words[:-2], "eval.async=false", words[-1])
@@ -194,7 +194,7 @@ def test_a_scorer_that_the_system_kills_is_not_misquoted(tmp_path, monkeypatch):
     popen = subprocess.Popen
     words = "import os, sys; sys.stdout.buffer.write(b'a harmless warning \\xff\\n'); sys.stdout.flush(); os.kill(os.getpid(), 9)"
     monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-c", words], **kwargs))
-    with pytest.raises(UserError, match=r"could not be scored \(ended by SIGKILL\); eval.async=false scores in the run itself"):
+    with pytest.raises(UserError, match=r"could not be scored \(ended by SIGKILL\); set eval.async=false to score in the run itself"):
         background.result(0, True, lambda: False)
 
 

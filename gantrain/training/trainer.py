@@ -43,10 +43,10 @@ from gantrain.images import to_float
 from gantrain.interruption import Interruption
 from gantrain.models.layers import singular_values
 from gantrain.orbit.analysis import analyse
-from gantrain.orbit.motion import NothingYet, as_motion, read_record
-from gantrain.orbit.picture import keep, picture_path
+from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
+from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
-from gantrain.orbit.words import headline
+from gantrain.orbit.words import summarise
 from gantrain.reporting.console import Progress
 from gantrain.reporting.score_table import table
 from gantrain.reporting.tracker import Tracker
@@ -57,8 +57,8 @@ from gantrain.run_folder.layout import BEST_FOLDER
 from gantrain.run_folder.ownership import locked, look_into, read_rollback, write_config, write_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now, versions
 from gantrain.sampling.generators import generate
-from gantrain.sampling.latents import class_sheet_inputs, draw
-from gantrain.sampling.sheets import Sheet, grid, save_side_by_side
+from gantrain.sampling.latents import draw, draw_class_sheet
+from gantrain.sampling.sheets import Sheet, make_grid, save_side_by_side
 from gantrain.score_names import Scores, as_keys
 from gantrain.training.guard import Pulse, Trouble, Watch
 from gantrain.training.inputs import SHOWN
@@ -637,7 +637,7 @@ class Trainer:
         self.unify_statistics()
         names = [LIVE, *self.bank.started()]
         self.tracker.say(f"scoring {', '.join(names)} at {self.nimg / 1000:g} kimg ({self.config.eval.num_samples} samples each)")
-        with self.evaluator.leaving_when(lambda: self.interruption.asked is not None):
+        with self.evaluator.interruptible(lambda: self.interruption.asked is not None):
             self.scores = self.evaluator.score(names, self.bank.materialize, self.averaged)
         self.scored, self.scored_at, self.scores_of = self.config.eval.num_samples, self.nimg, self.nimg
         self.record_scores(self.nimg, self.evaluator.protocol())
@@ -712,7 +712,7 @@ class Trainer:
         On the generator apart: the one in training may be compiled, and compiled code calls no hooks. D's statistics, where
         it has any, are read by nothing: in training BatchNorm goes by the batch.
         """
-        with self.evaluator.apart():
+        with self.evaluator.isolated():
             self.bank.materialize(LIVE, self.averaged)
             self.evaluator.recalibrate(self.averaged)
         write_statistics(named_statistics(self.averaged), self.G.network)
@@ -722,8 +722,8 @@ class Trainer:
         self.unify_statistics()
         t = self.config.tracking
         sheets = []
-        with self.evaluator.apart():
-            z, y, columns = class_sheet_inputs(
+        with self.evaluator.isolated():
+            z, y, columns = draw_class_sheet(
                 self.config.seed, self.averaged.dim_z, self.averaged.num_classes, t.sample_rows, t.sample_classes
             )
             for name in [LIVE, *self.bank.started()]:
@@ -731,7 +731,7 @@ class Trainer:
                 self.evaluator.fit_batchnorm(self.averaged)
                 if self.main:
                     images = generate(self.averaged, z.to(self.device), y.to(self.device), self.config.eval.batch_size)
-                    sheets.append(Sheet(name, self.caption(name), grid(images, columns)))
+                    sheets.append(Sheet(name, self.caption(name), make_grid(images, columns)))
         if self.main:
             path = self.run_dir / "samples" / f"{self.nimg:012d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -803,14 +803,14 @@ class Trainer:
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in self.banks.items()}
         try:
             lines = read_record(self.run_dir)
-            found = [analyse(self.run_dir, self.config, key, as_motion(lines, key), profiles[key]) for key in self.players]
+            found = [analyse(self.run_dir, self.config, key, build_motion(lines, key), profiles[key]) for key in self.players]
             path = picture_path(self.run_dir, found)
-            keep(found, path, self.run_dir.name)
-        except NothingYet:
+            save_analyses(found, path, self.run_dir.name)
+        except TooFewRecordings:
             return None
         except Exception as error:
             return self.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {self.run_dir}` tries again")
-        words = [headline(one) for one in found]
+        words = [summarise(one) for one in found]
         self.tracker.image(self.nimg, "orbit", path, "; ".join(words))
         for line in words:
             self.tracker.say(f"orbit: {line}")

@@ -28,7 +28,7 @@ import os, signal, sys
 from gantrain import checkpoint, cli, evaluation, trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
-    "training": (trainer.Trainer, "update"), "scoring": (evaluation.Evaluator, "features_of"), "drawing": (trainer, "save_side_by_side"),
+    "training": (trainer.Trainer, "update"), "scoring": (evaluation.Evaluator, "generate_features"), "drawing": (trainer, "save_side_by_side"),
     "writing": (checkpoint, "written"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
     "recording": (trainer.Tracker, "_write"), "syncing": (checkpoint, "sync_folder"),
 }[place]
