@@ -260,7 +260,7 @@ def test_a_corrupt_image_is_named(gantrain, pictures, tmp_path):
 def test_an_empty_class_folder_is_named(gantrain, pictures, tmp_path):
     (pictures / "emus").mkdir()
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), check=False))
-    assert "has no image of class emus; fill or delete the empty class folders" in line
+    assert "has no images of class emus; fill or delete the empty class folders" in line
 
 
 def test_a_folder_above_the_classes_is_recognised(gantrain, pictures, tmp_path):
@@ -268,7 +268,7 @@ def test_a_folder_above_the_classes_is_recognised(gantrain, pictures, tmp_path):
     (pictures.parent / "above").mkdir()
     pictures.rename(pictures.parent / "above" / "train")
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures.parent / "above"), check=False))
-    assert "has a single class, 'train'" in line and "set data.labels=false" in line
+    assert "has only one class, 'train'" in line and "set data.labels=false" in line
 
 
 def test_other_pictures_under_the_same_name_are_refused(gantrain, pictures, tmp_path):

@@ -128,8 +128,8 @@ REFUSALS = [
     (["eval.metrics=[fid, fdi]"], r"eval.metrics must name metrics \(no metric 'fdi'; did you mean 'fid'\?\)"),
     (["eval.batchnorm=recalibate"], r"eval.batchnorm must be one of recalibrate, copy"),
     (["batching.micro_batch=7"], r"batching.micro_batch must divide batch_size \(64\), got 7"),
-    (["data.resolution=20"], r"data.resolution: biggan has no network for 20; choose from 8, 16, 32, 64, 128, 256"),
-    (["model.attention_resolution=64"], r"model.attention_resolution: .* no place for attention at 64; choose from 8"),
+    (["data.resolution=20"], r"data.resolution: biggan does not support resolution 20; choose from 8, 16, 32, 64, 128, 256"),
+    (["model.attention_resolution=64"], r"model.attention_resolution: .* cannot have attention at 64; choose from 8"),
     (["model.hierarchical_z=true"], r"model.hierarchical_z needs shared_embedding above 0"),
     (
         ["model.hierarchical_z=true", "model.shared_embedding=16"],

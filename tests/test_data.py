@@ -440,7 +440,7 @@ def test_a_cifar_file_that_is_cut_short_is_refused(tmp_path, cut):
     write_cifar10(tmp_path, noise(5, 32, 32, 3), np.arange(5) % 3, TRAIN_FILES)
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
     path.write_bytes(path.read_bytes()[:-cut])
-    words = rf"data_batch_3\.bin: {3073 - cut} bytes are no whole number of 3073-byte records; delete .* and fetch it again"
+    words = rf"data_batch_3\.bin: {3073 - cut} bytes are not a whole number of 3073-byte records; delete .* and download it again"
     with pytest.raises(UserError, match=words):
         Cifar10(root=str(tmp_path)).build()
 
@@ -465,7 +465,9 @@ def test_cifar_without_network_says_what_to_fetch_and_where_to(tmp_path, no_netw
         cls(root=str(tmp_path / "sets")).build()
     text = str(caught.value)
     assert text.startswith(f"data.root: {release.title} is not under ") and "\n" not in text
-    assert f"get {release.url} " in text and text.endswith(f"unpack it to {tmp_path / 'sets' / release.folder}")
+    assert f"download {release.url} on a machine with network access" in text and text.endswith(
+        f"unpack it to {tmp_path / 'sets' / release.folder}"
+    )
 
 
 def test_cifar_is_not_fetched_when_it_may_not_be(tmp_path, monkeypatch):
@@ -533,7 +535,9 @@ def test_the_unlabeled_split_of_stl10_has_no_classes(tmp_path, any_stl10):
 
 @pytest.mark.parametrize("download", [True, False])
 def test_stl10_without_network_says_what_to_fetch_and_where_to(tmp_path, no_network, download):
-    with pytest.raises(UserError, match=r"data\.root: STL-10 is not under .* get https://ai\.stanford\.edu/~acoates/stl10/ ") as caught:
+    with pytest.raises(
+        UserError, match=r"data\.root: STL-10 is not under .* download https://ai\.stanford\.edu/~acoates/stl10/ "
+    ) as caught:
         Stl10(root=str(tmp_path), download=download).build()
     assert str(caught.value).endswith(f"unpack it to {tmp_path / 'stl10_binary'}") and "\n" not in str(caught.value)
 
@@ -602,12 +606,12 @@ def test_without_labels_images_may_lie_loose(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match="data.root must name the folder of images, got ''"):
+    with pytest.raises(UserError, match="data.root must be the path of a folder of images, got ''"):
         Folder().build()
-    with pytest.raises(UserError, match=r"data\.root: there is no folder '.*nowhere'"):
+    with pytest.raises(UserError, match=r"data\.root: '.*nowhere' is not a folder; pass the folder that contains the images"):
         Folder(root=str(tmp_path / "nowhere")).build()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data\.root: there is no folder '.*file'"):
+    with pytest.raises(UserError, match=r"data\.root: '.*file' is not a folder; pass the folder that contains the images"):
         Folder(root=str(tmp_path / "file")).build()
 
 
@@ -627,7 +631,7 @@ def test_pictures_are_taken_as_a_person_sees_them(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    words = r"data\.root: no image in .*; images belong in one sub-folder a class \(.*\.jpeg.*\.png"
+    words = r"data\.root: .* contains no images \(.*\.jpeg.*\.png.*\); put them in one sub-folder per class"
     with pytest.raises(UserError, match=words):
         Folder(root=str(tmp_path)).build()
     write_images(tmp_path, ["loose.png"])  # but no class
@@ -646,7 +650,7 @@ def test_empty_classes_are_named(tmp_path):
     cats_and_dogs(tmp_path)
     (tmp_path / "pets" / "ewe").mkdir()
     (tmp_path / "pets" / "bear" / "deep").mkdir(parents=True)
-    with pytest.raises(UserError, match="data: folder/pets has no image of class bear, ewe; fill or delete the empty class folders"):
+    with pytest.raises(UserError, match="data: folder/pets has no images of class bear, ewe; fill or delete the empty class folders"):
         prepare(Folder(root=str(tmp_path / "pets"), resolution=8), CPU)
     for i in range(12):
         (tmp_path / "pets" / f"empty{i:02}").mkdir()
@@ -655,7 +659,7 @@ def test_empty_classes_are_named(tmp_path):
     assert len(prepare(Folder(root=str(tmp_path / "pets"), resolution=8, labels=False), CPU)) == 7
     write_images(tmp_path / "numbers", ["0/a.png", "2/a.png"])
     (tmp_path / "numbers" / "1").mkdir()
-    with pytest.raises(UserError, match="folder/numbers has no image of class 1; fill or delete the empty class folders"):
+    with pytest.raises(UserError, match="folder/numbers has no images of class 1; fill or delete the empty class folders"):
         prepare(Folder(root=str(tmp_path / "numbers"), resolution=8), CPU)
 
 
@@ -663,7 +667,8 @@ def test_labels_without_images_are_named_where_there_are_no_folders():
     images = in_memory(6, 3)
     images.labels[:] = torch.arange(6) % 2
     with pytest.raises(
-        UserError, match="data: noise has no image with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+        UserError,
+        match="data: noise has no images with label class2; number the labels 0, 1, 2, ... without gaps, or set data.labels=false",
     ):
         refuse_impossible(images, wanted_classes=True)
 
@@ -671,7 +676,7 @@ def test_labels_without_images_are_named_where_there_are_no_folders():
 def test_a_single_class_is_refused_with_the_remedy(tmp_path):
     root = cats_and_dogs(tmp_path) / "cat"
     write_images(root, ["siamese/1.png"])
-    words = r"has a single class, 'siamese', .*point data\.root at the folder whose sub-folders are the classes, or set data\.labels=false"
+    words = r"has only one class, 'siamese', .*point data\.root at the folder whose sub-folders are the classes, or set data\.labels=false"
     with pytest.raises(UserError, match=words):
         prepare(Folder(root=str(root), resolution=8), CPU)
     assert len(prepare(Folder(root=str(root), resolution=8, labels=False), CPU)) == 4
@@ -718,7 +723,7 @@ def test_a_broken_image_met_on_the_way_is_named(tmp_path, workers):
     batches = RealBatches(images, 0, 2, 0, 1, 0, CPU, workers=workers)
     with pytest.raises(
         UserError,
-        match=r"dog/2\.png: does not decode as an image \(no format that Pillow knows\); replace it and run the same command again, or set data.on_error=skip$",
+        match=r"dog/2\.png: does not decode as an image \(not a format that Pillow knows\); replace it and run the same command again, or set data.on_error=skip$",
     ):
         for _ in range(4):  # an epoch
             batches.next()
@@ -789,7 +794,7 @@ def test_flat_images_are_refused(tmp_path, keep_in):
         (tmp_path / c).mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / c / f"{i}.png")
     images = prepare(Folder(root=str(tmp_path), resolution=8, keep_in=keep_in), CPU)
-    with pytest.raises(UserError, match=r"data: folder/.*: every pixel looked at is 200; these are no pictures"):
+    with pytest.raises(UserError, match=r"data: folder/.*: every pixel read is 200, so the images are blank; check the data set"):
         audit(images)
 
 
@@ -939,7 +944,7 @@ def test_a_plain_data_set_from_outside_is_taken():
     images = prepare(Squares(), CPU)
     assert (images.channels, images.resolution, images.num_classes, len(images)) == (3, 8, 2, 20)
     assert torch.equal(images.pixels[7], torch.full((3, 8, 8), 70, dtype=torch.uint8)) and images.labels.tolist() == [0, 1] * 10
-    with pytest.raises(UserError, match="Squares must give square uint8 images .* gives torch.float32"):
+    with pytest.raises(UserError, match="items of Squares must be square uint8 tensors .* got torch.float32"):
         prepare(Squares(dtype=torch.float32), CPU)
 
 

@@ -124,7 +124,9 @@ def test_a_folder_with_pngs_is_refused_by_all_processes_before_any_writes(run, d
     before = sorted((drawn / "pngs").iterdir())
     done = together(2, "-m", "gantrain", "sample", run, "--num", 200, "--out", f"{drawn}/pngs/", check=False)
     assert (
-        done.returncode == 2 and "contains PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
+        done.returncode == 2
+        and "contains PNGs already; empty it or choose another folder" in done.stderr
+        and "Traceback" not in done.stderr
     )
     assert sorted((drawn / "pngs").iterdir()) == before
 
@@ -419,7 +421,9 @@ def test_two_processes_find_the_same_neighbours(run, gantrain, together, tmp_pat
 
 def test_a_generator_that_repeats_the_data_is_found_out(run, gantrain, reference, monkeypatch, tmp_path):
     real = to_float(reference[0])
-    monkeypatch.setattr(Source, "float_sampler", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)])
+    monkeypatch.setattr(
+        Source, "float_sampler", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)]
+    )
     done = gantrain("sample", run, "--sheet", "neighbours", "--num", 64, "--out", tmp_path / "copies.png")
     assert "median distance 0 to the nearest real image" in done.stdout and "100.0% of them" in done.stdout
 

@@ -375,7 +375,10 @@ def test_inception_weights_as_pth_and_as_safetensors(inception_weights, tmp_path
 
 
 def test_weights_file_that_is_not_there():
-    with pytest.raises(UserError, match="^eval.features.weights: there is no file 'nowhere/inception.pth'$"):
+    with pytest.raises(
+        UserError,
+        match="^eval.features.weights: 'nowhere/inception.pth' is not a file; pass the path of the weights, or null to download them$",
+    ):
         InceptionFeatures(weights="nowhere/inception.pth").build(CPU)
 
 
@@ -424,7 +427,7 @@ def test_a_hostile_file_is_refused_without_being_run(writer, suffix, tmp_path):
     content = {"fc.weight": torch.zeros(2), "payload": Mischief(target)}
     torch.save(content, weights) if writer == "torch" else weights.write_bytes(pickle.dumps(Mischief(target), protocol=2))
     with pytest.raises(
-        UserError, match=f"weights{suffix}: holds no weights that can be read safely .*; give torch-fidelity's .pth or a .safetensors"
+        UserError, match=f"weights{suffix}: contains no weights that can be read safely .*; use torch-fidelity's .pth or a .safetensors"
     ):
         InceptionFeatures(weights=str(weights)).build(CPU)
     assert not target.exists()
@@ -436,11 +439,11 @@ def test_a_hostile_file_is_refused_without_being_run(writer, suffix, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([torch.zeros(2)], "holds no dictionary of weights"),
-        ({"state_dict": {"fc.weight": torch.zeros(2)}}, "holds no dictionary of weights"),
+        ([torch.zeros(2)], "is not a dictionary of weights"),
+        ({"state_dict": {"fc.weight": torch.zeros(2)}}, "is not a dictionary of weights"),
         ({}, "these are not the weights of inception-v3-compat"),
         ({"fc.weight": torch.zeros(2)}, "these are not the weights of inception-v3-compat"),
-        ({0: torch.zeros(2)}, "holds no dictionary of weights|these are not the weights of inception-v3-compat"),
+        ({0: torch.zeros(2)}, "is not a dictionary of weights|these are not the weights of inception-v3-compat"),
     ],
     ids=["list", "nested", "empty", "other", "numbered"],
 )
@@ -456,7 +459,7 @@ def test_safetensors_of_another_network_or_cut_short_are_refused(tmp_path):
         InceptionFeatures(weights=str(features.DIGITS_WEIGHTS)).build(CPU)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(features.DIGITS_WEIGHTS.read_bytes()[:-10])
-    with pytest.raises(UserError, match="cut.safetensors: holds no weights that can be read safely"):
+    with pytest.raises(UserError, match="cut.safetensors: contains no weights that can be read safely"):
         InceptionFeatures(weights=str(cut)).build(CPU)
 
 
@@ -486,7 +489,7 @@ def test_damaged_digits_classifier_is_refused(tmp_path, monkeypatch):
     (tmp_path / "altered.safetensors").write_bytes(data)
     monkeypatch.setattr(features, "DIGITS_WEIGHTS", tmp_path / "altered.safetensors")
     with pytest.raises(
-        UserError, match="altered.safetensors: its SHA-256 [0-9a-f]{64} is not the recorded [0-9a-f]{64}; install gantrain again"
+        UserError, match="altered.safetensors: is damaged: its SHA-256 is [0-9a-f]{64}, not [0-9a-f]{64}; reinstall gantrain"
     ):
         DigitsFeatures().build(CPU)
 

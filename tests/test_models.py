@@ -351,20 +351,24 @@ def test_one_embedding_is_shared_by_all_norms():
 @pytest.mark.parametrize(
     "config, resolution, words",
     [
-        (BigGAN(), 48, "^data.resolution: biggan has no network for 48; choose from 8, 16, 32, 64, 128, 256$"),
+        (BigGAN(), 48, "^data.resolution: biggan does not support resolution 48; choose from 8, 16, 32, 64, 128, 256$"),
         (
             BigGAN(attention_resolution=64),
             32,
-            "^model.attention_resolution: the networks for resolution 32 have no place for attention at 64; choose from 8, 16$",
+            "^model.attention_resolution: the networks for resolution 32 cannot have attention at 64; choose from 8, 16$",
         ),
-        (BigGAN(attention_resolution=8), 8, "resolution 8 have no place for attention at 8; choose from null$"),
-        (BigGAN(ch=4, attention_resolution=16), 32, "^model.ch: attention splits channels by eight, so ch must be at least 8, got 4$"),
+        (BigGAN(attention_resolution=8), 8, "resolution 8 cannot have attention at 8; choose from null$"),
+        (
+            BigGAN(ch=4, attention_resolution=16),
+            32,
+            "^model.ch: must be at least 8, because attention uses an eighth of the channels, got 4$",
+        ),
         (
             BigGAN(dim_z=30, shared_embedding=8, hierarchical_z=True),
             32,
-            "^model.dim_z: hierarchical_z cuts z into 4 chunks at resolution 32; 30 does not divide, 28 does$",
+            "^model.dim_z: must be a multiple of 4, because hierarchical_z splits z into 4 chunks at resolution 32, got 30; use 28$",
         ),
-        (BigGAN(dim_z=3, shared_embedding=8, hierarchical_z=True), 32, "4 chunks at resolution 32; 3 does not divide, 4 does$"),
+        (BigGAN(dim_z=3, shared_embedding=8, hierarchical_z=True), 32, "4 chunks at resolution 32, got 3; use 4$"),
     ],
 )
 def test_hyper_parameters_that_do_not_fit_the_resolution_are_refused(config, resolution, words):
@@ -383,7 +387,7 @@ def test_hyper_parameters_that_do_not_fit_the_resolution_are_refused(config, res
         ({"power_iterations": 0}, "power_iterations: must be at least 1, got 0"),
         ({"sn_eps": 0.0}, "sn_eps: must be above 0, got 0.0"),
         ({"bn_eps": -1.0}, "bn_eps: must be above 0, got -1.0"),
-        ({"hierarchical_z": True}, r"hierarchical_z: needs shared_embedding above 0 \(128, as published\), got True"),
+        ({"hierarchical_z": True}, r"hierarchical_z: requires shared_embedding above 0 \(published: 128\), got True"),
     ],
 )
 def test_values_out_of_range_are_refused(values, words):

@@ -35,23 +35,13 @@ from gantrain.orbit.analysis import analyse, coarsen, select_rows
 from gantrain.orbit.motion import build_motion, read_record
 from gantrain.orbit.recorder import OrbitRecorder, build_line
 from gantrain.orbit.words import format_number
-from gantrain.theory.orbit_fit import (
-    Direction,
-    Finding,
-    OrbitFit,
-    Simulated,
-    autocorrelation_of,
-    displacement_of,
-    fit_orbit,
-    fit_two_emas,
-    parts_of,
-    principal_directions,
-    simulated_at,
-    slope_of,
-    trend_of,  # fmt: skip
-)
+from gantrain.theory.displacement import displacement_of, parts_of
+from gantrain.theory.orbit_fit import Direction, OrbitFit, fit_orbit
 from gantrain.theory.ornstein_uhlenbeck import ema_ratio, ema_ratio_steps, simulate_ou, simulate_sgd, variance_ratio, variance_steps
+from gantrain.theory.path_statistics import autocorrelation_of, principal_directions, slope_of, trend_of
+from gantrain.theory.simulated_processes import Finding, Simulated, simulated_at
 from gantrain.theory.sketch import Sketch
+from gantrain.theory.two_emas import fit_two_emas
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
@@ -645,8 +635,8 @@ def test_an_orbit_that_drifts_along_slowly_has_its_velocity():
         (np.ones((40, 3)), "do not move"),
         (np.r_[np.random.default_rng(0).standard_normal((20, 3)), np.ones((20, 3))], "do not move"),
         (np.r_[np.ones((20, 3)), np.random.default_rng(0).standard_normal((20, 3))], "do not move"),
-        (np.where(np.arange(120).reshape(40, 3) == 77, np.nan, 1.0 * np.arange(120).reshape(40, 3)), "no finite numbers"),
-        (np.where(np.arange(120).reshape(40, 3) == 77, np.inf, 1.0 * np.arange(120).reshape(40, 3)), "no finite numbers"),
+        (np.where(np.arange(120).reshape(40, 3) == 77, np.nan, 1.0 * np.arange(120).reshape(40, 3)), "contain nan or infinity"),
+        (np.where(np.arange(120).reshape(40, 3) == 77, np.inf, 1.0 * np.arange(120).reshape(40, 3)), "contain nan or infinity"),
     ],
     ids=["39", "none", "still", "comes to rest", "starts late", "nan", "inf"],
 )
@@ -1196,7 +1186,9 @@ def test_two_emas_are_read_where_they_have_settled_in_the_stretch(tmp_path, conf
     run = written(tmp_path / "run", orbit_path(n), distances=far)
     found = analysis(run, config, "g", {})
     assert found.ema_names == ("ema_short", "ema") and found.two_emas.rate == pytest.approx(k) and found.two_emas.low == pytest.approx(k)
-    assert analysis(run, config, "d", {}).ema_names == () and analysis(run, config, "d", {}).two_emas is None  # no averager of D is configured
+    assert (
+        analysis(run, config, "d", {}).ema_names == () and analysis(run, config, "d", {}).two_emas is None
+    )  # no averager of D is configured
     assert analysis(run, config, "g", {}, None, 0.5).two_emas is not None and analysis(run, config, "g", {}, None, 0.8).two_emas is None
     far["ema"][60:] = np.nan
     assert analysis(written(tmp_path / "other", orbit_path(n), distances=far), config, "g", {}).two_emas is None
@@ -1455,7 +1447,9 @@ def test_a_run_without_an_orbit_or_none_at_all_is_one_line(recorded, gantrain, t
     run = tmp_path / "run"
     shutil.copytree(recorded[0], run)
     shutil.rmtree(run / "orbit")
-    assert "has recorded no orbit; train it, or continue training it, with orbit.every_kimg" in error_of(gantrain("orbit", run, check=False))
+    assert "has recorded no orbit; train it, or continue training it, with orbit.every_kimg" in error_of(
+        gantrain("orbit", run, check=False)
+    )
     assert "nowhere: is no run folder" in error_of(gantrain("orbit", tmp_path / "nowhere", check=False))
 
 

@@ -211,27 +211,30 @@ def good(d: int = 64) -> dict:
     [
         (
             {**good(), "mu": np.zeros((64, 1))},
-            r"mu must be \[d\] and sigma \[d, d\], and they are \[64, 1\] and \[64, 64\]; make the file again",
+            r"mu must be \[d\] and sigma \[d, d\], got \[64, 1\] and \[64, 64\]; create the file again",
         ),
-        ({**good(), "sigma": np.eye(63)}, r"mu must be \[d\] and sigma \[d, d\], and they are \[64\] and \[63, 63\]"),
-        ({**good(), "sigma": np.full((64, 64), np.nan)}, "mu or sigma holds nan or infinity"),
-        ({**good(), "sigma": np.triu(np.ones((64, 64)))}, "sigma is no covariance .not symmetric"),
-        ({"mu": np.zeros(64)}, "has no sigma beside mu"),
-        ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4)}, "has no num_items, and StyleGAN's sums are nothing without"),
+        ({**good(), "sigma": np.eye(63)}, r"mu must be \[d\] and sigma \[d, d\], got \[64\] and \[63, 63\]"),
+        ({**good(), "sigma": np.full((64, 64), np.nan)}, "mu or sigma contains nan or infinity"),
+        ({**good(), "sigma": np.triu(np.ones((64, 64)))}, "sigma is not a covariance .not symmetric"),
+        ({"mu": np.zeros(64)}, "contains mu but no sigma"),
+        ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4)}, "lacks num_items, which StyleGAN's sums require"),
         ({"raw_mean": np.zeros(4), "raw_cov": np.eye(4), "num_items": 0}, "num_items must be a number of images, got 0"),
-        ({"features": np.zeros((9, 4, 1), np.float32)}, r"features must be floats \[N, d\], and is float32 \[9, 4, 1\]"),
+        ({"features": np.zeros((9, 4, 1), np.float32)}, r"features must be floats \[N, d\], got float32 \[9, 4, 1\]"),
         (
             {"features": np.zeros((9, 4), np.float32), "logits": np.zeros((8, 4), np.float32)},
-            r"logits must be floats \[9, c\] as features, and is float32 \[8, 4\]",
+            r"logits must be floats \[9, c\], one row per row of features, got float32 \[8, 4\]",
         ),
-        ({**good(5), "features": np.ones((9, 4), np.float32)}, "mu has 5 dimensions and features has 4"),
+        ({**good(5), "features": np.ones((9, 4), np.float32)}, "mu has 5 dimensions, but features has 4"),
         (
             {"arr_0": np.zeros((9, 3, 8, 8), np.uint8)},
-            r"arr_0 must be uint8 images \[N, H, W, C\] of 1 or 3 channels, and is uint8 \[9, 3, 8, 8\]",
+            r"arr_0 must be uint8 images \[N, H, W, C\] with 1 or 3 channels, got uint8 \[9, 3, 8, 8\]",
         ),
         ({"arr_0": np.zeros((9, 8, 8, 3), np.float32)}, "arr_0 must be uint8 images"),
-        ({"weights": np.zeros(3)}, "holds weights, and a reference has mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0"),
-        ({"mu": np.array([Mischief()], dtype=object), "sigma": np.eye(1)}, "objects, which can run code; gantrain unpickles nothing"),
+        (
+            {"weights": np.zeros(3)},
+            "contains weights, but a reference must contain mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0",
+        ),
+        ({"mu": np.array([Mischief()], dtype=object), "sigma": np.eye(1)}, "it contains pickled objects, which can run code"),
         (b"PK\x03\x04 no zip", "cannot be read as an .npz of statistics"),
         (b"", "cannot be read as an .npz of statistics"),
     ],
@@ -249,7 +252,7 @@ def test_a_file_that_is_no_reference_is_refused(arrays, words, tmp_path, monkeyp
 
 def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "stats.pkl").write_bytes(pickle.dumps({"raw_mean": np.zeros(3)}))
-    with pytest.raises(UserError, match="stats.pkl: is a pickle, which can run code, and gantrain unpickles nothing; .* numpy.savez"):
+    with pytest.raises(UserError, match="stats.pkl: is a pickle, which can run code, so gantrain does not load it; .* numpy.savez"):
         open_reference(tmp_path / "stats.pkl", None, CPU)
 
 
@@ -266,14 +269,14 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
             **{key: np.array("inception-v3-compat/64/aa") if key == "identity" else arrays[key] for key in arrays.files},
         )
     for name, words in [
-        ("wide.npz", "wide.npz: its statistics have 2048 dimensions and eval.features gives 64 (digits-classifier/64/"),
-        ("wide.npz", "; set eval.features.name=inception, or give another file"),
+        ("wide.npz", "wide.npz: its statistics have 2048 dimensions, but eval.features has 64 (digits-classifier/64/"),
+        ("wide.npz", "; set eval.features.name=inception, or use another file"),
         (
             "moments.npz",
             "moments.npz: holds only mean and covariance, but kid, prc need features of the real images; set eval.metrics=[fid,is], or write a file",
         ),
-        ("other.npz", "other.npz: its statistics are of inception-v3-compat/64/aa, and eval.features is digits-classifier/64/"),
-        ("none.npz", "none.npz: there is no such file; give an .npz of statistics, or write one with `gantrain reference`"),
+        ("other.npz", "other.npz: its statistics are those of inception-v3-compat/64/aa, but eval.features is digits-classifier/64/"),
+        ("none.npz", "none.npz: is not a file; pass an .npz of statistics, or write one with `gantrain reference`"),
         (
             "none",
             "none: there is no such file or folder; pass an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml",
@@ -343,7 +346,7 @@ def test_images_that_cannot_be_taken_as_they_are(digits, tmp_path):
     ):
         wrap_pictures(open_folder(tmp_path / "sizes")).take(0, 9)
     (tmp_path / "sizes" / "000000.png").write_bytes(b"none")
-    with pytest.raises(UserError, match="000000.png: does not decode as an image .no format that Pillow knows.; replace or remove it"):
+    with pytest.raises(UserError, match="000000.png: does not decode as an image .not a format that Pillow knows.; replace or remove it"):
         open_folder(tmp_path / "sizes")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: contains no images"):

@@ -289,7 +289,7 @@ def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
             for colour in ([194, 65, 12], [31, 95, 168]):
                 assert (abs(part - colour).sum(-1) < 30).sum() > 60
     done = subprocess.run([sys.executable, "tools/plot_noise_scale.py", str(tmp_path / "c")], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and "has measured no noise scale; train it with noise_scale.measure_every=10" in done.stderr
+    assert done.returncode == 2 and "has not measured the noise scale; train with noise_scale.measure_every=10" in done.stderr
 
 
 def test_the_profiles_of_all_averages_are_drawn(tmp_path):
@@ -383,10 +383,10 @@ def test_the_swap_study_trains_its_arms_and_sets_them_side_by_side(tmp_path, mon
         (["tools/swap_study.py", "configs/digits.yaml"], "swap_study.py: error: configs/digits.yaml: swap.source is null"),
         (
             ["tools/swap_study.py", "configs/digits_swap.yaml", "batching.max_batch=null", "swap.growth=1"],
-            "batching.max_batch is null; the study needs room",
+            "batching.max_batch is null; set it to the largest batch",
         ),
-        (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is no run folder (it has no metrics.jsonl)"),
-        (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is no folder; make it first"),
+        (["tools/plot_noise_scale.py", "nowhere"], "plot_noise_scale.py: error: nowhere: is not a run folder (it has no metrics.jsonl)"),
+        (["tools/ou_lab.py", "--out", "nowhere"], "ou_lab.py: error: nowhere: is not a folder; create it first"),
         (["tools/benchmark.py", "train", "nope.yaml"], "benchmark.py: error: nope.yaml: there is no such file"),
         (
             ["tools/benchmark.py", "averaging", "configs/digits.yaml", "--turns", "0", "--json", "/nowhere/x.json"],

@@ -1,4 +1,4 @@
-"""What the scripts here share: one line for a user's mistake, and options that can be right."""
+"""Shared by the scripts in this folder: one-line errors and checked argparse types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a mistake is one line and exit status 2, Ctrl-C one line and 130."""
+    """Run a script's `main`. A user's mistake exits with one line and status 2, Ctrl-C with one line and status 130."""
     try:
         main()
     except (UserError, OSError) as error:
@@ -25,21 +25,23 @@ def run(main: Callable[[], None]) -> None:
 
 
 def leave(text: str, status: int) -> NoReturn:
-    """Exit with one line on standard error."""
+    """Exit with `status` after printing one line to standard error."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(status)
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """An argparse type: a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def writable(text: str) -> Path:
-    """A file's path whose folder is there, for argparse: found out before the work and not after it."""
+    """An argparse type: the path of an output file whose folder exists, checked before the work starts."""
     path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a file there")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; pass the path of a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: the folder {str(path.parent)!r} does not exist; create it first")
     return path

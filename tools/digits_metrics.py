@@ -1,4 +1,4 @@
-"""What the digits metrics say of images whose quality is known: the table of docs/digits_metrics.md.
+"""Print the table of docs/digits_metrics.md: the digits metrics of images whose quality is known.
 
 python tools/digits_metrics.py
 """
@@ -13,6 +13,7 @@ from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
 
 
 def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Images blurred by a Gaussian of `sigma` pixels."""
     from torchvision.transforms.v2.functional import gaussian_blur
 
     size = 2 * round(3 * sigma) + 1
@@ -20,9 +21,11 @@ def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def main() -> None:
+    """Print the table."""
     torch.set_num_threads(1)
     data = Digits().build()
     x, dice = data.pixels, torch.Generator().manual_seed(0)
+    assert x is not None
     order = torch.randperm(len(x), generator=dice)
     noisy = lambda level: (x + torch.randn(x.shape, generator=dice) * 255 * level).round().clamp(0, 255).to(torch.uint8)  # noqa: E731
     rows = {

@@ -494,7 +494,7 @@ def main() -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
     arguments = parser.parse_args()
     if not arguments.out.is_dir():
-        raise UserError(f"{arguments.out}: is no folder; make it first")
+        raise UserError(f"{arguments.out}: is not a folder; create it first")
     for i, (name, draw) in enumerate(PICTURES.items()):
         if name in arguments.only:
             path = arguments.out / f"ou_{name}.png"

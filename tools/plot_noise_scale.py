@@ -1,9 +1,10 @@
-"""Draw the gradient noise scale of runs that measured it, with the batch that they had, from metrics.jsonl.
+"""Plot the gradient noise scale that runs have measured, and their batch size, from metrics.jsonl.
 
     python tools/plot_noise_scale.py runs/digits_noise_scale --out noise_scale.png
 
-Above, a column a run: B_simple of D and of G with its 95% interval, in images, and the batch; where there is none, fewer
-than 8 measurements were at hand (at the start, after a swap) or noise drowned the gradient. Below: what B_simple is the ratio of, tr Sigma and |G|^2.
+Each run has a column. Top: B_simple of D and of G with its 95% interval, and the batch size, in images. B_simple has gaps where
+fewer than 8 measurements are available (at the start and after a swap) or where noise hides the gradient. Bottom: tr Sigma and
+|G|^2, whose ratio is B_simple.
 """
 
 from __future__ import annotations
@@ -23,23 +24,27 @@ COLOURS = {"D": "#c2410c", "G": "#1f5fa8"}
 
 
 def read(run: Path) -> list[dict]:
-    """The lines of a run's record that hold a noise scale."""
+    """Returns the lines of a run's record that contain a noise scale.
+
+    Raises:
+        UserError: the folder is not a run folder, or the run has not measured the noise scale.
+    """
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run}: is no run folder (it has no metrics.jsonl); give the run_dir of a `gantrain train`")
+        raise UserError(f"{run}: is not a run folder (it has no metrics.jsonl); pass the run_dir of a `gantrain train`")
     lines = [line for line in map(json.loads, path.read_text().splitlines()) if "noise_scale/D/tr_sigma" in line]
     if not lines:
-        raise UserError(f"{run}: has measured no noise scale; train it with noise_scale.measure_every=10")
+        raise UserError(f"{run}: has not measured the noise scale; train with noise_scale.measure_every=10")
     return lines
 
 
 def series(lines: list[dict], key: str) -> np.ndarray:
-    """A value of every line, nan where a line has none."""
+    """Returns the value of `key` in every line, nan where a line lacks it."""
     return np.array([line.get(key, np.nan) for line in lines], dtype=float)
 
 
 def draw_scale(axes: Axes, lines: list[dict]) -> None:
-    """B_simple of both players, and the batch."""
+    """Plot B_simple of both players and the batch size."""
     kimg = series(lines, "nimg") / 1000
     for player, colour in COLOURS.items():
         low, high = (series(lines, f"noise_scale/{player}/b_simple_{end}") for end in ("low", "high"))
@@ -53,7 +58,7 @@ def draw_scale(axes: Axes, lines: list[dict]) -> None:
 
 
 def draw_parts(axes: Axes, lines: list[dict]) -> None:
-    """tr Sigma and |G|^2 of both players."""
+    """Plot tr Sigma and |G|^2 of both players."""
     kimg = series(lines, "nimg") / 1000
     for player, colour in COLOURS.items():
         axes.plot(kimg, series(lines, f"noise_scale/{player}/tr_sigma"), color=colour, linewidth=1.5, label=f"tr Σ of {player}")
@@ -66,6 +71,7 @@ def draw_parts(axes: Axes, lines: list[dict]) -> None:
 
 
 def main() -> None:
+    """Parse the arguments and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=command.writable, default=Path("noise_scale.png"), metavar="PNG")

@@ -1,4 +1,4 @@
-"""Prepare a data set for fast training: every image decoded, cropped and resized once, into an array that is mapped into memory.
+"""Prepare a data set for fast training: decode, crop and resize every image once and write a memory-mapped array.
 
     python tools/prepare_dataset.py data/imagenet/train --out data/imagenet128 --resolution 128
     python tools/prepare_dataset.py ffhq-256x256.zip --out data/ffhq256 --resolution 256 --no-labels
@@ -7,17 +7,17 @@
     python tools/prepare_dataset.py torchvision:Food101 --out data/food101 --resolution 128
     python tools/prepare_dataset.py --verify data/imagenet128
 
-then
+Then train with
 
     gantrain train configs/imagenet128_biggan.yaml data.name=packed data.root=data/imagenet128 data.resolution=128
 
-A source is a folder with one sub-folder a class; a zip as StyleGAN's data set tool writes it (labels from its `dataset.json`);
-BigGAN-PyTorch's HDF5 (`imgs`, `labels`; needs h5py); one of gantrain's data sets (cifar10, cifar100, stl10, digits); or
-`torchvision:NAME`, of torchvision's own classification sets, fetched into `--data` where it is not there.
+A source is a folder with one sub-folder per class; a zip written by StyleGAN's data set tool (labels from its `dataset.json`);
+BigGAN-PyTorch's HDF5 (`imgs`, `labels`; requires h5py); one of gantrain's data sets (cifar10, cifar100, stl10, digits); or
+`torchvision:NAME`, one of torchvision's classification sets, which is downloaded into `--data` if it is missing.
 
-Several threads decode. The same command goes on where an interrupted one has stopped. Where images do not decode, they are named at the end
-and nothing is finished; `--on-error skip` puts the next readable image of its class in the place of each. The head keeps the SHA-256 of
-every 512 images: the first start of a training on a machine compares them, and so does `--verify`.
+Several threads decode. To continue an interrupted run, run the same command again. If images do not decode, they are named at the end
+and the data set stays unfinished; `--on-error skip` uses the next readable image of the same class instead. The SHA-256 of every 512
+images is stored with the data set. `--verify` checks it, and so does the first training run on a machine.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import command
 import numpy as np
@@ -44,20 +45,34 @@ from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
 from gantrain.interruption import Interruption, Stopped, exit_status
 
 BUILT_IN = ("cifar10", "cifar100", "stl10", "digits")
-# torchvision's sets of labelled images that are read without unpickling, and what each is asked for.
-TORCHVISION = {
-    "Caltech101": {"target_type": "category"}, "Caltech256": {}, "DTD": {"split": "train"}, "EuroSAT": {}, "FGVCAircraft": {"split": "train"},
-    "FashionMNIST": {"train": True}, "Flowers102": {"split": "train"}, "Food101": {"split": "train"}, "Imagenette": {"split": "train"},
-    "KMNIST": {"train": True}, "MNIST": {"train": True}, "OxfordIIITPet": {"split": "trainval"}, "SUN397": {}, "SVHN": {"split": "train"},
-}  # fmt: skip
-# What errors call by its key in a configuration, as it is said here.
+# torchvision's labelled image sets that can be read without unpickling, with the arguments of each.
+TORCHVISION: dict[str, dict[str, Any]] = {
+    "Caltech101": {"target_type": "category"},
+    "Caltech256": {},
+    "DTD": {"split": "train"},
+    "EuroSAT": {},
+    "FGVCAircraft": {"split": "train"},
+    "FashionMNIST": {"train": True},
+    "Flowers102": {"split": "train"},
+    "Food101": {"split": "train"},
+    "Imagenette": {"split": "train"},
+    "KMNIST": {"train": True},
+    "MNIST": {"train": True},
+    "OxfordIIITPet": {"split": "trainval"},
+    "SUN397": {},
+    "SVHN": {"split": "train"},
+}
+# Errors of gantrain.data name configuration keys; here they are replaced by this tool's options.
 IN_OPTIONS = {
-    "data.root: ": "", "point data.root at the folder": "give the folder", "set data.labels=false": "give --no-labels",
-    "set data.on_error=skip": "give --on-error skip",
-}  # fmt: skip
+    "data.root: ": "",
+    "point data.root at the folder": "pass the folder",
+    "set data.labels=false": "pass --no-labels",
+    "set data.on_error=skip": "pass --on-error skip",
+}
 
 
 def main() -> None:
+    """Run the tool and rewrite its errors."""
     try:
         with Interruption():
             run()
@@ -69,25 +84,27 @@ def main() -> None:
 
 
 def run() -> None:
+    """Parse the arguments, then prepare or verify a data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", help="a folder, a .zip, a .hdf5, a data set's name, or torchvision:NAME")
-    parser.add_argument("--out", type=Path, help="the folder to be made")
-    parser.add_argument("--resolution", type=command.positive, help="height and width of the images")
+    parser.add_argument("--out", type=Path, help="the folder to create")
+    parser.add_argument("--resolution", type=command.positive, help="height and width of the images, in pixels")
     parser.add_argument(
-        "--channels", type=int, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; of a folder, a zip or torchvision's"
+        "--channels", type=int, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; for folders, zips and torchvision sets"
     )
     parser.add_argument(
-        "--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="that resizes (default: lanczos)"
+        "--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="resampling filter (default: lanczos)"
     )
-    parser.add_argument("--no-labels", action="store_true", help="one class, whatever the source has")
+    parser.add_argument("--no-labels", action="store_true", help="ignore the labels: all images are one class")
     parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what an image that does not decode does (default: stop)"
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do with an image that does not decode (default: stop)"
     )
-    parser.add_argument("--data", default="data", help="where sets that are fetched are kept (default: data)")
-    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare a prepared set with its sums, and do nothing else")
+    parser.add_argument("--data", default="data", help="where downloaded data sets are kept (default: data)")
+    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="check the images of a prepared data set, and do nothing else")
     arguments = parser.parse_args()
     if arguments.verify:
-        return check_again(arguments.verify)
+        check_again(arguments.verify)
+        return
     needed = {"a source": arguments.source, "--out": arguments.out, "--resolution": arguments.resolution}
     if missing := [name for name, value in needed.items() if not value]:
         parser.error(f"missing: {', '.join(missing)}")
@@ -101,35 +118,35 @@ def run() -> None:
     except (KeyboardInterrupt, Stopped) as stopped:
         done = len(read_done(drafts(arguments.out) / DONE))
         status = exit_status(getattr(stopped, "signal", signal.SIGINT))
-        command.leave(f"stopped after {done} of {-(-len(images) // BLOCK)} blocks; the same command goes on", status)
+        command.leave(f"stopped after {done} of {-(-len(images) // BLOCK)} blocks; run the same command again to continue", status)
     for line in images.skipped.values():
         print(f"skipped: {line}")
-    print(f"{arguments.out}: {made:,} of {len(images):,} images made just now")
+    print(f"{arguments.out}: {len(images):,} images, {made:,} of them prepared by this command")
     print(audit(read_packed(arguments.out, arguments.resolution)))
     print(f"train with data.name=packed {shlex.quote(f'data.root={arguments.out}')} data.resolution={arguments.resolution}")
 
 
 def check_again(folder: Path) -> None:
-    """Read a prepared set whole and compare it with its sums."""
+    """Read a whole prepared data set and compare it with its checksums."""
     head = read_head(folder)
     verify(folder, read_packed(folder, head["resolution"]), head, bar("verifying"), always=True)
-    print(f"{folder}: all {head['images']:,} images are what was written")
+    print(f"{folder}: all {head['images']:,} images match their checksums")
 
 
-def bar(title: str):
-    """A progress bar, on a terminal only, as data sets take one."""
+def bar(title: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
+    """Returns the `progress` argument of `pack` and `verify`: a bar that is shown only on a terminal."""
     return lambda items, total: tqdm(items, total=total, desc=title, unit="block", leave=False, disable=None)
 
 
 def source_of(arguments: argparse.Namespace) -> ImageSet:
-    """The images that a source names.
+    """Opens a source by its name or path.
 
     Raises:
-        UserError: there is no such source, or it cannot be read.
+        UserError: the source does not exist or is unreadable.
     """
     source, path = arguments.source, Path(arguments.source).expanduser()
-    how = {"resolution": arguments.resolution, "labels": not arguments.no_labels}
-    pictures = {**how, "root": str(path), "channels": arguments.channels, "filter": arguments.filter}
+    how: dict[str, Any] = {"resolution": arguments.resolution, "labels": not arguments.no_labels}
+    pictures: dict[str, Any] = {**how, "root": str(path), "channels": arguments.channels, "filter": arguments.filter}
     try:
         if source.startswith("torchvision:"):
             return of_torchvision(source.removeprefix("torchvision:"), arguments)
@@ -143,18 +160,26 @@ def source_of(arguments: argparse.Namespace) -> ImageSet:
             return DATASETS[source](**how, **({} if source == "digits" else {"root": arguments.data})).build()
     except InvalidField as error:
         raise UserError(f"--{error.field} {error.remedy}, got {error.value!r}") from None
-    raise UserError(f"{source}: is no folder, no .zip, no .hdf5 and no data set of gantrain's{did_you_mean(source, BUILT_IN)}")
+    raise UserError(f"{source}: is not a folder, a .zip, a .hdf5 or the name of a data set{did_you_mean(source, BUILT_IN)}")
+
+
+class Items(Protocol):
+    """A sequence of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image.Image: ...
 
 
 class Resizing:
-    """Decodes image number i of a data set whose items are (picture, class)."""
+    """Decodes picture number i of `items` to uint8 `[C, resolution, resolution]`."""
 
-    def __init__(self, name: str, items, arguments: argparse.Namespace):
+    def __init__(self, name: str, items: Items, arguments: argparse.Namespace):
         self.name, self.items, self.resolution = name, items, arguments.resolution
         self.mode, self.filter = "RGB" if arguments.channels == 3 else "L", Image.Resampling[arguments.filter.upper()]
 
     def listing(self) -> str:
-        """What the pictures are, as far as it is known before they are read."""
+        """Identifies the pictures as far as that is possible without reading them."""
         return f"{self.name} {len(self.items)} {self.mode} {self.resolution} {self.filter.name}"
 
     def __call__(self, index: int) -> torch.Tensor:
@@ -165,9 +190,9 @@ class Resizing:
 
 
 class Pictures:
-    """The pictures of a torchvision set, without their classes."""
+    """The pictures of a torchvision data set, without their classes."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -178,18 +203,23 @@ class Pictures:
 
 
 def of_torchvision(name: str, arguments: argparse.Namespace) -> ImageSet:
-    """One of torchvision's own sets."""
+    """Opens, and if necessary downloads, one of torchvision's data sets.
+
+    Raises:
+        UserError: the data set is not supported or cannot be downloaded.
+    """
     from torchvision import datasets
 
     if name not in TORCHVISION:
         raise UserError(
-            f"torchvision:{name}: is none of its sets that are read here{did_you_mean(name, TORCHVISION)}; of another, give its folder"
+            f"torchvision:{name}: is not a supported torchvision data set{did_you_mean(name, TORCHVISION)}; for another, pass its folder"
         )
     try:
         data = getattr(datasets, name)(arguments.data, download=True, **TORCHVISION[name])
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"torchvision:{name}: is not under {arguments.data!r} and cannot be fetched ({one_line(error)}); fetch it where there is network"
+            f"torchvision:{name}: is not under {arguments.data!r} and cannot be downloaded ({one_line(error)});"
+            " download it on a machine with network access"
         ) from None
     numbers = torch.tensor([int(n) for n in labels_of(data)])
     classes = [str(c) for c in getattr(data, "classes", None) or range(int(numbers.max()) + 1)]
@@ -203,8 +233,8 @@ def of_torchvision(name: str, arguments: argparse.Namespace) -> ImageSet:
     )
 
 
-def labels_of(data) -> Iterable[int]:
-    """Every item's class: as the set keeps them, or by asking each item."""
+def labels_of(data: Any) -> Sequence[int]:
+    """Returns the class of every item, from the data set's own list if it has one, otherwise by reading every item."""
     for kept in ("targets", "labels", "_labels", "y"):
         if len(getattr(data, kept, ())) == len(data):
             return getattr(data, kept)
@@ -214,7 +244,7 @@ def labels_of(data) -> Iterable[int]:
 class Rows:
     """The rows of an HDF5 data set as pictures."""
 
-    def __init__(self, images):
+    def __init__(self, images: Any):
         self.images = images
 
     def __len__(self) -> int:
@@ -226,25 +256,29 @@ class Rows:
 
 
 def of_hdf5(path: Path, arguments: argparse.Namespace) -> ImageSet:
-    """BigGAN-PyTorch's file: `imgs` uint8 `[N, 3, H, W]` and `labels` int64 `[N]`."""
+    """Opens BigGAN-PyTorch's HDF5 file: `imgs` uint8 `[N, 3, H, W]` and `labels` int64 `[N]`.
+
+    Raises:
+        UserError: the file is missing or has another format, or h5py is not installed.
+    """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: is not a file; pass the path of an HDF5 file")
     try:
         import h5py
     except ModuleNotFoundError:
-        raise UserError(f"{path}: reading HDF5 needs h5py: pip install h5py") from None
+        raise UserError(f"{path}: reading HDF5 requires h5py; pip install h5py") from None
     try:
         file = h5py.File(path, "r")
         images, labelled = file["imgs"], not arguments.no_labels and "labels" in file
         labels = torch.from_numpy(np.asarray(file["labels"] if labelled else np.zeros(len(images))).astype(np.int64).reshape(-1))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(labels) != len(images) or not len(images):
-            raise ValueError(f"imgs is {images.dtype} {images.shape} and labels {len(labels)}")
+            raise ValueError(f"imgs is {images.dtype} {images.shape} and there are {len(labels)} labels")
         if int(labels.min()) < 0:
             raise ValueError(f"a label is {int(labels.min())}")
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no HDF5 as BigGAN-PyTorch's make_hdf5.py writes it ({one_line(error)})") from None
+        raise UserError(f"{path}: is not an HDF5 file written by BigGAN-PyTorch's make_hdf5.py ({one_line(error)})") from None
     if not (labelled or arguments.no_labels):
-        raise UserError(f"{path}: has no labels; give --no-labels to train without")
+        raise UserError(f"{path}: has no labels; pass --no-labels to train without labels")
     classes = numbered_classes(str(path), int(labels.max()), len(labels))
     return ImageSet(
         f"hdf5/{path.name}", labels, classes, arguments.channels, arguments.resolution, decode=Resizing(str(path), Rows(images), arguments)

@@ -1,8 +1,9 @@
-"""Inception-v3 with random weights, in the form of torch-fidelity's own, where its weights cannot be downloaded or need not be.
+"""Write random weights for torch-fidelity's Inception-v3, for tests and benchmarks without the download.
 
     python tools/random_inception.py RANDOM.pth
 
-for `eval.features={name: inception, weights: RANDOM.pth}`: it costs what the published network costs, and its scores mean nothing.
+Use them with `eval.features={name: inception, weights: RANDOM.pth}`. They cost as much time as the published weights, but the
+scores are meaningless.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from gantrain import torchvision_ops  # noqa: F401 - before torch-fidelity, whic
 
 
 class Unloaded(module.FeatureExtractorInceptionV3):
-    """The network without the weights that its constructor would fetch."""
+    """The network without the weights that its constructor would download."""
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> None:
-        pass
+        """Load nothing."""
 
 
 def random_weights(images: Tensor) -> dict[str, Tensor]:
-    """He's initialisation (seed 0), with BatchNorm's statistics of some images, uint8 `[N, 3, H, W]`."""
+    """He initialisation (seed 0), with the BatchNorm statistics of `images`, uint8 `[N, 3, H, W]`."""
     with mock.patch.object(module, "load_state_dict_from_url", lambda url, progress=True: {}):
         network = Unloaded("inception-v3-compat", ["2048", "logits_unbiased"], verbose=False)
     generator = torch.Generator().manual_seed(0)
@@ -43,8 +44,9 @@ def random_weights(images: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
+    """Parse the arguments and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the file to be made")
+    parser.add_argument("out", type=Path, help="the file to write")
     out = parser.parse_args().out
     torch.save(random_weights(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))), out)
 

@@ -1,10 +1,10 @@
-"""Look at a report in a real browser: screenshots at the widths of a desktop and a phone, light and dark, and no error in its console.
+"""Test a report in a real browser and take screenshots at desktop and phone width, in the light and the dark theme.
 
-    pip install 'gantrain[browser]'      # Playwright; the browser is the machine's own Chromium
+    pip install 'gantrain[browser]'      # Playwright; it drives the Chromium that is installed on this machine
     python tools/report_screenshots.py runs/digits/report.html --out docs/report_digits
 
-writes docs/report_digits-desktop.png and so on, moves the slider, hovers over the chart, switches the theme, and exits with 1 where
-the page says an error, asks the network for anything, or is wider than the screen.
+Writes docs/report_digits-desktop.png and so on. The test moves the slider, hovers over the chart and switches the theme. The exit
+status is 1 if the page logs an error, requests anything from the network, or is wider than the screen.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from command import run
 
 from gantrain.errors import UserError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ConsoleMessage, Page, Request
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 ARGUMENTS = [
@@ -27,17 +31,20 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-TOP = 1150  # pixels of the page's beginning, in a picture of its own
-SETTLE = 600  # milliseconds for Plotly to draw
+TOP = 1150  # height in pixels of the screenshot of the top of the page
+SETTLE = 600  # milliseconds that Plotly gets to draw
 
 
 def browse(page: Path, out: Path | None, executable: str) -> list[str]:
-    """Open the page in every way; what is wrong with it, nothing at best.
+    """Open the page in every size and theme. Returns one line per problem found.
 
     Args:
         page: the report.
-        out: screenshots are named `out`-desktop.png and so on; None takes none.
-        executable: of Chromium.
+        out: prefix of the screenshots, `out`-desktop.png and so on; None takes none.
+        executable: path of Chromium.
+
+    Raises:
+        UserError: Playwright is not installed.
     """
     try:
         from playwright.sync_api import sync_playwright
@@ -53,21 +60,7 @@ def browse(page: Path, out: Path | None, executable: str) -> list[str]:
                 )
                 tab = context.new_page()
                 where = f"{name}, {theme}"
-                tab.on(
-                    "console",
-                    lambda message, where=where: (
-                        wrong.append(f"{where}: console: {message.text}") if message.type in ("error", "warning") else None
-                    ),
-                )
-                tab.on("pageerror", lambda error, where=where: wrong.append(f"{where}: {error}"))
-                tab.on(
-                    "request",
-                    lambda request, where=where: (
-                        wrong.append(f"{where}: asks for {request.url[:80]}")
-                        if not request.url.startswith(("file:", "data:", "blob:"))
-                        else None
-                    ),
-                )
+                listen(tab, where, wrong)
                 tab.goto(page.resolve().as_uri())
                 tab.wait_for_timeout(SETTLE)
                 wrong += [f"{where}: {words}" for words in used(tab)]
@@ -82,8 +75,24 @@ def browse(page: Path, out: Path | None, executable: str) -> list[str]:
     return wrong
 
 
-def used(tab) -> list[str]:
-    """What goes wrong when a person uses the page."""
+def listen(tab: Page, where: str, wrong: list[str]) -> None:
+    """Append console messages, page errors and network requests of a tab to `wrong`."""
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            wrong.append(f"{where}: console: {message.text}")
+
+    def on_request(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            wrong.append(f"{where}: requests {request.url[:80]}")
+
+    tab.on("console", on_console)
+    tab.on("pageerror", lambda error: wrong.append(f"{where}: {error}"))
+    tab.on("request", on_request)
+
+
+def used(tab: Page) -> list[str]:
+    """Use the page as a reader would. Returns one line per problem found."""
     wrong = []
     if tab.evaluate("document.documentElement.scrollWidth > innerWidth"):
         wrong.append("is wider than the screen")
@@ -98,9 +107,11 @@ def used(tab) -> list[str]:
         if tab.inner_text("#when") == last:
             wrong.append("the slider does not move")
         tab.locator("#time").evaluate("(slider) => { slider.value = slider.max; slider.dispatchEvent(new Event('input')); }")
-    for side in ("left", "right"):
-        if tab.locator(f"#{side}-picture").count() and not tab.evaluate(f"document.getElementById('{side}-picture').naturalWidth"):
-            wrong.append(f"the {side} picture is not shown")
+    wrong += [
+        f"the {side} picture is not shown"
+        for side in ("left", "right")
+        if tab.locator(f"#{side}-picture").count() and not tab.evaluate(f"document.getElementById('{side}-picture').naturalWidth")
+    ]
     if tab.locator("#chart").count():
         if not tab.locator("#chart .scatterlayer .trace").count():
             wrong.append("the chart has no line")
@@ -108,6 +119,7 @@ def used(tab) -> list[str]:
         if last.count():
             last.scroll_into_view_if_needed()
             point = last.bounding_box()
+            assert point is not None  # the point is on the screen
             tab.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
             tab.wait_for_timeout(SETTLE)
             if not tab.locator("#chart .hoverlayer text").count():
@@ -122,24 +134,25 @@ def used(tab) -> list[str]:
 
 
 def main() -> None:
+    """Parse the arguments, test the page and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, metavar="REPORT.html")
     parser.add_argument(
         "--out",
         type=Path,
-        help="screenshots are OUT-desktop.png, OUT-phone.png, OUT-desktop-dark.png, OUT-phone-dark.png, and OUT-top.png (default: none are taken)",
+        help="take screenshots OUT-desktop.png, OUT-phone.png, OUT-desktop-dark.png, OUT-phone-dark.png and OUT-top.png (default: none)",
     )
-    parser.add_argument("--chromium", help="the browser's program (default: chromium on the PATH)")
+    parser.add_argument("--chromium", help="path of the browser (default: chromium on the PATH)")
     arguments = parser.parse_args()
     executable = arguments.chromium or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
-        raise UserError("no Chromium found on the PATH; install it, or give --chromium PROGRAM")
+        raise UserError("Chromium is not on the PATH; install it, or pass --chromium PROGRAM")
     if not arguments.page.is_file():
-        raise UserError(f"{arguments.page}: there is no such page; `gantrain report RUN` makes one")
+        raise UserError(f"{arguments.page}: is not a file; make a report with `gantrain report RUN`")
     wrong = browse(arguments.page, arguments.out, executable)
     for line in dict.fromkeys(wrong):
         print(line)
-    print(f"{arguments.page}: {f'{len(wrong)} things are wrong' if wrong else 'nothing is wrong'} at {', '.join(SIZES)}, light and dark")
+    print(f"{arguments.page}: {len(wrong) or 'no'} problem{'' if len(wrong) == 1 else 's'} at {', '.join(SIZES)}, light and dark")
     sys.exit(1 if wrong else 0)
 
 

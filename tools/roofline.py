@@ -1,11 +1,11 @@
-"""The convolutions and matrix products of a piece of work, written down as they happen and then done alone: the time they take is a bound.
+"""Record the convolutions and matrix products of a piece of work and run them alone: their time is a lower bound.
 
     with Roofline() as bound:
         trainer.update()
-    bound.run()  # the same convolutions and products, of the same shapes, orders in memory and precisions, one after the other
+    bound.run()  # the same operations, with the same shapes, memory formats and precisions
 
-What else an update does (normalisation, activations, pooling, spectral norms, the optimizer, the averages, Python) is what a
-faster trainer could save; these it cannot.
+A faster trainer could at best avoid the rest of an update: normalisation, activations, pooling, spectral norms, the optimizer,
+the averages, and Python.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")  # how their names begin, behind "aten::"
+COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")  # prefixes of operator names after "aten::"
 
 
 class Like(NamedTuple):
-    """What is known of a tensor without its values."""
+    """The properties of a tensor, without its values."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -29,16 +29,17 @@ class Like(NamedTuple):
     device: torch.device
 
     def make(self) -> Tensor:
-        there = [1 if stride == 0 else size for size, stride in zip(self.shape, self.strides)]  # what was expanded lies there once
+        """A tensor with these properties; floating-point values are random."""
+        there = [1 if stride == 0 else size for size, stride in zip(self.shape, self.strides)]  # expanded dimensions are stored once
         tensor = torch.empty_strided(there, self.strides, dtype=self.dtype, device=self.device)
         return (tensor.normal_() if tensor.is_floating_point() else tensor.zero_()).expand(self.shape)
 
 
 class Roofline(TorchDispatchMode):
-    """Inside, every convolution and matrix product is written down.
+    """A context that records every convolution and matrix product.
 
     Attributes:
-        calls: (operator, its arguments with a `Like` in place of each tensor), in order.
+        calls: (operator, args, kwargs) in order, with a `Like` instead of each tensor.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Roofline(TorchDispatchMode):
         self.calls: list[tuple[Any, tuple, dict]] = []
         self._tensors: dict[Like, Tensor] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
         if name.startswith(COUNTED) and not name.startswith("mm_"):
             described = tree_map(
@@ -57,7 +58,7 @@ class Roofline(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def filled(self, described: Any) -> Any:
-        """The arguments with a tensor in place of each `Like`: one for all that are alike."""
+        """Returns arguments with each `Like` replaced by a tensor; equal `Like`s share one tensor."""
         if isinstance(described, Like):
             if described not in self._tensors:
                 self._tensors[described] = described.make()
@@ -68,6 +69,6 @@ class Roofline(TorchDispatchMode):
 
     @torch.no_grad()
     def run(self) -> None:
-        """Do them all, and nothing else."""
+        """Run the recorded operations."""
         for func, args, kwargs in self.calls:
             func(*self.filled(args), **self.filled(kwargs))

@@ -1,10 +1,10 @@
-"""Does a swap hold, and is it the swap or the growth? The same game with and without either, over several seeds, at equal images.
+"""Compare training with and without swaps and batch growth, over several seeds and at equal numbers of images.
 
     python tools/swap_study.py configs/digits_swap.yaml --seeds 3 --folder runs/swap_study --out docs/swap_study.png
 
-Trains every arm with every seed (runs that are finished are read, not trained again; `--jobs` at a time, one thread each),
-prints the final scores by arm, mean and standard deviation over seeds, and draws the live score against images seen with what
-it is just before, at and after every swap.
+Trains every arm with every seed, `--jobs` runs at a time with one thread each; finished runs are read and not trained again.
+Prints the final scores of every arm (mean and standard deviation over seeds) and the live score just before, at and after
+the swaps, and plots the live score against the images seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gantrain.errors import UserError
 
 
 def arms_of(config: Config) -> dict[str, list[str]]:
-    """What each arm changes in a configuration that swaps and doubles the batch as it does."""
+    """Returns the overrides of each arm, for a configuration that swaps and doubles the batch at every swap."""
     swap, batching = config.swap, config.batching
     at = [swap.start_kimg + i * swap.every_kimg for i in range(99) if swap.start_kimg + i * swap.every_kimg < config.total_kimg]
     milestones = [[kimg, min(batching.batch_size * 2 ** (i + 1), batching.max_batch)] for i, kimg in enumerate(at)]
@@ -44,7 +44,11 @@ def arms_of(config: Config) -> dict[str, list[str]]:
 
 
 def train(config: str, overrides: list[str], run: Path) -> None:
-    """One run, in a process of its own with one thread; its words go to a log beside it."""
+    """Train one run in its own process with one thread; its output is written to a log next to the run folder.
+
+    Raises:
+        UserError: the training failed.
+    """
     run.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "gantrain", "train", config, f"run_dir={run}", "tracking.wandb.mode=disabled", *overrides]
     with open(run.with_suffix(".log"), "w") as log:
@@ -55,18 +59,18 @@ def train(config: str, overrides: list[str], run: Path) -> None:
 
 
 def read(run: Path) -> list[dict]:
-    """The lines of a run's record."""
+    """Returns all lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def final(lines: list[dict]) -> dict[str, float]:
-    """The scores at the end."""
+    """Returns the last line with scores."""
     return [line for line in lines if any(key.startswith("eval/live/") for key in line)][-1]
 
 
 def path_of(lines: list[dict], metric: str) -> list[tuple[float, float]]:
-    """(kimg, live score) of every time that it was taken, in order; a swap has two at one time."""
-    points = []
+    """Returns (kimg, live score) of every evaluation in order; a swap has two at the same kimg."""
+    points: list[tuple[float, float]] = []
     for line in lines:
         value = line["live"][metric] if line.get("event") == "swap" else line.get(f"eval/live/{metric}")
         if isinstance(value, float) and (not points or points[-1] != (line["nimg"] / 1000, value)):
@@ -75,11 +79,12 @@ def path_of(lines: list[dict], metric: str) -> list[tuple[float, float]]:
 
 
 def cell(values: list[float]) -> str:
+    """Mean and standard deviation, for a table."""
     return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def draw(records: dict[str, list[list[dict]]], metric: str, skip_kimg: float, out: Path) -> None:
-    """A panel an arm: the live score of every seed, and the score of the source average at the end."""
+    """Plot the live score of every seed, one panel per arm, with the swaps as dotted lines."""
     figure = Figure(figsize=(3.3 * len(records), 3.6), layout="constrained", dpi=130)
     shown = [v for runs in records.values() for lines in runs for kimg, v in path_of(lines, metric) if kimg >= skip_kimg]
     last = 1.02 * max(kimg for runs in records.values() for lines in runs for kimg, _ in path_of(lines, metric))
@@ -103,21 +108,22 @@ def draw(records: dict[str, list[list[dict]]], metric: str, skip_kimg: float, ou
 
 
 def main() -> None:
+    """Parse the arguments, train the runs, print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
-    parser.add_argument("--seeds", type=command.positive, default=3, help="0 .. N - 1 (default: 3)")
-    parser.add_argument("--jobs", type=command.positive, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/swap_study"), help="for the runs (default: runs/swap_study)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="applied to every run")
+    parser.add_argument("--seeds", type=command.positive, default=3, metavar="N", help="use the seeds 0 .. N - 1 (default: 3)")
+    parser.add_argument("--jobs", type=command.positive, default=os.cpu_count() or 1, help="runs at a time (default: one per core)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/swap_study"), help="folder of the runs (default: runs/swap_study)")
     parser.add_argument("--out", type=command.writable, default=Path("swap_study.png"), metavar="PNG")
     arguments = parser.parse_intermixed_args()
     config = load(arguments.config, arguments.overrides)
     if config.swap.source is None:
-        raise UserError(f"{arguments.config}: swap.source is null; the study needs an average to swap")
+        raise UserError(f"{arguments.config}: swap.source is null; set it to the average that the study should swap in")
     if config.batching.max_batch is None:
-        raise UserError(f"{arguments.config}: batching.max_batch is null; the study needs room for the batch to grow")
+        raise UserError(f"{arguments.config}: batching.max_batch is null; set it to the largest batch that the study may use")
     if any(override.partition("=")[0] in ("seed", "run_dir") for override in arguments.overrides):
-        raise UserError("seed and run_dir are the study's own: use --seeds and --folder")
+        raise UserError("seed and run_dir are set by the study; use --seeds and --folder instead")
     arms = arms_of(config)
     todo = [
         (
@@ -134,7 +140,7 @@ def main() -> None:
     for (_, _, run), arm in zip(todo, [arm for _ in range(arguments.seeds) for arm in arms]):
         records[arm].append(read(run))
         if records[arm][-1][-1]["nimg"] > images(config.total_kimg) + 10 * images(config.batching.batch_size / 1000):
-            raise UserError(f"{run}: is a longer run than {config.total_kimg:g} kimg; use another --folder")
+            raise UserError(f"{run}: was trained for more than {config.total_kimg:g} kimg; use another --folder")
     metric = next(key.removeprefix("eval/live/") for key in final(records["no swap"][0]) if key.startswith("eval/live/"))
     ended = [final(lines) for runs in records.values() for lines in runs]
     names = [name for name in ["live", *config.averagers] if all(f"eval/{name}/{metric}" in end for end in ended)]
@@ -156,7 +162,7 @@ def main() -> None:
                 + " |"
             )
     print(f"\nlive {metric} around all swaps of an arm; after: {config.swap.after_kimg:g} kimg later")
-    # The first scores are of noise and would press everything else to the floor of the picture.
+    # The first scores are those of noise and would flatten everything else in the picture.
     draw(records, metric, 0.499 * config.swap.start_kimg, arguments.out)
     print(f"drawn in {arguments.out}")
 

@@ -1,4 +1,4 @@
-"""Honest timings: variants in turns, in processes of their own where they would disturb each other."""
+"""Timing helpers: variants are measured alternately, and in separate processes if they would disturb each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Name = TypeVar("Name")
 
 
 def seconds_of(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds a call, over some calls."""
+    """Returns the seconds per call, averaged over `repeats` calls."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     begin = time.perf_counter()
@@ -38,7 +38,7 @@ def seconds_of(call: Callable[[], object], repeats: int, device: torch.device) -
 
 
 def seconds_cold(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """The same with caches full of something else before every call, as an update leaves them."""
+    """As `seconds_of`, but with the caches flushed before every call, as they are after a training update."""
     scratch = torch.zeros(2**26, device=device)  # 256 MiB
     taken = 0.0
     for _ in range(repeats):
@@ -48,7 +48,7 @@ def seconds_cold(call: Callable[[], object], repeats: int, device: torch.device)
 
 
 def machine(threads: int | None = None) -> str:
-    """The device and its software, for a table's head."""
+    """Describes the device and its software, for the head of a table."""
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -58,7 +58,7 @@ def machine(threads: int | None = None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What a figure was measured with, and when."""
+    """Returns the date, machine and package versions of a measurement."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "accelerate", "torch-fidelity", "numpy")}
     return {
         "date": date.today().isoformat(),
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The CPU's model as the system knows it."""
+    """Returns the CPU model, as the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -79,7 +79,7 @@ def processor() -> str:
 
 
 def in_turns(variants: Mapping[Name, Callable[[], float]], turns: int) -> dict[Name, list[float]]:
-    """Every variant's seconds at every turn, A B A B."""
+    """Measures all variants alternately (A B A B ...). Returns the seconds of every variant in every turn."""
     times: dict[Name, list[float]] = {name: [] for name in variants}
     for _ in range(turns):
         for name, measure in variants.items():
@@ -88,16 +88,18 @@ def in_turns(variants: Mapping[Name, Callable[[], float]], turns: int) -> dict[N
 
 
 class Variant:
-    """A piece of work in processes of its own, which wait while others have their turns. What a process sets (memory, threads,
-    TF32, precision) is then each variant's own.
+    """A piece of work in its own processes, which wait while other variants are measured.
+
+    So process-wide settings (memory, threads, TF32, precision) do not leak from one variant to another.
 
     Args:
-        work: what each process runs: with a connection to answer on, and `arguments`. It sends facts, then answers to what it is asked.
-        threads: of torch, of each process.
-        processes: how many, of one group; the first one's answers count.
+        work: what each process runs, given a connection to answer on, a temporary folder and `arguments`. It first sends its facts,
+            then answers requests.
+        threads: number of torch threads of each process.
+        processes: number of processes, in one process group; the answers of the first one are returned.
 
     Attributes:
-        facts: what was sent first.
+        facts: what the first process sent first.
     """
 
     def __init__(self, work: Callable[..., None], arguments: tuple, threads: int | None, processes: int = 1):
@@ -112,7 +114,7 @@ class Variant:
             }
         for rank in range(processes):
             ours, theirs = spawn.Pipe()
-            # Before it starts: NumPy's libraries look at the number of threads when they are loaded.
+            # The environment must be set before the process starts: NumPy's libraries read the number of threads when they load.
             environment = {
                 **(group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
                 **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
@@ -125,12 +127,13 @@ class Variant:
         self.facts = self._answer()
 
     def ask(self, what: str, number: int = 1) -> Any:
-        """What the first process answers, after all have done it."""
+        """Sends a request to all processes. Returns the answer of the first one after all have answered."""
         for _, connection in self._all:
             connection.send((what, number))
         return self._answer()
 
     def end(self) -> None:
+        """Stop the processes."""
         for _, connection in self._all:
             connection.send(None)
         for process, _ in self._all:
@@ -140,7 +143,7 @@ class Variant:
         try:
             answers = [connection.recv() for _, connection in self._all]
         except EOFError:
-            raise UserError("a variant's process has ended; what it said stands above") from None
+            raise UserError("the process of a variant failed; see its error message above") from None
         for answer in answers:
             if isinstance(answer, str):
                 raise UserError(answer)
@@ -148,7 +151,7 @@ class Variant:
 
 
 def variant_process(work: Callable[..., None], connection: Connection, arguments: tuple, threads: int | None) -> None:
-    """A process of a `Variant`."""
+    """The main function of a process of a `Variant`."""
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -159,7 +162,7 @@ def variant_process(work: Callable[..., None], connection: Connection, arguments
 
 
 def answer(connection: Connection, answers: Mapping[str, Callable[[int], Any]]) -> None:
-    """Answer until nothing more is asked, or nobody is left to ask."""
+    """Answer requests until None is received or the connection is closed."""
     with contextlib.suppress(EOFError, BrokenPipeError):
         while (asked := connection.recv()) is not None:
             connection.send(answers[asked[0]](asked[1]))

@@ -1,14 +1,15 @@
-"""Draw what the live weights of each past image count in every kind of average, through a batch that grows.
+"""Plot how much the weights at each past image count in every kind of average, while the batch grows.
 
     python tools/weight_profiles.py --out docs/weight_profiles.png
 
-The batch doubles twice on the way, at the dotted lines; no profile has a kink there, because every rule goes by images.
+The batch doubles at the two dotted lines. No profile has a kink there, because every rule is defined in images.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import command
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from gantrain.averaging import Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, weight_profile
 
 TOTAL, GROWS_AT, BATCHES = 100_000, (50_000, 80_000), (64, 128, 256)
-BIN = 2000  # images; wide enough that a rule which looks rarely is a line and not a comb
+BIN = 2000  # images; wide enough that a rule which samples rarely does not look like a comb
 RULES = {
     "ema: half-life 10 kimg": Ema(half_life_kimg=10, ramp_up=None),
     "ema_steps: decay 0.9956 at batch 64": EmaSteps(decay=0.9956, batch_size=64),
@@ -30,7 +31,7 @@ RULES = {
 
 
 def positions() -> list[int]:
-    """Images seen after every update."""
+    """Returns the number of images seen after every update."""
     nimg, ends = 0, []
     while nimg < TOTAL:
         nimg += BATCHES[sum(nimg >= at for at in GROWS_AT)]
@@ -38,11 +39,11 @@ def positions() -> list[int]:
     return ends
 
 
-def density(averager) -> tuple[np.ndarray, np.ndarray]:
-    """(middles of bins in kimg, weight per kimg) of the live weights in an average of the whole run."""
+def density(averager: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (centres of the bins in kimg, weight per kimg) of the live weights in an average over the whole run."""
     ends, weights = weight_profile(averager, positions())
     edges = np.arange(0, TOTAL + BIN, BIN)
-    # What was looked at stands for all images since the look before; the initial weights have no images of their own.
+    # Sampled weights represent all images since the previous sample; the initial weights represent no images.
     looks, weight = ends[1:][weights[1:] != 0.0], weights[1:][weights[1:] != 0.0]
     knots = np.append(max(0, 2 * looks[0] - looks[1]), looks)
     share = np.diff(np.interp(edges, knots, np.append(0.0, np.cumsum(weight))))
@@ -51,6 +52,7 @@ def density(averager) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
+    """Parse the arguments and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=command.writable, default=Path("weight_profiles.png"), metavar="PNG")
     out = parser.parse_args().out
@@ -71,7 +73,10 @@ def main() -> None:
         axes.spines[["top", "right"]].set_visible(False)
     note = figure.add_subplot(2, 4, len(RULES) + 1)
     note.axis("off")
-    text = "What the weights of each\npast image count in seven\naverages after 100 kimg.\n\nDotted: the batch doubles,\n64, 128, 256. The profiles\nhave no kink there: every\nrule goes by images."
+    text = (
+        "How much the weights at\neach past image count in\nseven averages after\n100 kimg.\n\n"
+        "Dotted: the batch doubles,\n64, 128, 256. The profiles\nhave no kink there: every\nrule is defined in images."
+    )
     note.text(0.05, 0.95, text, va="top", fontsize=11, linespacing=1.35)
     figure.savefig(out)
     print(f"drawn in {out}")

@@ -1,4 +1,4 @@
-"""Data sets: `build()` gives images as uint8 `[C, H, W]` with labels; the stream says which comes when."""
+"""Data sets: `build()` returns uint8 images `[C, H, W]` with labels; the stream determines their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A zip of images as StyleGAN's data set tool writes it, read in place: nothing is unpacked."""
+"""Zips of images in the format of StyleGAN's data set tool, read in place without unpacking."""
 
 from __future__ import annotations
 
@@ -22,30 +22,24 @@ from gantrain.data.imageset import ImageSet, Source, numbered_classes
 from gantrain.errors import UserError, check, one_line
 
 LABELS = "dataset.json"
-MOST_BYTES = 2**28  # of a member, unpacked: a few bytes of a zip can become many
-LOCAL_HEADER = "<4s22xHH"  # what stands before each member: a signature, ..., the lengths of its name and of what follows that
-ENCRYPTED = -1  # in the place of a method
-BROKEN = (
-    OSError,
-    zipfile.BadZipFile,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    ValueError,
-)  # encrypted and unknown compressions among them
+MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
+LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
+ENCRYPTED = -1  # stored instead of the compression method
+# zipfile raises RuntimeError for encrypted members and NotImplementedError for unknown compression methods.
+BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(Source):
-    """A zip of images with `dataset.json` (`{"labels": [["00000/img00000000.png", 3], ...]}`), as StyleGAN's tool makes it.
+    """A zip of images with `dataset.json` (`{"labels": [["00000/img00000000.png", 3], ...]}`), as StyleGAN's tool writes it.
 
-    Without a `dataset.json` the folders in the zip are the classes; where it says `"labels": null` there are none, and `labels:
-    false` is needed. Images are centre-cropped to a square and resized with antialiasing, where they have another size.
+    Without a `dataset.json`, the folders in the zip are the classes. If it contains `"labels": null`, the images have no classes
+    and `labels: false` is required. Images of another size are centre-cropped to a square and resized with antialiasing.
 
     Attributes:
-        root: the zip file.
-        channels: 3 (RGB) or 1 (grey); images are converted.
-        filter: "bicubic", "lanczos", "bilinear" or "box".
+        root: path of the zip file.
+        channels: number of colour channels that images are converted to: 3 (RGB) or 1 (grey).
+        filter: resampling filter for resizing: "bicubic", "lanczos", "bilinear" or "box".
     """
 
     root: str = ""
@@ -57,18 +51,23 @@ class Archive(Source):
         check(self, "channels", self.channels in (1, 3), "must be 1 or 3")
 
     def build(self) -> ImageSet:
+        """Index the zip; images are decoded on demand.
+
+        Raises:
+            UserError: the zip is missing, unreadable or contains no images, or its labels are invalid.
+        """
         if not self.root:
-            raise UserError("data.root must name the zip of images, got ''")
+            raise UserError("data.root must be the path of a zip of images, got ''")
         path = Path(self.root).expanduser()
         if not path.is_file():
-            raise UserError(f"data.root: there is no file {self.root!r}")
-        members, said = read_zip(path)
+            raise UserError(f"data.root: {self.root!r} is not a file; pass the path of a zip of images")
+        members, description = read_zip(path)
         if not members:
-            raise UserError(f"data.root: no image in {self.root!r} ({', '.join(sorted(EXTENSIONS))})")
+            raise UserError(f"data.root: {self.root!r} contains no images ({', '.join(sorted(EXTENSIONS))})")
         if not self.labels:
             numbers, classes = [0] * len(members), ["all"]
-        elif said is not None:
-            numbers, classes = labels_of(path, [member.filename for member in members], said["labels"])
+        elif description is not None:
+            numbers, classes = labels_of(path, [member.filename for member in members], description["labels"])
         else:
             paths = [PurePosixPath(member.filename) for member in members]
             folders = [path.parts[0] if len(path.parts) > 1 else "." for path in paths]
@@ -80,10 +79,10 @@ class Archive(Source):
 
 
 def read_zip(path: Path) -> tuple[list[zipfile.ZipInfo], dict[str, Any] | None]:
-    """(all images in the order of their names, what `dataset.json` says of `labels`, or None where there is no such file).
+    """Returns (all image members, sorted by name; the `labels` entry of `dataset.json`, or None if there is no such file).
 
     Raises:
-        UserError: it is no zip, or its `dataset.json` cannot be read.
+        UserError: the file is not a zip, or its `dataset.json` is unreadable.
     """
     try:
         with zipfile.ZipFile(path) as opened:
@@ -99,45 +98,42 @@ def read_zip(path: Path) -> tuple[list[zipfile.ZipInfo], dict[str, Any] | None]:
                 raise ValueError(f"{LABELS} is larger than {MOST_BYTES:,} bytes")
             return members, {"labels": json.loads(opened.read(LABELS))["labels"]}
     except (*BROKEN, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as a zip of images ({one_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as a zip of images ({one_line(error)}); replace the file") from None
 
 
 def labels_of(path: Path, members: list[str], labels: object) -> tuple[list[int], list[str]]:
-    """(a class for each image, the classes' names) from `dataset.json`.
+    """Returns (the class number of each image, the class names) from `dataset.json`.
 
     Raises:
-        UserError: there are no labels, an image has no class, or classes are no whole numbers.
+        UserError: there are no labels, an image has no label, or a label is not a whole number of at least 0.
     """
+    remedy = "set data.labels=false to train without labels"
     if labels is None:
-        raise UserError(f"{path}: has no labels (its {LABELS} says null); set data.labels=false to train without")
+        raise UserError(f"{path}: has no labels ({LABELS} contains null); {remedy}")
     try:
-        by_name = {str(name): label for name, label in labels}
+        by_name = {str(name): label for name, label in labels}  # type: ignore[attr-defined]  # any JSON value; the except refuses it
     except (TypeError, ValueError):
-        raise UserError(
-            f"{path}: the labels of its {LABELS} are no pairs of a name and a class; set data.labels=false to train without"
-        ) from None
+        raise UserError(f"{path}: the labels in {LABELS} are not pairs of a name and a class; {remedy}") from None
     missing = [name for name in members if name not in by_name]
     if missing:
-        raise UserError(
-            f"{path}: {len(missing)} images have no label in its {LABELS}, {missing[0]!r} among them; set data.labels=false to train without"
-        )
+        raise UserError(f"{path}: {len(missing)} images have no label in {LABELS}, for example {missing[0]!r}; {remedy}")
     numbers = [by_name[name] for name in members]
     strange = next((n for n in numbers if type(n) is not int or not 0 <= n < 2**31), None)
     if strange is not None:
-        raise UserError(f"{path}: a label of its {LABELS} is {strange!r}, not a class 0, 1, 2, ...; set data.labels=false to train without")
+        raise UserError(f"{path}: a label in {LABELS} is {strange!r}, not a class 0, 1, 2, ...; {remedy}")
     return numbers, numbered_classes(str(path), max(numbers), len(numbers))
 
 
 class ZipDecoder:
     """Decodes member number i to uint8 `[channels, resolution, resolution]`.
 
-    The zip's index is parsed once, before; its file is open once. All threads, and forked processes too, read at positions
-    of their own from it.
+    The zip's index has already been parsed, and its file stays open. Reads are positional (`pread`), so threads and forked
+    processes can share the open file.
     """
 
     def __init__(self, path: Path, members: list[zipfile.ZipInfo], resolution: int, channels: int, filter: str):
         self.path, self.resolution = path, resolution
-        # Arrays and no Python objects: as `folder.Decoder` says.
+        # Arrays instead of Python objects, for the reason given in `folder.Decoder`.
         self.names = np.array([member.filename.encode() for member in members])
         self.index = np.array(
             [(m.header_offset, m.compress_size, m.file_size, m.CRC, ENCRYPTED if m.flag_bits & 1 else m.compress_type) for m in members]
@@ -158,26 +154,26 @@ class ZipDecoder:
         self._open()
 
     def listing(self) -> str:
-        """SHA-256 of the names of all members and of how they are decoded."""
+        """SHA-256 of all member names and of the decoding settings."""
         digest = hashlib.sha256(f"{self.mode} {self.resolution} {self.filter.name}".encode())
         digest.update(b"\n".join(self.names.tolist()))
         return digest.hexdigest()
 
     def state(self, index: int) -> str:
-        """A member's size and sum: while they stay, it need not be read again."""
+        """A member's size and CRC; while they are unchanged, the member need not be read again."""
         _, _, size, crc, _ = self.index[index].tolist()
         return f"{size} {crc}"
 
     def __call__(self, index: int) -> torch.Tensor:
-        """The image.
+        """Decode one image.
 
         Raises:
-            UserError: the member does not decode; it is named.
+            UserError: the member does not decode; the message names it.
         """
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[torch.Tensor, bytes]:
-        """(the image, SHA-256 of the member)."""
+        """Returns (the image, the SHA-256 of the member)."""
         name = f"{self.path}: {bytes(self.names[index]).decode()}"
         try:
             data = self.unpacked(*self.index[index].tolist())
@@ -186,17 +182,21 @@ class ZipDecoder:
         return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
 
     def unpacked(self, offset: int, packed_size: int, size: int, crc: int, method: int) -> bytes:
-        """A member's bytes; its own errors where they are not what the index says."""
+        """Returns a member's bytes.
+
+        Raises:
+            ValueError, struct.error, zlib.error: the bytes do not match the index, or the member is too large or encrypted.
+        """
         if max(size, packed_size) > MOST_BYTES:
             raise ValueError(f"larger than {MOST_BYTES:,} bytes")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("encrypted" if method == ENCRYPTED else f"packed by method {method}, neither stored nor deflated")
+            raise ValueError("encrypted" if method == ENCRYPTED else f"compression method {method} is neither stored nor deflated")
         signature, name_length, extra_length = struct.unpack(LOCAL_HEADER, os.pread(self.file, struct.calcsize(LOCAL_HEADER), offset))
         if signature != b"PK\3\4":
             raise ValueError("its header is damaged")
         data = os.pread(self.file, packed_size, offset + struct.calcsize(LOCAL_HEADER) + name_length + extra_length)
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # no further, whatever comes
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # bounded, even if the member is a zip bomb
         if len(data) != size or zlib.crc32(data) != crc:
             raise ValueError("Bad CRC-32")
         return data

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits: embedded, no download."""
+"""scikit-learn's 1,797 handwritten digits, which need no download."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from gantrain.data.imageset import ImageSet, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Source):
-    """The UCI optical digits test set (Alpaydin and Kaynak 1998): 8x8 grey images of ten classes, resized smoothly."""
+    """The UCI optical digits test set (Alpaydin and Kaynak 1998): 8x8 grey images of ten classes, resized bicubically."""
 
     resolution: int = 16
 
     def build(self) -> ImageSet:
+        """All digits in memory, 1 channel."""
         from sklearn.datasets import load_digits
 
         data = load_digits()

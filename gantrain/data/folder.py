@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class."""
+"""A folder of images with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.errors import UserError, check, one_line
 
-MOST_PIXELS = 100_000_000  # of an image: more, out of a file of a few bytes perhaps, would fill the memory
+MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -24,12 +24,12 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 class Folder(Source):
     """Images under `root/CLASS/**`, centre-cropped to a square and resized with antialiasing.
 
-    Classes are the sub-folders of `root` in sorted order. With `labels: false` the images may also lie in `root` itself.
+    Classes are the sub-folders of `root` in sorted order. With `labels: false` the images may also be in `root` itself.
 
     Attributes:
-        root: the folder.
-        channels: 3 (RGB) or 1 (grey); images are converted.
-        filter: "bicubic", "lanczos", "bilinear" or "box"; each looks at every source pixel when it shrinks.
+        root: path of the folder.
+        channels: number of colour channels that images are converted to: 3 (RGB) or 1 (grey).
+        filter: resampling filter for resizing: "bicubic", "lanczos", "bilinear" or "box"; all antialias when they shrink.
     """
 
     root: str = ""
@@ -41,11 +41,16 @@ class Folder(Source):
         check(self, "channels", self.channels in (1, 3), "must be 1 or 3")
 
     def build(self) -> ImageSet:
+        """List the files; images are decoded on demand.
+
+        Raises:
+            UserError: the folder is missing or contains no images.
+        """
         if not self.root:
-            raise UserError("data.root must name the folder of images, got ''")
+            raise UserError("data.root must be the path of a folder of images, got ''")
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise UserError(f"data.root: there is no folder {self.root!r}")
+            raise UserError(f"data.root: {self.root!r} is not a folder; pass the folder that contains the images")
         classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
         files: list[Path] = []
         labels: list[int] = []
@@ -59,7 +64,7 @@ class Folder(Source):
         if not files:
             flat = ", or set data.labels=false for images without classes" if self.labels else ""
             raise UserError(
-                f"data.root: no image in {self.root!r}; images belong in one sub-folder a class ({', '.join(sorted(EXTENSIONS))}){flat}"
+                f"data.root: {self.root!r} contains no images ({', '.join(sorted(EXTENSIONS))}); put them in one sub-folder per class{flat}"
             )
         return ImageSet(
             name=f"folder/{root.name}",
@@ -72,7 +77,7 @@ class Folder(Source):
 
 
 def images_under(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted."""
+    """Returns all image files below a folder, sorted."""
     found = []
     for directory, _, names in os.walk(folder, followlinks=True):
         found += [Path(directory) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
@@ -82,8 +87,8 @@ def images_under(folder: Path) -> list[Path]:
 class Decoder:
     """Decodes file number i to uint8 `[channels, resolution, resolution]`.
 
-    File names are one block of bytes, not Python objects: counting references to a million of those would make every
-    worker process copy them.
+    File names are one block of bytes instead of Python objects: updating the reference counts of a million objects would
+    make every worker process copy their pages.
     """
 
     def __init__(self, root: Path, files: list[Path], resolution: int, channels: int, filter: str):
@@ -93,29 +98,30 @@ class Decoder:
         self.filter = Image.Resampling[filter.upper()]
 
     def path(self, index: int) -> Path:
+        """Path of file number `index`."""
         return self.root / os.fsdecode(bytes(self.names[index]))
 
     def listing(self) -> str:
-        """SHA-256 of the names of all files and of how they are decoded."""
+        """SHA-256 of all file names and of the decoding settings."""
         digest = hashlib.sha256(f"{self.mode} {self.resolution} {self.filter.name}".encode())
         digest.update(b"\n".join(self.names.tolist()))
         return digest.hexdigest()
 
     def state(self, index: int) -> str:
-        """A file's size and time of change: while they stay, it need not be read again."""
+        """A file's size and modification time; while they are unchanged, the file need not be read again."""
         status = self.path(index).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def __call__(self, index: int) -> torch.Tensor:
-        """The image.
+        """Decode one image.
 
         Raises:
-            UserError: the file does not decode; it is named.
+            UserError: the file does not decode; the message names it.
         """
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[torch.Tensor, bytes]:
-        """(the image, SHA-256 of the file)."""
+        """Returns (the image, the SHA-256 of the file)."""
         path = self.path(index)
         try:
             data = path.read_bytes()
@@ -125,14 +131,14 @@ class Decoder:
 
 
 def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
-    """A file's bytes as uint8 `[C, resolution, resolution]`: centre-cropped to a square and resized.
+    """Decodes a file's bytes to uint8 `[C, resolution, resolution]`, centre-cropped to a square and resized.
 
     Raises:
-        UserError: they do not decode; `name` is in its words.
+        UserError: the bytes do not decode; the message begins with `name`.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:  # read off its head: nothing is decoded yet
+            if opened.width * opened.height > MOST_PIXELS:  # known from the file's header; nothing is decoded yet
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
             return resized_image(opened, mode, resolution, filter)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -140,26 +146,26 @@ def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Im
 
 
 def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
-    """A picture as uint8 `[C, resolution, resolution]`, centre-cropped to a square; its own errors where it does not decode."""
+    """Converts a picture to uint8 `[C, resolution, resolution]`, centre-cropped to a square. Pillow's errors are passed on."""
     image = upright(image).convert(mode)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Cropped first: a filter that is given a box looks beyond it.
+    # Crop first: `resize(box=...)` lets the filter read pixels outside the box.
     image = image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def reason(error: Exception) -> str:
-    """Why an image does not decode; Pillow's own words name an object in memory where it knows no such format."""
-    return "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else one_line(error)
+    """Why an image does not decode. Pillow's own text for an unknown format contains a memory address, so it is replaced."""
+    return "not a format that Pillow knows" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture as a person sees it: turned as its EXIF data says, transparency on white, 16-bit grey at 8 bits.
+    """Returns a picture as it is displayed: rotated as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
 
     Raises:
-        ValueError: pixels of 32 bits, whose range nobody states; Pillow's own conversion would clip them.
+        ValueError: the pixels have 32 bits; their range is unknown, and Pillow's conversion would clip them.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""A data set as the trainer sees it: uint8 images of one size, labels, names."""
+"""A data set as the trainer sees it: uint8 images of one size, labels, and class names."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torch.utils.data import Dataset
 from gantrain.errors import UserError, check
 
 Where = Literal["auto", "device", "host", "disk"]
-TRIES = 100  # images after an unreadable one that may stand in for it
+TRIES = 100  # how many images of a class are tried as a replacement for an unreadable one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What every data set has in its `data:` section.
+    """The keys that every data set has in its `data:` section.
 
     Attributes:
-        resolution: height and width of the images handed out.
-        flip: mirror every image with probability one half.
-        labels: false trains without classes, whatever the data has.
-        keep_in: where the images live: "device", "host" (memory), "disk" (decoded as they are needed), or "auto", the
-            first of these in which they fit.
-        workers: processes a training process that decode ahead when the images stay on disk.
-        on_error: what an image that cannot be read does: "stop" ends the run with its name; "skip" names it and puts the next
-            readable image of its class in its place.
+        resolution: height and width of the training images, in pixels.
+        flip: whether to mirror each training image horizontally with probability 0.5.
+        labels: whether to use the data set's classes; false treats all images as one class.
+        keep_in: where the images are kept: "device" (accelerator memory), "host" (main memory), "disk" (decoded when
+            needed), or "auto", the first of these with enough room.
+        workers: number of decoding processes per training process, used when the images stay on disk; 0 decodes in the
+            training process itself.
+        on_error: what happens when an image cannot be read: "stop" ends the run and names the image; "skip" logs it and uses
+            the next readable image of the same class instead.
     """
 
     resolution: int = 32
@@ -50,17 +51,17 @@ class ImageSet(Dataset):
     """Images `[C, resolution, resolution]` uint8 with integer labels, in memory or decoded on demand.
 
     Attributes:
-        name: for messages and records.
+        name: name used in messages and records.
         labels: int64 `[N]`.
-        class_names: one a class; labels index it.
-        channels, resolution: of every image.
+        class_names: one name per class, indexed by label.
+        channels, resolution: shape of every image.
         pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
-        decode: index to uint8 `[C, H, W]`; raises `UserError` naming the file. Needed when `pixels` is None.
+        decode: maps an index to uint8 `[C, H, W]` and raises `UserError` naming the file. Required when `pixels` is None.
         content: SHA-256 of the files that images are decoded from, once they have been read.
-        skips: whether the next readable image of its class takes the place of one that is not.
-        skipped: what was wrong with those that were skipped before the run, by number.
-        mapped: whether `pixels` is a file that is mapped into memory, whose pages are read as they are needed.
-        verify: looks at every image once before a run, with a bar; raises `UserError`. None where there is nothing to be found.
+        skips: whether an unreadable image is replaced by the next readable image of its class.
+        skipped: why each image that was skipped before the run could not be read, by index.
+        mapped: whether `pixels` is a memory-mapped file, whose pages are read when needed.
+        verify: checks every image once before a run, given a progress bar, and raises `UserError`. None if there is nothing to check.
     """
 
     name: str
@@ -82,29 +83,32 @@ class ImageSet(Dataset):
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return len(self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor | UserError, int]:
-        """(image, label); the image is the error itself where it cannot be had, since a worker process cannot raise it whole."""
+        """Returns (image, label). An unreadable image is returned as its error, because raising it in a worker process would garble it."""
         image, label, _ = self.fetch(index)
         return image, label
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor | UserError, int, list[str]]]:
-        """What a `DataLoader` asks for, for `collate`."""
+        """Returns the items of a batch, as a `DataLoader` asks for them, for `collate`."""
         return [self.fetch(index) for index in indices]
 
     def fetch(self, index: int) -> tuple[Tensor | UserError, int, list[str]]:
-        """(image or why it cannot be had, label, what was skipped for it)."""
+        """Returns (the image or the error of reading it, its label, messages about images that were skipped)."""
         label = int(self.labels[index])
         if self.pixels is not None:
             return self.pixels[index], label, []
+        assert self.decode is not None
         try:
             return self.decode(index), label, []
         except UserError as error:
             return (error, label, []) if not self.skips else (*self.stand_in(index, error), [str(error)])
 
     def stand_in(self, index: int, error: UserError) -> tuple[Tensor | UserError, int]:
-        """The next readable image of the same class, and its label; the error where the class has none."""
+        """Returns (the next readable image of the same class, or an error if there is none; the label)."""
+        assert self.decode is not None
         label = self.labels[index]
         others = torch.nonzero(self.labels == label)[:, 0]
         at = int(torch.searchsorted(others, index))
@@ -113,31 +117,33 @@ class ImageSet(Dataset):
                 return self.decode(other), int(label)
             except UserError:
                 continue
-        return UserError(f"{error}; nor can the {min(TRIES, len(others) - 1)} images of its class after it be read"), int(label)
+        tried = min(TRIES, len(others) - 1)
+        return UserError(f"{error}; the next {tried} images of its class cannot be read either"), int(label)
 
     def unlabelled(self) -> ImageSet:
-        """The same images as a single class."""
+        """Makes all images one class, in place, and returns this set."""
         self.labels, self.class_names = torch.zeros_like(self.labels), ["all"]
         return self
 
     @property
     def bytes(self) -> int:
-        """Size in memory once decoded."""
+        """Size of all decoded images in bytes."""
         return len(self) * self.channels * self.resolution**2
 
     @property
     def listing(self) -> str:
-        """SHA-256 of what the images are called, how they are made and labelled, whatever their content."""
+        """SHA-256 of the images' names, labels and decoding settings; it does not depend on their content."""
+        decode = self.decode
         digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution} {self.class_names}".encode())
         digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
-        digest.update(self.decode.listing().encode() if hasattr(self.decode, "listing") else b"")
+        digest.update(decode.listing().encode() if decode is not None and hasattr(decode, "listing") else b"")
         return digest.hexdigest()
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: of names and bytes of the files that images come from, or of what was noted of them, else of the pixels.
+        """SHA-256 of the images' content: of `content` if the images come from files, otherwise of the pixels.
 
-        It does not depend on whether files have been decoded into memory.
+        It does not depend on whether the files have been decoded into memory.
         """
         if not self._fingerprint:
             digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution}".encode())
@@ -145,6 +151,7 @@ class ImageSet(Dataset):
             if self.decode is not None or self.content:
                 digest.update(self.content.encode())
             else:
+                assert self.pixels is not None
                 for chunk in self.pixels.split(4096):
                     digest.update(chunk.cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
@@ -152,19 +159,19 @@ class ImageSet(Dataset):
 
 
 def numbered_classes(name: str, largest: int, count: int) -> list[str]:
-    """Names of the classes of `count` images whose labels are numbers up to `largest`.
+    """Returns the class names of `count` images whose labels are numbers up to `largest`.
 
     Raises:
-        UserError: there are more classes than images; the list would be as long as any number in a file.
+        UserError: there would be more classes than images. Without this check a corrupt label could demand a list of any length.
     """
     if largest >= count:
         remedy = "number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
-        raise UserError(f"{name}: label {largest} makes more classes than its {count:,} images; {remedy}")
+        raise UserError(f"{name}: label {largest} implies more classes than there are images ({count:,}); {remedy}")
     return [str(i) for i in range(largest + 1)]
 
 
 def collate(items: list[tuple[Tensor | UserError, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]] | UserError:
-    """A batch of decoded images and labels and what was skipped for it, or the first error among them."""
+    """Returns (images, labels, messages about skipped images) of a batch, or the first error among its items."""
     for image, *_ in items:
         if isinstance(image, UserError):
             return image

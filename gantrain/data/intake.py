@@ -1,4 +1,4 @@
-"""What is checked of a data set before a run starts, and where its images are put."""
+"""Checks a data set before a run starts and decides where its images are kept."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 import torch
-from torch.utils.data import Dataset
 
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.errors import UserError
 
 NAMED = 10  # how many broken files one message names
-LOOKED_AT = 256  # how many images on disk the audit's range is taken from
-BLOCK = 512  # images decoded at a time, when all are
-SHARE_OF_MEMORY = 0.5  # of what is available, for images in memory
-SHARE_OF_DEVICE = 0.25  # of what is free on an accelerator, whose memory training needs
+LOOKED_AT = 256  # how many images on disk the audit samples
+BLOCK = 512  # images decoded at a time when the whole data set is read
+SHARE_OF_MEMORY = 0.5  # share of the available main memory that images may take
+SHARE_OF_DEVICE = 0.25  # share of the free accelerator memory that images may take; training needs the rest
 
 
 def prepare(
     source: Source, device: torch.device, processes_here: int = 1, progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
 ) -> ImageSet:
-    """Build a data set, refuse it where it cannot be right, and put its images where they fit.
+    """Build a data set, check it, and put its images where they fit.
 
     Args:
         source: the `data:` section.
-        device: that the training process uses.
+        device: the device of the training process.
         processes_here: how many training processes share this machine's memory.
-        progress: wraps an iterable of a known length, for a bar.
+        progress: wraps an iterable of a known length in a progress bar.
 
     Raises:
-        UserError: one line naming what is wrong.
+        UserError: the data set is unusable; the message names the cause.
     """
     images = source.build()
     if not isinstance(images, ImageSet):
@@ -52,22 +52,23 @@ def prepare(
         read_files(images, where != "disk", progress)
     elif images.mapped and getattr(source, "keep_in", "auto") == "host":
         images.pixels, images.mapped = images.pixels.clone(), False
-    images.fingerprint  # from the bytes where they are, before they move
+    _ = images.fingerprint  # computed and kept now, before the pixels move to the device
     if where == "device":
+        assert images.pixels is not None
         images.pixels, images.labels, images.mapped = images.pixels.to(device), images.labels.to(device), False
     return images
 
 
-def adopted(dataset: Dataset, name: str) -> ImageSet:
-    """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
+def adopted(dataset: Any, name: str) -> ImageSet:
+    """Wraps a plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`. Every item is read once for its label.
 
     Raises:
-        UserError: its items are something else.
+        UserError: the items are not square uint8 images.
     """
     image = dataset[0][0]
     if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[1] == image.shape[2]):
         raise UserError(
-            f"data: {name} must give square uint8 images [C, H, W] as tensors, and gives {getattr(image, 'dtype', type(image).__name__)}"
+            f"data: items of {name} must be square uint8 tensors [C, H, W], got {getattr(image, 'dtype', type(image).__name__)}"
         )
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
@@ -75,29 +76,29 @@ def adopted(dataset: Dataset, name: str) -> ImageSet:
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
-    """Raise for a set whose classes cannot be what the user means.
+    """Refuse a data set whose classes are probably not what the user meant.
 
     Raises:
-        UserError: one class where classes are asked for, or classes without images.
+        UserError: there is only one class although classes are wanted, or a class has no images.
     """
     counts = torch.bincount(images.labels, minlength=images.num_classes)
     if wanted_classes and images.num_classes == 1:
         raise UserError(
-            f"data: {images.name} has a single class, {images.class_names[0]!r}, and a conditional model learns nothing from it;"
+            f"data: {images.name} has only one class, {images.class_names[0]!r}, so a conditional model has nothing to learn;"
             f" point data.root at the folder whose sub-folders are the classes, or set data.labels=false"
         )
     empty = [images.class_names[i] for i in torch.nonzero(counts == 0)[:, 0].tolist()]
     if empty:
         names = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
         if images.name.startswith("folder/"):
-            raise UserError(f"data: {images.name} has no image of class {names}; fill or delete the empty class folders")
+            raise UserError(f"data: {images.name} has no images of class {names}; fill or delete the empty class folders")
         raise UserError(
-            f"data: {images.name} has no image with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
+            f"data: {images.name} has no images with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
         )
 
 
 def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: int) -> str:
-    """ "device", "host" or "disk": the first in which the images fit, or what is asked for."""
+    """Returns where to keep the images, "device", "host" or "disk": `keep_in`, or for "auto" the first with enough room."""
     if keep_in == "device" and device.type == "cpu":
         return "host"
     if keep_in != "auto":
@@ -110,21 +111,21 @@ def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: 
 
 
 def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int], Iterable]) -> None:
-    """Read and decode every image once before a run: broken ones are named now and not on the third day.
+    """Read and decode every image once before a run, so that broken files are reported at the start and not days later.
 
-    Sets `images.content`, and `images.pixels` if they are to be kept. What was found is cached by the files' names, sizes
-    and times of change, so that whoever next leaves them on disk, a run or its scorer, reads nothing.
+    Sets `images.content`, and `images.pixels` if `keep`. The result is cached under the files' names, sizes and modification
+    times, so the next run or scorer that leaves the images on disk need not read them.
 
     Raises:
-        UserError: names every image that does not decode, up to ten.
+        UserError: images do not decode; up to ten are named.
     """
-    seen = ""
-    if hasattr(images.decode, "state"):
+    seen, decode = "", images.decode
+    if decode is not None and hasattr(decode, "state"):
         state = hashlib.sha256(images.listing.encode())
         for index in range(len(images)):
             try:
-                state.update(images.decode.state(index).encode())
-            except OSError:  # gone, or not to be had: reading it will say so
+                state.update(decode.state(index).encode())
+            except OSError:  # missing or unreadable: reading it below reports the error
                 state.update(b"unreadable")
         seen = f"looked-{state.hexdigest()[:32]}.json"
         known = None if keep else seen_before(seen)
@@ -134,7 +135,7 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
             return
     content, done = hashlib.sha256(images.listing.encode()), 0
     shape = (len(images), images.channels, images.resolution, images.resolution)
-    pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # once: it may be half of the memory
+    pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # allocated only once: it may take half of the memory
     for block in decoded(images, range(len(images)), progress):
         for image, digest in block:
             content.update(digest)
@@ -146,8 +147,8 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
         keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
 
 
-def seen_before(name: str) -> dict | None:
-    """What the cache has of this name."""
+def seen_before(name: str) -> dict[str, Any] | None:
+    """Returns the cached result of an earlier `read_files`, or None."""
     try:
         return json.loads((cache_folder() / name).read_text())
     except (OSError, ValueError):
@@ -156,36 +157,39 @@ def seen_before(name: str) -> dict | None:
 
 def decoded(
     images: ImageSet, indices: Sequence[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
-) -> Iterator[list[tuple]]:
-    """Blocks of (image, digest of its file), decoded by several threads.
+) -> Iterator[list[tuple[torch.Tensor, bytes]]]:
+    """Yields blocks of (image, digest of its file), decoded by several threads.
 
     Raises:
-        UserError: after the last, names every image that does not decode, up to ten.
+        UserError: images do not decode; raised after the last block, it names up to ten.
     """
-    broken = []
+    broken: list[str] = []
+    decode = images.decode
+    assert decode is not None
 
     def read(index: int) -> tuple[torch.Tensor, bytes] | UserError:
+        """One image and its digest, or the error of reading it."""
         try:
-            if hasattr(images.decode, "read"):
-                return images.decode.read(index)
-            image = images.decode(index)
+            if hasattr(decode, "read"):
+                return decode.read(index)
+            image = decode(index)
             return image, hashlib.sha256(image.numpy().tobytes()).digest()
         except UserError as error:
             if not images.skips:
                 return error
-            image, _ = images.stand_in(index, error)
-            if isinstance(image, UserError):
-                return image
+            other, _ = images.stand_in(index, error)
+            if isinstance(other, UserError):
+                return other
             images.skipped[index] = str(error)
-            return image, b"unreadable"
+            return other, b"unreadable"
 
     blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
-    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:  # Pillow releases the GIL while it decodes
         for block in progress(blocks, len(blocks)):
-            found = list(pool.map(read, block))
-            broken += [str(item) for item in found if isinstance(item, UserError)]
+            items = list(pool.map(read, block))
+            broken += [str(item) for item in items if isinstance(item, UserError)]
             if not broken:
-                yield found
+                yield [item for item in items if not isinstance(item, UserError)]
     if broken:
         more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         them = "them" if len(broken) > 1 else "it"
@@ -193,29 +197,29 @@ def decoded(
 
 
 def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
-    """Some images by number: uint8 `[N, C, H, W]`.
+    """Decodes some images, given by index: uint8 `[N, C, H, W]`.
 
     Raises:
-        UserError: names every image that does not decode, up to ten.
+        UserError: images do not decode; up to ten are named.
     """
     return torch.cat([torch.stack([image for image, _ in block]) for block in decoded(images, indices)])
 
 
 def audit(images: ImageSet) -> str:
-    """One line about a data set: images, classes, smallest and largest class, size, range, where it lives.
+    """Describes a data set in one line: images, classes, smallest and largest class, shape, range, where it is kept.
 
     Raises:
-        UserError: all pixels looked at are equal, or an image does not decode.
+        UserError: all sampled pixels are equal, or an image does not decode.
     """
     if images.pixels is not None and not images.mapped:
         seen, looked = images.pixels, "all"
     else:
         step = max(1, len(images) // LOOKED_AT)
         some = range(0, len(images), step)[:LOOKED_AT]
-        seen, looked = images.pixels[list(some)] if images.mapped else decode_all(images, some), "a sample"
+        seen, looked = images.pixels[list(some)] if images.pixels is not None else decode_all(images, some), "a sample"
     low, high = int(seen.min()), int(seen.max())
     if low == high:
-        raise UserError(f"data: {images.name}: every pixel looked at is {low}; these are no pictures")
+        raise UserError(f"data: {images.name}: every pixel read is {low}, so the images are blank; check the data set")
     counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
     where = (
         "on disk"

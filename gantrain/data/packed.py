@@ -1,10 +1,10 @@
-"""A prepared data set: one array of uint8 images that is mapped into memory, labels, and a head in JSON.
+"""A prepared data set: a memory-mapped array of uint8 images, labels, and a head in JSON.
 
     FOLDER/images.npy   uint8 `[N, C, H, W]`
     FOLDER/labels.npy   int64 `[N]`
-    FOLDER/head.json    what it is, and the SHA-256 of the labels, of every 512 images and of itself
+    FOLDER/head.json    shape, classes and source, and the SHA-256 of the labels, of every 512 images and of the head itself
 
-`tools/prepare_dataset.py` writes one. All processes of a machine share the pages of the array; nothing is decoded in training.
+`tools/prepare_dataset.py` writes it. All processes of a machine share the array's pages, and training decodes nothing.
 """
 
 from __future__ import annotations
@@ -32,54 +32,57 @@ from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
 IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
-SUMS = ("sha256", "head_sha256")  # of the head, which are known at the end
+SUMS = ("sha256", "head_sha256")  # keys of the head that are only known at the end
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
-AGAIN = "make it again with tools/prepare_dataset.py"
+AGAIN = "rebuild it with tools/prepare_dataset.py"
 Progress = Callable[[Iterable, int], Iterable]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(Source):
-    """A folder that `tools/prepare_dataset.py` has written.
+    """A data set prepared by `tools/prepare_dataset.py`.
 
     Attributes:
-        root: the folder.
+        root: path of the folder that the tool wrote.
     """
 
     root: str = ""
 
     def build(self) -> ImageSet:
+        """Map the images into memory; raises as `read_packed`."""
         if not self.root:
-            raise UserError("data.root must name the folder of a prepared data set, got ''; tools/prepare_dataset.py makes one")
+            raise UserError("data.root must be the folder of a prepared data set, got ''; make one with tools/prepare_dataset.py")
         return read_packed(Path(self.root).expanduser(), self.resolution)
 
 
 def read_packed(folder: Path, resolution: int) -> ImageSet:
-    """A prepared data set, its images mapped and not read.
+    """Opens a prepared data set; its images are mapped into memory and not read yet.
 
     Raises:
-        UserError: it is none, or has another resolution, or its files are not as long as its head says.
+        UserError: the folder is not a prepared data set, has another resolution, or its files do not match its head.
     """
     head = read_head(folder)
     if head["resolution"] != resolution:
         raise UserError(
-            f"data.resolution: {folder} holds images of {head['resolution']}, not of {resolution}; set data.resolution={head['resolution']}, or prepare it anew"
+            f"data.resolution: {folder} contains images of resolution {head['resolution']}, not {resolution};"
+            f" set data.resolution={head['resolution']}, or prepare the images again at {resolution}"
         )
     shape = tuple(head[key] for key in ("images", "channels", "resolution", "resolution"))
     try:
-        pixels = np.load(folder / IMAGES, mmap_mode="c", allow_pickle=False)  # of the mapping's own pages, if anybody wrote
+        pixels = np.load(folder / IMAGES, mmap_mode="c", allow_pickle=False)  # copy-on-write: a stray write cannot reach the file
         labels = np.load(folder / LABELS, allow_pickle=False)
     except PermissionError as error:
         raise may_not_be_read(error, folder) from None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder}: is not whole ({one_line(error)}); {AGAIN}") from None
-    if (pixels.shape, pixels.dtype, labels.shape, labels.dtype) != (shape, np.uint8, shape[:1], np.int64) or sum_of(labels) != head[
-        "labels_sha256"
-    ]:
-        raise UserError(f"{folder}: {IMAGES} or {LABELS} is not what {HEAD} says; {AGAIN}")
+        raise UserError(f"{folder}: is incomplete ({one_line(error)}); {AGAIN}") from None
+    as_described = (pixels.shape, pixels.dtype, labels.shape, labels.dtype) == (shape, np.uint8, shape[:1], np.int64)
+    if not as_described or sum_of(labels) != head["labels_sha256"]:
+        raise UserError(f"{folder}: {IMAGES} or {LABELS} does not match {HEAD}; {AGAIN}")
     strange = labels[(labels < 0) | (labels >= len(head["classes"]))]
     if len(strange):
-        raise UserError(f"{folder}: {LABELS} holds label {strange[0]}, and {HEAD} names classes 0..{len(head['classes']) - 1}; {AGAIN}")
+        raise UserError(
+            f"{folder}: {LABELS} contains label {strange[0]}, but {HEAD} names only classes 0..{len(head['classes']) - 1}; {AGAIN}"
+        )
     images = ImageSet(
         f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True
     )
@@ -89,15 +92,15 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """The head of a prepared data set.
+    """Reads the head of a prepared data set.
 
     Raises:
-        UserError: there is none that can be read.
+        UserError: the head is missing, unreadable or damaged, or the data set is unfinished.
     """
     draft = drafts(folder)
     if not (folder / HEAD).is_file():
-        hint = f"; it is half made: the command that began {draft} goes on" if draft.is_dir() else "; tools/prepare_dataset.py makes one"
-        raise UserError(f"data.root: {str(folder)!r} is no prepared data set (it has no {HEAD}){hint}")
+        hint = f"run the command that began {draft} again to finish it" if draft.is_dir() else "make one with tools/prepare_dataset.py"
+        raise UserError(f"data.root: {str(folder)!r} is not a prepared data set (it has no {HEAD}); {hint}")
     try:
         head = json.loads((folder / HEAD).read_text())
     except PermissionError as error:
@@ -106,102 +109,118 @@ def read_head(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / HEAD}: cannot be read ({one_line(error)}); {AGAIN}") from None
     if folder.suffix == ".part" and isinstance(head, dict) and "sha256" not in head:
         whole = folder.with_suffix("")
-        origin = f"as it was begun (from {head.get('source')})"
         raise UserError(
-            f"data.root: {folder} is half made; tools/prepare_dataset.py with --out {whole}, {origin}, goes on; then data.root={whole}"
+            f"data.root: {folder} is unfinished (made from {head.get('source')});"
+            f" run the same tools/prepare_dataset.py command with --out {whole} again to finish it, then set data.root={whole}"
         )
     if not is_head(head):
-        raise UserError(f"{folder / HEAD}: is no head of a {FORMAT} set; {AGAIN}")
-    if head.get("head_sha256", sum_of_head(head)) != sum_of_head(head):  # the first sets had none
-        raise UserError(f"{folder / HEAD}: is not what was written; {AGAIN}")
+        raise UserError(f"{folder / HEAD}: is not a head in the format {FORMAT}; {AGAIN}")
+    if head.get("head_sha256", sum_of_head(head)) != sum_of_head(head):  # heads written before head_sha256 existed lack it
+        raise UserError(f"{folder / HEAD}: does not match its checksum; {AGAIN}")
     return head
 
 
 def is_head(head: Any) -> bool:
-    """Whether all fields of a head are there and have their types."""
+    """Whether all fields of a head exist and have the right types."""
     try:
         numbers = [head[key] for key in ("images", "channels", "resolution")]
         texts = [head["source"], head["listing"], head["labels_sha256"], head.get("head_sha256", ""), *head["classes"], *head["sha256"]]
         return (
-            head["format"] == FORMAT and all(type(n) is int and n > 0 for n in numbers) and all(isinstance(text, str) for text in texts)
-            and all(isinstance(head[key], list) for key in ("classes", "sha256")) and len(head["classes"]) > 0 and len(head["sha256"]) == -(-numbers[0] // BLOCK)
-        )  # fmt: skip
+            head["format"] == FORMAT
+            and all(type(n) is int and n > 0 for n in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(head[key], list) for key in ("classes", "sha256"))
+            and len(head["classes"]) > 0
+            and len(head["sha256"]) == -(-numbers[0] // BLOCK)
+        )
     except (AttributeError, KeyError, TypeError):
         return False
 
 
 def may_not_be_read(error: PermissionError, path: Path) -> UserError:
-    """The one line for a file that may be whole."""
-    return UserError(f"{error.filename or path}: may not be read (permission denied); have its owner allow it")
+    """The error for a file that exists but that this user may not read."""
+    return UserError(f"{error.filename or path}: is not readable (permission denied); ask its owner for read access")
 
 
 def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progress, always: bool = False) -> None:
-    """Read all images once and compare their sums; the next start finds that done, while the file's size and time of change stay.
+    """Read all images once and compare them with their checksums.
+
+    Success is cached, so the next start skips the check while the file's size and modification time are unchanged.
+
+    Args:
+        always: check even if the cache says that the file has been checked.
 
     Raises:
-        UserError: names what is damaged.
+        UserError: images are damaged; the message says which.
     """
+    assert images.pixels is not None
     status = (folder / IMAGES).stat()
     seen = (
         f"packed-{hashlib.sha256(f'{folder.resolve()} {status.st_size} {status.st_mtime_ns} {images.content}'.encode()).hexdigest()[:32]}"
     )
     if not always and (cache_folder() / seen).is_file():
         return
-    pixels, wrong = images.pixels.numpy(), []
+    pixels = images.pixels.numpy()
     blocks = range(len(head["sha256"]))
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # neither reading nor hashing holds the interpreter's lock
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # reading and hashing both release the GIL
         sums = pool.map(lambda i: sum_of(pixels[i * BLOCK : (i + 1) * BLOCK]), blocks)
         wrong = [i for i, (found, wanted) in enumerate(progress(zip(sums, head["sha256"]), len(blocks))) if found != wanted]
     if wrong:
         some = ", ".join(f"{i * BLOCK}..{min((i + 1) * BLOCK, len(images)) - 1}" for i in wrong[:5]) + (
             f" and {len(wrong) - 5} more blocks" if len(wrong) > 5 else ""
         )
-        raise UserError(f"{folder / IMAGES}: damaged: images {some} are not what was written; {AGAIN}")
+        raise UserError(f"{folder / IMAGES}: is damaged: images {some} do not match their checksums; {AGAIN}")
     keep_file(seen, b"")
 
 
 def sum_of(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def sum_of_head(head: dict[str, Any]) -> str:
-    """SHA-256 of all that a head says but this."""
+    """SHA-256 of all fields of a head except `head_sha256`."""
     return hashlib.sha256(
         json.dumps({key: value for key, value in head.items() if key != "head_sha256"}, sort_keys=True).encode()
     ).hexdigest()
 
 
 def drafts(folder: Path) -> Path:
-    """Where a set is while it is being made."""
+    """Where a data set is kept until it is complete."""
     return folder.with_name(f"{folder.name}.part")
 
 
 def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambda it, total: it) -> int:
-    """Write a data set as a prepared one; what an earlier, interrupted call has done is not done again. Returns how many images were decoded.
+    """Write a data set as a prepared one, continuing an interrupted call. Returns how many images this call decoded.
 
     Args:
-        images: decoded on demand, or in memory.
-        folder: to be made; while it is being made its name ends in .part.
-        source: what the head says it was made from.
-        progress: wraps an iterable of a known length, for a bar.
+        images: the data set, decoded on demand or in memory.
+        folder: the folder to create; until it is complete, its name ends in .part.
+        source: description of the origin, stored in the head.
+        progress: wraps an iterable of a known length in a progress bar.
 
     Raises:
-        UserError: the folder is there, being made, or half made from something else, the disk is too small, or images do not
-            decode (they are named).
+        UserError: the folder already exists, is being written by another process or was begun from another source, the disk
+            is too small, or images do not decode (up to ten are named).
     """
     draft = drafts(folder)
     if folder.exists():
-        raise UserError(f"{folder}: is there already; delete it, or give another --out")
-    head = {
-        "format": FORMAT, "images": len(images), "channels": images.channels, "resolution": images.resolution, "classes": images.class_names,
-        "source": source, "listing": images.listing, "labels_sha256": sum_of(images.labels.numpy()),
-    }  # fmt: skip
+        raise UserError(f"{folder}: already exists; delete it, or pass another --out")
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "images": len(images),
+        "channels": images.channels,
+        "resolution": images.resolution,
+        "classes": images.class_names,
+        "source": source,
+        "listing": images.listing,
+        "labels_sha256": sum_of(images.labels.numpy()),
+    }
     refuse_small_disk(images, draft)
     draft.mkdir(parents=True, exist_ok=True)
     with locked(draft):
         if begun(draft) not in (None, head):
-            raise UserError(f"{draft}: was begun from something else, or with other settings; delete it to begin anew")
+            raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
             write_whole(draft / HEAD, json.dumps(head).encode())
             sums, made = write_images(images, draft, progress)
@@ -212,9 +231,9 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not read_done(draft / DONE):  # or a command that was mistyped would keep the disk full
+            if not read_done(draft / DONE):  # nothing to continue: do not leave an empty draft that fills the disk
                 shutil.rmtree(draft, ignore_errors=True)
-            raise UserError(f"{draft}: {error.strerror}; make room, and the same command goes on") from None
+            raise UserError(f"{draft}: {error.strerror}; free some space and run the same command again to continue") from None
         draft.rename(folder)
         for name in (DONE, ".lock"):
             (folder / name).unlink(missing_ok=True)
@@ -222,36 +241,36 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
 
 
 def refuse_small_disk(images: ImageSet, draft: Path) -> None:
-    """Raise where the images that are still to be written do not fit.
+    """Refuse to start if the images that remain to be written do not fit on the disk.
 
     Raises:
-        UserError: there is not enough room.
+        UserError: there is not enough space.
     """
     there = next(path for path in (draft, *draft.absolute().parents) if path.is_dir())
     written = (draft / IMAGES).stat().st_blocks * 512 if (draft / IMAGES).is_file() else 0
     needed, free = max(0, images.bytes - written) + 8 * len(images) + A_LITTLE, shutil.disk_usage(there).free
     if needed > free:
-        room = f"the images need {in_words(needed)} and {in_words(free)} are free there"
-        raise UserError(f"{there}: {room}; make room, or give another --out or a smaller --resolution")
+        space = f"the images need {in_words(needed)}, but only {in_words(free)} are free"
+        raise UserError(f"{there}: {space}; free some space, or pass another --out or a smaller --resolution")
 
 
 def locked(draft: Path) -> IO[str]:
-    """The lock of a set that is being made, held as long as the returned file is open.
+    """Locks an unfinished data set for as long as the returned file is open.
 
     Raises:
-        UserError: another process makes it.
+        UserError: another process is writing it.
     """
     try:
         return lock.locked(draft)
     except InUse as owner:
-        raise UserError(f"{draft}: is being made by {owner}; wait for it, stop it, or give another --out") from None
+        raise UserError(f"{draft}: is being written by {owner}; wait for it or stop it, or pass another --out") from None
 
 
 def begun(draft: Path) -> dict[str, Any] | None:
-    """What an earlier call has begun: its head, as it was before there were sums.
+    """The head that an earlier, interrupted call wrote, without checksums; None if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the head is unreadable.
     """
     try:
         return {key: value for key, value in json.loads((draft / HEAD).read_text()).items() if key not in SUMS}
@@ -260,11 +279,11 @@ def begun(draft: Path) -> dict[str, Any] | None:
     except PermissionError as error:
         raise may_not_be_read(error, draft / HEAD) from None
     except (ValueError, AttributeError, RecursionError):
-        raise UserError(f"{draft / HEAD}: is damaged; delete {draft} to begin anew") from None
+        raise UserError(f"{draft / HEAD}: is damaged; delete {draft} to start over") from None
 
 
 def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[list[str], int]:
-    """(the sum of every block, how many images were decoded); every block that is done is noted."""
+    """Writes the images, recording each finished block. Returns (the checksum of every block, how many images were decoded)."""
     count = len(images)
     with open(draft / IMAGES, "r+b" if (draft / IMAGES).is_file() else "w+b") as file:
         file.seek(0)
@@ -274,16 +293,17 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
         begin, size = file.tell(), images.channels * images.resolution**2
 
         def block(i: int) -> bytes:
+            """The bytes of a block as they are in the file."""
             file.seek(begin + i * BLOCK * size)
             return file.read((min((i + 1) * BLOCK, count) - i * BLOCK) * size)
 
         blocks = -(-count // BLOCK)
-        # What was said to be done is looked at: a machine that lost its power may have lost what it had not written.
+        # Recorded blocks are verified: after a power failure the record may be ahead of the data on disk.
         done = {i: digest for i, digest in read_done(draft / DONE).items() if i < blocks and hashlib.sha256(block(i)).hexdigest() == digest}
         todo = [i for i in range(blocks) if i not in done]
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, begin + count * size)  # a disk that is too small says so now
+                os.posix_fallocate(file.fileno(), 0, begin + count * size)  # fails now if the disk is too small
             indices = [index for i in todo for index in range(i * BLOCK, min((i + 1) * BLOCK, count))]
             whole = progress(in_blocks(images, todo, indices), len(todo))
             with open(draft / DONE, "a") as record:
@@ -297,25 +317,24 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
             file.flush()
             os.fsync(file.fileno())
         except OSError:
-            file.truncate(begin + min((max(done, default=-1) + 1) * BLOCK, count) * size)  # the room behind the last block that is done
+            file.truncate(begin + min((max(done, default=-1) + 1) * BLOCK, count) * size)  # release the space after the last finished block
             raise
     return [done[i] for i in range(blocks)], len(indices)
 
 
 def in_blocks(images: ImageSet, todo: list[int], indices: list[int]) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each block that is to be done, decoded by several threads."""
+    """Yields (number, bytes) of each block in `todo`, decoded by several threads."""
     if images.pixels is not None:
         for i in todo:
             yield i, images.pixels[i * BLOCK : (i + 1) * BLOCK].contiguous().numpy().tobytes()
         return
-    at = 0
-    for found in decoded(images, indices):  # in pieces of BLOCK: only the very last block is shorter
-        yield todo[at], torch.stack([image for image, _ in found]).numpy().tobytes()
-        at += 1
+    # `decoded` yields BLOCK images at a time, so only the very last block is shorter.
+    for i, found in zip(todo, decoded(images, indices), strict=True):
+        yield i, torch.stack([image for image, _ in found]).numpy().tobytes()
 
 
 def read_done(path: Path) -> dict[int, str]:
-    """What an interrupted call has noted; a line that was cut short counts as not there."""
+    """Returns the checksums of the blocks that an interrupted call recorded; a truncated line is ignored."""
     done = {}
     try:
         for line in path.read_text().splitlines():
@@ -327,7 +346,7 @@ def read_done(path: Path) -> dict[int, str]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A file that is the old one or the new one, whatever happens."""
+    """Write a file atomically: after a crash it has either its old or its new content."""
     draft = path.with_suffix(".new")
     with open(draft, "wb") as file:
         file.write(data)

@@ -1,11 +1,11 @@
-"""Which image comes when: the sample order as a pure function of (seed, position).
+"""The order of the training images, as a pure function of (seed, position).
 
-The stream is endless and indexed by position: epoch e is the positions e*N .. e*N + N - 1 and shows every image once, in
-an order of its own. The order is a keyed permutation evaluated per position in O(1) memory and time, so that shuffling and
-resuming a billion images costs what it costs for a thousand.
+The stream is endless and indexed by position. Epoch e covers the positions e*N .. e*N + N - 1 and contains every image once,
+in its own order. The order is a keyed permutation, evaluated per position in O(1) memory and time, so shuffling or resuming
+a billion images costs the same as a thousand.
 
-Within an update of B = b x W x k images, round j of process r takes b positions from position + (j*W + r) * b. A
-process's micro-batches are therefore the positions (m*W + r) * b for m = 0, 1, 2, ..., whatever k is, now or later.
+In an update of B = b x W x k images, round j of process r takes b positions starting at position + (j*W + r) * b. So the
+micro-batches of a process start at the positions (m*W + r) * b for m = 0, 1, 2, ..., independently of k.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +26,14 @@ from gantrain.errors import UserError
 from gantrain.interruption import SIGNALS
 
 T = TypeVar("T")
-AHEAD = 4  # micro-batches that are gathered ahead
-LEAVE = 300  # seconds after which a worker that was told to go goes by itself
+AHEAD = 4  # how many micro-batches are gathered in advance
+LEAVE = 300  # seconds until a worker that received SIGTERM exits on its own
 FEISTEL_ROUNDS = 8
-MIN_HALF_BITS = 4  # a domain of at least 256: rounds on fewer bits mix poorly
+MIN_HALF_BITS = 4  # so the domain has at least 256 elements; rounds on fewer bits mix poorly
 
 
 def permuted(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
-    """Which of `size` images stands at each position of the stream: int64, in 0 .. size - 1.
+    """Returns which of `size` images is at each position of the stream: int64, in 0 .. size - 1.
 
     A Feistel network over the smallest even number of bits that holds `size`, keyed by (seed, epoch), with cycle walking:
     a result outside 0 .. size - 1 is permuted again until it falls inside (Black and Rogaway 2002, section 3), which
@@ -50,7 +50,7 @@ def permuted(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
 
 
 def feistel(seed: int, epochs: np.ndarray, values: np.ndarray, half_bits: int) -> np.ndarray:
-    """A permutation of 0 .. 4**half_bits - 1 for each epoch: uint64 in, uint64 out, element by element."""
+    """Applies each epoch's permutation of 0 .. 4**half_bits - 1 elementwise: uint64 in, uint64 out."""
     mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
     left, right = values >> shift, values & mask
     for turn in range(FEISTEL_ROUNDS):
@@ -68,14 +68,14 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 class PositionSampler:
-    """The image indices of one process's micro-batches, in order, without end: a batch sampler for `DataLoader`."""
+    """Yields the image indices of one process's micro-batches, in order and without end: a batch sampler for `DataLoader`."""
 
     def __init__(self, seed: int, size: int, micro_batch: int, rank: int, world: int, start: int):
         self.seed, self.size, self.micro_batch, self.rank, self.world = seed, size, micro_batch, rank, world
         self.start = start
 
     def positions(self, turn: int) -> np.ndarray:
-        """Positions of this process's micro-batch number `turn` after the start."""
+        """Stream positions of this process's micro-batch number `turn`, counted from the start: uint64 `[b]`."""
         first = self.start + (turn * self.world + self.rank) * self.micro_batch
         return np.arange(first, first + self.micro_batch, dtype=np.uint64)
 
@@ -87,51 +87,56 @@ class PositionSampler:
 
 
 def steadfast(worker: int) -> None:
-    """Have a worker outlive what its whole process group or job is told: its owner finishes an update with it, and ends it."""
+    """Makes a decoding worker ignore signals that are sent to the whole job.
+
+    The training process still needs the worker to finish its update, and ends the worker itself.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEAVE))  # what the owner ends one with that does not listen
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEAVE))  # DataLoader sends SIGTERM to a worker that does not stop
 
 
-class Ahead:
-    """Results of a function of 0, 1, 2, ..., some of them ahead, by a thread."""
+class Ahead(Generic[T]):
+    """Computes `make(0)`, `make(1)`, ... in a thread, a few results in advance."""
 
     def __init__(self, make: Callable[[int], T], depth: int = AHEAD):
         self._make, self._pool, self._turn = make, ThreadPoolExecutor(1), 0
         self._waiting = deque(self._pool.submit(make, turn) for turn in range(depth))
 
     def next(self) -> T:
+        """The next result, in order; raises what `make` raised."""
         result = self._waiting.popleft()
         self._turn += 1
         self._waiting.append(self._pool.submit(self._make, self._turn + len(self._waiting)))
         return result.result()
 
     def close(self) -> None:
+        """Stop the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def pinned(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU's tensor in pinned memory if it is to go to a GPU: a copy out of pageable memory may wait for the device."""
+    """Pins a CPU tensor that will be copied to a GPU, since a copy from pageable memory may block until the device is idle."""
     return x.pin_memory() if x.device.type == "cpu" and device.type == "cuda" else x
 
 
 def sent(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor on a device, on its way there while this process goes on."""
+    """Copies a tensor to a device without waiting for the copy."""
     device = torch.device(device)
     return pinned(x, device).to(device, non_blocking=True)
 
 
 class RealBatches:
-    """Real micro-batches of one process, from a position of the stream on.
+    """The real micro-batches of one process, starting at a position of the stream.
 
-    Images in memory are gathered where they lie, on the device if they are there; those of a mapped file, and those that are on their way
-    to a GPU, ahead by a thread; others are decoded ahead by worker processes. Flips are drawn per position.
+    Images in memory are gathered on the device that holds them. A thread gathers in advance if the images are memory-mapped or must be
+    copied to a GPU. Images that are not in memory are decoded in advance by worker processes. Flips are drawn per position.
 
     Args:
         images: the data set.
         start: position in the stream of the update's first image; a multiple of micro_batch x world.
-        flip: mirror every image with probability one half.
-        workers: processes that decode ahead, for images that are not in memory.
+        flip: whether to mirror each image with probability 0.5.
+        workers: number of processes that decode in advance, for images that are not in memory.
     """
 
     def __init__(
@@ -141,7 +146,7 @@ class RealBatches:
         self.images, self.seed, self.flip, self.device = images, seed, flip, device
         self.sampler = PositionSampler(seed, len(images), micro_batch, rank, world, start)
         self.turn = 0
-        self.skipped: list[str] = []  # what could not be read, until somebody says it and clears the list
+        self.skipped: list[str] = []  # messages about unreadable images; whoever logs them clears the list
         self._loaded: Iterator[tuple[torch.Tensor, torch.Tensor, list[str]] | UserError] | None = None
         self._gathered: Ahead | None = None
         if images.pixels is None:
@@ -149,7 +154,7 @@ class RealBatches:
         elif images.pixels.device.type == "cpu" and (images.mapped or device.type == "cuda"):
             self._gathered = Ahead(self.gather)
 
-    def _loader(self, images: Dataset, workers: int) -> DataLoader:
+    def _loader(self, images: Dataset[Any], workers: int) -> DataLoader[Any]:
         return DataLoader(
             images,
             batch_sampler=self.sampler,
@@ -159,17 +164,18 @@ class RealBatches:
             pin_memory=self.device.type == "cuda",
             collate_fn=collate,
             worker_init_fn=steadfast,
-            generator=torch.Generator(),  # or the workers' seed would be drawn from the global one
+            generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
         )
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Stop the workers and the thread."""
         self._loaded = None
         if self._gathered:
             self._gathered.close()
 
     def gather(self, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Micro-batch number `turn` of images in memory, where they lie; pinned where they are to be copied to a GPU."""
+        """Micro-batch number `turn` of images in memory, on the device that holds them; pinned if it will be copied to a GPU."""
+        assert self.images.pixels is not None
         indices = torch.from_numpy(permuted(self.seed, self.sampler.positions(turn), len(self.images)))
         indices = sent(indices, self.images.pixels.device)
         return pinned(self.images.pixels[indices], self.device), pinned(self.images.labels[indices], self.device)
@@ -178,13 +184,13 @@ class RealBatches:
         """The next micro-batch: uint8 `[b, C, H, W]` and labels int64 `[b]`, on the device.
 
         Raises:
-            UserError: an image does not decode; it is named.
+            UserError: an image does not decode; the message names it.
         """
         turn, self.turn = self.turn, self.turn + 1
         if self._loaded is not None:
             batch = next(self._loaded)
             if isinstance(batch, UserError):
-                # A new one: the batch itself would hold on to the workers through its traceback.
+                # Raise a new error: the traceback of the old one would keep the workers alive.
                 raise UserError(f"{batch}; replace it and run the same command again, or set data.on_error=skip")
             x, y, skipped = batch
             self.skipped += skipped

@@ -1,6 +1,6 @@
 """CIFAR-10, CIFAR-100 and STL-10, downloaded and checked by torchvision.
 
-CIFAR is read from its binary release: the Python release is a pickle, and gantrain unpickles nothing.
+CIFAR is read from its binary release, because the Python release is a pickle and gantrain never unpickles.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gantrain.errors import UserError, one_line
 
 @dataclass(frozen=True)
 class CifarRelease:
-    """Where a binary release lies and how its records are made: label bytes, then 3 x 32 x 32 image bytes."""
+    """A binary release: its URL, its files and the format of its records (label bytes, then 3 x 32 x 32 image bytes)."""
 
     title: str
     url: str
     md5: str
     folder: str
     files: dict[str, list[str]]
-    label_bytes: int  # CIFAR-100 has a coarse label in front of the fine one; the last byte counts
+    label_bytes: int  # CIFAR-100 stores a coarse label before the fine one; the last byte is used
     names: str
 
 
@@ -56,9 +56,9 @@ class Cifar10(Source):
     """CIFAR-10 (Krizhevsky 2009): 50,000 training images 32x32 of ten classes.
 
     Attributes:
-        root: folder that holds, or receives, `cifar-10-batches-bin/`.
-        split: "train" or "test".
-        download: fetch the release when it is not there.
+        root: folder that contains `cifar-10-batches-bin/`, or into which it is downloaded.
+        split: which part of the data set to use: "train" or "test" (10,000 images).
+        download: whether to download the data set (162 MB) if it is missing.
     """
 
     root: str = "data"
@@ -66,18 +66,26 @@ class Cifar10(Source):
     download: bool = True
 
     def build(self) -> ImageSet:
+        """One split in memory; raises as `read_cifar`."""
         return read_cifar(CIFAR10, self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Source):
-    """CIFAR-100 (Krizhevsky 2009): 50,000 training images 32x32 of a hundred classes. Attributes as CIFAR-10's."""
+    """CIFAR-100 (Krizhevsky 2009): 50,000 training images 32x32 of a hundred classes.
+
+    Attributes:
+        root: folder that contains `cifar-100-binary/`, or into which it is downloaded.
+        split: which part of the data set to use: "train" or "test" (10,000 images).
+        download: whether to download the data set (161 MB) if it is missing.
+    """
 
     root: str = "data"
     split: Literal["train", "test"] = "train"
     download: bool = True
 
     def build(self) -> ImageSet:
+        """One split in memory; raises as `read_cifar`."""
         return read_cifar(CIFAR100, self)
 
 
@@ -86,9 +94,10 @@ class Stl10(Source):
     """STL-10 (Coates, Ng and Lee 2011): 96x96 colour images of ten classes, 5,000 for training and 8,000 for testing.
 
     Attributes:
-        root: folder that holds, or receives, `stl10_binary/`.
-        split: "train", "test", or "unlabeled" (100,000 images without classes; needs `labels: false`).
-        download: fetch the set when it is not there.
+        root: folder that contains `stl10_binary/`, or into which it is downloaded.
+        split: which part of the data set to use: "train", "test", or "unlabeled" (100,000 images without classes; requires
+            `labels: false`).
+        download: whether to download the data set (2.6 GB) if it is missing.
     """
 
     resolution: int = 96
@@ -97,6 +106,11 @@ class Stl10(Source):
     download: bool = True
 
     def build(self) -> ImageSet:
+        """One split in memory.
+
+        Raises:
+            UserError: the data set is missing and cannot be downloaded, or the unlabeled split is used with classes.
+        """
         from torchvision.datasets import STL10
 
         if self.split == "unlabeled" and self.labels:
@@ -106,7 +120,7 @@ class Stl10(Source):
                 fetch(STL10.url, STL10.tgz_md5, self.root)
             data = STL10(self.root, split=self.split)
             names = list(data.classes)
-        except (RuntimeError, OSError, AttributeError) as error:  # the last where only class_names.txt is missing
+        except (RuntimeError, OSError, AttributeError) as error:  # AttributeError if only class_names.txt is missing
             raise not_there("STL-10", self.root, "stl10_binary", "https://ai.stanford.edu/~acoates/stl10/", error) from error
         labels = torch.from_numpy(np.maximum(data.labels, 0).astype(np.int64))
         names = names if self.split != "unlabeled" else ["all"]
@@ -115,10 +129,10 @@ class Stl10(Source):
 
 
 def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
-    """A split of a CIFAR release, downloaded first when it is not there and may be.
+    """Reads one split of a CIFAR release, after downloading it if it is missing and `source.download` is true.
 
     Raises:
-        UserError: the release is neither there nor to be had, or a file of it is cut short.
+        UserError: the release is missing and cannot be downloaded, or one of its files is damaged.
     """
     folder = Path(source.root).expanduser() / release.folder
     needed = [*release.files[source.split], release.names]
@@ -127,7 +141,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
             fetch(release.url, release.md5, source.root)
         except (RuntimeError, OSError) as error:
             raise not_there(release.title, source.root, release.folder, release.url, error) from error
-    images, labels = [], []
+    image_parts, label_parts = [], []
     record = release.label_bytes + 3 * 32 * 32
     for name in needed:
         if not (folder / name).is_file():
@@ -136,25 +150,25 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
         data = np.fromfile(folder / name, dtype=np.uint8)
         if data.size == 0 or data.size % record:
             raise UserError(
-                f"{folder / name}: {data.size} bytes are no whole number of {record}-byte records; delete {folder} and fetch it again"
+                f"{folder / name}: {data.size} bytes are not a whole number of {record}-byte records; delete {folder} and download it again"
             )
         data = data.reshape(-1, record)
-        labels.append(data[:, release.label_bytes - 1])
-        images.append(data[:, release.label_bytes :].reshape(-1, 3, 32, 32))
+        label_parts.append(data[:, release.label_bytes - 1])
+        image_parts.append(data[:, release.label_bytes :].reshape(-1, 3, 32, 32))
     names = (folder / release.names).read_text().split()
-    labels = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+    labels = torch.from_numpy(np.concatenate(label_parts).astype(np.int64))
     if int(labels.max()) >= len(names):
-        raise UserError(f"{folder}: label {int(labels.max())} has no name in {release.names}; delete {folder} and fetch it again")
-    pixels = resized(torch.from_numpy(np.concatenate(images)), source.resolution)
+        raise UserError(f"{folder}: label {int(labels.max())} has no name in {release.names}; delete {folder} and download it again")
+    pixels = resized(torch.from_numpy(np.concatenate(image_parts)), source.resolution)
     return ImageSet(f"{release.title.lower()}/{source.split}", labels, names, 3, source.resolution, pixels)
 
 
 def fetch(url: str, md5: str, root: str) -> None:
-    """Download an archive into `root`, unless it is there already, and unpack it beside itself.
+    """Download an archive into `root`, unless it is already there, and unpack it into `root`.
 
     Raises:
-        RuntimeError, OSError: it cannot be had, or its sum is another.
-        UserError: it holds what no archive of data holds.
+        RuntimeError, OSError: the download failed, or its MD5 sum is wrong.
+        UserError: the archive is damaged or unsafe to unpack.
     """
     from torchvision.datasets.utils import download_url
 
@@ -164,15 +178,15 @@ def fetch(url: str, md5: str, root: str) -> None:
 
 
 def not_there(title: str, root: str, folder: str, url: str, error: Exception) -> UserError:
-    """The one line for a set that is neither on disk nor downloadable."""
+    """The error for a data set that is missing and cannot be downloaded."""
     return UserError(
         f"data.root: {title} is not under {root!r} ({one_line(error)});"
-        f" get {url} where there is network and unpack it to {Path(root) / folder}"
+        f" download {url} on a machine with network access and unpack it to {Path(root) / folder}"
     )
 
 
 def resized(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
-    """uint8 `[N, C, H, W]` resized with antialiasing, unchanged where it has the resolution already."""
+    """Resizes uint8 `[N, C, H, W]` with antialiasing; returns it unchanged if it already has the resolution."""
     if pixels.shape[-1] == resolution:
         return pixels
     from torchvision.transforms.v2.functional import resize

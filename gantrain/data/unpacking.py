@@ -1,11 +1,13 @@
-"""Archives from elsewhere are data: nothing in one is written outside the folder that it is unpacked to."""
+"""Safe unpacking of downloaded archives: no member is written outside the target folder."""
 
 from __future__ import annotations
 
 import stat
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from gantrain.errors import UserError, one_line
 
@@ -13,12 +15,13 @@ BLOCK = 2**20
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar (compressed or not) or zip archive: its folders and plain files, all of them looked at before the first is written.
+    """Unpack a tar (compressed or not) or zip archive. All members are checked before the first one is written.
 
     Raises:
-        UserError: it is neither, or a member's name leaves the folder, or a member is a link or a device; it is named.
+        UserError: the file is neither a tar nor a zip, or a member would leave the folder or is a link or a device.
         OSError: a file cannot be written.
     """
+    members: list[tuple[str, bool, bool, Any]]
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as opened:
@@ -29,29 +32,38 @@ def unpack(archive: Path, folder: Path) -> None:
                 members = [(m.filename, m.is_dir(), plain(m), m) for m in opened.infolist()]
                 write_members(archive, folder, members, opened.open)
         else:
-            raise UserError(f"{archive}: is no tar or zip archive; delete it and fetch it again")
+            raise UserError(f"{archive}: is not a tar or zip archive; delete it and download it again")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{archive}: cannot be read as an archive ({one_line(error)}); delete it and fetch it again") from error
+        raise UserError(f"{archive}: cannot be read as an archive ({one_line(error)}); delete it and download it again") from error
 
 
 def plain(member: zipfile.ZipInfo) -> bool:
-    """Whether a zip's member is a file and no link; one made where there are no such things does not say."""
+    """Whether a zip's member is a regular file. The kind is 0 in archives made on systems without Unix file modes."""
     kind = stat.S_IFMT(member.external_attr >> 16)
     return kind in (0, stat.S_IFREG)
 
 
-def write_members(archive: Path, folder: Path, members: list[tuple], open_member) -> None:
-    """Write members, (name, is a folder, is a plain file, itself) each, below a folder."""
+def write_members(archive: Path, folder: Path, members: list[tuple[str, bool, bool, Any]], open_member: Callable[[Any], Any]) -> None:
+    """Write members below a folder.
+
+    Args:
+        members: (name, whether it is a folder, whether it is a regular file, the member itself) each.
+        open_member: opens a member for reading bytes.
+
+    Raises:
+        UserError: as `unpack`.
+    """
+    unsafe = "the archive is unsafe: do not use it"
     for name, is_folder, is_file, _ in members:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or "\\" in name or ".." in parts or ":" in (parts[0] if parts else ""):
-            raise UserError(f"{archive}: its member {name!r} would be written outside {folder}; this is no archive of data: do not use it")
+            raise UserError(f"{archive}: its member {name!r} would be written outside {folder}; {unsafe}")
         if not (is_folder or is_file):
-            raise UserError(f"{archive}: its member {name!r} is a link or a device; this is no archive of data: do not use it")
+            raise UserError(f"{archive}: its member {name!r} is a link or a device; {unsafe}")
     for name, is_folder, _, member in members:
         target = folder / name
-        if folder.resolve() not in [target.resolve(), *target.resolve().parents]:  # through a link that is there already
-            raise UserError(f"{archive}: its member {name!r} would be written outside {folder}; this is no archive of data: do not use it")
+        if folder.resolve() not in [target.resolve(), *target.resolve().parents]:  # through a link that already exists in the folder
+            raise UserError(f"{archive}: its member {name!r} would be written outside {folder}; {unsafe}")
         if is_folder:
             target.mkdir(parents=True, exist_ok=True)
             continue

@@ -148,7 +148,7 @@ def describe(found: Memorisation, evaluator: Evaluator, source: Source, out: Pat
     return (
         f"{num} images of {source.average} against {evaluator.real.taken} of {evaluator.real.name}, L2 in"
         f" {evaluator.extractor.identity}: median distance {generated:.4g} to the nearest real image, {between:.4g} from a real image to"
-        f" its nearest other; {found.share:.1%} of them are as close to a real image as the closest {SHARE:.0%} of real images are to another"
-        f" ({found.threshold:.4g}); an independent sample of the data would have {SHARE:.0%};"
+        f" its nearest other; {found.share:.1%} of them are as close to a real image as the closest {SHARE:.0%} of real images are to"
+        f" another ({found.threshold:.4g}); an independent sample of the data would have {SHARE:.0%};"
         f" the {min(SHOWN, num)} closest, with their neighbours, in {out}"
     )

@@ -1,4 +1,4 @@
-"""Metrics: pure functions of features, `compute(features_fake, features_real) -> {name: float}`; and what extracts features."""
+"""Metrics, which are pure functions of features, `compute(features_fake, features_real) -> {name: float}`, and feature extractors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gantrain.score_names import HIGHER_IS_BETTER
 
 METRICS: dict[str, type] = {"fid": Fid, "is": InceptionScore, "kid": Kid, "prc": PrecisionRecall, "fid_infinity": FidInfinity}
 EXTRACTORS: dict[str, type] = {"inception": InceptionFeatures, "digits": DigitsFeatures}
-SPREADS = ("_std", SUFFIX)  # ends of names that are no scores but say how sure one is
+SPREADS = ("_std", SUFFIX)  # suffixes of names that are not scores but the uncertainty of one
 
 
 def needs(metric: object) -> str:
-    """What a metric needs of its reference: "features", "moments" (mean and covariance), or "nothing"."""
+    """Returns what a metric needs from its reference: "features", "moments" (mean and covariance), or "nothing"."""
     return getattr(metric, "needs", "features")
 
 

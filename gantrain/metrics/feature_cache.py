@@ -1,4 +1,4 @@
-"""Features of the real images, kept on disk by what they were made from."""
+"""A disk cache for the features of real images, keyed by a fingerprint of what they were computed from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gantrain.metrics.featureset import FeatureSet
 
 
 def fingerprint(images: str, count: int | None, extractor: str) -> str:
-    """What a reference is: SHA-256 (16 hex digits) of the images' fingerprint, how many, and the extractor's identity."""
+    """Identifies a reference: SHA-256 (16 hex digits) of the images' fingerprint, their count, and the extractor's identity."""
     return hashlib.sha256(f"{images}/{count}/{extractor}".encode()).hexdigest()[:16]
 
 
 def cached(print_: str) -> FeatureSet | None:
-    """The features kept under a fingerprint, None where there are none or they cannot be read."""
+    """Returns the features cached under a fingerprint, or None if there are none or the file is unreadable."""
     try:
         tensors = from_bytes((cache_folder() / f"reference-{print_}.safetensors").read_bytes())
         return FeatureSet(tensors["features"], tensors["logits"])
@@ -26,6 +26,6 @@ def cached(print_: str) -> FeatureSet | None:
 
 
 def keep(print_: str, features: FeatureSet) -> None:
-    """Keep features for the next run."""
+    """Cache features under a fingerprint."""
     tensors = {"features": features.features.contiguous(), "logits": features.logits.contiguous()}
     keep_file(f"reference-{print_}.safetensors", to_bytes(tensors))

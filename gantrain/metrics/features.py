@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images to feature vectors and class logits."""
+"""Feature extractors, which map uint8 images to feature vectors and class logits."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DIGITS_RECORD = HERE / "digits_classifier.json"
 
 @dataclass(frozen=True)
 class Extractor:
-    """What an extractor's `build` gives.
+    """A loaded extractor, as `build` returns it.
 
     Attributes:
-        extract: uint8 `[N, C, H, W]` on the device to (features `[N, d]`, logits `[N, c]`), float32.
-        identity: names the network and its weights; part of a reference's fingerprint.
+        extract: maps uint8 `[N, C, H, W]` on the device to (features `[N, d]`, logits `[N, c]`), float32.
+        identity: identifies the network and its weights; part of the fingerprint of a reference.
     """
 
     extract: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,12 +38,13 @@ class Extractor:
 
 @dataclass(frozen=True)
 class InceptionFeatures:
-    """Inception-v3 as FID and IS were defined on it (torch-fidelity's port, "inception-v3-compat"), 2048 features.
+    """The Inception-v3 for which FID and IS were defined (torch-fidelity's port "inception-v3-compat"), with 2048 features.
 
     Attributes:
-        weights: path of the weights (.pth as torch-fidelity publishes them, or .safetensors); null takes them from
-            torch's hub folder, downloading them first where they are missing.
-        layer: feature layer, "2048" as published; "64", "192" and "768" are cheaper and compare with nothing.
+        weights: path of the weights, a .pth as published by torch-fidelity or a .safetensors; null uses torch's hub folder
+            and downloads them (91 MB) if they are missing.
+        layer: feature layer, named by its width: "2048" as published, or "64", "192" or "768", which are cheaper but not
+            comparable with published scores.
     """
 
     weights: str | None = None
@@ -58,19 +59,25 @@ class InceptionFeatures:
 
     @property
     def metric_prefix(self) -> str:
-        """Bare metric names belong to the 2048 features alone."""
+        """Prefix of score names: empty for the 2048 features, which alone have the bare names."""
         return "" if self.layer == "2048" else f"inception{self.layer}_"
 
     def fetch(self) -> None:
-        """Download the weights if they are needed and missing; to be called by one process first."""
+        """Download the weights if they are missing. One process calls this before the others call `build`."""
         inception_weights_path(self.weights)
 
     def build(self, device: torch.device) -> Extractor:
+        """Load the network onto a device.
+
+        Raises:
+            UserError: the weights are missing, cannot be downloaded, or are not those of this network.
+        """
         path = inception_weights_path(self.weights)
         state, digest = read_weights(path)
         network = build_inception(state, path, self.layer).to(device)
 
         def extract(images: Tensor) -> tuple[Tensor, Tensor]:
+            """Features and logits of uint8 images of 1 or 3 channels."""
             features, logits = network(images.expand(-1, 3, -1, -1).contiguous())
             return features.float(), logits.float()
 
@@ -79,21 +86,26 @@ class InceptionFeatures:
 
 @dataclass(frozen=True)
 class DigitsFeatures:
-    """A small classifier of handwritten digits that ships with gantrain: 64 features, for the embedded data.
+    """A small classifier of handwritten digits that ships with gantrain, with 64 features, for the digits data set.
 
-    Its scores say how runs on digits compare with each other; they compare with nothing else.
+    Its scores compare runs on digits with each other; they are not comparable with any other scores.
     """
 
     metric_prefix: ClassVar[str] = "digits_"
 
     def fetch(self) -> None:
-        """Nothing to download."""
+        """Does nothing: the weights ship with gantrain."""
 
     def build(self, device: torch.device) -> Extractor:
+        """Load the network onto a device.
+
+        Raises:
+            UserError: the installed weights are damaged.
+        """
         data = DIGITS_WEIGHTS.read_bytes()
         digest, wanted = hashlib.sha256(data).hexdigest(), json.loads(DIGITS_RECORD.read_text())["sha256"]
         if digest != wanted:
-            raise UserError(f"{DIGITS_WEIGHTS}: its SHA-256 {digest} is not the recorded {wanted}; install gantrain again")
+            raise UserError(f"{DIGITS_WEIGHTS}: is damaged: its SHA-256 is {digest}, not {wanted}; reinstall gantrain")
         network = DigitsClassifier()
         network.load_state_dict(load_safetensors(data))
         network.to(device).eval().requires_grad_(False)
@@ -101,10 +113,7 @@ class DigitsFeatures:
 
 
 class DigitsClassifier(nn.Module):
-    """Three convolutions, mean over positions, one linear map: uint8 `[N, C, H, W]` to (features `[N, 64]`, logits `[N, 10]`).
-
-    Images are taken to grey and to 16x16.
-    """
+    """Three convolutions, a mean over positions and a linear layer. Images are converted to grey and resized to 16x16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +123,7 @@ class DigitsClassifier(nn.Module):
         self.out = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 `[N, C, H, W]` to (features `[N, 64]`, logits `[N, 10]`)."""
         x = images.float().mean(dim=1, keepdim=True) / 255
         if x.shape[-2:] != (16, 16):
             x = F.interpolate(x, size=(16, 16), mode="bilinear", antialias=True)
@@ -124,15 +134,15 @@ class DigitsClassifier(nn.Module):
 
 
 def inception_weights_path(weights: str | None) -> Path:
-    """Where the Inception weights are; downloads torch-fidelity's into torch's hub folder when none are given.
+    """Returns the path of the Inception weights; if `weights` is None, downloads torch-fidelity's into torch's hub folder.
 
     Raises:
-        UserError: the given file is not there, or the download failed: names the URL, the target and the option.
+        UserError: the given file is missing, or the download failed; the message names the URL, the target and the key to set.
     """
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise UserError(f"eval.features.weights: there is no file {weights!r}")
+            raise UserError(f"eval.features.weights: {weights!r} is not a file; pass the path of the weights, or null to download them")
         return path
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -144,38 +154,41 @@ def inception_weights_path(weights: str | None) -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"eval.features: Inception weights could not be fetched ({one_line(error)}); get {URL_INCEPTION_V3} where there is"
-                f" network and put it into {path.parent}, or give its path as eval.features.weights=PATH"
+                f"eval.features: Inception weights could not be downloaded ({one_line(error)}); download {URL_INCEPTION_V3} on a machine"
+                f" with network access and put it into {path.parent}, or set eval.features.weights=PATH"
             ) from error
     return path
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """A state dictionary and the SHA-256 of its file. Only tensors are read: no code in the file can run.
+    """Returns a state dictionary and the SHA-256 of its file. Only tensors are read, so no code in the file can run.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file is not a state dictionary of tensors.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes()), digest
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of a pickle's protocol is no help here
+            warnings.simplefilter("ignore")  # torch warns about the pickle protocol of foreign files
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file provokes, it is the file's fault
+    except Exception as error:  # a damaged or hostile file can raise anything
         raise UserError(
-            f"{path}: holds no weights that can be read safely ({type(error).__name__}); give torch-fidelity's .pth or a .safetensors"
+            f"{path}: contains no weights that can be read safely ({type(error).__name__}); use torch-fidelity's .pth or a .safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
-        raise UserError(f"{path}: holds no dictionary of weights; give torch-fidelity's .pth or a .safetensors")
+        raise UserError(f"{path}: is not a dictionary of weights; use torch-fidelity's .pth or a .safetensors")
     return state, digest
 
 
 def build_inception(state: dict[str, Tensor], path: Path, layer: str) -> nn.Module:
-    """torch-fidelity's Inception with the given weights, giving (features, unbiased logits).
+    """Returns torch-fidelity's Inception with the given weights; it maps images to (features, unbiased logits).
 
-    The constructor fetches its weights itself, by a load that may unpickle; it is handed ours instead.
+    Its constructor loads weights itself, in a way that may unpickle code, so its loader is replaced for the duration of the call.
+
+    Raises:
+        UserError: the weights are those of another network.
     """
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
@@ -184,6 +197,8 @@ def build_inception(state: dict[str, Tensor], path: Path, layer: str) -> nn.Modu
     try:
         return module.FeatureExtractorInceptionV3("inception-v3-compat", [layer, "logits_unbiased"], verbose=False)
     except RuntimeError as error:
-        raise UserError(f"{path}: these are not the weights of inception-v3-compat ({one_line(error)[:120]})") from error
+        raise UserError(
+            f"{path}: these are not the weights of inception-v3-compat ({one_line(error)[:120]}); use torch-fidelity's"
+        ) from error
     finally:
         module.load_state_dict_from_url = fetch

@@ -1,4 +1,4 @@
-"""Features of a set of images, with the statistics that metrics share."""
+"""The features of a set of images and the statistics that several metrics need."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Moments = dict[str, np.ndarray]  # mu `[d]` and sigma `[d, d]`, float64
 
 @dataclass
 class FeatureSet:
-    """Features `[N, d]` and logits `[N, c]`, float32 on the CPU, of N images.
+    """Features `[N, d]` and logits `[N, c]` of N images, float32 on the CPU.
 
     Attributes:
-        given: moments that come with the features, or in their place (N is 0 then), from a file of statistics.
+        given: moments from a file of statistics, in addition to the features or instead of them (then N is 0).
     """
 
     features: Tensor
@@ -29,10 +29,10 @@ class FeatureSet:
 
     @cached_property
     def moments(self) -> Moments:
-        """Mean `[d]` and unbiased covariance `[d, d]`, float64; computed once for a reference that is used often.
+        """Mean `[d]` and unbiased covariance `[d, d]`, float64, cached because a reference is used many times.
 
-        The mean is summed in float32, as torch-fidelity does it: in float64 its seventh digit would be right, and the FID of 50,000
-        images would leave torch-fidelity's by more than a millionth.
+        The mean is summed in float32, as torch-fidelity does. A float64 sum would be more accurate, but the FID of 50,000 images
+        would then differ from torch-fidelity's by more than one part in a million.
         """
         if self.given is not None:
             return self.given
@@ -42,11 +42,11 @@ class FeatureSet:
         return {"mu": found["mu"].astype(np.float64), "sigma": found["sigma"]}
 
     def part(self, indices: np.ndarray) -> FeatureSet:
-        """Some of the images, by number."""
+        """The features of some of the images, given by index."""
         chosen = torch.from_numpy(indices)
         return FeatureSet(self.features[chosen], self.logits[chosen])
 
 
 def of_moments(moments: Moments) -> FeatureSet:
-    """Moments without the features behind them: enough for a metric that `needs` no more."""
+    """Wraps moments without features, for metrics that need only moments."""
     return FeatureSet(torch.empty(0, len(moments["mu"])), torch.empty(0, 0), moments)

@@ -10,12 +10,13 @@ from gantrain.metrics.featureset import FeatureSet, Moments
 
 @dataclass(frozen=True)
 class Fid:
-    """Squared Fréchet distance between Gaussians fitted to both sets of features; 0 is best, it falls with N."""
+    """Squared Fréchet distance between Gaussians fitted to both sets of features. Lower is better, 0 is best; it decreases with N."""
 
     scores: ClassVar[tuple[str, ...]] = ("fid",)  # that can be best
     needs: ClassVar[str] = "moments"  # of the reference
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        """Returns `fid`."""
         return {"fid": distance(features_fake.moments, features_real.moments)}
 
 

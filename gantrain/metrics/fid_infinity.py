@@ -11,21 +11,21 @@ from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
 from gantrain.metrics.fid import distance
 
-SMALLEST = 5000  # generated images of the smallest FID, as published for 50,000
+SMALLEST = 5000  # number of generated images in the smallest FID, as published for 50,000
 
 
 @dataclass(frozen=True)
 class FidInfinity:
-    """Where a line through FIDs of several sizes, against 1 / size, meets 0; 0 is best.
+    """The intercept of a line fitted to FIDs of several sample sizes against 1 / size. Lower is better, 0 is best.
 
-    FID is biased by a constant over N, to first order, and the constant depends on the generator (Chong and Forsyth 2020,
-    "Effectively unbiased FID and Inception Score and where to find them", arXiv 1911.07023, section 3). Each FID is of a random
-    part of the generated set, without replacement; sizes go evenly from a tenth of it (5,000 at most) to all. The bias from
-    the reference's own size stays.
+    To first order, the bias of FID is a constant over N, and the constant depends on the generator (Chong and Forsyth 2020,
+    "Effectively unbiased FID and Inception Score and where to find them", arXiv 1911.07023, section 3). Each FID uses a random
+    subset of the generated images, without replacement. The sizes are evenly spaced from a tenth of the images (5,000 at most)
+    to all of them. The bias due to the size of the reference remains.
 
     Attributes:
-        points: sizes, 15 as published.
-        seed: of the random parts.
+        points: number of sample sizes; 15 as published.
+        seed: seed of the random subsets.
     """
 
     scores: ClassVar[tuple[str, ...]] = ("fid_infinity",)
@@ -39,6 +39,7 @@ class FidInfinity:
         check(self, "seed", self.seed >= 0, "must be at least 0")
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        """Returns `fid_infinity`."""
         total, random = len(features_fake), np.random.default_rng(self.seed)
         sizes = np.unique(np.linspace(min(SMALLEST, max(2, total // 10)), total, self.points).astype(int))
         parts = [features_fake if size == total else features_fake.part(random.permutation(total)[:size]) for size in sizes]

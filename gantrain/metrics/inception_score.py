@@ -11,7 +11,11 @@ from gantrain.metrics.featureset import FeatureSet
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """exp of the mean divergence of p(y|x) from p(y), over `splits` parts; from 1 to the number of classes, higher is better."""
+    """exp of the mean KL divergence of p(y|x) from p(y). Higher is better, from 1 to the number of classes.
+
+    Attributes:
+        splits: number of parts of the generated images whose scores are averaged; 10 as published.
+    """
 
     scores: ClassVar[tuple[str, ...]] = ("is",)  # that can be best
     needs: ClassVar[str] = "nothing"  # of the reference
@@ -23,6 +27,7 @@ class InceptionScore:
         check(self, "splits", self.splits >= 1, "must be at least 1")
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        """Returns `is` and `is_std`, the standard deviation over the splits; the real features are not used."""
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
         splits = min(self.splits, len(features_fake))

@@ -11,11 +11,11 @@ from gantrain.metrics.featureset import FeatureSet
 
 @dataclass(frozen=True)
 class Kid:
-    """Unbiased squared MMD with a cubic kernel over random subsets; 0 is best, slightly negative values are its noise.
+    """Unbiased squared MMD with a cubic kernel, averaged over random subsets. Lower is better, 0 is best; noise can make it negative.
 
     Attributes:
-        subsets: how many subsets are drawn.
-        subset_size: images in each; at most half of the smaller set is taken.
+        subsets: number of random subsets.
+        subset_size: number of images in each subset; reduced to half of the smaller image set if that is less.
     """
 
     scores: ClassVar[tuple[str, ...]] = ("kid",)  # that can be best
@@ -29,6 +29,7 @@ class Kid:
         check(self, "subset_size", self.subset_size >= 2, "must be at least 2")
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        """Returns `kid` and `kid_std`, the standard deviation over the subsets."""
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
         size = min(self.subset_size, len(features_fake) // 2, len(features_real) // 2)

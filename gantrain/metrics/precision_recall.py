@@ -10,16 +10,18 @@ import torch
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
 
-WHOLE_MATRIX = 10_000  # up to here all distances fit into memory at once
+WHOLE_MATRIX = 10_000  # number of images up to which the whole distance matrix fits into memory
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Share of generated images within the reach of real ones (precision) and of real within generated (recall), in 0..1.
+    """Share of generated images on the manifold of the real ones (precision) and of real images on the generated one (recall), 0 to 1.
+
+    A manifold is the union of balls around its images. Higher is better.
 
     Attributes:
-        neighbors: the reach of an image is the distance to its so-many-th neighbour.
-        batch_size: rows of the distance matrix computed at once, above 10,000 images.
+        neighbors: the number k; the ball around an image reaches to its k-th nearest neighbour.
+        batch_size: number of rows of the distance matrix computed at a time when there are more than 10,000 images.
     """
 
     scores: ClassVar[tuple[str, ...]] = ("precision", "recall")  # that can be best
@@ -33,9 +35,10 @@ class PrecisionRecall:
         check(self, "batch_size", self.batch_size >= 1, "must be at least 1")
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
+        """Returns `precision` and `recall`, computed on a GPU if there is one."""
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # distances of 50,000 images are minutes of one core
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # the distances of 50,000 images take minutes on one CPU core
         bounded = max(len(features_fake), len(features_real)) > WHOLE_MATRIX
         score = prc_features_to_metric(
             features_fake.features.to(device),

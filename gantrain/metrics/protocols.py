@@ -1,7 +1,7 @@
-"""Counts that published scores were computed with, by name, so that a number can be set beside theirs.
+"""Evaluation protocols of published scores: sample counts, reference and IS splits, so that a score can be compared with theirs.
 
-A protocol says how many images, which real ones, and how IS is split. It does not bring another network: gantrain's features are
-torch-fidelity's inception-v3-compat (or the digits'), whatever the protocol.
+A protocol does not change the network: features are those of torch-fidelity's inception-v3-compat (or of the digits classifier)
+under every protocol.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a library's scores are computed with.
+    """The settings of another library's scores.
 
     Attributes:
-        source: where that is written.
-        differs: what of it gantrain does not reproduce; "" where nothing.
-        num_samples: generated images.
-        reference_samples: real images; None is all of the split.
-        split: of the data set that they come from, where it has splits.
-        is_splits: parts over which IS is averaged.
+        source: where the settings are documented.
+        differs: what gantrain does not reproduce; "" if nothing.
+        num_samples: number of generated images.
+        reference_samples: number of real images; None uses the whole split.
+        split: split of the data set that the real images come from, if it has splits.
+        is_splits: number of parts over which IS is averaged.
     """
 
     source: str
@@ -31,24 +31,24 @@ class Protocol:
 
     @property
     def keys(self) -> dict[str, int | None]:
-        """The keys of `eval` that it sets."""
+        """The keys of `eval` that the protocol sets."""
         return {"num_samples": self.num_samples, "reference_samples": self.reference_samples, "is_splits": self.is_splits}
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    # input1_model_num_samples 50000 against cifar10-train; isc_splits 10 is its default.
+    # input1_model_num_samples 50000 against cifar10-train; isc_splits is 10 by default.
     "torch-fidelity": Protocol("torch-fidelity's README, 'Usage examples', and the defaults of calculate_metrics"),
-    # `-ref train` is its default, `num_eval` 50,000 for it; loader.py and worker.py have `splits=1`, as compare_gan.
+    # The default is `-ref train`, for which `num_eval` is 50,000; loader.py and worker.py use `splits=1`, as compare_gan does.
     "studiogan": Protocol(
         "PyTorch-StudioGAN, src/main.py (-ref), src/worker.py (num_eval), src/loader.py and src/evaluate.py (splits)",
-        "resizers 'clean' and 'tailored' and other backbones (its 'legacy' InceptionV3_tf is like torch-fidelity's); images cut to bytes without"
-        " rounding; precision and recall with k = 5",
+        "resizers 'clean' and 'tailored' and other backbones (its 'legacy' InceptionV3_tf is like torch-fidelity's); images truncated to"
+        " bytes without rounding; precision and recall with k = 5",
         is_splits=1,
     ),
     # --num_inception_images 50000; moments of the whole training set by calculate_inception_moments.py; num_splits=10.
     "biggan": Protocol(
         "BigGAN-PyTorch, utils.py (--num_inception_images), calculate_inception_moments.py, inception_utils.py (num_splits)",
-        "torchvision's Inception weights, images resized with align_corners and not cut to bytes: its FID and IS are other numbers than"
-        " TensorFlow's, as its README says, and than these",
+        "torchvision's Inception weights, and images resized with align_corners and not converted to bytes; as its README says, its FID and"
+        " IS differ from TensorFlow's, and they differ from gantrain's",
     ),
 }

@@ -1,17 +1,17 @@
-"""How sure a score is: the spread of the scores of random halves of the generated images.
+"""Confidence intervals of scores, from the scores of random halves of the generated images.
 
-The half-width of a 95% interval is 1.96 standard errors, and the standard error is the delete-d jackknife's (Shao and Wu 1989,
-"A general theory for jackknife variance estimation", Annals of Statistics 17; Efron and Tibshirani 1993, chapter 11): over R
-random parts of r of the N images, drawn without replacement,
+The half-width of a 95% interval is 1.96 standard errors. The standard error is that of the delete-d jackknife (Shao and Wu 1989,
+"A general theory for jackknife variance estimation", Annals of Statistics 17; Efron and Tibshirani 1993, chapter 11). Over R
+random subsets of r of the N images, drawn without replacement,
 
     variance = r / (N - r) * sum_s (score_s - mean)^2 / (R - 1),
 
-whose factor is 1 for halves. A bootstrap, which draws with replacement, would not do: an image that comes twice is its own
-nearest neighbour (precision, recall), is no independent pair (KID), and takes rank from the covariance (FID).
+where the factor is 1 for halves. A bootstrap draws with replacement, which these scores do not tolerate: a repeated image is its
+own nearest neighbour (precision and recall), breaks the independence of pairs (KID), and lowers the rank of the covariance (FID).
 
-The reference is held fixed: what another sample of real images would change is not in the interval; nor is bias (a score of N images
-is biased as scores of N images are). Where a generator cannot be told from the reference, FID is quadratic in what is left and
-the interval is too wide.
+The reference is fixed, so the interval does not include the effect of another sample of real images. It does not include bias
+either: a score of N images keeps the bias of N images. If the generated images are almost indistinguishable from the reference,
+FID is quadratic in the remaining difference and the interval is too wide.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NORMAL_95 = 1.959963984540054
 
 
 def half_widths(score: Callable[[FeatureSet], dict[str, float]], fake: FeatureSet, resamples: int, seed: int = 0) -> dict[str, float]:
-    """Half-widths of 95% intervals, as `<name>_ci95`, of every score that is no spread itself.
+    """Returns the half-widths of 95% intervals, as `<name>_ci95`, of all scores except `<name>_std`.
 
     Args:
-        score: of any number of generated images.
-        fake: all of them, `[N, d]`.
-        resamples: random halves.
-        seed: of the halves.
+        score: computes the scores of any number of generated images.
+        fake: the features of all generated images, `[N, d]`.
+        resamples: number of random halves.
+        seed: seed of the halves.
     """
     total, random = len(fake), np.random.default_rng(seed)
     kept = total // 2

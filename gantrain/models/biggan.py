@@ -1,12 +1,14 @@
 """BigGAN (Brock, Donahue and Simonyan 2019, "Large scale GAN training for high fidelity natural image synthesis").
 
 Widths and the order of operations are those of the published networks (the paper's Tables 4 to 9 and the authors'
-PyTorch release), so that parameter counts agree. Resolutions 8 and 16 are ours, by the pattern of 32.
+PyTorch release), so parameter counts agree. Resolutions 8 and 16 are our own and follow the pattern of 32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from gantrain.errors import InvalidField, UserError, check
 from gantrain.models.layers import ConditionalBatchNorm2d, Init, Layers, SelfAttention
 
 BOTTOM = 4  # height and width of the generator's first feature map
-# Channel multipliers: what the generator's first layer puts out, then what each of its blocks puts out.
+# Channel multipliers by resolution: the output of the generator's first layer, then the output of each of its blocks.
 GENERATOR_WIDTHS = {
     8: (4, 4),
     16: (4, 4, 4),
@@ -25,7 +27,7 @@ GENERATOR_WIDTHS = {
     128: (16, 16, 8, 4, 2, 1),
     256: (16, 16, 8, 8, 4, 2, 1),
 }
-# What each of the discriminator's blocks puts out, and how many of them, counted from the first, halve the resolution.
+# By resolution: the output multiplier of each block of the discriminator, and how many of its first blocks halve the resolution.
 DISCRIMINATOR_WIDTHS = {
     8: ((4, 4, 4), 1),
     16: ((4, 4, 4), 2),
@@ -41,15 +43,20 @@ class BigGAN:
     """Hyper-parameters of both networks.
 
     Attributes:
-        ch: width multiplier of both networks (64 for CIFAR-10, 96 for ImageNet, as published).
-        dim_z: length of the latent vector. With `hierarchical_z` it must divide evenly over the blocks and the input.
-        shared_embedding: length of a class embedding that all conditional BatchNorms share; 0 gives each its own table.
-        hierarchical_z: feed a chunk of z to every block, beside the class (needs `shared_embedding`).
-        attention_resolution: feature-map resolution at which self-attention stands in both networks; null for none.
-        init: "orthogonal" or "normal", the latter N(0, 0.02^2).
-        spectral_norm: norm every convolution, linear map and D's embedding.
-        power_iterations, sn_eps: of the spectral norm.
-        bn_eps: of BatchNorm.
+        ch: channel multiplier of both networks (published: 64 for CIFAR-10, 96 for ImageNet).
+        dim_z: length of the latent vector. With `hierarchical_z` it must be a multiple of the number of chunks, which is the
+            number of generator blocks plus one.
+        shared_embedding: length of the class embedding that all conditional BatchNorm layers share; 0 gives every layer its
+            own embedding table.
+        hierarchical_z: whether to split z and feed one chunk to the first layer and one to every generator block, together
+            with the class; requires `shared_embedding`.
+        attention_resolution: resolution in pixels of the feature maps that get self-attention, in both networks; null for
+            no attention.
+        init: initialisation of the weights: "orthogonal", or "normal" for N(0, 0.02^2).
+        spectral_norm: whether to apply spectral normalisation to all convolutions and linear layers and to D's class embedding.
+        power_iterations: number of power iterations of the spectral norm in each training step of a network.
+        sn_eps: small constant for numerical stability of the spectral norm.
+        bn_eps: small constant that BatchNorm adds to the variance.
     """
 
     ch: int = 64
@@ -71,33 +78,35 @@ class BigGAN:
         check(self, "sn_eps", self.sn_eps > 0, "must be above 0")
         check(self, "bn_eps", self.bn_eps > 0, "must be above 0")
         if self.hierarchical_z and not self.shared_embedding:
-            raise InvalidField("hierarchical_z", True, "needs shared_embedding above 0 (128, as published)")
+            raise InvalidField("hierarchical_z", True, "requires shared_embedding above 0 (published: 128)")
 
     def require_resolution(self, resolution: int) -> None:
-        """Raise unless networks of this resolution exist with these hyper-parameters.
+        """Refuse a resolution for which no networks with these hyper-parameters exist.
 
         Raises:
-            UserError: names the key of `data:` or `model:` that does not fit.
+            UserError: names the key of `data:` or `model:` that must change.
         """
         if resolution not in GENERATOR_WIDTHS:
-            raise UserError(f"data.resolution: biggan has no network for {resolution}; choose from {', '.join(map(str, GENERATOR_WIDTHS))}")
+            raise UserError(
+                f"data.resolution: biggan does not support resolution {resolution}; choose from {', '.join(map(str, GENERATOR_WIDTHS))}"
+            )
         at = self.attention_resolution
         if at is not None and at not in attention_places(resolution):
             places = ", ".join(map(str, attention_places(resolution))) or "null"
             raise UserError(
-                f"model.attention_resolution: the networks for resolution {resolution} have no place for attention at {at}; choose from {places}"
+                f"model.attention_resolution: the networks for resolution {resolution} cannot have attention at {at}; choose from {places}"
             )
         if at is not None and self.ch < 8:
-            raise UserError(f"model.ch: attention splits channels by eight, so ch must be at least 8, got {self.ch}")
+            raise UserError(f"model.ch: must be at least 8, because attention uses an eighth of the channels, got {self.ch}")
         slots = len(GENERATOR_WIDTHS[resolution])
         if self.hierarchical_z and self.dim_z % slots:
             raise UserError(
-                f"model.dim_z: hierarchical_z cuts z into {slots} chunks at resolution {resolution};"
-                f" {self.dim_z} does not divide, {self.dim_z // slots * slots or slots} does"
+                f"model.dim_z: must be a multiple of {slots}, because hierarchical_z splits z into {slots} chunks at resolution"
+                f" {resolution}, got {self.dim_z}; use {self.dim_z // slots * slots or slots}"
             )
 
     def build(self, resolution: int, channels: int, num_classes: int) -> tuple[Generator, Discriminator]:
-        """Both networks for images `[N, channels, resolution, resolution]` of `num_classes` classes, freshly initialised.
+        """Returns newly initialised networks for images `[N, channels, resolution, resolution]` of `num_classes` classes.
 
         Raises:
             UserError: as `require_resolution`.
@@ -107,7 +116,7 @@ class BigGAN:
 
 
 def attention_places(resolution: int) -> list[int]:
-    """Resolutions at which both networks have a feature map that attention can follow."""
+    """Returns the resolutions at which both networks can have self-attention."""
     of_generator = {BOTTOM * 2 ** (i + 1) for i in range(len(GENERATOR_WIDTHS[resolution]) - 1)}
     halvings = DISCRIMINATOR_WIDTHS[resolution][1]
     of_discriminator = {resolution // 2 ** (i + 1) for i in range(halvings)}
@@ -115,9 +124,9 @@ def attention_places(resolution: int) -> list[int]:
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block that doubles the resolution: BN, ReLU, up, conv, BN, ReLU, conv, beside up and a 1x1 conv."""
+    """Residual block that doubles the resolution: BN, ReLU, up, conv, BN, ReLU, conv; the shortcut is up and a 1x1 conv."""
 
-    def __init__(self, layers: Layers, inputs: int, outputs: int, norm: type | object):
+    def __init__(self, layers: Layers, inputs: int, outputs: int, norm: Callable[[int], nn.Module]):
         super().__init__()
         self.norm1, self.norm2 = norm(inputs), norm(outputs)
         self.conv1 = layers.conv(inputs, outputs)
@@ -125,14 +134,15 @@ class GeneratorBlock(nn.Module):
         self.shortcut = layers.conv(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`[N, inputs, S, S]` to `[N, outputs, 2 S, 2 S]`, given the condition of the BatchNorm layers."""
         h = F.interpolate(F.relu(self.norm1(x, condition)), scale_factor=2)
         h = self.conv2(F.relu(self.norm2(self.conv1(h), condition)))
-        # A 1x1 convolution commutes with nearest-neighbour upsampling: before it, it costs a quarter.
+        # A 1x1 convolution commutes with nearest-neighbour upsampling; applied first, it costs a quarter.
         return h + F.interpolate(self.shortcut(x), scale_factor=2)
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block: [ReLU,] conv, ReLU, conv[, pool], beside [pool,] a 1x1 conv where the shape changes."""
+    """Residual block: [ReLU,] conv, ReLU, conv[, pool]; the shortcut is [pool and] a 1x1 conv if the shape changes."""
 
     def __init__(self, layers: Layers, inputs: int, outputs: int, first: bool, halve: bool):
         super().__init__()
@@ -142,17 +152,18 @@ class DiscriminatorBlock(nn.Module):
         self.shortcut = layers.conv(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[N, inputs, S, S]` to `[N, outputs, S, S]`, or half of S."""
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         if self.halve:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        # A 1x1 convolution commutes with average pooling: after it, it costs a quarter.
+        # A 1x1 convolution commutes with average pooling; applied afterwards, it costs a quarter.
         return h + self.shortcut(x)
 
 
 class Generator(nn.Module):
     """G(z, y) -> x: latents `[N, dim_z]` and labels int64 `[N]` to images `[N, channels, resolution, resolution]` in [-1, 1].
 
-    In place of labels y may be mixtures of classes, float `[N, num_classes]`, rows of weights that add up to one.
+    Instead of labels, y may be mixtures of classes: float `[N, num_classes]` whose rows sum to one.
     """
 
     accepts_mixtures = True
@@ -171,15 +182,17 @@ class Generator(nn.Module):
         width_of_condition = config.shared_embedding + (self.chunk if config.hierarchical_z else 0)
 
         def affine(outputs: int) -> nn.Module:
+            """A map from the condition to the gains or biases of a BatchNorm layer."""
             if config.shared_embedding:
                 return layers.linear(width_of_condition, outputs, bias=False)
             return layers.embedding(num_classes, outputs, spectral_norm=False)
 
         def norm(width: int) -> nn.Module:
+            """A conditional BatchNorm layer."""
             return ConditionalBatchNorm2d(width, affine(width), affine(width), config.bn_eps)
 
         self.first = layers.linear(self.chunk, widths[0] * BOTTOM**2)
-        self.blocks = nn.ModuleList(GeneratorBlock(layers, a, b, norm) for a, b in zip(widths, widths[1:]))
+        self.blocks = nn.ModuleList(GeneratorBlock(layers, a, b, norm) for a, b in pairwise(widths))
         self.attention = nn.ModuleDict()
         if config.attention_resolution is not None:
             after = (config.attention_resolution // BOTTOM).bit_length() - 2
@@ -189,10 +202,11 @@ class Generator(nn.Module):
 
     @property
     def exempt_from_orthogonal(self) -> list[Tensor]:
-        """Parameters that orthogonal regularisation leaves alone: the shared embedding, as published."""
+        """Parameters that orthogonal regularisation skips: the shared embedding, as published."""
         return [] if self.shared is None else list(self.shared.parameters())
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Generate images, as the class describes."""
         shared = self.shared(y) if self.shared is not None else y
         conditions = [shared] * len(self.blocks)
         if self.hierarchical:
@@ -215,7 +229,7 @@ class Discriminator(nn.Module):
         multipliers, halvings = DISCRIMINATOR_WIDTHS[resolution]
         widths = [channels, *(config.ch * m for m in multipliers)]
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(layers, a, b, first=i == 0, halve=i < halvings) for i, (a, b) in enumerate(zip(widths, widths[1:]))
+            DiscriminatorBlock(layers, a, b, first=i == 0, halve=i < halvings) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.attention = nn.ModuleDict()
         if config.attention_resolution is not None:
@@ -225,6 +239,7 @@ class Discriminator(nn.Module):
         self.embed = layers.embedding(num_classes, widths[-1])
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits `[N]` of images `[N, channels, resolution, resolution]` in [-1, 1] with labels int64 `[N]`."""
         for i, block in enumerate(self.blocks):
             x = block(x)
             if str(i) in self.attention:

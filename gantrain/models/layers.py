@@ -1,4 +1,4 @@
-"""Building blocks of the generators and discriminators: spectrally normed layers, conditional BatchNorm, attention."""
+"""Building blocks of generators and discriminators: layers with spectral norm, conditional BatchNorm, self-attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Init = Literal["orthogonal", "normal"]
 
 
 def initialize(weight: Tensor, init: Init) -> None:
-    """Fill a weight in place: orthogonal rows (Saxe et al. 2014), or N(0, 0.02^2) (Radford et al. 2016)."""
+    """Initialise a weight in place: orthogonal rows (Saxe et al. 2014), or N(0, 0.02^2) (Radford et al. 2016)."""
     if init == "orthogonal":
         nn.init.orthogonal_(weight)
     else:
@@ -27,7 +27,7 @@ def initialize(weight: Tensor, init: Init) -> None:
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes layers that share an initialisation and, where asked, spectral norm (Miyato et al. 2018)."""
+    """Makes layers with a common initialisation and, if `spectral_norm`, spectral norm (Miyato et al. 2018)."""
 
     init: Init
     spectral_norm: bool = True
@@ -39,34 +39,38 @@ class Layers:
         return self._finish(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
 
     def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+        """A linear layer."""
         return self._finish(nn.Linear(inputs, outputs, bias=bias))
 
     def embedding(self, num_classes: int, outputs: int, spectral_norm: bool = True) -> nn.Module:
+        """A class embedding of length `outputs`."""
         return self._finish(ClassEmbedding(num_classes, outputs), spectral_norm)
 
-    def _finish(self, layer: nn.Module, spectral_norm: bool = True) -> nn.Module:
-        # The weight is set first: registering the norm estimates its singular vectors from the weight it finds.
+    def _finish(self, layer: nn.Conv2d | nn.Linear | nn.Embedding, spectral_norm: bool = True) -> nn.Module:
+        # Initialise first: registering the spectral norm computes singular vectors of the current weight.
         initialize(layer.weight, self.init)
-        if getattr(layer, "bias", None) is not None:
-            nn.init.zeros_(layer.bias)
+        bias = getattr(layer, "bias", None)  # an embedding has none
+        if bias is not None:
+            nn.init.zeros_(bias)
         if self.spectral_norm and spectral_norm:
             with_spectral_norm(layer, self.power_iterations, self.eps)
         return layer
 
 
 class ClassEmbedding(nn.Embedding):
-    """A table of vectors: labels int64 `[N]`, or mixtures of classes `[N, num_classes]` (weights that add up to one), to `[N, S]`."""
+    """An embedding that also accepts mixtures of classes, float `[N, num_classes]` whose rows sum to one."""
 
     def forward(self, y: Tensor) -> Tensor:
+        """Labels int64 `[N]`, or mixtures, to vectors `[N, S]`."""
         return y @ self.weight if y.is_floating_point() else super().forward(y)
 
 
 @contextmanager
 def frozen_power_iteration(network: nn.Module) -> Iterator[None]:
-    """Inside, a forward in training mode uses the spectral norms as they stand instead of iterating them once more.
+    """A context in which forward passes in training mode use the current spectral norms without a further power iteration.
 
-    An update of k rounds then iterates as often as an update of one, so that splitting a batch into rounds leaves its
-    gradient what it was.
+    An update of k rounds then runs as many power iterations as an update of one round, so splitting a batch into rounds does
+    not change its gradient.
     """
     norms = [m for m in network.modules() if isinstance(m, _SpectralNorm) and m.training]
     for norm in norms:
@@ -80,9 +84,9 @@ def frozen_power_iteration(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def singular_values(network: nn.Module) -> dict[str, Tensor]:
-    """The first singular value of every spectrally normed weight before it is normed, by layer; scalars on the device.
+    """Returns the largest singular value of every weight with spectral norm, before normalisation: layer name to a scalar tensor.
 
-    u^T W v with the vectors that the power iteration has got to, as Brock et al. 2019 (section 4.1) follow them.
+    It is u^T W v with the current vectors of the power iteration, as monitored by Brock et al. 2019 (section 4.1).
     """
     values = {}
     for name, module in network.named_modules():
@@ -95,9 +99,9 @@ def singular_values(network: nn.Module) -> dict[str, Tensor]:
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """BatchNorm whose gain and bias are functions of a condition (de Vries et al. 2017; Brock et al. 2019, App. B).
+    """BatchNorm whose gain and bias depend on a condition (de Vries et al. 2017; Brock et al. 2019, App. B).
 
-    `gain` and `bias` map a condition (labels `[N]` or vectors `[N, S]`) to `[N, C]`; the gain is added to one.
+    `gain` and `bias` map a condition (labels `[N]` or vectors `[N, S]`) to `[N, C]`. One is added to the gain.
     """
 
     def __init__(self, channels: int, gain: nn.Module, bias: nn.Module, eps: float):
@@ -106,16 +110,17 @@ class ConditionalBatchNorm2d(nn.Module):
         self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Normalise `[N, C, H, W]`."""
         h = self.norm(x)
-        # In the precision of the features: under autocast fp32 gains would make every feature map fp32 from here to the next convolution.
+        # Cast to the features' precision: under autocast, fp32 gains would make all feature maps fp32 until the next convolution.
         gain, bias = (part[:, :, None, None].to(h.dtype) for part in (1 + self.gain(condition), self.bias(condition)))
         return torch.addcmul(bias, h, gain)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over positions with keys and values at half resolution (Zhang et al. 2019; Brock et al. 2019).
+    """Self-attention over positions, with keys and values at half resolution (Zhang et al. 2019; Brock et al. 2019).
 
-    Starts as the identity: `gamma`, the weight of the attended part, starts at 0.
+    It is initially the identity, because `gamma`, the weight of the attended part, starts at 0.
     """
 
     def __init__(self, layers: Layers, channels: int):
@@ -127,6 +132,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to the same shape."""
         n, _, height, width = x.shape
         query = self.theta(x).flatten(2).transpose(1, 2)
         keys = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)

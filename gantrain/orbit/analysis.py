@@ -19,7 +19,9 @@ from gantrain.errors import UserError
 from gantrain.orbit.motion import Motion, TooFewRecordings
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.layout import METRICS_FILE
-from gantrain.theory.orbit_fit import FEWEST, OrbitFit, Parts, TwoEmas, displacement_of, fit_orbit, fit_two_emas, parts_of
+from gantrain.theory.displacement import Parts, displacement_of, parts_of
+from gantrain.theory.orbit_fit import FEWEST, OrbitFit, fit_orbit
+from gantrain.theory.two_emas import TwoEmas, fit_two_emas
 
 Player = Literal["g", "d"]
 Profile = tuple[np.ndarray, np.ndarray]  # of an average: (positions in images, weights)

@@ -19,7 +19,9 @@ from gantrain.orbit.analysis import PLAYERS, Analysis
 from gantrain.orbit.recorder import FOLDER
 from gantrain.orbit.words import build_record, summarise
 from gantrain.run_folder.json_values import as_json
-from gantrain.theory.orbit_fit import OrbitFit, displacement_of, principal_directions
+from gantrain.theory.displacement import displacement_of
+from gantrain.theory.orbit_fit import OrbitFit
+from gantrain.theory.path_statistics import principal_directions
 
 COLOURS = "viridis"  # of time
 AVERAGES = ("#c2410c", "#1f5fa8", "#a21caf", "#4d7c0f", "#b45309", "#0f766e")  # of averages, in turn

@@ -8,8 +8,8 @@ from typing import Any
 
 from gantrain.averaging import LIVE
 from gantrain.orbit.analysis import FORGETS, PLAYERS, Analysis
-from gantrain.theory.orbit_fit import DRIFT, MIXED, ORBIT, TURN, WALK, Finding
 from gantrain.theory.ornstein_uhlenbeck import least_growth
+from gantrain.theory.simulated_processes import DRIFT, MIXED, ORBIT, TURN, WALK, Finding
 
 VERDICTS = {
     ORBIT: "an orbit: the weights return to a centre, the Ornstein-Uhlenbeck model holds",

@@ -1,3 +1,3 @@
-"""The theory of averaging: SGD as an Ornstein-Uhlenbeck process in closed form, and fits of it to the path of real weights."""
+"""The theory of weight averaging: SGD as an Ornstein-Uhlenbeck process in closed form, and fits of it to recorded weights."""
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_the_next_of_the_same_class_stands_in(pictures):
     for path in (pictures / "cats").iterdir():
         path.write_bytes(b"none")
     image, _, _ = images.fetch(3)
-    assert isinstance(image, UserError) and "nor can the 15 images of its class after it be read" in str(image)
+    assert isinstance(image, UserError) and "the next 15 images of its class cannot be read either" in str(image)
     images.skips = False
     assert isinstance(images[3][0], UserError) and images[16][0].shape == (3, 16, 16)
 

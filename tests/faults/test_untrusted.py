@@ -71,7 +71,7 @@ def test_weights_that_would_fire_are_refused(gantrain, tmp_path, marker, kind, s
             check=False,
         )
     )
-    assert f"{path}: holds no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
+    assert f"{path}: contains no weights that can be read safely" in line and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_data_that_would_fire_is_refused(gantrain, tmp_path, marker):
@@ -96,7 +96,7 @@ def test_data_that_would_fire_is_refused(gantrain, tmp_path, marker):
     line = error_of(
         gantrain("train", ROOT / "configs" / "cifar10_biggan.yaml", f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", check=False)
     )
-    assert "bytes are no whole number of 3073-byte records" in line
+    assert "bytes are not a whole number of 3073-byte records" in line
     (tmp_path / "evil.yaml").write_bytes(evil)
     assert str(tmp_path / "evil.yaml") in error_of(gantrain("config", tmp_path / "evil.yaml", check=False))
     (tmp_path / "tag.yaml").write_text(f"seed: !!python/object/apply:builtins.open ['{marker}', 'w']\n")
@@ -159,7 +159,7 @@ def test_an_archive_that_would_leave_its_folder_is_refused_whole(tmp_path, membe
     """Also what comes before the member stays unwritten."""
     (tmp_path / "into").mkdir()
     archive = tar(tmp_path / "evil.tar.gz", ("good.txt", FILE, "good"), member)
-    with pytest.raises(UserError, match="this is no archive of data: do not use it") as refused:
+    with pytest.raises(UserError, match="the archive is unsafe: do not use it") as refused:
         unpack(archive, tmp_path / "into")
     assert repr(member[0]) in str(refused.value) and str(archive) in str(refused.value)
     assert (
@@ -196,7 +196,7 @@ def test_zips_are_looked_at_alike_and_good_archives_unpack(tmp_path):
     unpack(tar(tmp_path / "good.tar.gz", ("a", tarfile.DIRTYPE, ""), ("a/c.txt", FILE, "tar")), tmp_path / "into")
     assert (tmp_path / "into" / "a" / "b.txt").read_text() == "zip" and (tmp_path / "into" / "a" / "c.txt").read_text() == "tar"
     (tmp_path / "none.zip").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="is no tar or zip archive; delete it and fetch it again"):
+    with pytest.raises(UserError, match="is not a tar or zip archive; delete it and download it again"):
         unpack(tmp_path / "none.zip", tmp_path / "into")
 
 
