@@ -295,7 +295,7 @@ def test_a_reference_is_not_written_where_it_cannot_be(gantrain, run, file, tmp_
         ([run, "--out", file / "x.npz"], "cannot hold statistics; name an .npz file"),
         ([tmp_path / "none", "--out", tmp_path / "x.npz"], "none: there is no such file or folder"),
         ([file, "--out", tmp_path / "x.npz"], "digits.npz: holds statistics already; it is a reference as it is"),
-        ([file, "--out", tmp_path / "x.npz", "data.root=x"], "data.root=x: images take overrides of eval only"),
+        ([file, "--out", tmp_path / "x.npz", "data.root=x"], "data.root=x: images only take overrides of eval"),
     ]:
         assert said in error_of(gantrain("reference", *words, check=False))
     assert not (tmp_path / "x.npz").exists()
