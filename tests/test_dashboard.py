@@ -35,7 +35,7 @@ from gantrain.reporting.wandb_key import has_key
 from gantrain.reporting.wandb_run import WandbRun
 from gantrain.run_folder import best_generator
 from gantrain.run_folder.record import Record, read
-from gantrain.sampling.sheets import Sheet, by_class, grid, read_side_by_side
+from gantrain.sampling.sheets import Sheet, make_grid, read_side_by_side, regroup_by_class
 from gantrain.score_names import better_when_higher
 from gantrain.training.pictures import caption
 
@@ -279,10 +279,10 @@ def test_a_class_is_a_picture_with_a_row_for_every_sheet():
         return torch.tensor([50 + 60 * sheet, 40 * number, 70 * label], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
 
     sheets = [
-        Sheet(name, "", grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3))
+        Sheet(name, "", make_grid(torch.stack([image(i, n, y) for n in range(4) for y in range(3)]), 3))
         for i, name in enumerate(("live", "a_long_name"))
     ]
-    pictures = by_class(sheets, ["cat", "dog", "owl"])
+    pictures = regroup_by_class(sheets, ["cat", "dog", "owl"])
     assert [(one.name, one.caption) for one in pictures] == [("cat", "class cat"), ("dog", "class dog"), ("owl", "class owl")]
     for y, one in enumerate(pictures):
         left = one.picture.width - 4 * 66 - 2

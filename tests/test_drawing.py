@@ -1,9 +1,10 @@
-"""gantrain sample and gantrain walk: grids, folders, arrays, sheets and films of one tiny run."""
+"""`gantrain sample` and `gantrain walk`: grids, folders, arrays, sheets and films of a tiny run."""
 
 from __future__ import annotations
 
 import builtins
 import errno
+import itertools
 import math
 import shutil
 import threading
@@ -23,16 +24,16 @@ from gantrain import randomness
 from gantrain.commands.sample_sheets import MIDPOINTS, require_two_classes
 from gantrain.data import Digits, permuted
 from gantrain.errors import UserError
-from gantrain.evaluation.neighbours import memorisation, nearest
+from gantrain.evaluation.neighbours import find_nearest, measure_memorisation
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.images import to_float, to_uint8
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
-from gantrain.sampling.choice import Choice, Chosen
+from gantrain.sampling.choice import Choice, Source
 from gantrain.sampling.generators import generate
-from gantrain.sampling.interpolation import between, circle, mixture
+from gantrain.sampling.interpolation import interpolate, mix_classes, rotate
 from gantrain.sampling.output import CHUNK, draw_all
-from gantrain.sampling.sheets import labelled, read_side_by_side
+from gantrain.sampling.sheets import make_labelled_grid, read_side_by_side
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 BRIEF = [
@@ -59,7 +60,7 @@ def run(tmp_path_factory, gantrain) -> Path:
 
 @pytest.fixture
 def refused(gantrain):
-    """Runs a command that must be refused; its line."""
+    """Runs a command that must be refused, and returns its error."""
 
     def run(*arguments: object) -> str:
         return error_of(gantrain(*arguments, check=False))
@@ -72,22 +73,22 @@ def latents(generator, num: int, **kwargs) -> torch.Tensor:
 
 
 def cells(sheet: Image.Image, rows: int, columns: int, left: int, top: int) -> torch.Tensor:
-    """The images of a sheet of 16x16 digits enlarged three times: uint8 `[rows, columns, 16, 16]`."""
+    """The images in a sheet of 16x16 digits that were enlarged three times: uint8 `[rows, columns, 16, 16]`."""
     pixels = torch.from_numpy(np.array(sheet.convert("L")))
     return torch.stack([torch.stack([pixels[top + 50 * i :, left + 50 * j :][:48:3, :48:3] for j in range(columns)]) for i in range(rows)])
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal up to one level, which another batch's summation order may cost."""
+    """Equal up to one level, which another summation order may change."""
     return a.shape == b.shape and int((a.int() - b.int()).abs().max()) <= 1
 
 
-# ---- images for others -----------------------------------------------------------------------------------------------
+# ---- arrays and folders ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def drawn(run, gantrain, tmp_path_factory) -> Path:
-    """150 images, two chunks and a part of a third, as arrays and as a folder."""
+    """150 images, two and a half chunks, as arrays and as a folder."""
     folder = tmp_path_factory.mktemp("drawn")
     for out in ("arrays.npz", "pngs/"):
         gantrain("sample", run, "--num", 150, "--labels", "3,8", "--batchnorm", "batch", "--out", f"{folder}/{out}")
@@ -95,7 +96,7 @@ def drawn(run, gantrain, tmp_path_factory) -> Path:
 
 
 def test_arrays_and_folder_hold_the_generators_images(run, drawn):
-    """guided-diffusion's layout, nothing pickled, and both to the last bit what the library draws."""
+    """Both hold what the library draws, to the bit; the arrays in guided-diffusion's layout, without pickles."""
     with np.load(drawn / "arrays.npz", allow_pickle=False) as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
         assert sorted(arrays) == ["arr_0", "arr_1"]
@@ -110,7 +111,7 @@ def test_arrays_and_folder_hold_the_generators_images(run, drawn):
 
 @pytest.mark.parametrize("out", ["arrays.npz", pytest.param("pngs/", marks=pytest.mark.slow)])
 def test_two_processes_draw_the_same_bytes(out, run, drawn, together, tmp_path):
-    """With BatchNorm by the batch, where an image depends on those it is drawn with."""
+    """Even with batchnorm=batch, where an image depends on the others in its chunk."""
     done = together(
         2, "-m", "gantrain", "sample", run, "--num", 150, "--labels", "3,8", "--batchnorm", "batch", "--out", f"{tmp_path}/{out}"
     )
@@ -124,14 +125,16 @@ def test_a_folder_with_pngs_is_refused_by_all_processes_before_any_writes(run, d
     before = sorted((drawn / "pngs").iterdir())
     done = together(2, "-m", "gantrain", "sample", run, "--num", 200, "--out", f"{drawn}/pngs/", check=False)
     assert (
-        done.returncode == 2 and "holds PNGs already; empty it or choose another folder" in done.stderr and "Traceback" not in done.stderr
+        done.returncode == 2
+        and "contains PNGs already; empty it or choose another folder" in done.stderr
+        and "Traceback" not in done.stderr
     )
     assert sorted((drawn / "pngs").iterdir()) == before
 
 
 @dataclass
 class Rank:
-    """As much of an Accelerator as drawing asks for: two on threads, which break off where one does not speak when the other does."""
+    """The part of an Accelerator that drawing uses, for two ranks on threads; fails if one communicates without the other."""
 
     process_index: int
     meeting: threading.Barrier
@@ -160,7 +163,7 @@ class Rank:
 
 @pytest.mark.parametrize(("everywhere", "full"), [(False, 0), (True, 0), (True, 1)])
 def test_a_disk_that_is_full_for_one_process_ends_both_at_once(everywhere, full):
-    """After the first chunk, of three each; the other does not go on, and waits for nobody."""
+    """Both end after the first of three chunks each; the other process neither continues nor hangs."""
     meeting, said, drawn = threading.Barrier(2, timeout=20), {}, [[], []]
 
     class Full:
@@ -188,8 +191,8 @@ def test_a_disk_that_is_full_for_one_process_ends_both_at_once(everywhere, full)
     assert drawn == [[0], [CHUNK]]
 
 
-def test_arrays_that_find_no_room_leave_nothing(run, tmp_path):
-    """A disk that is full at 8 KiB; 64 images are 16."""
+def test_arrays_on_a_full_disk_leave_no_file(run, tmp_path):
+    """The disk is full after 8 KiB; 64 images need 16."""
     environment = {
         "PYTHONPATH": f"{ROOT}:{TESTS}",
         "OMP_NUM_THREADS": "1",
@@ -203,47 +206,47 @@ def test_arrays_that_find_no_room_leave_nothing(run, tmp_path):
     assert list((tmp_path / "there").iterdir()) == []
 
 
-# ---- ways ------------------------------------------------------------------------------------------------------------
+# ---- interpolation ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.9, 1.0])
-def test_every_point_of_a_way_is_standard_normal(t):
-    """Variance one and no longer tails, over 200,000 independent pairs; the ends are the ends."""
+def test_every_interpolated_point_is_standard_normal(t):
+    """Mean, variance and fourth moment over 200,000 independent pairs; the ends are exact."""
     z0, z1 = randomness.normal(0, "test", 0, 400_000, 1).view(2, -1, 1)
-    for z in (between(z0, z1, t), circle(z0, z1, t)):
+    for z in (interpolate(z0, z1, t), rotate(z0, z1, t)):
         assert float(z.mean()) == pytest.approx(0, abs=0.01) and float(z.var()) == pytest.approx(1, abs=0.015)
         assert float((z**4).mean()) == pytest.approx(3, abs=0.1)
-    assert torch.equal(between(z0, z1, 0), z0) and torch.equal(between(z0, z1, 1), z1)
-    torch.testing.assert_close(between(z0, z1, t), ((1 - t) * z0 + t * z1) / math.sqrt((1 - t) ** 2 + t**2))
+    assert torch.equal(interpolate(z0, z1, 0), z0) and torch.equal(interpolate(z0, z1, 1), z1)
+    torch.testing.assert_close(interpolate(z0, z1, t), ((1 - t) * z0 + t * z1) / math.sqrt((1 - t) ** 2 + t**2))
 
 
-def test_ways_stay_within_the_truncation():
+def test_interpolated_points_stay_within_the_truncation():
     z0, z1 = (randomness.normal(0, f"{i}", 0, 1000, 8, 0.5) for i in range(2))
-    assert between(z0, z1, 0.5).abs().max() > 0.5  # without being told
-    assert between(z0, z1, 0.5, 0.5).abs().max() == 0.5 and circle(z0, z1, 0.125, 0.5).abs().max() == 0.5
+    assert interpolate(z0, z1, 0.5).abs().max() > 0.5  # without the argument
+    assert interpolate(z0, z1, 0.5, 0.5).abs().max() == 0.5 and rotate(z0, z1, 0.125, 0.5).abs().max() == 0.5
 
 
 def test_a_circle_closes_at_one_speed():
     z0, z1 = (randomness.normal(0, f"{i}", 0, 4, 256) for i in range(2))
-    points = [circle(z0, z1, i / 24) for i in range(25)]
+    points = [rotate(z0, z1, i / 24) for i in range(25)]
     torch.testing.assert_close(points[24], points[0], rtol=0, atol=1e-5)
-    steps = torch.stack([(b - a).norm(dim=1) for a, b in zip(points, points[1:])])
-    assert float(steps.min()) > 0.8 * float(steps.max())  # equal, but for what two random vectors lack of a right angle
+    steps = torch.stack([(b - a).norm(dim=1) for a, b in itertools.pairwise(points)])
+    assert float(steps.min()) > 0.8 * float(steps.max())  # equal, except that two random vectors are not quite orthogonal
     torch.testing.assert_close(points[6], z1, rtol=0, atol=1e-5)
     torch.testing.assert_close(points[12], -z0, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spectral_norm", [False, True])
-def test_a_mixture_is_the_mean_of_the_tables_rows(spectral_norm):
-    """Of the normed weights, where they are normed."""
+def test_a_mixture_is_the_mean_of_the_embeddings_rows(spectral_norm):
+    """With spectral norm, of the normalised weights."""
     table = Layers("orthogonal").embedding(5, 7, spectral_norm).eval()
     y = torch.tensor([0, 4, 2])
     rows = table(torch.arange(5))
     torch.testing.assert_close(table(torch.eye(5)[y]), rows[y], rtol=0, atol=1e-7)
-    half = mixture(y, (y + 1) % 5, 0.5, 5)
+    half = mix_classes(y, (y + 1) % 5, 0.5, 5)
     assert half.dtype == torch.float32 and torch.equal(half.sum(1), torch.ones(3))
     torch.testing.assert_close(table(half), (rows[y] + rows[(y + 1) % 5]) / 2)
-    quarter = mixture(y, (y + 1) % 5, 0.25, 5)
+    quarter = mix_classes(y, (y + 1) % 5, 0.25, 5)
     torch.testing.assert_close(table(quarter), 0.75 * rows[y] + 0.25 * rows[(y + 1) % 5])
 
 
@@ -251,35 +254,35 @@ def test_a_mixture_is_the_mean_of_the_tables_rows(spectral_norm):
     "config", [BigGAN(ch=2, dim_z=8), BigGAN(ch=2, dim_z=9, shared_embedding=4, hierarchical_z=True)], ids=["tables", "shared"]
 )
 def test_a_generator_takes_mixtures_for_labels(config):
-    """One-hot is the label; a half of each is between them, and neither."""
+    """A one-hot mixture equals the label; half of each class differs from both."""
     generator = config.build(16, 1, 4)[0].eval()
     generator.requires_grad_(False)
     z, y = torch.randn(6, config.dim_z, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
-    torch.testing.assert_close(generator(z, mixture(y, (y + 1) % 4, 0.0, 4)), generator(z, y), **ROUNDING)
-    torch.testing.assert_close(generator(z, mixture(y, (y + 1) % 4, 1.0, 4)), generator(z, (y + 1) % 4), **ROUNDING)
-    halves = generator(z, mixture(y, (y + 1) % 4, 0.5, 4))
+    torch.testing.assert_close(generator(z, mix_classes(y, (y + 1) % 4, 0.0, 4)), generator(z, y), **ROUNDING)
+    torch.testing.assert_close(generator(z, mix_classes(y, (y + 1) % 4, 1.0, 4)), generator(z, (y + 1) % 4), **ROUNDING)
+    halves = generator(z, mix_classes(y, (y + 1) % 4, 0.5, 4))
     assert not torch.allclose(halves, generator(z, y), **ROUNDING) and not torch.allclose(halves, generator(z, (y + 1) % 4), **ROUNDING)
 
 
 # ---- sheets ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sheet_of_classes_has_a_class_a_row(run, gantrain, tmp_path, monkeypatch):
-    """Its latents are the class's own, whichever others are shown; more than go into one go into several sheets, or are spread evenly."""
+def test_a_sheet_of_classes_has_a_class_per_row(run, gantrain, tmp_path, monkeypatch):
+    """A class has the same latents whichever others are shown; many classes fill several sheets, or are evenly spaced in one."""
     done = gantrain("sample", run, "--sheet", "classes", "--labels", "7,2", "--per-class", 3, "--out", tmp_path / "two.png")
-    assert f"2 classes a row each, 3 images of ema a class, in {tmp_path}/two.png" in done.stdout
+    assert f"2 classes, one per row, 3 images of ema each, in {tmp_path}/two.png" in done.stdout
     sheet = Image.open(tmp_path / "two.png")
     generator = library.load_generator(run)
     expected = torch.stack([to_uint8(generator(latents(generator, 100)[3 * y : 3 * y + 3], torch.full((3,), y)))[:, 0] for y in (7, 2)])
     assert near(cells(sheet, 2, 3, sheet.width - 12 - 150, 12 + 2), expected)
-    assert np.array(sheet.convert("L"))[:, : sheet.width - 164].min() < 100  # their numbers stand beside them
-    monkeypatch.setattr("gantrain.commands.sample_sheets.A_SHEET", 4)
+    assert np.array(sheet.convert("L"))[:, : sheet.width - 164].min() < 100  # labels beside the rows
+    monkeypatch.setattr("gantrain.commands.sample_sheets.CLASSES_PER_SHEET", 4)
     done = gantrain("sample", run, "--sheet", "classes", "--per-class", 1, "--out", f"{tmp_path}/all/")
-    assert "10 classes a row each" in done.stdout and f"in {tmp_path}/all/, 3 sheets" in done.stdout
+    assert "10 classes, one per row" in done.stdout and f"in {tmp_path}/all/, 3 sheets" in done.stdout
     found = {f.name: Image.open(f).height for f in (tmp_path / "all").iterdir()}
     assert found == {"classes-0-3.png": 2 * 12 + 2 + 50 * 4, "classes-4-7.png": 2 * 12 + 2 + 50 * 4, "classes-8-9.png": 2 * 12 + 2 + 50 * 2}
     done = gantrain("sample", run, "--sheet", "classes", "--per-class", 1, "--out", tmp_path / "few.png")
-    assert "4 of 10 classes, evenly spread" in done.stdout
+    assert "4 of 10 classes, evenly spaced" in done.stdout
     expected = torch.cat([to_uint8(generator(latents(generator, 10)[y : y + 1], torch.tensor([y]))) for y in (0, 2, 5, 7)])
     few = Image.open(tmp_path / "few.png")
     assert near(cells(few, 4, 1, few.width - 12 - 50, 12 + 2), expected)
@@ -296,12 +299,12 @@ def test_a_sheet_of_averages_shows_the_same_latents_through_all(run, gantrain, t
         assert near(cells(sheet.picture, 1, 4, 2, 2)[0], to_uint8(generator(latents(generator, 4), torch.arange(4)))[:, 0]), sheet.name
     gantrain("sample", run, "--sheet", "averages", "--average", "swa,live", "--out", tmp_path / "two.png")
     two = read_side_by_side(tmp_path / "two.png")
-    assert [s.name for s in two] == ["swa", "live"] and two[0].picture.size == (502, 302)  # full rows of a class a column
+    assert [s.name for s in two] == ["swa", "live"] and two[0].picture.size == (502, 302)  # full rows, one class per column
 
 
 @pytest.mark.parametrize("kind", ["z", "class", "both"])
-def test_a_sheet_of_ways_goes_from_end_to_end(kind, run, gantrain, tmp_path):
-    """The ends of a row are images of their latents and labels; eight lie between, each nearer to its own end."""
+def test_a_sheet_of_interpolations_goes_from_end_to_end(kind, run, gantrain, tmp_path):
+    """The ends of a row are images of their latents and labels, with eight images in smaller steps between them."""
     gantrain("sample", run, "--sheet", kind, "--labels", "1,8", "--num", 3, "--out", tmp_path / "ways.png")
     sheet = Image.open(tmp_path / "ways.png")
     found = cells(sheet, 3, MIDPOINTS + 2, sheet.width - 12 - 500, 12 + 2)
@@ -314,19 +317,19 @@ def test_a_sheet_of_ways_goes_from_end_to_end(kind, run, gantrain, tmp_path):
     assert moved.min() > 0 and moved.max() < (ends[0].float() - ends[1].float()).flatten(1).norm(dim=1).max()
 
 
-def test_ways_between_classes_need_two_and_a_generator_that_mixes_them(run, refused, monkeypatch, tmp_path):
+def test_interpolation_between_classes_needs_two_and_a_generator_that_mixes_them(run, refused, monkeypatch, tmp_path):
     out = tmp_path / "x.png"
-    assert "--labels: 'both' goes from one class to another; give at least two, got 3 alone" in refused(
+    assert "--labels: 'both' interpolates between classes; pass at least two, got only 3" in refused(
         "sample", run, "--sheet", "both", "--labels", "3,3", "--out", out
     )
     monkeypatch.setattr("gantrain.models.biggan.Generator.accepts_mixtures", False)
-    assert "the run's Generator takes labels alone; it would need accepts_mixtures = True" in refused(
+    assert "but Generator takes labels only; it would need accepts_mixtures = True" in refused(
         "sample", run, "--sheet", "class", "--out", out
     )
     assert not out.exists()
     for kind in ("class", "both"):
         with pytest.raises(
-            UserError, match=f"--sheet: '{kind}' goes from one class to another, and the run has no classes; --sheet z goes between latents"
+            UserError, match=f"--sheet: '{kind}' interpolates between classes, but the run has no classes; use --sheet z for latents"
         ):
             require_two_classes(kind, Choice(run), 1)
 
@@ -337,16 +340,16 @@ def test_sheets_of_a_run_without_classes(gantrain, refused, tmp_path):
     assert "the run has no classes" in refused("sample", run, "--sheet", "class", "--out", tmp_path / "x.png")
     for kind, size in (("z", (10 * 50 + 2 + 2 * 12, 8 * 50 + 2 + 2 * 12)), ("averages", None), ("classes", None), ("neighbours", None)):
         gantrain("sample", run, "--sheet", kind, "--out", tmp_path / f"{kind}.png")
-        assert size is None or Image.open(tmp_path / f"{kind}.png").size == size  # no words where there is nothing to say
+        assert size is None or Image.open(tmp_path / f"{kind}.png").size == size  # no labels without classes
     gantrain("walk", run, "--frames", 2, "--out", tmp_path / "walk.gif")
 
 
-def test_words_stand_beside_and_above_and_within_the_picture():
-    """Images where they belong, the first column framed apart; words clipped nowhere."""
+def test_labels_are_beside_and_above_the_images_within_the_picture():
+    """Images are in their places, the first column is framed, and no label is clipped."""
     images = torch.arange(6)[:, None, None, None].mul(40).expand(6, 1, 16, 16).to(torch.uint8)
-    sheet = labelled(images, 3, ["0.123", "one"], ["generated", "nearest", "2."], apart=True)
+    sheet = make_labelled_grid(images, 3, ["0.123", "one"], ["generated", "nearest", "2."], apart=True)
     pixels = np.array(sheet)
-    left = next(x for x in range(sheet.width) if (pixels[:, x] == (194, 65, 12)).all(axis=1).any()) + 2  # behind the frame
+    left = next(x for x in range(sheet.width) if (pixels[:, x] == (194, 65, 12)).all(axis=1).any()) + 2  # inside the frame
     assert near(cells(sheet, 2, 1, left + 2, 32)[:, 0, 0, 0], torch.tensor([0, 120]))
     assert near(cells(sheet, 2, 2, left + 52 + 12 + 2, 32)[:, :, 0, 0], torch.tensor([[40, 80], [160, 200]]))
     assert (pixels[:, :4] == 255).all() and (pixels[:4] == 255).all() and (pixels[:, -4:] == 255).all() and (pixels[-4:] == 255).all()
@@ -356,21 +359,20 @@ def test_words_stand_beside_and_above_and_within_the_picture():
 # ---- neighbours ------------------------------------------------------------------------------------------------------
 
 
-def test_nearest_is_a_search_through_all(digits):
-    """Real features against numpy's subtractions, and each of them against the others; a copy is at distance 0."""
+def test_find_nearest_equals_an_exhaustive_search(digits):
+    """Distances and indices are those that numpy finds; a copy is at distance 0."""
     from gantrain.metrics import DigitsFeatures
 
-    features = (
-        DigitsFeatures().build(torch.device("cpu")).extract(digits[0][:300])[0] + 1000.0
-    )  # where a product would round small distances away
+    extract = DigitsFeatures().build(torch.device("cpu")).extract
+    features = extract(digits[0][:300])[0] + 1000.0  # a matrix product alone would round small distances away
     real, fake = features[:250], torch.cat([features[250:], features[17:18]])
     between_all = np.sqrt(((fake.double().numpy()[:, None] - real.double().numpy()[None]) ** 2).sum(2))
-    distances, indices = nearest(fake, real, 8)
+    distances, indices = find_nearest(fake, real, 8)
     assert np.array_equal(indices.numpy(), np.argsort(between_all, axis=1, kind="stable")[:, :8])
     np.testing.assert_allclose(distances.numpy(), np.sort(between_all, axis=1)[:, :8], rtol=1e-12)
     assert distances[-1, 0] == 0 and indices[-1, 0] == 17
     among = np.sqrt(((real.double().numpy()[:, None] - real.double().numpy()[None]) ** 2).sum(2)) + np.diag([np.inf] * 250)
-    found = memorisation(fake, real)
+    found = measure_memorisation(fake, real)
     np.testing.assert_allclose(found.between_real.numpy(), among.min(1), rtol=1e-12)
     assert found.threshold == pytest.approx(np.percentile(among.min(1), 5)) and found.share == np.mean(
         between_all.min(1) <= np.percentile(among.min(1), 5)
@@ -378,31 +380,31 @@ def test_nearest_is_a_search_through_all(digits):
     assert found.medians[0] == np.sort(between_all.min(1))[25] and found.medians[1] == pytest.approx(np.sort(among.min(1))[124])
 
 
-def test_five_percent_of_an_independent_sample_are_as_near():
-    """The check's own claim, on a law where it can be drawn at will; copies are all found."""
+def test_five_percent_of_an_independent_sample_are_as_close():
+    """For normal samples the share is 5%, as the check states; all copies are found."""
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(3000, 4, generator=generator), torch.randn(4000, 4, generator=generator)
-    assert memorisation(fake, real).share == pytest.approx(0.05, abs=0.015)
-    assert memorisation(torch.cat([fake[:1000], real[:1000]]), real).share == pytest.approx(0.525, abs=0.02)
+    assert measure_memorisation(fake, real).share == pytest.approx(0.05, abs=0.015)
+    assert measure_memorisation(torch.cat([fake[:1000], real[:1000]]), real).share == pytest.approx(0.525, abs=0.02)
 
 
 @pytest.fixture(scope="module")
 def reference(run):
-    """All digits that the run was trained on, however few it is scored against, in a fixed shuffle; and what extracts features."""
+    """(all training digits in the reference's shuffle, the extractor); the run is scored against only some of them."""
     scorer = RunScorer(run)
     scorer.prepare()
     return Digits(resolution=16).build().pixels[permuted(0, np.arange(1797), 1797)], scorer.evaluator.extractor
 
 
 def test_neighbours_are_found_and_drawn(run, gantrain, reference, tmp_path):
-    """Rows start with the generated image that is nearest to a real one, as the library finds it."""
+    """Rows start with the generated image, closest first, followed by the neighbours that the library finds."""
     done = gantrain("sample", run, "--sheet", "neighbours", "--num", 100, "--out", tmp_path / "one.png")
     generator = library.load_generator(run)
     images = generate(generator, latents(generator, 100), torch.arange(100) % 10)
     real, extractor = reference
-    found = memorisation(extractor.extract(images)[0], extractor.extract(real)[0])
-    assert f"100 images of ema against 1797 of digits, by L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
-    assert f"{found.medians[1]:.4g} of a real image to its nearest other; {found.share:.1%} of them" in done.stdout
+    found = measure_memorisation(extractor.extract(images)[0], extractor.extract(real)[0])
+    assert f"100 images of ema against 1797 of digits, L2 in {extractor.identity}: median distance {found.medians[0]:.4g}" in done.stdout
+    assert f"{found.medians[1]:.4g} from a real image to its nearest other; {found.share:.1%} of them" in done.stdout
     sheet, order = Image.open(tmp_path / "one.png"), found.distances[:, 0].argsort(stable=True)[:8]
     right = sheet.width - 12 - 402
     assert near(cells(sheet, 8, 1, right - 12 - 52 + 2, 32)[:, 0], images[order, 0])
@@ -417,16 +419,18 @@ def test_two_processes_find_the_same_neighbours(run, gantrain, together, tmp_pat
     assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
 
 
-def test_a_generator_that_repeats_the_data_is_found_out(run, gantrain, reference, monkeypatch, tmp_path):
+def test_a_generator_that_repeats_the_data_is_detected(run, gantrain, reference, monkeypatch, tmp_path):
     real = to_float(reference[0])
-    monkeypatch.setattr(Chosen, "floats", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)])
+    monkeypatch.setattr(
+        Source, "float_sampler", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)]
+    )
     done = gantrain("sample", run, "--sheet", "neighbours", "--num", 64, "--out", tmp_path / "copies.png")
     assert "median distance 0 to the nearest real image" in done.stdout and "100.0% of them" in done.stdout
 
 
-def test_a_generator_without_numbers_has_no_neighbours(run, refused, monkeypatch, tmp_path):
-    monkeypatch.setattr(Chosen, "floats", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
-    assert "ema puts out no numbers; it has no neighbours" in refused(
+def test_a_generator_of_nan_has_no_neighbours(run, refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(Source, "float_sampler", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
+    assert "ema generates nan or infinity, so it has no neighbours" in refused(
         "sample", run, "--sheet", "neighbours", "--num", 4, "--out", tmp_path / "x.png"
     )
 
@@ -439,7 +443,7 @@ def tiles(frame: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_walk_is_a_loop_of_frames_as_gif(run, gantrain, tmp_path):
-    """To the grey level, at the times that were asked for, for ever; the last frame is a step from the first."""
+    """Exact grey levels and duration, looping forever; the last frame is one step from the first."""
     done = gantrain("walk", run, "--num", 3, "--frames", 12, "--labels", "4,9", "--out", tmp_path / "walk.gif")
     assert f"a loop of 12 frames, 0.5 s, of 3 walks of ema in {tmp_path}/walk.gif" in done.stdout
     film, frames, durations = Image.open(tmp_path / "walk.gif"), [], []
@@ -459,7 +463,7 @@ def test_a_walk_is_a_loop_of_frames_as_gif(run, gantrain, tmp_path):
 
 
 def test_a_walk_as_mp4_is_read_back(run, gantrain, tmp_path):
-    """H.264 that every player takes, of as many frames and near their grey; odd sizes are padded."""
+    """H.264 in yuv420p with all frames, close to their grey levels."""
     import av
 
     gantrain("walk", run, "--num", 3, "--frames", 6, "--fps", 12, "--labels", "4,9", "--out", tmp_path / "walk.mp4")
@@ -475,7 +479,7 @@ def test_a_walk_as_mp4_is_read_back(run, gantrain, tmp_path):
 
 
 def test_films_of_colours_and_odd_sizes(tmp_path):
-    """Without a generator: colours come back near what they were, and an odd side gets one pixel of white."""
+    """Colours are preserved approximately, and an odd side is padded with one pixel of white."""
     import av
 
     from gantrain.commands.walk import write_gif, write_mp4
@@ -501,40 +505,41 @@ def test_films_of_colours_and_odd_sizes(tmp_path):
     "arguments, words",
     [
         (["sample", "--sheet", "clases"], "--sheet: there is no sheet 'clases'; did you mean 'classes'?"),
-        (["sample", "--sheet", "z", "--out", "there/"], "--out: a sheet of z is a .png, got 'there/'"),
-        (["sample", "--sheet", "classes", "--out", "x.npz"], "--out: a sheet of classes is a .png, or several in a folder/, got 'x.npz'"),
-        (["sample", "--sheet", "classes", "--num", "3"], "--num: 3 does not go with --sheet classes; --per-class says"),
+        (["sample", "--sheet", "z", "--out", "there/"], "--out: a sheet of kind z must be a .png, got 'there/'"),
+        (["sample", "--sheet", "classes", "--out", "x.npz"], "--out: a sheet of kind classes must be a .png or a folder/, got 'x.npz'"),
+        (["sample", "--sheet", "classes", "--num", "3"], "--num: 3 does not apply to --sheet classes; use --per-class"),
         (["sample", "--sheet", "classes", "--per-class", "0"], "--per-class: must be at least 1, got 0"),
         (["sample", "--sheet", "z", "--num", "0"], "--num: must be at least 1, got 0"),
-        (["sample", "--per-class", "3"], "--per-class: 3 goes with --sheet classes"),
+        (["sample", "--per-class", "3"], "--per-class: 3 only applies to --sheet classes"),
         (["sample", "--sheet", "averages", "--average", "ema,emma"], "no average 'emma' at 0.048 kimg; did you mean 'ema'?"),
-        (["sample", "--sheet", "neighbours", "--labels", "10"], "--labels: there is no class 10; the run has 0 to 9"),
+        (["sample", "--sheet", "neighbours", "--labels", "10"], "--labels: there is no class 10; the run has classes 0 to 9"),
         (["sample", "--sheet", "z", "--truncation", "inf"], "--truncation: must be above 0, got inf"),
         (
             ["sample", "--out", "x.gif"],
-            "--out: 'x.gif' is neither a .png nor a folder; write 'x.gif.png' for a grid or 'x.gif/' for numbered files, or 'x.gif.npz' for arrays",
+            "--out: 'x.gif' is not a .png, an .npz or a folder/; use 'x.gif.png' for a grid, 'x.gif/' for numbered files,"
+            " 'x.gif.npz' for arrays",
         ),
         (["walk", "--truncation", "0"], "--truncation: must be above 0, got 0"),
         (["walk", "--truncation", "nan"], "--truncation: must be above 0, got nan"),
         (["walk", "--frames", "1"], "--frames: must be at least 2, got 1"),
         (["walk", "--num", "0"], "--num: must be at least 1, got 0"),
         (["walk", "--fps", "0"], "--fps: must be at least 1, got 0"),
-        (["walk", "--fps", "60"], "--fps: a .gif shows at most 50 frames a second, got 60; choose fewer, or a .mp4"),
-        (["walk", "--labels", "0,10"], "--labels: there is no class 10; the run has 0 to 9"),
+        (["walk", "--fps", "60"], "--fps: a .gif plays at most 50 frames per second, got 60; use a lower value, or an .mp4"),
+        (["walk", "--labels", "0,10"], "--labels: there is no class 10; the run has classes 0 to 9"),
         (["walk", "--average", "swaa"], "no average 'swaa' at 0.048 kimg; did you mean 'swa'?"),
-        (["walk", "--out", "walk.avi"], "--out: 'walk.avi' is neither a .gif nor a .mp4; write 'walk.gif'"),
-        (["walk", "--out", "there/walk"], "--out: 'there/walk' is neither a .gif nor a .mp4; write 'there/walk.gif'"),
+        (["walk", "--out", "walk.avi"], "--out: must be a .gif or .mp4, got 'walk.avi'; use 'walk.gif'"),
+        (["walk", "--out", "there/walk"], "--out: must be a .gif or .mp4, got 'there/walk'; use 'there/walk.gif'"),
     ],
 )
-def test_what_cannot_be_is_one_line(arguments, words, run, tmp_path, monkeypatch, refused):
-    monkeypatch.setattr("conftest.ROOT", tmp_path)  # where commands are run
+def test_impossible_arguments_are_refused_in_one_line(arguments, words, run, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr("conftest.ROOT", tmp_path)  # the working directory of commands
     verb, *rest = arguments
     assert words in refused(verb, run, *rest)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("verb", ["sample", "walk"])
-def test_a_folder_that_is_no_run(verb, refused, tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(verb, refused, tmp_path):
     assert "is not a run folder (it has no config.yaml); pass the run_dir of a `gantrain train`" in refused(verb, tmp_path)
 
 
@@ -548,15 +553,15 @@ def test_an_mp4_without_pyav_says_what_to_install(run, refused, monkeypatch, tmp
 
     monkeypatch.setattr(builtins, "__import__", without)
     words = refused("walk", run, "--out", tmp_path / "walk.mp4")
-    assert "--out: a .mp4 needs PyAV (No module named 'av'): pip install 'gantrain[video]', or write a .gif" in words
+    assert "--out: an .mp4 needs PyAV (No module named 'av'); pip install 'gantrain[video]', or use a .gif" in words
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_picture_outlives_a_failed_one(run, refused, monkeypatch, tmp_path):
-    """What is written goes by another name until it is whole."""
+def test_an_older_picture_survives_a_failed_write(run, refused, monkeypatch, tmp_path):
+    """Files are written under another name until they are complete."""
     shutil.copy(ROOT / "docs" / "digits_samples.png", tmp_path / "walk.gif")
     monkeypatch.setattr(
-        "gantrain.commands.walk.grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        "gantrain.commands.walk.make_grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     assert "walk.gif: No space left on device" in refused("walk", run, "--out", tmp_path / "walk.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"] and (tmp_path / "walk.gif").read_bytes() == (

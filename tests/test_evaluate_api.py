@@ -1,4 +1,4 @@
-"""Scores of images and of generators of one's own: `gantrain evaluate FOLDER --reference`, `gantrain.evaluate`, and torch-fidelity beside them."""
+"""Scores of images and generators from outside: `gantrain evaluate FOLDER --reference` and `gantrain.evaluate` against torch-fidelity."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAME = {"rel": 1e-6, "abs": 1e-9}  # KID may be next to nothing
 
 @pytest.fixture(scope="module", autouse=True)
 def on_cpu():
-    """What is compared here is computed on one device."""
+    """All scores compared here are computed on the same device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -34,14 +34,14 @@ def on_cpu():
 
 @pytest.fixture(scope="module")
 def halves(digits) -> tuple[Tensor, Tensor]:
-    """(generated, real): 200 noisy digits, and 300 others."""
+    """(200 noisy digits that pass for generated images, 300 other digits)."""
     noise = torch.randn(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     return (digits[0][:200] + 40 * noise).round().clamp(0, 255).to(torch.uint8), digits[0][200:500]
 
 
 @pytest.fixture(scope="module")
 def folders(halves, tmp_path_factory) -> tuple[Path, Path]:
-    """The same as PNGs, the real ones in sub-folders too."""
+    """The same as folders of PNGs."""
     at = tmp_path_factory.mktemp("folders")
     for name, images in zip(("fake", "real"), halves):
         (at / name).mkdir()
@@ -67,6 +67,7 @@ def test_digits_scores_of_folders_are_torch_fidelitys(gantrain, folders, tmp_pat
     assert theirs["fid"] > 0.1 and 0 < theirs["precision"] < 1 and 0 < theirs["recall"] < 1 and theirs["precision"] != theirs["recall"]
 
 
+@pytest.mark.slow
 def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, inception_weights, tmp_path):
     """The published network and layer, with random weights."""
     for folder, name, count in zip(folders, ("fake", "real"), (16, 9)):
@@ -93,7 +94,7 @@ def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, ince
 
 
 def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halves, tmp_path):
-    """A row under the folder's name; the first N where so many are asked for; JSON only where it is asked for; an .npz is the same."""
+    """A row named after the folder, of the first N images; JSON only if asked for; an .npz of the images scores the same."""
     fake, real = folders
     said = gantrain(
         "evaluate", fake, "--reference", real, "--num", 50, "eval.metrics=[fid]", "--out", tmp_path / "new" / "some.json"
@@ -120,7 +121,7 @@ def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halve
     assert not (fake / "evaluations").exists() and len(list(fake.iterdir())) == 200
 
 
-def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
+def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
     fake, real = folders
     (tmp_path / "few").mkdir()
     to_pil(torch.zeros(1, 16, 16, dtype=torch.uint8)).save(tmp_path / "few" / "a.png")
@@ -128,9 +129,10 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
     for words, said in [
         (
             [fake],
-            "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images, a run folder or a CONFIG.yaml",
+            "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images,"
+            " a run folder or a CONFIG.yaml",
         ),
-        ([fake, "--reference", real, "--num", 201], "--num: fake has 200 images, so it must be between 16 and that, got 201"),
+        ([fake, "--reference", real, "--num", 201], "--num: must be between 16 and 200, the images in fake, got 201"),
         ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
         ([fake, "--reference", real, "--average", "ema"], "--average: belongs to a run, and "),
@@ -141,7 +143,7 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
             [fake, "--reference", real, "eval.protocol=torch-fidelity"],
             "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",
         ),
-        ([tmp_path / "moments.npz", "--reference", real], "moments.npz: holds statistics and no images"),
+        ([tmp_path / "moments.npz", "--reference", real], "moments.npz: contains statistics but no images"),
         ([tmp_path / "none.npz", "--reference", real], "none.npz: there is no such file"),
     ]:
         assert said in error_of(gantrain("evaluate", *words, check=False))
@@ -151,7 +153,7 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
 
 
 class Noisy(nn.Module):
-    """z on grey, through a BatchNorm whose statistics lag behind."""
+    """Draws z as grey pixels, through a BatchNorm whose running statistics lag behind."""
 
     dim_z, num_classes = 16, 10
 
@@ -165,14 +167,14 @@ class Noisy(nn.Module):
 
 
 def by_hand(fake: Tensor, real: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """Scores of uint8 images, straight from the metrics."""
+    """Scores of uint8 images, computed by the metrics directly."""
     extract = DigitsFeatures().build(torch.device("cpu")).extract
     a, b = (FeatureSet(*extract(images)) for images in (fake, real))
     return {f"digits_{key}": value for name in names for key, value in METRICS[name]().compute(a, b).items()}
 
 
 def test_a_module_is_scored_as_it_stands_and_left_as_it_was(halves):
-    """In evaluation mode, with z and y of the seed; modes one by one, buffers, gradients, random state and gradient mode are those of before."""
+    """It runs in evaluation mode with z and y of the seed; modes, buffers, gradients, random state and grad mode are restored."""
     torch.manual_seed(3)
     module = Noisy()
     module(torch.randn(8, 16), torch.zeros(8, dtype=torch.int64)).sum().backward()
@@ -192,7 +194,7 @@ def test_a_module_is_scored_as_it_stands_and_left_as_it_was(halves):
 
 
 def test_all_forms_of_the_same_images_score_the_same(halves, folders):
-    """A function of positions, floats and bytes, a tensor, a folder; the reference as tensor, data set, folder."""
+    """Generated images as tensor, function and folder, and real ones as tensor, data set and folder, score the same."""
     fake, real = halves
     asked = []
 
@@ -214,7 +216,7 @@ def test_all_forms_of_the_same_images_score_the_same(halves, folders):
     )
 
 
-def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
+def test_a_runs_generator_scores_as_in_its_run(gantrain, tmp_path):
     run = tmp_path / "run"
     gantrain("train", DIGITS, *TINY, "total_kimg=0.08", "eval.every_kimg=null", f"run_dir={run}")
     gantrain("reference", run, "--out", tmp_path / "real.npz", "--moments-only")
@@ -228,12 +230,12 @@ def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
 @pytest.mark.parametrize(
     ("generator", "arguments", "words"),
     [
-        (nn.Linear(2, 2), {}, "generator: Linear has no dim_z or no num_classes; set both, or give a function sample.start, count."),
+        (nn.Linear(2, 2), {}, "generator: Linear has no dim_z or no num_classes; set both, or pass a function sample.start, count."),
         (7, {}, "generator: must be G.z, y. with dim_z and num_classes, sample.start, count., a tensor or a path, got int"),
         (
             lambda start, count: torch.zeros(count, 3),
             {},
-            r"generator: must give images \[1, C, H, W\], uint8 or float in \[-1, 1\], and gives float32 \[1, 3\]",
+            r"generator: must return images \[1, C, H, W\], uint8 or float in \[-1, 1\], got float32 \[1, 3\]",
         ),
         (
             torch.zeros(20, 1, 16, 16),
@@ -248,7 +250,7 @@ def test_a_runs_generator_scores_there_as_in_its_run(gantrain, tmp_path):
         (Noisy(), {"reference": "nowhere"}, "nowhere: there is no such file or folder"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(generator, arguments, words, halves):
+def test_impossible_calls_are_refused(generator, arguments, words, halves):
     with pytest.raises(UserError, match=words) as caught:
         package.evaluate(generator, **{"reference": halves[1], **arguments})
     assert "\n" not in str(caught.value)

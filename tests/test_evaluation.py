@@ -1,13 +1,10 @@
-"""Evaluation in one process: no trace on training, exact counts, the cached reference; `gantrain evaluate`, `sample`, load_generator."""
+"""Evaluation in one process: no side effects on training, exact counts, the cached reference; `gantrain evaluate`, `gantrain sample`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,11 +34,13 @@ DIGITS = ROOT / "configs" / "digits.yaml"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    """What is compared here is computed on one device, in this process and in the commands."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu():
+    """All scores compared here are computed on the same device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 # ---- the evaluator ---------------------------------------------------------------------------------------------------
@@ -57,7 +56,7 @@ def tiny(*overrides: str) -> Config:
 
 
 def build(config: Config, seed: int = 1) -> nn.Module:
-    """A generator whose BatchNorm statistics are not those of its weights: as in training, lagging behind."""
+    """A generator whose BatchNorm statistics lag behind its weights, as in training."""
     torch.manual_seed(seed)
     generator, _ = config.model.build(16, 1, 10)
     with torch.no_grad():
@@ -78,7 +77,7 @@ def score(config: Config, images, generator: nn.Module | None = None) -> dict[st
 
 @dataclass(frozen=True)
 class Recorder:
-    """An extractor that keeps what it is shown; its features are the first 8 pixels of the middle row, its logits 4 of them."""
+    """An extractor that keeps its inputs; features are the first 8 pixels of the middle row, logits the first 4."""
 
     shown: list[Tensor] = field(default_factory=list)
 
@@ -93,7 +92,7 @@ class Recorder:
 
 
 class Asked(nn.Module):
-    """A generator of grey noise that keeps the latents and labels it is asked for."""
+    """A generator of grey noise that keeps the latents and labels it receives."""
 
     dim_z, num_classes = 8, 10
 
@@ -119,12 +118,12 @@ def asked_of(config: Config, images) -> Asked:
 
 
 def test_scoring_leaves_no_trace_on_training(images):
-    """Random states, the live network's weights, buffers, gradients and modes (mixed ones too), the averages: bit for bit as before."""
+    """Random states, weights, buffers, gradients, modes (also mixed ones) and averages are the same to the bit as before."""
     config = tiny()
     live = build(config)
     live(torch.randn(4, live.dim_z), torch.arange(4)).sum().backward()
     live.train()
-    live.blocks[0].eval()  # modes are put back module by module
+    live.blocks[0].eval()  # modes are restored module by module
     bank = AverageBank(live, {"ema": Ema()})
     bank.update(16)
     averaged = build(config, seed=2)
@@ -147,7 +146,7 @@ def test_scoring_leaves_no_trace_on_training(images):
 
 
 def test_scores_are_a_function_of_weights_and_configuration(images):
-    """Twice the same, whatever the random state; of other weights and other seeds they differ."""
+    """They are the same for any random state, and differ for other weights and other seeds."""
     config = tiny()
     first = score(config, images)
     torch.manual_seed(99)
@@ -157,7 +156,10 @@ def test_scores_are_a_function_of_weights_and_configuration(images):
 
 
 def test_scores_do_not_depend_on_how_samples_are_cut_into_batches(images):
-    """Up to summation order: a last batch of one image, uneven batches, and all at once. (BatchNorm copied: its measuring has batches of its own.)"""
+    """Batches with one image left over, uneven batches and a single batch agree up to summation order.
+
+    BatchNorm statistics are copied, because recalibration depends on the batch size.
+    """
     scores = [score(tiny("eval.batchnorm=copy", "eval.num_samples=65", f"eval.batch_size={b}"), images) for b in (32, 9, 500)]
     for other in scores[1:]:
         assert other == pytest.approx(scores[0], rel=1e-4)
@@ -165,12 +167,12 @@ def test_scores_do_not_depend_on_how_samples_are_cut_into_batches(images):
 
 @pytest.mark.parametrize(("samples", "batch", "sizes"), [(50, 16, [16, 16, 16, 2]), (64, 32, [32, 32]), (17, 64, [17])])
 def test_exactly_num_samples_images_are_scored(samples, batch, sizes, images):
-    """No batch is filled up and none is cut."""
+    """The last batch is neither padded nor dropped."""
     config, recorder = with_recorder(tiny(f"eval.num_samples={samples}", f"eval.batch_size={batch}"))
     this = evaluator(config, images)
     this.reference()
     recorder.shown.clear()
-    features = this.features_of(Asked())
+    features = this.generate_features(Asked())
     assert [len(x) for x in recorder.shown] == sizes and len(features) == len(features.logits) == samples
     assert all(x.dtype == torch.uint8 and x.shape[1:] == (1, 16, 16) for x in recorder.shown)
     shown = torch.cat(recorder.shown)
@@ -178,7 +180,7 @@ def test_exactly_num_samples_images_are_scored(samples, batch, sizes, images):
 
 
 def test_latents_and_labels_are_a_function_of_the_seed(images):
-    """Position by position those of the stream "eval", whatever the batch; another seed asks for others; truncation cuts."""
+    """They are those of the stream "eval" for any batch size; another seed gives others, and truncation is respected."""
     asked = [asked_of(tiny("eval.num_samples=50", f"eval.batch_size={b}"), images) for b in (16, 50)]
     z, y = draw(0, "eval", 0, 50, 8, 10)
     for generator in asked:
@@ -190,7 +192,7 @@ def test_latents_and_labels_are_a_function_of_the_seed(images):
 
 
 def test_batchnorm_policy_is_recorded_and_makes_a_difference(images):
-    """Copied statistics give the generator's own images; recalibrated ones are those of its activations, and score otherwise."""
+    """`copy` keeps the generator's statistics; `recalibrate` measures others, which give other scores."""
     scores = {}
     for policy in ("copy", "recalibrate"):
         config = tiny(f"eval.batchnorm={policy}", "eval.recalibration_batches=8")
@@ -202,8 +204,8 @@ def test_batchnorm_policy_is_recorded_and_makes_a_difference(images):
     assert scores["copy"]["digits_fid"] != pytest.approx(scores["recalibrate"]["digits_fid"], rel=1e-3)
 
 
-def test_batchnorm_is_fitted_to_latents_cut_as_those_that_are_scored(images):
-    """The statistics left in the module are those of forwards with the cut latents, and with no others."""
+def test_batchnorm_is_fitted_to_latents_truncated_like_those_that_are_scored(images):
+    """The statistics left in the module are those of forward passes with truncated latents."""
     config, found, fitted = tiny("eval.batchnorm=recalibrate", "eval.truncation=0.4"), build(tiny(), seed=2), {}
     evaluator(config, images).score(["live"], AverageBank(build(config), {}).materialize, found)
     size = config.eval.batch_size
@@ -236,14 +238,14 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 
 
 def count_of_reals(config: Config, images) -> tuple[int, object]:
-    """(how many real images the extractor is shown, the reference)."""
+    """(number of real images that the extractor received, the reference)."""
     config, recorder = with_recorder(config)
     found = evaluator(config, images).reference()
     return sum(map(len, recorder.shown)), found
 
 
 def test_reference_is_computed_once_and_kept_by_content(own_cache, images):
-    """The next evaluator, of the same images under another name, reads it; another count or other pixels compute anew; so does a damaged file."""
+    """Another evaluator reads it for the same images under another name; other counts, other pixels and damaged files recompute it."""
     config = tiny()
     count, first = count_of_reals(config, images)
     assert count == 64
@@ -257,13 +259,13 @@ def test_reference_is_computed_once_and_kept_by_content(own_cache, images):
     assert len(files) == 3
     for path in files:
         path.write_bytes(path.read_bytes()[:-3])
-    count, mended = count_of_reals(config, images)
-    assert count == 64 and torch.equal(mended.features, first.features)
+    count, recomputed = count_of_reals(config, images)
+    assert count == 64 and torch.equal(recomputed.features, first.features)
     assert count_of_reals(config, images)[0] == 0
 
 
 def test_reference_is_a_sample_of_all_and_within_one_evaluator_held(own_cache, images):
-    """64 of 1,797 are not the first 64 and none comes twice; all of them are all; a second question costs nothing."""
+    """64 of 1,797 images are not the first 64, and distinct; null uses all; the evaluator keeps the features."""
     config, recorder = with_recorder(tiny())
     this = evaluator(config, images)
     assert this.reference() is this.reference()
@@ -278,8 +280,8 @@ def test_reference_is_a_sample_of_all_and_within_one_evaluator_held(own_cache, i
 
 
 @pytest.mark.parametrize("policy", ["copy", "recalibrate"])
-def test_generator_without_numbers_scores_nan(policy, images):
-    """A diverged generator is no crash, and no score that a table could call the best: all of its scores are nan."""
+def test_a_generator_of_nan_scores_nan(policy, images):
+    """All scores of a diverged generator are nan, so that no table can call it the best."""
     config = tiny(f"eval.batchnorm={policy}", "eval.metrics=[fid,is,kid,prc]")
     live = build(config)
     whole = score(config, images, live)
@@ -290,7 +292,7 @@ def test_generator_without_numbers_scores_nan(policy, images):
     assert all(v != v for v in broken.values()), broken
 
 
-def test_extractor_that_gives_no_numbers_scores_nan(images):
+def test_an_extractor_of_infinities_scores_nan(images):
     @dataclass(frozen=True)
     class Broken(Recorder):
         def build(self, device: torch.device) -> Extractor:
@@ -300,7 +302,7 @@ def test_extractor_that_gives_no_numbers_scores_nan(images):
     this = evaluator(with_recorder(config)[0], images)
     real = this.reference()
     this = evaluator(dataclasses.replace(config, eval=dataclasses.replace(config.eval, features=Broken())), images)
-    scores = this.metrics_of(this.features_of(Asked()), real)
+    scores = this.compute_metrics(this.generate_features(Asked()), real)
     assert set(scores) == {"recorded_fid", "recorded_is", "recorded_is_std"} and all(v != v for v in scores.values())
 
 
@@ -310,7 +312,7 @@ def test_scores_under_their_full_names():
 
 
 def test_table_marks_the_best_of_each_column_by_its_direction():
-    """Lowest FID and KID, highest IS, precision and recall; spreads are left out; nan is never the best; columns line up."""
+    """Lowest FID and KID, highest IS, precision and recall; spreads are omitted, nan is never the best, and columns are aligned."""
     nan = float("nan")
     scores = {
         "live": {"fid": 12.5, "is": 9.25, "is_std": 0.1, "kid": 0.004, "precision": 0.5, "recall": nan},
@@ -334,12 +336,12 @@ def test_table_marks_the_best_of_each_column_by_its_direction():
 def test_table_of_one_row_has_no_best_and_of_none_is_empty():
     assert "*" not in table({"live": {"digits_fid": 1.0, "digits_is": 2.0}})
     prefixed = table({"live": {"digits_fid": 1.0, "other": 1.0}, "ema": {"digits_fid": 0.5, "other": 2.0}})
-    assert prefixed.count("*") == 1 and "0.5000*" in prefixed  # by the name's end; what has no direction has no best
+    assert prefixed.count("*") == 1 and "0.5000*" in prefixed  # found by the end of the name; scores without a direction have no best
     assert table({}).split() == ["average"]
 
 
 def test_table_of_rows_that_lack_a_metric():
-    """As a checkpoint keeps scores, nan left out: a finished run, called again, shows them; the missing ones are nan and never the best."""
+    """Checkpoints keep scores without nan, and a finished run prints them again: missing ones are nan and never the best."""
     head, live, ema = table({"live": {}, "ema": {"fid": 1.0}}).splitlines()
     assert (
         head.split() == ["average", "fid"]
@@ -355,13 +357,10 @@ def test_table_of_rows_that_lack_a_metric():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, gantrain) -> Path:
     """A tiny run with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("evaluation") / "tiny"
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GANTRAIN_CACHE": str(tmp_path_factory.getbasetemp() / "gantrain-cache")}
-    command = [sys.executable, "-m", "gantrain", "train", str(DIGITS), f"run_dir={folder}", *TINY, "checkpoint.keep_last=9"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    gantrain("train", DIGITS, f"run_dir={folder}", *TINY, "checkpoint.keep_last=9")
     return folder
 
 
@@ -396,9 +395,10 @@ def last_scores(run: Path) -> dict:
 # ---- gantrain evaluate -----------------------------------------------------------------------------------------------
 
 
-def test_evaluate_gives_the_scores_of_training_again(gantrain, run, tmp_path):
-    """All averages, every metric, and the protocol; up to the rounding of another memory order of the same weights."""
-    done = gantrain("evaluate", run, cwd=tmp_path)
+def test_evaluate_gives_the_scores_of_training_again(command, run, tmp_path, monkeypatch):
+    """All averages, every metric and the protocol, up to rounding, from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    status, said, _ = command("evaluate", run)
     record = json.loads((run / "evaluations" / "000000000320.json").read_text())
     logged = last_scores(run)
     assert record["nimg"] == logged["nimg"] == 320 and list(record["scores"]) == ["live", "ema", "ema_short", "swa"]
@@ -406,7 +406,7 @@ def test_evaluate_gives_the_scores_of_training_again(gantrain, run, tmp_path):
     assert found == pytest.approx({key: logged[key] for key in found}, rel=1e-4)
     rest = {key: value for key, value in record.items() if key not in ("nimg", "scores")}
     assert rest == {key: value for key, value in logged.items() if key not in ("nimg", *found)}
-    assert f"{run} at 0.32 kimg, 64 samples" in done.stdout and table(record["scores"]) in done.stdout
+    assert status == 0 and f"{run} at 0.32 kimg, 64 samples" in said and table(record["scores"]) in said
 
 
 def test_evaluate_chosen_averages_count_checkpoint_and_file(command, run, tmp_path):
@@ -419,11 +419,11 @@ def test_evaluate_chosen_averages_count_checkpoint_and_file(command, run, tmp_pa
     assert record["nimg"] == 160 and list(record["scores"]) == ["ema", "live"]
     assert all(set(row) == {"digits_precision", "digits_recall"} for row in record["scores"].values())
     assert record["eval/num_samples"] == 48 and record["eval/truncation"] == 0.5
-    assert configuration.load(run / "config.yaml").eval.num_samples == 64  # the run itself is as it was
+    assert configuration.load(run / "config.yaml").eval.num_samples == 64  # the run itself has not changed
 
 
 def test_evaluate_refuses_what_it_cannot_score(refused, run, tmp_path):
-    """Each in one line that names the mistake and the way out."""
+    """Each mistake is one line that names it and the remedy."""
     assert (
         "--average: " in (words := refused("evaluate", run, "--average", "live,emma"))
         and "no average 'emma' at 0.32 kimg; did you mean 'ema'?" in words
@@ -440,7 +440,7 @@ def test_evaluate_refuses_what_it_cannot_score(refused, run, tmp_path):
 
 @pytest.mark.parametrize("kimg", ["nan", "inf"])
 @pytest.mark.parametrize("verb", ["evaluate", "sample"])
-def test_a_checkpoint_at_no_number_is_refused(verb, kimg, refused, run):
+def test_a_checkpoint_at_nan_or_infinity_is_refused(verb, kimg, refused, run):
     words = refused(verb, run, "--kimg", kimg)
     assert "kimg" in words and kimg in words
 
@@ -453,21 +453,22 @@ def latents(generator: nn.Module, num: int, seed: int = 0, truncation: float | N
 
 
 def expected_images(run: Path, num: int, labels: list[int], average: str = "ema", seed: int = 0, truncation: float | None = None) -> Tensor:
-    """What the command should draw, by way of the library: uint8 `[num, H, W]`."""
+    """The images that the command should draw, from the library: uint8 `[num, H, W]`."""
     generator = gantrain.load_generator(run, average=average, truncation=truncation)
     y = torch.tensor([labels[i % len(labels)] for i in range(num)])
     return to_uint8(generator(latents(generator, num, seed, truncation), y))[:, 0]
 
 
 def close(picture: Image.Image, image: Tensor) -> bool:
-    """Equal up to one level, which another batch's summation order may cost."""
+    """Equal up to one level, which another summation order may change."""
     return picture.mode == "L" and int((torch.from_numpy(np.array(picture)).int() - image.int()).abs().max()) <= 1
 
 
-def test_sample_draws_a_grid(gantrain, run, tmp_path):
-    """A class a column, enlarged three times with gaps of two pixels; each cell is the image of its latent and label."""
-    done = gantrain("sample", run, "--num", 23, "--out", "grids/all.png", cwd=tmp_path)
-    assert "23 images of ema in grids/all.png" in done.stdout
+def test_sample_draws_a_grid(command, run, tmp_path, monkeypatch):
+    """One class per column, enlarged three times with gaps of two pixels; each cell is the image of its latent and label."""
+    monkeypatch.chdir(tmp_path)
+    status, said, _ = command("sample", run, "--num", 23, "--out", "grids/all.png")
+    assert status == 0 and "23 images of ema in grids/all.png" in said
     sheet = Image.open(tmp_path / "grids" / "all.png")
     assert sheet.size == (10 * (16 * 3 + 2) + 2, 3 * (16 * 3 + 2) + 2) and sheet.mode == "L"
     images = expected_images(run, 23, list(range(10)))
@@ -475,12 +476,12 @@ def test_sample_draws_a_grid(gantrain, run, tmp_path):
         left, top = 2 + i % 10 * 50, 2 + i // 10 * 50
         cell = sheet.crop((left, top, left + 48, top + 48))
         assert close(cell, image.repeat_interleave(3, 0).repeat_interleave(3, 1))
-    assert len({x.numpy().tobytes() for x in images}) == 23 and images.float().std() > 1  # neither blank nor one image
-    assert np.array(sheet.crop((2 + 3 * 50, 102, 502, 150))).min() == 255  # what is left of the last row is white
+    assert len({x.numpy().tobytes() for x in images}) == 23 and images.float().std() > 1  # neither blank nor all the same
+    assert np.array(sheet.crop((2 + 3 * 50, 102, 502, 150))).min() == 255  # the rest of the last row is white
 
 
 def test_sample_writes_a_folder_of_numbered_images(command, run, tmp_path):
-    """As many as asked for, of the run's size, of the labels in turn, another seed's being others."""
+    """As many as asked for, of the run's size, with the labels in turn; another seed draws others."""
     status, said, _ = command("sample", run, "--num", 7, "--labels", "3,7", "--average", "live", "--seed", 5, "--out", f"{tmp_path}/pngs/")
     assert status == 0 and f"7 images of live in {tmp_path}/pngs/" in said
     files = sorted((tmp_path / "pngs").iterdir())
@@ -509,15 +510,15 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         (["--truncation", "nan"], "--truncation: must be above 0, got nan"),
         (["--labels", "3,x"], "--labels: '3,x' is not a list of whole numbers; write for example --labels 0,3"),
         (["--labels", ""], "--labels: '' is not a list of whole numbers"),
-        (["--labels", "10"], "--labels: there is no class 10; the run has 0 to 9"),
-        (["--labels", "0,-1"], "--labels: there is no class -1; the run has 0 to 9"),
+        (["--labels", "10"], "--labels: there is no class 10; the run has classes 0 to 9"),
+        (["--labels", "0,-1"], "--labels: there is no class -1; the run has classes 0 to 9"),
         (["--num", "0"], "--num: must be at least 1, got 0"),
         (["--seed", "-1"], "--seed: must be at least 0, got -1"),
         (
             ["--out", "picture"],
-            "--out: 'picture' is neither a .png nor a folder; write 'picture.png' for a grid or 'picture/' for numbered files",
+            "--out: 'picture' is not a .png, an .npz or a folder/; use 'picture.png' for a grid, 'picture/' for numbered files",
         ),
-        (["--out", "picture.jpg"], "--out: 'picture.jpg' is neither a .png nor a folder"),
+        (["--out", "picture.jpg"], "--out: 'picture.jpg' is not a .png, an .npz or a folder/"),
         (["--average", "swaa"], "no average 'swaa' at 0.32 kimg; did you mean 'swa'?"),
         (["--average", "swa", "--kimg", "0.08"], "average 'swa' has not begun at 0.08 kimg; there are live, ema, ema_short"),
         (["--kimg", "3"], "has no checkpoint at 3 kimg; it has 0, 0.08, 0.16, 0.24, 0.32"),
@@ -530,8 +531,8 @@ def test_sample_refuses(arguments, words, refused, run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("out", ["taken/", "taken/picture.png"])
-def test_sample_into_a_place_that_a_file_takes(out, refused, run, tmp_path):
-    """A user's mistake, so one line."""
+def test_sample_refuses_a_folder_that_is_a_file(out, refused, run, tmp_path):
+    """The error is one line that names the file."""
     (tmp_path / "taken").write_text("")
     assert "taken" in refused("sample", run, "--num", 1, "--out", f"{tmp_path}/{out}")
 
@@ -540,7 +541,7 @@ def test_sample_into_a_place_that_a_file_takes(out, refused, run, tmp_path):
 
 
 def test_load_generator_is_ready_to_sample(run):
-    """Evaluation mode, no gradients, the documented attributes; a batch in [-1, 1]; the caller's random state is left alone."""
+    """Evaluation mode, no gradients, the documented attributes, images in [-1, 1]; the caller's random state does not change."""
     before = torch.get_rng_state()
     generator = gantrain.load_generator(str(run))
     assert torch.equal(torch.get_rng_state(), before)
@@ -555,7 +556,7 @@ def test_load_generator_is_ready_to_sample(run):
 
 
 def test_load_generator_gives_the_named_weights(run):
-    """As they stand in the checkpoint's own files, for the live weights and every average; the default is ema, of the newest checkpoint."""
+    """They are those in the checkpoint's files, for live weights and every average; the default is ema of the newest checkpoint."""
     from safetensors.torch import load_file
 
     newest = run / "checkpoints" / "000000000320"
@@ -571,7 +572,7 @@ def test_load_generator_gives_the_named_weights(run):
 
 
 def test_load_generator_batchnorm_policies(run):
-    """copy is the live statistics; recalibrate are those of the average under the truncation that will be sampled with; the run's own is the default."""
+    """`copy` takes the live statistics, `recalibrate` measures those of the average under a truncation; the default is the run's."""
 
     def statistics(**kwargs) -> dict[str, Tensor]:
         return {k: v for k, v in gantrain.load_generator(run, average="swa", **kwargs).named_buffers() if "running" in k}

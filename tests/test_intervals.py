@@ -172,8 +172,8 @@ def test_what_contradicts_a_protocol_is_refused(tmp_path):
 
 
 def test_splits_of_the_configuration_reach_the_inception_score():
-    from gantrain.evaluation.evaluator import metric_of
+    from gantrain.evaluation.evaluator import build_metric
 
     fake = normal(100, 4, 0)
-    one, ten = (metric_of("is", load(DIGITS, [f"eval.is_splits={n}"]).eval).compute(fake, fake) for n in (1, 10))
+    one, ten = (build_metric("is", load(DIGITS, [f"eval.is_splits={n}"]).eval).compute(fake, fake) for n in (1, 10))
     assert one == METRICS["is"](splits=1).compute(fake, fake) and ten == METRICS["is"](splits=10).compute(fake, fake) and one != ten

@@ -1,7 +1,7 @@
-"""Closed forms of weights that orbit an optimum: variances, swaps and growth against simulations of the real averages.
+"""Closed forms for weights that orbit an optimum: variances, swaps and growth, compared with simulations of the real averages.
 
 The orbit is an AR(1) process x <- phi x + s noise, an Ornstein-Uhlenbeck process sampled at every update, with forgetting
-rate k = -ln phi an update. One "weight" holds thousands of independent chains, so that a mean over it is an expectation.
+rate k = -ln phi per update. One "weight" holds thousands of independent chains, so that a mean over it is an expectation.
 Chains are Gaussian, so that the mean square of N of them has the standard error sqrt(2 / N) of itself, and the mean product
 of two quantities sqrt((V_1 V_2 + C^2) / N); tests allow five standard errors.
 """
@@ -106,7 +106,7 @@ def brute_variance(phi: float, steps: np.ndarray, weights: np.ndarray) -> float:
 
 
 def test_the_forms_agree_with_each_other():
-    """The oracles themselves, against the double sum over an EMA's weights that reach back until nothing is left."""
+    """The closed forms above equal the double sum over an EMA's weights, which reach back until they are negligible."""
     for phi, a, b in [(0.6, 0.8, 0.5), (0.9, 0.97, 0.9), (0.3, 0.9, 0.9)]:
         back = np.arange(2000)
         weights = {beta: (1 - beta) * beta**back for beta in (a, b)}
@@ -122,7 +122,7 @@ def test_the_forms_agree_with_each_other():
 
 @pytest.mark.parametrize("phi, s", [(0.6, 1.0), (0.9, 0.3)])
 def test_the_live_variance_builds_up(phi, s):
-    """From 0 towards s^2 / (1 - phi^2), reached up to phi^(2t)."""
+    """From 0 it approaches s^2 / (1 - phi^2), up to a share phi^(2t)."""
     orbit = Orbit(phi, {"ema": Ema()}, start=0.0)
     stationary = s**2 / (1 - phi**2)
     for t in (1, 3, 10, 60):
@@ -148,7 +148,7 @@ def test_emas_have_the_variances_of_the_exact_forms(phi, a, b):
 
 
 def test_an_ema_that_looks_every_k_updates_has_the_same_form():
-    """With phi^K and beta^K, at the moment of a look."""
+    """With phi^K and beta^K instead of phi and beta, just after a look."""
     phi, beta, every = 0.9, 0.96, 5
     orbit = Orbit(phi, {"ema": ema_of(beta, update_every_kimg=every * BATCH / 1000)}).run(300)
     v, c = ema_variance(phi**every, beta**every), ema_with_live(phi**every, beta**every)
@@ -158,7 +158,7 @@ def test_an_ema_that_looks_every_k_updates_has_the_same_form():
 
 @pytest.mark.parametrize("phi, n", [(0.6, 5), (0.9, 40), (0.97, 100)])
 def test_the_uniform_window_has_the_variance_of_the_exact_form(phi, n):
-    """SWA over n updates, and the latest n of more of them."""
+    """SWA over n updates, and LAWA over the latest n."""
     orbit = Orbit(phi, {"swa": Swa(start_kimg=BATCH / 1000, every_kimg=BATCH / 1000)}).run(n)
     v = uniform_variance(phi, n)
     assert mean(orbit.of("swa") ** 2) == pytest.approx(v, abs=within(v))
@@ -183,7 +183,7 @@ def test_bema_puts_live_noise_back():
 
 @pytest.mark.parametrize("growth", ["none", "half of g*", "g*", "twice g*"])
 def test_weights_swapped_in_relax_as_the_closed_form_says(growth):
-    """V(t) = V/g + (V_ema - V/g) phi^(2t): re-heated to V without growth, still at g*, cooler beyond."""
+    """V(t) = V/g + (V_ema - V/g) phi^(2t): it heats up to V without growth, stays constant at g*, and cools down beyond."""
     phi, beta = 0.9, 0.96
     held = ema_variance(phi, beta)
     g = {"none": 1.0, "half of g*": 0.5 / held, "g*": 1 / held, "twice g*": 2 / held}[growth]
@@ -230,14 +230,14 @@ SOURCES = {
 @pytest.mark.parametrize("alpha", [1.0, 0.6])
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_growth_that_holds_does_hold(source, alpha):
-    """The variance of the weights swapped in, from any average or part of the way to it, is V / g and stays there."""
+    """The variance of swapped-in weights, of any average or part of the way to it, is V / g and stays V / g."""
     phi = 0.97
     orbit = Orbit(phi, {source: SOURCES[source]}).run(700)
     g = growth_that_holds(orbit.bank, source, -math.log(phi) / BATCH, orbit.nimg, alpha)
     assert g > 1.5
     orbit.bank.write_back(source, alpha)
-    # EMAs by half-life go by the continuous form, which is a share of k / 2 = 1.5% off where the live weights count; a
-    # half-life that ramps up has shortened a little towards the past, another few percent.
+    # EMAs with a half-life use the continuous form, which is off by up to k / 2 = 1.5%. A half-life that ramps up was a little
+    # shorter in the past, which adds a few percent.
     off = {"ema": 0.015, "ema with a ramp": 0.06}.get(source, 0.0)
     assert mean(orbit.live**2) == pytest.approx(1 / g, abs=within(1 / g) + off / g)
     orbit.run(60, quieter=g)
@@ -245,7 +245,7 @@ def test_the_growth_that_holds_does_hold(source, alpha):
 
 
 def test_growth_for_an_ema_is_one_plus_k_over_mu():
-    """Entirely in place of the live weights; nothing is needed where nothing is moved."""
+    """For a full swap; without any movement no growth is needed."""
     bank = AverageBank(Vector(torch.zeros(1)), {"ema": Ema(half_life_kimg=2.0, ramp_up=None), "ramp": Ema(half_life_kimg=2.0, ramp_up=0.1)})
     k, mu = 3e-3, math.log(2) / 2000
     assert growth_that_holds(bank, "ema", k, 10**6) == pytest.approx(1 + k / mu, rel=1e-12)
@@ -255,7 +255,7 @@ def test_growth_for_an_ema_is_one_plus_k_over_mu():
 
 
 def test_growth_counts_what_the_live_weights_have_moved_since_the_last_look():
-    """A part of the way from where the live weights are now, not from where a rare look last saw them."""
+    """A partial swap starts from the live weights now, not from where the average last looked at them."""
     phi, alpha = 0.97, 0.5
     k = -math.log(phi) / BATCH
     orbit = Orbit(phi, {"swa": Swa(start_kimg=BATCH / 1000, every_kimg=BATCH / 1000, update_every_kimg=20 * BATCH / 1000)}).run(115)
@@ -285,7 +285,7 @@ def test_growth_counts_what_the_live_weights_have_moved_since_the_last_look():
     ids=lambda rule: type(rule).__name__,
 )
 def test_the_ratio_is_the_double_sum(rule):
-    """sum_ij w_i w_j e^(-k |t_i - t_j|) in one pass is what it is in two, with a batch that grows and for negative weights."""
+    """The single pass equals sum_ij w_i w_j e^(-k |t_i - t_j|), with a growing batch and with negative weights."""
     positions, weights = weight_profile(rule, list(itertools.accumulate([64] * 20 + [128] * 10 + [300] * 5)), 30)
     for k in (1e-4, 1e-3, 1e-2):
         expected = weights @ np.exp(-k * np.abs(positions[:, None] - positions[None, :])) @ weights
@@ -294,7 +294,7 @@ def test_the_ratio_is_the_double_sum(rule):
 
 
 def test_the_ratio_of_an_ema_tends_to_mu_over_k_plus_mu():
-    """At steps of d images it is tanh(mu d / 2) / tanh((k + mu) d / 2), from which the limit follows as d^2."""
+    """At steps of d images it is tanh(mu d / 2) / tanh((k + mu) d / 2), which approaches the limit like d^2."""
     k, mu = 1e-3, 4e-4
     rule = Ema(half_life_kimg=math.log(2) / mu / 1000, ramp_up=None)
     errors = []
@@ -324,10 +324,10 @@ def test_the_ratio_of_swa_is_the_uniform_windows():
 @pytest.mark.parametrize("k, mu_1, mu_2", [(1.0, 0.1, 0.5), (1e-4, 1e-5, 1e-3), (3e-3, 2e-3, 1e-3), (5.0, 1e-3, 1e-2)])
 @pytest.mark.parametrize("variance", [1.0, 3e5])
 def test_the_rate_from_expected_distances_is_exact(k, mu_1, mu_2, variance):
-    """D = V k / (k + mu), whatever V, in either order; V = D (k + mu) / k comes out as well."""
+    """D = V k / (k + mu) gives k for any V and in either order, and V = D (k + mu) / k follows."""
     one, two = (variance * k / (k + mu) for mu in (mu_1, mu_2))
     found = rate_of_two(one, mu_1, two, mu_2)
-    # Of the difference of the distances so many digits are left.
+    # The relative precision that the difference of the distances leaves.
     digits = 1e-14 * max(one, two) / abs(one - two)
     assert found == pytest.approx(k, rel=max(1e-9, digits)) and rate_of_two(two, mu_2, one, mu_1) == found
     assert one * (found + mu_1) / found == pytest.approx(variance, rel=1e-6)
@@ -338,19 +338,19 @@ def test_the_rate_from_expected_distances_is_exact(k, mu_1, mu_2, variance):
     [(1 / 0.1**2, 1 / 0.5**2), (0.0, 0.0), (1.0, 1.0), (1.0, 2.0), (math.nan, 1.0), (math.inf, 1.0), (5.0, 1.0)],
     ids=["straight line", "nothing moves", "equal", "longer nearer", "nan", "inf", "on the edge"],
 )
-def test_no_rate_where_no_orbit_has_these_distances(distances):
-    """Weights on a straight line are v / mu behind: the longer average lags by more than the ratio of the rates."""
+def test_distances_that_no_orbit_has_give_no_rate(distances):
+    """On a straight line an average lags by v / mu, so the longer one lags by more than the ratio of the rates."""
     assert rate_of_two(distances[0], 0.1, distances[1], 0.5) is None
 
 
 @pytest.mark.parametrize("phi, a, b", [(0.97, 0.99, 0.95), (0.5, 0.999, 0.8), (0.9, 0.6, 0.98)])
-def test_the_rate_from_the_distances_of_averages_that_look_now_and_then_is_exact(phi, a, b):
-    """The AR(1) distances, steps of 64 images, in either order."""
+def test_the_rate_from_the_distances_of_averages_that_look_rarely_is_exact(phi, a, b):
+    """For the distances of AR(1) at steps of 64 images, in either order."""
     one, two = (3.0 * ema_from_live(phi, beta) for beta in (a, b))
     mu_a, mu_b = -math.log(a) / 64, -math.log(b) / 64
     assert rate_of_two(one, mu_a, two, mu_b, step=64) == pytest.approx(-math.log(phi) / 64, rel=1e-8)
     assert rate_of_two(two, mu_b, one, mu_a, step=64) == pytest.approx(-math.log(phi) / 64, rel=1e-8)
-    # Looks ever closer together: the continuous form is the limit.
+    # The continuous form is the limit of small steps.
     assert rate_of_two(5.0, 0.1, 4.0, 0.2, step=1e-6) == pytest.approx(rate_of_two(5.0, 0.1, 4.0, 0.2), rel=1e-4)
 
 
@@ -388,7 +388,7 @@ def test_the_rate_is_identified_from_a_bank(phi, a, b):
 
 
 def test_distances_are_those_of_both_players_together():
-    """And only averages that both follow count."""
+    """Only averages that follow both players are used."""
     a, b, phi = 0.98, 0.9, 0.95
     emas = {"long": ema_of(a), "short": ema_of(b)}
     g, d = Orbit(phi, {"longer": ema_of(0.999), **emas}, seed=1).run(300), Orbit(phi, emas, seed=2).run(300)
@@ -402,7 +402,7 @@ def test_distances_are_those_of_both_players_together():
 
 
 def test_no_rate_is_identified_while_weights_drift():
-    """On a straight line, and on an orbit around a point that moves much faster than the orbit is wide; in a ramp's lockstep too."""
+    """On a straight line, on an orbit whose centre moves faster than the orbit is wide, and while two EMAs ramp up alike."""
     emas = {"long": ema_of(0.99), "short": ema_of(0.9)}
     for phi, speed in ((1.0, 1.0), (0.95, 1.0)):
         orbit = Orbit(phi, emas)
@@ -420,7 +420,7 @@ def test_no_rate_is_identified_while_weights_drift():
 
 
 def test_identified_and_held():
-    """The whole of growth auto on an orbit: k from two EMAs, g* from k, and the long EMA stays where it is put."""
+    """growth: auto from end to end: k from two EMAs, g* from k, and the variance of the long EMA is held after the swap."""
     phi, beta = 0.97, 0.99
     orbit = Orbit(phi, {"long": ema_of(beta), "short": ema_of(0.97)}, seed=3).run(900)
     k, _ = identified_rate({"g": orbit.bank}, orbit.nimg)
@@ -480,7 +480,10 @@ def limit_gain(omega: float, beta: float) -> float:
 
 @pytest.mark.parametrize("omega, beta", [(0.05, 0.98), (0.02, 0.99), (0.5, 0.8), (1.0, 0.9)])
 def test_an_ema_of_a_rotation_is_a_smaller_circle(omega, beta):
-    """At every phase of radius |(1-beta) / (1 - beta e^(-i omega))| of the live one, and mu / sqrt(mu^2 + omega^2) in the limit of small steps."""
+    """Relative to the live circle its radius is |(1-beta) / (1 - beta e^(-i omega))| at every phase.
+
+    In the limit of small steps that is mu / sqrt(mu^2 + omega^2).
+    """
     rotation = Rotation(omega, ema_of(beta)).run(math.ceil(math.log(1e-7) / math.log(beta)))
     assert rotation.radius_squared() == pytest.approx(9.0, rel=1e-5)
     gain = mean(rotation.amplitude() / 3)
@@ -491,13 +494,13 @@ def test_an_ema_of_a_rotation_is_a_smaller_circle(omega, beta):
 
 
 def test_the_limit_is_approached_as_steps_become_small():
-    """Of the same rotation and forgetting per image, the exact gain at halved steps comes nearer by about half each time."""
+    """With the same rotation and forgetting per image, each halving of the steps halves the gap to the limit."""
     gaps = [abs(exact_gain(0.4 * d, math.exp(-0.2 * d)) / limit_gain(0.4, math.exp(-0.2)) - 1) for d in (1, 1 / 2, 1 / 4, 1 / 8)]
     assert all(b < 0.51 * a for a, b in itertools.pairwise(gaps)) and gaps[-1] < 0.02
 
 
 def test_a_swap_of_one_player_leaves_half_of_the_rotation():
-    """Mean radius^2 r^2 (1 + gain^2) / 2, and r^2 gain^2 of a joint one, for as long as the game rotates on."""
+    """The mean squared radius becomes r^2 (1 + gain^2) / 2, or r^2 gain^2 for a joint swap, and stays there."""
     omega, beta = 0.05, 0.99
     gain = exact_gain(omega, beta)
     assert gain < 0.25
@@ -540,10 +543,10 @@ def sn_layer(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_singular_vectors_follow_new_weights(name):
-    """The norm is the largest singular value of the new weights; without a refresh it is not.
+    """After a refresh the norm is the largest singular value of the new weights; before it, it is not.
 
-    A power iteration gains the square of the ratio of the first two singular values, here 0.64, so that 15 of them leave
-    0.0012 of the wrong directions in the vectors, and of the norm the square of that.
+    Each power iteration shrinks the error by the squared ratio of the first two singular values, here 0.64: 15 of them leave
+    0.0012 in the vectors, and the square of that in the norm.
     """
     layer = sn_layer(name).eval()
     parametrization = layer.parametrizations.weight
@@ -559,7 +562,7 @@ def test_singular_vectors_follow_new_weights(name):
 
 
 def test_a_refresh_is_a_plain_power_iteration():
-    """Fifteen rounds of u <- W v, v <- W^T u from where the vectors were, in numpy; for any weights, the spectrum gapless or not."""
+    """It equals fifteen rounds of u <- W v, v <- W^T u in numpy, starting from the old vectors, for any weights."""
     layer = sn_layer("linear")
     norm, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
     with torch.no_grad():
@@ -574,7 +577,7 @@ def test_a_refresh_is_a_plain_power_iteration():
 
 
 def test_a_refresh_is_deterministic_and_draws_nothing():
-    """The same weights and vectors give the same vectors to the last bit, and the random state stays; so do weights and modes."""
+    """The same weights and vectors give the same vectors to the bit; random state, weights and modes do not change."""
     nets = [nn.Sequential(sn_layer("linear"), nn.ReLU(), sn_layer("embedding"), nn.Linear(3, 3)).train() for _ in range(2)]
     for net in nets:
         for layer in (net[0], net[2]):
@@ -590,9 +593,9 @@ def test_a_refresh_is_deterministic_and_draws_nothing():
     assert all(torch.equal(p, weights[n]) for n, p in nets[0].named_parameters()) and nets[0].training
 
 
-@pytest.mark.parametrize("where", ["put in place of the live weights", "written into another network"])
+@pytest.mark.parametrize("where", ["swapped in", "written into another network"])
 def test_norms_are_consistent_where_an_average_is_used(where):
-    """After a swap, and in a network for scoring, every normed weight has the norm 1."""
+    """After a swap, and in a network for scoring, every normalised weight has norm 1."""
     net, other = (nn.Sequential(sn_layer("linear"), nn.Unflatten(1, (30, 1)), nn.Flatten()) for _ in range(2))
     original = net[0].parametrizations.weight.original
     bank = AverageBank(net, {"ema": Ema(half_life_kimg=0.1, ramp_up=None)})
@@ -602,7 +605,7 @@ def test_norms_are_consistent_where_an_average_is_used(where):
         bank.update(64 * step)
     with torch.no_grad():
         original.copy_(weight_with_gap(original, seed=7))
-    if where.startswith("put"):
+    if where == "swapped in":
         bank.write_back("ema")
         target = net.eval()
     else:
@@ -612,12 +615,12 @@ def test_norms_are_consistent_where_an_average_is_used(where):
     assert largest(target[0].weight) == pytest.approx(1.0, abs=1e-3)
 
 
-# ---- when a swap is due ----------------------------------------------------------------------------------------------
+# ---- times of swaps --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start, every", [(1.0, 0.5), (0.7, 0.3), (0.0, 0.64), (2.0, 1.7)])
-def test_a_swap_is_due_at_its_start_and_at_every_distance_from_there(start, every):
-    """Once in the update that passes a moment, though the batch grows."""
+def test_a_swap_is_due_at_its_start_and_periodically_from_there(start, every):
+    """It is due once, in the update that passes a moment, even while the batch grows."""
     swap = Swap(source="ema", start_kimg=start, every_kimg=every, after_kimg=0.1)
     moments = [round(1000 * start) + i * round(1000 * every) for i in range(40)]
     positions = list(itertools.accumulate([64] * 30 + [128] * 15 + [256] * 8))
@@ -629,13 +632,13 @@ def test_a_swap_is_due_at_its_start_and_at_every_distance_from_there(start, ever
     assert all(0 <= at - moment < 256 for at, moment in zip(due, passed))
 
 
-def test_a_swap_is_due_once_where_an_update_passes_several_moments():
+def test_a_swap_is_due_once_if_an_update_passes_several_moments():
     swap = Swap(source="ema", start_kimg=1.0, every_kimg=0.1, after_kimg=0.1)
     assert swap.due(1000, 2000) is True and not swap.due(0, 999) and swap.due(999, 1000) and not swap.due(1000, 1099)
 
 
-def test_no_source_is_no_swap():
-    """Off by default: never due, and no growth."""
+def test_without_a_source_there_is_no_swap():
+    """By default a swap is never due, and nothing grows."""
     assert not any(Swap().due(n, n + 5000) for n in range(0, 400_000, 5000)) and not Swap(growth=2).grows
     assert not Swap(source="ema").grows and Swap(source="ema", growth=2).grows and Swap(source="ema", growth="auto").grows
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from gantrain.config.loading import load
 from gantrain.errors import UserError
-from gantrain.evaluation.image_files import of_folder, of_tensor, of_zip
-from gantrain.evaluation.references import of_pictures, open_reference
+from gantrain.evaluation.image_files import open_folder, open_zip, wrap_tensor
+from gantrain.evaluation.references import open_reference, wrap_pictures
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
 from gantrain.metrics.statistics import read_statistics
 from gantrain.sampling.sheets import to_pil
@@ -280,7 +280,7 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
         ("none.npz", "none.npz: is not a file; pass an .npz of statistics, or write one with `gantrain reference`"),
         (
             "none",
-            "none: there is no such file or folder; give an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml",
+            "none: there is no such file or folder; pass an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml",
         ),
     ]:
         metrics = "eval.metrics=[fid,is]" if name == "wide.npz" else ALL_FOUR
@@ -323,37 +323,37 @@ def test_a_folder_a_zip_and_a_tensor_of_the_same_images(digits, tmp_path):
         for path in sorted((tmp_path / "all").rglob("*.png")):
             packed.write(path, f"{path.parent.name}/{path.name}")
     found = [
-        of_pictures(made)
-        for made in (of_folder(tmp_path / "all"), of_zip(tmp_path / "all.zip"), of_tensor("t", images.expand(-1, 3, -1, -1)))
+        wrap_pictures(made)
+        for made in (open_folder(tmp_path / "all"), open_zip(tmp_path / "all.zip"), wrap_tensor("t", images.expand(-1, 3, -1, -1)))
     ]
     assert all(one.count == 12 and one.shape == (3, 16, 10) and torch.equal(one.take(0, 12), images.expand(-1, 3, -1, -1)) for one in found)
-    some = of_pictures(of_folder(tmp_path / "all"), 9)
+    some = wrap_pictures(open_folder(tmp_path / "all"), 9)
     assert (
         some.count == 9
         and not torch.equal(some.take(0, 9), images[:9].expand(-1, 3, -1, -1))
         and torch.equal(some.take(2, 3), some.take(0, 9)[2:5])
     )
-    before = of_folder(tmp_path / "all").fingerprint
-    assert before == of_folder(tmp_path / "all").fingerprint
+    before = open_folder(tmp_path / "all").fingerprint
+    assert before == open_folder(tmp_path / "all").fingerprint
     to_pil(images[3]).save(tmp_path / "all" / "a" / "000000.png")
-    assert of_folder(tmp_path / "all").fingerprint != before
+    assert open_folder(tmp_path / "all").fingerprint != before
 
 
 def test_images_that_cannot_be_scored_are_refused(digits, tmp_path):
     write_pngs(tmp_path / "sizes", digits[0][:9])
     Image.new("L", (20, 16)).save(tmp_path / "sizes" / "000005.png")
     with pytest.raises(
-        UserError, match="sizes/000005.png: and .*sizes/000000.png are of different sizes, 20x16 and 16x16; images are taken as they are"
+        UserError, match="sizes/000005.png: differs in size from .*sizes/000000.png, 20x16 and 16x16; images are not resized"
     ):
-        of_pictures(of_folder(tmp_path / "sizes")).take(0, 9)
+        wrap_pictures(open_folder(tmp_path / "sizes")).take(0, 9)
     (tmp_path / "sizes" / "000000.png").write_bytes(b"none")
-    with pytest.raises(UserError, match="000000.png: does not decode as an image .not a format that Pillow knows.; put it right"):
-        of_folder(tmp_path / "sizes")
+    with pytest.raises(UserError, match="000000.png: does not decode as an image .not a format that Pillow knows.; replace or remove it"):
+        open_folder(tmp_path / "sizes")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: has no image in it"):
+    with pytest.raises(UserError, match="empty: contains no images"):
         open_reference(tmp_path / "empty", None, CPU)
     with pytest.raises(UserError, match="tensor: has 7 images; scores need at least 8"):
-        of_pictures(of_tensor("tensor", digits[0][:7]))
+        wrap_pictures(wrap_tensor("tensor", digits[0][:7]))
 
 
 def test_configurations_runs_and_prepared_sets_are_their_data(run, tmp_path):

@@ -16,7 +16,7 @@ from gantrain.config.loading import load
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
-from gantrain.evaluation.image_files import of_folder
+from gantrain.evaluation.image_files import open_folder
 from gantrain.run_folder import result_file as results
 from gantrain.sampling import sheets
 
@@ -82,8 +82,8 @@ def test_a_folder_of_runs_is_no_folder_of_images(tmp_path):
     (tmp_path / "run" / "samples").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("")
     Image.new("RGB", (8, 8)).save(tmp_path / "run" / "samples" / "0.png")
-    with pytest.raises(UserError, match="holds run folders, and their pictures are no images to score; name one of them, such as"):
-        of_folder(tmp_path)
+    with pytest.raises(UserError, match="contains run folders, not images to score; pass one of them, such as"):
+        open_folder(tmp_path)
 
 
 def test_a_listing_passes_over_what_it_may_not_look_into(tmp_path, monkeypatch):
@@ -111,5 +111,5 @@ def test_a_damaged_picture_is_an_oserror(tmp_path, monkeypatch):
         raise SyntaxError("broken PNG file")
 
     monkeypatch.setattr(sheets.Image, "open", broken)
-    with pytest.raises(OSError, match="is no picture"):
+    with pytest.raises(OSError, match="is not a readable picture"):
         sheets.read_side_by_side(tmp_path / "000000000500.png")

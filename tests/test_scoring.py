@@ -1,4 +1,4 @@
-"""Evaluation in the background: the same scores at the same kimg, whatever comes between."""
+"""Evaluation in the background gives the same scores at the same kimg, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def scores_of(run) -> dict[int, dict]:
-    """Every evaluation's line by images seen; none may be there twice."""
+    """The line of every evaluation by images seen; there is only one for each."""
     lines = [line for line in lines_of(run) if "eval/num_samples" in line]
     assert len({line["nimg"] for line in lines}) == len(lines)
     return {line["nimg"]: {k: v for k, v in line.items() if k.startswith(("eval/", "nimg"))} for line in lines}
@@ -46,7 +46,7 @@ def weights_of(run) -> dict:
 
 @pytest.fixture(scope="module")
 def plain(gantrain, tmp_path_factory):
-    """A run that scores as it trains."""
+    """A run that waits for each evaluation."""
     run = tmp_path_factory.mktemp("plain") / "run"
     gantrain("train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", f"run_dir={run}")
     assert list(scores_of(run)) == [0, 240, 320]
@@ -59,13 +59,13 @@ def test_the_lines_are_those_of_a_run_that_waits(plain, gantrain, tmp_path):
     assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
     best = [sorted(p.name for p in (run / "best" / "eval.ema.digits_fid").iterdir()) for run in (plain, tmp_path)]
     assert best[0] == best[1] and len(best[0]) == 1
-    assert not (tmp_path / "scoring").exists()  # what was scored is gone
+    assert not (tmp_path / "scoring").exists()  # deleted when the run ends
     lines = [line["nimg"] for line in lines_of(tmp_path)]
-    assert lines != sorted(lines)  # it was waited for by nobody
+    assert lines != sorted(lines)  # training did not wait for the scores
 
 
 @pytest.mark.slow
-def test_what_is_scored_is_what_there_was_before_a_swap(gantrain, tmp_path):
+def test_the_weights_before_a_swap_are_scored(gantrain, tmp_path):
     swap = [
         "swap={source: ema, start_kimg: 0.16, every_kimg: 0.16, after_kimg: 0.04}",
         "total_kimg=0.24",
@@ -91,7 +91,7 @@ def test_a_run_that_is_stopped_while_it_is_scored_scores_it_later(plain, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75, process.errors()
-    assert "\nat 0 kimg" not in process.output()  # in so short a time nothing is scored
+    assert "\nat 0 kimg" not in process.output()  # the scores cannot be ready so soon
     assert spawning.run(words, ENVIRONMENT).returncode == 0
     assert scores_of(tmp_path) == scores_of(plain) and weights_of(tmp_path) == weights_of(plain)
 
@@ -105,9 +105,8 @@ def test_a_run_that_is_killed_while_it_is_scored_scores_it_later(plain, tmp_path
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    while any(
-        str(tmp_path) in words and "gantrain.evaluation.background" in words for words in running()
-    ):  # it ends soon, though nobody tells it to
+    # The scorer exits by itself.
+    while any(str(tmp_path) in words and "gantrain.evaluation.background" in words for words in running()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert spawning.run(words, ENVIRONMENT).returncode == 0
@@ -120,12 +119,12 @@ def running() -> list[str]:
 
 
 def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
-    """Its own command, started by a shell that is killed."""
-    words = [
-        sys.executable,
-        "-c",
-        "import threading, time; from gantrain.evaluation.background import end_with; import sys; threading.Thread(target=end_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)",
-    ]
+    """A process that runs the scorer's watchdog exits after its parent is killed."""
+    scorer = (
+        "import sys, threading, time; from gantrain.evaluation.background import exit_with;"
+        " threading.Thread(target=exit_with, args=(int(sys.argv[1]),)).start(); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", scorer]
     start = f"import os, subprocess, time; p = subprocess.Popen([*{words!r}, str(os.getpid())]); print(p.pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     child = psutil.Process(int(parent.stdout.readline()))
@@ -135,7 +134,7 @@ def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
 
 
 def test_a_scorer_can_import_what_the_run_can(tmp_path, monkeypatch):
-    """A plug-in beside the script that calls gantrain, which is started from elsewhere."""
+    """A plug-in beside the script that calls gantrain can be imported from any working directory."""
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside" / "my_metric.py").write_text("class Mine:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path / "beside")
@@ -165,10 +164,10 @@ def test_two_processes_have_one_scorer(together, tmp_path):
     assert waited.keys() == later.keys() and weights_of(tmp_path / "false") == weights_of(tmp_path / "true")
     for nimg, line in waited.items():
         numbers = {k: v for k, v in line.items() if isinstance(v, float)}
-        assert numbers == pytest.approx({k: later[nimg][k] for k in numbers}, rel=1e-4, abs=1e-6)  # one process adds up in another order
+        assert numbers == pytest.approx({k: later[nimg][k] for k in numbers}, rel=1e-4, abs=1e-6)  # one process sums in another order
 
 
-def test_what_cannot_be_scored_ends_the_run_with_its_words(plain, gantrain, tmp_path, monkeypatch):
+def test_a_failing_scorer_ends_the_run_with_its_message(plain, gantrain, tmp_path, monkeypatch):
     words = ["train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
     popen = subprocess.Popen
     with monkeypatch.context() as patch:
@@ -180,27 +179,27 @@ def test_what_cannot_be_scored_ends_the_run_with_its_words(plain, gantrain, tmp_
         done = gantrain(*words, check=False)
     assert (
         done.returncode == 2
-        and "eval.async: what lies in" in done.stderr
-        and "could not be scored (no memory); eval.async=false" in done.stderr
+        and f"eval.async: {tmp_path}/scoring/000000000000 could" in done.stderr
+        and "could not be scored (no memory); set eval.async=false" in done.stderr
     )
     assert len(done.stderr.splitlines()) == 1
     gantrain(*words[:-2], "eval.async=false", words[-1])
     assert set(scores_of(tmp_path)) == set(scores_of(plain)) and weights_of(tmp_path) == weights_of(plain)
 
 
-def test_a_scorer_that_the_system_kills_is_not_misquoted(tmp_path, monkeypatch):
+def test_the_message_about_a_killed_scorer_names_the_signal(tmp_path, monkeypatch):
     background = scoring.BackgroundEvaluation(tmp_path, print)
     background.path(0).mkdir(parents=True)
     popen = subprocess.Popen
     words = "import os, sys; sys.stdout.buffer.write(b'a harmless warning \\xff\\n'); sys.stdout.flush(); os.kill(os.getpid(), 9)"
     monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-c", words], **kwargs))
-    with pytest.raises(UserError, match=r"could not be scored \(ended by SIGKILL\); eval.async=false scores in the run itself"):
+    with pytest.raises(UserError, match=r"could not be scored \(ended by SIGKILL\); set eval.async=false to score in the run itself"):
         background.result(0, True, lambda: False)
 
 
 @pytest.mark.slow
-def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp_path, monkeypatch):
-    """While 0.24 kimg are being scored the run goes back to 0.16: what it comes to then at 0.24 is scored, though its disk is slow."""
+def test_a_rollback_discards_scores_of_the_abandoned_path(gantrain, tmp_path, monkeypatch):
+    """While 0.24 kimg is being scored the run rolls back to 0.16: the new weights at 0.24 are scored, even on a slow disk."""
     maintain, result, save_under = Trainer.maintain, scoring.BackgroundEvaluation.result, checkpoint.save_under
     told, started = [], []
 
@@ -217,6 +216,7 @@ def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp
             time.sleep(0.01)
         result(self, nimg, False, asked)
         started.append(self._process.pid)
+        return None
 
     def slow(stores, nimg, tensors, state):
         time.sleep(2.0 if told and nimg == 240 else 0.0)
@@ -240,7 +240,7 @@ def test_a_rollback_leaves_what_is_scored_of_the_path_that_is_left(gantrain, tmp
         assert [line["nimg"] for line in lines] == ([0, 240, 320] if name == "true" else [0, 240, 240, 320])
         found[name] = [{k: v for k, v in line.items() if k.startswith("eval/")} for line in lines]
     assert started and found["true"] == [found["false"][i] for i in (0, 2, 3)]
-    assert found["false"][1] != found["false"][2]  # the path that was left is another
+    assert found["false"][1] != found["false"][2]  # the abandoned path differs
 
 
 def test_the_key_is_called_async_in_files():

@@ -250,17 +250,17 @@ def scoring_of(connection: Connection, folder: Path, config: str, overrides: lis
     def one() -> FeatureSet | None:
         bank.materialize(names[0], apart)
         evaluator.fit_batchnorm(apart)
-        return evaluator.features_of(apart, names[0])
+        return evaluator.generate_features(apart, names[0])
 
     names = bank.started()
-    with evaluator.apart():
+    with evaluator.isolated():
         reference_seconds = seconds_of(evaluator.reference, 1, accelerator.device)
         found, reference = one(), evaluator.reference()
         connection.send({"reference": reference_seconds, "samples": c.eval.num_samples, "references": evaluator.num_reference})
         answer(connection, {
             "one": lambda times: seconds_of(one, times, accelerator.device),
             "all": lambda times: seconds_of(lambda: evaluator.score(names, bank.materialize, apart), times, accelerator.device),
-            "metrics": lambda times: seconds_of(lambda: evaluator.metrics_of(found, reference), times, accelerator.device),
+            "metrics": lambda times: seconds_of(lambda: evaluator.compute_metrics(found, reference), times, accelerator.device),
         })  # fmt: skip
     finish(accelerator)
 

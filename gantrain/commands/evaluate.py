@@ -15,7 +15,7 @@ from gantrain.config.yaml_files import as_override
 from gantrain.data.folder import EXTENSIONS
 from gantrain.distributed import finish, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean
-from gantrain.evaluation.api import OF_A_GENERATOR, count_of, of_eval, open_pictures, scores_of
+from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.score_table import policy_tables, table
@@ -87,23 +87,23 @@ def evaluate_images(
             f"{target}: images are scored against others; add --reference and an .npz of statistics, a folder of real images,"
             " a run folder or a CONFIG.yaml"
         )
-    config = of_eval(overrides, "images")
+    config = load_eval_config(overrides, "images")
     where = None if out is None else target_of(out, Path(), "")
     accelerator = make_accelerator()
     pictures = main_first(accelerator, lambda: open_pictures(Path(target).expanduser()))
-    total = count_of(pictures, num, "--num")
-    config = of_eval(
+    total = count_images(pictures, num, "--num")
+    config = load_eval_config(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
     )
     evaluator = Evaluator(config, None, accelerator, shape=pictures.shape)
     scores = {
-        pictures.name: scores_of(
+        pictures.name: score_images(
             evaluator, lambda start, count: pictures.take(range(start, start + count)), total, f"score {pictures.name}"
         )
     }
     if not accelerator.is_main_process:
         return "", accelerator
-    protocol = {key: value for key, value in evaluator.protocol().items() if key not in OF_A_GENERATOR}
+    protocol = {key: value for key, value in evaluator.protocol().items() if key not in GENERATOR_KEYS}
     if where is not None:
         write(where, {"images": str(target), **protocol, "scores": scores})
     also = f"; also in {out}" if out is not None else ""

@@ -1,4 +1,4 @@
-"""`gantrain orbit`: say how a run's weights move."""
+"""`gantrain orbit`: analyse how a run's weights move."""
 
 from __future__ import annotations
 
@@ -8,55 +8,59 @@ from pathlib import Path
 
 from gantrain.averaging import LIVE
 from gantrain.errors import UserError, did_you_mean
-from gantrain.orbit.analysis import analyse, rows_of, saved_profiles
-from gantrain.orbit.motion import as_motion, read_record
-from gantrain.orbit.picture import keep, picture_path
-from gantrain.orbit.words import report
+from gantrain.orbit.analysis import Player, Profile, analyse, load_profiles, select_rows
+from gantrain.orbit.motion import build_motion, read_record
+from gantrain.orbit.picture import picture_path, save_analyses
+from gantrain.orbit.words import format_report
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import configuration_of
 
 
 def call(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     names = None if arguments.average == "all" else arguments.average.split(",")
     print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
 
 
 def orbit_run(
-    run: str | Path, players: str = "gd", names: Sequence[str] | None = None, start_kimg: float | None = None,
+    run: str | Path, networks: Sequence[Player] = ("g", "d"), names: Sequence[str] | None = None, start_kimg: float | None = None,
     end_kimg: float | None = None, out: str | Path | None = None,
 ) -> str:  # fmt: skip
-    """Analyse a run's recorded motion, draw it, write it as JSON beside the picture; what was found, as text.
+    """Analyse a run's recorded motion, draw it, and write the numbers beside the picture as JSON.
 
     Args:
         run: a run folder.
-        players: "g", "d" or "gd".
-        names: the averages to report; None is all.
-        start_kimg, end_kimg: the stretch, as `analyse`.
-        out: where the picture goes; None is RUN/orbit/<nimg of the stretch's end>.png.
+        networks: the players to analyse.
+        names: the averages to report; None reports all.
+        start_kimg, end_kimg: the stretch; see `analyse`.
+        out: the picture, a .png; None is RUN/orbit/<nimg at the end of the stretch>.png.
+
+    Returns:
+        The report as text.
 
     Raises:
-        UserError: no such run, none or too few recordings, no such averages.
+        UserError: no such run or average, too few recordings, or an invalid path.
     """
     run = Path(run)
     config, checkpoints = configuration_of(run), checkpoint.CheckpointStore(run / "checkpoints")
     if out is not None and Path(out).suffix != ".png":
-        raise UserError(f"--out: {str(out)!r} must end in .png; the numbers go beside it as .json")
+        raise UserError(f"--out: {str(out)!r} must end in .png; the numbers are written beside it as .json")
     lines = read_record(run)
-    motions = {key: as_motion(lines, key) for key in players}
-    some = motions[players[0]]  # both are recorded at the same moments
-    last = int(some.nimg[rows_of(some, start_kimg, end_kimg)[-1]])
+    motions = {key: build_motion(lines, key) for key in networks}
+    some = motions[networks[0]]  # both players are recorded at the same moments
+    last = int(some.nimg[select_rows(some, start_kimg, end_kimg)[-1]])
     newest = checkpoints.newest()
-    profiles = saved_profiles(newest, config, last) if newest else {key: {} for key in players}
+    profiles: dict[Player, dict[str, Profile]] = load_profiles(newest, config, last) if newest else {key: {} for key in networks}
     if names is not None:
         names = [name for name in dict.fromkeys(names) if name != LIVE]
         known = {name for motion in motions.values() for name in motion.distances}
         for name in names:
             if name not in known:
                 raise UserError(f"--average: no average {name!r} was recorded{did_you_mean(name, known)}")
-    mine = {key: None if names is None else [name for name in names if name in motions[key].distances] for key in players}
-    found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in players]
+    mine = {key: None if names is None else [name for name in names if name in motions[key].distances] for key in networks}
+    found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in networks]
     target = Path(out) if out is not None else picture_path(run, found)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
-        raise UserError(f"--out: {str(target)!r} cannot be a file there; choose another path")
-    record = keep(found, target, run.absolute().name)
-    return "\n\n".join([*(report(a, run) for a in found), f"drawn in {target}, numbers in {record}"])
+        raise UserError(f"--out: {str(target)!r} is a folder or lies below a file; choose another path")
+    record = save_analyses(found, target, run.absolute().name)
+    return "\n\n".join([*(format_report(a, run) for a in found), f"picture: {target}, numbers: {record}"])

@@ -12,9 +12,9 @@ from gantrain.config.loading import load
 from gantrain.data import prepare
 from gantrain.distributed import finish, local_processes, main_first, make_accelerator
 from gantrain.errors import UserError, in_words
-from gantrain.evaluation.api import YAML, of_eval
+from gantrain.evaluation.api import YAML, load_eval_config
 from gantrain.evaluation.evaluator import Evaluator
-from gantrain.evaluation.references import of_dataset, open_reference
+from gantrain.evaluation.references import open_reference, wrap_dataset
 from gantrain.metrics.statistics import write_statistics
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
@@ -51,20 +51,20 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     if saved.suffix.lower() in YAML:
         config = load(saved, [*overrides, "eval.reference=null"])
         real = main_first(
-            accelerator, lambda: of_dataset(prepare(config.data, accelerator.device, local_processes()), config.eval.reference_samples)
+            accelerator, lambda: wrap_dataset(prepare(config.data, accelerator.device, local_processes()), config.eval.reference_samples)
         )
     else:
-        config = of_eval(overrides, "images")
+        config = load_eval_config(overrides, "images")
         real = main_first(accelerator, lambda: open_reference(there, config.eval.reference_samples, accelerator.device))
         if real.take is None:
             raise UserError(f"{target}: already contains statistics; use it as --reference as it is")
     evaluator = Evaluator(config, real, accelerator)
-    with evaluator.apart():
+    with evaluator.isolated():
         found = evaluator.reference()
     if not accelerator.is_main_process:
         return "", accelerator
     assert found is not None
-    facts = {
+    facts: dict[str, object] = {
         "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
         "made": utc_now(), "versions": versions(),
     }  # fmt: skip

@@ -1,8 +1,9 @@
-"""What `gantrain walk` does: a film of a closed walk through the latents, as GIF or MP4."""
+"""`gantrain walk`: film a closed walk through the latents, as GIF or MP4."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -16,29 +17,36 @@ from tqdm import tqdm
 from gantrain.atomic_file import open_draft
 from gantrain.commands.arguments import choice_of
 from gantrain.errors import UserError, one_line
-from gantrain.sampling.choice import Choice, Chosen, require_count
+from gantrain.sampling.choice import Choice, Source, require_count
 from gantrain.sampling.generators import generate
-from gantrain.sampling.interpolation import circle
-from gantrain.sampling.output import CHUNK, Out
-from gantrain.sampling.sheets import grid
+from gantrain.sampling.interpolation import rotate
+from gantrain.sampling.output import CHUNK, Output
+from gantrain.sampling.sheets import make_grid
+
+FASTEST_GIF = 50  # frames per second; browsers play faster GIFs at ten
 
 
 def call(arguments: argparse.Namespace) -> None:
-    if os.environ.get("RANK", "0") == "0":  # nothing to share out: one process does it
-        print(walk_run(choice_of(arguments), Path(arguments.out), arguments.num, arguments.frames, arguments.fps))
+    """Run the command."""
+    if os.environ.get("RANK", "0") == "0":  # one process is enough
+        print(film_walk(choice_of(arguments), Path(arguments.out), arguments.num, arguments.frames, arguments.fps))
 
 
-FASTEST_GIF = 50  # frames a second: browsers show what asks for more at ten
+def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: int = 24) -> str:
+    """Film `num` tiles, each going once around a circle of latents with a fixed class; the last frame leads into the first.
 
-
-def walk_run(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: int = 24) -> str:
-    """A film of `num` tiles, each going once around a circle of latents under a class of its own; the last frame leads into the first.
+    Args:
+        choice: generator, latents and classes.
+        out: a .gif or .mp4.
+        num: tiles, in a grid.
+        frames: of the film, at least 2.
+        fps: frames per second.
 
     Returns:
         A line that says what was written.
 
     Raises:
-        UserError: an option, class or path that cannot be, or an MP4 without PyAV.
+        UserError: an option or path is invalid, or PyAV is missing for an MP4.
     """
     require_count(num)
     require_count(frames, "--frames", 2)
@@ -46,14 +54,14 @@ def walk_run(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: i
     suffix = out.suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise UserError(
-            f"--out: {str(out)!r} is neither a .gif nor a .mp4; write {str(out.with_suffix('.gif') if out.name else 'walk.gif')!r}"
+            f"--out: must be a .gif or .mp4, got {str(out)!r}; use {str(out.with_suffix('.gif') if out.name else 'walk.gif')!r}"
         )
     if suffix == ".gif" and fps > FASTEST_GIF:
-        raise UserError(f"--fps: a .gif shows at most {FASTEST_GIF} frames a second, got {fps}; choose fewer, or a .mp4")
+        raise UserError(f"--fps: a .gif plays at most {FASTEST_GIF} frames per second, got {fps}; use a lower value, or an .mp4")
     av = import_av() if suffix == ".mp4" else None
-    chosen = choice.open()
-    Out(out).make()
-    pictures = tqdm(walk(chosen, num, frames), desc="walk", unit="frame", total=frames, leave=False, disable=None)
+    source = choice.open()
+    Output(out).make_folders()
+    pictures = tqdm(draw_frames(source, num, frames), desc="walk", unit="frame", total=frames, leave=False, disable=None)
     with open_draft(out) as draft:
         if av is None:
             write_gif(pictures, frames, fps, draft)
@@ -63,48 +71,49 @@ def walk_run(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: i
 
 
 def import_av() -> Any:
-    """PyAV.
+    """Import PyAV.
 
     Raises:
-        UserError: it is not there, or cannot write H.264.
+        UserError: it is not installed, or cannot write H.264.
     """
     try:
         import av
     except ImportError as error:
-        raise UserError(f"--out: a .mp4 needs PyAV ({one_line(error)}): pip install 'gantrain[video]', or write a .gif") from error
+        raise UserError(f"--out: an .mp4 needs PyAV ({one_line(error)}); pip install 'gantrain[video]', or use a .gif") from error
     if "libx264" not in av.codecs_available:
-        raise UserError("--out: PyAV has no H.264 encoder (libx264) here: pip install 'gantrain[video]' brings one, or write a .gif")
+        raise UserError("--out: the installed PyAV has no H.264 encoder (libx264); pip install 'gantrain[video]' has one, or use a .gif")
     return av
 
 
 @torch.no_grad()
-def walk(chosen: Chosen, num: int, frames: int) -> Iterator[Image.Image]:
-    """The frames of a walk, tiles in a grid."""
+def draw_frames(source: Source, num: int, frames: int) -> Iterator[Image.Image]:
+    """Draw the frames of a walk, `num` tiles in a grid."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = chosen.generator(device)
-    y, latents = chosen.labels(num).to(device), chosen.latents(generator, 2 * num)
+    generator = source.load_generator(device)
+    y, latents = source.labels(num).to(device), source.latents(generator, 2 * num)
     for frame in range(frames):
-        z = circle(latents[::2], latents[1::2], frame / frames, chosen.choice.truncation)
-        yield grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5))
+        z = rotate(latents[::2], latents[1::2], frame / frames, source.choice.truncation)
+        yield make_grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5))
 
 
 def write_gif(pictures: Iterator[Image.Image], frames: int, fps: int, path: Path) -> None:
-    """A GIF that loops for ever; grey pictures keep all their levels, each of the others has the 256 colours that suit it best."""
-    # A GIF counts in hundredths of a second: durations that add up to the time that was asked for.
+    """Write a GIF that loops forever. Grey pictures keep all levels; colour pictures get a palette of 256 colours each."""
+    # A GIF counts in hundredths of a second; rounding the ends keeps the total duration right.
     ends = [round(100 * i / fps) for i in range(frames + 1)]
-    durations = [10 * (b - a) for a, b in zip(ends, ends[1:])]
+    durations = [10 * (b - a) for a, b in itertools.pairwise(ends)]
     as_palette = (p if p.mode == "L" else p.quantize(256, dither=Image.Dither.NONE) for p in pictures)
     first = next(as_palette)
     first.save(path, format="GIF", save_all=True, append_images=as_palette, duration=durations, loop=0, optimize=False)
 
 
 def write_mp4(av: Any, pictures: Iterator[Image.Image], fps: int, path: Path) -> None:
-    """An MP4 of H.264 in 4:2:0, which every player takes; that has even sizes, so an odd one is padded with white."""
+    """Write an MP4, H.264 in 4:2:0, which every player supports. That needs even sizes; odd ones are padded with white."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as film:
         stream = film.add_stream("libx264", rate=fps, options={"crf": "17"})
         stream.pix_fmt = "yuv420p"
         for number, picture in enumerate(pictures):
-            even = Image.new("RGB", tuple(side + side % 2 for side in picture.size), (255, 255, 255))
+            width, height = picture.size
+            even = Image.new("RGB", (width + width % 2, height + height % 2), (255, 255, 255))
             even.paste(picture.convert("RGB"))
             if number == 0:
                 stream.width, stream.height = even.size

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from gantrain.averaging import AVERAGER
 from gantrain.batching import BATCH_POLICY
@@ -26,8 +26,10 @@ CONTRACTS: dict[str, Contract[Any]] = {
     contract.kind: contract for contract in (AVERAGER, LOSS, PENALTY, ARCHITECTURE, DATA_SET, METRIC, EXTRACTOR, BATCH_POLICY)
 }
 
+T = TypeVar("T")
 
-def find(kind: str, table: Mapping[str, type], name: str) -> type:
+
+def find(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
     """The class that `name` stands for. One from outside comes with every default of its kind's contract.
 
     Args:

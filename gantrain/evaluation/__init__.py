@@ -1,1 +1,1 @@
-"""How good is it? Scores of weights, folders and files against references."""
+"""How good is it? Scores of generators and images against references."""

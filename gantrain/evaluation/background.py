@@ -1,9 +1,9 @@
-"""Evaluation in the background: a checkpoint is scored by a process of its own while training goes on.
+"""How is a checkpoint scored while training continues? By a process of its own:
 
     python -m gantrain.evaluation.background RUN NIMG OUT PARENT
 
-scores RUN/scoring/NIMG as an evaluation of the run would, live weights and averages, leaves the scores in OUT, and ends with the
-process PARENT.
+scores the live weights and averages of RUN/scoring/NIMG as the run itself would, writes the scores to OUT, and exits when the
+process PARENT does.
 """
 
 from __future__ import annotations
@@ -33,25 +33,17 @@ from gantrain.run_folder.checkpoint import CheckpointStore, read_state
 from gantrain.run_folder.layout import CONFIG_FILE
 
 FOLDER = "scoring"
-OF_THE_GROUP = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GROUP_RANK",
-    "NODE_RANK",
-)  # the scorer is alone
-POLL = 0.2  # seconds between two looks at a process that is waited for
+POLL = 0.2  # seconds between two looks at a process
+# Variables of the run's process group, which the scorer does not join.
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "NODE_RANK")
 
 
 class BackgroundEvaluation:
-    """What is scored while training goes on: one checkpoint at a time. The main process alone asks it.
+    """Scores one checkpoint at a time in a process of its own. Only the main process of a run uses it.
 
     Args:
         run_dir: the run folder.
-        warn: told of what is damaged in it.
+        warn: called with a message about a damaged checkpoint.
     """
 
     def __init__(self, run_dir: Path, warn: Callable[[str], None]):
@@ -60,28 +52,29 @@ class BackgroundEvaluation:
         self._process: subprocess.Popen | None = None
 
     def path(self, nimg: int) -> Path:
-        """Where what is to be scored is."""
+        """Folder of the checkpoint to be scored at `nimg` images."""
         return self.store.folder / f"{nimg:012d}"
 
     def result(self, nimg: int, wait: bool, asked_to_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """The scores of the checkpoint at `nimg` images, once they are there; begins with them where that was not done.
+        """Return the scores of the checkpoint at `nimg` images if they are ready; the first call starts the process.
 
         Args:
-            wait: for them, as long as it takes.
-            asked_to_stop: whether to leave that.
+            nimg: images seen at the checkpoint.
+            wait: block until the scores are ready.
+            asked_to_stop: called while waiting; true stops the waiting.
 
         Returns:
-            {"scores": ..., "protocol": ...}, or None where they are not there yet.
+            {"scores": ..., "protocol": ...}, or None if they are not ready.
 
         Raises:
-            UserError: they could not be computed; with the words of the process that tried.
+            UserError: scoring failed; the message includes that of the process.
             Interrupted: asked to stop while waiting.
         """
         out = self.path(nimg).with_suffix(".json")
         if self._process is None:
             if not self.path(nimg).is_dir():
                 return None
-            self._start(nimg, out)
+            self._process = self._start(nimg, out)
         while (status := self._process.poll()) is None:
             if not wait:
                 return None
@@ -92,56 +85,55 @@ class BackgroundEvaluation:
         if status:
             words = out.with_suffix(".log").read_text(errors="replace").splitlines()
             why = f"ended by {signal.Signals(-status).name}" if status < 0 else words[-1] if words else f"status {status}"
-            raise UserError(
-                f"eval.async: what lies in {self.path(nimg)} could not be scored ({why}); eval.async=false scores in the run itself"
-            )
+            raise UserError(f"eval.async: {self.path(nimg)} could not be scored ({why}); set eval.async=false to score in the run itself")
         return json.loads(out.read_text())
 
     def clear(self, but: int | None = None) -> None:
-        """Delete what was scored, and what never will be."""
+        """Delete checkpoints and scores, except those of the checkpoint at `but` images."""
         self.store.clear_drafts()
         keep = None if but is None else self.path(but).name
         for path in self.store.paths():
             if path.name != keep:
                 self.store.forget(path)
-        for path in self.store.folder.glob("*.*"):  # scores, words, drafts
+        for path in self.store.folder.glob("*.*"):  # scores, logs, drafts
             if path.is_file() and path.name.lstrip(".")[:12] != keep:
                 path.unlink(missing_ok=True)
         if but is None:
-            with contextlib.suppress(OSError):  # not there
+            with contextlib.suppress(OSError):  # it does not exist
                 self.store.folder.rmdir()
 
     def forget_after(self, nimg: int) -> None:
-        """Delete what is later than `nimg` images, on a path that was rolled back from: the new path comes by the same moments."""
+        """Delete checkpoints later than `nimg` images: after a rollback to it the new path reaches the same times again."""
         later = [path for path in self.store.paths() if int(path.name) > nimg]
         if later:
             self.clear()
 
     def cancel(self) -> None:
-        """End the process, if there is one."""
+        """Kill the process, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
-    def _start(self, nimg: int, out: Path) -> None:
-        environment = {key: value for key, value in os.environ.items() if key not in OF_THE_GROUP and not key.startswith("TORCHELASTIC")}
-        # What the run can import, such as a plug-in beside the script that started it, the scorer can.
+    def _start(self, nimg: int, out: Path) -> subprocess.Popen:
+        environment = {key: value for key, value in os.environ.items() if key not in GROUP_VARIABLES and not key.startswith("TORCHELASTIC")}
+        # The scorer can import whatever the run can, such as a plug-in beside the script that started the run.
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path))
         command = [sys.executable, "-m", "gantrain.evaluation.background", str(self.run_dir), str(nimg), str(out), str(os.getpid())]
         if not torch.cuda.is_available():
-            environment.setdefault("OMP_NUM_THREADS", "1")  # two processes that fight for a core cost each other more than it is worth
+            environment.setdefault("OMP_NUM_THREADS", "1")  # with more threads than cores both processes become slower
         with open(out.with_suffix(".log"), "wb") as log:
-            # In a session of its own: what the run is told by a signal, it decides on.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+            # In a session of its own, so that signals reach only the run, which decides what to do.
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
-def score(run: Path, nimg: int, out: Path) -> None:
-    """The job of the process."""
+# ---- in the process that scores --------------------------------------------------------------------------------------
+
+
+def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
+    """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ...} to `out`."""
     path = run / FOLDER / f"{nimg:012d}"
-    # The reference's features are in the cache as a rule, and the images are not needed at all.
+    # The reference's features are usually in the cache, so that the images need not be loaded.
     data: Any = load(run / CONFIG_FILE).data
     on_disk = ["data.keep_in=disk"] if "keep_in" in {f.name for f in fields(data)} else []
     scorer = RunScorer(run, overrides=on_disk, path=path)
@@ -151,21 +143,21 @@ def score(run: Path, nimg: int, out: Path) -> None:
     write_atomically(out, json.dumps(result))
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent, which had no time to say so. A thread of its own."""
+def exit_with(parent: int) -> None:
+    """Exit this process soon after its parent, which may be killed without notice. Runs in a thread of its own."""
     while os.getppid() == parent:
         time.sleep(POLL)
     os._exit(1)
 
 
 def main() -> None:
-    """The process's command line; status 2 with one line where the checkpoint cannot be scored."""
+    """Run the command line; status 2 and one line if the checkpoint cannot be scored."""
     run, nimg, out, parent = sys.argv[1:]
-    threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
+    threading.Thread(target=exit_with, args=(int(parent),), daemon=True).start()
     try:
         with contextlib.suppress(OSError):
-            os.nice(5)  # training first, where both compute on the same cores
-        score(Path(run), int(nimg), Path(out))
+            os.nice(5)  # training has priority on shared cores
+        score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:
         sys.stdout.write(" ".join(str(error).split()) + "\n")
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Images as they are: a folder, a zip, an array or a tensor, neither cropped nor resized nor shuffled. To be scored, or scored against."""
+"""How are existing images opened, to be scored or to be scored against? From a folder, zip, array or tensor, not resized or shuffled."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, 
 from gantrain.errors import UserError, one_line
 from gantrain.run_folder.layout import CONFIG_FILE
 
-THREADS = 8  # Pillow decodes without the interpreter's lock
+THREADS = 8  # Pillow releases the interpreter lock while it decodes
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images of one size in an order of their own.
+    """Images of one size in a fixed order.
 
     Attributes:
         name: for messages and records.
         count: how many.
         shape: (C, H, W) of each.
-        content: SHA-256 of all of them, computed when it is asked for.
-        take: numbers to uint8 `[n, C, H, W]` on the CPU; raises UserError naming an image that cannot be had.
+        content: computes the SHA-256 of all images; slow, so it is called only when needed.
+        take: reads images by number: uint8 `[n, C, H, W]` on the CPU; raises UserError naming an image that is unreadable.
     """
 
     name: str
@@ -47,23 +47,33 @@ class Pictures:
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of all images."""
         return self.content()
 
 
-def of_array(name: str, images: np.ndarray, content: str = "") -> Pictures:
-    """Of uint8 `[N, H, W, C]`."""
-    return of_tensor(name, torch.from_numpy(images).permute(0, 3, 1, 2), content)
+def wrap_array(name: str, images: np.ndarray, content: str = "") -> Pictures:
+    """Wrap an array, uint8 `[N, H, W, C]`.
 
-
-def of_tensor(name: str, images: Tensor, content: str = "") -> Pictures:
-    """Of uint8 `[N, C, H, W]`.
+    Args:
+        name: for messages and records.
+        content: SHA-256 of the images, if it is known.
 
     Raises:
-        UserError: it is something else.
+        UserError: the array is something else.
+    """
+    return wrap_tensor(name, torch.from_numpy(images).permute(0, 3, 1, 2), content)
+
+
+def wrap_tensor(name: str, images: Tensor, content: str = "") -> Pictures:
+    """Wrap a tensor, uint8 `[N, C, H, W]`; arguments as `wrap_array`.
+
+    Raises:
+        UserError: the tensor is something else.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise UserError(
-            f"{name}: images as a tensor must be uint8 [N, C, H, W] with C of 1 or 3, got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            f"{name}: images as a tensor must be uint8 [N, C, H, W] with C of 1 or 3,"
+            f" got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         )
 
     def digest() -> str:
@@ -72,40 +82,46 @@ def of_tensor(name: str, images: Tensor, content: str = "") -> Pictures:
             found.update(chunk.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
 
-    return Pictures(
-        name, len(images), tuple(images.shape[1:]), lambda: content or digest(), lambda numbers: images[list(numbers)].cpu().contiguous()
-    )
+    def take(numbers: Sequence[int]) -> Tensor:
+        return images[list(numbers)].cpu().contiguous()
+
+    channels, height, width = images.shape[1:]
+    return Pictures(name, len(images), (channels, height, width), lambda: content or digest(), take)
 
 
-def of_folder(folder: Path) -> Pictures:
-    """Of all image files below a folder in the order of their paths, as RGB.
+def open_folder(folder: Path) -> Pictures:
+    """Open all image files below a folder in the order of their paths, as RGB.
 
     Raises:
-        UserError: there is none, or the first does not decode.
+        UserError: there are none, the first one does not decode, or the folder contains run folders.
     """
     run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
     if run is not None:
-        raise UserError(f"{folder}: holds run folders, and their pictures are no images to score; name one of them, such as {run.parent}")
+        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run.parent}")
     files = [str(path) for path in images_under(folder)]
-    files.sort()  # as text and not part by part, which is torch-fidelity's order: KID and IS draw by number
+    files.sort()  # as text, not by path component: torch-fidelity's order, on which KID and IS depend
     if not files:
-        raise UserError(f"{folder}: has no image in it ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"{folder}: contains no images ({', '.join(sorted(EXTENSIONS))})")
 
     def state(file: str) -> str:
         status = Path(file).stat()
         return f"{Path(file).relative_to(folder)} {status.st_size} {status.st_mtime_ns}"
 
-    return of_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state)
+    return open_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state)
 
 
-def of_zip(path: Path) -> Pictures:
-    """Of all image files in a zip in the order of their names, as RGB; nothing is unpacked."""
+def open_zip(path: Path) -> Pictures:
+    """Open all image files in a zip in the order of their names, as RGB, without unpacking the zip.
+
+    Raises:
+        UserError: there are none, or the first one does not decode.
+    """
     members, _ = read_zip(path)
     if not members:
-        raise UserError(f"{path}: has no image in it ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"{path}: contains no images ({', '.join(sorted(EXTENSIONS))})")
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
-    return of_files(
+    return open_files(
         path.name,
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
@@ -113,28 +129,33 @@ def of_zip(path: Path) -> Pictures:
     )
 
 
-def of_files(name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str]) -> Pictures:
-    """Of files by their names.
+def open_files(name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str]) -> Pictures:
+    """Open files by name.
 
     Args:
-        read: a file's bytes.
-        state: what changes when a file does: the digest of all is kept under it, so that they are read once for that.
+        name: for messages and records.
+        files: names of the files.
+        read: reads a file's bytes.
+        state: a text that changes when a file does. The digest of all files is cached under it, so that it is computed only once.
+
+    Raises:
+        UserError: the first file does not decode.
     """
 
     def data_of(file: str) -> bytes:
         try:
             return read(file)
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({one_line(error)}); put it right, or take it out of {name}") from None
+            raise UserError(f"{file}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
 
-    first = decoded(data_of(files[0]), files[0])
+    first = decode(data_of(files[0]), files[0])
 
     def one(number: int) -> Tensor:
-        image = decoded(data_of(files[number]), files[number])
+        image = decode(data_of(files[number]), files[number])
         if image.shape != first.shape:
             sizes = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
             raise UserError(
-                f"{files[number]}: and {files[0]} are of different sizes, {sizes}; images are taken as they are: make them of one size"
+                f"{files[number]}: differs in size from {files[0]}, {sizes}; images are not resized, so convert them to one size"
             )
         return image
 
@@ -154,14 +175,15 @@ def of_files(name: str, files: list[str], read: Callable[[str], bytes], state: C
         keep_file(f"pictures-{seen}.json", json.dumps(digest.hexdigest()).encode())
         return digest.hexdigest()
 
-    return Pictures(name, len(files), tuple(first.shape), content, take)
+    channels, height, width = first.shape
+    return Pictures(name, len(files), (channels, height, width), content, take)
 
 
-def decoded(data: bytes, name: str) -> Tensor:
-    """A file's bytes as uint8 `[3, H, W]`.
+def decode(data: bytes, name: str) -> Tensor:
+    """Decode a file's bytes to RGB, uint8 `[3, H, W]`.
 
     Raises:
-        UserError: they do not decode; `name` is in its words.
+        UserError: they do not decode; the message starts with `name`.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -169,4 +191,4 @@ def decoded(data: bytes, name: str) -> Tensor:
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
             return torch.from_numpy(np.array(upright(opened).convert("RGB"))).permute(2, 0, 1).contiguous()
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: does not decode as an image ({reason(error)}); put it right, or take it out") from None
+        raise UserError(f"{name}: does not decode as an image ({reason(error)}); replace or remove it") from None

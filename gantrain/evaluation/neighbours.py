@@ -1,4 +1,4 @@
-"""Nearest real neighbours of generated images in feature space: does the generator repeat what it was trained on?"""
+"""Does the generator repeat its training images? Nearest real neighbours of generated images in feature space."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.run_folder.contents import run_of
-from gantrain.sampling.choice import Chosen
-from gantrain.sampling.output import CHUNK, save
-from gantrain.sampling.sheets import labelled
+from gantrain.sampling.choice import Source
+from gantrain.sampling.output import CHUNK, save_picture
+from gantrain.sampling.sheets import make_labelled_grid
 
-SHOWN, NEAREST = 8, 8  # rows of the sheet, and real images a row
-SHARE = 0.05  # of the real images that lie within the threshold of another
-QUERIES = 10_000  # real images whose nearest other is looked for, at most
-BLOCK = 1024  # rows of distances at once
-SPARE = 8  # neighbours beyond those asked for, put in order exactly
+SHOWN, NEAREST = 8, 8  # rows of the sheet, and real images per row
+SHARE = 0.05  # of real images that are within the threshold of another
+QUERIES = 10_000  # most real images whose nearest other is searched
+BLOCK = 1024  # queries per matrix product
+SPARE = 8  # extra candidates, which are then sorted by exact distance
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How near generated images come to the real ones, beside how near these come to each other.
+    """How close generated images are to real ones, compared with how close real ones are to each other.
 
     Attributes:
-        distances: float64 `[n, k]`, of each generated image to its nearest real images, nearest first.
-        indices: int64 `[n, k]`, which those are.
-        between_real: float64, of each real image to its nearest other.
+        distances: float64 `[n, k]`, from each generated image to its nearest real images, nearest first.
+        indices: int64 `[n, k]`, positions of those real images.
+        between_real: float64 `[m]`, from each real image to its nearest other.
     """
 
     distances: Tensor
@@ -40,33 +40,38 @@ class Memorisation:
 
     @property
     def threshold(self) -> float:
-        """Within it lie 5% of the real images of their nearest other: the 5th percentile of these distances."""
+        """The 5th percentile of `between_real`: 5% of real images are that close to another real one."""
         return float(torch.quantile(self.between_real, SHARE))
 
     @property
     def share(self) -> float:
-        """Of the generated images that lie within the threshold of a real one; about 5% for an independent sample of the data,
-        more for copies, less for images that keep off the data or are unlike them."""
+        """Share of generated images within the threshold of a real one.
+
+        About 5% for an independent sample of the data, more for copies, less for images far from the data.
+        """
         return float((self.distances[:, 0] <= self.threshold).double().mean())
 
     @property
     def medians(self) -> tuple[float, float]:
-        """(of a generated image to the nearest real one, of a real image to its nearest other)."""
+        """Median distances (from a generated image to the nearest real one, from a real image to its nearest other)."""
         return float(self.distances[:, 0].median()), float(self.between_real.median())
 
 
 @torch.no_grad()
-def nearest(queries: Tensor, among: Tensor, k: int, themselves: bool = False) -> tuple[Tensor, Tensor]:
-    """The k nearest rows by L2: (distances float64 `[n, k]`, nearest first, indices int64 `[n, k]`), on the CPU.
+def find_nearest(queries: Tensor, among: Tensor, k: int, themselves: bool = False) -> tuple[Tensor, Tensor]:
+    """Find the k nearest rows by L2 distance.
 
-    Candidates come from one matrix product a block, whose rounding hides small distances; they are then measured one by one.
+    Candidates come from one matrix product per block, whose rounding hides small distances; their distances are then computed exactly.
 
     Args:
         queries: `[n, d]`.
         among: `[m, d]` on the same device, m above k.
-        themselves: queries are the first n of `among`, and none is a neighbour of itself.
+        themselves: queries are the first n rows of `among`, and a row is not its own neighbour.
+
+    Returns:
+        (distances float64 `[n, k]`, nearest first, indices int64 `[n, k]`), on the CPU.
     """
-    centre = among.mean(dim=0)  # the shorter the vectors, the less the product rounds
+    centre = among.mean(dim=0)  # shorter vectors round less
     distances, indices = [], []
     for start in range(0, len(queries), BLOCK):
         block = queries[start : start + BLOCK]
@@ -82,67 +87,68 @@ def nearest(queries: Tensor, among: Tensor, k: int, themselves: bool = False) ->
     return torch.cat(distances), torch.cat(indices)
 
 
-def memorisation(fake: Tensor, real: Tensor, k: int = NEAREST) -> Memorisation:
-    """Of features `[n, d]` of generated and `[m, d]` of real images, m above k."""
-    return Memorisation(*nearest(fake, real, k), nearest(real[:QUERIES], real, 1, themselves=True)[0][:, 0])
+def measure_memorisation(fake: Tensor, real: Tensor, k: int = NEAREST) -> Memorisation:
+    """Measure it from features `[n, d]` of generated and `[m, d]` of real images, m above k."""
+    return Memorisation(*find_nearest(fake, real, k), find_nearest(real[:QUERIES], real, 1, themselves=True)[0][:, 0])
 
 
-def neighbours(chosen: Chosen, num: int, out: Path) -> str:
-    """The memorisation check of `num` images, those that `gantrain sample` draws, and a sheet of the eight nearest to real ones.
+def draw_neighbours(source: Source, num: int, out: Path) -> str:
+    """Check `num` images for memorisation, those that `gantrain sample` draws, and draw the eight closest with their neighbours.
 
     All processes take part.
 
+    Returns:
+        The result in words on the main process, elsewhere "".
+
     Raises:
-        UserError: a generator that puts out no numbers, too few real images, or as `RunScorer`.
+        UserError: the generator outputs nan or infinity, there are too few real images, or see `RunScorer`.
     """
-    # Against all that it was trained on, whatever it is scored against; in the chunks that images are drawn in.
-    scorer = RunScorer(
-        run_of(chosen.path),
-        None,
-        None,
-        ["eval.protocol=null", "eval.reference=null", "eval.reference_samples=null", f"eval.batch_size={CHUNK}"],
-        chosen.path,
-    )
+    run = run_of(source.path)
+    # Compared with all training images, whatever eval.reference says, and drawn in the chunks of `gantrain sample`.
+    overrides = ["eval.protocol=null", "eval.reference=null", "eval.reference_samples=null", f"eval.batch_size={CHUNK}"]
+    scorer = RunScorer(run, None, None, overrides, source.path)
     scorer.prepare()
     evaluator, accelerator = scorer.evaluator, scorer.accelerator
-    if evaluator.num_reference <= NEAREST:
-        raise UserError(
-            f"data: {evaluator.real.name} gives {evaluator.num_reference} real images; --sheet neighbours needs more than {NEAREST}"
-        )
-    generator = chosen.generator(accelerator.device)
-    with evaluator.apart():
+    if evaluator.real.taken <= NEAREST:
+        raise UserError(f"data: {evaluator.real.name} has {evaluator.real.taken} images; --sheet neighbours needs more than {NEAREST}")
+    generator = source.load_generator(accelerator.device)
+    with evaluator.isolated():
         real = evaluator.reference()
-        fake = evaluator.extract(chosen.floats(generator), num, f"features of {chosen.average}")
+        fake = evaluator.extract(source.float_sampler(generator), num, f"features of {source.average}")
 
     def finish() -> str:
+        assert fake is not None, "the main process has the features"
         if not torch.isfinite(fake.features).all():
-            raise UserError(f"{run_of(chosen.path)}: {chosen.average} puts out no numbers; it has no neighbours")
-        with evaluator.apart():
-            found = memorisation(fake.features.to(accelerator.device), real.features.to(accelerator.device))
+            raise UserError(f"{run}: {source.average} generates nan or infinity, so it has no neighbours; choose another average or kimg")
+        with evaluator.isolated():
+            found = measure_memorisation(fake.features.to(accelerator.device), real.features.to(accelerator.device))
             closest = found.distances[:, 0].argsort(stable=True)[:SHOWN]
-            images = chosen.images(generator)
+            images = source.image_sampler(generator)
             generated = torch.stack([images(i // CHUNK * CHUNK, min(CHUNK, num - i // CHUNK * CHUNK))[i % CHUNK] for i in closest.tolist()])
-        beside = torch.stack([real_images(evaluator, found.indices[i].tolist()) for i in closest.tolist()])
+        beside = torch.stack([take_real_images(evaluator, found.indices[i].tolist()) for i in closest.tolist()])
         heads = ["generated", "nearest", *(f"{i + 1}." for i in range(1, NEAREST))]
         rows = [f"{d:.3g}" for d in found.distances[closest, 0].tolist()]
-        save(labelled(torch.cat([generated[:, None], beside], dim=1).flatten(0, 1), 1 + NEAREST, rows, heads, apart=True), out)
-        return said(found, evaluator, chosen, out)
+        cells = torch.cat([generated[:, None], beside], dim=1).flatten(0, 1)
+        save_picture(make_labelled_grid(cells, 1 + NEAREST, rows, heads, apart=True), out)
+        return describe(found, evaluator, source, out)
 
     return on_main(accelerator, finish) or ""
 
 
-def real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
-    """Real images by their positions in the reference: uint8 `[n, C, H, W]` on the CPU."""
-    return torch.cat([evaluator.real.take(position, 1) for position in positions]).cpu()
+def take_real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
+    """Read real images by position in the reference: uint8 `[n, C, H, W]` on the CPU."""
+    take = evaluator.real.take
+    assert take is not None, "the reference is a data set"
+    return torch.cat([take(position, 1) for position in positions]).cpu()
 
 
-def said(found: Memorisation, evaluator: Evaluator, chosen: Chosen, out: Path) -> str:
-    """The memorisation check in words."""
+def describe(found: Memorisation, evaluator: Evaluator, source: Source, out: Path) -> str:
+    """State the result of the check in one line."""
     (generated, between), num = found.medians, len(found.distances)
     return (
-        f"{num} images of {chosen.average} against {evaluator.num_reference} of {evaluator.real.name}, by L2 in {evaluator.extractor.identity}:"
-        f" median distance {generated:.4g} to the nearest real image, {between:.4g} of a real image to its nearest other;"
-        f" {found.share:.1%} of them are as near to a real image as the nearest {SHARE:.0%} of real images are to another ({found.threshold:.4g}),"
-        f" of an independent sample of the data {SHARE:.0%} would be;"
-        f" the {min(SHOWN, num)} nearest, with their neighbours, in {out}"
+        f"{num} images of {source.average} against {evaluator.real.taken} of {evaluator.real.name}, L2 in"
+        f" {evaluator.extractor.identity}: median distance {generated:.4g} to the nearest real image, {between:.4g} from a real image to"
+        f" its nearest other; {found.share:.1%} of them are as close to a real image as the closest {SHARE:.0%} of real images are to"
+        f" another ({found.threshold:.4g}); an independent sample of the data would have {SHARE:.0%};"
+        f" the {min(SHOWN, num)} closest, with their neighbours, in {out}"
     )

@@ -1,8 +1,8 @@
-"""Scores of the weights that a run folder holds."""
+"""How good are the weights in a run folder?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -19,59 +19,64 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.run_folder.contents import open_run
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.generators import load_weights
+from gantrain.sampling.latents import GeneratorModule
 from gantrain.score_names import Scores
 
 
 class RunScorer:
-    """Scores what lies in a run's folder: its checkpoint's weights and averages, and averages rebuilt from its snapshots.
+    """Scores the contents of a run folder: the weights and averages of a checkpoint, and averages rebuilt from snapshots.
 
     Args:
         run: a run folder.
-        num_samples: generated images a score; None is the run's own.
-        kimg: which checkpoint; None is the newest.
+        num_samples: generated images per score; None uses the run's own number.
+        kimg: which checkpoint; None uses the newest.
         overrides: changes to the run's eval and data sections, `section.key=value`.
-        path: a checkpoint that is none of those; `kimg` is not looked at.
+        path: the checkpoint itself, for one outside RUN/checkpoints; `kimg` is ignored.
 
     Raises:
-        UserError: as `load_generator`.
+        UserError: a number or override is out of range, or see `load_generator`.
     """
 
     def __init__(
-        self, run: str | Path, num_samples: int | None = None, kimg: float | None = None, overrides: Sequence[str] = (), path: Path | None = None
+        self, run: str | Path, num_samples: int | None = None, kimg: float | None = None, overrides: Sequence[str] = (),
+        path: Path | None = None,
     ):  # fmt: skip
         if num_samples is not None and num_samples < 16:
             raise UserError(f"--num: must be at least 16, got {num_samples}")
         for override in overrides:
             if not override.startswith(("eval.", "data.")):
-                raise UserError(f"{override}: this command takes overrides of eval and data only; the rest is what was trained")
+                raise UserError(
+                    f"{override}: this command only takes overrides of eval and data; the other sections are those of the trained run"
+                )
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
         self.path = open_run(run, kimg)[1] if path is None else path
         self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
 
     def prepare(self) -> None:
-        """Take up the reference and the networks."""
+        """Load the reference and the generator, as `evaluator` and `generator`; call it before `score`."""
         self.accelerator = make_accelerator()
         config, accelerator = self.config, self.accelerator
 
-        def bar(items, total):
+        def bar(items: Iterable, total: int) -> Iterable:
             return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
 
-        images = None  # where eval.reference names others, the run's own need not even be there
+        images = None  # with eval.reference the run's own images are not needed and may be missing
         if config.eval.reference is None:
             images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
-        # Laid out in memory as in training: another order of summation would flip a pixel here and there.
+        # The memory layout of training: another order of summation would change a pixel here and there.
         switches = performance.pick(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)
-        self.generator = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
-        g = self.generator
+        g: GeneratorModule = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
+        self.generator = g
         self.evaluator = Evaluator(config, images, accelerator, shape=(g.channels, g.resolution, g.resolution))
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
+        """Score the named averages ("live" among them); see `Evaluator.score`."""
         return self.evaluator.score(names, self.materialize, self.generator, policy)
 
     def materialize(self, name: str, into: nn.Module, averaged_statistics: bool = False) -> None:
-        """Write what lies in the folder under a name into a generator."""
+        """Write the named weights of the folder into a generator; see `load_weights`."""
         source = load_weights(self.config, self.path, name, averaged_statistics)
         write_weights(named_weights(source), into)
         write_buffers(source.named_buffers(), into)

@@ -11,7 +11,7 @@ from gantrain.cache import cache_folder, keep_file
 from gantrain.metrics.featureset import FeatureSet
 
 
-def fingerprint(images: str, count: int, extractor: str) -> str:
+def fingerprint(images: str, count: int | None, extractor: str) -> str:
     """Identifies a reference: SHA-256 (16 hex digits) of the images' fingerprint, their count, and the extractor's identity."""
     return hashlib.sha256(f"{images}/{count}/{extractor}".encode()).hexdigest()[:16]
 

@@ -1,1 +1,1 @@
-"""How do the weights move? Recording, analysis, words and picture."""
+"""How do the weights move? Recording, analysis, report and picture of a run's orbit."""

@@ -1,4 +1,4 @@
-"""The recorded motion of a run's weights, read back from its record."""
+"""How did the weights move? `RUN/orbit/record.jsonl`, as the recorder wrote it, read back as arrays."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from gantrain.averaging import LIVE
 from gantrain.errors import UserError, one_line
 from gantrain.orbit.recorder import FOLDER, RECORD_FILE
 
-JUMP = 1.1  # learning rates that differ by more drive another orbit
+JUMP = 1.1  # a learning rate that changes by more than this factor drives a different orbit
 
 
-class NothingYet(UserError):
-    """Nothing was recorded, or too little."""
+class TooFewRecordings(UserError):
+    """The run has recorded nothing, or too little to analyse."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """The recorded motion of one player of a run, `n` recordings.
+    """The recorded motion of one player of a run: `n` recordings.
 
     Attributes:
-        nimg: `[n]`, images seen; twice the same beside a swap.
-        sketches: `[n, size]` of the live weights ("live") and of every average, nan before it has begun.
-        distances: `[n]`, squared, of the live weights to every average, nan before it has begun.
-        regime: `[n]`, counts up where the weights jump (a swap) or what drives them does (the batch, a learning rate).
-        swaps: rows just before a swap; the one after it is the next.
+        nimg: `[n]`, images seen; a swap appears twice, before and after it.
+        sketches: `[n, size]` by name, of the live weights ("live") and of every average; nan before an average has started.
+        distances: `[n]` by average, squared, between the live weights and the average; nan before it has started.
+        regime: `[n]`, a number that increases when the weights jump (a swap) or their drive does (the batch size, a learning rate).
+        swaps: rows just before a swap; the next row is just after it.
         batch_size: `[n]`.
     """
 
@@ -44,48 +44,60 @@ class Motion:
 
 
 def read_record(run: Path) -> list[dict[str, Any]]:
-    """What a run has recorded, a recording a line, sketches as arrays.
+    """Read a run's recordings, one dictionary each, with sketches as float32 arrays.
 
     Raises:
-        UserError: nothing was recorded (`NothingYet`), or a line of the file cannot be read.
+        UserError: nothing was recorded (`TooFewRecordings`), or a line of the file is damaged.
     """
     path = run / FOLDER / RECORD_FILE
-    lines = list(whole_lines(path)) if path.is_file() else []
-    if not lines:
-        raise NothingYet(f"{run}: has recorded no orbit; train it, or train it on, with orbit.every_kimg=0.25")
-    for number, line in enumerate(lines, start=1):
+    texts = list(read_whole_lines(path)) if path.is_file() else []
+    if not texts:
+        raise TooFewRecordings(f"{run}: has recorded no orbit; train it, or continue training it, with orbit.every_kimg=0.25")
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(texts, start=1):
         try:
-            lines[number - 1] = line = json.loads(line)
-            line["sketch"] = {key: {name: decode(code) for name, code in line["sketch"][key].items()} for key in ("g", "d")}
-            sizes = {len(sketch) for one in (line, lines[0]) for of in one["sketch"].values() for sketch in of.values()}
-            if len(sizes) != 1:
-                raise ValueError(f"sketches of {' and '.join(map(str, sorted(sizes)))} numbers")
-            numbers = (line["nimg"], line["batch_size"], line["lr"]["g"], line["lr"]["d"])
-            whole = all(isinstance(value, (int, float)) for value in numbers) and all(LIVE in of for of in line["sketch"].values())
-            if not whole or not all(isinstance(line["distances"][key], dict) for key in ("g", "d")):
-                raise ValueError("it is not as it was written")
-            if number > 1 and line["nimg"] < lines[number - 2]["nimg"]:
-                raise ValueError("it goes back in time")
+            line = json.loads(text)
+            check_line(line, lines)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: line {number} is damaged ({one_line(error)}); delete it to do without this recording") from None
+            raise UserError(f"{path}: line {number} is damaged ({one_line(error)}); delete the line to continue without it") from None
+        lines.append(line)
     return lines
 
 
-def whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, without one that a run is writing still."""
+def check_line(line: dict[str, Any], before: list[dict[str, Any]]) -> None:
+    """Decode the sketches of a recording in place, and check it against the recordings before it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not what the recorder writes.
+    """
+    line["sketch"] = {key: {name: decode_sketch(code) for name, code in line["sketch"][key].items()} for key in ("g", "d")}
+    first = before[0] if before else line
+    sizes = {len(sketch) for one in (line, first) for of in one["sketch"].values() for sketch in of.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"sketches of {' and '.join(map(str, sorted(sizes)))} numbers")
+    numbers = (line["nimg"], line["batch_size"], line["lr"]["g"], line["lr"]["d"])
+    complete = all(isinstance(value, (int, float)) for value in numbers) and all(LIVE in of for of in line["sketch"].values())
+    if not complete or not all(isinstance(line["distances"][key], dict) for key in ("g", "d")):
+        raise ValueError("values are missing or of the wrong type")
+    if before and line["nimg"] < before[-1]["nimg"]:
+        raise ValueError("nimg is smaller than in the line before")
+
+
+def read_whole_lines(path: Path) -> Iterator[bytes]:
+    """Iterate over the lines of a file, skipping a last line that a run is still writing."""
     with open(path, "rb") as file:
         for text in file:
             if text.endswith(b"\n"):
                 yield text
 
 
-def decode(code: str) -> np.ndarray:
-    """The numbers of a sketch."""
+def decode_sketch(code: str) -> np.ndarray:
+    """Decode a sketch: base64 of little-endian float32 to `[size]`."""
     return np.frombuffer(base64.b64decode(code, validate=True), dtype="<f4")
 
 
-def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
-    """The recordings of one player as arrays."""
+def build_motion(lines: list[dict[str, Any]], player: str) -> Motion:
+    """Collect the recordings of one player ("g" or "d") into arrays."""
     sketched = [line["sketch"][player] for line in lines]
     nothing = np.full(len(sketched[0][LIVE]), np.nan)
     names = list(dict.fromkeys(name for of in sketched for name in of))
@@ -94,10 +106,10 @@ def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
     batch, rates = [line["batch_size"] for line in lines], [tuple(line["lr"].values()) for line in lines]
     swapped = [line.get("swap") is True for line in lines]
     new = [False] * len(lines)
-    begun = 0  # the recording that the regime begins with
+    begin = 0  # the first recording of the current regime
     for i in range(1, len(lines)):
-        new[i] = swapped[i] or batch[i] != batch[begun] or far_apart(rates[i], rates[begun])
-        begun = i if new[i] else begun
+        new[i] = swapped[i] or batch[i] != batch[begin] or is_jump(rates[i], rates[begin])
+        begin = i if new[i] else begin
     return Motion(
         nimg=np.array([line["nimg"] for line in lines]),
         sketches=sketches,
@@ -108,6 +120,6 @@ def as_motion(lines: list[dict[str, Any]], player: str) -> Motion:
     )
 
 
-def far_apart(some: tuple[float, ...], others: tuple[float, ...]) -> bool:
-    """Whether learning rates differ so much that each drives an orbit of its own."""
+def is_jump(some: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    """Tell whether learning rates differ so much that each set drives an orbit of its own."""
     return any(max(a, b) > JUMP * min(a, b) for a, b in zip(some, others))

@@ -1,8 +1,12 @@
-"""The orbit's record: where the weights of G and D, and of every average of them, were at which image.
+"""Where are the weights of G and D, and of every average of them, as training goes on?
 
-`RUN/orbit/record.jsonl` has one line a recording: `nimg`; what the motion depends on (`batch_size`, `lr` of both players);
-`"swap": true` just after a swap, where the line before is of the moment before it; `distances`, the squared distance between the live weights and each average that has begun;
-and `sketch`, `[size]` numbers each as base64 of little-endian float32. Both are by player and, for averages, by name.
+`RUN/orbit/record.jsonl` has one line per recording:
+
+    nimg                  images seen
+    batch_size, lr        what the motion depends on; `lr` by player
+    swap                  true just after a swap; the line before it was recorded just before the swap
+    distances             squared distance between the live weights and each average that has started, by player and name
+    sketch                `[size]` numbers as base64 of little-endian float32, by player and name
 """
 
 from __future__ import annotations
@@ -28,20 +32,20 @@ from gantrain.theory.sketch import Sketch
 
 FOLDER = "orbit"
 RECORD_FILE = "record.jsonl"
-LONGEST_LINE = 2**24  # bytes: thousands of averages
+LONGEST_LINE = 2**24  # bytes; enough for thousands of averages
 
 
 class OrbitRecorder:
-    """Records the motion of a run's weights; does nothing where `settings.every_kimg` is null.
+    """Records the motion of a run's weights. Does nothing if `settings.every_kimg` is null.
 
-    What is recorded stays on the device until `flush`, so that no recording waits for it.
+    Recordings stay on the device until `flush`, so that recording does not wait for the device.
 
     Args:
         settings: the `orbit` section.
         banks: the averages of "g" and of "d", and with them the live weights.
         run_dir: the run folder.
-        writes: whether this process writes the file; weights and averages are the same on all.
-        persistent: keep recordings that a full disk does not take until it does, instead of raising.
+        writes: whether this process writes the file; weights and averages are the same on every process.
+        persistent: on a full disk, keep recordings in memory and try again later, instead of raising.
     """
 
     def __init__(self, settings: Orbit, banks: Mapping[str, AverageBank], run_dir: Path, writes: bool, persistent: bool = False):
@@ -59,40 +63,37 @@ class OrbitRecorder:
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
 
     def open(self, state: Mapping[str, Any] | None = None) -> None:
-        """Go on from what `state` gave, or from nothing: what stands behind it in the file will be recorded again."""
+        """Continue from `state`, or start afresh: later lines of the file are cut off and will be recorded again."""
         keep_bytes = state["bytes"] if state else 0
         self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
         self.nimg = state["nimg"] if state else -1
-        self._pending = []  # of a path that was rolled back from
-        if not self.writes or not (self.on or self.path.exists()):  # kept in order also by a run that records no more
+        self._pending = []  # after a rollback these belong to the abandoned path
+        if not self.writes or not (self.on or self.path.exists()):  # a run that no longer records still trims its file
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
             end = min(keep_bytes, file.seek(0, os.SEEK_END))
             start = max(0, end - LONGEST_LINE)
             file.seek(start)
-            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # a power cut may have taken what the checkpoint saw
+            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # a power cut may have torn the last line
 
     def state(self) -> dict[str, Any]:
-        """What `open` wants after a resume, as JSON values; all that was recorded is on disk then."""
+        """Flush to disk and return what `open` needs after a resume, as JSON values."""
         self.flush()
         if not self.writes or not self.path.exists():
             return {"bytes": 0, "nimg": -1, "latest": []}
         with open(self.path, "ab") as file:
             os.fsync(file.fileno())
-            return {
-                "bytes": file.tell(),
-                "nimg": self.nimg,
-                "latest": as_json(list(self.latest.items())),
-            }  # a list: JSON in a checkpoint is sorted
+            # `latest` is a list because JSON in a checkpoint is sorted by key.
+            return {"bytes": file.tell(), "nimg": self.nimg, "latest": as_json(list(self.latest.items()))}
 
     def record(self, nimg: int, facts: Mapping[str, Any], swapped: bool = False) -> None:
-        """Take down where everything is, once for each moment. No device sync, but that averages with `offload` are waited for.
+        """Record where all weights are, at most once per moment. Waits for the device only if averages are offloaded.
 
         Args:
             nimg: images seen.
             facts: what the motion depends on at this moment, as JSON values.
-            swapped: the weights were just replaced, which makes another moment of it.
+            swapped: the weights were just replaced, so that this counts as another moment.
         """
         if not self.on or not self.writes or (nimg == self.nimg and not swapped):
             return
@@ -112,10 +113,10 @@ class OrbitRecorder:
         self._pending.append((head, names, torch.cat(values)))
 
     def flush(self) -> None:
-        """Write what was recorded."""
+        """Write pending recordings to the file."""
         if not self._pending:
             return
-        lines = [as_line(head, names, values.cpu().numpy(), self.settings.size) for head, names, values in self._pending]
+        lines = [build_line(head, names, values.cpu().numpy(), self.settings.size) for head, names, values in self._pending]
         self.latest = {
             f"orbit/{key.upper()}/{name}/distance": d**0.5 for key, of in lines[-1]["distances"].items() for name, d in of.items()
         }
@@ -131,8 +132,8 @@ class OrbitRecorder:
         self._pending = []
 
 
-def as_line(head: dict[str, Any], names: list[tuple[str, str, str]], values: np.ndarray, size: int) -> dict[str, Any]:
-    """A recording as JSON values."""
+def build_line(head: dict[str, Any], names: list[tuple[str, str, str]], values: np.ndarray, size: int) -> dict[str, Any]:
+    """Build a line of the record from concatenated values: a sketch takes `size` of them, a distance one."""
     line: dict[str, Any] = {**head, "distances": {"g": {}, "d": {}}, "sketch": {"g": {}, "d": {}}}
     at = 0
     for kind, key, name in names:

@@ -25,7 +25,7 @@ from gantrain.run_folder.best_generator import Candidate, candidates, export
 from gantrain.run_folder.checkpoint import Damaged
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.record import Record
-from gantrain.sampling.sheets import by_class as by_class_of, read_side_by_side
+from gantrain.sampling.sheets import read_side_by_side, regroup_by_class
 from gantrain.score_names import SPREADS, better_when_higher
 
 WANDB_PATIENCE = 30  # seconds for W&B to answer at the start
@@ -130,7 +130,7 @@ class WandbRun:
     def samples(self, nimg: int, path: Path, classes: Sequence[str]) -> None:
         """Every sheet of a picture; and for every class, a column of the sheets, a picture with a row per sheet."""
         shown = self._made("samples", lambda: read_side_by_side(path))
-        by_class = self._made("samples of classes", lambda: by_class_of(shown, classes)) if shown and classes else None
+        by_class = self._made("samples of classes", lambda: regroup_by_class(shown, classes)) if shown and classes else None
         by_class = [dataclasses.replace(one, caption=f"{one.caption} at {nimg / 1000:g} kimg") for one in by_class or ()]
         as_images = lambda all: [self._module.Image(one.picture, caption=one.caption) for one in all]  # noqa: E731
         pictures = {"samples": shown, "samples/classes": by_class}

@@ -1,1 +1,1 @@
-"""How do I get images out of a run? Generators, latents, sheets, outputs."""
+"""How do I get images out of a run? Generators, latents, grids and outputs."""

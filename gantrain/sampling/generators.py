@@ -1,4 +1,4 @@
-"""Latents and labels, generators from run folders, and pictures of samples."""
+"""How do I load a generator from a run folder, and draw with it?"""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.sampling.latents import calibration_batches
 from gantrain.spectral_norm import refresh_spectral_norms
 
-# ---- generators from run folders -------------------------------------------------------------------------------------
-
 
 def load_generator(
     run: str | Path,
@@ -32,7 +30,7 @@ def load_generator(
     batchnorm: str | None = None,
     truncation: float | None = None,
 ) -> nn.Module:
-    """A trained generator, ready to sample.
+    """Load a trained generator, ready to sample.
 
         generator = gantrain.load_generator("runs/digits", average="ema")
         z = torch.randn(16, generator.dim_z)                   # latents [N, dim_z], standard normal
@@ -41,29 +39,43 @@ def load_generator(
 
     Args:
         run: a run folder.
-        average: name of an average in the run's configuration or of one that `gantrain average` has rebuilt, or "live" for
-            the weights that were trained.
-        kimg: which checkpoint, in thousands of images; None is the newest. A rebuilt average has its own time.
+        average: name of an average in the run's configuration, or of one rebuilt by `gantrain average`, or "live" for the
+            weights that were trained.
+        kimg: which checkpoint, in thousands of images; None loads the newest. A rebuilt average has its own time.
         device: where the generator goes.
         batchnorm: "recalibrate", "copy", "average" or "batch" (see `gantrain.averaging.batchnorm`; with "batch" an image
-            depends on those it is drawn with); None is what the run's evaluation uses.
-        truncation: the truncation that will be sampled with, for "recalibrate"; None is the run's evaluation's.
+            depends on the others in its batch); None uses the policy of the run's evaluation.
+        truncation: the truncation that you will sample with, for "recalibrate"; None uses that of the run's evaluation.
 
     Returns:
-        The architecture's generator in evaluation mode, without gradients, carrying `dim_z`, `num_classes`,
+        The architecture's generator in evaluation mode, without gradients, with attributes `dim_z`, `num_classes`,
         `resolution` and `channels`.
 
     Raises:
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
-    config, path, policy = chosen(run, average, kimg, batchnorm)
-    return ready(config, path, average, policy, device, truncation)
+    config, path, policy = find_average(run, average, kimg, batchnorm)
+    return prepare_generator(config, path, average, policy, device, truncation)
 
 
-def ready(
+def find_average(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Path, str]:
+    """Find what an average is loaded from: the run's configuration, the checkpoint, and the BatchNorm policy.
+
+    Raises:
+        UserError: see `load_generator`.
+    """
+    config, path = open_run(run, kimg)
+    require_average(config, path, average, kimg)
+    policy = config.eval.batchnorm if batchnorm is None else batchnorm
+    if policy not in POLICIES:
+        raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
+    return config, path, policy
+
+
+def prepare_generator(
     config: Config, path: Path, average: str, policy: str, device: torch.device | str = "cpu", truncation: float | None = None
 ) -> nn.Module:
-    """A generator of a checkpoint as `load_generator` gives it."""
+    """Load a generator from a checkpoint and apply a BatchNorm policy; the result is that of `load_generator`."""
     generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
@@ -74,38 +86,24 @@ def ready(
     return generator
 
 
-def chosen(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Path, str]:
-    """A run's configuration, the checkpoint that an average is taken from, and the BatchNorm policy.
-
-    Raises:
-        UserError: as `load_generator`.
-    """
-    config, path = open_run(run, kimg)
-    require_average(config, path, average, kimg)
-    policy = config.eval.batchnorm if batchnorm is None else batchnorm
-    if policy not in POLICIES:
-        raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
-    return config, path, policy
-
-
 def load_weights(config: Config, path: Path, average: str, averaged_statistics: bool = False) -> nn.Module:
-    """A generator with an average's weights and the buffers of the live one, BatchNorm statistics among them.
+    """Load a generator with an average's weights and the buffers of the live weights, BatchNorm statistics among them.
 
     Args:
-        config: the run's.
+        config: of the run.
         path: a checkpoint of the run.
         average: one of `averages_of(path)`.
-        averaged_statistics: take the average's own BatchNorm statistics in place of the live ones.
+        averaged_statistics: load the average's own BatchNorm statistics instead of the live ones.
 
     Raises:
-        Damaged: a file is missing, cut, or altered.
+        Damaged: a file is missing, truncated or altered.
     """
     rebuilt = average in rebuilt_of(run_of(path))
     group = "average" if rebuilt else group_of(average)
     folder = run_of(path) / AVERAGES_FOLDER / average if rebuilt else path
     buffers_group = "buffers" if rebuilt else "g"
     snapshot = checkpoint.read(folder, [buffers_group] if average == LIVE else [buffers_group, group])
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
         generator, _ = build_networks(config.model, *snapshot.state["shape"])
     live, names = snapshot.tensors[buffers_group], named_weights(generator)
     write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
@@ -120,10 +118,7 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
     return generator
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Tensor:
-    """Images of latents and labels as uint8 `[N, C, H, W]` on the CPU, batch by batch."""
+    """Generate images from latents `[N, dim_z]` and labels `[N]` batch by batch: uint8 `[N, C, H, W]` on the CPU."""
     return torch.cat([to_uint8(generator(*part)).cpu() for part in zip(z.split(batch_size), y.split(batch_size))])

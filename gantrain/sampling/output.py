@@ -1,4 +1,4 @@
-"""What `gantrain sample` does: images of a run into a grid, a folder or an archive, shared out over the processes."""
+"""Where do drawn images go? Into a grid, a folder or an archive, with the drawing shared among processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -22,39 +22,39 @@ from gantrain.distributed import on_any_process, raise_everywhere
 from gantrain.errors import UserError
 from gantrain.sampling.sheets import to_pil
 
-CHUNK = 64  # images drawn together: with batchnorm=batch an image depends on these, and on no others
+CHUNK = 64  # images drawn together; with batchnorm=batch an image depends on the others in its chunk
 
 
-# ---- where images go -------------------------------------------------------------------------------------------------
+# ---- the --out option ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Out:
-    """Where what is drawn goes.
+class Output:
+    """What --out names.
 
     Attributes:
-        path: as --out says.
-        folder: it is a folder, whatever its name ends in.
+        path: of the file or folder.
+        folder: whether it is a folder, whatever its name ends in.
     """
 
     path: Path
     folder: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Out:
-        """An --out; a folder where it ends in a slash."""
+    def parse(cls, text: str) -> Output:
+        """Parse --out: a trailing slash means a folder."""
         return cls(Path(text), text.endswith(("/", os.sep)))
 
     @property
     def suffix(self) -> str:
-        """What the file's name ends in, in lower case; "/" for a folder."""
+        """Ending of the file name in lower case; "/" for a folder."""
         return "/" if self.folder else self.path.suffix.lower()
 
-    def make(self) -> None:
-        """Make the folders, of whoever may write into them then.
+    def make_folders(self) -> None:
+        """Create the folder that will be written into, and its parents.
 
         Raises:
-            UserError: there is something else, or PNGs are there already.
+            UserError: the path is taken, or the folder contains PNGs already.
         """
         if not self.folder and self.path.is_dir():
             raise UserError(f"--out: {str(self.path)!r} is a folder; end it with / for numbered files")
@@ -62,30 +62,35 @@ class Out:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--out: {str(folder)!r} is or lies below a file, not a folder") from None
-        if self.folder and any(self.path.glob("*.png")):  # older ones among them would end up in somebody's FID
-            raise UserError(f"--out: {str(self.path)!r} holds PNGs already; empty it or choose another folder")
+            raise UserError(f"--out: {str(folder)!r} is a file or lies below one; choose another path") from None
+        if self.folder and any(self.path.glob("*.png")):  # stale ones would distort an FID of the folder
+            raise UserError(f"--out: {str(self.path)!r} contains PNGs already; empty it or choose another folder")
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture; an older file at `path` is replaced only once the new one is complete."""
     with open_draft(path) as draft:
         picture.save(draft)
 
 
+# ---- sinks -----------------------------------------------------------------------------------------------------------
+
+
 class Sink(Protocol):
-    """Takes images, uint8 `[count, C, H, W]`, of positions start .. start + count - 1.
+    """Receives images.
 
     Attributes:
-        everywhere: each process gives it what it has drawn; else the main process gives it all, in order.
+        everywhere: whether each process writes the images that it drew; otherwise the main process writes all, in order.
     """
 
     everywhere: bool
 
-    def take(self, start: int, images: Tensor) -> None: ...
+    def take(self, start: int, images: Tensor) -> None:
+        """Receive images uint8 `[count, C, H, W]` of positions start .. start + count - 1."""
 
 
-class Pngs:
-    """Numbered PNGs in a folder."""
+class PngFolder:
+    """Writes numbered PNGs into a folder."""
 
     everywhere = True
 
@@ -93,13 +98,14 @@ class Pngs:
         self.folder = folder
 
     def take(self, start: int, images: Tensor) -> None:
+        """Write each image to its own file."""
         for i, image in enumerate(images, start):
             with attribute_errors(path := self.folder / f"{i:06d}.png"):
                 to_pil(image).save(path)
 
 
-class Kept:
-    """Images in memory."""
+class MemorySink:
+    """Collects images in memory, as `parts`."""
 
     everywhere = False
 
@@ -107,13 +113,15 @@ class Kept:
         self.parts: list[Tensor] = []
 
     def take(self, start: int, images: Tensor) -> None:
+        """Append the images."""
         self.parts.append(images)
 
 
-class Archive:
-    """An .npz as guided-diffusion's evaluator reads it (Dhariwal and Nichol 2021): `arr_0` uint8 `[N, H, W, C]`, `arr_1` labels int64 `[N]`.
+class NpzFile:
+    """Writes an .npz that guided-diffusion's evaluator reads (Dhariwal and Nichol 2021).
 
-    Written as the images come, in memory of a few, and to the same bytes whenever it is written.
+    It holds `arr_0`, images uint8 `[N, H, W, C]`, and `arr_1`, labels int64 `[N]`. Images are written as they arrive, so that memory
+    holds only a few, and the same images always give the same bytes.
     """
 
     everywhere = False
@@ -121,33 +129,37 @@ class Archive:
     def __init__(self, path: Path, labels: Tensor):
         self.path, self.labels = path, labels
         self._zip: zipfile.ZipFile | None = None
-        self._images: Any = None
-
-    def member(self, name: str) -> Any:
-        """An open file in the archive, dated as the oldest that a zip knows."""
-        return self._zip.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+        self._images: IO[bytes] | None = None
 
     def take(self, start: int, images: Tensor) -> None:
+        """Append the images, which must arrive in order."""
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        if self._zip is None:
+        if self._zip is None or self._images is None:
             self._zip = zipfile.ZipFile(self.path, "w")
-            self._images = self.member("arr_0")
+            self._images = open_member(self._zip, "arr_0")
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.labels), *pixels.shape[1:])}
             np.lib.format.write_array_header_1_0(self._images, header)
         self._images.write(pixels.data)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the labels and finish the file."""
+        assert self._zip is not None and self._images is not None, "close() comes after the images"
         self._images.close()
-        with self.member("arr_1") as file:
+        with open_member(self._zip, "arr_1") as file:
             np.lib.format.write_array(file, self.labels.numpy(), allow_pickle=False)
         self._zip.close()
 
     def abandon(self) -> None:
-        """Let go of the file, as it is."""
+        """Close the file as it is; does nothing after `close`."""
         for part in (self._images, self._zip):
             with suppress(Exception):
-                part.close()
+                if part is not None:
+                    part.close()
+
+
+def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open an array's file in an archive for writing; the date is fixed at 1980 so that the bytes do not depend on the time."""
+    return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
@@ -155,18 +167,22 @@ class Archive:
 
 @torch.no_grad()
 def draw_all(images: Callable[[int, int], Tensor], num: int, sink: Sink, accelerator: Accelerator) -> None:
-    """Images 0 .. num - 1 into a sink, each process drawing every W-th chunk of them: the same images for any number of processes.
+    """Draw images 0 .. num - 1 into a sink. Each of W processes draws every W-th chunk, so W does not change the images.
+
+    Args:
+        images: a function of (start, count), as `Source.image_sampler` gives it.
 
     Raises:
-        UserError, OSError: a sink, here or on another process, could not take them.
+        UserError, OSError: a sink on this process, or on another one, failed.
     """
     world, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
-    chunks, error = -(-num // CHUNK), None
+    chunks = -(-num // CHUNK)
+    error: OSError | None = None
     with tqdm(total=num, desc="sample", unit="image", leave=False, disable=None if main else True) as bar:
         for turn in range(-(-chunks // world)):
             first = turn * world
             parts = [(first + rank) * CHUNK] if sink.everywhere else [(first + r) * CHUNK for r in range(world)]
-            # Where there is no chunk left for this process it draws the last one again, since all take part in the gathering.
+            # A process without a chunk of its own draws the last one again, because all of them take part in the gather.
             start = min(first + rank, chunks - 1) * CHUNK
             drawn = images(start, min(CHUNK, num - start))
             if not sink.everywhere and world > 1:
@@ -185,6 +201,6 @@ def draw_all(images: Callable[[int, int], Tensor], num: int, sink: Sink, acceler
     raise_everywhere(accelerator, error)
 
 
-def columns_of(num: int, classes: int) -> int:
-    """Of a grid: a class a column, few classes repeated until it is about square; about square where there are many."""
+def choose_columns(num: int, classes: int) -> int:
+    """Choose the columns of a grid: one per class, repeated until the grid is about square; about square if there are many classes."""
     return min(num, classes * max(1, round(num**0.5 / classes))) if classes <= 16 else max(1, round(num**0.5))

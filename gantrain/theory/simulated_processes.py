@@ -77,6 +77,7 @@ class Simulated:
             for x in (self.paths(k, steps, noise) for k in tqdm(self.rates, desc="orbit", leave=False, disable=None))
         ]
         self.autocorrelations, self.later, self.trends, self.spreads = (np.array(kind) for kind in zip(*shown))
+        self._single: dict[bool, np.ndarray] = {}  # the curves of a single motion, which every direction of a fit needs
 
     @staticmethod
     def paths(k: float, steps: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -122,10 +123,7 @@ class Simulated:
         """
         count, r, trend = len(trends), float(autocorrelations @ weights), float(trends @ weights)
         tail = (1 - self.level) / 2
-        shown = self.groups_of(count, self.later if late else self.autocorrelations) @ weights
-        # Each quantile decreases with k, except for the noise of the simulation.
-        curves = np.minimum.accumulate(np.quantile(shown, [tail, 0.5, 1 - tail], axis=1), axis=1)
-        low, rate, high = (self.rate_where(curve, r) for curve in curves)
+        low, rate, high = (self.rate_where(curve, r) for curve in self.curves_of(weights, late))
         turns, low = not late and math.isinf(low), min(low, float(self.rates[-1]))
         # Use the simulated rate just below the interval, where chance produces the most trend.
         by_chance = self.groups_of(count, self.trends[max(0, np.searchsorted(self.rates, low, side="right") - 1)]) @ weights
@@ -133,6 +131,22 @@ class Simulated:
         straighter = high == 0  # straighter than a walk: steps tend to continue in the direction of the previous one
         verdict = TURN if turns else DRIFT if straighter or chance < tail else WALK if low == 0 else ORBIT
         return Finding(rate, low, high, trend, limit, chance, verdict)
+
+    def curves_of(self, weights: np.ndarray, late: bool) -> np.ndarray:
+        """Returns the lower, middle and upper quantile of the weighted autocorrelation at every rate, `[3, RATES]`.
+
+        Those of a single motion of weight 1 are computed once: they do not depend on the path.
+        """
+        alone = len(weights) == 1 and weights[0] == 1
+        if alone and late in self._single:
+            return self._single[late]
+        tail = (1 - self.level) / 2
+        shown = self.groups_of(len(weights), self.later if late else self.autocorrelations) @ weights
+        # Each quantile decreases with k, except for the noise of the simulation.
+        curves = np.minimum.accumulate(np.quantile(shown, [tail, 0.5, 1 - tail], axis=1), axis=1)
+        if alone:
+            self._single[late] = curves
+        return curves
 
     def trend_of_rate(self, k: float) -> float:
         """Returns the mean share of the motion that a straight line explains, for processes of this rate."""

@@ -8,13 +8,13 @@ from gantrain.data import ImageSet
 from gantrain.errors import one_line
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.orbit.analysis import analyse
-from gantrain.orbit.motion import NothingYet, as_motion, read_record
-from gantrain.orbit.picture import keep, picture_path
+from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
+from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
-from gantrain.orbit.words import headline
+from gantrain.orbit.words import summarise
 from gantrain.sampling.generators import generate
-from gantrain.sampling.latents import class_sheet_inputs
-from gantrain.sampling.sheets import Sheet, grid, save_side_by_side
+from gantrain.sampling.latents import draw_class_sheet
+from gantrain.sampling.sheets import Sheet, make_grid, save_side_by_side
 from gantrain.score_names import Scores
 from gantrain.training.context import Context
 from gantrain.training.players import Players
@@ -57,8 +57,8 @@ class Pictures:
         config, generator = context.config, players.averaged
         players.unify_statistics()
         sheets = []
-        with self.evaluator.apart():
-            z, y, columns = class_sheet_inputs(
+        with self.evaluator.isolated():
+            z, y, columns = draw_class_sheet(
                 config.seed, players.dim_z, players.num_classes, config.tracking.sample_rows, config.tracking.sample_classes
             )
             for name in [LIVE, *players.bank.started()]:
@@ -66,7 +66,7 @@ class Pictures:
                 self.evaluator.fit_batchnorm(generator)
                 if context.main:
                     images = generate(generator, z.to(context.device), y.to(context.device), config.eval.batch_size)
-                    sheets.append(Sheet(name, caption(name, nimg, scores, scored_at), grid(images, columns)))
+                    sheets.append(Sheet(name, caption(name, nimg, scores, scored_at), make_grid(images, columns)))
         if context.main:
             path = context.run_dir / "samples" / f"{nimg:012d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -88,15 +88,15 @@ class Pictures:
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
         try:
             lines = read_record(context.run_dir)
-            found = [analyse(context.run_dir, context.config, key, as_motion(lines, key), profiles[key]) for key in banks]
+            found = [analyse(context.run_dir, context.config, key, build_motion(lines, key), profiles[key]) for key in banks]
             path = picture_path(context.run_dir, found)
-            keep(found, path, context.run_dir.name)
-        except NothingYet:
+            save_analyses(found, path, context.run_dir.name)
+        except TooFewRecordings:
             return
         except Exception as error:
             context.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {context.run_dir}` tries again")
             return
-        words = [headline(one) for one in found]
+        words = [summarise(one) for one in found]
         context.tracker.image(self.run.nimg, "orbit", path, "; ".join(words))
         for line in words:
             context.tracker.say(f"orbit: {line}")

@@ -20,6 +20,7 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.models.architecture import exempt_from_orthogonal
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
+from gantrain.sampling.latents import GeneratorModule
 from gantrain.training.context import Context
 
 
@@ -128,8 +129,12 @@ class Players:
         self.D = self._player(discriminator, c.optim.lr_d, c.optim.orthogonal_d)
         self.by_key = {"g": self.G, "d": self.D}
         self.averaged: nn.Module = averaged.requires_grad_(False)
-        self.dim_z, self.num_classes = averaged.dim_z, averaged.num_classes
-        self.banks = {"g": AverageBank(self.G.network, c.followed("g")), "d": AverageBank(self.D.network, c.followed("d"))}
+        sampled: GeneratorModule = self.averaged
+        self.dim_z, self.num_classes = sampled.dim_z, sampled.num_classes
+        self.banks: dict[Literal["g", "d"], AverageBank] = {
+            "g": AverageBank(self.G.network, c.followed("g")),
+            "d": AverageBank(self.D.network, c.followed("d")),
+        }
         self.bank = self.banks["g"]
         self._weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.by_key.items()}
 
@@ -182,7 +187,7 @@ class Players:
         They are measured on `averaged`: G may be compiled, and compiled code calls no hooks. D's statistics are never read,
         since BatchNorm normalises by the batch in training.
         """
-        with evaluator.apart():
+        with evaluator.isolated():
             self.bank.materialize(LIVE, self.averaged)
             evaluator.recalibrate(self.averaged)
         write_statistics(named_statistics(self.averaged), self.G.network)

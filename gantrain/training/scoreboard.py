@@ -86,7 +86,7 @@ class Scoreboard:
         self.guard.listen(all=True)
         self.players.unify_statistics()
         context.tracker.say(f"scoring {', '.join(names)} at {run.kimg:g} kimg ({count} samples each)")
-        with self.evaluator.leaving_when(self.guard.asked_to_stop):
+        with self.evaluator.interruptible(self.guard.asked_to_stop):
             self.scores = self.evaluator.score(names, self.players.bank.materialize, self.players.averaged)
         self.samples, self.scored_at, self.scores_of = count, run.nimg, run.nimg
         self._record(run.nimg, self.evaluator.protocol())
