@@ -131,7 +131,7 @@ class Players:
         self.averaged: nn.Module = averaged.requires_grad_(False)
         sampled: GeneratorModule = self.averaged
         self.dim_z, self.num_classes = sampled.dim_z, sampled.num_classes
-        self.banks: dict[Literal["g", "d"], AverageBank] = {
+        self.banks = {
             "g": AverageBank(self.G.network, c.followed("g")),
             "d": AverageBank(self.D.network, c.followed("d")),
         }
