@@ -780,7 +780,7 @@ def test_numbers_may_be_arrays(name):
 
 
 @pytest.mark.parametrize("name, arguments", [("adam_variance", (1.3, 0.7, 0.02, 8.0)), ("adam_rate", (1.3, 0.7, 0.02, 8.0))])
-def test_numbers_may_be_arrays_in_distances_too(name, arguments):
+def test_numbers_may_be_arrays_for_adam_too(name, arguments):
     check_arrays(name, arguments)
 
 
