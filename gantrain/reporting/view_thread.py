@@ -38,7 +38,14 @@ class ViewThread:
         hangs: whether a thread that is let go would keep the process from ending.
     """
 
-    def __init__(self, name: str, start: Callable[[], GuardedView | None], patience: float, say: Callable[[str], None], hangs: bool = False):
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], GuardedView | None],
+        patience: float,
+        say: Callable[[str], None],
+        hangs: bool = False,
+    ):
         self.name, self._patience, self._say, self._hangs = name, patience, say, hangs
         self._calls: queue.Queue[tuple[str, tuple]] = queue.Queue(WAITING)
         self._dropped = 0
