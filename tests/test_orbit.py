@@ -254,7 +254,7 @@ def test_a_sketch_of_thousands_of_weights_has_their_rate(count):
     at_most(sum(not holds_of(f, k) for f in each), len(each), 0.05)
     at_most(sum(not holds_of(fit.together, k) for fit in found), count, 0.05)
     about(sum(f.rate > k for f in each), len(each), 0.5)
-    assert sum(fit.holds for fit in found) > 0.5 * count  # k times the measured half is 15
+    assert sum(fit.holds for fit in found) >= 0.5 * count  # k times the measured half is 15
 
 
 def test_weights_of_two_rates_under_a_sketch_have_an_effective_rate():
@@ -1280,7 +1280,7 @@ def test_nothing_recorded_is_one_line(tmp_path, content):
 # Sixty updates with a recording each; the EMAs are short enough for an estimate of the rate.
 RUN = [
     *TINY, "total_kimg=0.96", "optim.d_steps=1", "orbit.every_kimg=0.016", "orbit.size=32", "eval.every_kimg=0.48", "eval.metrics=[fid]",
-    "tracking.samples_every_kimg=null", "averagers.ema={half_life_kimg: 0.08, ramp_up: null}",
+    "eval.num_samples=32", "tracking.samples_every_kimg=null", "averagers.ema={half_life_kimg: 0.08, ramp_up: null}",
     "averagers.ema_short={half_life_kimg: 0.02, ramp_up: null}", "averagers.swa={start_kimg: 0.8, every_kimg: 0.032}",
 ]  # fmt: skip
 
