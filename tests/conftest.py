@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, here and in every process that a test starts: two threads that fight for a core cost six times.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -43,6 +45,14 @@ TINY = [
     "averagers.swa.start_kimg=0.16",
     "averagers.swa.every_kimg=0.032",
 ]
+
+
+def slow_but(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """The cases of a parametrized test, slow but for the quick ones."""
+    quick = list(quick)
+    return [
+        case if case in quick else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -157,6 +157,7 @@ def test_one_two_and_three_processes_score_alike(runs):
     assert scores[0] == scores[1] == scores[2]
 
 
+@pytest.mark.slow
 def test_what_one_process_alone_runs_into_is_said(launch, tmp_path):
     """An image that breaks in the second process's share."""
     from PIL import Image
@@ -173,6 +174,7 @@ def test_what_one_process_alone_runs_into_is_said(launch, tmp_path):
     assert done.returncode != 0 and "process 1: " in done.stderr and "does not decode as an image" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_refused_by_every_process(launch, tmp_path):
     done = launch(2, "-m", "gantrain", "train", DIGITS, f"run_dir={tmp_path / 'run'}", "batching.batch_size=15", check=False)
     assert done.returncode != 0

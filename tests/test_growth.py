@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import spawning
 import torch
-from conftest import ROOT, TESTS, TINY, error_of, lines_of
+from conftest import ROOT, TESTS, TINY, error_of, lines_of, slow_but
 from test_commands import newest
 
 from gantrain.batching.noise_scale import layer_of
@@ -255,6 +255,7 @@ def test_noise_grows_the_batch_when_two_checks_agree_and_a_dwell_has_passed(undi
         assert one["reason"].startswith("G's noise scale is ") and one["reason"].endswith("above 0.3 x 1.5 in 2 checks")
 
 
+@pytest.mark.slow
 def test_two_processes_decide_as_one_does(of_two_processes, undisturbed):
     """Two rounds of 8 on one process, one round of 8 on each of two: the same growth at the same image for the same reason."""
     run = of_two_processes["command"] / "run"
@@ -338,6 +339,7 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     ]
 
 
+@pytest.mark.slow
 def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, tmp_path):
     said = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "noise_scale.measure_every=2", "eval.every_kimg=null").stdout
     halves = "a measured update is done in two halves of 8 images, which is what BatchNorm sees then"
@@ -356,6 +358,7 @@ def test_an_odd_micro_batch_has_no_halves(gantrain, tmp_path):
     assert f"noise_scale.measure_every: {words}" in error_of(done)
 
 
+@pytest.mark.slow
 def test_layers_are_told_of_where_asked(gantrain, tmp_path):
     gantrain(
         "train",
@@ -376,6 +379,7 @@ def test_layers_are_told_of_where_asked(gantrain, tmp_path):
             assert sum(parts) == pytest.approx(line[f"noise_scale/{player}/{value}"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_where_there_are_rounds(gantrain, tmp_path):
     """The same weights to the last bit, measured or not."""
     for name, more in (("plain", []), ("measured", ["noise_scale.measure_every=1"])):
@@ -476,7 +480,7 @@ def plain(gantrain, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("average", ["live", "ema", "swa"])
+@pytest.mark.parametrize("average", slow_but(["ema"], ["live", "ema", "swa"]))
 def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrain, tmp_path, average):
     """Against the gradients of every micro-batch by plain autograd and the U-statistic, at the weights that were asked for."""
     arguments = [] if average == "live" else ["--average", average]
@@ -535,6 +539,7 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
     assert f"{plain} at 0.32 kimg, {whose}: gradients of 8 updates of 16 images = 4 x 4; also in {tmp_path / 'n.json'}" in said
 
 
+@pytest.mark.slow
 def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
     said = gantrain("noise-scale", plain, "--updates", 32, "--per-layer").stdout
     written = sorted((plain / "evaluations").glob("noise_scale-*.json"))[-1]
@@ -554,6 +559,7 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
     assert sum(one["tr_sigma"] for one in layers.values()) == pytest.approx(record["noise_scale"]["D"]["tr_sigma"])
 
 
+@pytest.mark.slow
 def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrain, tmp_path, monkeypatch):
     """A relativistic G sees real images; penalties of every step belong to D's gradient, lazy ones do not; nothing moves."""
     from gantrain.commands import noise_scale as measuring
@@ -584,6 +590,7 @@ def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrai
     assert all(torch.equal(tensor, seen[-1][2][name]) for name, tensor in seen[0][2].items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_run_replaces_meanwhile_is_no_error(plain, gantrain, tmp_path, monkeypatch):
     import shutil
 
@@ -601,7 +608,7 @@ def test_a_checkpoint_that_the_run_replaces_meanwhile_is_no_error(plain, gantrai
     assert "at 0.24 kimg, live weights" in gantrain("noise-scale", run, "--updates", 8).stdout
 
 
-@pytest.mark.parametrize("override", ["data.labels=false", "data.resolution=32", "data.name=folder"])
+@pytest.mark.parametrize("override", slow_but(["data.labels=false"], ["data.labels=false", "data.resolution=32", "data.name=folder"]))
 def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, override):
     run = tmp_path / "run"
     settings = [*TINY, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "total_kimg=0.032", "checkpoint.every_kimg=1"]

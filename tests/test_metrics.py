@@ -538,6 +538,7 @@ def test_digits_scores_increase_with_the_strength_of_faults(digits, digits_extra
 # ---- torchvision beside a CPU torch ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torch_fidelity_imports_behind_torchvision_ops():
     """In a fresh process, whichever wheel of torchvision is installed."""
     code = "import gantrain.torchvision_ops as o, torch_fidelity, torchvision; print(o._declared is None, o.torchvision_is_whole())"

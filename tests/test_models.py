@@ -164,6 +164,7 @@ def test_every_resolution_has_networks(resolution):
         assert x.shape == (2, 3, resolution, resolution) and torch.isfinite(D(x, y)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_attention_is_at_the_requested_resolution(resolution):
     for place in attention_places(resolution):

@@ -13,7 +13,7 @@ from gantrain.averaging import Ema, Swa
 from gantrain.commands.average import draw_sweep
 from gantrain.commands.truncation import best_of, draw_curves
 from gantrain.config.config import Config
-from gantrain.orbit.picture import averages_in
+from gantrain.orbit.picture import draw_averages
 from gantrain.palette import COLOURS, LINESTYLES, LIVE_COLOUR, MARKS, nth_style, style_of
 from gantrain.reporting import charts
 from gantrain.reporting.comparison import Group
@@ -58,7 +58,7 @@ def test_an_average_has_one_colour_everywhere(drawn):
     sketches = {name: np.arange(6.0).reshape(3, 2) + i for i, name in enumerate(NAMES)}
     standings = [SimpleNamespace(name=name) for name in NAMES[1:]]
     analysis = SimpleNamespace(averagers=tuple(CONFIG.averagers), standings=standings, motion=SimpleNamespace(sketches=sketches))
-    averages_in(axes, analysis, np.eye(2), np.zeros(2), np.arange(3), size=5)
+    draw_averages(axes, analysis, np.eye(2), np.zeros(2), np.arange(3), size=5)
     assert {name: colour for name, (colour, _) in of_axes(axes).items() if name in NAMES} == wanted
 
     rows = {"0.5": {"fid": 2.0, "is": 3.0}, "1": {"fid": 1.0, "is": 4.0}}

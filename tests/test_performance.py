@@ -252,6 +252,7 @@ def test_gradients_are_exchanged_once_a_step_however_many_rounds(together, tmp_p
         assert found == {"updates": 3, "d_steps": 2, "buckets": {"d": 1, "g": 1}, "exchanges": {"d": 6, "g": 3}, "views": True}
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_with_two_processes(together, tmp_path):
     """Two launchers, as on two machines, each with a process of its own; they meet on localhost."""
     words = [*TINY, "total_kimg=0.16", "eval.every_kimg=null", "tracking.wandb.mode=disabled"]
@@ -299,6 +300,7 @@ def test_two_machines_train_as_one_with_two_processes(together, tmp_path):
 # ---- BatchNorm over all processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_synchronised_batchnorm_is_plain_batchnorm_on_one_process(gantrain, tmp_path):
     words = [DIGITS, *TINY, "total_kimg=0.064", "eval.num_samples=32"]
     logs = []
@@ -316,6 +318,7 @@ def test_synchronised_batchnorm_is_plain_batchnorm_on_one_process(gantrain, tmp_
     )
 
 
+@pytest.mark.slow
 def test_synchronised_batchnorm_on_cpus_is_refused(together, tmp_path):
     done = together(2, "-m", "gantrain", "train", DIGITS, *TINY, "sync_batchnorm=true", f"run_dir={tmp_path}", check=False)
     assert done.returncode and "sync_batchnorm: torch synchronises BatchNorm on GPUs only; set sync_batchnorm=false" in done.stderr
@@ -324,6 +327,7 @@ def test_synchronised_batchnorm_on_cpus_is_refused(together, tmp_path):
 # ---- compiled networks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_run_resumes_swaps_and_averages_as_another(gantrain, tmp_path, monkeypatch, backend):
     """With a backend that runs what was traced as it is, nothing may differ by a bit; with the real one, what rounding does."""
@@ -446,6 +450,7 @@ def switches(*by_default: str, all: list[str]) -> list:
     return [name if name in by_default else pytest.param(name, marks=pytest.mark.slow) for name in all]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", switches("packed", "bf16", all=list(SWITCHES)))
 def test_a_run_in_two_goes_is_the_run_in_one(switch, gantrain, packed_digits, tmp_path):
     """Bit for bit, with rounds, a swap, and scores."""

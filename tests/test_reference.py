@@ -290,6 +290,7 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
         assert words in said and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_invalid_target_for_a_reference_is_refused(gantrain, run, file, tmp_path):
     for words, said in [
         ([run, "--out", tmp_path / "x.npy"], "must be an .npz file"),

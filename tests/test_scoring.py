@@ -118,6 +118,7 @@ def running() -> list[str]:
     return [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
 
 
+@pytest.mark.slow
 def test_a_scorer_ends_with_the_process_that_started_it(tmp_path):
     """A process that runs the scorer's watchdog exits after its parent is killed."""
     scorer = (
@@ -167,6 +168,7 @@ def test_two_processes_have_one_scorer(together, tmp_path):
         assert numbers == pytest.approx({k: later[nimg][k] for k in numbers}, rel=1e-4, abs=1e-6)  # one process sums in another order
 
 
+@pytest.mark.slow
 def test_a_failing_scorer_ends_the_run_with_its_message(plain, gantrain, tmp_path, monkeypatch):
     words = ["train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}"]
     popen = subprocess.Popen

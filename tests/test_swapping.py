@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import spawning
 import torch
-from conftest import ROOT, TESTS, error_of, lines_of
+from conftest import ROOT, TESTS, error_of, lines_of, slow_but
 from PIL import Image
 from safetensors.torch import load_file
 from test_commands import newest, same_run
@@ -120,6 +120,7 @@ def test_snapshots_are_keyed_by_images_through_growth(swapped):
         torch.testing.assert_close(half[name].float(), tensor, rtol=2**-10, atol=2**-24)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_in_the_same_bits(swapped, gantrain, tmp_path):
     """SIGKILL soon after a swap, soon after a snapshot and somewhere in between; weights, averages, snapshots and swaps are the same."""
     run, dice = tmp_path / "run", random.Random(1)
@@ -161,6 +162,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(swapped, gantrain, tmp_path
     assert events(swapped[0]) == events(run)
 
 
+@pytest.mark.slow
 def test_snapshots_later_than_the_checkpoint_are_taken_anew(swapped, gantrain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)
@@ -174,8 +176,7 @@ def test_snapshots_later_than_the_checkpoint_are_taken_anew(swapped, gantrain, t
 # ---- what a swap does ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("networks", ["g", "gd"])
-@pytest.mark.parametrize("alpha", [1.0, 0.25])
+@pytest.mark.parametrize("networks, alpha", slow_but([("gd", 0.25)], [("g", 1.0), ("g", 0.25), ("gd", 1.0), ("gd", 0.25)]))
 def test_a_swap_moves_the_live_weights_to_the_average_in_place(tmp_path, networks, alpha):
     trainer = trainer_at(tmp_path, 320, f"swap.networks={networks}", f"swap.alpha={alpha}")
     before = {key: weights_of(p.network) for key, p in trainer.players.by_key.items()}
@@ -211,7 +212,7 @@ def test_batchnorm_and_spectral_norm_fit_the_weights_after_a_swap(tmp_path):
     trainer.close()
 
 
-@pytest.mark.parametrize("optimizer", ["keep", "reset_momentum", "reset"])
+@pytest.mark.parametrize("optimizer", slow_but(["reset_momentum"], ["keep", "reset_momentum", "reset"]))
 def test_a_swap_keeps_or_forgets_the_state_of_adam(tmp_path, optimizer):
     trainer = trainer_at(tmp_path, 320, f"swap.optimizer={optimizer}", "optim.betas=[0.5,0.9]", "swap.lr_scale=0.5", "swap.growth=1")
 
@@ -236,6 +237,7 @@ def test_a_swap_keeps_or_forgets_the_state_of_adam(tmp_path, optimizer):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_growth_auto_says_what_it_was_read_off(gantrain, tmp_path):
     """k from two distances, g* from k and the source's window, the factor (g* x lr_scale)^2; all recomputed here from the event."""
     run = tmp_path / "run"
@@ -296,6 +298,7 @@ def test_growth_auto_grows_the_batch_where_the_distances_are_an_orbits(tmp_path)
     trainer.close()
 
 
+@pytest.mark.slow
 def test_growth_auto_says_when_the_two_averages_still_ramp_up_alike(tmp_path):
     trainer = trainer_at(tmp_path, 320, *AUTO, "averagers.ema={ramp_up: 0.05}", "averagers.ema_short={ramp_up: 0.05}")
     trainer.swapper.swap(trainer.run.nimg)
@@ -305,6 +308,7 @@ def test_growth_auto_says_when_the_two_averages_still_ramp_up_alike(tmp_path):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_a_swap_that_follows_closely_scores_the_one_before_it_first(gantrain, tmp_path):
     """Swaps every 100 images, batches of 16: the clock reaches a swap before 100 images have passed since the last one."""
     run = tmp_path / "run"
@@ -315,6 +319,7 @@ def test_a_swap_that_follows_closely_scores_the_one_before_it_first(gantrain, tm
         assert after["nimg"] == before["nimg"] and after["live"] == before["live"]
 
 
+@pytest.mark.slow
 def test_metrics_may_change_between_swaps(gantrain, tmp_path):
     run = tmp_path / "run"
     gantrain(*command(run, "total_kimg=0.64"))
@@ -328,6 +333,7 @@ from dataclasses import dataclass
 
 from gantrain.averaging import Ema
 
+@pytest.mark.slow
 @dataclass(frozen=True)
 class Half:
     offload: bool = True
@@ -375,6 +381,7 @@ def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrai
     ]
 
 
+@pytest.mark.slow
 def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_path):
     run = tmp_path / "run"
     gantrain(*command(run, "swap.start_kimg=0.9", "swap.after_kimg=0.3"))
@@ -384,6 +391,7 @@ def test_the_last_swap_is_scored_at_the_end_when_no_time_is_left(gantrain, tmp_p
     assert events[-1]["nimg"] == last["nimg"] and events[-1]["live"]["digits_fid"] == last["eval/live/digits_fid"]
 
 
+@pytest.mark.slow
 def test_two_processes_swap_to_the_same_weights_and_the_same_batch(together, tmp_path):
     """Both processes hold bit-identical weights, statistics and batch right after each swap, of G and D."""
     together(
@@ -408,6 +416,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 def test_every_averager_follows_a_run_over_both_networks_and_resumes_in_the_same_bits(gantrain, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     gantrain(*command(whole, *EVERY))
@@ -447,6 +456,7 @@ def test_a_rebuilt_average_is_the_tracked_one_and_is_sampled_and_scored_by_name(
     assert "sigma_rel_0.1_at_0.976" in gantrain("evaluate", run, "--num", "16").stdout
 
 
+@pytest.mark.slow
 def test_another_length_at_another_time_under_another_name(swapped, gantrain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)
@@ -498,6 +508,7 @@ def test_the_nearest_snapshot_is_taken_and_said(swapped, gantrain, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_rebuilt_average_keeps_its_name_and_its_time(swapped, gantrain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)
@@ -546,6 +557,7 @@ def test_what_cannot_be_rebuilt_is_one_line(swapped, gantrain, arguments, words)
     assert words.format(run=swapped[0]) in error_of(gantrain("average", swapped[0], *arguments, check=False))
 
 
+@pytest.mark.slow
 def test_a_run_without_snapshots_says_how_to_keep_some(gantrain, tmp_path):
     run = tmp_path / "run"
     gantrain(*command(run, "averagers.power_05=null", "averagers.power_10=null", "swap.source=null", "total_kimg=0.16"))
@@ -556,6 +568,7 @@ def test_a_run_without_snapshots_says_how_to_keep_some(gantrain, tmp_path):
 # ---- BatchNorm policies ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_average_under_every_policy(swapped, gantrain, tmp_path):
     out = tmp_path / "all.json"
     said = gantrain("evaluate", swapped[0], "--average", "live,swa", "--batchnorm", "all", "--num", "64", "--out", out).stdout
@@ -576,6 +589,7 @@ def test_every_average_under_every_policy(swapped, gantrain, tmp_path):
         assert alone["scores"]["swa"]["digits_fid"] == fid[policy]["swa"] and alone["eval/batchnorm"] == policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["average", "batch"])  # the other two are in test_evaluation.py
 def test_a_run_scores_and_draws_under_each_policy_as_evaluate_does(gantrain, tmp_path, policy):
     run = tmp_path / "run"
@@ -658,6 +672,7 @@ def test_what_cannot_be_trained_is_one_line(gantrain, tmp_path, overrides, words
     assert words in error and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_settings_without_effect_are_said(gantrain, tmp_path):
     said = gantrain(
         *command(
@@ -675,6 +690,7 @@ def test_settings_without_effect_are_said(gantrain, tmp_path):
     assert "note: averagers.ema.offload copies the live weights after every update" in said
 
 
+@pytest.mark.slow
 def test_growth_without_room_and_swaps_without_a_source_are_said(gantrain, tmp_path):
     said = gantrain(*command(tmp_path / "a", "batching.max_batch=16", "swap.optimizer=reset_momentum", "total_kimg=0.032")).stdout
     assert "note: batching.max_batch=16 leaves no room for another round of 16 images x 1: the batch will not grow" in said
@@ -683,6 +699,7 @@ def test_growth_without_room_and_swaps_without_a_source_are_said(gantrain, tmp_p
     assert "note: swap.source is null: the other settings of swap have no effect" in said
 
 
+@pytest.mark.slow
 def test_the_report_is_in_order_after_a_resume_and_extension(swapped, gantrain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)

@@ -15,6 +15,7 @@ from statistics import median
 
 import numpy as np
 import pytest
+import spawning
 import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT, TINY, here, lines_of
@@ -89,6 +90,7 @@ def test_benchmark_compares_variants(tmp_path):
     assert record["versions"].keys() >= {"date", "python", "torch", "accelerate", "processor"} and record["rows"][0]["speed"] == 1
 
 
+@pytest.mark.slow
 def test_benchmark_reports_a_variants_mistake_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "tools/benchmark.py", "train", "configs/digits.yaml", "--against", "optim.lrg=1"],
@@ -133,6 +135,7 @@ def test_benchmark_compares_scores_with_sampling_on_one_process_and_on_two(tmp_p
     assert two["speed"] == pytest.approx(median([a / b for a, b in zip(one["scored"]["seconds"], two["scored"]["seconds"])]))
 
 
+@pytest.mark.slow
 def test_benchmark_compares_images_with_a_copy(tmp_path):
     words = ["--images", 200, "--channels", 1, "--turns", 2, "--batches", 4, "--against", "data.flip=true"]
     run_here("tools/benchmark.py", "data", "configs/digits.yaml", "batching.batch_size=16", *words, "--json", tmp_path / "b.json")
@@ -210,6 +213,7 @@ def test_benchmark_compares_averages_with_an_update(tmp_path):
         assert f"{row['share']:.2%}" in said
 
 
+@pytest.mark.slow
 def test_benchmark_compares_a_recording_of_the_orbit_with_an_update(tmp_path):
     words = [
         "tools/benchmark.py",
@@ -234,6 +238,7 @@ def test_benchmark_compares_a_recording_of_the_orbit_with_an_update(tmp_path):
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[1]["share"] == 1
 
 
+@pytest.mark.slow
 def test_benchmark_compares_the_guard_with_an_update(tmp_path):
     words = ["tools/benchmark.py", "guard", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "--repeats", 2]
     run_here(*words, "--json", tmp_path / "b.json")
@@ -243,6 +248,7 @@ def test_benchmark_compares_the_guard_with_an_update(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_benchmark_compares_failing_trackers_with_none(tmp_path):
     small = ["model.ch=2", "batching.batch_size=16", "eval.reference_samples=16"]
     said = run_here(
@@ -253,6 +259,7 @@ def test_benchmark_compares_failing_trackers_with_none(tmp_path):
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows) and rows[0]["ratio"] == 1
 
 
+@pytest.mark.slow
 def test_benchmark_compares_measured_updates_with_others(tmp_path):
     words = [
         "tools/benchmark.py",
@@ -276,6 +283,7 @@ def test_benchmark_compares_measured_updates_with_others(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_lab_draws_its_pictures(tmp_path):
     """The two quickest pictures are not blank and are reproducible by seed; a mistyped name lists the pictures."""
     words = ["tools/ou_lab.py", "--only", "forces", "swap", "--out", tmp_path]
@@ -311,6 +319,7 @@ def test_benchmark_compares_numbers_of_rounds(tmp_path):
         assert row["peak_mib"] > 100 and len(row["an_image"]["seconds"]) == 2 and f"{row['peak_mib']:.0f}" in said
 
 
+@pytest.mark.slow
 def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
     """One column per run, with both players' colours in both panels; a run without measurements is a one-line error."""
     for name, more in (("a", ["noise_scale.measure_every=1"]), ("b", ["noise_scale.measure_every=2", "batching.micro_batch=8"]), ("c", [])):
@@ -326,6 +335,7 @@ def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
     assert done.returncode == 2 and "has not measured the noise scale; train with noise_scale.measure_every=10" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_profiles_of_all_averages_are_drawn(tmp_path):
     """A picture with a curve for every averager in the table."""
     from gantrain.averaging import AVERAGERS
@@ -435,7 +445,7 @@ def test_the_swap_study_trains_its_arms_and_compares_them(tmp_path, monkeypatch)
     ],
 )
 def test_a_scripts_mistake_is_one_line(words, error):
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    done = spawning.run(words, os.environ)
     assert done.returncode == 2 and "Traceback" not in done.stderr and error in done.stderr.splitlines()[-1]
 
 
@@ -453,6 +463,7 @@ def test_random_images_are_prepared_for_measuring(tmp_path):
     assert len(images) == 20 and images.num_classes == 5 and images.channels == 3
 
 
+@pytest.mark.slow
 def test_random_inception_weights_are_inceptions(tmp_path):
     """They load, and their features differ between images and have a reasonable scale."""
     run_here("tools/random_inception.py", tmp_path / "random.pth")

@@ -369,6 +369,7 @@ def finite(run: Path, folder: Path) -> list[list[str]]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_bar_is_in_a_log_file(finished, tmp_path):
     for i, command in enumerate(finite(finished[0], tmp_path)):
         with open(tmp_path / f"{i}.log", "w") as log, standard(log, log):

@@ -219,13 +219,13 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
 
     trainer = Trainer(load(words[0], words[1:]))
     seen: dict[str, list[int]] = {"d": [], "g": []}
-    for key, player in (("d", trainer.players.D), ("g", trainer.players.G)):
+    for key, one in (("d", trainer.players.D), ("g", trainer.players.G)):
 
         def hook(state, bucket, key=key):
             seen[key].append(bucket.index())
             return allreduce_hook(None, bucket)
 
-        player.wrapped.register_comm_hook(None, hook)
+        one.wrapped.register_comm_hook(None, hook)
     trainer.start()
     trainer.update()  # after the first, DistributedDataParallel puts its buckets in order
     for of in seen.values():

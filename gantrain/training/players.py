@@ -17,7 +17,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.distributed import mean_over_processes
 from gantrain.evaluation.evaluator import Evaluator
-from gantrain.models.architecture import exempt_from_orthogonal
+from gantrain.models.architecture import build_networks, exempt_from_orthogonal
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
 from gantrain.sampling.latents import GeneratorModule
@@ -115,9 +115,9 @@ class Players:
         self.context, self.shape = context, shape
         c = context.config
         torch.manual_seed(c.seed)
-        generator, discriminator = c.model.build(*shape)
+        generator, discriminator = build_networks(c.model, *shape)
         with torch.random.fork_rng(devices=[]):
-            averaged, _ = c.model.build(*shape)
+            averaged, _ = build_networks(c.model, *shape)
         if c.sync_batchnorm:
             generator, discriminator = map(nn.SyncBatchNorm.convert_sync_batchnorm, (generator, discriminator))
         for network in (generator, discriminator, averaged):

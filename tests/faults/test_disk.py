@@ -38,6 +38,7 @@ def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
     same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_lines_that_the_disk_does_not_take_wait_for_room(tmp_path):
     """metrics.jsonl itself is too large: the run goes on to its end, which is too large as well; no line is torn."""
     run = tmp_path / "run"
@@ -56,6 +57,7 @@ def test_lines_that_the_disk_does_not_take_wait_for_room(tmp_path):
     assert "File too large" in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_log_on_a_full_disk_ends_nothing(tmp_path):
     """Standard output that takes no byte: the run is trained, and its exit status says so."""

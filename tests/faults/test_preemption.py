@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import spawning
 import torch
-from conftest import ROOT, TESTS, TINY, lines_of
+from conftest import ROOT, TESTS, TINY, lines_of, slow_but
 from safetensors.torch import load_file
 from spawning import Spawned
 from test_commands import newest, same_run
@@ -87,7 +87,9 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "number, status", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: getattr(v, "name", str(v))
+    "number, status",
+    slow_but([(signal.SIGTERM, 75)], [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]),
+    ids=lambda v: getattr(v, "name", str(v)),
 )
 def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, tmp_path, number, status):
     """Between two lines of the record, so that what has summed up since the last one is saved too; resumed, the bits are the same."""
@@ -193,6 +195,7 @@ def same_weights(a: Path, b: Path) -> None:
                 assert torch.equal(tensor, other[name]), f"{file.name}: {name}"
 
 
+@pytest.mark.slow
 def test_the_documented_slurm_script_requeues(tmp_path):
     """The script itself, with a scheduler of two lines: srun starts two tasks, one of them alone gets SIGUSR1, scontrol notes what it is told."""
     text = (ROOT / "docs" / "running.md").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import spawning
-from conftest import ROOT, TESTS, lines_of
+from conftest import ROOT, TESTS, lines_of, slow_but
 from safetensors.torch import load_file
 from test_commands import newest
 from test_preemption import LAUNCHED, arguments, environment, start, wait_until
@@ -85,6 +85,7 @@ def test_the_same_path_is_not_walked_twice(tmp_path):
     assert state["guard"]["skipped"] == event["skipped"] == event["nimg"] - event["to"] and state["guard"]["rollbacks"] == 1
 
 
+@pytest.mark.slow
 def test_it_gives_up_after_as_many_attempts_as_it_may_make(tmp_path):
     """A nan at the same update every time: three rollbacks, rates scaled at each, then status 3 and a last line; the checkpoint is
     whole, and more attempts may be allowed to the same run."""
@@ -113,7 +114,7 @@ def test_stop_and_warn(tmp_path, action, status):
         assert len(events(run, "warning")) == 1 and "guard.on_nonfinite=warn goes on" in done.stdout and not finite(run)
 
 
-@pytest.mark.parametrize("to", ["best", "last"])
+@pytest.mark.parametrize("to", slow_but(["best"], ["best", "last"]))
 def test_a_score_that_gets_worse_leads_back(tmp_path, to):
     """Scripted scores: 4, 1, 1.5, then two above twice the best: back to the best, or to where the score was last well, although
     there were many checkpoints between two evaluations and two are kept. What another score was best with is kept all the same."""
@@ -133,6 +134,7 @@ def test_a_score_that_gets_worse_leads_back(tmp_path, to):
     assert newest(run).name == "000000000960"
 
 
+@pytest.mark.slow
 def test_saturation_of_d_is_said_once(tmp_path):
     """The bound set so high that every D is below it; the default says it and goes on."""
     run = tmp_path / "run"
@@ -142,6 +144,7 @@ def test_saturation_of_d_is_said_once(tmp_path):
     assert "D has won; guard.on_saturation=warn goes on" in done.stdout and lines_of(run)[-1]["event"] == "end"
 
 
+@pytest.mark.slow
 def test_killed_after_a_rollback_it_goes_on_as_if_it_had_not_been(tmp_path):
     """Between the rollback and the next checkpoint: the file that tells of the rollback stands for it."""
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
@@ -165,6 +168,7 @@ def same_weights_and_losses(a: Path, b: Path) -> None:
     assert one == other
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_abandoned_path_are_not_taken_up(tmp_path):
     """A rollback to the best, killed before the later checkpoints were deleted: they are known for what they are."""
     run = tmp_path / "run"
@@ -188,6 +192,7 @@ def test_checkpoints_of_the_abandoned_path_are_not_taken_up(tmp_path):
     assert len(events(run, "rollback")) == 1 and lines_of(run)[-1]["event"] == "end"
 
 
+@pytest.mark.slow
 def test_growth_at_two_rollbacks_to_one_checkpoint(tmp_path, gantrain):
     """The factors multiply, as those of the learning rates do; the orbit is recorded once for every moment of the path in the end."""
     run = tmp_path / "run"
