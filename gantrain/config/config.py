@@ -19,7 +19,7 @@ from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
 from gantrain.field_marks import INCIDENTAL, MAY_CHANGE, MAY_DIFFER
 from gantrain.losses import LOSSES, PENALTIES, Hinge, Loss, Penalty
-from gantrain.metrics import METRICS
+from gantrain.metrics import METRICS, Metric
 from gantrain.models import ARCHITECTURES, Architecture, BigGAN
 from gantrain.performance import Performance
 
@@ -225,7 +225,8 @@ def require_score(field: str, key: str, config: Config) -> None:
 def scores_of(config: Config) -> list[str]:
     """Names of all scores that an evaluation of a run gives each average."""
     prefix = config.eval.features.metric_prefix
-    return [prefix + name for metric in config.eval.metrics for name in find("metric", METRICS, metric).scores]
+    metrics: list[type[Metric]] = [find("metric", METRICS, name) for name in config.eval.metrics]
+    return [prefix + name for metric in metrics for name in metric.scores]
 
 
 def example_score(config: Config) -> str:
