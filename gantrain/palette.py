@@ -69,6 +69,12 @@ MARKS = {
 }
 
 
+def channels(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour `#rrggbb`, from 0 to 255."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return red, green, blue
+
+
 def style_of(averages: Iterable[str], *more: Iterable[str]) -> dict[str, Style]:
     """The style of every name, and of the live weights, which are grey.
 

@@ -22,6 +22,7 @@ from test_commands import newest, same_run
 from gantrain import load_generator
 from gantrain.batching import BatchController, OnSwap
 from gantrain.config.loading import load
+from gantrain.palette import COLOURS, channels
 from gantrain.training.trainer import Trainer
 
 SWAP = ROOT / "configs" / "digits_swap.yaml"
@@ -486,7 +487,7 @@ def test_a_sweep_scores_draws_and_keeps_the_best(swapped, gantrain, tmp_path):
     gantrain("evaluate", run, "--average", "sigma_rel_0.16_at_0.976", "--num", "32", "--out", tmp_path / "one.json")
     assert json.loads((tmp_path / "one.json").read_text())["scores"]["sigma_rel_0.16_at_0.976"] == record["scores"]["0.16"]
     picture = np.asarray(Image.open(run / "evaluations" / "sweep-000000000976.png").convert("RGB")).astype(int)
-    assert picture.shape[1] > 800 and (abs(picture - [31, 95, 168]).sum(-1) < 30).sum() > 200  # the curve is there
+    assert picture.shape[1] > 800 and (abs(picture - channels(COLOURS[0])).sum(-1) < 30).sum() > 200  # the curve is there
 
 
 def test_the_last_whole_snapshot_is_the_last(swapped, gantrain, tmp_path):

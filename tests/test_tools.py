@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from gantrain.data import Packed, prepare
 from gantrain.metrics.features import DigitsClassifier, InceptionFeatures
+from gantrain.palette import COLOURS, PLAYERS, channels
 
 
 def run(*arguments: object) -> str:
@@ -329,8 +330,8 @@ def test_the_noise_scale_of_a_run_is_drawn(tmp_path, gantrain):
     picture = np.asarray(Image.open(tmp_path / "n.png").convert("RGB")).astype(int)
     for half in np.array_split(picture, 2, axis=0):
         for part in np.array_split(half, 2, axis=1):
-            for colour in ([194, 65, 12], [31, 95, 168]):
-                assert (abs(part - colour).sum(-1) < 30).sum() > 60
+            for colour in PLAYERS.values():
+                assert (abs(part - channels(colour)).sum(-1) < 30).sum() > 60
     done = subprocess.run([sys.executable, "tools/plot_noise_scale.py", str(tmp_path / "c")], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "has not measured the noise scale; train with noise_scale.measure_every=10" in done.stderr
 
@@ -342,7 +343,7 @@ def test_the_profiles_of_all_averages_are_drawn(tmp_path):
 
     run("tools/weight_profiles.py", "--out", tmp_path / "profiles.png")
     picture = np.asarray(Image.open(tmp_path / "profiles.png").convert("RGB")).astype(int)
-    blue = abs(picture - [31, 95, 168]).sum(-1) < 30
+    blue = abs(picture - channels(COLOURS[0])).sum(-1) < 30
     cells = [half for row in np.array_split(blue, 2, axis=0) for half in np.array_split(row, 4, axis=1)]
     assert sum(cell.sum() > 300 for cell in cells) == len(AVERAGERS)
 

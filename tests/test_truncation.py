@@ -12,7 +12,7 @@ from conftest import ROOT, TINY, error_of
 from PIL import Image
 
 from gantrain.commands.truncation import best_of, draw_curves, f1
-from gantrain.palette import COLOURS, LIVE_COLOUR, style_of
+from gantrain.palette import COLOURS, LIVE_COLOUR, channels, style_of
 
 ALL = "eval.metrics=[fid,is,prc]"
 
@@ -74,8 +74,7 @@ def test_the_best_of_each_score_is_kept_and_drawn(run, sweep):
     picture = np.array(Image.open(run / "evaluations" / "truncation-000000000032.png").convert("RGB")).astype(int)
     for half in np.split(picture, [picture.shape[1] // 2], axis=1):
         for colour in (LIVE_COLOUR, COLOURS[0]):  # a line an average in both plots: live and ema
-            channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-            assert (np.abs(half - channels).sum(axis=2) < 30).sum() > 300
+            assert (np.abs(half - channels(colour)).sum(axis=2) < 30).sum() > 300
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, nth_style
+from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, channels, nth_style
 from gantrain.reporting.charts import batches, drawable, marks, styles_in, thinned
 from gantrain.reporting.comparison import Curve, Group, curves
 from gantrain.run_folder.record import Record
@@ -188,7 +188,7 @@ def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
 
 def faint(colour: str, share: float) -> str:
     """A colour `#rrggbb` with an opacity."""
-    return "rgba({}, {}, {}, {})".format(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), share)
+    return "rgba({}, {}, {}, {})".format(*channels(colour), share)
 
 
 # Rows of the training's own numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
