@@ -76,6 +76,15 @@ def test_there_is_no_circle_of_files():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_classes_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 450
+    for node in ast.walk(ast.parse(text)):
+        most = 300 if isinstance(node, ast.ClassDef) else 60 if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else None
+        assert most is None or node.end_lineno - node.lineno + 1 <= most, f"{node.name} is longer than {most} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_unpickles(path):
     text = path.read_text()
     assert not re.search(r"^\s*(import|from) (pickle|dill|joblib|cloudpickle|shelve)\b", text, re.M)

@@ -27,7 +27,7 @@ from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.result_file import target_of, write
-from gantrain.run_folder.snapshots import Snapshots, default_name, require_free, require_name, store
+from gantrain.run_folder.snapshots import Rebuilt, Snapshots, default_name, require_free, require_name, store
 from gantrain.score_names import Scores, better_when_higher
 from gantrain.spectral_norm import refresh_spectral_norms
 
@@ -101,9 +101,43 @@ def sweep_run(
     snapshots.show_progress = main
     for s in left_out if main else ():
         say(f"sigma_rel {s:g} is left out: the profile would be off by {snapshots.error(s):.0%}, {LARGEST_ERROR:.0%} at most")
-    rebuilt = {f"{s:g}": snapshots.rebuild(s) for s in given} if len(given) * size_of(scorer.generator) < 2**30 else {}
+    scores, rebuilt = score_lengths(scorer, snapshots, given, say if main else lambda text: None)
+    if not main:
+        return "", accelerator
+    metric, best = choose_length(scores, given, f"{run} at {snapshots.nimg / 1000:g} kimg")
+    name = default_name(best, snapshots.nimg)
+    store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)
+    record: dict[str, Any] = {
+        "nimg": snapshots.nimg, "sigma_rel": given, "scores": scores, "profile_error": {f"{s:g}": snapshots.error(s) for s in given},
+        "best": best, "by": metric, **scorer.evaluator.protocol(),
+    }  # fmt: skip
+    write(target, record)
+    picture, samples = target.with_suffix(".png"), scorer.config.eval.num_samples
+    draw_sweep(given, scores, metric, best, f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {samples} samples", picture)
+    return (
+        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples a length,"
+        f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
+        f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
+    ), accelerator
+
+
+def score_lengths(
+    scorer: RunScorer, snapshots: Snapshots, given: Sequence[float], say: Callable[[str], None]
+) -> tuple[Scores, dict[str, Rebuilt]]:
+    """Score an average of every length. Every process must call it.
+
+    Args:
+        given: the lengths, sigma_rel.
+        say: receives a line per length.
+
+    Returns:
+        The scores by length, empty but on the main process; and the rebuilt averages by length, if they fit into 1 GiB together.
+    """
+    fits = len(given) * size_of(scorer.generator) < 2**30
+    rebuilt = {f"{s:g}": snapshots.rebuild(s) for s in given} if fits else {}
 
     def materialize(name: str, into: nn.Module, averaged_statistics: bool) -> None:
+        """Write the average of a length into a network."""
         one = rebuilt.get(name) or snapshots.rebuild(float(name))
         weights, statistics = split(one.tensors, into)
         write_weights(weights, into)
@@ -115,45 +149,22 @@ def sweep_run(
     scores: Scores = {}
     for s in given:
         scores |= scorer.evaluator.score([f"{s:g}"], materialize, scorer.generator)
-        if main:
-            say(
-                f"sigma_rel {s:g}: profile error {snapshots.error(s):.2%}, "
-                + ", ".join(f"{m} {v:.4f}" for m, v in scores[f"{s:g}"].items() if not m.endswith(SPREADS))
-            )
-    if not main:
-        return "", accelerator
+        found = [f"{m} {v:.4f}" for m, v in scores.get(f"{s:g}", {}).items() if not m.endswith(SPREADS)]
+        say(f"sigma_rel {s:g}: profile error {snapshots.error(s):.2%}, {', '.join(found)}")
+    return scores, rebuilt
+
+
+def choose_length(scores: Scores, given: Sequence[float], where: str) -> tuple[str, float]:
+    """(the metric to rank by, the length that is best by it).
+
+    Raises:
+        UserError: no length has a finite score.
+    """
     metric = next(m for m in scores[f"{given[0]:g}"] if better_when_higher(m) is not None)
     finite = [s for s in given if np.isfinite(scores[f"{s:g}"][metric])]
     if not finite:
-        raise UserError(f"--sweep: no average of {run} at {snapshots.nimg / 1000:g} kimg gives finite scores; nothing can be ranked")
-    best = (max if better_when_higher(metric) else min)(finite, key=lambda s: scores[f"{s:g}"][metric])
-    name = default_name(best, snapshots.nimg)
-    store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)
-    errors = {f"{s:g}": snapshots.error(s) for s in given}
-    record: dict[str, Any] = {
-        "nimg": snapshots.nimg,
-        "sigma_rel": given,
-        "scores": scores,
-        "profile_error": errors,
-        "best": best,
-        "by": metric,
-        **scorer.evaluator.protocol(),
-    }
-    write(target, record)
-    picture = target.with_suffix(".png")
-    draw_sweep(
-        given,
-        scores,
-        metric,
-        best,
-        f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples",
-        picture,
-    )
-    return (
-        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {scorer.config.eval.num_samples} samples a length,"
-        f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
-        f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
-    ), accelerator
+        raise UserError(f"--sweep: no average of {where} gives finite scores; nothing can be ranked")
+    return metric, (max if better_when_higher(metric) else min)(finite, key=lambda s: scores[f"{s:g}"][metric])
 
 
 def size_of(network: nn.Module) -> int:

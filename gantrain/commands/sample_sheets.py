@@ -14,6 +14,7 @@ from gantrain.atomic_file import open_draft
 from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, did_you_mean
 from gantrain.evaluation.neighbours import draw_neighbours
+from gantrain.models.architecture import accepts_mixtures
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
@@ -179,7 +180,7 @@ def draw_averages(task: Task) -> str:
 def draw_interpolations(task: Task, of_z: bool, of_class: bool) -> str:
     """Draw `num` rows: two ends and eight points between them, with latents, classes or both interpolated."""
     source, generator, rows = task.source, task.load_generator(), task.num
-    if of_class and not getattr(generator, "accepts_mixtures", False):
+    if of_class and not accepts_mixtures(generator):
         raise UserError(
             f"--sheet: interpolation between classes needs a generator that takes mixtures of them, but {type(generator).__name__}"
             " takes labels only; it would need accepts_mixtures = True, and y of weights [N, classes]"
