@@ -354,7 +354,7 @@ class Player(nn.Module):
 
 
 def bilinear_game(averagers: dict, rounds: int, k: int, batch: int, eta: float = 0.1) -> tuple[list[torch.Tensor], list[AverageBank]]:
-    """min over x, max over y of x y by simultaneous gradient descent-ascent; the radii of all entries after every k steps, and the banks."""
+    """min over x, max over y of x y by simultaneous descent-ascent; the radii of all entries after every k steps, and the banks."""
     generator = torch.Generator().manual_seed(3)
     g, d = (Player(torch.randn(20, generator=generator)) for _ in range(2))
     banks = [AverageBank(player, averagers) for player in (g, d)]

@@ -133,7 +133,7 @@ def test_a_schedule_is_cut_to_whole_rounds_on_the_processes_there_are():
 # ---- the noise scale -------------------------------------------------------------------------------------------------
 
 
-NOISE = dict(batch_size=64, max_batch=1024, target=2.0, margin=1.5, patience=2, dwell_kimg=5.0)
+NOISE = {"batch_size": 64, "max_batch": 1024, "target": 2.0, "margin": 1.5, "patience": 2, "dwell_kimg": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -361,37 +361,88 @@ REFUSED = [
     (["batching={name: noise_scale, max_batch: 128, law: sqrt}", NOISY], "batching.r must be given for law: sqrt, above 0, got null"),
     (["batching={name: noise_scale, max_batch: 128, r: 5}", NOISY], "batching.r belongs to law: sqrt, got 5"),
     (["batching={name: noise_scale}", NOISY], "batching.max_batch must be given, the largest batch that it may reach"),
-    (["batching={name: noise_scale, max_batch: 128}"], "noise_scale.measure_every must be given, such as 10: the batch policy depends on what it measures, got null"),
+    (
+        ["batching={name: noise_scale, max_batch: 128}"],
+        "noise_scale.measure_every must be given, such as 10: the batch policy depends on what it measures, got null",
+    ),
     (["noise_scale.measure_every=0"], "noise_scale.measure_every must be at least 1, or null for never, got 0"),
     (["noise_scale.window=4"], "noise_scale.window must be at least 8, got 4"),
-    (["batching={name: noise_scale, batch_size: 64, micro_batch: 32, max_batch: 100}", NOISY], "batching.max_batch is not a whole number of rounds of micro_batch=32 images: choose 96 or 128, got 100"),
-    (["batching={name: schedule, milestones: [[10, 128], [20, 64]]}"], "batching.milestones must not shrink: it comes after [10, 128], got [20, 64]"),
+    (
+        ["batching={name: noise_scale, batch_size: 64, micro_batch: 32, max_batch: 100}", NOISY],
+        "batching.max_batch is not a whole number of rounds of micro_batch=32 images: choose 96 or 128, got 100",
+    ),
+    (
+        ["batching={name: schedule, milestones: [[10, 128], [20, 64]]}"],
+        "batching.milestones must not shrink: it comes after [10, 128], got [20, 64]",
+    ),
     (["batching={name: schedule, milestones: [[10, 32]]}"], "batching.milestones must not shrink: batch_size is 64, got [10, 32]"),
-    (["batching={name: schedule, milestones: [[20, 128], [10, 256]]}"], "batching.milestones must be in order of time: it comes after [20, 128], got [10, 256]"),
-    (["batching={name: schedule, milestones: [[10, 128], [10, 256]]}"], "batching.milestones must be in order of time: it comes after [10, 128], got [10, 256]"),
-    (["batching={name: schedule, milestones: [[10, 512]], max_batch: 256}"], "batching.milestones must be at most max_batch (256), got [10, 512]"),
-    (["batching={name: schedule, micro_batch: 32, milestones: [[10, 100]]}"], "batching.milestones must be a multiple of micro_batch (32), got [10, 100]"),
-    (["batching={name: schedule, milestones: [10, 128]}"], "batching.milestones must be a list of [kimg above 0, whole number of images], got [10, 128]"),
-    (["batching={name: schedule, milestones: [[10, 128.5]]}"], "batching.milestones must be a list of [kimg above 0, whole number of images]"),
+    (
+        ["batching={name: schedule, milestones: [[20, 128], [10, 256]]}"],
+        "batching.milestones must be in order of time: it comes after [20, 128], got [10, 256]",
+    ),
+    (
+        ["batching={name: schedule, milestones: [[10, 128], [10, 256]]}"],
+        "batching.milestones must be in order of time: it comes after [10, 128], got [10, 256]",
+    ),
+    (
+        ["batching={name: schedule, milestones: [[10, 512]], max_batch: 256}"],
+        "batching.milestones must be at most max_batch (256), got [10, 512]",
+    ),
+    (
+        ["batching={name: schedule, micro_batch: 32, milestones: [[10, 100]]}"],
+        "batching.milestones must be a multiple of micro_batch (32), got [10, 100]",
+    ),
+    (
+        ["batching={name: schedule, milestones: [10, 128]}"],
+        "batching.milestones must be a list of [kimg above 0, whole number of images], got [10, 128]",
+    ),
+    (
+        ["batching={name: schedule, milestones: [[10, 128.5]]}"],
+        "batching.milestones must be a list of [kimg above 0, whole number of images]",
+    ),
     (["batching={name: schedule}"], "batching.factor must be given with every_kimg, or else milestones, got null"),
-    (["batching={name: schedule, factor: 0.5, every_kimg: 10, max_batch: 128}"], "batching.factor must be above 1: a schedule only grows, got 0.5"),
+    (
+        ["batching={name: schedule, factor: 0.5, every_kimg: 10, max_batch: 128}"],
+        "batching.factor must be above 1: a schedule only grows, got 0.5",
+    ),
     (["batching={name: schedule, factor: 2, max_batch: 128}"], "batching.every_kimg must be given with factor, above 0, got null"),
     (["batching={name: schedule, factor: 2, every_kimg: 10}"], "batching.max_batch must be given, the largest batch that it may reach"),
-    (["batching={name: schedule, factor: 2, every_kimg: 10, milestones: [[1, 64]]}"], "batching.milestones and factor with every_kimg exclude each other: give one of the two"),
+    (
+        ["batching={name: schedule, factor: 2, every_kimg: 10, milestones: [[1, 64]]}"],
+        "batching.milestones and factor with every_kimg exclude each other: give one of the two",
+    ),
     (["batching.lr_scaling=cubic"], "batching.lr_scaling must be one of none, sqrt, linear, got 'cubic'"),
     (["batching={name: largest, of: {}}"], "batching.of must name policies, such as {noise: {name: noise_scale}}"),
-    (["batching={name: largest, max_batch: 128, of: {a: {name: largest}}}"], "batching.of.a.name: no batch policy 'largest'; known: noise_scale, on_swap, schedule"),
-    (["batching={name: largest, max_batch: 128, of: {a: {name: on_swap, max_batch: 256}}}"], "batching.of.a.max_batch belongs beside `of`, where it is 128, got 256"),
-    (["batching={name: largest, max_batch: 128, of: {a: {name: schedule, milestones: [[1, 32]]}}}"], "batching.of.a.milestones must not shrink: batch_size is 64, got [1, 32]"),
-    (["batching={name: largest, of: {a: {name: noise_scale}}}", NOISY], "batching.max_batch must be given, the largest batch that it may reach"),
+    (
+        ["batching={name: largest, max_batch: 128, of: {a: {name: largest}}}"],
+        "batching.of.a.name: no batch policy 'largest'; known: noise_scale, on_swap, schedule",
+    ),
+    (
+        ["batching={name: largest, max_batch: 128, of: {a: {name: on_swap, max_batch: 256}}}"],
+        "batching.of.a.max_batch belongs beside `of`, where it is 128, got 256",
+    ),
+    (
+        ["batching={name: largest, max_batch: 128, of: {a: {name: schedule, milestones: [[1, 32]]}}}"],
+        "batching.of.a.milestones must not shrink: batch_size is 64, got [1, 32]",
+    ),
+    (
+        ["batching={name: largest, of: {a: {name: noise_scale}}}", NOISY],
+        "batching.max_batch must be given, the largest batch that it may reach",
+    ),
     (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be given"),
     (["batching={name: schedul}"], "batching.name: no batch policy 'schedul'; did you mean 'schedule'?"),
-    (["penalties={a: {name: r1}}", "performance.compile=true"], "performance.compile does not work with penalties: torch.compile has no gradient of a gradient, got True"),
-    (["penalties={a: {name: r1}}", "mixed_precision=fp16"], "mixed_precision does not work with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'"),
+    (
+        ["penalties={a: {name: r1}}", "performance.compile=true"],
+        "performance.compile does not work with penalties: torch.compile has no gradient of a gradient, got True",
+    ),
+    (
+        ["penalties={a: {name: r1}}", "mixed_precision=fp16"],
+        "mixed_precision does not work with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'",
+    ),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),
     (["penalties={a: {name: r1, every: 0}}"], "penalties.a.every must be at least 1, got 0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("overrides, words", REFUSED, ids=[" ".join(o) for o, _ in REFUSED])

@@ -62,7 +62,7 @@ def test_any_split_over_processes_gives_the_same_bits():
         rows: list[list[torch.Tensor]] = []
         for rank in range(world):  # each process measures its share; nothing is known of the others yet
             rows.append([])
-            recalibrate(copy.deepcopy(reference), batches[rank::world], 5, lambda t, r=rank: rows[r].append(t) or torch.ones_like(t))
+            recalibrate(copy.deepcopy(reference), batches[rank::world], 5, lambda t, mine=rows[rank]: mine.append(t) or torch.ones_like(t))
         totals = iter([sum(shares) for shares in zip(*rows)])
         split = copy.deepcopy(reference)
         recalibrate(split, batches[:1], 5, lambda _, totals=totals: next(totals))

@@ -400,7 +400,10 @@ def test_what_went_wrong_is_raised_once(how, error, writer):
 
 
 def test_a_process_that_ends_does_not_wait_for_what_is_written():
-    code = "import time\nfrom gantrain.run_folder.checkpoint import BackgroundWriter\nBackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
+    code = (
+        "import time\nfrom gantrain.run_folder.checkpoint import BackgroundWriter\n"
+        "BackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout == "gone\n"
 
 

@@ -399,7 +399,10 @@ def test_a_plugin_from_outside_trains_and_samples(gantrain, tmp_path):
 
 
 def test_the_help_does_not_wait_for_torch():
-    check = "import sys\nfrom gantrain.cli import run\ntry:\n    run(['--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    check = (
+        "import sys\nfrom gantrain.cli import run\ntry:\n    run(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0 and "follow, score and sample many averages" in done.stdout, done.stderr
 

@@ -86,7 +86,8 @@ def test_plugins_are_chosen_by_name():
 def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantrain):
     (tmp_path / "my_losses.py").write_text(
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\n"
-        "    def discriminator(self, logits_real, logits_fake): pass\n    def generator(self, logits_real, logits_fake): pass\nclass Bare: pass\n"
+        "    def discriminator(self, logits_real, logits_fake): pass\n    def generator(self, logits_real, logits_fake): pass\n"
+        "class Bare: pass\n"
     )
     shown = gantrain("config", DIGITS, "loss={name: 'my_losses:Scaled', scale: 2}", cwd=tmp_path)
     assert yaml.safe_load(shown.stdout)["loss"] == {"name": "my_losses:Scaled", "scale": 2.0}

@@ -60,11 +60,16 @@ def runs(launch, tmp_path_factory):
     cases = {
         1: [twenty_updates(runs, "one", *plain), twenty_updates(runs, "bn-one", *norm), scores_of(runs, 1)],
         2: [
-            ["gradient", runs / "gradient"], ["helpers", runs / "helpers-2"], *statistics, scores_of(runs, 2), twenty_updates(runs, "bn-two", *norm),
-            twenty_updates(runs, "two", *plain), twenty_updates(runs, "rounds", *plain, "batching.micro_batch=4"),
+            ["gradient", runs / "gradient"],
+            ["helpers", runs / "helpers-2"],
+            *statistics,
+            scores_of(runs, 2),
+            twenty_updates(runs, "bn-two", *norm),
+            twenty_updates(runs, "two", *plain),
+            twenty_updates(runs, "rounds", *plain, "batching.micro_batch=4"),
         ],
         3: [["helpers", runs / "helpers-3"], scores_of(runs, 3)],
-    }  # fmt: skip
+    }
     for processes, of in cases.items():
         words = [word for case in of for word in ("--", *case)]
         done = launch(processes, TESTS / "workers.py", *words, check=False)
@@ -83,7 +88,8 @@ def test_every_launch_ends_well(runs):
 
 
 def test_two_processes_have_the_gradient_of_one(runs):
-    """2 x b x k images over two processes and k rounds give the gradient of one batch, for D, with penalties and without, and for G, to float64 rounding."""
+    """2 x b x k images over two processes and k rounds give the gradient of one batch to float64 rounding, for G and for D, with and
+    without penalties."""
     folder = done(runs, "gradient", 2)
     for b, k in [(4, 1), (4, 2), (4, 4), (3, 3)]:
         G, D = networks()

@@ -92,7 +92,8 @@ def test_an_echo_of_ctrl_c_is_none_and_a_later_one_ends_the_command(before):
     first = f"ask(signal.{before})" if before else ""
     said = run(
         f"with interruption:\n    interruption.patient = True\n    {first}\n"
-        "    print(ends(signal.SIGINT, signal.SIGINT, signal.SIGINT))\n    later()\n    print(interruption.asked.name, ends(signal.SIGINT), ends(signal.SIGINT))\n"
+        "    print(ends(signal.SIGINT, signal.SIGINT, signal.SIGINT))\n    later()\n"
+        "    print(interruption.asked.name, ends(signal.SIGINT), ends(signal.SIGINT))\n"
     )
     assert said == ["None", f"{before or 'SIGINT'} KeyboardInterrupt KeyboardInterrupt"]
 
@@ -111,7 +112,8 @@ def test_a_signal_wakes_what_sleeps_and_the_work_goes_on():
     """Another process sends it; what is in hand is done to its end, and then the command sees it was asked."""
     code = (
         "with interruption:\n    interruption.patient = True\n    print('ready', flush=True)\n    end = time.monotonic() + 60\n"
-        "    while not interruption.asked and time.monotonic() < end:\n        time.sleep(0.01)\n    print(interruption.asked.name)\nsys.exit(75)\n"
+        "    while not interruption.asked and time.monotonic() < end:\n        time.sleep(0.01)\n"
+        "    print(interruption.asked.name)\nsys.exit(75)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", HEAD + code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "ready\n"
@@ -135,7 +137,8 @@ def test_a_forked_child_is_its_owners_and_not_the_terminals():
 
 def test_a_child_forked_before_the_loop_is_too():
     said = run(
-        "with interruption:\n    child = os.fork()\n    if child == 0:\n        print(ends(signal.SIGINT, signal.SIGUSR1), flush=True)\n        ask(signal.SIGTERM)\n        os._exit(0)\n"
+        "with interruption:\n    child = os.fork()\n    if child == 0:\n        print(ends(signal.SIGINT, signal.SIGUSR1), flush=True)\n"
+        "        ask(signal.SIGTERM)\n        os._exit(0)\n"
         "    print(os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM)\n"
     )
     assert said == ["None", "True"]
@@ -143,7 +146,10 @@ def test_a_child_forked_before_the_loop_is_too():
 
 def test_handlers_are_those_from_before_afterwards(asks):
     """After an end of any kind; entering twice counts as once."""
-    mine = lambda number, frame: None
+
+    def mine(number, frame):
+        pass
+
     for number in SIGNALS:
         signal.signal(number, mine)
     for error in (None, ValueError, KeyboardInterrupt):

@@ -463,9 +463,7 @@ def test_measurements_are_in_double_precision():
 @pytest.mark.parametrize("which", ["d", "g"])
 def test_layers_add_up_to_the_network(which):
     """By the names of the modules, through spectral norms; each with the tr Sigma and |G|^2 of its own gradients."""
-    for key, (g, d) in played():
-        if key == which:
-            break
+    g, d = next(players for key, players in played() if key == which)
     own = {"d": d, "g": g}[which]
     probe = GradientProbe(own.network, per_layer=True)
     bearers = [

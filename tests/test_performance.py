@@ -123,10 +123,18 @@ class Waits(TorchDispatchMode):
 
 
 EVERYTHING = [
-    "optim.d_steps=2", "optim.orthogonal_g=1e-4", "noise_scale.measure_every=1", "noise_scale.window=8", "batching.micro_batch=8", "data.flip=true",
-    "penalties={r1: {name: r1, gamma: 0.1, every: 2}}", "averagers={a: {name: ema, half_life_kimg: 1, networks: gd}, b: {name: swa, every_kimg: 0.016}, c: {name: bema}, d: {name: power}}",
-    "guard.on_saturation=rollback", "total_kimg=9", "tracking.wandb.mode=disabled",
-]  # fmt: skip
+    "optim.d_steps=2",
+    "optim.orthogonal_g=1e-4",
+    "noise_scale.measure_every=1",
+    "noise_scale.window=8",
+    "batching.micro_batch=8",
+    "data.flip=true",
+    "penalties={r1: {name: r1, gamma: 0.1, every: 2}}",
+    "averagers={a: {name: ema, half_life_kimg: 1, networks: gd}, b: {name: swa, every_kimg: 0.016}, c: {name: bema}, d: {name: power}}",
+    "guard.on_saturation=rollback",
+    "total_kimg=9",
+    "tracking.wandb.mode=disabled",
+]
 
 
 def begun(folder, *overrides: str) -> Trainer:

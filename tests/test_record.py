@@ -1,4 +1,4 @@
-"""A record read back: of real runs, and of files with whatever a file may have in it. (Killed and interrupted ones are in test_watching.py.)"""
+"""A record read back: of real runs, and of damaged files. (Killed and interrupted runs are in test_watching.py.)"""
 
 from __future__ import annotations
 
@@ -256,9 +256,20 @@ def test_late_scores_of_the_checkpoint_that_is_gone_back_to_stay(tmp_path):
 def test_a_rollback_after_a_rollback(tmp_path):
     """The second goes back further, the third to a moment that the second path has come to anew; a resume between them stays."""
     lines = [
-        event(0, "start"), event(16, "checkpoint"), train(32, path=1), event(32, "checkpoint"), event(40, "rollback", to=32), train(48, path=2),
-        event(56, "rollback", to=16), train(32, path=3), event(32, "checkpoint"), event(32, "resume"), train(48, path=3), event(50, "rollback", to=32), train(48, path=4),
-    ]  # fmt: skip
+        event(0, "start"),
+        event(16, "checkpoint"),
+        train(32, path=1),
+        event(32, "checkpoint"),
+        event(40, "rollback", to=32),
+        train(48, path=2),
+        event(56, "rollback", to=16),
+        train(32, path=3),
+        event(32, "checkpoint"),
+        event(32, "resume"),
+        train(48, path=3),
+        event(50, "rollback", to=32),
+        train(48, path=4),
+    ]
     found = record.read(by_hand(tmp_path / "run", *lines))
     assert [(line["nimg"], line["path"]) for line in found.training] == [(32, 3), (48, 4)]
     assert [line["to"] for line in found.events("rollback")] == [32, 16, 32] and len(found.events("resume")) == 1
@@ -344,6 +355,9 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
 
 def test_reading_a_record_does_not_wait_for_torch(tmp_path):
     run = by_hand(tmp_path / "run", START, train(16))
-    code = f"import sys, pathlib; from gantrain.run_folder import record; print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
+    code = (
+        "import sys, pathlib; from gantrain.run_folder import record;"
+        f" print(record.outline(pathlib.Path({str(run)!r})).nimg, 'torch' in sys.modules)"
+    )
     done = os.popen(f'{sys.executable} -c "{code}"').read()
     assert done.split() == ["16", "False"]

@@ -28,12 +28,31 @@ from gantrain.training.trainer import Trainer
 SWAP = ROOT / "configs" / "digits_swap.yaml"
 # The configuration in two seconds: swaps at 320 and 640 of 960 images, the batch 16, 32 and then 48, its cap.
 TINY = [
-    "model.ch=2", "model.dim_z=8", "batching.batch_size=16", "batching.micro_batch=16", "batching.max_batch=48", "optim.d_steps=2", "total_kimg=0.96",
-    "eval.every_kimg=0.32", "eval.num_samples=64", "eval.batch_size=32", "eval.reference_samples=64", "eval.recalibration_batches=2",
-    "eval.metrics=[fid,is]", "checkpoint.every_kimg=0.16", "tracking.every_kimg=0.16", "tracking.samples_every_kimg=null", "tracking.sample_rows=1",
-    "averagers.swa.start_kimg=0.16", "averagers.swa.every_kimg=0.032", "averagers.power_05.snapshot_every_kimg=0.08",
-    "averagers.power_10.snapshot_every_kimg=0.08", "swap.start_kimg=0.32", "swap.every_kimg=0.32", "swap.after_kimg=0.1",
-]  # fmt: skip
+    "model.ch=2",
+    "model.dim_z=8",
+    "batching.batch_size=16",
+    "batching.micro_batch=16",
+    "batching.max_batch=48",
+    "optim.d_steps=2",
+    "total_kimg=0.96",
+    "eval.every_kimg=0.32",
+    "eval.num_samples=64",
+    "eval.batch_size=32",
+    "eval.reference_samples=64",
+    "eval.recalibration_batches=2",
+    "eval.metrics=[fid,is]",
+    "checkpoint.every_kimg=0.16",
+    "tracking.every_kimg=0.16",
+    "tracking.samples_every_kimg=null",
+    "tracking.sample_rows=1",
+    "averagers.swa.start_kimg=0.16",
+    "averagers.swa.every_kimg=0.032",
+    "averagers.power_05.snapshot_every_kimg=0.08",
+    "averagers.power_10.snapshot_every_kimg=0.08",
+    "swap.start_kimg=0.32",
+    "swap.every_kimg=0.32",
+    "swap.after_kimg=0.1",
+]
 
 
 def command(run: Path, *overrides: str) -> list[str]:
@@ -272,8 +291,14 @@ def test_growth_auto_says_what_it_was_read_off(gantrain, tmp_path):
             assert event["growth"] == 1.0 and "drift" in event["undecidable"]
 
 
-AUTO = ["swap.growth=auto", "swap.source=ema", "averagers.ema={half_life_kimg: 0.04, ramp_up: null}", "averagers.ema_long=null", "batching.max_batch=4096",
-        "averagers.ema_short={half_life_kimg: 0.02, ramp_up: null}"]  # fmt: skip
+AUTO = [
+    "swap.growth=auto",
+    "swap.source=ema",
+    "averagers.ema={half_life_kimg: 0.04, ramp_up: null}",
+    "averagers.ema_long=null",
+    "batching.max_batch=4096",
+    "averagers.ema_short={half_life_kimg: 0.02, ramp_up: null}",
+]
 
 
 def test_growth_auto_grows_the_batch_where_the_distances_are_an_orbits(tmp_path):
@@ -359,7 +384,10 @@ class Steep:
 def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrain, tmp_path):
     (tmp_path / "outside.py").write_text(OUTSIDE)
     run = tmp_path / "run"
-    rules = "averagers={half: {name: 'outside:Half'}, a: {name: 'outside:Mine', half_life_kimg: 0.02}, b: {name: 'outside:Mine', half_life_kimg: 0.04}}"
+    rules = (
+        "averagers={half: {name: 'outside:Half'}, a: {name: 'outside:Mine', half_life_kimg: 0.02},"
+        " b: {name: 'outside:Mine', half_life_kimg: 0.04}}"
+    )
     overrides = [
         rules,
         "averagers.ema=null",

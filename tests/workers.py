@@ -31,7 +31,7 @@ def gradient(accelerator, folder: Path) -> None:
     for b, k in [(4, 1), (4, 2), (4, 4), (3, 3)]:
         for p, state in zip((g, d), start):
             p.network.load_state_dict(state)
-        cut = dict(b=b, k=k, world=accelerator.num_processes, rank=accelerator.process_index)
+        cut = {"b": b, "k": k, "world": accelerator.num_processes, "rank": accelerator.process_index}
         discriminator_phase(g, d, Hinge(), rounds(**cut), k)
         of_d = gradients(d.network)
         d.network.load_state_dict(start[1])
@@ -246,7 +246,7 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
         (folder / "exchanges.json").write_text(json.dumps(found))
     trainer.close()
     accelerator = trainer.accelerator
-    del trainer, player, of
+    del trainer, one, of
     finish(accelerator)
     return 0
 

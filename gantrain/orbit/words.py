@@ -133,23 +133,19 @@ def format_standings(a: Analysis) -> list[str]:
     if not a.standings:
         return [f"no averages of {PLAYERS[a.player]}"]
     score = lambda value: "" if value is None else f"{value:.4f}"  # noqa: E731
-    rows = [
-        ["average", "V_avg / V_live", "g* to hold a swap", "distance", f"{a.metric} at {a.scored_at / 1000:g}" if a.scored_at is not None else ""],
-        [LIVE, "1", "", "", score(a.live_score)],
-    ]  # fmt: skip
-    for s in a.standings:
-        rows.append(
-            [
-                s.name,
-                format_number(s.ratio),
-                "-" if s.ratio is None else format_number(least_growth(s.ratio)),
-                format_number(s.distance),
-                score(s.score),
-            ]
-        )
+    scored = "" if a.scored_at is None else f"{a.metric} at {a.scored_at / 1000:g}"
+    head = [["average", "V_avg / V_live", "g* to hold a swap", "distance", scored], [LIVE, "1", "", "", score(a.live_score)]]
+    rows = head + [
+        [s.name, format_number(s.ratio), format_number(growth_of(s)), format_number(s.distance), score(s.score)] for s in a.standings
+    ]
     names, *numbers = zip(*rows)
     columns = [align(column, right=True, least=width) for column, width in zip(numbers, (16, 20, 11, 22))]
     return [join_columns([[f"{name}  " for name in align(names)], *columns], gap="")]
+
+
+def growth_of(standing: Standing) -> float | None:
+    """g*, by how much the noise must fall for a swap to this average to hold; None if its variance is not known."""
+    return None if standing.ratio is None else least_growth(standing.ratio)
 
 
 def advise(a: Analysis) -> list[str]:

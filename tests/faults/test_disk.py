@@ -33,7 +33,7 @@ def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
     assert done.stdout.count("checkpoint.on_error=continue goes on") >= 2 and newest(run) == kept
     assert "done:" not in done.stdout  # there is nothing to show for it
     assert f"{run / 'checkpoints' / '000000000400'}: the checkpoint could not be written" in error_of(done)
-    assert [one["nimg"] for one in lines_of(run) if one.get("event") == "not_written"][0] in (240, 256)
+    assert next(one["nimg"] for one in lines_of(run) if one.get("event") == "not_written") in (240, 256)
     assert train(run, "total_kimg=0.32").returncode == train(whole, "total_kimg=0.32").returncode == 0
     same_run(whole, run)
 

@@ -15,10 +15,17 @@ DIGITS = ROOT / "configs" / "digits.yaml"
 # Without BatchNorm, and with an epsilon well above the gradients' rounding: Adam with beta_1 = 0 would turn rounding into whole steps.
 # The batch grows twice, at 192 and at 384 images, and rounds of 4 images fit one, two and three processes.
 PLAIN = [
-    "model.name=plain_networks:PlainBigGAN", "optim.eps=1e-3", "eval.every_kimg=0.24", "eval.metrics=[fid]", "tracking.samples_every_kimg=null", "tracking.sample_rows=1",
-    "batching={name: schedule, batch_size: 24, micro_batch: 4, milestones: [[0.192, 48], [0.384, 72]]}", "noise_scale.measure_every=2",
-    "checkpoint.keep_best=[eval/ema/digits_fid]", "guard.score=eval/ema/digits_fid",
-]  # fmt: skip
+    "model.name=plain_networks:PlainBigGAN",
+    "optim.eps=1e-3",
+    "eval.every_kimg=0.24",
+    "eval.metrics=[fid]",
+    "tracking.samples_every_kimg=null",
+    "tracking.sample_rows=1",
+    "batching={name: schedule, batch_size: 24, micro_batch: 4, milestones: [[0.192, 48], [0.384, 72]]}",
+    "noise_scale.measure_every=2",
+    "checkpoint.keep_best=[eval/ema/digits_fid]",
+    "guard.score=eval/ema/digits_fid",
+]
 
 
 def train(together, run: Path, processes: int, *overrides: str) -> None:
@@ -34,7 +41,7 @@ def close(a: Path, b: Path) -> None:
         one, other = load_file(newest(a) / name), load_file(newest(b) / name)
         for key, tensor in one.items():
             if "exp_avg_sq" not in key:  # of gradients near nothing: its rounding is relative to the largest
-                torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=2e-6, msg=lambda m, key=key: f"{name}, {key}: {m}")
+                torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=2e-6, msg=lambda m, where=f"{name}, {key}": f"{where}: {m}")
 
 
 def test_two_then_one_then_three_processes_are_one(together, tmp_path):
@@ -80,7 +87,8 @@ def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain,
     done = launch(2, "-m", "gantrain", *settings, "total_kimg=0.16")
     assert (
         done.stdout.count(
-            "note: BatchNorm saw 16 images at a time and sees 8 from here on: on 2 processes a batch of 16 has micro-batches of 8, at most 16"
+            "note: BatchNorm saw 16 images at a time and sees 8 from here on:"
+            " on 2 processes a batch of 16 has micro-batches of 8, at most 16"
         )
         == 1
     )

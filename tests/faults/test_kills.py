@@ -32,9 +32,15 @@ from gantrain.run_folder import checkpoint
 from gantrain.training import pictures, trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
-    "training": (trainer.Trainer, "update"), "scoring": (evaluator.Evaluator, "generate_features"), "drawing": (pictures, "save_side_by_side"),
-    "writing": (checkpoint, "write_synced"), "renaming": (checkpoint.os, "rename"), "linking": (checkpoint.os, "link"), "pruning": (checkpoint.shutil, "rmtree"),
-    "recording": (Tracker, "_write"), "syncing": (checkpoint, "sync"),
+    "training": (trainer.Trainer, "update"),
+    "scoring": (evaluator.Evaluator, "generate_features"),
+    "drawing": (pictures, "save_side_by_side"),
+    "writing": (checkpoint, "write_synced"),
+    "renaming": (checkpoint.os, "rename"),
+    "linking": (checkpoint.os, "link"),
+    "pruning": (checkpoint.shutil, "rmtree"),
+    "recording": (Tracker, "_write"),
+    "syncing": (checkpoint, "sync"),
 }[place]
 call = getattr(owner, name)
 def killed(*arguments, **kwargs):

@@ -99,7 +99,7 @@ def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, t
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, out + err
-    stopped = [line for line in told(run) if line["event"] == "interrupted"][0]
+    stopped = next(line for line in told(run) if line["event"] == "interrupted")
     assert stopped["signal"] == number.name and stopped["nimg"] == int(newest(run).name) < 960
     assert f"stopped by {number.name} at {stopped['nimg'] / 1000:g} kimg; the same command goes on from there" in out and not err
     gantrain(*arguments(run))
@@ -117,7 +117,7 @@ def test_in_an_evaluation_it_does_not_wait_for_the_scores(undisturbed, gantrain,
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    at = [line["nimg"] for line in told(run) if line["event"] == "interrupted"][0]
+    at = next(line["nimg"] for line in told(run) if line["event"] == "interrupted")
     assert at == 160 and not any("eval/live/digits_fid" in line for line in lines_of(run) if line["nimg"] == at)
     gantrain(*arguments(run))
     assert [line["nimg"] for line in lines_of(run) if "eval/live/digits_fid" in line] == [160 * i for i in range(7)]
@@ -197,7 +197,7 @@ def same_weights(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 def test_the_documented_slurm_script_requeues(tmp_path):
-    """The script itself, with a scheduler of two lines: srun starts two tasks, one of them alone gets SIGUSR1, scontrol notes what it is told."""
+    """The script itself under a scheduler of two lines: srun starts two tasks, one gets SIGUSR1, scontrol records its arguments."""
     text = (ROOT / "docs" / "running.md").read_text()
     script = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.S)[1]
     run, shims = tmp_path / "run", tmp_path / "bin"

@@ -15,7 +15,8 @@ from test_commands import same_run
 DIGITS = ROOT / "configs" / "digits.yaml"
 SETTINGS = [*TINY, "tracking.wandb.mode=offline", "tracking.wandb.patience=1"]
 
-# A package of that name in front of the real one: `import wandb` finds it. Where FAULT is "later", it works until the run is open, and for three calls.
+# A package of that name that `import wandb` finds before the real one. With FAULT "later" it works until the run is open, and for
+# three calls.
 WANDB = """
 import os, time
 calls = 0
