@@ -9,7 +9,8 @@ from gantrain.interruption import Interruption, exit_status
 
 
 def call(arguments: argparse.Namespace) -> int:
-    with Interruption() as interruption:  # before torch is there: a signal that comes early has its exit status too
+    """Train the configured run to its end; the exit status."""
+    with Interruption() as interruption:  # before torch is imported: an early signal gets its exit status too
         from gantrain.config import loading
 
         config = loading.load(arguments.config, overrides_of(arguments))
@@ -23,6 +24,6 @@ def call(arguments: argparse.Namespace) -> int:
             trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
             raise
         accelerator, stopping = trainer.accelerator, trainer.stopping
-        del trainer  # what it holds must be gone before the processes part
+        del trainer  # or it would hold the process group
         finish(accelerator)
     return exit_status(stopping) if stopping else 0
