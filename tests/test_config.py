@@ -130,10 +130,10 @@ REFUSALS = [
     (["batching.micro_batch=7"], r"batching.micro_batch must divide batch_size \(64\), got 7"),
     (["data.resolution=20"], r"data.resolution: biggan does not support resolution 20; choose from 8, 16, 32, 64, 128, 256"),
     (["model.attention_resolution=64"], r"model.attention_resolution: .* cannot have attention at 64; choose from 8"),
-    (["model.hierarchical_z=true"], r"model.hierarchical_z needs shared_embedding above 0"),
+    (["model.hierarchical_z=true"], r"model.hierarchical_z requires shared_embedding above 0"),
     (
         ["model.hierarchical_z=true", "model.shared_embedding=16"],
-        r"model.dim_z: hierarchical_z cuts z into 3 chunks .* 64 does not divide, 63 does",
+        r"model.dim_z: must be a multiple of 3, because hierarchical_z splits z into 3 chunks at resolution .*64",
     ),
     (["total_kimg"], r"'total_kimg' is not an override; write section.key=value"),
     (["=3"], r"'=3' is not an override"),

@@ -133,8 +133,8 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
         ([fake, "--reference", real, "--num", 201], "--num: fake has 200 images, so it must be between 16 and that, got 201"),
         ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
-        ([fake, "--reference", real, "--average", "ema"], "--average: belongs to a run, and "),
-        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: belongs to a run, and "),
+        ([fake, "--reference", real, "--average", "ema"], "--average: applies to runs, and "),
+        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: applies to runs, and "),
         ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
         ([fake, "--reference", real, "--out", tmp_path], "must be a new .json file"),
         (
@@ -142,7 +142,7 @@ def test_what_a_folder_cannot_be_scored_with(gantrain, folders, tmp_path):
             "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",
         ),
         ([tmp_path / "moments.npz", "--reference", real], "moments.npz: holds statistics and no images"),
-        ([tmp_path / "none.npz", "--reference", real], "none.npz: there is no such file"),
+        ([tmp_path / "none.npz", "--reference", real], "none.npz: is not a file"),
     ]:
         assert said in error_of(gantrain("evaluate", *words, check=False))
 
