@@ -135,8 +135,8 @@ def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
         ([fake, "--reference", real, "--num", 201], "--num: must be between 16 and 200, the images in fake, got 201"),
         ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
-        ([fake, "--reference", real, "--average", "ema"], "--average: belongs to a run, and "),
-        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: belongs to a run, and "),
+        ([fake, "--reference", real, "--average", "ema"], "--average: applies to runs, and "),
+        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: applies to runs, and "),
         ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
         ([fake, "--reference", real, "--out", tmp_path], "must be a new .json file"),
         (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gantrain.averaging import LIVE
-from gantrain.orbit.analysis import FORGETS, PLAYERS, Analysis
+from gantrain.orbit.analysis import FORGETS, PLAYERS, Analysis, Standing
 from gantrain.text_table import align, join_columns
 from gantrain.theory.orbit_fit import OrbitFit
 from gantrain.theory.ornstein_uhlenbeck import least_growth
