@@ -144,7 +144,7 @@ def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
             "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",
         ),
         ([tmp_path / "moments.npz", "--reference", real], "moments.npz: contains statistics but no images"),
-        ([tmp_path / "none.npz", "--reference", real], "none.npz: there is no such file"),
+        ([tmp_path / "none.npz", "--reference", real], "none.npz: is not a file"),
     ]:
         assert said in error_of(gantrain("evaluate", *words, check=False))
 
