@@ -17,9 +17,9 @@ class Schedule(Batches):
     """A pure function of images seen, by milestones or geometric: growth instead of learning-rate decay (Smith et al. 2018).
 
     Attributes:
-        milestones: [[kimg, batch], ...], the batch from there on; times and batches both rise.
-        factor: or else multiply by this ...
-        every_kimg: ... every so many kimg, up to `max_batch`.
+        milestones: pairs [kimg, batch]: the batch from that time on. Times and batches rise.
+        factor: instead of milestones, what the batch is multiplied by at every `every_kimg`, up to `max_batch`.
+        every_kimg: distance between two growths by `factor`.
     """
 
     milestones: Any = field(default=None, metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "both rise; kimg above 0"})
