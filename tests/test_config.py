@@ -83,7 +83,7 @@ def test_plugins_are_chosen_by_name():
     assert isinstance(config.averagers["b"], EmaSteps) and isinstance(config.averagers["c"], Swa)
 
 
-def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantrain):
+def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantrain, monkeypatch):
     (tmp_path / "my_losses.py").write_text(
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\n"
         "    def discriminator(self, logits_real, logits_fake): pass\n    def generator(self, logits_real, logits_fake): pass\n"
@@ -91,15 +91,14 @@ def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantr
     )
     shown = gantrain("config", DIGITS, "loss={name: 'my_losses:Scaled', scale: 2}", cwd=tmp_path)
     assert yaml.safe_load(shown.stdout)["loss"] == {"name": "my_losses:Scaled", "scale": 2.0}
-    assert "must be a dataclass" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Bare", cwd=tmp_path, check=False))
-    assert "did you mean 'Scaled'" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Scald", cwd=tmp_path, check=False))
+    monkeypatch.syspath_prepend(str(tmp_path))  # the others in this process
+    assert "must be a dataclass" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Bare", check=False))
+    assert "did you mean 'Scaled'" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Scald", check=False))
     (tmp_path / "broken.py").write_text("def :")
-    assert "'broken' fails on import (SyntaxError: " in error_of(
-        gantrain("config", DIGITS, "loss.name=broken:Loss", cwd=tmp_path, check=False)
-    )
-    line = error_of(gantrain("config", DIGITS, "loss.name=gantrain.averaging:Ema", cwd=tmp_path, check=False))
+    assert "'broken' fails on import (SyntaxError: " in error_of(gantrain("config", DIGITS, "loss.name=broken:Loss", check=False))
+    line = error_of(gantrain("config", DIGITS, "loss.name=gantrain.averaging:Ema", check=False))
     assert "loss 'gantrain.averaging:Ema' has no method 'discriminator', which every loss has" in line
-    assert "is it on PYTHONPATH?" in error_of(gantrain("config", DIGITS, "loss.name=no_such:Loss", cwd=tmp_path, check=False))
+    assert "is it on PYTHONPATH?" in error_of(gantrain("config", DIGITS, "loss.name=no_such:Loss", check=False))
 
 
 REFUSALS = [

@@ -83,10 +83,20 @@ def done(runs, name: str, processes: int):
     return runs / name
 
 
+def test_a_run_that_accelerate_launches_on_two_processes(launch, tmp_path):
+    """Through the real launcher: one record, which says that there are two; the batch is shared out."""
+    never = ["eval.every_kimg=null", "eval.metrics=[fid]", "eval.num_samples=32", "checkpoint.every_kimg=9", "total_kimg=0.064"]
+    launch(2, "-m", "gantrain", "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, *never)
+    lines = lines_of(tmp_path / "run")
+    assert lines[0]["processes"] == 2 and lines[0]["micro_batch"] == 8 and [line["event"] for line in lines if "event" in line][-1] == "end"
+
+
+@pytest.mark.slow
 def test_every_launch_ends_well(runs):
     assert [(runs / f"said-{processes}").read_text().splitlines()[0] for processes in (1, 2, 3)] == ["exit status 0"] * 3
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(runs):
     """2 x b x k images over two processes and k rounds give the gradient of one batch to float64 rounding, for G and for D, with and
     without penalties."""
@@ -109,6 +119,7 @@ def test_two_processes_have_the_gradient_of_one(runs):
                 torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_helpers_speak_over_all_processes(runs, processes):
     done(runs, f"helpers-{processes}", processes)
@@ -129,6 +140,7 @@ def weights_of(newest) -> dict[str, torch.Tensor]:
     return {k: v for k, v in tensors.items() if "running_" not in k and "num_batches" not in k}
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_weights_of_one(runs):
     """20 updates of the digits BigGAN without BatchNorm: one process with 16 images, two with 8, two with two rounds of 4."""
     one = weights_of(checkpoint_of(runs, "one", 1))
@@ -139,6 +151,7 @@ def test_two_processes_train_to_the_weights_of_one(runs):
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.slow
 def test_with_batchnorm_the_weights_depend_on_the_micro_batch_alone(runs):
     """With 8 images a micro-batch, two rounds on one process are one round on two."""
     newest = [checkpoint_of(runs, "bn-one", 1), checkpoint_of(runs, "bn-two", 2)]
@@ -150,6 +163,7 @@ def test_with_batchnorm_the_weights_depend_on_the_micro_batch_alone(runs):
     assert not torch.equal(*running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["evaluate", "save"])
 def test_batchnorm_statistics_are_those_of_all_processes(runs, method):
     """Averaged before they are scored and before they are saved, at 32 images, where they had come to differ."""
@@ -157,6 +171,7 @@ def test_batchnorm_statistics_are_those_of_all_processes(runs, method):
     assert {(folder / f"{method}-{rank}").exists() for rank in (0, 1)} == {True}
 
 
+@pytest.mark.slow
 def test_one_two_and_three_processes_score_alike(runs):
     scores = [json.loads((done(runs, f"scores-{processes}", processes) / "scores.json").read_text())["scores"] for processes in (1, 2, 3)]
     assert set(scores[0]) == {"live", "ema", "ema_short", "swa"} and len(scores[0]["ema"]) == 7

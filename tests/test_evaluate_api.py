@@ -137,7 +137,7 @@ def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
         ([fake, "--reference", real, "--average", "ema"], "--average: applies to runs, and "),
         ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: applies to runs, and "),
-        ([fake, "--reference", real, "data.root=x"], "data.root=x: images take overrides of eval only"),
+        ([fake, "--reference", real, "data.root=x"], "data.root=x: images only take overrides of eval"),
         ([fake, "--reference", real, "--out", tmp_path], "must be a new .json file"),
         (
             [fake, "--reference", real, "eval.protocol=torch-fidelity"],

@@ -270,6 +270,7 @@ def test_two_processes_decide_as_one_does(of_two_processes, undisturbed):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-2, abs=1e-3 * abs(theirs[key.replace("g_squared", "tr_sigma")]))
 
 
+@pytest.mark.slow
 def test_the_main_process_has_the_word(of_two_processes):
     """The other process's policy is made to ask for more: it gets what the main one says."""
     folder = of_two_processes["disagree"]

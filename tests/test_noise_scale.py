@@ -207,6 +207,7 @@ def in_two_processes(together, folder) -> dict:
     return json.loads(texts[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3])
 def test_two_processes_find_the_closed_form(together, folder, k):
     """With one micro-batch a process and with three: unbiased, and covered as often as the intervals say."""
@@ -221,6 +222,7 @@ def test_two_processes_find_the_closed_form(together, folder, k):
     at_most(count - missed, count, 0.95)
 
 
+@pytest.mark.slow
 def test_two_processes_find_no_noise_where_there_is_none(together, folder):
     """G of theta alone, whose gradient is the same for every image."""
     single, squared = np.array(in_two_processes(together, folder)["theta"]), affine_game("theta").squared

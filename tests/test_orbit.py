@@ -1533,6 +1533,7 @@ def distances_told(run: Path) -> dict[int, dict]:
     return {line["nimg"]: {k: v for k, v in line.items() if k.startswith("orbit/")} for line in lines_of(run) if "loss/d" in line}
 
 
+@pytest.mark.slow
 def test_an_extended_run_has_the_record_of_the_longer_run(through, gantrain, tmp_path):
     """So are the distances in metrics.jsonl before the next recording. A torn line after the checkpoint is cut off."""
     run = tmp_path / "run"

@@ -245,6 +245,7 @@ def test_a_run_keeps_freed_memory_where_it_shall(keep, tmp_path, monkeypatch):
 # ---- how often processes speak ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_once_a_step_however_many_rounds(together, tmp_path):
     """Counted in DistributedDataParallel's own buckets, by two processes: a bucket a network, once for each step of its optimizer."""
     cases = {k: tmp_path / str(k) for k in (1, 2, 4)}

@@ -139,7 +139,7 @@ def test_every_command_takes_a_run_of_outside_plugins(gantrain, run, words, tmp_
     assert json.loads((tmp_path / "noise.json").read_text())["batch_size"] == 32
     assert "run" in gantrain("runs", run.parent).stdout
     line = error_of(gantrain("sample", run, "--sheet", "class", "--num", 2, "--out", tmp_path / "way.png", check=False))
-    assert "SmallGenerator takes labels alone" in line
+    assert "SmallGenerator takes labels only" in line
 
 
 def test_a_policy_that_only_proposes_is_a_part_of_largest(gantrain, words, tmp_path):

@@ -273,7 +273,7 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file
         ("wide.npz", "; set eval.features.name=inception, or use another file"),
         (
             "moments.npz",
-            "moments.npz: holds mean and covariance alone, and kid, prc need features of the real images;"
+            "moments.npz: holds only mean and covariance, but kid, prc need features of the real images;"
             " set eval.metrics=[fid,is], or write a file",
         ),
         ("other.npz", "other.npz: its statistics are those of inception-v3-compat/64/aa, but eval.features is digits-classifier/64/"),
@@ -297,7 +297,7 @@ def test_an_invalid_target_for_a_reference_is_refused(gantrain, run, file, tmp_p
         ([run, "--out", file / "x.npz"], "must be an .npz file"),
         ([tmp_path / "none", "--out", tmp_path / "x.npz"], "none: there is no such file or folder"),
         ([file, "--out", tmp_path / "x.npz"], "digits.npz: already contains statistics; use it as --reference as it is"),
-        ([file, "--out", tmp_path / "x.npz", "data.root=x"], "data.root=x: images take overrides of eval only"),
+        ([file, "--out", tmp_path / "x.npz", "data.root=x"], "data.root=x: images only take overrides of eval"),
     ]:
         assert said in error_of(gantrain("reference", *words, check=False))
     assert not (tmp_path / "x.npz").exists()

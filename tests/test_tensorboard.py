@@ -376,7 +376,7 @@ def test_a_view_that_raises_costs_one_line_and_the_others_go_on(method, tmp_path
 
 
 def test_a_training_goes_on_without_a_view_that_raises(tmp_path, gantrain, monkeypatch):
-    monkeypatch.setattr("gantrain.training.trainer.open_views", lambda *arguments: [Noted("samples"), noted])
+    monkeypatch.setattr("gantrain.training.facts.open_views", lambda *arguments: [Noted("samples"), noted])
     noted = Noted()
     done = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *SMALL, "total_kimg=0.16")
     assert done.stdout.count("noted: stopped (not today); training goes on") == 1

@@ -79,6 +79,7 @@ def test_stop_names_the_image_and_the_run_continues_once_it_is_fixed(pictures, t
     same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_skip_names_images_once_and_continues_also_at_the_start(pictures, tmp_path):
     run = tmp_path / "run"
     done = disturbed(run, pictures, "data.on_error=skip")

@@ -70,7 +70,7 @@ def record(run: Path) -> list[dict]:
 @pytest.mark.parametrize(
     "fault, words",
     [
-        ("raises", "wandb: not available (W&B cannot be reached); metrics.jsonl has everything"),
+        pytest.param("raises", "wandb: not available (W&B cannot be reached); metrics.jsonl has everything", marks=pytest.mark.slow),
         ("later", "wandb: stopped (W&B cannot be reached); training goes on, metrics.jsonl has everything"),
         ("hangs", "wandb: did not take everything within 1 seconds and is let go; metrics.jsonl has everything"),
     ],
