@@ -1,7 +1,7 @@
-"""Files that are written completely or not at all: to a draft, then renamed.
+"""Atomic writes: a file is written to a draft, then renamed.
 
-A reader never sees half a file, and a kill or a full disk leaves the old file as it was. A draft is a hidden file next to its target;
-it is removed when writing fails, and only a kill can leave one behind.
+A reader never sees half a file, and a kill or a full disk leaves the old file unchanged. A draft is a hidden file next to its target.
+It is removed if writing fails; only a kill can leave one behind.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from pathlib import Path
 
 
 @contextmanager
-def attribute_errors(path: Path) -> Iterator[None]:
-    """Inside, an OSError carries the name of this file, whatever file it was raised for."""
+def attribute_errors(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Inside, an OSError that names no file, or the draft, gets the name of `path`. One that names another file keeps that name."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.filename is None or error.filename == str(draft):
+            error.filename = str(path)
         raise
 
 
 @contextmanager
 def open_draft(path: Path, durable: bool = False, only_writer: bool = False) -> Iterator[Path]:
-    """A path to write to; what was written there replaces `path` on leaving, or is deleted if writing failed.
+    """A path to write to. On leaving, the file written there replaces `path`, or is deleted if writing failed.
 
     Args:
         path: the file. If it exists, its permissions are kept.
-        durable: sync the file and its folder, so that a power cut cannot undo the write.
-        only_writer: the caller holds the folder's lock. The draft then has one name, and the next write overwrites one that a kill has
-            left; otherwise every process has a draft of its own.
+        durable: sync the file and its folder, so that a power failure cannot undo the write.
+        only_writer: the caller holds the folder's lock. The draft then has a fixed name, so the next write overwrites a draft left by a
+            kill. Otherwise each process uses a draft of its own.
 
     Raises:
-        OSError: the file could not be written; it carries the name of `path`.
+        OSError: the file could not be written; it carries the name of `path`, unless it names another file that was read meanwhile.
     """
     draft = path.with_name(f".{path.stem}{'.writing' if only_writer else f'-{os.getpid()}'}{path.suffix}")
     try:
-        with attribute_errors(path):
+        with attribute_errors(path, draft):
             yield draft
             if durable:
                 sync(draft)
@@ -53,13 +54,13 @@ def open_draft(path: Path, durable: bool = False, only_writer: bool = False) -> 
 
 
 def write_atomically(path: Path, data: str | bytes | memoryview, durable: bool = False, only_writer: bool = False) -> None:
-    """Write a whole file; the arguments and errors are those of `open_draft`. A text is written as UTF-8."""
+    """Write a whole file; arguments and errors as in `open_draft`. Text is written as UTF-8."""
     with open_draft(path, durable, only_writer) as draft:
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or the entries of a folder, to the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

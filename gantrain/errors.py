@@ -79,6 +79,11 @@ def in_words(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"
 
 
+def counted(count: int, thing: str, plural: str = "s") -> str:
+    """A number of things: "1 round", "2 rounds", "2 processes" (with the plural "es")."""
+    return f"{count} {thing}{'' if count == 1 else plural}"
+
+
 def one_line(error: BaseException) -> str:
     """The text of an exception folded into one line, or its type's name if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -88,7 +88,7 @@ def test_swaps_growths_and_rollbacks_are_marked():
             "growth": [12, 12, 12, None],
             "rollback": [31, 31, 31, None],
         }
-        assert found["swap"]["text"][1] == "swap at 20 kimg<br>swa in place of the live weights of G and D"
+        assert found["swap"]["text"][1] == "swap at 20 kimg<br>swa replaces the live weights of G and D"
         assert found["growth"]["text"][1] == "growth at 12 kimg<br>batch 64 -> 128: so"
         assert found["rollback"]["text"][1] == "rollback at 31 kimg<br>loss/d not finite; back to 22 kimg"
         for kind in MARKS:  # in every panel, in the legend once, on an axis from 0 to 1 over the panel's own

@@ -228,7 +228,7 @@ def test_wandb_has_each_event_in_words_and_as_a_mark(resumed):
     rows = [row for part in resumed.parts for row in part.history]
     told = {
         "growth": (grown, f"batch 16 -> 40: {grown['reason']}"),
-        "swap": (swapped, "swa in place of the live weights of G and D; batch 40 -> 40"),
+        "swap": (swapped, "swa replaces the live weights of G and D; batch 40 -> 40"),
     }
     for kind, (line, words) in told.items():
         (row,) = [row for row in rows if f"event/{kind}" in row]
@@ -337,7 +337,7 @@ def test_wandb_has_a_table_of_what_happened(resumed):
     assert columns == ["kimg", "event", "what"]
     assert rows == [  # without the first part's end, which was none
         [0.16, "growth", f"batch 16 -> 40: {grown['reason']}"],
-        [0.2, "swap", "swa in place of the live weights of G and D; batch 40 -> 40"],
+        [0.2, "swap", "swa replaces the live weights of G and D; batch 40 -> 40"],
         [0.24, "resume", "resumed"], [0.32, "end", "done"],
     ]  # fmt: skip
 
@@ -556,7 +556,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_next_best(copied):
         (path / "manifest.json").unlink()
     run = fake_wandb(copied, said)
     run.conclude()
-    assert run._run.artifacts == [] and not run.ended
+    assert run._run.artifacts == []
 
 
 def test_a_full_disk_costs_the_generator_and_a_line(copied, monkeypatch):
@@ -567,7 +567,7 @@ def test_a_full_disk_costs_the_generator_and_a_line(copied, monkeypatch):
     said: list[str] = []
     run = fake_wandb(copied, said)
     run.conclude()
-    assert said == ["wandb: no generator ([Errno 28] No space left on device); the rest goes on"] and not run.ended
+    assert said == ["wandb: no generator ([Errno 28] No space left on device); the rest continues"]
     assert [sorted(row) for row in run._run.logged] == [["events", "final/scores", "kimg"]] and run._run.artifacts == []
 
 
@@ -587,7 +587,7 @@ def test_an_overview_that_cannot_be_made_is_one_line_for_all(tmp_path):
     for _ in range(2):
         run.overview(1000)
         run.samples(1000, tmp_path / "none.png", [])
-    assert len(said) == 2 and said[0].startswith("wandb: no overview (") and said[1].startswith("wandb: no samples (") and not run.ended
+    assert len(said) == 2 and said[0].startswith("wandb: no overview (") and said[1].startswith("wandb: no samples (")
     assert run._run.logged == []
 
 
@@ -626,7 +626,7 @@ def test_wandb_key_without_network_goes_on_offline(tmp_path, cache):
     said = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
     (folder,) = (tmp_path / "tiny" / "wandb").glob("offline-run-*")
     assert said.pop(0) == "wandb: connecting ..."
-    assert len(said) == 2 and said[0].startswith("wandb: cannot go online (") and said[0].endswith("); going on offline")
+    assert len(said) == 2 and said[0].startswith("wandb: cannot go online (") and said[0].endswith("); continuing offline")
     assert said[1] == f"wandb: offline; show the run with `wandb sync {folder}`"
     assert "Traceback" not in done.stdout + done.stderr
     found, lines = read_wandb(folder), lines_of(tmp_path / "tiny")
@@ -649,7 +649,7 @@ def test_wandb_that_fails_is_let_go_and_the_run_is_whole(tmp_path, cache):
     done = start(tmp_path / "tiny", cache=cache, code=code, WANDB_MODE="offline")
     said = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
     assert (
-        said[1:] == ["wandb: stopped (the server is on fire); training goes on, metrics.jsonl has everything"]
+        said[1:] == ["wandb: stopped (the server is on fire); training continues; metrics.jsonl is complete"]
         and "Traceback" not in done.stderr
     )
     lines = lines_of(tmp_path / "tiny")
@@ -663,8 +663,10 @@ def test_wandb_that_fails_is_let_go_and_the_run_is_whole(tmp_path, cache):
 
 
 @pytest.mark.parametrize("method", ["log", "event", "image", "summary", "finish", "overview", "conclude"])
-def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed):
-    """Whichever call fails first."""
+def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed, monkeypatch):
+    """Whichever call fails first; W&B's exit handler may hang then."""
+    hung: list[threading.Thread] = []
+    monkeypatch.setattr("gantrain.reporting.view_thread.HUNG", hung)
     calls, said = [], []
 
     class Failing:
@@ -676,9 +678,11 @@ def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed):
     run = WandbRun(Failing(), SimpleNamespace(Image=made, Plotly=made, Table=made), resumed.dir, said.append)
     arguments = {"log": (0, {}), "image": (0, "samples", Path("x.png"), "caption"), "summary": ({},), "finish": (0,)}
     arguments |= {"overview": (0,), "conclude": (), "event": (0, "swap", "words", {})}
+    thread = ViewThread("wandb", lambda: run, 30, said.append, hangs=True)
     for name in (method, *arguments):
-        getattr(run, name)(*arguments[name])
-    assert len(calls) == 1 and said == ["wandb: stopped (no space left); training goes on, metrics.jsonl has everything"]
+        getattr(thread, name)(*arguments[name])
+    thread._thread.join(20)
+    assert len(calls) == 1 and len(hung) == 1 and said == ["wandb: stopped (no space left); training continues; metrics.jsonl is complete"]
 
 
 def test_disabled_wandb_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -698,7 +702,7 @@ def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
     tracker.log(0, {"x": 1})
     tracker.close()
     out = capsys.readouterr().out
-    assert out.startswith("wandb: not available (") and out.endswith("); metrics.jsonl has everything\n") and out.count("\n") == 1
+    assert out.startswith("wandb: not available (") and out.endswith("); metrics.jsonl is complete\n") and out.count("\n") == 1
 
 
 # ---- at arm's length ---------------------------------------------------------------------------------------------------
@@ -708,7 +712,7 @@ class Recorded:
     """A W&B run that takes down its calls, each only when it is let."""
 
     def __init__(self):
-        self.calls, self.let, self.ended = [], threading.Event(), False
+        self.calls, self.let = [], threading.Event()
 
     def __getattr__(self, name):
         def call(*arguments):
@@ -735,7 +739,7 @@ def test_what_waits_for_a_slow_run_is_bounded_and_left_out_is_said_once(monkeypa
     thread = ViewThread("wandb", lambda: run, 30, said.append)
     for i in range(100):
         thread.log(i, {})
-    assert said == ["wandb: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything"]
+    assert said == ["wandb: cannot keep up; updates are dropped until it catches up; metrics.jsonl is complete"]
     run.let.set()
     thread.finish(0)
     assert (
@@ -751,8 +755,19 @@ def test_a_run_that_hangs_is_let_go_when_patience_ends(monkeypatch):
     thread = ViewThread("wandb", lambda: run, 0.2, said.append, hangs=True)
     thread.log(1, {})
     thread.finish(0)
-    assert said == ["wandb: did not take everything within 0.2 seconds and is let go; metrics.jsonl has everything"] and len(hung) == 1
+    assert said == ["wandb: did not finish within 0.2 seconds; giving up; metrics.jsonl is complete"] and len(hung) == 1
     run.let.set()
+
+
+def test_a_view_that_cannot_be_opened_costs_one_line():
+    def start():
+        raise ImportError("another\nprotobuf")
+
+    said: list[str] = []
+    thread = ViewThread("tensorboard", start, 30, said.append)
+    thread.log(1, {})
+    thread.finish(0)
+    assert said == ["tensorboard: stopped (another protobuf); training continues; metrics.jsonl is complete"]
 
 
 def test_nothing_waits_for_a_run_that_could_not_be_had():

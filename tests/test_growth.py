@@ -343,8 +343,8 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
 @pytest.mark.slow
 def test_one_process_with_one_round_is_measured_in_halves_and_says_so(gantrain, tmp_path):
     said = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "noise_scale.measure_every=2", "eval.every_kimg=null").stdout
-    halves = "a measured update is done in two halves of 8 images, which is what BatchNorm sees then"
-    assert f"note: noise_scale: there is one micro-batch an update, so {halves}" in said
+    halves = "a measured update is computed in two halves of 8 images, and BatchNorm sees half a micro-batch"
+    assert f"note: noise_scale: an update has one micro-batch, so {halves}" in said
     line = [line for line in lines_of(tmp_path / "run") if "loss/d" in line][-1]
     assert line["noise_scale/D/measurements"] == line["noise_scale/G/measurements"] == 10
     state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["batching"]["noise"]
@@ -355,7 +355,7 @@ def test_an_odd_micro_batch_has_no_halves(gantrain, tmp_path):
     done = gantrain(
         "train", DIGITS, f"run_dir={tmp_path / 'run'}", *TINY, "batching.batch_size=15", "noise_scale.measure_every=2", check=False
     )
-    words = "one round of 15 images on one process cannot be measured in halves; use an even micro_batch, or two rounds"
+    words = "one round of 15 images on one process cannot be split into halves; use an even micro_batch, or two rounds"
     assert f"noise_scale.measure_every: {words}" in error_of(done)
 
 

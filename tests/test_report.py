@@ -174,7 +174,7 @@ def test_swaps_and_growths_are_marked_at_their_images(one):
             == [line["nimg"] / 1000 for line in one.lines if line.get("event") == kind and line.get("moment", "at") == "at"]
         )
     words = [t for trace in one.page.traces("mark") if trace["name"] == "swap" for t in trace["text"]]
-    assert len(words) == 2 and all(one.startswith("swa in place of the live weights of G and D; batch ") for one in words)
+    assert len(words) == 2 and all(one.startswith("swa replaces the live weights of G and D; batch ") for one in words)
     assert [shape["x0"] for shape in one.page.json["figure"]["layout"]["shapes"]] == [0.32, 0.64]
 
 

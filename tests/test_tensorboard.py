@@ -100,7 +100,7 @@ def test_every_number_and_every_event_is_there_once(whole):
     texts = shown(whole.run).texts
     (grown,) = [line for line in lines_of(whole.run) if line.get("event") == "growth"]
     (swapped,) = [line["nimg"] for line in lines_of(whole.run) if line.get("event") == "swap" and line["moment"] == "at"]
-    assert ("event/swap", swapped, "swa in place of the live weights of G and D; batch 16 -> 32") in texts
+    assert ("event/swap", swapped, "swa replaces the live weights of G and D; batch 16 -> 32") in texts
     assert ("event/growth", grown["nimg"], f"batch 16 -> 32: {grown['reason']}") in texts
     assert texts[-1][0] == "event/end" or ("event/end", lines_of(whole.run)[-1]["nimg"], "done") in texts
 
@@ -118,7 +118,7 @@ def test_an_orbits_picture_is_shown(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     Image.new("RGBA", (8, 6), "red").save(tmp_path / "orbit.png")
-    view = TensorBoardRun.start(started(run), 0, pytest.fail)
+    view = TensorBoardRun(started(run), 0)
     view.image(320, "orbit", tmp_path / "orbit.png", "an orbit")
     view.finish(0)
     assert shown(run).images["orbit", 320].size == (8, 6)
@@ -244,7 +244,7 @@ def test_a_picture_that_is_drawn_again_at_a_resume_is_shown_once(tracker):
     sheet(run, 50).write_bytes(b"nonsense")
     tracker.event(100, "resume")
     tracker.close()
-    view = TensorBoardRun.start(run, (run / "metrics.jsonl").stat().st_size, pytest.fail)
+    view = TensorBoardRun(run, (run / "metrics.jsonl").stat().st_size)
     view.samples(0, path, [])
     view.finish(0)
     assert list(shown(run).images) == [("samples", 0)]
@@ -303,18 +303,18 @@ def test_a_disk_that_gets_full_costs_one_line_and_no_line_of_the_record(tmp_path
     run = tmp_path / "run"
     done = gantrain("train", DIGITS, f"run_dir={run}", *SMALL, ON, "total_kimg=0.16")
     said = [line for line in done.stdout.splitlines() if line.startswith("tensorboard: stopped")]
-    assert said == ["tensorboard: stopped ([Errno 28] No space left on device); training goes on, metrics.jsonl has everything"]
+    assert said == ["tensorboard: stopped ([Errno 28] No space left on device); training continues; metrics.jsonl is complete"]
     assert lines_of(run)[-1]["event"] == "end" and done.stderr == "" and "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_costs_one_line(tmp_path):
     run, said = started(tmp_path / "run"), []
     (run / "tensorboard").write_text("a file")
-    view = TensorBoardRun.start(run, 0, said.append)
-    assert view.ended and len(said) == 1 and said[0].startswith("tensorboard: stopped (")
+    view = ViewThread("tensorboard", lambda: TensorBoardRun(run, 0), 30, said.append)
     view.log(1, {"loss/d": 1.0})
     view.finish(0)
-    assert len(said) == 1
+    view.log(2, {"loss/d": 1.0})
+    assert len(said) == 1 and said[0].startswith("tensorboard: stopped (")
 
 
 class Noted:
@@ -371,15 +371,15 @@ def test_a_view_that_raises_costs_one_line_and_the_others_go_on(method, tmp_path
     tracker.views += [bad, good]
     tell_all(tracker, tmp_path)
     assert bad.calls[-1][0] == method and [call[0] for call in good.calls] == list(METHODS)
-    assert capsys.readouterr().out == "noted: stopped (not today); training goes on, metrics.jsonl has everything\n"
+    assert capsys.readouterr().out == "noted: stopped (not today); training continues; metrics.jsonl is complete\n"
     assert len(lines_of(tmp_path)) == 3
 
 
 def test_a_training_goes_on_without_a_view_that_raises(tmp_path, gantrain, monkeypatch):
-    monkeypatch.setattr("gantrain.training.facts.open_views", lambda *arguments: [Noted("samples"), noted])
+    monkeypatch.setattr("gantrain.training.trainer.open_views", lambda *arguments: [Noted("samples"), noted])
     noted = Noted()
     done = gantrain("train", DIGITS, f"run_dir={tmp_path / 'run'}", *SMALL, "total_kimg=0.16")
-    assert done.stdout.count("noted: stopped (not today); training goes on") == 1
+    assert done.stdout.count("noted: stopped (not today); training continues") == 1
     lines = lines_of(tmp_path / "run")
     assert lines[-1]["event"] == "end"
     assert [call[1] for call in noted.calls if call[0] == "log"] == [line["nimg"] for line in lines if "event" not in line]
@@ -388,7 +388,6 @@ def test_a_training_goes_on_without_a_view_that_raises(tmp_path, gantrain, monke
 
 def test_a_view_on_a_thread_takes_what_the_protocol_has():
     view = Noted()
-    view.ended = False
     thread = ViewThread("noted", lambda: view, 30, pytest.fail)
     tracker = Tracker(Path(), enabled=False)
     tracker.views.append(thread)

@@ -295,8 +295,8 @@ def test_a_persistent_record_waits_for_room_and_loses_nothing(tmp_path, capsys):
     tracker.log(5, {})
     tracker.close()
     assert capsys.readouterr().out.splitlines() == [
-        f"{tracker.path}: cannot be written (No space left on device); its lines wait in memory for room",
+        f"{tracker.path}: cannot be written (No space left on device); lines are kept in memory until there is space",
         f"{tracker.path}: can be written again; nothing is lost",
-        f"{tracker.path}: cannot be written (No space left on device); its lines wait in memory for room",
+        f"{tracker.path}: cannot be written (No space left on device); lines are kept in memory until there is space",
         f"{tracker.path}: still cannot be written (No space left on device); its last 2 lines are lost",
     ]

@@ -96,7 +96,7 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
     for start in ("swap: ", "growth at ", "live ", "ema ", "average "):
         wanted = [line for line in said.split("\nlive weights at")[0].splitlines() if line.startswith(start)]
         assert wanted and [line for line in watched.splitlines() if line.startswith(start)][: len(wanted)] == wanted, start
-    assert "swap: swa in place of the live weights of G and D at 0.24 kimg; batch 16 -> 32; live digits_fid " in watched
+    assert "swap: swa replaces the live weights of G and D at 0.24 kimg; batch 16 -> 32; live digits_fid " in watched
     assert watched.startswith(
         f"run: {run}, done, 0.336 of 0.32 kimg; biggan on digits, hinge loss, seed 0, batch 16 (on_swap);"
         " averages: ema, swa, a, b; swap: swa every 0.24 kimg\n"
@@ -121,7 +121,8 @@ def test_beside_a_run_that_is_killed_comes_back_and_is_asked_to_stop(tmp_path):
     process.kill()
     process.wait()
     said = watched.to_the_end()
-    assert re.fullmatch(r"cut short at 0\.\d+ kimg: no process trains there; the same command goes on from the last checkpoint", said[-1])
+    words = r"cut short at 0\.\d+ kimg: no process is training there; run the same command to resume from the last checkpoint"
+    assert re.fullmatch(words, said[-1])
     assert losses("\n".join(said)) == losses(process.output())
     assert record.read(run).status == record.outline(run).status == record.CUT_SHORT
 
@@ -133,7 +134,7 @@ def test_beside_a_run_that_is_killed_comes_back_and_is_asked_to_stop(tmp_path):
     assert process.wait() == 75
     said = watched.to_the_end()
     assert losses("\n".join(said)) == losses(process.output()) and len([line for line in said if line.startswith("resume at ")]) <= 1
-    assert re.fullmatch(r"stopped by SIGTERM at 0\.\d+ kimg; the same command goes on", said[-1])
+    assert re.fullmatch(r"stopped by SIGTERM at 0\.\d+ kimg; run the same command to resume", said[-1])
     found = record.read(run)
     assert found.status == record.INTERRUPTED and found.facts["processes"] == 1
     times = [line["nimg"] for line in found.training]
@@ -275,7 +276,8 @@ def test_a_run_in_which_nothing_happened_or_will(tmp_path):
     (run / "metrics.jsonl").unlink()
     said: list[str] = []
     watch(run, 10, said.append)
-    assert said[0].startswith(f"run: {run}, empty, 0 of 1 kimg") and said[1:] == ["nothing is written yet, and no process trains there"]
+    assert said[0].startswith(f"run: {run}, empty, 0 of 1 kimg")
+    assert said[1:] == ["nothing has been written yet, and no process is training there"]
 
 
 def test_another_machines_run_is_followed_until_it_is_still(tmp_path, monkeypatch):
@@ -288,7 +290,7 @@ def test_another_machines_run_is_followed_until_it_is_still(tmp_path, monkeypatc
     write(run, train(32))
     assert watched.to_the_end()[3:] == [
         console_line(32, 1000, train(32)),
-        "cut short at 0.032 kimg: no process trains there; the same command goes on from the last checkpoint",
+        "cut short at 0.032 kimg: no process is training there; run the same command to resume from the last checkpoint",
     ]
 
 
@@ -303,13 +305,13 @@ BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, 
         (event(160, "checkpoint", path="checkpoints/000000000160"), ""),
         (event(160, "best", best_of=["eval/ema/fid"]), ""),
         (event(320, "rollback", **BACK), "guard: loss/d is nan; back to 0.16 kimg, attempt 2 of 3, on other images, learning rates x 0.25"),
-        (event(320, "warning", kind="saturation", words="D knows it all"), "guard: D knows it all; guard.on_saturation=warn goes on"),
+        (event(320, "warning", kind="saturation", words="D knows it all"), "guard: D knows it all; continuing (guard.on_saturation=warn)"),
         (event(320, "skipped", image="a.png: truncated"), "data: skipped: a.png: truncated"),
         (event(320, "gave_up", words="loss/d is nan"), "gave up at 0.32 kimg: loss/d is nan"),
-        (event(320, "interrupted", signal="SIGUSR1"), "stopped by SIGUSR1 at 0.32 kimg; the same command goes on"),
+        (event(320, "interrupted", signal="SIGUSR1"), "stopped by SIGUSR1 at 0.32 kimg; run the same command to resume"),
         (
             event(320, "swap", moment="at", swap_nimg=320, live={}, source="swa", networks="g", grown=1.0, **{"batch/size": 64}),
-            "swap: swa in place of the live weights of G at 0.32 kimg; batch 64 -> 64",
+            "swap: swa replaces the live weights of G at 0.32 kimg; batch 64 -> 64",
         ),
         (event(320, "growth", **{"from": 64, "to": 128, "reason": "asked"}), "growth at 0.32 kimg: batch 64 -> 128: asked"),
         (event(320, "swap"), "swap at 0.32 kimg"),  # as no version that we know writes it

@@ -94,7 +94,7 @@ from gantrain.training.guard import Pulse
 from gantrain.training.measurements import memory_gib
 from gantrain.training.players import Player, make_adam
 from gantrain.training.trainer import Trainer
-from gantrain.training.update import discriminator_phase, generator_phase, sees_real
+from gantrain.training.update import discriminator_phase, generator_phase
 
 QUIET = ["tracking.wandb.mode=disabled"]
 UPDATE = "one update of the game"
@@ -156,7 +156,7 @@ def answer_updates(connection: Connection, trainer: Trainer, first: float) -> No
         first: seconds that its first update took.
     """
     bound, players, device = Roofline(), trainer.players.by_key.values(), trainer.context.device
-    cycle = max([1, *(getattr(one, "every", 1) for one in trainer.config.penalties.values())])  # updates until all penalties had their turn
+    cycle = max([1, *(one.every for one in trainer.config.penalties.values())])  # updates until all penalties had their turn
     if not trainer.context.performance.compile:  # compiled code shows no operators
         weights = [(player, player.orthogonal) for player in players]
         for player in players:
@@ -325,9 +325,7 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         images, b = prepare(config.data, device), config.batching.micro_batch or config.batching.batch_size
         facts = facts or f"{images.channels} x {images.resolution} x {images.resolution}"
-        streams.append(
-            RealBatches(images, config.seed, b, 0, 1, 0, device, getattr(config.data, "flip", False), getattr(config.data, "workers", 4))
-        )
+        streams.append(RealBatches(images, config.seed, b, 0, 1, 0, device, config.data.flip, config.data.workers))
         for _ in range(8):  # what was decoded ahead before the clock began
             streams[-1].next()
         measured[name] = functools.partial(seconds_of, streams[-1].next, arguments.batches, device)
@@ -528,7 +526,7 @@ class Game:
         g, d = self.probes if measured else (None, None)
         for s in range(self.config.optim.d_steps):
             discriminator_phase(*self.players, loss, [(self.real, self.noise)] * k, k, d if s == 0 else None)
-        generator_phase(*self.players, loss, [(self.real if sees_real(loss) else None, self.noise)] * k, k, g)
+        generator_phase(*self.players, loss, [(self.real if loss.generator_sees_real else None, self.noise)] * k, k, g)
 
 
 def noise_scale(arguments: argparse.Namespace) -> dict[str, Any]:

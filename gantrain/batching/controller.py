@@ -8,7 +8,7 @@ from typing import Any
 
 from gantrain.batching.noise_scale import NoiseMonitor
 from gantrain.batching.state import BATCH_POLICY, BatchPolicy, BatchState, proposal_of
-from gantrain.errors import UserError
+from gantrain.errors import UserError, counted
 
 
 class BatchController:
@@ -104,7 +104,7 @@ class BatchController:
         self.notes = []
         if not self.policy.grows:
             return
-        rounds = f"rounds of {self.micro_batch} images x {self.world} process{'es' if self.world > 1 else ''}"
+        rounds = f"rounds of {self.micro_batch} images x {counted(self.world, 'process', 'es')}"
         for key, batches in self.policy.named().items():
             for batch in batches:
                 lower = self.whole_rounds(batch)

@@ -1,1 +1,1 @@
-"""What `gantrain VERB` does: a file a verb."""
+"""What `gantrain VERB` does: one module per command, with helpers that commands share in `arguments` and `sample_sheets`."""

@@ -49,3 +49,28 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option}: {text!r} is not a list of whole numbers; write for example {option} 0,3") from None
+
+
+def parse_sweep(text: str, highest: float, example: str) -> list[float]:
+    """Parse --sweep LOW:HIGH:COUNT into COUNT evenly spaced numbers.
+
+    Args:
+        text: the option's value.
+        highest: the largest HIGH; inf allows every finite number.
+        example: for the error message.
+
+    Raises:
+        UserError: the text does not have this form.
+    """
+    import numpy as np
+
+    try:
+        low, high, count = (number(part) for number, part in zip((float, float, int), text.split(":"), strict=True))
+        if not (0 < low < high <= highest and high < float("inf") and 2 <= count <= 1000):
+            raise ValueError
+        return list(dict.fromkeys(float(f"{s:.4g}") for s in np.linspace(low, high, count)))
+    except ValueError:
+        bound = f" <= {highest:.4f}" if highest < float("inf") else ""
+        raise UserError(
+            f"--sweep: must be LOW:HIGH:COUNT such as {example}, with 0 < LOW < HIGH{bound} and a COUNT of at least 2, got {text!r}"
+        ) from None

@@ -13,12 +13,13 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
+from gantrain.atomic_file import open_draft
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import write_statistics
 from gantrain.averaging.posthoc import LARGEST_ERROR
-from gantrain.commands.arguments import overrides_of
-from gantrain.commands.sweep import parse_sweep
+from gantrain.averaging.power import WIDEST
+from gantrain.commands.arguments import overrides_of, parse_sweep
 from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
@@ -30,6 +31,8 @@ from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.snapshots import Rebuilt, Snapshots, default_name, require_free, require_name, store
 from gantrain.score_names import Scores, better_when_higher
 from gantrain.spectral_norm import refresh_spectral_norms
+
+EXAMPLE = "0.02:0.25:8"  # of --sweep, for error messages
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -48,9 +51,8 @@ def call(arguments: argparse.Namespace) -> None:
         return
     if arguments.name is not None:
         raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")
-    report, accelerator = sweep_run(
-        arguments.run, parse_sweep(arguments.sweep), arguments.at_kimg, arguments.num, overrides_of(arguments), say
-    )
+    lengths = parse_sweep(arguments.sweep, WIDEST, EXAMPLE)
+    report, accelerator = sweep_run(arguments.run, lengths, arguments.at_kimg, arguments.num, overrides_of(arguments), say)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)
@@ -196,4 +198,5 @@ def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: floa
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
+    with open_draft(path) as draft:
+        figure.savefig(draft)

@@ -34,7 +34,7 @@ from gantrain.sampling.latents import draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
 from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player
-from gantrain.training.update import Batch, discriminator_phase, generator_phase, sees_real
+from gantrain.training.update import Batch, discriminator_phase, generator_phase
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -144,7 +144,7 @@ class Bench:
             with frozen_power_iteration(self.G.network), frozen_power_iteration(self.D.network):
                 stats = discriminator_phase(self.G, self.D, c.loss, zip(self.real(), self.latents("d0", start)), k, probes["d"], always)
                 monitor.record("d", self.micro_batch, batch, stats["measured"])
-                real = self.real() if sees_real(c.loss) else [None] * k
+                real = self.real() if c.loss.generator_sees_real else [None] * k
                 stats = generator_phase(self.G, self.D, c.loss, zip(real, self.latents("g", start)), k, probes["g"])
                 monitor.record("g", self.micro_batch, batch, stats["measured"])
         monitor.settle()

@@ -13,15 +13,14 @@ from gantrain.reporting.comparison import require_comparable
 from gantrain.reporting.page import page
 from gantrain.run_folder.record import read
 
+REPORT_FILE = "report.html"
+
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if os.environ.get("RANK", "0") != "0":  # one process does it: there is nothing to share
         return
     print(report_runs(arguments.runs, arguments.out))
-
-
-REPORT_FILE = "report.html"
 
 
 def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> str:

@@ -19,16 +19,15 @@ from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.score_names import better_when_higher
 from gantrain.text_table import align
 
+BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # a run folder has one of them next to its configuration
+DEEPEST = 3  # levels of folders below the one that is searched
+NARROWEST = 16  # characters of a run's name that are shown even on a narrow terminal
+
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     rows = list_runs(arguments.folders, arguments.by, arguments.sort)
     print(as_json_lines(rows) if arguments.json else listing(rows, width=terminal_width()))
-
-
-BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # one of them makes a folder with a configuration a run
-DEEPEST = 3  # levels of folders below the one that is searched
-NARROWEST = 16  # characters that a run's name keeps on a narrow terminal
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from gantrain.commands.arguments import overrides_of
-from gantrain.commands.sweep import parse_sweep
+from gantrain.atomic_file import open_draft
+from gantrain.commands.arguments import overrides_of, parse_sweep
 from gantrain.config.config import Config, scores_of
 from gantrain.distributed import finish, on_main
 from gantrain.errors import UserError
@@ -25,6 +25,11 @@ from gantrain.reporting.score_table import table
 from gantrain.run_folder.contents import require_average
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores, better_when_higher
+
+EXAMPLE = "0.2:2:10"  # of --sweep, for error messages
+CURVES = (("is", "fid"), ("recall", "precision"))  # (x, y) of the two plots
+F1 = "f1"  # of precision and recall
+SIGNS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}  # markers of the best truncations
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -37,12 +42,6 @@ def call(arguments: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)
-
-
-EXAMPLE = "0.2:2:10"
-CURVES = (("is", "fid"), ("recall", "precision"))  # (x, y) of the two plots
-F1 = "f1"  # of precision and recall
-SIGNS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def truncation_run(
     scorer = RunScorer(run, num_samples, kimg, overrides)
     for name in averages:
         require_average(scorer.config, scorer.path, name, kimg)
-    curves = curves_of(scorer.config)
+    curves = find_curves(scorer.config)
     target = target_of(None, scorer.run / "evaluations", f"truncation-{scorer.path.name}")
     scorer.prepare()
     accelerator, evaluator = scorer.accelerator, scorer.evaluator
@@ -88,7 +87,7 @@ def truncation_run(
     return on_main(accelerator, lambda: keep_scores(scorer, scores, curves, target)) or "", accelerator
 
 
-def curves_of(config: Config) -> list[tuple[str, str]]:
+def find_curves(config: Config) -> list[tuple[str, str]]:
     """The pairs of scores that an evaluation of a run has, under their full names.
 
     Raises:
@@ -197,4 +196,5 @@ def draw_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
+    with open_draft(path) as draft:
+        figure.savefig(draft)

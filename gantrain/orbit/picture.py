@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from gantrain.atomic_file import open_draft, write_atomically
 from gantrain.orbit.analysis import PLAYERS, Analysis
 from gantrain.orbit.recorder import FOLDER
 from gantrain.orbit.words import build_record, summarise
@@ -38,9 +39,10 @@ def picture_path(run: Path, analyses: Sequence[Analysis]) -> Path:
 def save_analyses(analyses: Sequence[Analysis], picture: Path, title: str) -> Path:
     """Draw the picture, write its numbers beside it as JSON, and return the path of the JSON."""
     picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_picture(analyses, picture, title)
+    with open_draft(picture) as draft:
+        draw_picture(analyses, draft, title)
     record = picture.with_suffix(".json")
-    record.write_text(json.dumps(as_json({a.player.upper(): build_record(a) for a in analyses}), indent=1) + "\n")
+    write_atomically(record, json.dumps(as_json({a.player.upper(): build_record(a) for a in analyses}), indent=1) + "\n")
     return record
 
 

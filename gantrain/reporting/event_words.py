@@ -1,7 +1,7 @@
-"""Events of a run in words, said once: for the console, `gantrain watch`, W&B, TensorBoard and the report.
+"""The words for a run's events, in one place for the console, `gantrain watch`, W&B, TensorBoard and the report.
 
-An event is a line of metrics.jsonl. `what_happened` says what it was, for tables and marks, which have the moment beside it;
-`on_console` says the same with its moment.
+An event is a line of metrics.jsonl. `what_happened` describes it without its time, for tables and marks, which show the time themselves;
+`on_console` describes it with its time.
 """
 
 from __future__ import annotations
@@ -11,31 +11,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gantrain import clock
+from gantrain.errors import counted
 from gantrain.reporting.console import console_line, duration
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.record import ENDS, evaluation, goes_back
 
 Line = Mapping[str, Any]  # of metrics.jsonl
-# What tables and marks tell of a run besides its numbers; the other events are for the record.
+# Events that tables and marks show; the others are only recorded.
 TOLD = ("swap", "growth", "rollback", "warning", "gave_up", "not_written", "interrupted", "resume", "end")
-SILENT = ("checkpoint", "best")  # nor does the console speak of them
+SILENT = ("checkpoint", "best")  # events that the console does not print either
 
 
 # ---- what happened ---------------------------------------------------------------------------------------------------
 
 
 def what_happened(line: Line) -> str:
-    """An event in a few words, without its moment; empty where there is nothing to tell, as of a swap's scores before and after."""
-    return worded(WHAT, line, otherwise=str(line.get("event", "")) if line.get("event") in TOLD else "")
+    """An event in a few words, without its time; empty if there is nothing to show, as for a swap's scores before and after it."""
+    return find_words(WHAT, line, otherwise=str(line.get("event", "")) if line.get("event") in TOLD else "")
 
 
 def swap(line: Line) -> str:
+    """The swap itself; empty for the scores before and after it."""
     return f"{swapped(line)}{batch_of(line)}" if line.get("moment") == "at" else ""
 
 
 def swapped(line: Line) -> str:
     """What a swap did to the weights."""
-    return f"{line['source']} in place of the live weights of {' and '.join(line['networks'].upper())}"
+    return f"{line['source']} replaces the live weights of {' and '.join(line['networks'].upper())}"
 
 
 def batch_of(line: Line) -> str:
@@ -51,10 +53,12 @@ def batch_of(line: Line) -> str:
 
 
 def growth(line: Line) -> str:
+    """The batch before and after a growth, and the reason."""
     return "batch {from} -> {to}: {reason}".format(**line)
 
 
 def rollback(line: Line) -> str:
+    """The reason for a rollback, where it returned to, and what it changed."""
     words = f"{line['words']}; back to {line['to'] / 1000:g} kimg"
     if "attempt" in line:
         of = f" of {line['max_rollbacks']}" if "max_rollbacks" in line else ""
@@ -65,7 +69,7 @@ def rollback(line: Line) -> str:
 
 
 def own_words(line: Line) -> str:
-    """The words that the event was written with."""
+    """The words stored in the event."""
     return str(line["words"])
 
 
@@ -84,31 +88,37 @@ WHAT: dict[str, Callable[[Line], str]] = {
 
 
 def on_console(line: Line, live_before: Line | None = None) -> str:
-    """An event as the console has it; empty where it is for the record only.
+    """An event as the console prints it; empty if it is only recorded.
 
     Args:
-        live_before: of a swap, the live weights' scores before it.
+        live_before: for a swap, the live weights' scores before it.
     """
     name = line["event"]
     if name == "swap" and line.get("moment") == "at":
         line = {**line, "live_before": live_before or {}}
-    return worded(CONSOLE, line, otherwise="" if name in SILENT else f"{name} at {kimg(line)}")
+    return find_words(CONSOLE, line, otherwise="" if name in SILENT else f"{name} at {kimg(line)}")
 
 
 def kimg(line: Line) -> str:
+    """The time of a line."""
     return f"{line['nimg'] / 1000:g} kimg"
 
 
 def say_start(line: Line) -> str:
+    """The start or resume of a run, and the machine."""
     at = f", {line['time']}" if "time" in line else ""
-    processes = line["processes"]
-    return (
-        f"{line['event']} at {kimg(line)} on {line['device']}, {processes} process{'es' if processes > 1 else ''},"
-        f" gantrain {line['gantrain']}{at}"
-    )
+    processes = counted(line["processes"], "process", "es")
+    return f"{line['event']} at {kimg(line)} on {line['device']}, {processes}, gantrain {line['gantrain']}{at}"
+
+
+def say_interrupted(line: Line) -> str:
+    """`resumes_from` is not in the record: only the run itself knows whether its last checkpoint was written."""
+    where = f" from {line['resumes_from']}" if "resumes_from" in line else ""
+    return f"stopped by {line['signal']} at {kimg(line)}; run the same command to resume{where}"
 
 
 def say_swap(line: Line) -> str:
+    """A swap and the live scores around it; empty for the scores before it, which are shown with the swap."""
     metric, value = next(iter(line["live"].items()), ("", 0.0))
     if line["moment"] == "before":
         return ""
@@ -124,39 +134,39 @@ CONSOLE: dict[str, Callable[[Line], str]] = {
     "swap": say_swap,
     "growth": lambda line: f"growth at {kimg(line)}: {growth(line)}",
     "rollback": lambda line: f"guard: {rollback(line)}",
-    "warning": lambda line: f"guard: {line['words']}; guard.on_{line['kind']}=warn goes on",
-    "not_written": lambda line: f"{line['words']}; checkpoint.on_error=continue goes on",
+    "warning": lambda line: f"guard: {line['words']}; continuing (guard.on_{line['kind']}=warn)",
+    "not_written": lambda line: f"{line['words']}; continuing (checkpoint.on_error=continue)",
     "skipped": lambda line: f"data: skipped: {line['image']}",
-    "interrupted": lambda line: f"stopped by {line['signal']} at {kimg(line)}; the same command goes on",
+    "interrupted": say_interrupted,
     "gave_up": lambda line: f"gave up at {kimg(line)}: {line['words']}",
     "end": lambda line: f"done at {kimg(line)}",
 }
 
 
-def worded(table: Mapping[str, Callable[[Line], str]], line: Line, otherwise: str) -> str:
-    """A line in the words of a table; `otherwise` where it has none for it, or the line is of a version that says less."""
-    tell = table.get(str(line.get("event")))
+def find_words(table: Mapping[str, Callable[[Line], str]], line: Line, otherwise: str) -> str:
+    """The words that a table has for a line; `otherwise` if it has none, or if an older version wrote the line without some fields."""
+    describe = table.get(str(line.get("event")))
     try:
-        return tell(line) if tell else otherwise
+        return describe(line) if describe else otherwise
     except (KeyError, TypeError, ValueError, AttributeError):
         return otherwise
 
 
 # ---- a whole record --------------------------------------------------------------------------------------------------
 
-RECENT = 10  # lines of losses that the rate is taken over
+RECENT = 10  # training lines over which the rate is averaged
 
 
 class Teller:
-    """Lines of a record in the words in which the run has them on its console.
+    """Turns the lines of a record into the words that the run itself printed.
 
     Args:
         total_kimg: of the whole run.
 
     Attributes:
-        total_kimg: the same; a resume may change it.
-        nimg: images seen where the run is.
-        told: the last of its events that says whether it goes on: start, resume, end, interrupted, gave_up; None before any.
+        total_kimg: as above; a resume may change it.
+        nimg: images seen so far.
+        told: the last event that says whether the run is going: start, resume, end, interrupted or gave_up; None before the first.
     """
 
     def __init__(self, total_kimg: float):
@@ -173,7 +183,7 @@ class Teller:
         return clock.images(self.total_kimg)
 
     def text(self, line: dict[str, Any]) -> str:
-        """What a line says; empty where it is for the record only."""
+        """A line in words; empty if it is only recorded."""
         nimg, name = line["nimg"], line.get("event")
         self.nimg = line["to"] if goes_back(line) else max(self.nimg, nimg) if name not in ("start", "resume") else nimg
         if goes_back(line) or name in ("start", "resume"):
@@ -193,7 +203,7 @@ class Teller:
         return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores)}"
 
     def rest(self) -> str:
-        """How fast the run has been lately, and how long the rest takes at that rate; empty where that is not known."""
+        """The recent speed, and the time left at that speed; empty if it is unknown."""
         seconds = sum(s for _, s in self._recent)
         if not seconds:
             return ""

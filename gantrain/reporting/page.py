@@ -23,6 +23,7 @@ import jinja2
 from PIL import Image
 
 from gantrain.config import loading
+from gantrain.errors import counted
 from gantrain.reporting.comparison import LEVEL, Group, curves, differences, grouped, half_width, names_of
 from gantrain.reporting.console import duration
 from gantrain.reporting.drawn_pictures import pictures_in, spread
@@ -165,11 +166,6 @@ def head(record: Record, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def counted(count: int, word: str, plural: str = "s") -> str:
-    """A number of things: 1 round, 2 rounds."""
-    return f"{count} {word}{plural if count > 1 else ''}"
-
-
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
     """The best value of a metric over the comparable evaluations, its average and its kimg."""
     found = [
@@ -227,9 +223,7 @@ def notes(record: Record) -> list[str]:
     elif len(record.averages) == 1:
         found.append(f"Only {record.averages[0]} was scored: there is nothing to compare it with.")
     if apart:
-        found.append(
-            f"{apart} earlier evaluation{'s' if apart > 1 else ''} left out: eval was changed at a resume, so the scores do not compare."
-        )
+        found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
     if not record.training:
         found.append("No line of training has been written: batch, rates and noise scale are not drawn.")
     elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
@@ -418,7 +412,7 @@ def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[
     """The newest picture of each orbit, and the newest ones in evaluations/, up to the limits of a page."""
     orbits = [path for record in records for path in pictures_in(record.run / "orbit")[-1:]]
     others = sorted(
-        (path for record in records for path in (record.run / "evaluations").glob("*.png")), key=lambda path: path.stat().st_mtime
+        (path for record in records for path in (record.run / "evaluations").glob("[!.]*.png")), key=lambda path: path.stat().st_mtime
     )
     found, size = [], 0
     for path in [*orbits, *reversed(others)][:MOST_PICTURES]:

@@ -1,11 +1,11 @@
-"""The view of a run in TensorBoard: an event file in RUN/tensorboard, on a thread of its own.
+"""The view of a run in TensorBoard: an event file in RUN/tensorboard, written on a thread.
 
 The file is a copy of `metrics.jsonl` that TensorBoard can read: steps are images seen (`nimg`), scalars are the numbers of its
-lines under their keys, `samples/AVERAGE` are the sheets of the pictures in RUN/samples, and `event/NAME` says in words what happened.
+lines under their keys, `samples/AVERAGE` are the sheets of the pictures in RUN/samples, and `event/NAME` are events in words.
 
-Whenever a run starts, resumes or is rolled back, a new file is written from the record and the older one goes. So nothing is there
-twice, nothing of a path that was left stays, and a run that gets TensorBoard at a resume has its past. Purging by step alone
-(`purge_step`) would not do: scores of the background come late, at fewer images than the checkpoint that a resume starts from.
+Whenever a run starts, resumes or is rolled back, a new file is written from the record and the old one is deleted, so nothing appears
+twice and abandoned paths disappear. A run that turns TensorBoard on at a resume shows its past too. Purging by step (`purge_step`) is
+not enough: scores computed in the background come late, at fewer images than the checkpoint that a resume starts from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text
 
-from gantrain.errors import one_line
 from gantrain.reporting.drawn_pictures import pictures_in, spread
 from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.view_thread import ViewThread
@@ -34,45 +33,44 @@ from gantrain.run_folder.record import goes_back, parse, split_abandoned
 from gantrain.sampling.sheets import read_side_by_side
 
 FOLDER = "tensorboard"  # of a run
-PATIENCE = 30  # seconds that the end of a run waits for the thread
-MOST_PICTURES = 40  # moments whose pictures are written again: each takes the interpreter some tenths of a second
+PATIENCE = 30  # seconds that a run waits for the thread at its end
+MOST_PICTURES = 40  # pictures that a new file gets at most; each takes some tenths of a second
 COLOURSPACES = {"L": 1, "RGB": 3}  # TensorBoard's numbers for Pillow's modes
 
 
 class EventFile:
-    """A file of TensorBoard's events.
+    """A file of TensorBoard events.
 
-    It is written here and not by torch's SummaryWriter: that one has a thread of its own, which ends with a traceback on the
-    terminal when the disk is full, and a queue that makes the caller wait when the disk is slow. Here the caller is a thread
-    already, and an error reaches it.
+    It does not use torch's SummaryWriter, which writes on its own thread: on a full disk that thread dies with a traceback on the
+    terminal, and on a slow disk its queue blocks the caller. Here the caller is already a thread, and errors reach it.
 
     Args:
-        folder: that TensorBoard is shown, created where it is missing.
+        folder: the log directory; created if missing.
 
     Raises:
-        OSError: it cannot be written; so do all methods.
+        OSError: the file cannot be written. All methods raise it too.
     """
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files with "tfevents" in their names in the order of these.
+        # TensorBoard reads files with "tfevents" in their names, in the order of the names.
         self.path = folder / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}.gantrain"
         self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - closed by close
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
 
     def purge(self, step: int) -> None:
-        """Have TensorBoard forget what it has read from `step` on, of this file and of those before it."""
+        """Make TensorBoard forget everything from `step` on, from this file and earlier ones."""
         self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by tag, stored as fp32."""
+        """Write numbers by tag, stored as fp32."""
         if values:
             found = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
             self._write(Event(step=step, summary=Summary(value=found)))
 
     def add_image(self, step: int, tag: str, picture: Image.Image) -> None:
-        """A picture."""
+        """Write a picture."""
         if picture.mode not in COLOURSPACES:
             picture = picture.convert("RGB")
         encoded = io.BytesIO()
@@ -83,134 +81,118 @@ class EventFile:
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])))
 
     def add_text(self, step: int, tag: str, words: str) -> None:
-        """A text, which TensorBoard takes for Markdown."""
+        """Write a text, which TensorBoard renders as Markdown."""
         self._write(Event(step=step, summary=text(tag, words)))
 
     def close(self) -> None:
-        """Close the file; what was written is in it already."""
+        """Close the file; nothing is buffered."""
         self._file.close()
 
     def _write(self, event: Event) -> None:
+        """Write an event; if that fails, close the file, since nothing more will be written to it."""
         event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
+        try:
+            self._records.write(event.SerializeToString())
+        except OSError:
+            self._file.close()
+            raise
 
 
 class TensorBoardRun:
-    """A run's event file. The first call that fails, as on a full disk, ends it with one line.
+    """A run's event file, with what the record contains so far.
 
     Args:
         run_dir: the run folder.
-        say: receives the line.
+        known_bytes: size of metrics.jsonl when the view was opened; later lines come by calls.
+
+    Raises:
+        OSError: a file cannot be read or written. All methods raise it too.
     """
 
     name = "tensorboard"
 
-    def __init__(self, run_dir: Path, say: Callable[[str], None]):
-        self._run_dir, self._say = run_dir, say
-        self._file: EventFile | None = None
-        self._rollbacks = 0  # of the lines that were shown
-        self._drawn: set[tuple[str, int]] = set()  # of the pictures that were shown: folder or key, images seen
-
-    @classmethod
-    def start(cls, run_dir: Path, known_bytes: int, say: Callable[[str], None]) -> TensorBoardRun:
-        """The view, with what the record has so far.
-
-        Args:
-            run_dir: the run folder.
-            known_bytes: of metrics.jsonl, that were written before this view was told of anything.
-            say: receives a line where the file cannot be written.
-        """
-        view = cls(run_dir, say)
-
-        def show_past() -> None:
-            with open(run_dir / METRICS_FILE, "rb") as record:
-                lines = list(filter(None, map(parse, record.read(known_bytes).splitlines())))
-            here = next((line["nimg"] for line in reversed(lines) if line.get("event") in ("start", "resume")), 0)
-            view._rewrite(lines, here)
-
-        view._attempt(show_past)
-        return view
-
-    @property
-    def ended(self) -> bool:
-        """Whether a call has failed."""
-        return self._file is None
+    def __init__(self, run_dir: Path, known_bytes: int):
+        self._run_dir = run_dir
+        with open(run_dir / METRICS_FILE, "rb") as record:
+            lines = list(filter(None, map(parse, record.read(known_bytes).splitlines())))
+        here = next((line["nimg"] for line in reversed(lines) if line.get("event") in ("start", "resume")), 0)
+        self._rewrite(lines, here)
 
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
-        """Every number of the line."""
-        self._guarded(lambda file: file.add_scalars(nimg, numbers(values)))
+        """Write every number of the line."""
+        self._file.add_scalars(nimg, select_numbers(values))
 
     def event(self, nimg: int, name: str, words: str, fields: Mapping[str, Any]) -> None:
-        """Its words; a rollback has the file written anew without what it has left."""
+        """Write the words; after a rollback, rewrite the file without the abandoned path."""
         line = {"nimg": nimg, "event": name, **fields}
         if goes_back(line):
-            self._guarded(lambda file: self._go_back(line))
+            self._go_back(line)
         else:
-            self._guarded(lambda file: file.add_text(nimg, f"event/{name}", words))
+            self._file.add_text(nimg, f"event/{name}", words)
 
     def overview(self, nimg: int) -> None:
-        """TensorBoard draws its charts itself."""
+        """Do nothing: TensorBoard draws its charts itself."""
 
     def image(self, nimg: int, key: str, path: Path, caption: str) -> None:
-        """The picture."""
-        self._guarded(lambda file: self._add_pictures(file, nimg, key, path))
+        """Write the picture."""
+        self._add_pictures(nimg, key, path)
 
     def samples(self, nimg: int, path: Path, classes: Sequence[str]) -> None:
-        """Every sheet of the picture."""
-        self._guarded(lambda file: self._add_pictures(file, nimg, "samples", path))
+        """Write every sheet of the picture."""
+        self._add_pictures(nimg, "samples", path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The last scores are scalars already."""
+        """Do nothing: the last scores are already scalars."""
 
     def conclude(self) -> None:
-        """There is nothing to add."""
+        """Do nothing: everything has been written."""
 
     def finish(self, exit_code: int, wait: bool = True) -> None:
         """Close the file."""
-        self._guarded(lambda file: file.close())
+        self._file.close()
 
     def _go_back(self, rollback: dict[str, Any]) -> None:
-        """Write the file anew as of a rollback, whose line the record has by now, perhaps with others behind it."""
+        """Rewrite the file up to a rollback. The record already has its line, and perhaps later ones."""
         rollbacks, lines = 0, []
         with open(self._run_dir / METRICS_FILE, "rb") as record:
             for line in filter(None, map(parse, record)):
                 if goes_back(line):
-                    if rollbacks == self._rollbacks:  # this one; what follows it comes by other calls
+                    if rollbacks == self._rollbacks:  # this rollback; later lines come by other calls
                         break
                     rollbacks += 1
                 lines.append(line)
+        self._file.close()
         self._rewrite([*lines, rollback], rollback["to"])
 
     def _rewrite(self, lines: list[dict[str, Any]], here: int) -> None:
-        """Put a new file in place of those that there are.
+        """Replace the existing files by a new one.
 
         Args:
-            lines: of the record, all that shall be in it.
-            here: images seen now; pictures of more are of a path that was left.
+            lines: the lines of the record that the file will contain.
+            here: images seen now; later pictures are of an abandoned path.
         """
         folder = self._run_dir / FOLDER
         older = list(folder.glob("*tfevents*.gantrain"))
-        if self._file is not None:
-            self._file.close()
         self._file = file = EventFile(folder)
-        file.purge(0)  # for a TensorBoard that goes on from an older file
+        file.purge(0)  # for a TensorBoard that has read an older file
         kept, _ = split_abandoned(lines)
         for line in kept:
             if "event" not in line:
-                file.add_scalars(line["nimg"], numbers({key: value for key, value in line.items() if key != "nimg"}))
+                file.add_scalars(line["nimg"], select_numbers({key: value for key, value in line.items() if key != "nimg"}))
             elif words := what_happened(line):
                 file.add_text(line["nimg"], f"event/{line['event']}", words)
-        self._rollbacks, self._drawn = sum(map(goes_back, lines)), set()
+        self._rollbacks = sum(map(goes_back, lines))  # in the file
+        self._drawn: set[tuple[str, int]] = set()  # pictures in the file: (key, images seen)
         for key in ("samples", "orbit"):
             drawn = [path for path in pictures_in(self._run_dir / key) if int(path.stem) <= here]
             for path in spread(drawn, MOST_PICTURES):
-                self._add_pictures(file, int(path.stem), key, path)
+                self._add_pictures(int(path.stem), key, path)
         for path in older:
             path.unlink(missing_ok=True)
 
-    def _add_pictures(self, file: EventFile, nimg: int, key: str, path: Path) -> None:
-        """A picture, or each of its sheets under its average's name, unless that was done; a damaged one is passed over."""
-        if (key, nimg) in self._drawn:  # a run that was stopped at this moment draws it again when it resumes
+    def _add_pictures(self, nimg: int, key: str, path: Path) -> None:
+        """Write a picture, or each of its sheets under its average's name, unless it is in the file; skip a damaged one."""
+        if (key, nimg) in self._drawn:  # a run stopped at this moment draws it again when it resumes
             return
         try:
             sheets = read_side_by_side(path)
@@ -218,31 +200,17 @@ class TensorBoardRun:
             return
         self._drawn.add((key, nimg))
         for sheet in sheets:
-            file.add_image(nimg, f"{key}/{sheet.name}" if sheet.name else key, sheet.picture)
-
-    def _guarded(self, call: Callable[[EventFile], None]) -> None:
-        file = self._file
-        if file is not None:
-            self._attempt(lambda: call(file))
-
-    def _attempt(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:
-            if self._file is not None:
-                self._file.close()
-            self._file = None
-            self._say(f"tensorboard: stopped ({one_line(error)[:160]}); training goes on, metrics.jsonl has everything")
+            self._file.add_image(nimg, f"{key}/{sheet.name}" if sheet.name else key, sheet.picture)
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Of a line's values those that are numbers."""
+def select_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among a line's values."""
     return {key: value for key, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 
 def open_view(run_dir: Path, say: Callable[[str], None]) -> ViewThread:
-    """The event file of a run, on a thread, where pictures are encoded and the past is read."""
+    """Open the event file of a run, on a thread that also reads the past and encodes pictures."""
     record = run_dir / METRICS_FILE
     known = record.stat().st_size if record.exists() else 0
     say(f"tensorboard: show the run with `tensorboard --logdir {run_dir}`")
-    return ViewThread("tensorboard", functools.partial(TensorBoardRun.start, run_dir, known, say), PATIENCE, say)
+    return ViewThread("tensorboard", functools.partial(TensorBoardRun, run_dir, known), PATIENCE, say)

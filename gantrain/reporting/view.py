@@ -1,4 +1,4 @@
-"""What shows a run beside its record."""
+"""The contract of a view, which shows a run somewhere else than in its record."""
 
 from __future__ import annotations
 
@@ -6,58 +6,65 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from gantrain.errors import one_line
+
 
 class View(Protocol):
-    """Shows a run somewhere: Weights & Biases, TensorBoard, or what you write. `Tracker` calls it on the main process only.
+    """Shows a run somewhere: in Weights & Biases, in TensorBoard, or in a view of your own. Only the main process has views.
 
-    It shows what metrics.jsonl and the run folder have; they stay the truth. A view whose method raises is let go with one line
-    and training goes on, so a view need not guard itself; but a call returns at once, since training waits for it: what may take
-    long goes behind a `ViewThread`.
+    A view shows what metrics.jsonl and the run folder contain; they remain the source of truth. If a method raises, the view is dropped
+    with one line, and training continues, so a view need not catch its errors. Calls must return quickly, since training waits for them:
+    put a slow view behind a `ViewThread`.
 
     Attributes:
-        name: in messages.
+        name: for messages.
     """
 
     name: str
 
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
-        """A line of numbers of metrics.jsonl, training's or an evaluation's.
+        """Show a line of numbers of metrics.jsonl, from training or an evaluation.
 
         Args:
-            nimg: images seen; an evaluation in the background comes late, with fewer than the line before.
-            values: by key; an evaluation's also have words.
+            nimg: images seen; a background evaluation comes late, with fewer images than the line before it.
+            values: by key; those of an evaluation include text.
         """
 
     def event(self, nimg: int, name: str, words: str, fields: Mapping[str, Any]) -> None:
-        """What happens once: a swap, growth, rollback, warning, interruption, the end.
+        """Show an event: a swap, growth, rollback, warning, interruption or the end.
 
         Args:
             nimg: images seen.
             name: of the event.
-            words: what happened, for a person.
+            words: the event in words.
             fields: of its line in metrics.jsonl.
         """
 
     def overview(self, nimg: int) -> None:
-        """There are new scores: charts of the whole record may be drawn anew."""
+        """Called after new scores: charts of the whole record may be redrawn."""
 
     def image(self, nimg: int, key: str, path: Path, caption: str) -> None:
-        """A picture that is on disk, such as the orbit's."""
+        """Show a picture file, such as the orbit's."""
 
     def samples(self, nimg: int, path: Path, classes: Sequence[str]) -> None:
-        """A picture of sample sheets that is on disk, see `gantrain.sampling.sheets.read_side_by_side`.
+        """Show a picture file of sample sheets; see `gantrain.sampling.sheets.read_side_by_side`.
 
         Args:
             nimg: images seen.
             path: of the picture.
-            classes: the sheets' columns; none where there are no classes.
+            classes: names of the sheets' columns; empty if the data has no classes.
         """
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final numbers of the run."""
+        """Show the final numbers of the run."""
 
     def conclude(self) -> None:
-        """The run ends, however it does: the last word."""
+        """Called once before `finish`, however the run ended."""
 
     def finish(self, exit_code: int, wait: bool = True) -> None:
-        """Close; the last call. Unless `wait`, at once, whatever has not been shown yet."""
+        """Close the view; this is the last call. Unless `wait`, close immediately, even if something has not been shown yet."""
+
+
+def describe_failure(name: str, error: Exception) -> str:
+    """The line that is printed when a call of a view fails."""
+    return f"{name}: stopped ({one_line(error)[:160]}); training continues; metrics.jsonl is complete"

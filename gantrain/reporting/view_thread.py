@@ -1,4 +1,4 @@
-"""A view on a thread of its own: whether it is slow, fails or hangs, training goes on."""
+"""A view on its own thread: training continues even if the view is slow, fails or hangs."""
 
 from __future__ import annotations
 
@@ -8,39 +8,28 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from gantrain.reporting.view import View
+from gantrain.reporting.view import View, describe_failure
 
-WAITING = 4096  # calls that may wait for a view: a bound on memory
-HUNG: list[threading.Thread] = []  # threads of W&B that were let go: W&B's own end of a process might wait for them
-
-
-class GuardedView(View, Protocol):
-    """A view that a `ViewThread` calls: it catches its own errors, which nobody would see on a thread.
-
-    Attributes:
-        ended: whether a call has failed, after which it does nothing any more.
-    """
-
-    @property
-    def ended(self) -> bool: ...
+WAITING = 4096  # calls in the queue of a view at most, which bounds memory
+HUNG: list[threading.Thread] = []  # abandoned threads of W&B, for which W&B's exit handler might wait forever
 
 
 class ViewThread:
-    """A view whose calls a thread makes, in order; only the end of the run waits for it.
+    """A view whose calls are made by a thread, in order; only the end of the run waits for it.
+
+    The first call that raises ends the view with one line; later calls are ignored.
 
     Args:
         name: of the view.
-        start: opens it, on the thread; None where that fails.
+        start: opens the view, on the thread; None if there is nothing to show it in.
         patience: seconds that `finish` waits.
-        say: receives a line where calls were left out or the end was not waited for.
-        hangs: whether a thread that is let go would keep the process from ending.
+        say: receives a line if a call fails, if calls are dropped, or if `finish` gives up.
+        hangs: whether an abandoned thread would keep the process from exiting.
     """
 
-    def __init__(
-        self, name: str, start: Callable[[], GuardedView | None], patience: float, say: Callable[[str], None], hangs: bool = False
-    ):
+    def __init__(self, name: str, start: Callable[[], View | None], patience: float, say: Callable[[str], None], hangs: bool = False):
         self.name, self._patience, self._say, self._hangs = name, patience, say, hangs
         self._calls: queue.Queue[tuple[str, tuple]] = queue.Queue(WAITING)
         self._dropped = 0
@@ -69,43 +58,43 @@ class ViewThread:
         self._call("conclude")
 
     def finish(self, exit_code: int, wait: bool = True) -> None:
-        """Have the view closed when all calls are made, or let go of it when that takes too long, or at once unless `wait`."""
+        """Close the view after all calls; give up after `patience`, or immediately if not `wait`."""
         if not wait:
-            self._let_go()
+            self._give_up()
             return
         until = time.monotonic() + self._patience
         while self._thread.is_alive() and time.monotonic() < until:
-            with contextlib.suppress(queue.Full):  # of calls that are being made
+            with contextlib.suppress(queue.Full):  # calls are still being made
                 self._calls.put(("finish", (exit_code,)), timeout=min(0.1, self._patience))
                 break
         self._thread.join(max(0.0, until - time.monotonic()))
-        if self._let_go():
-            self._say(f"{self.name}: did not take everything within {self._patience:g} seconds and is let go; metrics.jsonl has everything")
+        if self._give_up():
+            self._say(f"{self.name}: did not finish within {self._patience:g} seconds; giving up; metrics.jsonl is complete")
 
-    def _run(self, start: Callable[[], GuardedView | None]) -> None:
-        view = start()
-        while view is not None:
-            name, arguments = self._calls.get()
-            getattr(view, name)(*arguments)
-            if name == "finish":
-                return
-            if view.ended:
-                self._let_go()
-                return
+    def _run(self, start: Callable[[], View | None]) -> None:
+        """Open the view and make the calls, until the last one or the first that raises."""
+        try:
+            view, name = start(), ""
+            while view is not None and name != "finish":
+                name, arguments = self._calls.get()
+                getattr(view, name)(*arguments)
+        except Exception as error:  # on a thread, nobody else would see it
+            self._give_up()
+            self._say(describe_failure(self.name, error))
 
     def _call(self, name: str, *arguments: Any) -> None:
-        """Have a method of the view called, some time."""
+        """Queue a call of the view; drop it if the queue is full or the view has ended."""
         if not self._thread.is_alive():
             return
         try:
             self._calls.put_nowait((name, arguments))
         except queue.Full:
             if not self._dropped:
-                self._say(f"{self.name}: does not keep up; what comes while it is behind is left out there, metrics.jsonl has everything")
+                self._say(f"{self.name}: cannot keep up; updates are dropped until it catches up; metrics.jsonl is complete")
             self._dropped += 1
 
-    def _let_go(self) -> bool:
-        """Leave the thread to itself; whether it was still at work."""
+    def _give_up(self) -> bool:
+        """Abandon the thread; returns whether it was still running."""
         alive = self._thread.is_alive()
         if alive and self._hangs:
             HUNG.append(self._thread)

@@ -1,4 +1,4 @@
-"""Charts, tables and summaries that W&B shows of a run's record; nothing here imports wandb."""
+"""Charts, tables and summaries of a run's record for W&B; nothing here imports wandb."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.record import Record
 from gantrain.score_names import best_value
 
-LONG_RECORD = 32 * 2**20  # bytes: beyond it, batch and noise are shown only in the charts that W&B makes of the lines
-Rows = tuple[list[str], list[list[Any]]]  # of a table of W&B: columns, rows
+LONG_RECORD = 32 * 2**20  # bytes; for a longer record, only W&B's own charts show batch and noise
+Rows = tuple[list[str], list[list[Any]]]  # of a W&B table: columns, rows
 
 
-def told_by(run_dir: Path) -> Record:
-    """A run's record; a long one without the lines of losses, which would cost the interpreter seconds at every evaluation."""
+def read_for_charts(run_dir: Path) -> Record:
+    """A run's record; if it is long, without its training lines, which would take seconds to parse at every evaluation."""
     long = (run_dir / METRICS_FILE).stat().st_size > LONG_RECORD
     return record.outline(run_dir) if long else record.read(run_dir)
 
@@ -26,26 +26,26 @@ def overview(told: Record) -> tuple[dict[str, Any], dict[str, Rows], dict[str, A
     """(figures, tables, summary) of a record, by W&B's keys."""
     few = without_training(told)
     figures = {f"overview/{metric}": scores_figure(few, metric) for metric in few.metrics}
-    if len(told.training) > 1:  # an outline has the last one
+    if len(told.training) > 1:  # an outline has only the last one
         figures["overview/batch"] = batch_figure(told)
     return figures, {"events": events_table(few)}, best_scores(few)
 
 
 def without_training(told: Record) -> Record:
-    """A record without its lines of losses, which are most of it."""
+    """A record without its training lines, which are most of it."""
     return Record(
         told.run, told.config, [line for line in told.lines if "loss/d" not in line], told.abandoned, told.unreadable, told.running
     )
 
 
 def events_table(told: Record) -> Rows:
-    """What happened and when, without checkpoints and the like."""
+    """The events that are worth a row, with their times."""
     rows = [[line["nimg"] / 1000, line["event"], words] for line in told.events(*TOLD) if (words := what_happened(line))]
     return ["kimg", "event", "what"], rows
 
 
 def scores_table(told: Record) -> Rows:
-    """The last scores: a row per average, a column per metric, and the metrics by which it is the best."""
+    """The last scores: a row per average, a column per metric, and the metrics by which the average is best."""
     if not told.evaluations:
         return [], []
     last = told.evaluations[-1].scores
@@ -59,7 +59,7 @@ def scores_table(told: Record) -> Rows:
 
 
 def best_scores(told: Record) -> dict[str, Any]:
-    """For every metric the best value of the whole run, its average, and its kimg."""
+    """For every metric, the best value of the whole run, its average and its kimg."""
     found = {metric: told.best(metric) for metric in told.metrics}
     return {
         f"best/{metric}{end}": value

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain.config.sections import Guard
-from gantrain.interruption import Interruption
+from gantrain.interruption import SIGNALS, Interruption
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.score_names import better_when_higher
 from gantrain.training.context import Context
@@ -27,7 +27,6 @@ from gantrain.training.keeper import Keeper
 from gantrain.training.run_state import RunState
 
 WATCHED = ("loss/d", "loss/g", "loss/penalty", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SKIPS_IN_A_ROW = 32  # fp16: its scaler halves the scale at each step that it skips; after so many no scale will work
 
 
@@ -75,9 +74,9 @@ class Pulse:
         zero = torch.zeros((), device=self.device)
         flags = [(~torch.isfinite(values[name].detach())).float() if name in values else zero for name in WATCHED]
         told = (
-            torch.tensor([float(asked == number) for number in STOPS]).to(self.device, non_blocking=True)
+            torch.tensor([float(asked == number) for number in SIGNALS]).to(self.device, non_blocking=True)
             if asked
-            else zero.expand(len(STOPS))
+            else zero.expand(len(SIGNALS))
         )
         numbers = torch.cat([torch.stack(flags), told])
         work = torch.distributed.all_reduce(numbers, async_op=True) if self.world > 1 else None
@@ -102,7 +101,7 @@ class Pulse:
             if arrived:
                 arrived.synchronize()
             found = [int(n) for n in numbers.tolist()]
-            asked = next((number for number, n in zip(STOPS, found[len(WATCHED) :]) if n), None)
+            asked = next((number for number, n in zip(SIGNALS, found[len(WATCHED) :]) if n), None)
             beats.append(Beat(before, nimg, {name: n for name, n in zip(WATCHED, found) if n}, asked))
         return beats
 

@@ -17,13 +17,14 @@ from gantrain.data import ImageSet, RealBatches, audit, prepare
 from gantrain.distributed import local_processes, main_first
 from gantrain.errors import UserError
 from gantrain.images import to_float
+from gantrain.reporting.event_words import on_console
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.sampling import latents
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
 from gantrain.training.players import Players
 from gantrain.training.run_state import RunState
-from gantrain.training.update import Batch, sees_real
+from gantrain.training.update import Batch
 
 SHOWN = 5  # unreadable images named on the console at a time
 
@@ -100,7 +101,7 @@ class Inputs:
             began = time.perf_counter()
             batch = self.stream.next()
             self.data_wait += time.perf_counter() - began
-            if sees_real(self.context.config.loss):
+            if self.context.config.loss.generator_sees_real:
                 kept.append(batch)
             yield self.as_input(batch)
 
@@ -139,9 +140,9 @@ class Inputs:
         new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
         for i, line in enumerate(new):
             self._unreadable.add(line)
+            event = tracker.event(self.run.nimg, "skipped", image=line)
             if i < SHOWN:
-                tracker.say(f"data: skipped: {line}")
-            tracker.event(self.run.nimg, "skipped", image=line)
+                tracker.say(on_console(event))
         if len(new) > SHOWN:
             tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
 

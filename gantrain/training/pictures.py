@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gantrain.atomic_file import open_draft
 from gantrain.averaging import LIVE
 from gantrain.batching import BatchController
 from gantrain.data import ImageSet
@@ -70,7 +71,8 @@ class Pictures:
         if context.main:
             path = context.run_dir / "samples" / f"{nimg:012d}.png"
             path.parent.mkdir(exist_ok=True)
-            save_side_by_side(sheets, path)
+            with open_draft(path, only_writer=True) as draft:
+                save_side_by_side(sheets, draft)
             classes = [self.images.class_names[label] for label in y[:columns].tolist()] if players.num_classes > 1 else []
             context.tracker.samples(nimg, path, classes)
 

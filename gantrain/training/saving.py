@@ -35,7 +35,7 @@ class Stateful(Protocol):
         ...
 
 
-class Keyed:
+class KeyedPart:
     """A part of the checkpoint under a key of its own."""
 
     def __init__(self, key: str, thing: Stateful):

@@ -15,9 +15,10 @@ from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
+from gantrain.reporting.event_words import on_console
 from gantrain.reporting.score_table import table
 from gantrain.reporting.tracker import Tracker
-from gantrain.reporting.views import require_views
+from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
@@ -31,7 +32,7 @@ from gantrain.training.pictures import Pictures
 from gantrain.training.players import Players
 from gantrain.training.recovery import Recovery, dispensable
 from gantrain.training.run_state import RunState
-from gantrain.training.saving import Keyed, Saving
+from gantrain.training.saving import KeyedPart, Saving
 from gantrain.training.scoreboard import Scoreboard
 from gantrain.training.swapper import Swapper
 from gantrain.training.update import Batch, Stats, discriminator_phase, generator_phase, penalties_due
@@ -83,7 +84,7 @@ class Trainer:
         )  # fmt: skip
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
         self.facts = Facts(context, run, players, batching, images, measurements)
-        saving.parts = [inputs, Keyed("batching", batching), players, Keyed("swaps", swapper), scoreboard, run, measurements, guard]
+        saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
         if not resumes:
             self.facts.note_batch()
 
@@ -164,7 +165,7 @@ class Trainer:
         self.players.average(run.nimg)
         self.guard.send(seen | self.players.weight_norms())
 
-    # ---- its beginning and its ends ----------------------------------------------------------------------------------
+    # ---- start and end -----------------------------------------------------------------------------------------------
 
     @property
     def stopping(self) -> signal.Signals | None:
@@ -172,10 +173,10 @@ class Trainer:
         return self.guard.stopping
 
     def start(self) -> None:
-        """Resume from the newest whole checkpoint if there is one, and open the record."""
+        """Resume from the newest undamaged checkpoint if there is one, and open the record and the views."""
         saving, facts = self.saving, self.facts
         saving.lock()
-        self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded are missed now, and not after training
+        self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded fail here, not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
         if path:
@@ -193,33 +194,36 @@ class Trainer:
         self.inputs.reopen()
         facts.announce(path, self.changed)
         self.inputs.name_unreadable(list(self.images.skipped.values()))
-        facts.open_views(saving.wandb_id, self.evaluator.protocol())
+        shown = facts.describe(self.evaluator.protocol())
+        if self.context.main:
+            self.tracker.views += open_views(self.config.tracking, saving.wandb_id, shown, self.context.run_dir, self.tracker.say)
         self.measurements.start()
 
     def stop(self) -> Scores:
-        """Asked to stop between two updates: save everything; the same command does what is due at this moment."""
+        """Stop between two updates: save everything. After a resume, the run does what was due at this moment."""
         name = (self.stopping or self.interruption.asked or signal.SIGTERM).name  # the last is another process's
         self.guard.stopping = signal.Signals[name]
         run, say = self.run, self.tracker.say
         try:
             self.guard.listen(all=True)
         except Trouble as trouble:
-            say(f"guard: {trouble.words}; not saved, the checkpoint before stands")
+            say(f"guard: {trouble.words}; not saved; the previous checkpoint is kept")
         else:
             self.inputs.report_skipped()
             self.tracker.event(run.nimg, "interrupted", time=utc_now(), signal=name)
             if run.saved_at != run.nimg:
                 self.saving.save(pending=True)
         saved = self.keeper.collect(run.nimg, wait=True) and run.saved_at == run.nimg
-        say(f"stopped by {name} at {run.kimg:g} kimg; the same command goes on from {'there' if saved else 'the checkpoint before'}")
+        where = "here" if saved else "the previous checkpoint"
+        say(on_console({"nimg": run.nimg, "event": "interrupted", "signal": name, "resumes_from": where}))
         self.close()
         return self.scoreboard.scores
 
     def end(self) -> Scores:
-        """Close the record with the final table; the scores."""
+        """End the record with the final table; returns the scores."""
         run, tracker, scores = self.run, self.tracker, self.scoreboard.scores
         self.keeper.collect(run.nimg, wait=True, last=True)
-        self.guard.stopping = None  # whoever asked: there is nothing left to do
+        self.guard.stopping = None  # a request to stop no longer matters: the run is done
         if self.context.main:
             self.keeper.scoring.clear()
         if self.guard.watch.warned:
@@ -242,8 +246,8 @@ class Trainer:
         """Release the record and the run folder, also after an exception.
 
         Args:
-            exit_code: what W&B is told.
-            wait: until everything is written and sent.
+            exit_code: passed to W&B.
+            wait: wait until everything is written and sent.
         """
         self.keeper.scoring.cancel()
         if wait:
@@ -254,15 +258,15 @@ class Trainer:
 
 
 def prepared(config: Config, accelerator: Accelerator) -> Context:
-    """What all parts of a run work with.
+    """The context that all parts of a run share.
 
     Raises:
-        UserError: the Accelerator, or the device, cannot train this configuration.
+        UserError: the Accelerator or the device cannot train this configuration.
     """
     device = accelerator.device
     if accelerator.mixed_precision != PRECISIONS[config.mixed_precision]:
         raise UserError(
-            f"mixed_precision: the Accelerator of this program computes in {accelerator.mixed_precision!r}, not in {config.mixed_precision}"
+            f"mixed_precision: must be that of the given Accelerator, {accelerator.mixed_precision!r}, got {config.mixed_precision}"
         )
     if config.sync_batchnorm and device.type == "cpu" and accelerator.num_processes > 1:
         raise UserError(

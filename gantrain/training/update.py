@@ -122,11 +122,6 @@ def halves(rounds: Iterable) -> Iterator:
         yield half(batch, 1)
 
 
-def sees_real(loss: Loss) -> bool:
-    """Whether the generator's loss is given real logits."""
-    return loss.generator_sees_real
-
-
 def full_precision(logits: Tensor) -> Tensor:
     """Logits in at least fp32, in which losses are computed whatever precision the networks use."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

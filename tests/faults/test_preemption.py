@@ -101,7 +101,7 @@ def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, t
     assert process.returncode == status, out + err
     stopped = next(line for line in told(run) if line["event"] == "interrupted")
     assert stopped["signal"] == number.name and stopped["nimg"] == int(newest(run).name) < 960
-    assert f"stopped by {number.name} at {stopped['nimg'] / 1000:g} kimg; the same command goes on from there" in out and not err
+    assert f"stopped by {number.name} at {stopped['nimg'] / 1000:g} kimg; run the same command to resume from here" in out and not err
     gantrain(*arguments(run))
     assert [line["nimg"] for line in told(run) if line["event"] == "resume"] == [stopped["nimg"]]
     same_run(undisturbed, run)

@@ -112,7 +112,7 @@ def test_stop_and_warn(tmp_path, action, status):
         assert "guard.on_nonfinite=stop ends the run" in done.stderr and newest(run).name == "000000000320" and finite(run)
         assert [line["event"] for line in lines_of(run) if "event" in line][-1] == "gave_up"
     else:
-        assert len(events(run, "warning")) == 1 and "guard.on_nonfinite=warn goes on" in done.stdout and not finite(run)
+        assert len(events(run, "warning")) == 1 and "continuing (guard.on_nonfinite=warn)" in done.stdout and not finite(run)
 
 
 @pytest.mark.parametrize("to", slow_but(["best"], ["best", "last"]))
@@ -142,7 +142,7 @@ def test_saturation_of_d_is_said_once(tmp_path):
     done = faulty(run, "none", *FEW, "guard.saturation=0.999", "guard.saturation_kimg=0.2", "optim.lr_d=0.004", "optim.lr_g=0.00001")
     found = events(run, "warning")
     assert len(found) == 1 and found[0]["kind"] == "saturation" and found[0]["loss/d"] < found[0]["bound"] == pytest.approx(2 * 0.999)
-    assert "D has won; guard.on_saturation=warn goes on" in done.stdout and lines_of(run)[-1]["event"] == "end"
+    assert "D has won; continuing (guard.on_saturation=warn)" in done.stdout and lines_of(run)[-1]["event"] == "end"
 
 
 @pytest.mark.slow

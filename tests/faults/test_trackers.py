@@ -70,9 +70,9 @@ def record(run: Path) -> list[dict]:
 @pytest.mark.parametrize(
     "fault, words",
     [
-        pytest.param("raises", "wandb: not available (W&B cannot be reached); metrics.jsonl has everything", marks=pytest.mark.slow),
-        ("later", "wandb: stopped (W&B cannot be reached); training goes on, metrics.jsonl has everything"),
-        ("hangs", "wandb: did not take everything within 1 seconds and is let go; metrics.jsonl has everything"),
+        pytest.param("raises", "wandb: not available (W&B cannot be reached); metrics.jsonl is complete", marks=pytest.mark.slow),
+        ("later", "wandb: stopped (W&B cannot be reached); training continues; metrics.jsonl is complete"),
+        ("hangs", "wandb: did not finish within 1 seconds; giving up; metrics.jsonl is complete"),
     ],
 )
 def test_training_goes_on_and_nothing_is_lost(alone, tmp_path, fault, words):
