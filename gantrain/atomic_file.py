@@ -14,13 +14,12 @@ from pathlib import Path
 
 
 @contextmanager
-def attribute_errors(path: Path, draft: Path | None = None) -> Iterator[None]:
-    """Inside, an OSError that names no file, or the draft, gets the name of `path`. One that names another file keeps that name."""
+def attribute_errors(path: Path) -> Iterator[None]:
+    """Within this context, every OSError gets the name of this file."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or error.filename == str(draft):
-            error.filename = str(path)
+        error.filename = str(path)
         raise
 
 
@@ -35,12 +34,17 @@ def open_draft(path: Path, durable: bool = False, only_writer: bool = False) -> 
             kill. Otherwise each process uses a draft of its own.
 
     Raises:
-        OSError: the file could not be written; it carries the name of `path`, unless it names another file that was read meanwhile.
+        OSError: the file could not be written; it carries the name of `path`, unless it names another file, which the caller reads.
     """
     draft = path.with_name(f".{path.stem}{'.writing' if only_writer else f'-{os.getpid()}'}{path.suffix}")
     try:
-        with attribute_errors(path, draft):
+        try:
             yield draft
+        except OSError as error:
+            if error.filename in (None, str(draft)):  # others are of files that the caller reads meanwhile
+                error.filename = str(path)
+            raise
+        with attribute_errors(path):
             if durable:
                 sync(draft)
             with suppress(FileNotFoundError):
@@ -55,7 +59,7 @@ def open_draft(path: Path, durable: bool = False, only_writer: bool = False) -> 
 
 def write_atomically(path: Path, data: str | bytes | memoryview, durable: bool = False, only_writer: bool = False) -> None:
     """Write a whole file; arguments and errors as in `open_draft`. Text is written as UTF-8."""
-    with open_draft(path, durable, only_writer) as draft:
+    with open_draft(path, durable, only_writer) as draft, attribute_errors(path):
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
 
 

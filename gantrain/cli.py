@@ -1,4 +1,4 @@
-"""The `gantrain` command: parse, call, format errors. The verbs import torch; the help does not wait for it."""
+"""The `gantrain` command: parse arguments, run the verb, format errors. Only the verbs import torch, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ REFERENCE_HELP = (
     "score against this instead of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml"
     " (eval.reference)"
 )
-OVERRIDES_HELP = "any number of section.key=value; the value is read as YAML"
+OVERRIDES_HELP = "any number of section.key=value; values are parsed as YAML"
 EVAL_OVERRIDES_HELP = "changes to the run's eval or data section"
-SECONDS_FOR_MAIN = 3  # an error of all processes is printed by the main one; the launcher has ended the others by then
+SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have; the launcher has killed the others by then
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 when done, 2 on a user's mistake, 3 if the guard gave up, 75 on a signal that asks for the machine
-    (run it again), 130 on Ctrl-C."""
+    """Run the command and exit: 0 when done, 2 on a user error, 3 if the guard gave up, 75 after SIGTERM or SIGUSR1 (run the
+    command again), 130 after Ctrl-C."""
     status = run(argv)
     if getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None):  # W&B's own exit handler would hang as well
         flush_output()
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def flush_output() -> None:
-    """Write out what standard output holds back; if the disk is full it is lost, and the exit status stays the same."""
+    """Flush standard output. If the disk is full, the rest is lost, and the exit status stays the same."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -48,7 +48,7 @@ def flush_output() -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
-    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; data has its own
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
         return importlib.import_module(f"gantrain.commands.{arguments.verb}").call(arguments) or 0
     except GaveUp as error:
@@ -57,7 +57,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(str(error))
         return USER_ERROR
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # for example, `| head` has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -66,15 +66,15 @@ def run(argv: Sequence[str] | None = None) -> int:
         complain(f"{error.filename or 'a file of the run'}: {error.strerror}; fix this and run the same command again")
         return USER_ERROR
     except KeyboardInterrupt:
-        complain("interrupted; the same command resumes from the last checkpoint")
+        complain("interrupted; run the same command to resume from the last checkpoint")
         return INTERRUPTED
     except Stopped as stopped:
-        complain(f"stopped by {stopped}; the same command resumes from the last checkpoint")
+        complain(f"stopped by {stopped}; run the same command to resume from the last checkpoint")
         return exit_status(stopped.signal)
 
 
 def complain(text: str) -> None:
-    """Print one line on standard error; a process other than the main one is heard only if the error is its own."""
+    """Print one line on standard error. Other processes than the main one wait first, so they print only errors of their own."""
     rank = int(os.environ.get("RANK", "0"))
     if rank:
         time.sleep(SECONDS_FOR_MAIN)
@@ -82,16 +82,16 @@ def complain(text: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a wrong command line in one line."""
+    """A parser that reports an invalid command line in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the mistake and exit with 2."""
+        """Print the error and exit with 2."""
         complain(f"{message}; see `{self.prog} --help`")
         self.exit(USER_ERROR)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; KEY=VALUE may come before and after options, which argparse alone does not allow."""
+    """Parse the command line. KEY=VALUE may come before and after options, which argparse alone does not allow."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
@@ -102,7 +102,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def parser() -> Parser:
-    """The command line of every verb."""
+    """Build the parser of all verbs."""
     top = Parser(prog="gantrain", description="Train GANs, and follow, score and sample many averages of their weights.")
     top.add_argument("--version", action="version", version=f"gantrain {__version__}")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -119,7 +119,7 @@ Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 def add_train(verbs: Verbs) -> None:
     """`gantrain train`."""
-    train = verbs.add_parser("train", help="train; the same command with the same run_dir resumes")
+    train = verbs.add_parser("train", help="train a run; the same command with the same run_dir resumes it")
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
     train.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     train.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
@@ -135,7 +135,7 @@ def add_config(verbs: Verbs) -> None:
         nargs="?",
         const="",
         metavar="SECTION",
-        help="list all keys with type, default, range and meaning, or those of a section, plug-in or key, such as averagers.ema",
+        help="list all keys with type, default, range and meaning; or only a section, plug-in or key, such as averagers.ema",
     )
     show.add_argument("--markdown", action="store_true", help="with --keys: print Markdown")
     show.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
@@ -156,7 +156,7 @@ def add_sample(verbs: Verbs) -> None:
     sample.add_argument(
         "--sheet",
         metavar="KIND",
-        help="classes (one per row), averages (the same latents through all of them, or through --average A,B), z, class or both"
+        help="classes (one per row), averages (the same latents with all averages, or with --average A,B), z, class or both"
         " (interpolations of latents, of classes, of both), neighbours (nearest real images, to check for memorisation)",
     )
     sample.add_argument("--per-class", type=int, metavar="N", help="images per row of --sheet classes (default: 10)")
@@ -168,7 +168,7 @@ def add_sample(verbs: Verbs) -> None:
 
 def add_walk(verbs: Verbs) -> None:
     """`gantrain walk`."""
-    walk = verbs.add_parser("walk", help="make a film of a closed walk through the latents")
+    walk = verbs.add_parser("walk", help="make a video of a closed walk through the latents")
     add_choice(walk)
     walk.add_argument("--num", type=int, default=16, metavar="N", help="number of walks, shown as tiles (default: 16)")
     walk.add_argument("--frames", type=int, default=120, metavar="N", help="frames of the loop (default: 120)")
@@ -179,9 +179,9 @@ def add_walk(verbs: Verbs) -> None:
 
 def add_truncation(verbs: Verbs) -> None:
     """`gantrain truncation`."""
-    truncation = verbs.add_parser("truncation", help="score truncations of z and plot fidelity against variety")
+    truncation = verbs.add_parser("truncation", help="score truncations of z and plot fidelity against diversity")
     truncation.add_argument("run", metavar="RUN", help="a run folder")
-    truncation.add_argument("--average", default="ema", metavar="NAMES", help="comma-separated averages, live among them (default: ema)")
+    truncation.add_argument("--average", default="ema", metavar="NAMES", help="comma-separated averages, including live (default: ema)")
     truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
     truncation.add_argument("--num", type=int, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
     truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
@@ -195,10 +195,8 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages, or images")
     evaluate.add_argument("run", metavar="RUN", help="a run folder; or, with --reference, a folder, zip or .npz of images")
     evaluate.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
-    evaluate.add_argument("--average", default="all", metavar="NAME", help="comma-separated averages, live among them, or all (default)")
-    evaluate.add_argument(
-        "--num", type=int, metavar="N", help="generated images per score (default: the run's eval.num_samples; of images, all)"
-    )
+    evaluate.add_argument("--average", default="all", metavar="NAME", help="comma-separated averages, including live, or all (default)")
+    evaluate.add_argument("--num", type=int, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     evaluate.add_argument(
         "--batchnorm",
@@ -208,7 +206,7 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--out",
         metavar="FILE.json",
-        help="where the scores are saved (default: RUN/evaluations/<nimg>.json or the next free name; of images, nowhere)",
+        help="where the scores are saved (default: RUN/evaluations/<nimg>.json or the next free name; for images, nowhere)",
     )
     evaluate.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help=EVAL_OVERRIDES_HELP)
     evaluate.set_defaults(verb="evaluate")
@@ -216,12 +214,12 @@ def add_evaluate(verbs: Verbs) -> None:
 
 def add_reference(verbs: Verbs) -> None:
     """`gantrain reference`."""
-    reference = verbs.add_parser("reference", help="save statistics of real images, to score against instead of the images")
+    reference = verbs.add_parser("reference", help="save statistics of real images, to use as a reference instead of the images")
     reference.add_argument(
-        "target", metavar="TARGET", help="a CONFIG.yaml or a run folder, for its data set; or a folder, zip or .npz of images"
+        "target", metavar="TARGET", help="a CONFIG.yaml or a run folder, to use its data set; or a folder, zip or .npz of images"
     )
     reference.add_argument("--out", required=True, metavar="FILE.npz", help="where the statistics are saved")
-    reference.add_argument("--moments-only", action="store_true", help="only mean and covariance, without features: enough for FID and IS")
+    reference.add_argument("--moments-only", action="store_true", help="save only mean and covariance, not features: enough for FID and IS")
     reference.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     reference.set_defaults(verb="reference")
 
@@ -229,7 +227,7 @@ def add_reference(verbs: Verbs) -> None:
 def add_average(verbs: Verbs) -> None:
     """`gantrain average`."""
     average = verbs.add_parser("average", help="rebuild an average of any length from a run's snapshots")
-    average.add_argument("run", metavar="RUN", help="the folder of a run with power averages that kept snapshots")
+    average.add_argument("run", metavar="RUN", help="the folder of a run that has kept snapshots of power averages")
     length = average.add_mutually_exclusive_group(required=True)
     length.add_argument(
         "--sigma-rel", type=float, metavar="S", help="length of the average: its standard deviation as a fraction of the run"
@@ -237,9 +235,7 @@ def add_average(verbs: Verbs) -> None:
     length.add_argument(
         "--sweep", metavar="LOW:HIGH:COUNT", help="score this many lengths, plot score against length, and keep the best average"
     )
-    average.add_argument(
-        "--at-kimg", type=float, metavar="K", help="where the average ends: at the snapshot nearest to this (default: the last)"
-    )
+    average.add_argument("--at-kimg", type=float, metavar="K", help="end of the average: the snapshot nearest to K (default: the last)")
     average.add_argument("--name", help="name of the average (default: sigma_rel_S_at_K); not with --sweep")
     average.add_argument("--num", type=int, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)")
     average.add_argument("--reference", metavar="PATH", help=f"for --sweep: {REFERENCE_HELP}")
@@ -250,7 +246,7 @@ def add_average(verbs: Verbs) -> None:
 def add_noise_scale(verbs: Verbs) -> None:
     """`gantrain noise-scale`."""
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D, and suggest a batch size")
-    noise.add_argument("run", metavar="RUN", help="the folder of a run that is finished or running")
+    noise.add_argument("run", metavar="RUN", help="the folder of a finished or running run")
     noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average (default: live)")
     noise.add_argument("--updates", type=int, default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
     noise.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
@@ -258,7 +254,7 @@ def add_noise_scale(verbs: Verbs) -> None:
     noise.add_argument(
         "--out",
         metavar="FILE.json",
-        help="where the numbers are saved (default: RUN/evaluations/noise_scale-<nimg>.json or the next free name)",
+        help="where the results are saved (default: RUN/evaluations/noise_scale-<nimg>.json or the next free name)",
     )
     noise.add_argument(
         "overrides", nargs="*", default=[], metavar="data.KEY=VALUE", help="changes to the run's data section, or mixed_precision=fp32"
@@ -270,36 +266,38 @@ def add_orbit(verbs: Verbs) -> None:
     """`gantrain orbit`."""
     orbit = verbs.add_parser("orbit", help="tell whether a run's weights orbit, walk or drift, and what averaging can still gain")
     orbit.add_argument("run", metavar="RUN", help="the folder of a run trained with orbit.every_kimg")
-    orbit.add_argument("--networks", choices=("g", "d", "gd"), default="gd", help="whose weights (default: of both players)")
+    orbit.add_argument("--networks", choices=("g", "d", "gd"), default="gd", help="whose weights to analyse (default: both players')")
     orbit.add_argument("--average", default="all", metavar="NAMES", help="comma-separated averages to report (default: all)")
     orbit.add_argument(
         "--from-kimg",
         type=float,
         metavar="K",
-        help="where the stretch begins (default: the last one long enough without a swap, growth or jump of a learning rate)",
+        help="start of the stretch (default: the last long enough stretch without a swap, growth or jump of a learning rate)",
     )
-    orbit.add_argument("--to-kimg", type=float, metavar="K", help="where the stretch ends (default: the last recording)")
+    orbit.add_argument("--to-kimg", type=float, metavar="K", help="end of the stretch (default: the last recording)")
     orbit.add_argument(
-        "--out", metavar="FILE.png", help="where the picture is saved, with the numbers next to it as JSON (default: RUN/orbit/<nimg>.png)"
+        "--out", metavar="FILE.png", help="where the picture is saved, with its numbers next to it as JSON (default: RUN/orbit/<nimg>.png)"
     )
     orbit.set_defaults(verb="orbit")
 
 
 def add_report(verbs: Verbs) -> None:
     """`gantrain report`."""
-    report = verbs.add_parser("report", help="write a page about one run or several: one HTML file that needs nothing else")
+    report = verbs.add_parser("report", help="write a self-contained HTML page about one or more runs")
     report.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folders; runs that differ only in their seed become a mean with its interval"
+        "runs", nargs="+", metavar="RUN", help="run folders; runs that differ only in their seed are shown as their mean with its interval"
     )
     report.add_argument(
-        "--out", metavar="FILE.html", help="where the page is saved (default: RUN/report.html; of several runs, in the folder above them)"
+        "--out",
+        metavar="FILE.html",
+        help="where the page is saved (default: RUN/report.html; for several runs, in their common folder)",
     )
     report.set_defaults(verb="report")
 
 
 def add_runs(verbs: Verbs) -> None:
     """`gantrain runs`."""
-    runs = verbs.add_parser("runs", help="list runs: status, kimg, best score and the average that has it")
+    runs = verbs.add_parser("runs", help="list runs: status, kimg, best score and its average")
     runs.add_argument(
         "folders", nargs="*", default=["runs"], metavar="FOLDER", help="folders to search, down to a depth of 3 (default: runs)"
     )
@@ -310,7 +308,7 @@ def add_runs(verbs: Verbs) -> None:
         "--sort",
         choices=("path", "score", "kimg", "time"),
         default="path",
-        help="path (default), or score, kimg, time: the best, longest or most recently changed first",
+        help="path (default), or score, kimg or time: the best, longest or most recently changed run first",
     )
     runs.add_argument("--json", action="store_true", help="print one JSON object per run, for scripts")
     runs.set_defaults(verb="runs")
@@ -318,22 +316,22 @@ def add_runs(verbs: Verbs) -> None:
 
 def add_watch(verbs: Verbs) -> None:
     """`gantrain watch`."""
-    watch = verbs.add_parser("watch", help="follow a run live, until it ends")
+    watch = verbs.add_parser("watch", help="follow a run until it ends")
     watch.add_argument("run", metavar="RUN", help="a run folder")
     watch.add_argument("--last", type=int, default=10, metavar="N", help="number of earlier lines to repeat first (default: 10)")
     watch.set_defaults(verb="watch")
 
 
 def add_choice(verb: argparse.ArgumentParser) -> None:
-    """What `sample` and `walk` have in common."""
+    """Add the options that `sample` and `walk` share."""
     verb.add_argument("run", metavar="RUN", help="a run folder")
-    verb.add_argument("--average", metavar="NAME", help="name of an average, or live (default: ema)")
-    verb.add_argument("--labels", metavar="0,3", help="classes, in turn (default: all of them)")
-    verb.add_argument("--truncation", type=float, metavar="T", help="draw z from a normal distribution cut at +-T")
+    verb.add_argument("--average", metavar="NAME", help="an average, or live (default: ema)")
+    verb.add_argument("--labels", metavar="0,3", help="classes, used in turn (default: all)")
+    verb.add_argument("--truncation", type=float, metavar="T", help="draw z from a normal distribution truncated at +-T")
     verb.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
     verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     verb.add_argument(
         "--batchnorm",
         metavar="POLICY",
-        help="recalibrate, copy, average or batch; with batch, images depend on each other (default: the run's eval.batchnorm)",
+        help="recalibrate, copy, average or batch; with batch, images depend on one another (default: the run's eval.batchnorm)",
     )

@@ -1,7 +1,7 @@
-"""The colours of every chart: one average has one colour in Weights & Biases, the report, the orbit, sweeps and curves.
+"""The colours of all charts: an average has the same colour in Weights & Biases, the report, the orbit, sweeps and curves.
 
-Colours are Okabe and Ito's (2008, "Color universal design"), which people who see colours differently can tell apart, without
-the yellow that drowns on white.
+The colours are those of Okabe and Ito (2008, "Color universal design"), which colour-blind people can tell apart, without the yellow,
+which is hard to see on white.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from gantrain.score_names import LIVE
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DASHES = ("solid", "dash", "dot", "dashdot")  # the next round through the colours, in Plotly's words
-LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}  # the same in Matplotlib's
-MARKERS = ("o", "s", "D", "^", "v", "P")  # of Matplotlib, one a colour
+DASHES = ("solid", "dash", "dot", "dashdot")  # after all colours are used, they repeat with the next dash; Plotly's names
+LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}  # Plotly's names to Matplotlib's
+MARKERS = ("o", "s", "D", "^", "v", "P")  # Matplotlib's, one per colour
 LIVE_COLOUR, LIVE_MARKER = "#808080", "X"
-FAINT = "#9ca3af"  # what stands behind the rest
+FAINT = "#9ca3af"  # background lines
 PLAYERS = {"D": "#d55e00", "G": "#0072b2"}
 
 
@@ -26,8 +26,8 @@ class Style:
 
     Attributes:
         colour: as #rrggbb.
-        dash: of its line, in Plotly's words.
-        marker: of its points, in Matplotlib's.
+        dash: of its line, a name of Plotly's.
+        marker: of its points, a name of Matplotlib's.
     """
 
     colour: str
@@ -36,7 +36,7 @@ class Style:
 
     @property
     def line(self) -> dict[str, str]:
-        """Its line for Plotly."""
+        """The line style for Plotly."""
         return {"color": self.colour, "dash": self.dash}
 
     @property
@@ -47,13 +47,13 @@ class Style:
 
 @dataclass(frozen=True)
 class Mark:
-    """How an event is drawn: a vertical line with a sign at a height of its own, since a swap and its growth are one moment.
+    """How an event is drawn: a vertical line with a symbol. Each kind has its own height, since a swap and its growth coincide.
 
     Attributes:
         colour: as #rrggbb.
-        dash: of the line, in Plotly's words.
-        symbol: of the sign, in Plotly's words.
-        height: of the sign, a share of the chart's.
+        dash: of the line, a name of Plotly's.
+        symbol: a name of Plotly's.
+        height: of the symbol, as a fraction of the chart's height.
     """
 
     colour: str
@@ -76,12 +76,12 @@ def channels(colour: str) -> tuple[int, int, int]:
 
 
 def style_of(averages: Iterable[str], *more: Iterable[str]) -> dict[str, Style]:
-    """The style of every name, and of the live weights, which are grey.
+    """A style for every average, and grey for the live weights.
 
     Args:
-        averages: names in the order that decides: a run's averagers as its configuration lists them, so that a name has
-            the same style in every chart, whichever averages that chart shows.
-        more: further names, such as those of averages rebuilt after the run; each new one takes the next style.
+        averages: a run's averagers in the order of its configuration, which determines the styles. A name then has the same style
+            in every chart, whichever averages that chart shows.
+        more: further names, such as averages rebuilt after the run; each new one gets the next style.
     """
     names = [name for name in dict.fromkeys(name for part in (averages, *more) for name in part) if name != LIVE]
     styles = {name: nth_style(i) for i, name in enumerate(names)}
@@ -89,5 +89,5 @@ def style_of(averages: Iterable[str], *more: Iterable[str]) -> dict[str, Style]:
 
 
 def nth_style(n: int) -> Style:
-    """The n-th style from 0: through the colours first, then through the dashes."""
+    """The n-th style, from 0: colours change first, then dashes."""
     return Style(COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)], MARKERS[n % len(MARKERS)])

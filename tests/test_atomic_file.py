@@ -60,6 +60,14 @@ def test_an_error_of_the_caller_leaves_the_old_file_and_no_draft(tmp_path):
     assert os.listdir(tmp_path) == ["some.png"] and target.read_text() == "old"
 
 
+@pytest.mark.parametrize("named", [None, "draft", "weights.safetensors"])
+def test_an_error_of_another_file_keeps_its_name(named, tmp_path):
+    target = tmp_path / "some.png"
+    with pytest.raises(OSError, match="Input/output error") as caught, open_draft(target) as draft:
+        raise OSError(5, "Input/output error", str(draft) if named == "draft" else named)
+    assert caught.value.filename == (named if named == "weights.safetensors" else str(target)) and os.listdir(tmp_path) == []
+
+
 def test_permissions_of_a_file_that_is_replaced_are_kept(tmp_path):
     target = tmp_path / "secret.json"
     target.touch(0o600)

@@ -323,7 +323,7 @@ def test_interpolation_between_classes_needs_two_and_a_generator_that_mixes_them
         "sample", run, "--sheet", "both", "--labels", "3,3", "--out", out
     )
     monkeypatch.setattr("gantrain.models.biggan.Generator.accepts_mixtures", False)
-    assert "but Generator takes labels only; it would need accepts_mixtures = True" in refused(
+    assert "but Generator takes labels only; choose --sheet z, or set accepts_mixtures = True" in refused(
         "sample", run, "--sheet", "class", "--out", out
     )
     assert not out.exists()
@@ -553,7 +553,7 @@ def test_an_mp4_without_pyav_says_what_to_install(run, refused, monkeypatch, tmp
 
     monkeypatch.setattr(builtins, "__import__", without)
     words = refused("walk", run, "--out", tmp_path / "walk.mp4")
-    assert "--out: an .mp4 needs PyAV (No module named 'av'); pip install 'gantrain[video]', or use a .gif" in words
+    assert "--out: an .mp4 needs PyAV (No module named 'av'); run pip install 'gantrain[video]', or use a .gif" in words
     assert list(tmp_path.iterdir()) == []
 
 

@@ -129,14 +129,14 @@ def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
     for words, said in [
         (
             [fake],
-            "fake: images are scored against others; add --reference and an .npz of statistics, a folder of real images,"
+            "fake: scoring images needs a reference; add --reference with an .npz of statistics, a folder of real images,"
             " a run folder or a CONFIG.yaml",
         ),
         ([fake, "--reference", real, "--num", 201], "--num: must be between 16 and 200, the images in fake, got 201"),
         ([tmp_path / "few", "--reference", real], "few: has 1 images; scores need at least 16"),
         ([fake, "--reference", tmp_path / "few"], "few: has 1 images; scores need at least 8"),
-        ([fake, "--reference", real, "--average", "ema"], "--average: applies to runs, and "),
-        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: applies to runs, and "),
+        ([fake, "--reference", real, "--average", "ema"], "--average: only applies to runs, but "),
+        ([fake, "--reference", real, "--batchnorm", "copy"], "--batchnorm: only applies to runs, but "),
         ([fake, "--reference", real, "data.root=x"], "data.root=x: images only take overrides of eval"),
         ([fake, "--reference", real, "--out", tmp_path], "must be a new .json file"),
         (

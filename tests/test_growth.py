@@ -554,7 +554,7 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
             continue
         b = one["b_simple"]
         assert text.startswith(f"{player}: suggests a batch of {max(1, round(b / 4)) * 4:,}")
-        assert f"the run's 16 takes {1 + b / 16:.3g} times the fewest updates and {1 + 16 / b:.3g} times the fewest images" in text
+        assert f"the run's 16 takes {1 + b / 16:.3g} times the minimum of updates and {1 + 16 / b:.3g} times the minimum of images" in text
     layers = record["layers"]["D"]
     assert "D, layer" in said and all(name in said for name in layers)
     assert sum(one["tr_sigma"] for one in layers.values()) == pytest.approx(record["noise_scale"]["D"]["tr_sigma"])
@@ -651,7 +651,7 @@ def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrai
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--updates", "4"], "--updates: must be at least 8, which an interval needs, got 4"),
+        (["--updates", "4"], "--updates: must be at least 8 for an interval, got 4"),
         (["--average", "emma"], "has no average 'emma' at 0.32 kimg; did you mean 'ema'?"),
         (["--kimg", "7"], "has no checkpoint at 7 kimg; it has 0.24, 0.32"),
         (["model.ch=4"], "model.ch=4: only data and mixed_precision can be overridden here; remove it to use what was trained with"),

@@ -12,7 +12,7 @@ from gantrain.config.yaml_files import ConfigError
 from gantrain.errors import UserError
 from gantrain.metrics import METRICS, PROTOCOLS, FeatureSet, half_widths
 from gantrain.metrics.featureset import of_moments
-from gantrain.reporting.score_table import policy_tables, shown, table
+from gantrain.reporting.score_table import list_scores, policy_tables, table
 from gantrain.score_names import better_when_higher
 
 DIGITS, CIFAR = ROOT / "configs" / "digits.yaml", ROOT / "configs" / "cifar10_biggan.yaml"
@@ -125,7 +125,7 @@ def test_tables_show_intervals_beside_the_scores():
     )
     for row in (live, ema):
         assert row[head.index("fid") + 2] == "0" and row[head.index(" is") + 2] == "0"  # the last digit stands under the last letter
-    assert "ci95" not in policy_tables({"copy": scores}) and shown(scores["live"]) == ["fid", "is"]
+    assert "ci95" not in policy_tables({"copy": scores}) and list_scores(scores["live"]) == ["fid", "is"]
 
 
 # ---- protocols -------------------------------------------------------------------------------------------------------

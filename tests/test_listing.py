@@ -148,7 +148,7 @@ def test_for_scripts(folder, gantrain):
     [(-60, "0 s ago"), (0, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (3599, "59 min ago"), (3600, "1 h ago"), (86399, "23 h ago")],
 )
 def test_when(ago, text):
-    assert listing.when(NOW - ago, NOW) == text and listing.when(None, NOW) == "-"
+    assert listing.format_time(NOW - ago, NOW) == text and listing.format_time(None, NOW) == "-"
 
 
 @pytest.mark.parametrize("width", [16, 17, 18, 40])
@@ -171,11 +171,11 @@ def test_mistakes_are_one_line(folder, tmp_path, gantrain):
     for arguments, words in (
         (
             [tmp_path / "nothing"],
-            "contains no runs (config.yaml beside metrics.jsonl), down to 3 levels; pass the folder that contains the runs",
+            "contains no runs (config.yaml next to metrics.jsonl), down to 3 levels; pass the folder that contains the runs",
         ),
         ([tmp_path / "missing"], "missing: is not a folder; pass the folder that contains the runs"),
         ([folder, "--by", "digits_si"], "--by: no run has a score 'digits_si'; did you mean 'digits_is'?"),
-        ([folder, "--sort", "score"], "--sort score: the runs are scored by digits_is, fid, which do not compare; choose one with --by"),
+        ([folder, "--sort", "score"], "the runs are scored by digits_is, fid, which are not comparable; choose one with --by"),
         ([folder, "--sort", "name"], "argument --sort: invalid choice: 'name'"),
     ):
         assert words in error_of(gantrain("runs", *arguments, check=False))

@@ -296,12 +296,12 @@ def test_an_invalid_target_for_a_reference_is_refused(gantrain, run, file, tmp_p
         ([run, "--out", tmp_path / "x.npy"], "must be an .npz file"),
         ([run, "--out", file / "x.npz"], "must be an .npz file"),
         ([tmp_path / "none", "--out", tmp_path / "x.npz"], "none: there is no such file or folder"),
-        ([file, "--out", tmp_path / "x.npz"], "digits.npz: already contains statistics; use it as --reference as it is"),
+        ([file, "--out", tmp_path / "x.npz"], "digits.npz: already contains statistics; pass it as --reference"),
         ([file, "--out", tmp_path / "x.npz", "data.root=x"], "data.root=x: images only take overrides of eval"),
     ]:
         assert said in error_of(gantrain("reference", *words, check=False))
     assert not (tmp_path / "x.npz").exists()
-    assert "--reference: scores belong to --sweep" in error_of(
+    assert "--reference: only applies to --sweep" in error_of(
         gantrain("average", run, "--sigma-rel", 0.1, "--reference", file, check=False)
     )
 

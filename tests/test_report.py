@@ -20,8 +20,8 @@ from conftest import ROOT, error_of, lines_of
 from PIL import Image
 from test_swapping import TINY
 
-from gantrain.reporting.comparison import half_width, matched
-from gantrain.reporting.drawn_pictures import spread
+from gantrain.reporting.comparison import half_width, match_times
+from gantrain.reporting.drawn_pictures import pick_evenly
 from gantrain.reporting.page_figures import ladder
 
 DIGITS = ROOT / "configs" / "digits_swap.yaml"
@@ -340,15 +340,15 @@ def test_by_default_several_runs_are_reported_where_they_lie_together(gantrain, 
     assert (runs[0].parent / "report.html").is_file() and done.stdout.startswith("report of 2 runs in ")
 
 
-def test_moments_are_matched_by_the_nearest():
+def test_moments_are_match_times_by_the_nearest():
     """A batch that grew shifts an evaluation; what has no partner within half a period is left out."""
-    rows = matched([[(0, 1.0), (100, 2.0), (200, 3.0)], [(0, 4.0), (104, 5.0), (207, 6.0), (300, 7.0)]])
+    rows = match_times([[(0, 1.0), (100, 2.0), (200, 3.0)], [(0, 4.0), (104, 5.0), (207, 6.0), (300, 7.0)]])
     assert rows == [[(0, 1.0), (0, 4.0)], [(100, 2.0), (104, 5.0)], [(200, 3.0), (207, 6.0)]]
-    assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (60, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)], [(100, 2.0), (60, 2.0)]]
-    assert matched([[(0, 1.0), (100, 2.0)], [(0, 1.0), (170, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)]]
-    assert matched([[(5, 1.0)], []]) == []
+    assert match_times([[(0, 1.0), (100, 2.0)], [(0, 1.0), (60, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)], [(100, 2.0), (60, 2.0)]]
+    assert match_times([[(0, 1.0), (100, 2.0)], [(0, 1.0), (170, 2.0), (400, 3.0)]]) == [[(0, 1.0), (0, 1.0)]]
+    assert match_times([[(5, 1.0)], []]) == []
     shifted = [[(0, 1.0), (320, 2.0), (640, 3.0), (960, 4.0), (976, 5.0)], [(0, 1.0), (420, 2.0), (740, 3.0), (960, 4.0), (976, 5.0)]]
-    assert [[nimg for nimg, _ in row] for row in matched(shifted)] == [
+    assert [[nimg for nimg, _ in row] for row in match_times(shifted)] == [
         [0, 0],
         [320, 420],
         [640, 740],
@@ -371,8 +371,8 @@ def test_few_round_numbers_on_a_logarithmic_axis():
 
 def test_pictures_are_spread_over_the_run():
     paths = [Path(str(i)) for i in range(100)]
-    assert [path.name for path in spread(paths, 5)] == ["0", "25", "50", "74", "99"]
-    assert spread(paths[:3], 5) == paths[:3] and len(set(spread(paths, 40))) == 40
+    assert [path.name for path in pick_evenly(paths, 5)] == ["0", "25", "50", "74", "99"]
+    assert pick_evenly(paths[:3], 5) == paths[:3] and len(set(pick_evenly(paths, 40))) == 40
 
 
 # ---- runs that are not whole -----------------------------------------------------------------------------------------
@@ -398,10 +398,10 @@ CHANGES = {
     ),
     "one average": (
         lambda lines: without("eval/", lines, keep=lambda key: "/live/" in key or key.count("/") == 1),
-        "Only live was scored: there is nothing to compare",
+        "Only live was scored, so there is no comparison",
     ),
-    "empty": (lambda lines: [], "has written nothing yet"),
-    "only begun": (lambda lines: lines[:1], "No line of training has been written"),
+    "empty": (lambda lines: [], "nothing has been written yet"),
+    "only begun": (lambda lines: lines[:1], "No training line has been written yet"),
     "no noise scale": (lambda lines: without("noise", lines), "The gradient noise scale was not measured"),
     "another protocol": (
         lambda lines: [{**line, "eval/num_samples": 32} if line["nimg"] < 300 and "eval/num_samples" in line else line for line in lines],
@@ -411,7 +411,7 @@ CHANGES = {
         lambda lines: [
             *lines, {"nimg": 976, "event": "rollback", "to": 640, "words": "loss/d is nan", "batch/size": 48, "batch/rounds": 3},
         ],
-        "of paths that were rolled back are not drawn",
+        "of paths abandoned by rollbacks are not drawn",
     ),
     "nan": (
         lambda lines: [{**line, **({"eval/live/digits_fid": "nan"} if "eval/live/digits_fid" in line else {})} for line in lines], "done",
@@ -488,7 +488,7 @@ def test_evaluations_that_are_damaged_are_passed_over_and_a_record_without_a_lin
     page = reported(gantrain, copy, out=tmp_path / "page.html")
     assert len([rows for rows in page.tables if rows[0][0][0] == "average"]) == 2
     (copy / "metrics.jsonl").write_bytes((bytes(range(128, 256)) + b"\n") * 20)
-    assert "is damaged: no line of its metrics.jsonl can be read" in reported(gantrain, copy, out=tmp_path / "page.html").text
+    assert "damaged: no line of metrics.jsonl can be read" in reported(gantrain, copy, out=tmp_path / "page.html").text
 
 
 def test_a_page_bears_so_many_pictures(gantrain, one, tmp_path):
@@ -522,7 +522,7 @@ def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
     assert "cannot be written" in error_of(gantrain("report", runs[0], "--out", tmp_path / "file" / "page.html", check=False))
     shutil.copytree(runs[0], tmp_path / "again", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
     said = error_of(gantrain("report", runs[0], tmp_path / "again", check=False))
-    assert f"is {runs[0]} again, seed 0 included" in said and "leave one out" in said
+    assert f"has the same configuration and seed 0 as {runs[0]}" in said and "remove one of them" in said
 
 
 @pytest.mark.parametrize(
@@ -534,5 +534,5 @@ def test_scores_that_do_not_compare_are_no_one_page(gantrain, runs, tmp_path, ke
     )
     said = error_of(gantrain("report", runs[0], other, "--out", tmp_path / "page.html", check=False))
     assert (
-        "its scores do not compare with" in said and f"(eval/{key} is {value!r} here and" in said and not (tmp_path / "page.html").exists()
+        "scores are not comparable with" in said and f"(eval/{key} is {value!r} here and" in said and not (tmp_path / "page.html").exists()
     )

@@ -574,8 +574,8 @@ BAD = [
     (["--sweep", "0.1:0.05:3"], "--sweep: must be LOW:HIGH:COUNT such as 0.02:0.25:8"),
     (["--sweep", "0.1"], "--sweep: must be LOW:HIGH:COUNT"),
     (["--sweep", "0.001:0.002:2"], "--sweep: 0.001 is not what"),
-    (["--sweep", "0.1:0.2:2", "--name", "x"], "--name: 'x' goes with --sigma-rel"),
-    (["--sigma-rel", "0.1", "--num", "64"], "--num: scores belong to --sweep"),
+    (["--sweep", "0.1:0.2:2", "--name", "x"], "--name: 'x' only applies to --sigma-rel"),
+    (["--sigma-rel", "0.1", "--num", "64"], "--num: only applies to --sweep"),
     ([], "one of the arguments --sigma-rel --sweep is required"),
     (["--sigma-rel", "0.1", "--sweep", "0.1:0.2:2"], "not allowed with argument"),
 ]
@@ -649,7 +649,7 @@ def test_the_generator_of_each_policy_draws_what_the_policy_says(swapped):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["evaluate", "--batchnorm", "standing"], "--batchnorm: no policy 'standing'"),
+        (["evaluate", "--batchnorm", "standing"], "--batchnorm: there is no policy 'standing'"),
         (["sample", "--batchnorm", "standing"], "batchnorm: must be one of recalibrate, copy, average, batch, got 'standing'"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, lines_of
 
 from gantrain.metrics import HIGHER_IS_BETTER
-from gantrain.reporting.console import Progress, console_line, duration, fixed
+from gantrain.reporting.console import Progress, console_line, duration, format_fixed
 from gantrain.reporting.tracker import Tracker
 from gantrain.run_folder.json_values import as_json
 from gantrain.score_names import better_when_higher
@@ -234,7 +234,7 @@ def test_columns_stand_where_they_stand_through_a_whole_run():
     ],
 )
 def test_a_number_keeps_its_width(value, width, decimals, text):
-    assert fixed(value, width, decimals) == text
+    assert format_fixed(value, width, decimals) == text
 
 
 # ---- the console and a full disk ------------------------------------------------------------------------------------

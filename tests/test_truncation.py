@@ -55,7 +55,7 @@ def test_scores_are_those_of_evaluate(run, sweep, gantrain, tmp_path):
     same = {key: value for key, value in one.items() if key not in ("scores", "eval/truncation")}
     assert same == {key: record[key] for key in same}
     assert (
-        "48 samples a truncation, BatchNorm recalibrate" in said
+        "48 samples per truncation, BatchNorm recalibrate" in said
         and "best of ema: digits_fid" in said
         and "best of live: digits_fid" in said
     )
@@ -117,7 +117,7 @@ def test_a_picture_of_one_curve_and_of_no_numbers(tmp_path):
         (["--sweep", "1:2"], "got '1:2'"),
         (["--num", "8"], "--num: must be at least 16, got 8"),
         (["--average", "live,emma"], "no average 'emma' at 0.032 kimg; did you mean 'ema'?"),
-        (["eval.truncation=1"], "eval.truncation=1: the truncations are those of --sweep; leave it out"),
+        (["eval.truncation=1"], "eval.truncation=1: --sweep sets the truncations; remove it"),
         (["eval.metrics=[fid,kid]"], "eval.metrics: a curve needs fid and is, or prc, got fid, kid; add 'eval.metrics=[fid,is,prc]'"),
         (["--kimg", "3"], "has no checkpoint at 3 kimg"),
         (["model.ch=3"], "this command only takes overrides of eval and data"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def choice_of(arguments: argparse.Namespace) -> Choice:
-    """What `sample` or `walk` draws from, by the command line.
+    """Build the choice of `sample` or `walk` from the command line.
 
     Raises:
         UserError: --labels is not a list of whole numbers.
@@ -33,17 +33,17 @@ def choice_of(arguments: argparse.Namespace) -> Choice:
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """The overrides of the command line, with --reference among them."""
+    """The overrides of the command line, including --reference."""
     from gantrain.config.yaml_files import as_override
 
     return [*arguments.overrides, *([] if arguments.reference is None else [as_override("eval.reference", arguments.reference)])]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """Comma-separated whole numbers.
+    """Parse comma-separated whole numbers.
 
     Raises:
-        UserError: names the option.
+        UserError: the text is not such a list.
     """
     try:
         return [int(part) for part in text.split(",")]

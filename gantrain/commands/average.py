@@ -1,4 +1,4 @@
-"""`gantrain average`: rebuild averages after the run from its snapshots: one to store, or a sweep over lengths."""
+"""`gantrain average`: rebuild averages from a run's snapshots, either one to store or a sweep over lengths."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def call(arguments: argparse.Namespace) -> None:
             (" ".join(arguments.overrides), arguments.overrides),
         ):
             if given:
-                raise UserError(f"{option}: scores belong to --sweep; --sigma-rel only stores the average")
-        if os.environ.get("RANK", "0") == "0":  # one process does it: there is nothing to share
+                raise UserError(f"{option}: only applies to --sweep; --sigma-rel stores an average without scoring it; remove it")
+        if os.environ.get("RANK", "0") == "0":  # one process is enough
             say(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
         return
     if arguments.name is not None:
-        raise UserError(f"--name: {arguments.name!r} goes with --sigma-rel; the best of a sweep is named after its length")
+        raise UserError(f"--name: {arguments.name!r} only applies to --sigma-rel; the best of a sweep is named after its length; remove it")
     lengths = parse_sweep(arguments.sweep, WIDEST, EXAMPLE)
     report, accelerator = sweep_run(arguments.run, lengths, arguments.at_kimg, arguments.num, overrides_of(arguments), say)
     if accelerator.is_main_process:
@@ -59,7 +59,7 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def average_run(run: str | Path, sigma_rel: float, at_kimg: float | None, name: str | None, say: Callable[[str], None]) -> str:
-    """Rebuild one average and store it; a line that says how good it is and how to use it."""
+    """Rebuild one average and store it; returns a line with its error and how to use it."""
     snapshots = Snapshots(run, at_kimg, say)
     if name is not None:
         require_name(name, list(snapshots.config.averagers))
@@ -89,7 +89,7 @@ def sweep_run(
         The result as text, and the Accelerator that was used.
 
     Raises:
-        UserError: as `Snapshots`, or none of these lengths can be rebuilt from the snapshots.
+        UserError: see `Snapshots`; or none of the lengths can be rebuilt from the snapshots.
     """
     scorer = RunScorer(run, num_samples, None, overrides)
     snapshots = Snapshots(run, at_kimg, say)
@@ -102,7 +102,7 @@ def sweep_run(
     accelerator, main = scorer.accelerator, scorer.accelerator.is_main_process
     snapshots.show_progress = main
     for s in left_out if main else ():
-        say(f"sigma_rel {s:g} is left out: the profile would be off by {snapshots.error(s):.0%}, {LARGEST_ERROR:.0%} at most")
+        say(f"sigma_rel {s:g} is left out: the profile would be off by {snapshots.error(s):.0%} (limit {LARGEST_ERROR:.0%})")
     scores, rebuilt = score_lengths(scorer, snapshots, given, say if main else lambda text: None)
     if not main:
         return "", accelerator
@@ -117,7 +117,7 @@ def sweep_run(
     picture, samples = target.with_suffix(".png"), scorer.config.eval.num_samples
     draw_sweep(given, scores, metric, best, f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {samples} samples", picture)
     return (
-        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples a length,"
+        f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples per length,"
         f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
         f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
     ), accelerator
@@ -133,9 +133,9 @@ def score_lengths(
         say: receives a line per length.
 
     Returns:
-        The scores by length, empty but on the main process; and the rebuilt averages by length, if they fit into 1 GiB together.
+        The scores by length, on the main process only; and the rebuilt averages by length, if together they fit into 1 GiB.
     """
-    fits = len(given) * size_of(scorer.generator) < 2**30
+    fits = len(given) * count_bytes(scorer.generator) < 2**30
     rebuilt = {f"{s:g}": snapshots.rebuild(s) for s in given} if fits else {}
 
     def materialize(name: str, into: nn.Module, averaged_statistics: bool) -> None:
@@ -157,7 +157,7 @@ def score_lengths(
 
 
 def choose_length(scores: Scores, given: Sequence[float], where: str) -> tuple[str, float]:
-    """(the metric to rank by, the length that is best by it).
+    """Choose (the metric to rank by, the best length by that metric).
 
     Raises:
         UserError: no length has a finite score.
@@ -165,18 +165,18 @@ def choose_length(scores: Scores, given: Sequence[float], where: str) -> tuple[s
     metric = next(m for m in scores[f"{given[0]:g}"] if better_when_higher(m) is not None)
     finite = [s for s in given if np.isfinite(scores[f"{s:g}"][metric])]
     if not finite:
-        raise UserError(f"--sweep: no average of {where} gives finite scores; nothing can be ranked")
+        raise UserError(f"--sweep: no average of {where} has finite scores; choose other lengths, or another --at-kimg")
     return metric, (max if better_when_higher(metric) else min)(finite, key=lambda s: scores[f"{s:g}"][metric])
 
 
-def size_of(network: nn.Module) -> int:
-    """Bytes of a network's parameters in fp32."""
+def count_bytes(network: nn.Module) -> int:
+    """Size of a network's parameters in bytes, in fp32."""
     return 4 * sum(p.numel() for p in network.parameters())
 
 
 def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: float, title: str, path: Path) -> None:
     """Draw every metric against the length of the average, and mark the best length by `metric`."""
-    from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
+    from matplotlib.figure import Figure  # imported only here, since nothing else needs it
 
     metrics = [m for m in scores[f"{lengths[0]:g}"] if not m.endswith(SPREADS)]
     columns = min(3, len(metrics))
@@ -194,7 +194,7 @@ def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: floa
             axes.legend(frameon=False)
         higher = better_when_higher(m)
         axes.set_title(m + {True: " (higher is better)", False: " (lower is better)", None: ""}[higher], fontsize=11)
-        axes.set_xlabel("sigma_rel (length of the average, share of the run)", fontsize=9)
+        axes.set_xlabel("sigma_rel (length of the average, fraction of the run)", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)

@@ -7,14 +7,14 @@ import shutil
 
 from gantrain.errors import UserError
 
-WIDEST = 100  # columns of a list of keys
+WIDEST = 100  # characters per line of a list of keys
 
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        UserError: arguments that do not fit together, or a mistake in the configuration.
+        UserError: conflicting arguments, or an invalid configuration.
     """
     if arguments.keys is not None:
         print(list_keys(arguments), end="")
@@ -22,16 +22,16 @@ def call(arguments: argparse.Namespace) -> None:
     from gantrain.config import loading
 
     if arguments.markdown:
-        raise UserError("--markdown: is a form of the list of keys; write --keys --markdown")
+        raise UserError("--markdown: only works with --keys; write --keys --markdown")
     if arguments.config is None:
         raise UserError("config: CONFIG is missing; pass a YAML file, or --keys for a list of all keys")
     print(loading.to_yaml(loading.load(arguments.config, arguments.overrides)), end="")
 
 
 def list_keys(arguments: argparse.Namespace) -> str:
-    """The keys of all sections, or of the section that was asked for."""
+    """List the keys of all sections, or of the given section."""
     if arguments.config is not None:
-        raise UserError(f"--keys: lists the keys of every configuration and takes one SECTION; leave {arguments.config} out")
+        raise UserError(f"--keys: takes at most one SECTION; remove {arguments.config}")
     from gantrain.config import keys
 
     parts = keys.list_parts()

@@ -30,7 +30,7 @@ def call(arguments: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        UserError: an option that does not apply, or what cannot be scored and why.
+        UserError: an option does not apply, or something cannot be scored.
     """
     if holds_images(arguments.run):
         for option, given in (
@@ -39,7 +39,7 @@ def call(arguments: argparse.Namespace) -> None:
             ("--batchnorm", arguments.batchnorm is not None),
         ):
             if given:
-                raise UserError(f"{option}: applies to runs, and {arguments.run} contains images; omit it")
+                raise UserError(f"{option}: only applies to runs, but {arguments.run} contains images; remove it")
         report, accelerator = evaluate_images(arguments.run, arguments.reference, arguments.num, arguments.out, arguments.overrides)
         if accelerator.is_main_process:
             print(report)
@@ -72,7 +72,7 @@ def evaluate_images(
 
     Args:
         reference: as `eval.reference`.
-        num: how many, from the first on; None is all.
+        num: how many images, from the first; None is all.
         out: where the scores are saved as JSON; None saves nothing.
         overrides: `eval.key=value`, changes to the defaults of `eval`.
 
@@ -80,11 +80,11 @@ def evaluate_images(
         The table as text, and the Accelerator that was used.
 
     Raises:
-        UserError: in one line, what cannot be scored and why.
+        UserError: something cannot be scored.
     """
     if reference is None and not any(text.startswith("eval.reference=") for text in overrides):
         raise UserError(
-            f"{target}: images are scored against others; add --reference and an .npz of statistics, a folder of real images,"
+            f"{target}: scoring images needs a reference; add --reference with an .npz of statistics, a folder of real images,"
             " a run folder or a CONFIG.yaml"
         )
     config = load_eval_config(overrides, "images")
@@ -122,16 +122,16 @@ def evaluate_run(
     """Score a run's checkpoint and save the scores as JSON.
 
     Args:
-        names: averages, "live" among them; None is all of them.
-        out: where the scores are saved; None is RUN/evaluations/<nimg>.json, with a number if that exists.
-        policies: policies of BatchNorm; None is the run's own.
+        names: averages, including "live"; None is all of them.
+        out: where the scores are saved; None is RUN/evaluations/<nimg>.json, with a number appended if that exists.
+        policies: BatchNorm policies; None is the run's own.
         The rest as in `RunScorer`.
 
     Returns:
         The table as text, and the Accelerator that was used.
 
     Raises:
-        UserError: as `load_generator`.
+        UserError: see `load_generator`.
     """
     scorer = RunScorer(run, num_samples, kimg, overrides)
     path, config = scorer.path, scorer.config
@@ -139,12 +139,12 @@ def evaluate_run(
     names, times = choose_averages(Path(run), path, names, kimg)
     for policy in policies or ():
         if policy not in POLICIES:
-            raise UserError(f"--batchnorm: no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
+            raise UserError(f"--batchnorm: there is no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
     scorer.prepare()
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
     for policy in chosen:
-        # `copy` uses the live weights' own running statistics.
+        # For the live weights, `average` is the same as `copy`, so they are scored once.
         same = LIVE in names and policy == "average" and "copy" in by_policy
         scores = scorer.score([name for name in names if not (same and name == LIVE)], policy)
         by_policy[policy] = {name: by_policy["copy"][LIVE] if same and name == LIVE else scores[name] for name in names}
@@ -167,18 +167,18 @@ def evaluate_run(
 
 
 def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:
-    """Which averages of a checkpoint are scored.
+    """Choose the averages of a checkpoint to score.
 
     Args:
         path: the checkpoint.
-        names: those that were asked for; None is all of this time.
-        kimg: the time that was asked for.
+        names: the requested averages; None is all of the checkpoint's time.
+        kimg: the requested time.
 
     Returns:
-        Their names, and the images seen by each rebuilt average of the run.
+        Their names, and the images seen by each rebuilt average.
 
     Raises:
-        UserError: there is no such average, or it is of another time.
+        UserError: there is no such average, or it belongs to another time.
     """
     there = averages_of(path)
     for name in names or ():
@@ -191,10 +191,10 @@ def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float 
         except Damaged:
             if name in (names or ()):
                 raise
-            times[name] = -1  # of unknown time: ignored if all averages are asked for
+            times[name] = -1  # unknown time: ignored if all averages are requested
     if kimg is not None:
         for name in names or ():
             require_time(name, times.get(name, int(path.name)), kimg)
-    if names is None:  # of the rebuilt averages, only those of this time
+    if names is None:  # of the rebuilt averages, only those at this time
         names = [name for name in there if times.get(name, int(path.name)) == int(path.name)]
     return names, times

@@ -1,4 +1,4 @@
-"""`gantrain noise-scale`: measure the gradient noise scale of a run's weights without training."""
+"""`gantrain noise-scale`: measure the gradient noise scale at a run's weights, without training."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 class Still(torch.optim.SGD):
-    """An optimizer that never moves anything, so that the phases of training leave the weights as they are."""
+    """An optimizer that never changes anything, so that the training phases leave the weights unchanged."""
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no loss to return
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # never returns a loss
         """Do nothing."""
 
 
 class Bench:
-    """Both players of a checkpoint with fixed weights, and the data that training would see next.
+    """Both players of a checkpoint, with fixed weights, and the data that training would see next.
 
     Args:
         run: a run folder.
-        average: the average whose weights G gets, and D too if the run followed D.
+        average: the average whose weights G gets, and D too if the run averages D.
         kimg: which checkpoint; None is the newest.
-        overrides: `data.KEY=VALUE` if the data is elsewhere on this machine, and `mixed_precision=fp32` if it lacks the run's precision.
+        overrides: `data.KEY=VALUE` if the data is elsewhere on this machine, `mixed_precision=fp32` if it lacks the run's precision.
 
     Raises:
         UserError: no such run, checkpoint or average.
@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]):
         for override in overrides:
             if not override.startswith(("data.", "mixed_precision=")):
-                raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use what was trained with")
+                raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use the run's own value")
         _, path = open_run(run, kimg)
         self.path, self.config, self.nimg = path, load(Path(run) / CONFIG_FILE, overrides), int(path.name)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
@@ -75,10 +75,10 @@ class Bench:
         self.average, self.overrides = average, list(overrides)
         groups = {key: group_of(average, key) for key in ("g", "d")}
         self.averaged = {key for key, group in groups.items() if average != LIVE and group in checkpoint.groups_of(path)}
-        # All at once, since a running training deletes its older checkpoints.
+        # Read all at once, since a running training deletes its older checkpoints.
         self.saved = checkpoint.read(path, ["g", "d", *(groups[key] for key in self.averaged)])
         self.micro_batch, self.batch_size = (self.saved.state["batching"][key] for key in ("micro_batch", "batch_size"))
-        self.rounds = max(2, self.batch_size // self.micro_batch)  # at least two micro-batches, or there is nothing to compare
+        self.rounds = max(2, self.batch_size // self.micro_batch)  # the estimate compares at least two micro-batches
 
     def prepare(self, accelerator: Accelerator, bar: Callable) -> None:
         """Load the data and build the networks.
@@ -93,9 +93,9 @@ class Bench:
         if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
             raise UserError(
                 f"data: {images.name} is not what the run was trained on (other images, labels or resolution);"
-                " set data.root to where its own data is on this machine"
+                " set data.root to the path of its data on this machine"
             )
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then overwritten
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
             G, D = build_networks(c.model, *state["shape"])
         self.fill(D, "d")
         self.fill(G, "g")
@@ -118,7 +118,7 @@ class Bench:
         )
 
     def fill(self, network: nn.Module, key: str) -> None:
-        """Give a network the average's weights, or the live ones if the run has no average of it."""
+        """Load the average's weights into a network, or the live ones if the run does not average it."""
         live, names = self.saved.tensors[key], {name for name, _ in network.named_parameters()}
         write_weights({k: v for k, v in live.items() if k in names}, network)
         write_buffers(((k, v) for k, v in live.items() if k not in names), network)
@@ -132,7 +132,7 @@ class Bench:
         Args:
             updates: how many.
             per_layer: also measure each layer.
-            bar: wraps an iterable of a known length, for a progress bar.
+            bar: wraps an iterable of known length in a progress bar.
         """
         c, k, batch = self.config, self.rounds, self.micro_batch * self.rounds
         probes = {"d": GradientProbe(self.D.network, per_layer), "g": GradientProbe(self.G.network, per_layer)}
@@ -157,7 +157,7 @@ class Bench:
             yield performance.lay_out(to_float(x), self.performance), y
 
     def latents(self, purpose: str, start: int) -> Iterator[Batch]:
-        """The micro-batches of latents and labels of an update that starts at a position of a stream of random numbers."""
+        """The micro-batches of latents and labels of an update that starts at position `start` of the stream."""
         b, g = self.micro_batch, self.G.network
         assert isinstance(g.dim_z, int) and isinstance(g.num_classes, int)
         for j in range(self.rounds):
@@ -178,17 +178,17 @@ def measure_run(
     Args:
         average: the average whose weights are measured.
         updates: number of gradients to measure, each of the run's batch.
-        out: where the numbers are saved; None is RUN/evaluations/noise_scale-<nimg>.json, with a number if that exists.
+        out: where the results are saved; None is RUN/evaluations/noise_scale-<nimg>.json, with a number appended if that exists.
         The rest as in `Bench`.
 
     Returns:
-        What was found, as text.
+        The results as text.
 
     Raises:
         UserError: no such run, checkpoint or average; too few updates; several processes; gradients that are not finite.
     """
     if updates < FEWEST:
-        raise UserError(f"--updates: must be at least {FEWEST}, which an interval needs, got {updates}")
+        raise UserError(f"--updates: must be at least {FEWEST} for an interval, got {updates}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = open_bench(run, average, kimg, overrides)
@@ -205,7 +205,7 @@ def measure_run(
             where = f"the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg"
             raise UserError(f"{run}: {where} are not finite numbers; choose another checkpoint with --kimg")
     write(target, record_of(bench, updates, found, monitor.by_layer()))
-    whose = f"{average} weights of G" + (" and of D" if "d" in bench.averaged else ", live weights of D, which the run does not follow")
+    whose = f"{average} weights of G" + (" and of D" if "d" in bench.averaged else ", live weights of D, which the run does not average")
     whose = "live weights" if average == LIVE else whose
     head = (
         f"{run} at {bench.nimg / 1000:g} kimg, {whose}: gradients of {updates} updates of {bench.micro_batch * bench.rounds} images"
@@ -214,7 +214,7 @@ def measure_run(
     advice = [advise(player.upper(), one, bench) for player, one in found.items()]
     if any(not one.undecidable for one in found.values()):
         advice.append(
-            "(A batch of B_simple takes twice the fewest updates and images; below it updates grow, above it images."
+            "(B_simple takes twice the minimum of updates and images; smaller batches take more updates, larger ones more images."
             " G and D share one batch.)"
         )
     layers = [f"\n{layer_table(player.upper(), of)}" for player, of in monitor.by_layer().items()]
@@ -222,10 +222,10 @@ def measure_run(
 
 
 def open_bench(run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]) -> Bench:
-    """A `Bench`, even if a running training deletes the newest checkpoint while it is read.
+    """Open a `Bench`, even if a running training deletes the newest checkpoint while it is read.
 
     Raises:
-        UserError: as `Bench`, or checkpoints are deleted too fast.
+        UserError: see `Bench`; or checkpoints are deleted too fast.
     """
     for _ in range(10):
         _, path = open_run(run, kimg)
@@ -275,41 +275,41 @@ def layer_table(player: str, layers: dict[str, Estimate]) -> str:
 
 
 def estimate_columns(found: Sequence[Estimate], digits: int) -> list[list[str]]:
-    """The columns that both tables share, tr Sigma with `digits` digits."""
+    """The columns that both tables share; tr Sigma has `digits` digits."""
     columns = [
         (12, "tr Sigma", [f"{one.trace:.{digits}g}" for one in found]),
         (12, "|G|^2", [f"{one.squared:.4g}" for one in found]),
-        (10, "B_simple", [number(one.b_simple) for one in found]),
+        (10, "B_simple", [format_images(one.b_simple) for one in found]),
         (20, "95% interval", [interval(one) for one in found]),
     ]
     return [align([head, *cells], right=True, least=width) for width, head, cells in columns]
 
 
-def number(value: float | None) -> str:
-    """A batch size, in images, for a reader."""
+def format_images(value: float | None) -> str:
+    """A batch size in images, as text."""
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def interval(one: Estimate) -> str:
     """The 95% interval of an estimate, as text."""
-    return "undecidable" if one.undecidable else f"{number(one.low)} to {number(one.high)}"
+    return "undecidable" if one.undecidable else f"{format_images(one.low)} to {format_images(one.high)}"
 
 
 def advise(player: str, one: Estimate, bench: Bench) -> str:
-    """The batch that an estimate suggests, and the cost of the run's own.
+    """The batch that an estimate suggests, and the cost of the run's own batch.
 
-    With B_simple for the critical batch, McCandlish et al. 2018, Eq. 2.11 says that a batch B takes 1 + B_simple / B times the fewest
-    updates and 1 + B / B_simple times the fewest images.
+    With B_simple as the critical batch, a batch B takes 1 + B_simple / B times the minimum of updates and 1 + B / B_simple times the
+    minimum of images (McCandlish et al. 2018, Eq. 2.11).
     """
     if one.undecidable:
         images = bench.micro_batch * bench.rounds
-        return f"{player}: no batch can be suggested, since gradients of {images} images give no interval; more --updates may help"
+        return f"{player}: no batch can be suggested, since gradients of {images} images give no interval; try more --updates"
     assert one.b_simple is not None and one.low is not None and one.high is not None
     step, now = bench.micro_batch, bench.batch_size
     rounded = [max(1, round(value / step)) * step for value in (one.b_simple, one.low, one.high)]
     between = f" (between {rounded[1]:,} and {rounded[2]:,})" if rounded[1] != rounded[2] else ""
     return (
         f"{player}: suggests a batch of {rounded[0]:,}{between};"
-        f" the run's {now:,} takes {1 + one.b_simple / now:.3g} times the fewest updates"
-        f" and {1 + now / one.b_simple:.3g} times the fewest images"
+        f" the run's {now:,} takes {1 + one.b_simple / now:.3g} times the minimum of updates"
+        f" and {1 + now / one.b_simple:.3g} times the minimum of images"
     )

@@ -26,13 +26,13 @@ def orbit_run(
     run: str | Path, networks: Sequence[Player] = ("g", "d"), names: Sequence[str] | None = None, start_kimg: float | None = None,
     end_kimg: float | None = None, out: str | Path | None = None,
 ) -> str:  # fmt: skip
-    """Analyse a run's recorded motion, draw it, and write the numbers beside the picture as JSON.
+    """Analyse a run's recorded motion, draw it, and write the numbers next to the picture as JSON.
 
     Args:
         run: a run folder.
         networks: the players to analyse.
         names: the averages to report; None reports all.
-        start_kimg, end_kimg: the stretch; see `analyse`.
+        start_kimg, end_kimg: see `analyse`.
         out: the picture, a .png; None is RUN/orbit/<nimg at the end of the stretch>.png.
 
     Returns:
@@ -44,7 +44,7 @@ def orbit_run(
     run = Path(run)
     config, checkpoints = configuration_of(run), checkpoint.CheckpointStore(run / "checkpoints")
     if out is not None and Path(out).suffix != ".png":
-        raise UserError(f"--out: {str(out)!r} must end in .png; the numbers are written beside it as .json")
+        raise UserError(f"--out: {str(out)!r} must end in .png; the numbers are written next to it as .json")
     lines = read_record(run)
     motions = {key: build_motion(lines, key) for key in networks}
     some = motions[networks[0]]  # both players are recorded at the same moments
@@ -56,7 +56,7 @@ def orbit_run(
         known = {name for motion in motions.values() for name in motion.distances}
         for name in names:
             if name not in known:
-                raise UserError(f"--average: no average {name!r} was recorded{did_you_mean(name, known)}")
+                raise UserError(f"--average: there is no recorded average {name!r}{did_you_mean(name, known)}")
     mine = {key: None if names is None else [name for name in names if name in motions[key].distances] for key in networks}
     found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in networks]
     target = Path(out) if out is not None else picture_path(run, found)

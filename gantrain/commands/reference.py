@@ -29,19 +29,19 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def write_reference(target: str | Path, out: str | Path, moments_only: bool, overrides: Sequence[str]) -> tuple[str, Accelerator]:
-    """Save statistics of a data set or of images, for use as `eval.reference`.
+    """Save statistics of a data set or of images, to use as `eval.reference`.
 
     Args:
         target: a CONFIG.yaml or run folder, for its data set; or a folder, zip, prepared set or .npz of images.
         out: the .npz file.
-        moments_only: save mean and covariance only, as TTUR's and pytorch-fid's files do: enough for FID and IS.
+        moments_only: save mean and covariance only, as the files of TTUR and pytorch-fid do; enough for FID and IS.
         overrides: `section.key=value`; for images, keys of eval only.
 
     Returns:
         A line that says what was saved, and the Accelerator that was used.
 
     Raises:
-        UserError: in one line, what is missing.
+        UserError: a path is invalid, or the target has no images.
     """
     out, there = Path(out), Path(target).expanduser()
     if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
@@ -57,7 +57,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
         config = load_eval_config(overrides, "images")
         real = main_first(accelerator, lambda: open_reference(there, config.eval.reference_samples, accelerator.device))
         if real.take is None:
-            raise UserError(f"{target}: already contains statistics; use it as --reference as it is")
+            raise UserError(f"{target}: already contains statistics; pass it as --reference")
     evaluator = Evaluator(config, real, accelerator)
     with evaluator.isolated():
         found = evaluator.reference()

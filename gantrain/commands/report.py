@@ -1,4 +1,4 @@
-"""`gantrain report`: write one HTML page about a run, or about several."""
+"""`gantrain report`: write an HTML page about one or more runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gantrain.atomic_file import write_atomically
-from gantrain.errors import UserError
+from gantrain.errors import UserError, counted
 from gantrain.reporting.comparison import require_comparable
-from gantrain.reporting.page import page
+from gantrain.reporting.page import render_page
 from gantrain.run_folder.record import read
 
 REPORT_FILE = "report.html"
@@ -18,20 +18,20 @@ REPORT_FILE = "report.html"
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if os.environ.get("RANK", "0") != "0":  # one process does it: there is nothing to share
+    if os.environ.get("RANK", "0") != "0":  # one process is enough
         return
     print(report_runs(arguments.runs, arguments.out))
 
 
 def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> str:
-    """Write the report of one run, or of several side by side; a line that says where.
+    """Write the report of one or more runs; returns a line that says where it is.
 
     Args:
         runs: run folders.
-        out: the page's path; None is report.html in the run's folder, or in the one that all runs lie in.
+        out: path of the page; None is report.html in the run folder, or in the folder that contains all runs.
 
     Raises:
-        UserError: a folder is not a run, scores do not compare, or the page cannot be written there.
+        UserError: a folder is not a run, scores are not comparable, or the page cannot be written.
     """
     folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
     shown = {folder: Path(run) for folder, run in zip((Path(run).resolve() for run in runs), runs)}
@@ -45,10 +45,10 @@ def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> st
         raise UserError(f"--out: {str(target)!r} is not an .html file; write for example {str(beside) + os.sep + REPORT_FILE!r}")
     records = [read(shown[folder]) for folder in folders]
     require_comparable(records)
-    text = page(records)
+    text = render_page(records)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, text)
     except OSError as error:
         raise UserError(f"--out: {str(target)!r} cannot be written ({error.strerror or error}); choose another path") from error
-    return f"report of {len(records)} run{'s' if len(records) > 1 else ''} in {target} ({len(text.encode()) / 1e6:.1f} MB)"
+    return f"report of {counted(len(records), 'run')} in {target} ({len(text.encode()) / 1e6:.1f} MB)"

@@ -1,4 +1,4 @@
-"""`gantrain runs`: list the runs in a folder, one per row, read from their records alone."""
+"""`gantrain runs`: list the runs in a folder, one per row. Only their records are read."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Row:
         status: of `gantrain.run_folder.record.Record`, or "damaged".
         nimg: images seen.
         total_kimg: of the whole run.
-        metric: whose best is shown; None where the run was never scored by it.
-        score: the best by that metric, of the average `average`, at `at` images.
-        changed: seconds since 1970 of the last change of its record; None where there is none.
-        error: why a damaged one cannot be read.
+        metric: the metric of the score; None if the run was never scored by it.
+        score: the best score, reached by the average `average` at `at` images.
+        changed: time of the last change of its record, in seconds since 1970; None if there is none.
+        error: why a damaged run cannot be read.
     """
 
     run: str
@@ -60,11 +60,11 @@ class Row:
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """The run folders in a folder, by path: itself, or those below it; a run folder is not searched for others."""
+    """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further."""
     try:
         is_run = (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE)
         inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
-    except OSError:  # another user's
+    except OSError:  # for example, it belongs to another user
         return
     if is_run:
         yield folder
@@ -73,14 +73,14 @@ def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
 
 
 def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[str]]:
-    """(a run's row, the names of its metrics)."""
+    """(the row of a run, the names of its metrics)."""
     changed = next((path.stat().st_mtime for path in (run / METRICS_FILE, run / CONFIG_FILE) if path.is_file()), None)
     try:
         found = record.outline(run)
     except UserError as error:
         return Row(name, str(run), "damaged", changed=changed, error=str(error)), []
     if found.status == record.DAMAGED:
-        return Row(name, str(run), "damaged", changed=changed, error=f"{run / METRICS_FILE}: none of its lines can be read"), []
+        return Row(name, str(run), "damaged", changed=changed, error=f"{run / METRICS_FILE}: no line can be read"), []
     known = found.metrics
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
@@ -93,13 +93,12 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
     """All runs in some folders.
 
     Args:
-        folders: a run's name is its path below them; with several, their own paths stand in front.
-        by: the metric whose best is shown; None is each run's first.
-        order: "path"; "score", the best first; "kimg", the furthest first; "time", the last changed first.
+        folders: a run's name is its path below its folder; with several folders it starts with the folder's own path.
+        by: the metric whose best score is shown; None is each run's first.
+        order: "path"; "score", best first; "kimg", longest first; "time", most recently changed first.
 
     Raises:
-        UserError: a folder does not exist, there is no run in them, no run has such a score, or scores of several metrics
-            would be sorted.
+        UserError: a folder does not exist, they contain no run, no run has such a score, or scores of different metrics would be sorted.
     """
     rows, known = [], set()
     for folder in map(Path, folders):
@@ -113,7 +112,7 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
     if not rows:
         where = ", ".join(map(str, folders))
         raise UserError(
-            f"{where}: contains no runs ({CONFIG_FILE} beside {METRICS_FILE}), down to {DEEPEST} levels;"
+            f"{where}: contains no runs ({CONFIG_FILE} next to {METRICS_FILE}), down to {DEEPEST} levels;"
             f" pass the folder that contains the runs"
         )
     if by is not None and by not in known:
@@ -122,11 +121,15 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
 
 
 def in_order(rows: list[Row], order: str) -> list[Row]:
-    """Rows in an order of `list_runs`; rows without a value come last, by path."""
+    """Sort rows in an order of `list_runs`; rows without a value come last, by path.
+
+    Raises:
+        UserError: scores of different metrics would be sorted.
+    """
     if order == "score":
         metrics = sorted({row.metric for row in rows if row.metric is not None})
         if len(metrics) > 1:
-            raise UserError(f"--sort score: the runs are scored by {', '.join(metrics)}, which do not compare; choose one with --by")
+            raise UserError(f"--sort score: the runs are scored by {', '.join(metrics)}, which are not comparable; choose one with --by")
         sign = -1 if metrics and better_when_higher(metrics[0]) else 1
         return sorted(rows, key=lambda row: (row.score is None, sign * (row.score or 0)))
     if order in ("kimg", "time"):
@@ -138,11 +141,11 @@ def in_order(rows: list[Row], order: str) -> list[Row]:
 
 
 def listing(rows: Sequence[Row], now: float | None = None, width: int | None = None) -> str:
-    """The listing: one row per run, columns aligned; for a damaged run, what is wrong with it.
+    """Format the listing: one row per run, with aligned columns; for a damaged run, what is wrong with it.
 
     Args:
         now: seconds since 1970; None is the current time.
-        width: characters of the terminal, to which long names are shortened; None shortens none.
+        width: of the terminal in characters, to which long names are shortened; None shortens nothing.
     """
     now = time.time() if now is None else now
     scores = align(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
@@ -154,10 +157,10 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["best score", *("-" if row.score is None else f"{metric} {score}" for row, metric, score in zip(rows, metrics, scores))]),
         align(["average", *(row.average or "-" for row in rows)]),
         align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
-        align(["last change", *(when(row.changed, now) for row in rows)]),
+        align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
-    lines = zip(align([shortened(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
+    lines = zip(align([shorten(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
     said = [
         f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
         for row, line in zip((None, *rows), lines)
@@ -165,16 +168,16 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
     return "\n".join(line.rstrip() for line in said)
 
 
-def shortened(text: str, width: int | None) -> str:
-    """A text in at most `width` characters: its middle is left out where it is longer."""
+def shorten(text: str, width: int | None) -> str:
+    """Shorten a text to at most `width` characters by leaving out its middle."""
     if width is None or len(text) <= width:
         return text
     left = (width - 2) // 2
     return f"{text[:left]}...{text[len(text) - (width - 3 - left) :]}"
 
 
-def when(moment: float | None, now: float) -> str:
-    """A moment for a person: how long ago within a day, else the date."""
+def format_time(moment: float | None, now: float) -> str:
+    """A time for people: how long ago within a day, otherwise the date."""
     if moment is None:
         return "-"
     ago = now - moment
@@ -187,12 +190,12 @@ def when(moment: float | None, now: float) -> str:
 
 
 def terminal_width() -> int | None:
-    """Characters a line of standard output, where that is a terminal."""
+    """Characters per line of standard output; None if it is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def as_json_lines(rows: Sequence[Row]) -> str:
-    """The listing for scripts: one JSON object per run, null where there is no value; times in UTC."""
+    """The listing for scripts: one JSON object per run, null if there is no value; times in UTC."""
 
     def of(row: Row) -> dict[str, Any]:
         changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

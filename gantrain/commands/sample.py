@@ -55,7 +55,7 @@ def sample_run(choice: Choice, out: Output, num: int = 64) -> tuple[str, Acceler
     require_kind(out)
     source = choice.open()  # fails before a folder is created
     accelerator = make_accelerator()
-    main_first(accelerator, out.make_folders)  # every process checks the folder before any of them writes
+    main_first(accelerator, out.make_folders)  # every process checks the folder before any process writes
     images = source.image_sampler(source.load_generator(accelerator.device))
     if out.folder:
         draw_all(images, num, PngFolder(out.path), accelerator)
@@ -71,7 +71,11 @@ def sample_run(choice: Choice, out: Output, num: int = 64) -> tuple[str, Acceler
 
 
 def require_kind(out: Output) -> None:
-    """Refuse an --out that is neither a folder nor a .png or .npz."""
+    """Refuse an --out that is not a folder, .png or .npz.
+
+    Raises:
+        UserError: it is something else.
+    """
     if out.suffix not in ("/", ".png", ".npz"):
         name = str(out.path)
         if out.path.is_dir():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gantrain.atomic_file import open_draft
 from gantrain.distributed import main_first, make_accelerator, on_main
-from gantrain.errors import UserError, did_you_mean
+from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.evaluation.neighbours import draw_neighbours
 from gantrain.models.architecture import accepts_mixtures
 from gantrain.run_folder import checkpoint
@@ -26,7 +26,7 @@ from gantrain.sampling.output import Output, choose_columns, save_picture
 from gantrain.sampling.sheets import Sheet, make_grid, make_labelled_grid, save_side_by_side
 
 CLASSES_PER_SHEET = 20
-MIDPOINTS = 8  # between the two ends of a row
+MIDPOINTS = 8  # between the ends of a row
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def draw_classes(task: Task) -> str:
         if len(shown) < len(every)
         else f"{len(every)} classes"
     )
-    where = f"{task.out.path}/, {len(sheets)} sheet{'s' if len(sheets) > 1 else ''}" if task.out.folder else f"{task.out.path}"
+    where = f"{task.out.path}/, {counted(len(sheets), 'sheet')}" if task.out.folder else f"{task.out.path}"
     return f"{which}, one per row, {num} images of {task.source.average} each, in {where}"
 
 
@@ -183,7 +183,7 @@ def draw_interpolations(task: Task, of_z: bool, of_class: bool) -> str:
     if of_class and not accepts_mixtures(generator):
         raise UserError(
             f"--sheet: interpolation between classes needs a generator that takes mixtures of them, but {type(generator).__name__}"
-            " takes labels only; it would need accepts_mixtures = True, and y of weights [N, classes]"
+            " takes labels only; choose --sheet z, or set accepts_mixtures = True on a generator that takes class weights [N, classes] as y"
         )
     y0 = source.labels(rows)
     y1 = source.labels(rows, 1) if of_class else y0

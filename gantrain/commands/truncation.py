@@ -1,4 +1,4 @@
-"""`gantrain truncation`: score against the truncation of z, which trades variety for fidelity (Brock et al. 2019, section 3.1)."""
+"""`gantrain truncation`: score against the truncation of z, which trades diversity for fidelity (Brock et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def truncation_run(
         The result as text, and the Accelerator that was used.
 
     Raises:
-        UserError: as `RunScorer`; no such average; or no pair of metrics for a curve.
+        UserError: see `RunScorer`; or there is no such average, or no pair of metrics for a curve.
     """
     for override in overrides:
         if override.startswith("eval.truncation="):
-            raise UserError(f"{override}: the truncations are those of --sweep; leave it out")
+            raise UserError(f"{override}: --sweep sets the truncations; remove it")
     scorer = RunScorer(run, num_samples, kimg, overrides)
     for name in averages:
         require_average(scorer.config, scorer.path, name, kimg)
@@ -88,7 +88,7 @@ def truncation_run(
 
 
 def find_curves(config: Config) -> list[tuple[str, str]]:
-    """The pairs of scores that an evaluation of a run has, under their full names.
+    """Find the pairs of scores that an evaluation of a run gives, by their full names.
 
     Raises:
         UserError: there is no such pair.
@@ -103,7 +103,7 @@ def find_curves(config: Config) -> list[tuple[str, str]]:
 
 
 def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple[str, str]], target: Path) -> str:
-    """Write the scores and the picture into the run's folder; the result as text."""
+    """Write the scores and the picture into the run folder; returns the result as text."""
     nimg, config = int(scorer.path.name), scorer.config
     best = {name: best_of(rows, curves) for name, rows in scores.items()}
     truncations = [float(t) for t in next(iter(scores.values()))]
@@ -111,16 +111,16 @@ def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple
     record["best"] = {name: {score: vars(point) for score, point in points.items()} for name, points in best.items()}
     write(target, record)
     picture = target.with_suffix(".png")
-    title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation"
+    title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation"
     draw_curves(scores, best, curves, style_of(config.averagers, scores), title, picture)
     head = (
-        f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples a truncation,"
+        f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation,"
         f" BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
     )
     blocks = []
     for name, rows in scores.items():
         words = ", ".join(f"{score} {point.value:.4f} at {point.truncation:g}" for score, point in best[name].items())
-        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none: its scores are not finite'}")
+        blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none (no finite scores)'}")
     return "\n".join([head, *blocks])
 
 
@@ -143,7 +143,7 @@ def short(score: str) -> str:
 
 
 def f1(precision: float, recall: float) -> float:
-    """The harmonic mean of precision and recall; 0 where both are."""
+    """The harmonic mean of precision and recall; 0 if both are 0."""
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -155,7 +155,7 @@ def draw_curves(
     title: str,
     path: Path,
 ) -> None:
-    """Draw the pairs of scores against each other, a line an average, truncations written at their points, the best marked.
+    """Draw the pairs of scores against each other: a line per average, truncations as labels, and the best ones marked.
 
     Args:
         scores: average -> truncation -> metric -> value.
@@ -178,7 +178,7 @@ def draw_curves(
             )  # fmt: skip
             for t, row in rows.items():
                 if math.isfinite(row[x]) and math.isfinite(row[y]):
-                    # Where the curve is not: fidelity is bought with FID, and with recall.
+                    # On the side away from the curve: higher fidelity costs FID and recall.
                     aside = {"xytext": (-5, 5), "ha": "right"} if short(y) == "fid" else {"xytext": (5, 5), "ha": "left"}
                     axes.annotate(t, (row[x], row[y]), textcoords="offset points", fontsize=7, color=style.colour, **aside)
             for score, point in best[name].items():

@@ -1,4 +1,4 @@
-"""`gantrain walk`: film a closed walk through the latents, as GIF or MP4."""
+"""`gantrain walk`: make a video of a closed walk through the latents, as GIF or MP4."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: int = 24) -> str:
-    """Film `num` tiles, each going once around a circle of latents with a fixed class; the last frame leads into the first.
+    """Make a video of `num` tiles, each going once around a circle of latents with a fixed class; the last frame leads into the first.
 
     Args:
         choice: generator, latents and classes.
         out: a .gif or .mp4.
         num: tiles, in a grid.
-        frames: of the film, at least 2.
+        frames: number of frames, at least 2.
         fps: frames per second.
 
     Returns:
@@ -79,9 +79,9 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError(f"--out: an .mp4 needs PyAV ({one_line(error)}); pip install 'gantrain[video]', or use a .gif") from error
+        raise UserError(f"--out: an .mp4 needs PyAV ({one_line(error)}); run pip install 'gantrain[video]', or use a .gif") from error
     if "libx264" not in av.codecs_available:
-        raise UserError("--out: the installed PyAV has no H.264 encoder (libx264); pip install 'gantrain[video]' has one, or use a .gif")
+        raise UserError("--out: the installed PyAV has no H.264 encoder (libx264); run pip install 'gantrain[video]', or use a .gif")
     return av
 
 

@@ -1,7 +1,7 @@
 """Charts of a run as Plotly figures, for Weights & Biases and for the report: scores of every average, batch and noise scale.
 
-Whatever goes into a figure is a plain list: Plotly would write arrays as base64, which nobody can read back. Backgrounds are
-transparent and text is grey, so that a figure suits a light and a dark page.
+All data in a figure are plain lists: Plotly would write arrays as base64, which is unreadable. Backgrounds are transparent and text
+is grey, so that a figure works on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from gantrain.score_names import better_when_higher
 
 TEXT = "#808080"
 GRID = "rgba(128,128,128,0.25)"
-POINTS = 1000  # of a line: more are not seen, and W&B is sent them anew at every evaluation
-LOG_SPAN = 10  # largest score over smallest: beyond it the axis is logarithmic
-PANEL_GAP = 0.06  # of the height, between stacked panels
+POINTS = 1000  # of a line; more would not be visible, and W&B is sent all of them at every evaluation
+LOG_SPAN = 10  # largest score over smallest; above it the axis is logarithmic
+PANEL_GAP = 0.06  # between panels, as a fraction of the height
 
 
-# ---- what a record says --------------------------------------------------------------------------------------------------
+# ---- from a record -------------------------------------------------------------------------------------------------------
 
 
 def styles_in(*records: Record) -> dict[str, Style]:
@@ -58,12 +58,12 @@ def batches(record: Record) -> list[tuple[int, int, int]]:
 
 
 def drawable(value: Any) -> float | int | None:
-    """A value that can be drawn; None, a gap, where it is not a finite number."""
+    """The value if it is a finite number; None, which leaves a gap, otherwise."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
-    """At most `most` of the lines, evenly spread, the last among them."""
+    """At most `most` of the lines, evenly spaced, including the last."""
     step = -(-len(lines) // most) if lines else 1
     return list(lines[::-1][::step][::-1])
 
@@ -73,10 +73,10 @@ def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[st
 
 def scores_figure(record: Record, metric: str) -> go.Figure:
     """A metric of the live weights and of every average over kimg, with swaps, growths and rollbacks."""
-    figure = framed([f"{metric} ({'higher' if better_when_higher(metric) else 'lower'} is better)"])
+    figure = make_panels([f"{metric} ({'higher' if better_when_higher(metric) else 'lower'} is better)"])
     evaluations = record.evaluations
     values = [row[metric] for one in evaluations for row in one.scores.values() if drawable(row.get(metric)) is not None]
-    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # or the first scores flatten the rest
+    if values and min(values) > 0 and max(values) > LOG_SPAN * min(values):  # otherwise the first scores would flatten the rest
         figure.update_layout(yaxis={"type": "log"})
     for name, style in styles_in(record).items():
         shown = [(one.nimg / 1000, drawable(one.scores[name][metric])) for one in evaluations if metric in one.scores.get(name, {})]
@@ -91,8 +91,8 @@ def scores_figure(record: Record, metric: str) -> go.Figure:
 
 
 def batch_figure(record: Record) -> go.Figure:
-    """Over kimg, one panel below the other: the batch and both players' noise scales with their intervals; rounds; learning rates."""
-    figure = framed(["images", "rounds", "learning rate"], weights=[2, 1, 1])
+    """Three panels over kimg: the batch and both players' noise scales with their intervals; rounds; learning rates."""
+    figure = make_panels(["images", "rounds", "learning rate"], weights=[2, 1, 1])
     batch, lines = batches(record), thinned(record.training)
     kimg = [line["nimg"] / 1000 for line in lines]
     add = lambda panel, name, x, y, line, **more: figure.add_scatter(  # noqa: E731
@@ -108,7 +108,7 @@ def batch_figure(record: Record) -> go.Figure:
     add(0, "batch", [nimg / 1000 for nimg, _, _ in batch], [size for _, size, _ in batch], {"color": TEXT, "shape": "hv"})
     for player, colour in PLAYERS.items():
         prefix = f"noise_scale/{player}/b_simple"
-        # Where there is no interval, noise drowns the gradient.
+        # Without an interval, the estimate is only noise.
         decided = [line if drawable(line.get(f"{prefix}_low")) is not None else {} for line in lines]
         if any(decided):
             figure.add_scatter(**band(kimg, decided, prefix), yaxis=axis_id(0), fillcolor=colour, opacity=0.2, legendgroup=player)
@@ -131,7 +131,7 @@ def batch_figure(record: Record) -> go.Figure:
 
 
 def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """A trace that fills between `prefix`_low and `prefix`_high, a polygon for every stretch without a gap."""
+    """A trace that fills the area between `prefix`_low and `prefix`_high, with one polygon per stretch without gaps."""
     x: list[float | None] = []
     y: list[float | None] = []
     stretch: list[tuple[float, float, float]] = []
@@ -139,7 +139,7 @@ def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str) ->
         low, high = drawable(line.get(f"{prefix}_low")), drawable(line.get(f"{prefix}_high"))
         if low is not None:
             if high is not None:
-                stretch.append((at, max(low, 1e-3), high))  # a log axis has no 0
+                stretch.append((at, max(low, 1e-3), high))  # a logarithmic axis has no 0
             continue
         if stretch:
             x += [*(s[0] for s in stretch), *(s[0] for s in stretch[::-1]), None]
@@ -149,16 +149,16 @@ def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str) ->
 
 
 def axis_id(panel: int) -> str:
-    """What Plotly calls a panel's y axis."""
+    """Plotly's name of a panel's y axis."""
     return "y" if panel == 0 else f"y{panel + 1}"
 
 
-def framed(titles: Sequence[str], weights: Sequence[float] | None = None) -> go.Figure:
-    """An empty figure with panels one below the other on one axis of kimg.
+def make_panels(titles: Sequence[str], weights: Sequence[float] | None = None) -> go.Figure:
+    """An empty figure with stacked panels that share an axis of kimg.
 
     Args:
-        titles: of each panel's y axis, from above.
-        weights: their heights in proportion.
+        titles: of the panels' y axes, from the top.
+        weights: relative heights of the panels; None makes them equal.
     """
     weights = weights or [1.0] * len(titles)
     room = 1 - PANEL_GAP * (len(titles) - 1)
@@ -177,7 +177,7 @@ def framed(titles: Sequence[str], weights: Sequence[float] | None = None) -> go.
 
 
 def add_marks(figure: go.Figure, record: Record, panels: int) -> None:
-    """Vertical lines through all panels; each kind is in the legend once, and its lines say what happened when pointed at."""
+    """Add vertical lines through all panels. Each kind is in the legend once; hovering over a line shows what happened."""
     happened = marks(record)
     for kind, mark in MARKS.items():
         mine = [(nimg / 1000, words) for nimg, one, words in happened if one == kind]

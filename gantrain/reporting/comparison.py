@@ -1,4 +1,4 @@
-"""Runs compared: which differ in their seed alone, and the mean of their scores with its interval."""
+"""Comparing runs: which differ only in their seed, and the mean of their scores with its interval."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LEVEL = 0.95  # of intervals
 
 @dataclass(frozen=True)
 class Curve:
-    """One average's score over images seen, of a run or of several that repeat each other.
+    """One average's score over images seen, for one run or for several that differ only in their seed.
 
     Attributes:
         average: its name, or "live".
-        kimg: of the evaluations, the mean of the runs' where they differ by a batch.
-        mean: of the runs' scores, or the only run's.
-        half: half-widths of the 95% interval of that mean (Student's t over the runs); None of a single run.
-        runs: each run's own scores at these moments, by the run's name.
+        kimg: times of the evaluations; the mean over the runs if they differ by a batch.
+        mean: mean score over the runs.
+        half: half-widths of the 95% interval of that mean (Student's t over the runs); None for a single run.
+        runs: each run's own scores at these times, by name.
     """
 
     average: str
@@ -41,21 +41,22 @@ class Curve:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose configurations differ in the seed alone, and a name for them."""
+    """Runs whose configurations differ only in the seed, and a name for them."""
 
     name: str
     records: list[Record]
 
     @property
     def several(self) -> bool:
+        """Whether there is more than one run."""
         return len(self.records) > 1
 
 
-def grouped(records: Sequence[Record]) -> list[Group]:
-    """Runs grouped by configuration, `MAY_DIFFER` and the seed aside.
+def group_runs(records: Sequence[Record]) -> list[Group]:
+    """Group runs whose configurations are equal except for the seed and keys that may differ (`may_differ`).
 
     Raises:
-        UserError: two runs of a group have the same seed, so they are the same run twice.
+        UserError: two runs of a group have the same seed.
     """
     groups: list[list[Record]] = []
     for record in records:
@@ -66,8 +67,8 @@ def grouped(records: Sequence[Record]) -> list[Group]:
         twin = next((one for one in group if one.full_config.seed == record.full_config.seed), None)
         if twin is not None:
             raise UserError(
-                f"{record.run}: is {twin.run} again, seed {record.full_config.seed} included, so an interval over both would mean nothing;"
-                f" leave one out"
+                f"{record.run}: has the same configuration and seed {record.full_config.seed} as {twin.run}, so an interval over both"
+                " would be meaningless; remove one of them"
             )
         group.append(record)
     names = [name_of(group) for group in groups]
@@ -75,7 +76,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 
 
 def names_of(records: Sequence[Record]) -> dict[Path, str]:
-    """A name for each run, by its resolved folder: the folder's name, with as many of its parents' as make it unique."""
+    """A name for each run, by resolved folder: the folder's name, with as many parents as make it unique."""
     folders = [record.run.resolve() for record in records]
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
@@ -85,12 +86,12 @@ def names_of(records: Sequence[Record]) -> dict[Path, str]:
 
 
 def differences(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
-    """The keys because of which two runs do not repeat each other, with both values."""
+    """The keys in which two runs differ, other than those that may differ, with both values."""
     return {k: v for k, v in loading.differing_keys(a.full_config, b.full_config).items() if not may_differ(k)}
 
 
 def name_of(group: Sequence[Record]) -> str:
-    """What the folders of a group have in common: `swap` for swap_0, swap_1 and swap_2."""
+    """The common beginning of a group's folder names: `swap` for swap_0, swap_1 and swap_2."""
     names = [record.run.resolve().name for record in group]
     if len(names) == 1:
         return names[0]
@@ -100,7 +101,7 @@ def name_of(group: Sequence[Record]) -> str:
 
 
 def require_comparable(records: Sequence[Record]) -> None:
-    """Refuse to draw scores into one picture that do not compare.
+    """Refuse runs whose scores are not comparable.
 
     Raises:
         UserError: two runs were scored with different counts, references, features or truncations.
@@ -112,13 +113,13 @@ def require_comparable(records: Sequence[Record]) -> None:
         if different:
             key, (a, b) = next(iter(different.items()))
             raise UserError(
-                f"{record.run}: its scores do not compare with {first.run}'s (eval/{key} is {b!r} here and {a!r} there);"
-                f" report them separately, or score both alike with `gantrain evaluate`"
+                f"{record.run}: its scores are not comparable with those of {first.run} (eval/{key} is {b!r} here and {a!r} there);"
+                f" write separate reports, or score both in the same way with `gantrain evaluate`"
             )
 
 
-def curves(group: Group, metric: str) -> list[Curve]:
-    """One curve per average, live first; moments and averages that not all runs of the group have are left out."""
+def build_curves(group: Group, metric: str) -> list[Curve]:
+    """One curve per average, live first; averages and times that some run of the group lacks are left out."""
     names = names_of(group.records)
     runs = {names[record.run.resolve()]: record.comparable for record in group.records if record.comparable}
     if not runs:
@@ -129,7 +130,7 @@ def curves(group: Group, metric: str) -> list[Curve]:
             [(one.nimg, one.scores[average][metric]) for one in evaluations if metric in one.scores.get(average, {})]
             for evaluations in runs.values()
         ]
-        rows = matched(points)
+        rows = match_times(points)
         if not rows:
             continue
         values = [[value for _, value in row] for row in rows]
@@ -142,15 +143,15 @@ def curves(group: Group, metric: str) -> list[Curve]:
     return found
 
 
-def matched(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
-    """Moments that all runs have, as rows of one point per run: growing batches shift an evaluation by less than its period."""
+def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
+    """Times that all runs have, as rows of one point per run. Growing batches shift an evaluation by less than its period."""
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in itertools.pairwise(fewest)]
-    near = statistics.median(gaps) / 2 if gaps else math.inf  # the last may be short
+    near = statistics.median(gaps) / 2 if gaps else math.inf  # the last gap may be shorter
     rows: list[list[tuple[int, float]]] = []
     for nimg, _ in fewest:
         row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
-        again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point stands for one moment
+        again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point is used once
         if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row) and not again:
             rows.append(row)
     return rows

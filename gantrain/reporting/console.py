@@ -1,4 +1,4 @@
-"""The console line of a run: how far it is, how fast it goes, how long it will take."""
+"""The console line of a run: progress, speed, time left."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Progress:
         self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
         self.last_time, self.last_nimg = self.started_at, nimg
         self.aside = self.all_aside = 0.0
-        self.seconds = 0.0  # of training between the last two lines
+        self.seconds = 0.0  # spent on training between the last two lines
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is not spent on training: it counts neither in the rate nor in the time to go."""
+        """Within this context, time counts neither towards the speed nor towards the time left."""
         began = time.monotonic()
         yield
         self.aside += time.monotonic() - began
 
     def back_to(self, nimg: int) -> None:
-        """Continue from fewer images, after a rollback; those done beyond them count in the speed, not in the progress."""
+        """Continue from fewer images, after a rollback; the abandoned images count towards the speed, but not towards the progress."""
         self.start -= self.last_nimg - nimg
         self.last_nimg = nimg
 
     def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-        """(line, its times for the record: images per second since the line before, seconds since the start, seconds to go)."""
+        """(line, times for the record: images per second since the previous line, seconds since the start, seconds left)."""
         now = time.monotonic()
         self.seconds = max(now - self.last_time - self.aside, 1e-9)
         times = {"throughput/img_per_s": (nimg - self.last_nimg) / self.seconds, "throughput/elapsed_s": now - self.started_at}
@@ -48,13 +48,13 @@ class Progress:
 
 
 def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
-    """A line of losses for the console, made of the record's; columns have the same width in all lines.
+    """Format a training line of the record for the console; columns have the same width in all lines.
 
     Args:
         nimg, total: images seen, and in the whole run.
         values: a training line of metrics.jsonl; a missing number is shown as nan, a missing time as ?.
     """
-    of = lambda key, width, decimals: fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
+    of = lambda key, width, decimals: format_fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
     elapsed, left = (duration(values[key]) if key in values else "?" for key in ("throughput/elapsed_s", "throughput/left_s"))
     return (
         f"{nimg / 1000:9.1f} kimg {min(1.0, nimg / total):4.0%} | {elapsed:>7} + {left:>7} to go | {of('throughput/img_per_s', 6, 0)} img/s"
@@ -63,8 +63,8 @@ def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
     )
 
 
-def fixed(value: float, width: int, decimals: int) -> str:
-    """A number flush right in `width` characters: with fewer decimals where it is large, as a power of ten where it is larger."""
+def format_fixed(value: float, width: int, decimals: int) -> str:
+    """Right-align a number in `width` characters: a large one gets fewer decimals, a still larger one an exponent."""
     for places in range(decimals, -1, -1):
         text = f"{value:{width}.{places}f}"
         if len(text) == width:
@@ -73,10 +73,10 @@ def fixed(value: float, width: int, decimals: int) -> str:
 
 
 def noise_in_words(values: Mapping[str, float]) -> str:
-    """Both players' noise scales in images, for the end of the console line; empty where none is measured."""
+    """Both players' noise scales in images, for the end of the console line; empty if none is measured."""
     measured = [player for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values]
     cells = [
-        f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else fixed(values[f'noise_scale/{p}/b_simple'], 6, 0).strip():<6}"
+        f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else format_fixed(values[f'noise_scale/{p}/b_simple'], 6, 0).strip():<6}"
         for p in measured
     ]
     return (" | noise" + "".join(cells)).rstrip() if cells else ""

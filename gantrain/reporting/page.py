@@ -1,7 +1,7 @@
-"""From run folders to one self-contained HTML page: charts, samples over time, tables, pictures.
+"""A self-contained HTML page about one or more runs: charts, samples over time, tables, pictures.
 
-The page holds Plotly's script, the figures' numbers as JSON, and the pictures; it opens from disk without a network. Every number
-in it comes from `metrics.jsonl` or `evaluations/`; of several runs, those that repeat each other are drawn as their mean
+The page contains Plotly's script, the figures' data as JSON, and the pictures, so it opens from disk without a network. Its numbers
+come from `metrics.jsonl` and `evaluations/`. Runs that differ only in their seed are drawn as their mean
 (`gantrain.reporting.comparison`).
 """
 
@@ -24,9 +24,9 @@ from PIL import Image
 
 from gantrain.config import loading
 from gantrain.errors import counted
-from gantrain.reporting.comparison import LEVEL, Group, curves, differences, grouped, half_width, names_of
+from gantrain.reporting.comparison import LEVEL, Group, build_curves, differences, group_runs, half_width, names_of
 from gantrain.reporting.console import duration
-from gantrain.reporting.drawn_pictures import pictures_in, spread
+from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.page_figures import stack
 from gantrain.run_folder.json_values import restored
 from gantrain.run_folder.provenance import utc_now
@@ -36,19 +36,19 @@ from gantrain.score_names import LIVE, best_value, better_when_higher
 from gantrain.version import __version__
 
 TEMPLATE = Path(__file__).parent / "page.html"
-MOST_MOMENTS = 40  # of sample pictures in a page; the first and the last are among them
+MOST_MOMENTS = 40  # of sample pictures in a page, including the first and the last
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
-MOST_PICTURES = 20  # of orbits, sweeps and truncations
+MOST_PICTURES = 20  # of orbits, sweeps and truncation curves
 WIDEST = 1200  # pixels of a sheet
 IN_WORDS = {
     RUNNING: "still running; this page shows the run so far",
     MAYBE: "seems to be running on another machine; this page shows the run so far",
     DONE: "done",
-    INTERRUPTED: "interrupted: it was asked to stop; the same command resumes it",
-    GAVE_UP: "gave up: its training went wrong and could not be recovered",
-    CUT_SHORT: "cut short: it was killed or ended by an error; the same command resumes it from its last checkpoint",
-    EMPTY: "has written nothing yet",
-    DAMAGED: "is damaged: no line of its metrics.jsonl can be read",
+    INTERRUPTED: "interrupted: it was asked to stop; run the same command to resume it",
+    GAVE_UP: "gave up: training went wrong and could not recover",
+    CUT_SHORT: "cut short: it was killed or ended by an error; run the same command to resume it from its last checkpoint",
+    EMPTY: "nothing has been written yet",
+    DAMAGED: "damaged: no line of metrics.jsonl can be read",
 }
 
 
@@ -57,8 +57,8 @@ class Cell:
     """A number of a table.
 
     Attributes:
-        value: as the record has it; None where there is none.
-        half: half-width of its interval, of a mean.
+        value: as in the record; None if there is none.
+        half: half-width of the interval, if the value is a mean.
         best: whether it is the best of its column.
     """
 
@@ -68,6 +68,7 @@ class Cell:
 
     @property
     def text(self) -> str:
+        """The number with four decimals, and its half-width; a dash if there is none."""
         if self.value is None:
             return "–"
         return f"{self.value:.4f}" + (f" ± {self.half:.2g}" if self.half is not None and math.isfinite(self.half) else "")
@@ -78,11 +79,11 @@ class PageTable:
     """Rows of labels and scores.
 
     Attributes:
-        title: above it.
-        heads: of the label columns.
-        metrics: of the score columns.
+        title: shown above the table.
+        heads: heads of the label columns.
+        metrics: heads of the score columns.
         rows: (labels, cells).
-        note: what the scores must be quoted with.
+        note: the protocol that the scores must be quoted with.
     """
 
     title: str
@@ -94,21 +95,27 @@ class PageTable:
 
 @dataclass
 class Samples:
-    """Sheets over time, of every run and average, for the slider."""
+    """Sheets of every run and average over time, for the slider.
+
+    Attributes:
+        sources: per run and average: its label, and its sheets by time.
+        left_out: number of pictures that are not in the page.
+    """
 
     sources: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0
 
     @property
     def times(self) -> list[float]:
+        """All times in kimg, in order."""
         return sorted({moment["kimg"] for source in self.sources for moment in source["moments"]})
 
 
-def page(records: Sequence[Record]) -> str:
-    """The HTML text."""
+def render_page(records: Sequence[Record]) -> str:
+    """Build the HTML text of the page about these runs."""
     from plotly.offline import get_plotlyjs
 
-    groups = grouped(records)
+    groups = group_runs(records)
     metrics = list(dict.fromkeys(m for record in records for m in record.metrics))
     figure = stack(groups, metrics)
     one, names = records[0] if len(records) == 1 else None, names_of(records)
@@ -130,7 +137,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 def as_script(value: Any) -> Any:
-    """JSON for a script element: no text in it can end the element."""
+    """Encode a value as JSON for a script element, so that no text in it can close the element."""
     return jinja2.utils.markupsafe.Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
 
 
@@ -138,7 +145,7 @@ def as_script(value: Any) -> Any:
 
 
 def head(record: Record, name: str) -> dict[str, Any]:
-    """What a run is, and how far it has come."""
+    """The facts of a run and its progress."""
     facts, config = record.facts, record.full_config
     parameters = facts.get("parameters", {})
     rates = sorted(line["throughput/img_per_s"] for line in record.training if "throughput/img_per_s" in line)
@@ -181,14 +188,14 @@ def best_of(record: Record, metric: str) -> dict[str, Any] | None:
 
 
 def took(record: Record) -> str:
-    """From the first start to the last end in words, where both are known."""
+    """The time from the first start to the last end in words; empty if it is unknown."""
     told = [line for line in record.events() if isinstance(line.get("time"), str)]
     try:
         begun, last = (datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ") for line in (told[0], told[-1]))
     except (IndexError, ValueError):
         return ""
     seconds, end = (last - begun).total_seconds(), told[-1]["time"]
-    if told[-1]["event"] in ("start", "resume"):  # it is running, or was killed before it could say when it ended
+    if told[-1]["event"] in ("start", "resume"):  # it is running, or was killed before it could record its end
         since = record.lines[record.lines.index(told[-1]) :]
         seconds += max((line.get("throughput/elapsed_s", 0.0) for line in since if "loss/d" in line), default=0.0)
         end = "its last line"
@@ -198,10 +205,10 @@ def took(record: Record) -> str:
 
 
 def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
-    """A group's runs, and how its configuration differs from the first group's."""
+    """A group's name and seeds, and how its configuration differs from the first group's."""
     found: dict[str, str] = {}
     for key, (there, here) in differences(groups[0].records[0], group.records[0]).items():
-        if "absent" in (there, here):  # an averager, say, that only one of them has: named once
+        if "absent" in (there, here):  # for example, an averager that only one of them has; listed once
             section = key.rpartition(".")[0]
             found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
         else:
@@ -210,30 +217,30 @@ def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def in_yaml(value: Any) -> str:
-    """A value as a configuration has it."""
+    """A value as YAML spells it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def notes(record: Record) -> list[str]:
-    """What the page does not show of a run, and why."""
+    """What the page does not show about a run, and why."""
     found = []
     apart = len(record.evaluations) - len(record.comparable)
     if not record.evaluations:
-        found.append("Nothing has been evaluated yet: there are no scores to draw.")
+        found.append("Nothing has been evaluated yet, so there are no scores.")
     elif len(record.averages) == 1:
-        found.append(f"Only {record.averages[0]} was scored: there is nothing to compare it with.")
+        found.append(f"Only {record.averages[0]} was scored, so there is no comparison.")
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
     if not record.training:
-        found.append("No line of training has been written: batch, rates and noise scale are not drawn.")
+        found.append("No training line has been written yet, so batch, learning rates and noise scale are not drawn.")
     elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
         found.append("The gradient noise scale was not measured (noise_scale.measure_every is null).")
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:
-        found.append(f"{len(record.abandoned)} lines of paths that were rolled back are not drawn.")
+        found.append(f"{len(record.abandoned)} lines of paths abandoned by rollbacks are not drawn.")
     if record.unreadable:
-        found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read; they are left out.")
+        found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read and are left out.")
     return found
 
 
@@ -241,7 +248,7 @@ def notes(record: Record) -> list[str]:
 
 
 def tables(record: Record) -> list[PageTable]:
-    """Average x BatchNorm x metric: the last evaluation, then those by `gantrain evaluate`, the newest first."""
+    """Tables of average, BatchNorm policy and metric: the last evaluation, then those by `gantrain evaluate`, newest first."""
     found = []
     if record.evaluations:
         last = record.evaluations[-1]
@@ -253,21 +260,21 @@ def tables(record: Record) -> list[PageTable]:
 
 
 def tables_of(body: Mapping[str, Any], nimg: int) -> list[PageTable]:
-    """What `gantrain evaluate` found, as a table; none where it has no scores.
+    """The results of `gantrain evaluate` as a table; none if they contain no scores.
 
     Raises:
-        TypeError, KeyError, AttributeError, ValueError: `body` is not what `gantrain evaluate` writes.
+        TypeError, KeyError, AttributeError, ValueError: `gantrain evaluate` did not write `body`.
     """
     by_policy = body.get("scores_by_batchnorm") or {str(body.get("eval/batchnorm", "")): body["scores"]}
     rows = {(name, policy): dict(scores[name]) for name in next(iter(by_policy.values())) for policy, scores in by_policy.items()}
     protocol = {key.removeprefix("eval/"): value for key, value in body.items() if key.startswith("eval/")}
     made = table_of_scores(f"Scores at {nimg / 1000:g} kimg, by gantrain evaluate", rows, protocol)
-    [cell.text for _, cells in made.rows for cell in cells]  # raises where a word is in place of a number
+    [cell.text for _, cells in made.rows for cell in cells]  # raises if a value is not a number
     return [made] if made.metrics else []
 
 
 def later_evaluations(run: Path) -> list[dict[str, Any]]:
-    """What `gantrain evaluate` has written into a run's folder; damaged files are skipped."""
+    """The results of `gantrain evaluate` in a run folder, without damaged files."""
     found = []
     for path in sorted((run / "evaluations").glob("*.json")):
         if re.fullmatch(r"\d{12}(-\d+)?", path.stem):
@@ -279,7 +286,7 @@ def later_evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def table_of_scores(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]], protocol: Mapping[str, Any]) -> PageTable:
-    """A table of (average, BatchNorm policy) to scores, the best of each column marked."""
+    """A table of (average, BatchNorm policy) to scores, with the best of each column marked."""
     metrics = [m for m in dict.fromkeys(m for row in rows.values() for m in row) if better_when_higher(m) is not None]
     best = {m: best_value(m, [row.get(m) for row in rows.values()]) for m in metrics}
     body = [
@@ -335,30 +342,30 @@ def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> PageTable:
     ]
     last = next((record.evaluations[-1] for group in groups for record in group.records if record.evaluations), None)
     note = (
-        f"each run's last evaluation; means over the runs with {LEVEL:.0%} intervals (Student's t). " + protocol_in_words(last.protocol)
+        f"Last evaluation of each run; means over the runs with {LEVEL:.0%} intervals (Student's t). " + protocol_in_words(last.protocol)
         if last
         else ""
     )
-    return PageTable("Scores at the end", ["runs", "average", "how many"], list(metrics), body, note)
+    return PageTable("Scores at the end", ["runs", "average", "number of runs"], list(metrics), body, note)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
-    """The sheets that the runs have drawn; where there are too many, some of them, evenly spread in time."""
+    """The sample sheets of the runs; if there are too many, an evenly spaced selection."""
     found = Samples()
     most, room = max(2, MOST_MOMENTS // len(records)), MOST_BYTES // len(records)
     for record in records:
         paths = pictures_in(record.run / "samples")
-        chosen = spread(paths, most)
+        chosen = pick_evenly(paths, most)
         sizes = sum(path.stat().st_size for path in chosen)
         if sizes > room:
-            chosen = spread(chosen, max(2, int(len(chosen) * room / sizes)))
+            chosen = pick_evenly(chosen, max(2, int(len(chosen) * room / sizes)))
         found.left_out += len(paths) - len(chosen)
         by_name: dict[str, list[dict[str, Any]]] = {}
         for path in chosen:
-            with contextlib.suppress(OSError):  # being written, or damaged
+            with contextlib.suppress(OSError):  # damaged
                 for sheet in read_side_by_side(path):
                     by_name.setdefault(sheet.name or "all", []).append(
                         {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.picture)}
@@ -370,7 +377,7 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
 
 
 def as_uri(picture: Image.Image) -> str:
-    """A picture as a data URI, lossless where that is small."""
+    """A picture as a data URI, lossless if that is small enough."""
     if picture.width > WIDEST:
         picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
     whole = io.BytesIO()
@@ -382,7 +389,7 @@ def as_uri(picture: Image.Image) -> str:
 
 
 def left_and_right(samples: Samples, records: Sequence[Record], names: Mapping[Path, str]) -> tuple[int, int]:
-    """Which two sources are side by side at first: live and the best average of a run, or the best averages of two runs."""
+    """The two sources shown first: live and the best average of a run, or the best averages of two runs."""
     best = {
         names[record.run.resolve()]: found[1]
         for record in records
@@ -396,12 +403,12 @@ def left_and_right(samples: Samples, records: Sequence[Record], names: Mapping[P
 
 
 def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
-    """Averages to choose from where groups are compared, the best one first; none where all are drawn at once."""
+    """The averages in the menu when groups are compared, best first; empty if all averages are drawn at once."""
     if len(groups) < 2 or not metrics:
         return []
     ends: dict[str, list[float]] = {}
     for group in groups:
-        for curve in curves(group, metrics[0]):
+        for curve in build_curves(group, metrics[0]):
             ends.setdefault(curve.average, []).append(curve.mean[-1])
     sign = -1 if better_when_higher(metrics[0]) else 1
     rank = lambda name: (-len(ends[name]), mean if math.isfinite(mean := sign * sum(ends[name]) / len(ends[name])) else math.inf)  # noqa: E731
@@ -409,7 +416,7 @@ def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
 
 
 def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, str]]:
-    """The newest picture of each orbit, and the newest ones in evaluations/, up to the limits of a page."""
+    """The newest orbit of each run, and the newest pictures in evaluations/, up to the limits of a page."""
     orbits = [path for record in records for path in pictures_in(record.run / "orbit")[-1:]]
     others = sorted(
         (path for record in records for path in (record.run / "evaluations").glob("[!.]*.png")), key=lambda path: path.stat().st_mtime

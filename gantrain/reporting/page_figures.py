@@ -1,6 +1,6 @@
-"""The chart of a report as a Plotly figure: scores, batch, rates and noise scale over one axis of kimg, with marks for events.
+"""The chart of a report as a Plotly figure: scores, batch, learning rates and noise scale over kimg, with marks for events.
 
-All data are plain lists of numbers as the record has them, so that the page's data can be read and compared.
+All data are plain lists of numbers, as in the record, so that they can be read from the page and compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, channels, nth_style
 from gantrain.reporting.charts import batches, drawable, marks, styles_in, thinned
-from gantrain.reporting.comparison import Curve, Group, curves
+from gantrain.reporting.comparison import Curve, Group, build_curves
 from gantrain.run_folder.record import Record
 from gantrain.score_names import LIVE, better_when_higher
 
@@ -25,7 +25,7 @@ WIDE_RANGE = 20  # a score that spans more than this factor is drawn on a logari
 
 
 class Stack:
-    """A figure of rows over one axis of kimg, filled from the top."""
+    """A figure of stacked rows that share an axis of kimg, filled from the top."""
 
     def __init__(self, rows: Sequence[tuple[str, int]], an_average_at_a_time: bool = False):
         inner = sum(height for _, height in rows)
@@ -51,7 +51,7 @@ class Stack:
     def line(
         self, row: str, name: str, x: Sequence[float], y: Sequence[float | None], colour: str, kind: str, group: str = "", **style: Any
     ) -> None:
-        """Add a line to a row; its name is in the legend once."""
+        """Add a line to a row; each name is in the legend only once."""
         meta = {"kind": kind, "group": group, "row": row, **style.pop("meta", {})}
         key = (name, meta.get("average", "") if self._an_average_at_a_time else "")
         shown = style.pop("named", True) and key not in self._named
@@ -63,7 +63,7 @@ class Stack:
         self.figure.add_trace(trace, row=self.rows[row], col=1)
 
     def logarithmic(self, row: str, values: Sequence[float]) -> None:
-        """Make a row's axis logarithmic, with a few round numbers as ticks, or the values themselves where they are few."""
+        """Make a row's axis logarithmic, with round numbers as ticks, or the values themselves if they are few."""
         if values:
             low, high = min(values), max(values)
             ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
@@ -79,7 +79,7 @@ class Stack:
 
 
 def ladder(low: float, high: float) -> list[float]:
-    """Round numbers within a range as ticks of a logarithmic axis: 1, 2 and 5 of each decade, or fewer; at most `MOST_TICKS`."""
+    """Ticks of a logarithmic axis: 1, 2 and 5 of each decade within the range, or fewer; at most `MOST_TICKS`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
         ticks = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps if low <= step * 10.0**decade <= high]
@@ -89,11 +89,11 @@ def ladder(low: float, high: float) -> list[float]:
 
 
 def stack(groups: Sequence[Group], metrics: Sequence[str]) -> go.Figure:
-    """The one figure of a report.
+    """Build the figure of a report.
 
     Args:
-        groups: of runs. Of one group, each average has its colour; of several, each group has one, and one average is shown at a time.
-        metrics: names of the scores to draw.
+        groups: of runs. With one group, each average has a colour; with several, each group has one, and one average is shown at a time.
+        metrics: the scores to draw.
     """
     records = [record for group in groups for record in group.records]
     others = [title for title, keys, _ in OTHERS if any(key in line for record in records for line in record.training for key in keys)]
@@ -119,9 +119,9 @@ def title_of(metric: str) -> str:
 
 
 def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
-    """Fill a metric's row: one line per average (or group), the interval over seeds as a band, and each seed's own line, faint."""
+    """Fill a metric's row: a line per average or group, the interval over seeds as a band, and a faint line per seed."""
     row, styles = title_of(metric), styles_in(*(record for group in groups for record in group.records))
-    found = [(i, group, curve) for i, group in enumerate(groups) for curve in curves(group, metric)]
+    found = [(i, group, curve) for i, group in enumerate(groups) for curve in build_curves(group, metric)]
     finite = [y for *_, curve in found for x, y in zip(curve.kimg, curve.mean) if x > 0 and math.isfinite(y)]
     log = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
     for i, group, curve in found:
@@ -132,13 +132,13 @@ def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
         add_swap_scores(made, row, groups[0].records[0], metric)
     if log:
         made.logarithmic(row, finite)
-    elif finite and max(finite) > min(finite):  # or the first evaluation, of untrained weights, flattens the others
+    elif finite and max(finite) > min(finite):  # otherwise the first evaluation, of untrained weights, would flatten the others
         edge = 0.08 * (max(finite) - min(finite))
         made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=made.rows[row], col=1)
 
 
 def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, group: str, lowest: float) -> None:
-    """Add one average's line, band and seeds; the band is cut at `lowest`, below which a logarithmic axis shows nothing."""
+    """Add one average's line, band and seeds; the band is clipped at `lowest`, since a logarithmic axis has no 0."""
     meta, colour = {"average": curve.average}, style.colour
     if curve.half is not None:
         bounds = [(x, max(m - h, lowest), m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
@@ -170,7 +170,7 @@ def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, grou
 
 
 def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
-    """Add the live weights' scores just before, at and some time after every swap."""
+    """Add the live weights' scores before, at and some time after every swap."""
     by_swap: dict[int, list[tuple[float, float, str]]] = {}
     for line in record.events("swap"):
         if metric in line.get("live", {}):
@@ -191,7 +191,7 @@ def faint(colour: str, share: float) -> str:
     return "rgba({}, {}, {}, {})".format(*channels(colour), share)
 
 
-# Rows of the training's own numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
+# Rows of training numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
 OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
     ("loss (D dashed)", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "dash")}, False),
     (
@@ -207,7 +207,7 @@ OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
 
 
 def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[str, tuple[str, str, str]], log: bool) -> None:
-    """Fill a row with numbers of the training lines: one line per key and run."""
+    """Fill a row with numbers from training lines: a line per key and run."""
     drawn: list[float] = []
     for i, group in enumerate(groups):
         for record in group.records:
@@ -226,7 +226,7 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
 
 
 def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]]:
-    """(kimg, values) of a number of the training lines; the batch from where it changes, not from the next line on."""
+    """(kimg, values) of a number in the training lines; the batch changes where it grew, not at the next line."""
     if key.startswith("batch/"):
         return [nimg / 1000 for nimg, *_ in batches(record)], [
             rounds if key == "batch/rounds" else size for _, size, rounds in batches(record)
@@ -236,7 +236,7 @@ def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]
 
 
 def add_marks(made: Stack, record: Record, lines: bool) -> None:
-    """Add swaps, growths and rollbacks as signs in the first row, and as lines through all rows, one per moment."""
+    """Add swaps, growths and rollbacks: as symbols in the first row and, with `lines`, as lines through all rows, one per time."""
     crossed: set[float] = set()
     for i, (kind, mark) in enumerate(MARKS.items()):
         told = [(nimg / 1000, words) for nimg, one, words in marks(record) if one == kind]

@@ -6,40 +6,40 @@ from gantrain.score_names import INTERVAL_SUFFIX, SPREADS, Scores, best_value
 from gantrain.text_table import align, join_columns
 
 
-def shown(row: dict[str, float]) -> list[str]:
-    """The names in a row that are scores, not their spreads."""
+def list_scores(row: dict[str, float]) -> list[str]:
+    """The names of the scores in a row, without their spreads."""
     return [name for name in row if not name.endswith(SPREADS)]
 
 
 def table(scores: Scores, title: str = "average") -> str:
-    """Scores as text, a row (an average under its name) each, the best of each column marked with a star unless all are equal.
+    """Scores as text, a row per average. A star marks the best of each column, unless all are equal.
 
-    Where there are 95% intervals a score stands with its half-width, as 0.3541 ±0.0120.
+    A score with a 95% interval is shown with its half-width, as 0.3541 ±0.0120.
     """
-    metrics = list(dict.fromkeys(m for row in scores.values() for m in shown(row)))
+    metrics = list(dict.fromkeys(m for row in scores.values() for m in list_scores(row)))
     best = {m: best_value(m, [row.get(m) for row in scores.values()]) for m in metrics}
     columns = [[cell(row, m, best[m]) for row in scores.values()] for m in metrics]
     return join_columns([align([title, *scores]), *(score_column(m, column) for m, column in zip(metrics, columns))])
 
 
 def score_column(head: str, cells: list[tuple[str, str]]) -> list[str]:
-    """A column of (score, what follows it): the last digit stands under the head's last letter; what follows sticks out."""
+    """A column of (score, suffix): the last digits are aligned with the last letter of the head, and suffixes follow."""
     tails = align([" ", *(tail for _, tail in cells)])
     numbers = align([head, *(number for number, _ in cells)], right=True, least=9)
     return [number + tail for number, tail in zip(numbers, tails)]
 
 
 def cell(row: dict[str, float], metric: str, best: float | None) -> tuple[str, str]:
-    """(the score, what stands behind it): a star where it is the best, and half of its interval where that is known."""
+    """(the score, its suffix): a star if it is the best, and the half-width of its interval if there is one."""
     value, half = row.get(metric, float("nan")), row.get(metric + INTERVAL_SUFFIX)
     return f"{value:.4f}", ("*" if value == best else " ") + ("" if half is None else f"±{half:.4f}")
 
 
 def policy_tables(by_policy: dict[str, Scores]) -> str:
-    """A table a metric: an average a row, a BatchNorm policy a column, the best of all marked with a star."""
+    """A table per metric, with a row per average and a column per BatchNorm policy; a star marks the best of all."""
     averages = list(next(iter(by_policy.values())))
-    metrics = shown(next(iter(next(iter(by_policy.values())).values())))
-    width = max(len(name) for name in [*averages, *metrics])  # of all tables alike
+    metrics = list_scores(next(iter(next(iter(by_policy.values())).values())))
+    width = max(len(name) for name in [*averages, *metrics])  # the same for all tables
     blocks = []
     for metric in metrics:
         best = best_value(metric, [scores[name][metric] for scores in by_policy.values() for name in averages])

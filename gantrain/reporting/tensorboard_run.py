@@ -25,7 +25,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text
 
-from gantrain.reporting.drawn_pictures import pictures_in, spread
+from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.view_thread import ViewThread
 from gantrain.run_folder.layout import METRICS_FILE
@@ -185,7 +185,7 @@ class TensorBoardRun:
         self._drawn: set[tuple[str, int]] = set()  # pictures in the file: (key, images seen)
         for key in ("samples", "orbit"):
             drawn = [path for path in pictures_in(self._run_dir / key) if int(path.stem) <= here]
-            for path in spread(drawn, MOST_PICTURES):
+            for path in pick_evenly(drawn, MOST_PICTURES):
                 self._add_pictures(int(path.stem), key, path)
         for path in older:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which views a run has."""
+"""The views that a run is configured to have."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gantrain.reporting.view import View
 
 
 def require_views(settings: Tracking) -> None:
-    """Refuse a view whose package is missing, before anything is begun. W&B's is a dependency, and its loss costs a line only.
+    """Refuse a view whose package is missing, before the run starts. W&B is a dependency; if it fails, that only costs a line.
 
     Raises:
-        UserError: tracking.tensorboard without tensorboard.
+        UserError: tracking.tensorboard is set, but tensorboard is not installed.
     """
     if settings.tensorboard and not installed("tensorboard"):
         raise UserError(
@@ -30,25 +30,25 @@ def installed(package: str) -> bool:
     """Whether a package can be imported, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # it stands in sys.modules without a specification
+    except ValueError:  # it is in sys.modules without a spec
         return False
 
 
 def open_views(settings: Tracking, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> list[View]:
-    """The views of a run, opened or continued: W&B unless it is disabled, TensorBoard where it is asked for.
+    """Open or continue the views of a run: W&B unless disabled, TensorBoard if enabled.
 
-    Call it on the main process only, when metrics.jsonl is open and has its line of the start.
+    Call it on the main process only, after the start event has been written to metrics.jsonl.
 
     Args:
         settings: the `tracking` section.
         run_id: of the run, for W&B.
-        config: what W&B keeps of the configuration and the machine.
+        config: configuration and machine, for W&B.
         run_dir: the run folder.
-        say: receives lines for the person who watches.
+        say: prints a line.
     """
     views: list[View] = []
     if "disabled" not in (settings.wandb.mode, os.environ.get("WANDB_MODE")):
-        from gantrain.reporting import wandb_run  # with plotly and wandb: only for runs that have it
+        from gantrain.reporting import wandb_run  # imports plotly and wandb, so only if it is used
 
         views.append(wandb_run.open_view(settings.wandb, run_id, config, run_dir, say))
     if settings.tensorboard:
@@ -56,6 +56,6 @@ def open_views(settings: Tracking, run_id: str, config: Mapping[str, Any], run_d
             from gantrain.reporting import tensorboard_run
 
             views.append(tensorboard_run.open_view(run_dir, say))
-        except Exception as error:  # installed, but it cannot be imported: another protobuf than it needs, say
-            say(f"tensorboard: not available ({one_line(error)[:160]}); metrics.jsonl has everything")
+        except Exception as error:  # installed, but not importable, for example because of the wrong protobuf
+            say(f"tensorboard: not available ({one_line(error)[:160]}); metrics.jsonl is complete")
     return views

@@ -1,7 +1,7 @@
-"""Whether W&B has a key to log in with, found without asking for one.
+"""Whether W&B has an API key, found without prompting for one.
 
-Looked up here since wandb has no public call for it: `wandb.login` and `wandb.Api` ask on the terminal or raise, and the helpers
-that do not have been moved within the versions that we support (`wandb.sdk.lib.apikey` is `wandb.sdk.lib.wbauth` today).
+wandb has no public function for this: `wandb.login` and `wandb.Api` prompt on the terminal or raise, and its internal helpers have
+moved within the versions that we support (`wandb.sdk.lib.apikey` is now `wandb.sdk.lib.wbauth`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 
 def has_key() -> bool:
-    """Whether W&B has a key to log in with: in WANDB_API_KEY, or in a netrc file under the server's name."""
+    """Whether W&B has an API key, in WANDB_API_KEY or in a netrc file under the server's name."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     import wandb
