@@ -277,7 +277,7 @@ def test_other_pictures_under_the_same_name_are_refused(gantrain, pictures, tmp_
     train(gantrain, tmp_path / "run", *folder(pictures))
     (pictures / "dogs" / "3.png").unlink()
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), "total_kimg=0.32", check=False))
-    assert "is not what" in line and "was trained on (other images or labels); put back what is missing, or use another run_dir" in line
+    assert "is not what" in line and "was trained on (other images or labels); restore the original images, or use another run_dir" in line
 
 
 # ---- other ways to train ---------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_run_dir_that_cannot_be_is_one_line(gantrain, tmp_path, name):
 
 
 def test_evaluate_takes_no_other_model(finished, gantrain):
-    assert "only takes overrides of eval and data" in error_of(gantrain("evaluate", finished[0], "model.ch=4", check=False))
+    assert "only eval and data can be overridden here" in error_of(gantrain("evaluate", finished[0], "model.ch=4", check=False))
 
 
 def test_a_closed_pipe_is_no_error(finished):

@@ -29,7 +29,7 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.images import to_float, to_uint8
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
-from gantrain.sampling.choice import Choice, Source
+from gantrain.sampling.choice import Choice, ImageSource
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import interpolate, mix_classes, rotate
 from gantrain.sampling.output import CHUNK, draw_all
@@ -126,7 +126,7 @@ def test_a_folder_with_pngs_is_refused_by_all_processes_before_any_writes(run, d
     done = together(2, "-m", "gantrain", "sample", run, "--num", 200, "--out", f"{drawn}/pngs/", check=False)
     assert (
         done.returncode == 2
-        and "contains PNGs already; empty it or choose another folder" in done.stderr
+        and "already contains PNGs; empty it or choose another folder" in done.stderr
         and "Traceback" not in done.stderr
     )
     assert sorted((drawn / "pngs").iterdir()) == before

@@ -264,7 +264,7 @@ def test_it_starts_without_torch_and_without_plugins(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
-    assert "my.own:Model on digits" in done.stdout and "averages: ema" in done.stdout and "average        fid" in done.stdout
+    assert "; Model on digits; averages: ema" in done.stdout and "average        fid" in done.stdout
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path, gantrain):

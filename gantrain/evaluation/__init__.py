@@ -1,1 +1,1 @@
-"""How good is it? Scores of generators and images against references."""
+"""Scores of generators and images against references."""

@@ -1,4 +1,4 @@
-"""How good are generators and images that no run of gantrain made? `gantrain.evaluate`, and what the commands share with it.
+"""Scores of generators and images from outside gantrain: `gantrain.evaluate`, and helpers that it shares with commands.
 
 `gantrain evaluate FOLDER --reference ...` and `gantrain reference` (in `gantrain.commands`) use the helpers below.
 """
@@ -43,7 +43,7 @@ def evaluate(
     features: Any = "digits", seed: int = 0, batch_size: int = Eval.batch_size, truncation: float | None = None,
     batchnorm: str | None = None, resamples: int | None = None, device: torch.device | str | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Score a generator, or images, which need not come from gantrain.
+    """Score a generator or images, not necessarily from gantrain.
 
         class G(torch.nn.Module):
             dim_z, num_classes = 128, 10
@@ -75,7 +75,7 @@ def evaluate(
         Scores by name, with the extractor's prefix.
 
     Raises:
-        UserError: one line saying what cannot be scored and why.
+        UserError: something cannot be scored; one line with the reason.
     """
     accelerator = Accelerator() if is_initialized() else make_accelerator()
     device = accelerator.device if device is None else torch.device(device)
@@ -168,7 +168,7 @@ def open_source(source: Any, config: Config, device: torch.device) -> Iterator[t
     """Open pictures, a generator or a function for scoring; a module is in evaluation mode inside, and restored afterwards.
 
     Yields:
-        (the images by position, a function that fits BatchNorm once there is an evaluator).
+        (a function that returns images by position, a function that fits BatchNorm with an evaluator).
 
     Raises:
         UserError: it is none of these.
@@ -190,7 +190,7 @@ def open_source(source: Any, config: Config, device: torch.device) -> Iterator[t
         return
     module = source if isinstance(source, nn.Module) else None
     if module is not None and e.batchnorm != "copy":
-        source = module = copy.deepcopy(module)  # its statistics will change
+        source = module = copy.deepcopy(module)  # since its statistics will change
     where = next((p.device for p in module.parameters()), device) if module is not None else device
     modes = [(m, m.training) for m in module.modules()] if module is not None else []
 
@@ -213,7 +213,7 @@ def leave_batchnorm(evaluator: Evaluator) -> None:
 
 
 def check_images(sample: Images) -> Images:
-    """Wrap a function so that it raises UserError if it returns something else than images."""
+    """Wrap a function so that it raises UserError if it returns anything but images."""
 
     def images(start: int, count: int) -> Tensor:
         x = sample(start, count)
@@ -264,6 +264,6 @@ def load_eval_config(overrides: Sequence[str], what: str) -> Config:
     """
     for override in overrides:
         if not override.startswith("eval."):
-            raise UserError(f"{override}: {what} only take overrides of eval; the other sections belong to a run")
+            raise UserError(f"{override}: {what} only take overrides of eval, since there is no run; remove it")
     chosen = any(text.startswith(("eval.reference_samples=", "eval.protocol=")) for text in overrides)
     return load(None, [*([] if chosen else ["eval.reference_samples=null"]), *overrides])

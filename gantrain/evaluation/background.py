@@ -1,9 +1,9 @@
-"""How is a checkpoint scored while training continues? By a process of its own:
+"""Scoring of a checkpoint in a separate process while training continues:
 
     python -m gantrain.evaluation.background RUN NIMG OUT PARENT
 
-scores the live weights and averages of RUN/scoring/NIMG as the run itself would, writes the scores to OUT, and exits when the
-process PARENT does.
+scores the live weights and averages of RUN/scoring/NIMG like the run itself, writes the scores to OUT, and exits if the process
+PARENT exits.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from gantrain.run_folder.checkpoint import CheckpointStore, read_state
 from gantrain.run_folder.layout import CONFIG_FILE
 
 FOLDER = "scoring"
-POLL = 0.2  # seconds between two looks at a process
+POLL = 0.2  # seconds between two checks of a process
 # Variables of the run's process group, which the scorer does not join.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "NODE_RANK")
 
 
 class BackgroundEvaluation:
-    """Scores one checkpoint at a time in a process of its own. Only the main process of a run uses it.
+    """Scores one checkpoint at a time in a separate process. Only the main process of a run uses it.
 
     Args:
         run_dir: the run folder.
@@ -117,13 +117,13 @@ class BackgroundEvaluation:
 
     def _start(self, nimg: int, out: Path) -> subprocess.Popen:
         environment = {key: value for key, value in os.environ.items() if key not in GROUP_VARIABLES and not key.startswith("TORCHELASTIC")}
-        # The scorer can import whatever the run can, such as a plug-in beside the script that started the run.
+        # The scorer can import everything that the run can, such as a plug-in next to the script that started the run.
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path))
         command = [sys.executable, "-m", "gantrain.evaluation.background", str(self.run_dir), str(nimg), str(out), str(os.getpid())]
         if not torch.cuda.is_available():
             environment.setdefault("OMP_NUM_THREADS", "1")  # with more threads than cores both processes become slower
         with open(out.with_suffix(".log"), "wb") as log:
-            # In a session of its own, so that signals reach only the run, which decides what to do.
+            # In its own session, so that signals reach only the run, which decides what to do.
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
@@ -144,7 +144,7 @@ def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
 
 
 def exit_with(parent: int) -> None:
-    """Exit this process soon after its parent, which may be killed without notice. Runs in a thread of its own."""
+    """Exit this process soon after its parent, which may be killed without notice. Runs in its own thread."""
     while os.getppid() == parent:
         time.sleep(POLL)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""How is a generator scored? Samples, features, metrics: shared among processes, and without side effects on training."""
+"""Scoring a generator: samples, features, metrics. Processes share the work, and training is not affected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gantrain.metrics.statistics import Statistics
 from gantrain.sampling.latents import GeneratorModule, calibration_batches, draw
 from gantrain.score_names import Scores
 
-PROBE = 64, 8  # images and features of the stand-in for features that are not finite
+PROBE = 64, 8  # images and features of the random ones that replace features that are not finite
 
 
 class ImmediateExecutor(Executor):
@@ -61,7 +61,7 @@ class Evaluator:
         device: where features are computed; None takes the accelerator's.
 
     Raises:
-        UserError: the reference has too few images, or is a file without what the metrics or the extractor need.
+        UserError: the reference has too few images, or is a file that lacks what the metrics or the extractor need.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Evaluator:
         else:
             path, most, with_images = e.reference, e.reference_samples, "features" in wanted.values()
             self.real = main_first(accelerator, lambda: open_reference(path, most, self.device, with_images))
-        if self.real.statistics is not None:  # checked now, so that training does not end in an error
+        if self.real.statistics is not None:  # checked before training, which would otherwise fail later
             shape = shape or self.real.shape
             if shape is None:
                 assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
@@ -125,7 +125,7 @@ class Evaluator:
         return fingerprint(self.real.content, count, self.extractor.identity)
 
     def protocol(self, policy: str | None = None) -> dict[str, object]:
-        """Everything that a score must be quoted with; `policy` is BatchNorm's, None is the configured one."""
+        """The protocol that a score must be quoted with; `policy` is the BatchNorm policy, None the configured one."""
         e = self.config.eval
         policy = policy or e.batchnorm
         stated = {"recalibrate": f"{e.recalibration_batches} x {e.batch_size}", "batch": f"{e.batch_size}"}
@@ -225,7 +225,7 @@ class Evaluator:
 
     @contextmanager
     def metrics_executor(self) -> Iterator[Executor]:
-        """An executor for metrics: a thread beside the sampling of the next average, unless sampling keeps all cores busy."""
+        """An executor for metrics: a thread that works while the next average is sampled, unless sampling keeps all cores busy."""
         device = self.accelerator.device
         if device.type == "cpu" and torch.get_num_threads() * local_processes() >= (os.cpu_count() or 1):
             yield ImmediateExecutor()
@@ -244,7 +244,7 @@ class Evaluator:
             normalise_by_batch(generator)
 
     def recalibrate(self, generator: GeneratorModule) -> None:
-        """Measure BatchNorm statistics anew, over all processes; leaves the training modes of the modules alone."""
+        """Recompute BatchNorm statistics over all processes; the modules' training modes do not change."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
         recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
@@ -311,7 +311,7 @@ class Evaluator:
         if fake is None or real is None:
             return {}
         finite = bool(torch.isfinite(fake.features).all() and torch.isfinite(fake.logits).all())
-        if not finite:  # a stand-in, for the names of the scores
+        if not finite:  # random features, only to get the names of the scores
             features, logits = torch.rand(2, *PROBE, generator=torch.Generator().manual_seed(0))
             fake = real = FeatureSet(features, logits)
 

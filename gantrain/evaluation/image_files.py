@@ -1,4 +1,4 @@
-"""How are existing images opened, to be scored or to be scored against? From a folder, zip, array or tensor, not resized or shuffled."""
+"""Opening existing images, to score them or to use them as a reference: from a folder, zip, array or tensor, in order, not resized."""
 
 from __future__ import annotations
 

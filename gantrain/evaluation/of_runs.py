@@ -1,4 +1,4 @@
-"""How good are the weights in a run folder?"""
+"""Scores of the weights in a run folder."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ class RunScorer:
             raise UserError(f"--num: must be at least 16, got {num_samples}")
         for override in overrides:
             if not override.startswith(("eval.", "data.")):
-                raise UserError(
-                    f"{override}: this command only takes overrides of eval and data; the other sections are those of the trained run"
-                )
+                raise UserError(f"{override}: only eval and data can be overridden here; remove it to use the run's own value")
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
         self.path = open_run(run, kimg)[1] if path is None else path
@@ -61,10 +59,10 @@ class RunScorer:
         def bar(items: Iterable, total: int) -> Iterable:
             return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
 
-        images = None  # with eval.reference the run's own images are not needed and may be missing
+        images = None  # with eval.reference, the run's own images are not needed and may be missing
         if config.eval.reference is None:
             images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
-        # The memory layout of training: another order of summation would change a pixel here and there.
+        # The memory layout of training: another order of summation would change single pixels.
         switches = performance.pick(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)
         g: GeneratorModule = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)

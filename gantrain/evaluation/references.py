@@ -1,4 +1,4 @@
-"""What are generated images scored against? The run's data set, or what `eval.reference` names:
+"""References of scores: the run's data set, or what `eval.reference` names:
 
 FILE.npz            statistics, features or images (`gantrain.metrics.statistics` lists the kinds)
 FOLDER, FILE.zip    all images in it, as they are

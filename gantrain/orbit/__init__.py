@@ -1,1 +1,1 @@
-"""How do the weights move? Recording, analysis, report and picture of a run's orbit."""
+"""Motion of the weights: recording, analysis, report and picture of a run's orbit."""

@@ -1,4 +1,4 @@
-"""What does a run's recorded motion say? Orbit, walk or drift, and what each average can still gain."""
+"""Analysis of a run's recorded motion: orbit, walk or drift, and what each average can still gain."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gantrain.theory.displacement import Parts, displacement_of, parts_of
 from gantrain.theory.orbit_fit import FEWEST, OrbitFit, fit_orbit
 from gantrain.theory.two_emas import TwoEmas, fit_two_emas
 
-Player = Literal["g", "d"]
+PlayerKey = Literal["g", "d"]
 Profile = tuple[np.ndarray, np.ndarray]  # of an average: (positions in images, weights)
-PLAYERS: dict[Player, str] = {"g": "G", "d": "D"}
-FORGETS = 3  # half-lives after which an EMA has forgotten where it started
-BINS = 2000  # longest weight profile that is used as it is
+PLAYERS: dict[PlayerKey, str] = {"g": "G", "d": "D"}
+FORGETS = 3  # half-lives after which an EMA has forgotten its start
+BINS = 2000  # longer weight profiles are coarsened
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Standing:
 
     Attributes:
         name: of the average.
-        ratio: predicted V_average / V_live; None where the motion is not an orbit or the rule writes the average back.
+        ratio: predicted V_average / V_live; None if the motion is not an orbit or the rule writes the average back.
         distance: root mean squared distance to the live weights over the measured half.
         score: the latest score within the stretch; None if there is none.
     """
@@ -60,14 +60,14 @@ class Analysis:
         ema_names: the two EMAs from which the rate was also estimated; empty if there are none.
         two_emas: that estimate.
         standings: one per average.
-        jumping: names of averages that put the live weights back to themselves (Lookahead).
+        jumping: names of averages that reset the live weights to themselves (Lookahead).
         metric: name of the score; empty if nothing was scored within the stretch.
         live_score: score of the live weights.
         scored_at: images seen when the scores were taken.
-        averagers: names of all the run's averages, as its configuration lists them: they decide the colours.
+        averagers: names of all averages of the run in the order of its configuration, which determines the colours.
     """
 
-    player: Player
+    player: PlayerKey
     motion: Motion
     rows: np.ndarray
     fit: OrbitFit
@@ -103,7 +103,7 @@ class Analysis:
 
 
 def analyse(
-    run: Path, config: Config, player: Player, motion: Motion, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
+    run: Path, config: Config, player: PlayerKey, motion: Motion, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
     start_kimg: float | None = None, end_kimg: float | None = None,
 ) -> Analysis:  # fmt: skip
     """Analyse one player's motion, and its averages, over a stretch of a run.
@@ -112,10 +112,10 @@ def analyse(
         run: the run folder.
         config: of the run.
         player: "g" or "d".
-        motion: of the player, as it was recorded.
+        motion: the recorded motion of the player.
         profiles: weight profiles of its averages.
         names: the averages to report; None reports all.
-        start_kimg, end_kimg: the stretch; the default is the last long enough one without a jump of weights, batch or learning rates.
+        start_kimg, end_kimg: the stretch; by default the last long enough one without a jump of weights, batch or learning rates.
 
     Raises:
         UserError: too little was recorded (`TooFewRecordings`), or an average had not started.
@@ -128,7 +128,7 @@ def analyse(
             f" {kimg[-1]:g} kimg; choose a longer stretch with --from-kimg and --to-kimg, or train longer with a smaller orbit.every_kimg"
         )
     started = [name for name, d in motion.distances.items() if np.isfinite(d[rows[-1]])]
-    for name in names or []:  # all of them were recorded at some time
+    for name in names or []:  # all of them were recorded at some point
         if name not in started:
             raise UserError(
                 f"--average: {name} had not started at {kimg[-1]:g} kimg; choose a later --to-kimg, or from {', '.join(started) or 'none'}"
@@ -152,7 +152,7 @@ def analyse(
 def select_rows(motion: Motion, start_kimg: float | None, end_kimg: float | None) -> np.ndarray:
     """Select the recordings of a stretch without jumps: between two times, or the last one up to `end_kimg`.
 
-    Without `start_kimg`, a last stretch too short to analyse, as just after a swap, gives way to the last one that is long enough.
+    Without `start_kimg`, if the last stretch is too short to analyse, as just after a swap, the last long enough one is selected.
 
     Raises:
         UserError: nothing was recorded there, or a jump lies in between.
@@ -173,7 +173,7 @@ def select_rows(motion: Motion, start_kimg: float | None, end_kimg: float | None
         enough = regimes[counts >= FEWEST]
         return rows[motion.regime[rows] == (enough[-1] if len(enough) else regimes[-1])]
     if len(rows) > 1 and motion.nimg[rows[0]] == motion.nimg[rows[1]]:
-        rows = rows[1:]  # and one that starts at a swap starts just after it
+        rows = rows[1:]  # a stretch that starts at a swap starts just after it
     breaks = np.flatnonzero(np.diff(motion.regime[rows]))
     if len(breaks):
         at = ", ".join(f"{kimg[rows[i + 1]]:g}" for i in breaks[:5])
@@ -184,14 +184,14 @@ def select_rows(motion: Motion, start_kimg: float | None, end_kimg: float | None
     return rows
 
 
-def compare_two_emas(config: Config, player: Player, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
+def compare_two_emas(config: Config, player: PlayerKey, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
     """Estimate the rate from the distances of two EMAs to the live weights.
 
-    The two are those of the shortest and the longest half-life among the EMAs that, when the measured half begins, have passed
-    their ramp and have forgotten what came before the stretch.
+    These are the EMAs of the shortest and the longest half-life among those that, when the measured half begins, have finished
+    their ramp-up and have forgotten what came before the stretch.
 
     Returns:
-        (their names, the estimate); empty and None if there are no two of different half-lives.
+        (their names, the estimate); empty and None if there are no two different half-lives.
     """
     start, measured = motion.nimg[rows[0]], rows[len(rows) // 2 :]
     usable: dict[str, float] = {}
@@ -214,7 +214,7 @@ def compare_two_emas(config: Config, player: Player, motion: Motion, rows: np.nd
 
 
 def coarsen(profile: Profile) -> Profile:
-    """Convert a profile from images to kimg, adding up neighbours until at most `BINS` positions are left."""
+    """Convert a profile from images to kimg, summing neighbours until at most `BINS` positions are left."""
     positions, weights = profile[0] / 1000, profile[1]
     if len(positions) <= BINS:
         return positions, weights
@@ -230,7 +230,7 @@ def read_scores(run: Path, start: int, end: int) -> tuple[str, dict[str, float],
     path = run / METRICS_FILE
     last: dict[str, Any] = {}
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        if '"eval/live/' in text and text.endswith("}"):  # the last line may be torn
+        if '"eval/live/' in text and text.endswith("}"):  # the last line may be incomplete
             line = json.loads(text)
             last = line if start < line["nimg"] <= end else last
     taken = [key.split("/") for key in last if key.startswith("eval/")]
@@ -241,11 +241,11 @@ def read_scores(run: Path, start: int, end: int) -> tuple[str, dict[str, float],
     return first, {name: score for name, metric, score in scores if metric == first}, last["nimg"]
 
 
-def load_profiles(path: Path, config: Config, last: int) -> dict[Player, dict[str, Profile]]:
+def load_profiles(path: Path, config: Config, last: int) -> dict[PlayerKey, dict[str, Profile]]:
     """Load the weight profiles that the averages had at `last` images from a checkpoint, by player and name."""
     state = checkpoint.read(path, groups=[]).state
-    found: dict[Player, dict[str, Profile]] = {}
-    groups: tuple[tuple[Player, str], ...] = (("g", "averages"), ("d", "averages_d"))
+    found: dict[PlayerKey, dict[str, Profile]] = {}
+    groups: tuple[tuple[PlayerKey, str], ...] = (("g", "averages"), ("d", "averages_d"))
     for key, group in groups:
         followed = {name: one for name, one in config.followed(key).items() if name in state[group]}
         looks = {name: [look for look in Looks(state[group][name]["looks"]).unrolled() if look[0] <= last] for name in followed}

@@ -1,4 +1,4 @@
-"""How did the weights move? `RUN/orbit/record.jsonl`, as the recorder wrote it, read back as arrays."""
+"""The recorded motion of the weights: `RUN/orbit/record.jsonl`, read as arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gantrain.averaging import LIVE
 from gantrain.errors import UserError, one_line
 from gantrain.orbit.recorder import FOLDER, RECORD_FILE
 
-JUMP = 1.1  # a learning rate that changes by more than this factor drives a different orbit
+JUMP = 1.1  # a learning rate that changes by more than this factor starts a new orbit
 
 
 class TooFewRecordings(UserError):
@@ -30,7 +30,7 @@ class Motion:
         nimg: `[n]`, images seen; a swap appears twice, before and after it.
         sketches: `[n, size]` by name, of the live weights ("live") and of every average; nan before an average has started.
         distances: `[n]` by average, squared, between the live weights and the average; nan before it has started.
-        regime: `[n]`, a number that increases when the weights jump (a swap) or their drive does (the batch size, a learning rate).
+        regime: `[n]`, a number that increases whenever the weights jump (a swap), or the batch size or a learning rate does.
         swaps: rows just before a swap; the next row is just after it.
         batch_size: `[n]`.
     """
@@ -68,7 +68,7 @@ def check_line(line: dict[str, Any], before: list[dict[str, Any]]) -> None:
     """Decode the sketches of a recording in place, and check it against the recordings before it.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is not what the recorder writes.
+        ValueError, KeyError, TypeError, AttributeError: the recorder did not write the line.
     """
     line["sketch"] = {key: {name: decode_sketch(code) for name, code in line["sketch"][key].items()} for key in ("g", "d")}
     first = before[0] if before else line
@@ -121,5 +121,5 @@ def build_motion(lines: list[dict[str, Any]], player: str) -> Motion:
 
 
 def is_jump(some: tuple[float, ...], others: tuple[float, ...]) -> bool:
-    """Tell whether learning rates differ so much that each set drives an orbit of its own."""
+    """Whether learning rates differ so much that the weights move on a different orbit."""
     return any(max(a, b) > JUMP * min(a, b) for a, b in zip(some, others))

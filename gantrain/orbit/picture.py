@@ -1,4 +1,4 @@
-"""What does the motion look like? The path of the weights with averages and swaps, the fitted orbit, and the displacement over time."""
+"""Picture of the motion: the path of the weights with averages and swaps, the fitted orbit, and the displacement over time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from gantrain.theory.displacement import displacement_of
 from gantrain.theory.orbit_fit import OrbitFit
 from gantrain.theory.path_statistics import principal_directions
 
-TIME = "viridis"  # Matplotlib's colours of a path, from its beginning to its end
+TIME = "viridis"  # Matplotlib's colour map for a path, from start to end
 SWAP = MARKS["swap"].colour
-ALL, FITTED = COLOURS[-1], COLOURS[-3]  # of directions, not of averages
-DEVIATIONS = 2  # standard deviations from the centre to the ellipse
+ALL, FITTED = COLOURS[-1], COLOURS[-3]  # colours of directions, not of averages
+DEVIATIONS = 2  # radius of the ellipse in standard deviations
 
 
 def picture_path(run: Path, analyses: Sequence[Analysis]) -> Path:
@@ -37,7 +37,7 @@ def picture_path(run: Path, analyses: Sequence[Analysis]) -> Path:
 
 
 def save_analyses(analyses: Sequence[Analysis], picture: Path, title: str) -> Path:
-    """Draw the picture, write its numbers beside it as JSON, and return the path of the JSON."""
+    """Draw the picture, write its numbers next to it as JSON, and return the path of the JSON."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     with open_draft(picture) as draft:
         draw_picture(analyses, draft, title)
@@ -81,7 +81,7 @@ def draw_path(axes: Axes, points: np.ndarray, kimg: np.ndarray) -> None:
 
 
 def draw_averages(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray, rows: np.ndarray, size: float) -> None:
-    """Draw the averages' paths over these rows, faintly, and marks at their ends and at the end of the live weights."""
+    """Draw the averages' paths over these rows as faint lines, and mark their ends and the end of the live weights."""
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
     styles = style_of(a.averagers)
     for standing in a.standings:
@@ -129,7 +129,7 @@ def draw_swaps(axes: Axes, points: np.ndarray, swaps: Sequence[int], size: float
 
 
 def draw_inset_of_swaps(axes: Axes, points: np.ndarray, swaps: Sequence[int]) -> None:
-    """Draw the surroundings of the swaps enlarged, in an inset below the path."""
+    """Draw the region around the swaps enlarged, in an inset below the path."""
     low, high = points[:, 1].min(), points[:, 1].max()
     height = max(high - low, 0.5 * np.ptp(points[:, 0]))
     axes.update_datalim([(points[0, 0], low - 1.1 * height)])

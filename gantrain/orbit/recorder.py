@@ -1,4 +1,4 @@
-"""Where are the weights of G and D, and of every average of them, as training goes on?
+"""Recording the positions of the weights of G and D, and of all their averages, during training.
 
 `RUN/orbit/record.jsonl` has one line per recording:
 
@@ -63,19 +63,19 @@ class OrbitRecorder:
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
 
     def open(self, state: Mapping[str, Any] | None = None) -> None:
-        """Continue from `state`, or start afresh: later lines of the file are cut off and will be recorded again."""
+        """Continue from `state`, or start afresh: later lines of the file are removed, and will be recorded again."""
         keep_bytes = state["bytes"] if state else 0
         self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
         self.nimg = state["nimg"] if state else -1
         self._pending = []  # after a rollback these belong to the abandoned path
-        if not self.writes or not (self.on or self.path.exists()):  # a run that no longer records still trims its file
+        if not self.writes or not (self.on or self.path.exists()):  # a run that no longer records still removes later lines
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
             end = min(keep_bytes, file.seek(0, os.SEEK_END))
             start = max(0, end - LONGEST_LINE)
             file.seek(start)
-            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # a power cut may have torn the last line
+            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # after a power failure the last line may be incomplete
 
     def state(self) -> dict[str, Any]:
         """Flush to disk and return what `open` needs after a resume, as JSON values."""

@@ -1,4 +1,4 @@
-"""What was found about a run's orbit, as text for the console and as JSON values."""
+"""The results about a run's orbit, as text for the console and as JSON values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERDICTS = {
     DRIFT: "drift: the centre is still moving, the Ornstein-Uhlenbeck model does not hold",
 }
 NO_ADVICE = {
-    DRIFT: "An average lags behind a drift, so a better score of one does not come from the orbit; half-life and g* are not predicted.",
+    DRIFT: "An average lags behind a drift, so a better score does not come from averaging an orbit; half-life and g* are not predicted.",
     TURN: "An average removes such a motion within a few turns; half-life and g* are not predicted.",
     MIXED: "A prediction for some directions would not hold for the weights; half-life and g* are not predicted.",
     WALK: "The recordings do not show a centre; half-life and g* are not predicted. A longer stretch may decide it.",
@@ -68,7 +68,7 @@ def describe_what_followed(a: Analysis) -> str:
 
 
 def format_report(analysis: Analysis, run: Path) -> str:
-    """Format everything that was found about one player, for the console."""
+    """Format all results about one player, for the console."""
     a, fit = analysis, analysis.fit
     lines = [
         f"{run}: {summarise(a)}",
@@ -113,7 +113,7 @@ def choose_lags(a: Analysis) -> tuple[float, float]:
 
 
 def format_two_emas(a: Analysis) -> list[str]:
-    """Report the rate that two EMAs give, or what it would take to have one."""
+    """Report the rate estimated from two EMAs, or what such an estimate needs."""
     if a.two_emas is None:
         longest = (a.end - a.start) / 2 / FORGETS
         return [
@@ -123,13 +123,13 @@ def format_two_emas(a: Analysis) -> list[str]:
     names, two = " and ".join(a.ema_names), a.two_emas
     grows = f"squared distance grows like half-life^{two.exponent:.2f} (orbit below 1, walk 1, drift 2)"
     if two.rate is None:
-        return [f"two EMAs ({names}): these distances are not an orbit's; {grows}"]
+        return [f"two EMAs ({names}): these distances do not fit an orbit; {grows}"]
     interval = "no interval" if two.low is None else f"{format_number(two.low)} to {format_number(two.high)}"
     return [f"two EMAs ({names}): k = {format_number(two.rate)} per kimg ({interval}), all weights together; {grows}"]
 
 
 def format_standings(a: Analysis) -> list[str]:
-    """Format a table of the averages: predictions beside the distance and the score that were measured."""
+    """Format a table of the averages: predictions, and the measured distances and scores."""
     if not a.standings:
         return [f"no averages of {PLAYERS[a.player]}"]
     score = lambda value: "" if value is None else f"{value:.4f}"  # noqa: E731
@@ -144,7 +144,7 @@ def format_standings(a: Analysis) -> list[str]:
 
 
 def growth_of(standing: Standing) -> float | None:
-    """g*, by how much the noise must fall for a swap to this average to hold; None if its variance is not known."""
+    """g*, the factor by which the noise must fall for a swap to this average to hold; None if its variance is unknown."""
     return None if standing.ratio is None else least_growth(standing.ratio)
 
 
@@ -155,7 +155,7 @@ def advise(a: Analysis) -> list[str]:
         return [NO_ADVICE[fit.verdict]]
     half_life, forgets = fit.half_life(), fit.together.safe_rate
     known = sum(d.share for d in fit.orbiting)
-    longest = ", the longest that this stretch can tell" if half_life > 0.34 * fit.duration else ""
+    longest = ", the longest that this stretch can show" if half_life > 0.34 * fit.duration else ""
     lines = [
         f"V_avg / V_live is predicted from the directions with a known rate, which carry {known:.0%} of the motion",
         f"half-life with the least variance plus lag: {format_number(half_life)} kimg{longest}",
@@ -175,7 +175,7 @@ def advise(a: Analysis) -> list[str]:
 
 
 def build_record(a: Analysis) -> dict[str, Any]:
-    """Build the JSON values that are stored beside the picture."""
+    """Build the JSON values that are stored next to the picture."""
     fit, two = a.fit, a.two_emas
     return {
         "from_kimg": a.start,

@@ -1,1 +1,1 @@
-"""What does a run say? Console, record, W&B, charts, page, tables."""
+"""Reports of a run: console, record, W&B, TensorBoard, charts, page, tables."""

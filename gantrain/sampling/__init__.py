@@ -1,1 +1,1 @@
-"""How do I get images out of a run? Generators, latents, grids and outputs."""
+"""Drawing images from a run: generators, latents, grids and outputs."""

@@ -1,4 +1,4 @@
-"""Which generator of a run is drawn from, with which latents and labels? The options, and what they lead to."""
+"""The choice of a generator, latents and labels to draw from: the options, and what they refer to."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gantrain.sampling.latents import GeneratorModule
 
 @dataclass(frozen=True)
 class Choice:
-    """The options that say what is drawn.
+    """The options that choose what is drawn.
 
     Attributes:
         run: a run folder.
         average: one of the names of `averages_of`.
-        labels: classes, used in turn; None uses all of the run's.
+        labels: classes, used in turn; None uses all classes of the run.
         truncation: z is drawn from the normal truncated at this absolute value; None does not truncate.
         seed: of the latents.
         kimg, batchnorm: see `load_generator`.
@@ -39,11 +39,11 @@ class Choice:
     kimg: float | None = None
     batchnorm: str | None = None
 
-    def open(self) -> Source:
-        """Check the options, and open what they lead to.
+    def open(self) -> ImageSource:
+        """Check the options, and open what they refer to.
 
         Raises:
-            UserError: an option is out of range, or see `load_generator`.
+            UserError: an option is out of range; or see `load_generator`.
         """
         require_truncation(self.truncation)
         if self.seed < 0:
@@ -54,11 +54,11 @@ class Choice:
             if not 0 <= label < num_classes:
                 known = f"classes 0 to {num_classes - 1}" if num_classes > 1 else "no classes"
                 raise UserError(f"--labels: there is no class {label}; the run has {known}")
-        return Source(self, config, path, policy, torch.tensor(list(self.labels or range(num_classes))), num_classes)
+        return ImageSource(self, config, path, policy, torch.tensor(list(self.labels or range(num_classes))), num_classes)
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """What images are drawn from: a choice whose run, checkpoint and average exist.
 
     Attributes:

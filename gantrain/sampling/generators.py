@@ -1,4 +1,4 @@
-"""How do I load a generator from a run folder, and draw with it?"""
+"""Loading a generator from a run folder, and drawing with it."""
 
 from __future__ import annotations
 

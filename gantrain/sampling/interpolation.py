@@ -1,4 +1,4 @@
-"""Which latents and classes lie between two others?"""
+"""Interpolation of latents and classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def interpolate(z0: Tensor, z1: Tensor, t: float, truncation: float | None = Non
 
     For independent standard normal z0 and z1 every point is standard normal again, as the generator expects; on the straight
     line the midpoint has half the variance. For latents truncated at +-`truncation` the variance is kept as well, but the
-    midpoint no longer follows the truncated law and may reach sqrt(2) times as far, so it is clamped to +-`truncation`.
+    midpoint no longer follows the truncated distribution and may reach sqrt(2) times as far, so it is clamped to +-`truncation`.
     """
     return clamp(((1 - t) * z0 + t * z1) / math.hypot(1 - t, t), truncation)
 

@@ -1,4 +1,4 @@
-"""Which latents and labels does a generator get? Pure functions of (seed, purpose, position)."""
+"""Latents and labels for a generator, as pure functions of (seed, purpose, position)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gantrain import randomness
 from gantrain.config.config import Config
 from gantrain.data.stream import sent
 
-# An architecture's G(z, y): an nn.Module with dim_z, num_classes, resolution and channels, which nn.Module's type does not know.
+# An architecture's G(z, y): an nn.Module with dim_z, num_classes, resolution and channels, which the type nn.Module does not have.
 GeneratorModule = Any
 
 

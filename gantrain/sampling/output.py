@@ -1,4 +1,4 @@
-"""Where do drawn images go? Into a grid, a folder or an archive, with the drawing shared among processes."""
+"""Output of drawn images: a grid, a folder or an archive. Processes share the drawing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Output:
         """Create the folder that will be written into, and its parents.
 
         Raises:
-            UserError: the path is taken, or the folder contains PNGs already.
+            UserError: the path cannot be used, or the folder already contains PNGs.
         """
         if not self.folder and self.path.is_dir():
             raise UserError(f"--out: {str(self.path)!r} is a folder; end it with / for numbered files")
@@ -62,9 +62,9 @@ class Output:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--out: {str(folder)!r} is a file or lies below one; choose another path") from None
-        if self.folder and any(self.path.glob("*.png")):  # stale ones would distort an FID of the folder
-            raise UserError(f"--out: {str(self.path)!r} contains PNGs already; empty it or choose another folder")
+            raise UserError(f"--out: {str(folder)!r} is a file or inside a file; choose another path") from None
+        if self.folder and any(self.path.glob("*.png")):  # old ones would distort an FID of the folder
+            raise UserError(f"--out: {str(self.path)!r} already contains PNGs; empty it or choose another folder")
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -170,7 +170,7 @@ def draw_all(images: Callable[[int, int], Tensor], num: int, sink: Sink, acceler
     """Draw images 0 .. num - 1 into a sink. Each of W processes draws every W-th chunk, so W does not change the images.
 
     Args:
-        images: a function of (start, count), as `Source.image_sampler` gives it.
+        images: a function of (start, count), as `ImageSource.image_sampler` gives it.
 
     Raises:
         UserError, OSError: a sink on this process, or on another one, failed.

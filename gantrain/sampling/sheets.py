@@ -1,4 +1,4 @@
-"""How are sample images laid out? In grids, with labels, and as several sheets in one PNG that says where each of them is."""
+"""Layout of sample images: grids, labelled grids, and several sheets in one PNG that stores their positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
-SHEETS_A_ROW = 4
+SHEETS_PER_ROW = 4
 MARGIN, HEAD = 12, 30  # pixels around a sheet, and above it for the caption
 GAP = 2  # pixels between the images of a sheet
 TEXT_KEY = "gantrain"  # of the text chunk of the PNG that lists the sheets
@@ -106,7 +106,7 @@ def join_sheets(sheets: Sequence[Sheet]) -> Image.Image:
     """Place sheets of one size side by side, four per row, each below its caption."""
     font = functools.cache(lambda size: ImageFont.load_default(size=size))
     wide, high = sheets[0].picture.width + MARGIN, sheets[0].picture.height + HEAD + MARGIN
-    columns, rows = min(len(sheets), SHEETS_A_ROW), -(-len(sheets) // SHEETS_A_ROW)
+    columns, rows = min(len(sheets), SHEETS_PER_ROW), -(-len(sheets) // SHEETS_PER_ROW)
     whole = Image.new("RGB", (columns * wide + MARGIN, rows * high), (255, 255, 255))
     pen = ImageDraw.Draw(whole)
     for sheet, (left, top, right, _) in zip(sheets, locate_sheets(sheets)):
@@ -122,7 +122,7 @@ def locate_sheets(sheets: Sequence[Sheet]) -> list[tuple[int, int, int, int]]:
     """Compute where `join_sheets` places each sheet: left, top, right, bottom in pixels."""
     width, height = sheets[0].picture.size
     places = [
-        (MARGIN + i % SHEETS_A_ROW * (width + MARGIN), HEAD + i // SHEETS_A_ROW * (height + HEAD + MARGIN)) for i in range(len(sheets))
+        (MARGIN + i % SHEETS_PER_ROW * (width + MARGIN), HEAD + i // SHEETS_PER_ROW * (height + HEAD + MARGIN)) for i in range(len(sheets))
     ]
     return [(left, top, left + width, top + height) for left, top in places]
 

@@ -1,1 +1,1 @@
-"""How does it train? The loop and its parts."""
+"""Training: the loop and its parts."""

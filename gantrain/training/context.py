@@ -1,4 +1,4 @@
-"""What every part of a training run works with."""
+"""The context that all parts of a training run share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Context:
-    """The configuration of a run and where it runs. All parts share it, and none changes it.
+    """The configuration of a run and where it runs. All parts share it, and no part changes it.
 
     Attributes:
         config: the whole run.
@@ -52,7 +52,7 @@ class Context:
 
     @property
     def rank(self) -> int:
-        """Number of this process, from 0."""
+        """Rank of this process, from 0."""
         return self.accelerator.process_index
 
     def from_main(self, value: T) -> T:

@@ -1,8 +1,8 @@
-"""The guard: notices that training has gone wrong, says how, and knows when it was last healthy.
+"""The guard: detects that training has gone wrong, reports how, and knows when it was last healthy.
 
 After every update the processes exchange a few numbers, the `Pulse`: how many of them found a loss, gradient or weight that
-is not finite, and how many were asked to stop. They are read one update later, when the device has long computed them, so
-that nothing waits. Whatever is saved or scored (checkpoints, snapshots, evaluations, swaps) first waits for the latest ones.
+is not finite, and how many were asked to stop. They are read one update later, when the device has already computed them, so
+nothing waits. Before anything is saved or scored (checkpoints, snapshots, evaluations, swaps), the latest ones are waited for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain.config.sections import Guard
+from gantrain.errors import counted
 from gantrain.interruption import SIGNALS, Interruption
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.score_names import better_when_higher
@@ -27,7 +28,7 @@ from gantrain.training.keeper import Keeper
 from gantrain.training.run_state import RunState
 
 WATCHED = ("loss/d", "loss/g", "loss/penalty", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
-SKIPS_IN_A_ROW = 32  # fp16: its scaler halves the scale at each step that it skips; after so many no scale will work
+SKIPS_IN_A_ROW = 32  # fp16: the scaler halves the scale at every step that it skips; after so many, no scale will work
 
 
 class Trouble(Exception):
@@ -35,9 +36,9 @@ class Trouble(Exception):
 
     Args:
         kind: "nonfinite", "saturation" or "worse".
-        nimg: images seen when it was noticed.
+        nimg: images seen when it was detected.
         healthy: images seen when training was last known to be healthy.
-        words: what was noticed, as text.
+        words: what was detected, as text.
         evidence: the same as JSON values.
     """
 
@@ -73,12 +74,12 @@ class Pulse:
         """Send an update's watched values, scalars on the device. Every process must call it at the same time."""
         zero = torch.zeros((), device=self.device)
         flags = [(~torch.isfinite(values[name].detach())).float() if name in values else zero for name in WATCHED]
-        told = (
+        requests = (
             torch.tensor([float(asked == number) for number in SIGNALS]).to(self.device, non_blocking=True)
             if asked
             else zero.expand(len(SIGNALS))
         )
-        numbers = torch.cat([torch.stack(flags), told])
+        numbers = torch.cat([torch.stack(flags), requests])
         work = torch.distributed.all_reduce(numbers, async_op=True) if self.world > 1 else None
         if self.device.type != "cuda":
             self._sent.append((before, nimg, work, numbers, None))
@@ -127,14 +128,14 @@ class Watch:
         skipped: images of the stream that rollbacks have skipped.
         rollbacks: number of rollbacks.
         attempts: rollbacks because of the current obstacle.
-        obstacle: images seen where that was noticed.
-        best: the best value of every named score so far, including those on paths that were rolled back from.
+        obstacle: images seen when it was detected.
+        best: the best value of every named score so far, including abandoned paths.
         saturated_since: images seen when D's loss fell below the bound; None while it is above.
         scored_at: images seen at the last evaluation.
         worse_since: images seen at the last evaluation before the score got worse; None while it is healthy.
-        worse: evaluations in a row with a score beyond the bound.
-        skips: updates in a row with gradients that are not finite.
-        warned: kinds of trouble that were warned about and still last.
+        worse: consecutive evaluations with a score beyond the bound.
+        skips: consecutive updates with gradients that are not finite.
+        warned: kinds of trouble that were warned about and still persist.
     """
 
     settings: Guard
@@ -197,7 +198,7 @@ class Watch:
             values: scores by full key, such as eval/ema/fid.
 
         Returns:
-            (names of scores that are at their best now, what is wrong with the watched one).
+            (names of the scores that are now at their best, what is wrong with the watched score).
         """
         improved = []
         for name in self.names:
@@ -215,7 +216,7 @@ class Watch:
             return None
         best, value = self.best[name], values[name]
         factor = self.settings.factor
-        bound = best.value / factor if better_when_higher(name) else abs(best.value) * factor  # KID goes below 0
+        bound = best.value / factor if better_when_higher(name) else abs(best.value) * factor  # KID can be negative
         if math.isfinite(value) and not better(name, bound, value):
             self.worse, self.worse_since = 0, None
             self.warned.discard("worse")
@@ -224,13 +225,13 @@ class Watch:
         if self.worse < self.settings.evaluations:
             return None
         sign = "below" if better_when_higher(name) else "above"
-        count = f"{self.worse} evaluation{'s' if self.worse > 1 else ''} in a row"
+        count = f"{counted(self.worse, 'evaluation')} in a row"
         words = f"{name} {value:.4g} is {sign} {bound:.4g}, {count}; the best was {best.value:.4g} at {best.nimg / 1000:g} kimg"
         evidence = {"score": name, "value": value, "bound": bound, "best": best.value, "best_nimg": best.nimg, "evaluations": self.worse}
         return self._trouble("worse", nimg, self.worse_since, words, evidence)
 
     def _trouble(self, kind: str, nimg: int, healthy: int, words: str, evidence: dict[str, Any]) -> Trouble | None:
-        """A trouble, unless it calls for a warning only and was warned about."""
+        """Build a trouble; None if it only calls for a warning, which was given already."""
         if getattr(self.settings, f"on_{kind}") == "warn":
             if kind in self.warned:
                 return None
@@ -241,8 +242,8 @@ class Watch:
     def well_until(self) -> int | None:
         """Images seen when training was last known to be healthy, or None for now.
 
-        A rollback may lead to there, so the newest checkpoint that is not later must be kept. A score is known at evaluations
-        only, so the checkpoint of the evaluation before is kept until the next one. D's loss is checked at every checkpoint.
+        A rollback may return to that time, so the newest checkpoint that is not later must be kept. Scores are only known at evaluations,
+        so the checkpoint of the previous evaluation is kept until the next one. D's loss is checked at every checkpoint.
         """
         s = self.settings
         since = [self.saturated_since] if s.on_saturation == "rollback" else []
@@ -250,7 +251,7 @@ class Watch:
         return min((at for at in since if at is not None), default=None)
 
     def rolled_back(self, nimg: int, to: int) -> None:
-        """Count a rollback from `nimg` images to `to`. One that leads to beyond the obstacle starts a new count of attempts."""
+        """Count a rollback from `nimg` images to `to`. One that returns to after the obstacle starts a new count of attempts."""
         self.attempts = 1 if to >= self.obstacle else self.attempts + 1
         self.rollbacks += 1
         self.obstacle = nimg if self.attempts == 1 else max(nimg, self.obstacle)
@@ -287,12 +288,12 @@ def better(name: str, one: float, other: float) -> bool:
 
 
 class Sentry:
-    """Listens to what all processes have found, and raises or warns.
+    """Receives what all processes have found, and raises or warns.
 
     Args:
         context: of the run.
         run: its clock.
-        keeper: asked, whenever the sentry listens, whether its last checkpoint was written.
+        keeper: asked, at every `listen`, whether its last checkpoint was written.
         interruption: knows whether this process was asked to stop.
 
     Attributes:
@@ -323,11 +324,11 @@ class Sentry:
         self.pulse.send(self.run.previous_nimg, self.run.nimg, values, self.interruption.asked)
 
     def listen(self, all: bool = False) -> None:
-        """Hear what all processes found, and whether one was asked to stop, in all updates but the latest, or in `all`.
+        """Receive what all processes found and whether one was asked to stop, for all updates but the latest, or for `all`.
 
         Raises:
             Trouble: something is not finite, and the settings ask for more than a warning.
-            NotWritten: a checkpoint could not be written, and the settings end the run for it.
+            NotWritten: a checkpoint could not be written, and the settings then end the run.
         """
         self.keeper.collect(self.run.nimg)
         if self.context.world == 1:
@@ -337,7 +338,7 @@ class Sentry:
             self.raise_or_warn(self.watch.beat(beat, self.context.world))
 
     def check_losses(self, since: int, loss_d: float) -> None:
-        """Judge D's mean loss since so many images.
+        """Judge D's mean loss since `since` images.
 
         Raises:
             Trouble: it has been too low for too long, and the settings ask for more than a warning.
@@ -354,7 +355,7 @@ class Sentry:
         tracker.tell(self.run.nimg, "warning", kind=trouble.kind, words=trouble.words, **trouble.evidence)
 
     def action(self, trouble: Trouble) -> str:
-        """What the settings do about a trouble: "stop", "rollback" or "warn"."""
+        """The configured action for a trouble: "stop", "rollback" or "warn"."""
         return str(getattr(self.watch.settings, f"on_{trouble.kind}"))
 
     def state(self) -> dict[str, Any]:

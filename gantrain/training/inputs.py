@@ -1,4 +1,4 @@
-"""What goes into an update: real images and latents."""
+"""The inputs of an update: real images and latents."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SHOWN = 5  # unreadable images named on the console at a time
 
 
 def open_images(context: Context) -> ImageSet:
-    """Prepare the data set, on each machine's first process before the others, and print what it is.
+    """Prepare the data set, on the first process of each machine before the others, and print a summary.
 
     Raises:
-        UserError: the data cannot be right.
+        UserError: the data set is invalid.
     """
 
     def bar(items: Iterable, total: int) -> Iterable:
@@ -52,13 +52,13 @@ class Inputs:
         context: of the run.
         run: its clock.
         images: the data set.
-        players: for which the latents are.
+        players: receive the latents.
         batching: the batch as it is.
         guard: knows how many images of the stream rollbacks have skipped.
 
     Attributes:
         real_batches: the stream of real images; None until `reopen`.
-        data_wait: seconds that updates have waited for real images since the last line of the record.
+        data_wait: seconds that updates have waited for real images since the last training line.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Inputs:
         return self.real_batches
 
     def reopen(self) -> None:
-        """Open the stream of real images where the run stands, behind what rollbacks have skipped."""
-        self.close()  # or its threads and prefetched batches would stay until they are collected as garbage
+        """Open the stream of real images at the run's position, after what rollbacks have skipped."""
+        self.close()  # otherwise its threads and prefetched batches would live until garbage collection
         config = self.context.config
         position = (self.run.nimg + self.guard.watch.skipped) * config.optim.d_steps
         self.real_batches = RealBatches(
@@ -95,7 +95,7 @@ class Inputs:
         """This process's k real micro-batches of the next D phase.
 
         Args:
-            kept: if the loss of G sees real images, they are appended to it as bytes.
+            kept: if the loss of G sees real images, they are appended here as uint8.
         """
         for _ in range(k):
             began = time.perf_counter()
@@ -120,7 +120,7 @@ class Inputs:
             )  # fmt: skip
 
     def report_skipped(self) -> dict[str, int]:
-        """Name the images that could not be read since the last line, and count them for the record.
+        """Name the images that were unreadable since the last line, and count them for the record.
 
         Every process must call it at the same time.
         """
@@ -135,7 +135,7 @@ class Inputs:
         return {"data/skipped": len(found)}
 
     def name_unreadable(self, found: list[str]) -> None:
-        """Name, once each, images that could not be read; others of their class replace them."""
+        """Name each unreadable image once; other images of its class replace it."""
         tracker = self.context.tracker
         new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
         for i, line in enumerate(new):
@@ -147,11 +147,11 @@ class Inputs:
             tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
 
     def state(self) -> dict[str, Any]:
-        """What the images are, as JSON values."""
+        """The identity of the images, as JSON values."""
         return {"data_fingerprint": self.images.fingerprint, "data_listing": self.images.listing}
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
-        """Refuse other images than those that the checkpoint was trained on.
+        """Refuse images other than those that the checkpoint was trained on.
 
         Raises:
             UserError: names or labels differ.
@@ -159,6 +159,6 @@ class Inputs:
         if snapshot.state["data_listing"] != self.images.listing:
             raise UserError(
                 f"data: {self.images.name} is not what {self.context.run_dir} was trained on (other images or labels);"
-                " put back what is missing, or use another run_dir"
+                " restore the original images, or use another run_dir"
             )
         self.data_wait = 0.0

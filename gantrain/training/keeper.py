@@ -1,4 +1,4 @@
-"""What a run keeps: checkpoints, the best of them, and snapshots of averages. One background thread writes them."""
+"""The files that a run keeps: checkpoints, the best of them, and snapshots of averages. A background thread writes them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Keeper:
         tracker: reports failed writes.
 
     Attributes:
-        checkpoints: what the run resumes from.
-        snapshots: compact averages that others are rebuilt from.
+        checkpoints: those that the run resumes from.
+        snapshots: compact averages, from which others are rebuilt.
         best: a store of one checkpoint for each of the scores.
         scoring: checkpoints that are scored in the background.
     """
@@ -47,13 +47,13 @@ class Keeper:
         self._writer = BackgroundWriter()
 
     def resumes_from(self, rollback: dict[str, Any] | None) -> Path | None:
-        """The checkpoint that the run resumes from, or None if there is none; the best of a score if no other is whole.
+        """The checkpoint that the run resumes from, or None if there is none; a best one if all others are damaged.
 
         Args:
             rollback: the record of the last rollback; the checkpoints that it abandoned are deleted.
 
         Raises:
-            UserError: there are checkpoints, and none is whole.
+            UserError: all checkpoints are damaged.
         """
         if rollback:
             forget_abandoned(self.checkpoints, rollback)
@@ -62,7 +62,7 @@ class Keeper:
         found = self.newest(sys.maxsize)
         if found is None:
             count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
-            raise UserError(f"{folder}: none of its {count} checkpoints is whole; delete this folder to start over")
+            raise UserError(f"{folder}: none of its {count} checkpoints is intact; delete this folder to start over")
         return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
@@ -77,15 +77,15 @@ class Keeper:
         for store in (self.checkpoints, self.snapshots, *self.best.values()):
             store.clear_drafts()
         for name, store in self.best.items():
-            if path and best.get(name) == nimg and store.folder / path.name not in store.paths():  # killed in between
+            if path and best.get(name) == nimg and store.folder / path.name not in store.paths():  # killed between the two writes
                 keep_also(path, store)
         self.snapshots.forget_after(nimg)
         forget_rebuilt_after(self._run_dir, nimg)
 
     def forget_after(self, nimg: int) -> None:
-        """Delete what is later than `nimg` images, on a path that was rolled back from; best checkpoints stay.
+        """Delete what is later than `nimg` images, on a path that a rollback abandoned; best checkpoints stay.
 
-        None of it may be in the process of being scored.
+        Nothing of it may be being scored.
         """
         self.checkpoints.forget_after(nimg)
         self.snapshots.forget_after(nimg)
@@ -96,19 +96,19 @@ class Keeper:
         self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best_of: Sequence[str], best_only: bool,
         held: int | None, to_score: bool = False,
     ) -> None:  # fmt: skip
-        """Write a checkpoint in the background, after the one before it.
+        """Write a checkpoint in the background, after the previous one.
 
         Args:
             nimg: images seen.
-            tensors: copies that nothing changes.
+            tensors: copies that are not changed afterwards.
             state: JSON values.
-            best_of: scores that are at their best.
+            best_of: scores that are now at their best.
             best_only: store it for these scores only.
             held: images seen; the newest checkpoint that is not later must be kept.
             to_score: store it for `scoring` too, and delete what was scored before.
 
         Raises:
-            NotWritten: the one before it could not be written, and the settings end the run for it.
+            NotWritten: the previous one could not be written, and the settings then end the run.
         """
         self.collect(nimg, wait=True)
         stores = [
@@ -117,12 +117,12 @@ class Keeper:
             *([self.scoring.store] if to_score else []),
         ]
         self.checkpoints.held = held
-        state = copy.deepcopy(state)  # the run goes on changing it
+        state = copy.deepcopy(state)  # the run continues to change it
 
         def job() -> None:
             save_under(stores, nimg, tensors, state)
             for name in best_of:
-                self.best[name].forget_after(nimg)  # this one beats the best of an abandoned path
+                self.best[name].forget_after(nimg)  # this one is better than the best of an abandoned path
             if to_score:
                 self.scoring.clear(but=nimg)
 
@@ -132,7 +132,7 @@ class Keeper:
         """Keep the checkpoint that was scored in the background as the best of some scores.
 
         Raises:
-            NotWritten: it could not be kept, and the settings end the run for it.
+            NotWritten: it could not be kept, and the settings then end the run.
         """
         try:
             for name in best_of:
@@ -142,21 +142,21 @@ class Keeper:
             self.warn_or_raise(nimg, error)
 
     def snapshot(self, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Write a snapshot of averages in the background, after what was written before it.
+        """Write a snapshot of averages in the background, after the previous write.
 
         Raises:
-            NotWritten: that could not be written, and the settings end the run for it.
+            NotWritten: the previous write failed, and the settings then end the run.
         """
         self.collect(nimg, wait=True)
         self._writer.submit(lambda: self.snapshots.save(nimg, tensors, state))
 
     def collect(self, nimg: int, wait: bool = False, last: bool = False) -> bool:
-        """Check what was written in the background. Whether no write has failed.
+        """Check the writes in the background; returns whether none has failed.
 
         Args:
             nimg: images seen now.
             wait: until the write in progress has ended.
-            last: the run ends here: a failed write is an error whatever the settings say.
+            last: the run ends here, so a failed write is an error whatever the settings say.
 
         Raises:
             NotWritten: a write failed, and the run must stop.
@@ -175,7 +175,7 @@ class Keeper:
         self.tracker.tell(nimg, "not_written", words=error.what)
 
     def newest(self, until: int, best: str | None = None) -> Path | None:
-        """The newest whole checkpoint of at most `until` images, or the best by the score `best`; None if there is none.
+        """The newest undamaged checkpoint of at most `until` images, or the best by the score `best`; None if there is none.
 
         Afterwards it is among `checkpoints`.
 
@@ -193,6 +193,6 @@ class Keeper:
         return target
 
     def close(self) -> None:
-        """Wait for the write in progress. Whether it fails no longer matters: a worse error is reported, or it was already."""
+        """Wait for the write in progress. Its failure is ignored: a worse error, or this one, has been reported already."""
         with contextlib.suppress(Exception):
             self._writer.wait()

@@ -1,4 +1,4 @@
-"""What a run measures as it trains, summed between two lines of the record."""
+"""Statistics of training, summed between two lines of the record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OF_D = ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  
 
 
 class Line(NamedTuple):
-    """What a line of the record tells the guard: D's mean loss since so many images."""
+    """The part of a training line that the guard needs: D's mean loss since `since` images."""
 
     since: int
     loss_d: float
@@ -41,7 +41,7 @@ class Measurements:
         run: its clock.
         players: G and D.
         batching: the batch as it is.
-        inputs: count what could not be read, and how long updates have waited.
+        inputs: count unreadable images, and how long updates have waited.
         guard: listened to before a line is written.
         orbit: its latest distances go into the line.
         probes: measure gradients, by player.
@@ -61,7 +61,7 @@ class Measurements:
         self.logged_at = 0
         self.progress: Progress
         self._sums: dict[str, Tensor] = {}  # of this process, on the device
-        self._updates = 0  # behind the sums
+        self._updates = 0  # in the sums
         self._settled: list[tuple[str, float]] = []  # means of all processes' sums
 
     def start(self) -> None:
@@ -72,7 +72,7 @@ class Measurements:
 
     @property
     def measures_halves(self) -> bool:
-        """Whether an update has one micro-batch in all, and is measured in two halves of it."""
+        """Whether an update has only one micro-batch, so that it is measured in two halves."""
         return self.context.config.noise_scale.measure_every is not None and self.probes["d"].halves(self.batching.rounds)
 
     def begin_update(self) -> None:
@@ -97,10 +97,10 @@ class Measurements:
         """Count an update whose phases have all been added."""
         self._updates += 1
 
-    # ---- where a line is due -----------------------------------------------------------------------------------------
+    # ---- when a line is due ------------------------------------------------------------------------------------------
 
     def log(self) -> Line | None:
-        """Write a line: means since the last one. None if there was no update since.
+        """Write a line: means since the last one. None if there has been no update since.
 
         Every process must call it at the same time.
 
@@ -173,7 +173,7 @@ class Measurements:
         return {"stats": as_json(self._settled), "stats_count": self._updates, "logged_at": self.logged_at}
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
-        """Restore the statistics since the last line; at a rollback there are none, and the next line is of the new path alone."""
+        """Restore the statistics since the last line; at a rollback there are none, and the next line is only of the new path."""
         self.logged_at = snapshot.state["logged_at"]
         stats, self._updates = ([], 0) if rolls_back else (snapshot.state["stats"], snapshot.state["stats_count"])
         self._sums = {name: torch.tensor(float(value), device=self.context.device) for name, value in stats}

@@ -1,4 +1,4 @@
-"""Pictures of a run: sheets of samples, and the orbit of the weights."""
+"""Pictures of a run: sample sheets, and the orbit of the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gantrain.batching import BatchController
 from gantrain.data import ImageSet
 from gantrain.errors import one_line
 from gantrain.evaluation.evaluator import Evaluator
-from gantrain.orbit.analysis import Player, analyse
+from gantrain.orbit.analysis import PlayerKey, analyse
 from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
@@ -28,10 +28,10 @@ class Pictures:
     Args:
         context: of the run.
         run: its clock.
-        players: whose weights are sampled.
+        players: their weights are sampled.
         batching: the batch, on which the motion depends.
         images: the data set; its classes are the columns of a sheet.
-        evaluator: prepares BatchNorm as it does for scores.
+        evaluator: prepares BatchNorm as for scores.
         orbit: the recorder.
     """
 
@@ -48,8 +48,8 @@ class Pictures:
         Every process must call it at the same time.
 
         Args:
-            scores: the latest ones, for the captions.
-            scored_at: images seen at these; -1 if there are none.
+            scores: the latest scores, for the captions.
+            scored_at: images seen when they were computed; -1 if there are none.
 
         Raises:
             OSError: the picture could not be written.
@@ -77,12 +77,12 @@ class Pictures:
             context.tracker.samples(nimg, path, classes)
 
     def record_orbit(self, swapped: bool = False) -> None:
-        """Record where the weights and all averages are; `swapped` says that a swap has just moved them."""
+        """Record the position of the weights and all averages; `swapped` says that a swap has just moved them."""
         facts = {"batch_size": self.batching.batch_size, "lr": self.players.rates}
         self.orbit.record(self.run.nimg, facts, swapped)
 
     def show_orbit(self) -> None:
-        """Draw the motion recorded so far, and print what it is; nothing if too little was recorded yet. Main process only."""
+        """Draw the motion recorded so far, and print its analysis; nothing if too little was recorded. Main process only."""
         if not self.orbit.on:
             return
         context, banks = self.context, self.players.banks
@@ -90,7 +90,7 @@ class Pictures:
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
         try:
             lines = read_record(context.run_dir)
-            both: tuple[Player, ...] = ("g", "d")
+            both: tuple[PlayerKey, ...] = ("g", "d")
             found = [analyse(context.run_dir, context.config, key, build_motion(lines, key), profiles[key]) for key in both]
             path = picture_path(context.run_dir, found)
             save_analyses(found, path, context.run_dir.name)
@@ -106,13 +106,13 @@ class Pictures:
 
 
 def caption(name: str, nimg: int, scores: Scores, scored_at: int) -> str:
-    """The caption of a sheet of samples: whose it is, when it was drawn, and the latest score.
+    """The caption of a sample sheet: the average, the time, and the latest score.
 
     Args:
         name: of an average, or "live".
         nimg: images seen now.
-        scores: the latest ones; the first metric is shown.
-        scored_at: images seen at these; -1 if there are none.
+        scores: the latest scores; the first metric is shown.
+        scored_at: images seen when they were computed; -1 if there are none.
     """
     metric, score = next(iter(scores.get(name, {}).items()), (None, None))
     when = f"{name} at {nimg / 1000:g} kimg"

@@ -30,7 +30,7 @@ class Player:
 
     Attributes:
         network: the plain module, which the other player's phase calls.
-        wrapped: what this player's own phase calls: the module, or DistributedDataParallel around it.
+        wrapped: what this player's own phase calls: the module, or a DistributedDataParallel around it.
         optimizer: of its parameters.
         scaler: scales its loss under fp16; disabled otherwise.
         orthogonal: weight of orthogonal regularisation; 0 for none.
@@ -81,7 +81,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 @torch.no_grad()
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restore saved state. Each entry gets the memory layout that the optimizer gives it, that of its parameter."""
+    """Restore saved state. Each entry gets the memory layout of its parameter, as the optimizer itself would give it."""
     parameters = dict(network.named_parameters())
     for full, value in tensors.items():
         name, _, entry = full.rpartition("/")
@@ -95,7 +95,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
 
 
 class Players:
-    """G and D, their averages, and a second generator that averages are written into for scores and samples.
+    """G and D, their averages, and a second generator that averages are loaded into for scores and samples.
 
     All processes build the same networks.
 
@@ -107,8 +107,8 @@ class Players:
         G, D: the two players; `by_key` has them as "g" and "d".
         averaged: the second generator. It is never trained, wrapped or compiled.
         banks: the averages of each player, by "g" and "d".
-        bank: those of G, which are scored and drawn.
-        dim_z, num_classes: what G takes.
+        bank: the averages of G, which are scored and drawn.
+        dim_z, num_classes: size of G's latents, and number of its classes.
     """
 
     def __init__(self, context: Context, shape: tuple[int, int, int]):
@@ -184,7 +184,7 @@ class Players:
     def settle_batchnorm(self, evaluator: Evaluator) -> None:
         """Recompute G's BatchNorm statistics after its weights were replaced.
 
-        They are measured on `averaged`: G may be compiled, and compiled code calls no hooks. D's statistics are never read,
+        They are measured on `averaged`, since G may be compiled, and compiled code does not call hooks. D's statistics are never read,
         since BatchNorm normalises by the batch in training.
         """
         with evaluator.isolated():
@@ -203,7 +203,7 @@ class Players:
         return groups
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the players beside `tensors`, as JSON values."""
+        """The players' state other than `tensors`, as JSON values."""
         return {
             "shape": list(self.shape),
             "averages": self.banks["g"].state(),

@@ -1,4 +1,4 @@
-"""What a run does when something goes wrong: it returns to a checkpoint, gives up, or does without a file."""
+"""What a run does when something goes wrong: return to a checkpoint, give up, or continue without a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gantrain.batching import BatchController
-from gantrain.errors import OF_THE_MACHINE, GaveUp
+from gantrain.errors import OF_THE_MACHINE, GaveUp, counted
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.run_folder.ownership import write_rollback
 from gantrain.run_folder.provenance import utc_now
@@ -22,14 +22,14 @@ from gantrain.training.saving import Saving
 
 
 class Recovery:
-    """Returns a run to a checkpoint from before a trouble, or ends it.
+    """Returns a run to a checkpoint from before the trouble, or ends it.
 
     Args:
         context: of the run.
         run: its clock.
         batching: grows, if `guard.growth` says so.
         inputs: reopened where the run continues.
-        measurements: whose console line steps back.
+        measurements: their console line steps back.
         guard: counts rollbacks.
         keeper: finds the checkpoint.
         saving: loads it.
@@ -44,12 +44,12 @@ class Recovery:
         self.guard, self.keeper, self.saving, self.orbit = guard, keeper, saving, orbit
 
     def recover(self, trouble: Trouble) -> None:
-        """Return to a checkpoint from before the trouble, and go on from there on other images.
+        """Return to a checkpoint from before the trouble, and continue from there on other images.
 
         Every process must call it at the same time.
 
         Raises:
-            GaveUp: the settings do not ask for it, there is no such checkpoint, or it was tried as often as it may be.
+            GaveUp: the settings do not allow it, there is no such checkpoint, or guard.max_rollbacks is reached.
         """
         watch, bad = self.guard.watch, self.run.nimg
         self.guard.pulse.receive(all=True)  # of the path that is abandoned
@@ -63,7 +63,7 @@ class Recovery:
             self._give_up(trouble, path, tried)
         state = self.saving.load(path, rolls_back=True)
         self.saving.forget_wishes()
-        growth = watch.growth / state["guard"]["growth"]  # the checkpoint's batch has grown by the rest already
+        growth = watch.growth / state["guard"]["growth"]  # the checkpoint's batch has already grown by the rest
         grown = self.batching.ask(self.run.nimg, growth) if growth > 1 else None
         self._record(trouble, bad, grown)
         self.orbit.open(state["orbit"])
@@ -75,7 +75,7 @@ class Recovery:
 
         Args:
             rollback: its record.
-            state: the checkpoint's. If the rollback led to it, the record of the run is longer by what the rollback has written.
+            state: of the checkpoint. If the rollback returned to it, `metrics_bytes` is changed to include the rollback's own lines.
         """
         if rollback["guard"]["rollbacks"] <= self.guard.watch.rollbacks:
             return  # the checkpoint was written after it
@@ -85,7 +85,7 @@ class Recovery:
             state["metrics_bytes"] = rollback["metrics_bytes"]
 
     def _record(self, trouble: Trouble, bad: int, grown: dict[str, Any] | None) -> None:
-        """Report a rollback that has just happened, and keep what it has changed."""
+        """Report a rollback that has just happened, and save what it has changed."""
         watch, tracker, nimg = self.guard.watch, self.context.tracker, self.run.nimg
         tracker.tell(
             bad, "rollback", kind=trouble.kind, words=trouble.words, to=nimg, attempt=watch.attempts,
@@ -106,7 +106,7 @@ class Recovery:
         """End the run with the reason and the remedy.
 
         Args:
-            path: the checkpoint that there was to return to, if any.
+            path: the checkpoint to return to, if there is one.
             tried: rollbacks because of this obstacle.
 
         Raises:
@@ -114,13 +114,13 @@ class Recovery:
         """
         key = f"guard.on_{trouble.kind}"
         if self.guard.action(trouble) == "stop":
-            why = f"{key}=stop ends the run; change what led here in another run_dir, or set {key}=rollback and run the same command again"
+            why = f"{key}=stop ends the run; change the settings in another run_dir, or set {key}=rollback and run the same command again"
         elif path is None:
-            why = "no whole checkpoint from before it is left to return to; a larger checkpoint.keep_last keeps more"
+            why = "no undamaged checkpoint from before the problem is left; a larger checkpoint.keep_last keeps more"
         else:
             why = (
-                f"{tried} rollbacks have not led past it; run the same command with a larger guard.max_rollbacks,"
-                " and perhaps another guard.lr_scale or guard.growth"
+                f"{counted(tried, 'rollback')} did not help; run the same command with a larger guard.max_rollbacks,"
+                " and perhaps with another guard.lr_scale or guard.growth"
             )
         self.context.tracker.event(
             self.run.nimg, "gave_up", time=utc_now(), kind=trouble.kind, words=trouble.words, rollbacks=tried,
@@ -129,7 +129,7 @@ class Recovery:
         raise GaveUp(f"guard: {trouble.words}; {why}")
 
     def _checkpoint_before(self, trouble: Trouble) -> Path | None:
-        """The checkpoint that a rollback returns to, among the run's from now on; None if there is none."""
+        """The checkpoint that a rollback returns to, linked into `checkpoints`; None if there is none."""
         self.keeper.collect(self.run.nimg, wait=True)
         config, best = self.context.config, None
         if config.guard.rollback_to == "best":
@@ -139,10 +139,10 @@ class Recovery:
 
 @contextlib.contextmanager
 def dispensable(context: Context, run: RunState, what: str) -> Iterator[None]:
-    """A context in which a full disk only leads to a warning that `what` was not written, if checkpoint.on_error is continue."""
+    """Within this context, a full disk only causes a warning that `what` was not written, if checkpoint.on_error is continue."""
     try:
         yield
     except OSError as error:
         if context.config.checkpoint.on_error == "stop" or error.errno not in OF_THE_MACHINE:
             raise
-        context.tracker.say(f"{what} at {run.kimg:g} kimg: not written ({error.strerror}); checkpoint.on_error=continue goes on")
+        context.tracker.say(f"{what} at {run.kimg:g} kimg: not written ({error.strerror}); continuing (checkpoint.on_error=continue)")

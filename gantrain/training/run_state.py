@@ -1,4 +1,4 @@
-"""Where a run stands: the clock, the number of updates, and what of both a checkpoint holds."""
+"""The position of a run: its clock and the number of updates, and how both are saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gantrain.run_folder.checkpoint import Snapshot
 
 
 class Part(Protocol):
-    """A part of the trainer that holds state. A checkpoint's JSON is what all parts' `state` return, taken together."""
+    """A part of the trainer that holds state. The JSON of a checkpoint consists of the `state` of all parts."""
 
     def state(self) -> dict[str, Any]:
         """This part's entries of the checkpoint, as JSON values by key. Called on the main process only."""
@@ -19,7 +19,7 @@ class Part(Protocol):
         """Restore this part from a checkpoint.
 
         Args:
-            rolls_back: the run returns to one of its own checkpoints, and keeps what it has counted of rollbacks.
+            rolls_back: the run returns to one of its own checkpoints, and keeps its counts of rollbacks.
         """
         ...
 
@@ -34,7 +34,7 @@ class RunState:
         nimg: images seen.
         previous_nimg: images seen before the last update; -1 before the first image, so that everything periodic is due at 0.
         updates: updates done.
-        saved_at: images seen at the checkpoint that holds the present state; -1 if there is none.
+        saved_at: images seen at the checkpoint with the current state; -1 if there is none.
     """
 
     def __init__(self, total: int):
@@ -55,7 +55,7 @@ class RunState:
 
     @property
     def ends(self) -> bool:
-        """Whether the last update reached the end. A finished run that is started again is `done`, and does not end again."""
+        """Whether the last update reached the end. A finished run that is started again is `done`, but does not end again."""
         return self.done and self.previous_nimg < self.nimg
 
     def due(self, every_kimg: float | None) -> bool:
@@ -63,12 +63,12 @@ class RunState:
         return clock.due(every_kimg, self.previous_nimg, self.nimg)
 
     def advance(self, images: int) -> None:
-        """Count an update on so many images."""
+        """Count an update on `images` images."""
         self.updates += 1
         self.previous_nimg, self.nimg = self.nimg, self.nimg + images
 
     def state(self) -> dict[str, Any]:
-        """The state of a run whose maintenance at this moment is still to be done; see `Saving.save`."""
+        """The state before the maintenance of this moment; see `Saving.save`."""
         return {"previous_nimg": self.previous_nimg, "updates": self.updates}
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:

@@ -1,4 +1,4 @@
-"""Saving a run and finding it again: checkpoints, snapshots of averages, and the run folder's lock."""
+"""Saving and loading a run: checkpoints, snapshots of averages, and the lock of the run folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from gantrain.version import __version__
 
 
 class Stateful(Protocol):
-    """Something that is no part of the trainer but goes into its checkpoints."""
+    """An object that is not a part of the trainer, but is saved in its checkpoints."""
 
     def state(self) -> dict[str, Any]:
-        """JSON values."""
+        """The state as JSON values."""
         ...
 
     def load(self, state: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Stateful(Protocol):
 
 
 class KeyedPart:
-    """A part of the checkpoint under a key of its own."""
+    """Makes a part of a `Stateful` object; its state has a key of its own in the checkpoint."""
 
     def __init__(self, key: str, thing: Stateful):
         self.key, self.thing = key, thing
@@ -51,21 +51,21 @@ class KeyedPart:
 
 
 class Saving:
-    """Writes checkpoints and snapshots of the parts below, and of those that are added to `parts`, and loads them.
+    """Writes and loads checkpoints and snapshots of everything below and in `parts`.
 
     Args:
         context: of the run.
         run: its clock.
         players: their tensors are saved, and their averages' snapshots.
         measurements: settled before they are saved.
-        guard: listened to first: what is not healthy is not saved.
+        guard: listened to first, so that nothing unhealthy is saved.
         keeper: the stores.
-        orbit: its record's position is saved.
+        orbit: the position of its record is saved.
 
     Attributes:
-        parts: what a checkpoint's JSON is made of, in the order in which it is loaded.
-        best_of: scores whose best checkpoint the next one is.
-        to_score: whether the next checkpoint is to be scored in the background.
+        parts: whose states make up the checkpoint's JSON, in the order of loading.
+        best_of: scores for which the next checkpoint is the best.
+        to_score: whether the next checkpoint will be scored in the background.
         wandb_id: the run's identity in W&B.
     """
 
@@ -103,7 +103,7 @@ class Saving:
         """(the record of the last rollback, the checkpoint to resume from), each None if there is none; on every process.
 
         Raises:
-            UserError: the record is damaged, or there are checkpoints and none is whole.
+            UserError: the record or all checkpoints are damaged.
         """
         found: tuple[dict[str, Any] | None, Path | None] = (None, None)
         if self.context.main:
@@ -115,7 +115,7 @@ class Saving:
         """Clean up the run folder before the run resumes from `path`, and write its configuration; on the main process.
 
         Args:
-            scoring: images seen at the checkpoint that is still to be scored.
+            scoring: images seen at the checkpoint that still has to be scored.
         """
         if self.context.main:
             self.keeper.scoring.clear(but=scoring)
@@ -126,11 +126,11 @@ class Saving:
 
     @property
     def wanted(self) -> bool:
-        """Whether the present state is to be saved for its scores, though no checkpoint may be due."""
+        """Whether the current state must be saved because of its scores, even if no checkpoint is due."""
         return bool(self.best_of) or self.to_score
 
     def forget_wishes(self) -> None:
-        """Want nothing of the next checkpoint but that it is written."""
+        """Reset `best_of` and `to_score`."""
         self.best_of, self.to_score = [], False
 
     def save(self, pending: bool = False, best_only: bool = False) -> None:
@@ -139,12 +139,12 @@ class Saving:
         Every process must call it at the same time.
 
         Args:
-            pending: what is due at this moment has not been done; the resumed run does it.
-            best_only: keep it as the best of `best_of` only, and not as the newest.
+            pending: what is due at this moment has not been done yet; a resumed run will do it.
+            best_only: keep it only as the best of `best_of`, not as the newest.
 
         Raises:
             Trouble: something is not finite.
-            NotWritten: the checkpoint before it could not be written, and the settings end the run for it.
+            NotWritten: the previous checkpoint could not be written, and the settings then end the run.
         """
         self.guard.listen(all=True)
         self.players.unify_statistics()
@@ -153,7 +153,7 @@ class Saving:
             nimg = self.run.nimg
             path = BEST_FOLDER if best_only else f"checkpoints/{nimg:012d}"
             self.context.tracker.event(nimg, "checkpoint", path=path, best_of=self.best_of)
-            self.keeper.collect(nimg, wait=True)  # before the copies are made: one of each is in memory
+            self.keeper.collect(nimg, wait=True)  # before copying, so that only one copy is in memory
             tensors = {group: checkpoint.to_cpu(named) for group, named in self.players.tensors().items()}
             held = self.guard.watch.well_until
             self.keeper.save(nimg, tensors, self.state(pending), self.best_of, best_only, held, self.to_score)
@@ -172,11 +172,11 @@ class Saving:
         for part in self.parts:
             state |= part.state()
         if not pending:
-            state["previous_nimg"] = self.run.nimg  # nothing is due any more
+            state["previous_nimg"] = self.run.nimg  # everything due has been done
         return state
 
     def load(self, path: Path, rolls_back: bool = False) -> dict[str, Any]:
-        """Restore all parts from a checkpoint; its JSON.
+        """Restore all parts from a checkpoint; returns its JSON.
 
         Args:
             rolls_back: keep the counts of rollbacks and the run's identity in W&B.
@@ -194,7 +194,7 @@ class Saving:
     # ---- snapshots of averages ---------------------------------------------------------------------------------------
 
     def keep_snapshots(self, done: bool) -> None:
-        """Write compact copies of the averages that others are rebuilt from, where one is due or the run is done.
+        """Write compact copies of power averages, from which others are rebuilt, if one is due or the run is done.
 
         Every process must call it at the same time.
         """

@@ -1,4 +1,4 @@
-"""The scores of a run: computed by the run itself, or by a process in the background while it trains on."""
+"""The scores of a run: computed by the run itself, or in the background while training continues."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Scoreboard:
         run: its clock.
         players: whose weights are scored.
         guard: judges the scores.
-        keeper: keeps what is scored in the background, and the best of it.
+        keeper: keeps the checkpoints that are scored in the background, and the best ones.
         evaluator: computes scores in the run itself.
-        saving: saves what is to be scored in the background, and what was at its best.
+        saving: saves what will be scored in the background, and what was at its best.
         pictures: shows the orbit with every evaluation.
 
     Attributes:
-        scores: the latest ones; empty but on the main process, unless they were computed in the background.
-        samples: generated images behind each of them.
-        scored_at: images seen at the evaluation; -1 if the live weights have been replaced at that moment.
-        scores_of: the same, also after that; -1 before the first evaluation.
+        scores: the latest scores; unless computed in the background, only the main process has them.
+        samples: generated images per score.
+        scored_at: images seen at the evaluation; -1 if a swap has replaced the live weights at that moment.
+        scores_of: the same, but unchanged by a swap; -1 before the first evaluation.
         scoring: images seen at the checkpoint that is being scored in the background, or None.
     """
 
@@ -51,12 +51,12 @@ class Scoreboard:
         self.scoring: int | None = None
 
     def evaluate(self, swaps_now: bool) -> None:
-        """Score everything, or begin to in the background, unless that has happened at this moment.
+        """Score everything, or start to in the background, unless that was done at this moment.
 
         Every process must call it at the same time.
 
         Args:
-            swaps_now: the live weights are about to be replaced; what is scored, or was at its best, is saved before.
+            swaps_now: a swap follows, so what is being scored, or was at its best, is saved first.
 
         Raises:
             Interrupted: the run was asked to stop.
@@ -66,8 +66,8 @@ class Scoreboard:
         self.receive(wait=run.done or self.scoring not in (None, run.nimg))
         if run.nimg in (self.scored_at, self.scoring):
             return
-        if self.scoring is not None:  # lost to a full disk
-            say(f"the evaluation at {self.scoring / 1000:g} kimg is lost: its checkpoint was not written")
+        if self.scoring is not None:  # its checkpoint did not fit on the disk
+            say(f"skipping the evaluation at {self.scoring / 1000:g} kimg: its checkpoint was not written")
         names = [LIVE, *self.players.bank.started()]
         if self.context.config.eval.asynchronous and not run.done:
             say(f"scoring {', '.join(names)} at {run.kimg:g} kimg in the background")
@@ -81,7 +81,7 @@ class Scoreboard:
             self.saving.save(pending=True, best_only=True)
 
     def _evaluate_here(self, names: list[str]) -> None:
-        """Score in the run itself, record the scores, and have the guard judge them."""
+        """Score in the run itself, record the scores, and let the guard judge them."""
         run, context, count = self.run, self.context, self.context.config.eval.num_samples
         self.guard.listen(all=True)
         self.players.unify_statistics()
@@ -146,7 +146,7 @@ class Scoreboard:
         self.pictures.show_orbit()
 
     def live(self) -> dict[str, float]:
-        """The live weights' scores at this moment, for a swap; empty but on the main process.
+        """The live weights' scores at this moment, for a swap; only the main process has them.
 
         Every process must call it at the same time.
 
@@ -157,7 +157,7 @@ class Scoreboard:
             self.guard.listen(all=True)
             self.players.unify_statistics()
             return self.evaluator.score([LIVE], self.players.bank.materialize, self.players.averaged)[LIVE]
-        self.scored_at = -1  # the next call at this moment comes after the swap
+        self.scored_at = -1  # the next call at this moment is after the swap
         return self.scores[LIVE]
 
     def state(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Scoreboard:
         }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
-        """Restore the latest scores; at a rollback, leave a background evaluation of the abandoned path."""
+        """Restore the latest scores; at a rollback, cancel a background evaluation of the abandoned path."""
         state = snapshot.state
         self.scores = {name: dict(row) for name, row in state["scores"]}
         self.samples, self.scored_at = state["scored"], state["scored_at"]

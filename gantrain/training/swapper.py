@@ -30,16 +30,16 @@ class Swapper:
         players: "g" and "d".
         banks: the averages of each.
         batching: grows at a swap.
-        score_live: returns the live weights' scores at this moment (empty but on the main process).
-        protocol: returns what those scores must be quoted with.
+        score_live: returns the live weights' scores at this moment (on the main process only).
+        protocol: returns the protocol of those scores.
         settle: recomputes G's BatchNorm statistics for its weights.
-        watch: called with False before the weights are replaced, and with True after.
-        agree: returns the main process's value of something on every process.
+        watch: called with False before the weights are replaced, and with True afterwards.
+        agree: returns the main process's value on every process.
         tracker: of the run.
 
     Attributes:
         lr_scale: the factor for both learning rates of all swaps so far.
-        owed: a swap was due at the end of the run; it happens if the run is made longer.
+        owed: a swap was due at the end of the run; it takes place if the run is extended.
         records: of every swap: `nimg`, the `batch` before and after it, and the live `scores` by moment.
     """
 
@@ -81,14 +81,14 @@ class Swapper:
             before: images seen before the last update.
             nimg: images seen now.
             done: the run has just reached its end.
-            more: training goes on from here. A swap that is due at the end happens only if the run is made longer.
+            more: training continues from here. A swap that is due at the end takes place only if the run is extended.
         """
         if self.settings.source is None:
             return
         last = self.records[-1] if self.records else None
         if last:
             settled = last["nimg"] + clock.images(self.settings.after_kimg)
-            if more and last.get("after_nimg", settled) < settled:  # it was scored too early, at a former end of the run
+            if more and last.get("after_nimg", settled) < settled:  # it was scored too early, at an earlier end of the run
                 del last["scores"]["after"], last["after_nimg"]
         self.owed = nimg > 0 and (self.owed or self.settings.due(before, nimg))
         swaps = self.owed and more
@@ -109,11 +109,11 @@ class Swapper:
         """
         s, source = self.settings, self.source
         if not all(bank[source].started for bank in self.banks.values()):
-            self.tracker.say(f"swap: {source} has not begun at {nimg / 1000:g} kimg; the live weights stay")
+            self.tracker.say(f"swap: {source} has not started at {nimg / 1000:g} kimg; live weights unchanged")
             return
         record: dict[str, Any] = {"nimg": nimg, "batch": [self.batching.batch_size, self.batching.batch_size], "scores": {}}
         self._keep_score(record, "before", nimg, scores=before)
-        growth, reason = self.agree(self._growth(nimg))  # processes with different batches would hang
+        growth, reason = self.agree(self._growth(nimg))  # with different batches, processes would hang
         self.watch(False)
         for key, bank in self.banks.items():
             bank.write_back(source, s.alpha)
@@ -121,7 +121,7 @@ class Swapper:
         self.settle()
         self.lr_scale *= s.lr_scale
         was = self.batching.batch_size
-        self.batching.weights_jumped()  # first: the noise of the old weights must not make it grow
+        self.batching.weights_jumped()  # first, so that the noise of the old weights does not make it grow
         grown = self.batching.ask(nimg, growth)
         self.watch(True)
         record["batch"] = [was, self.batching.batch_size]
@@ -140,7 +140,7 @@ class Swapper:
             **settings,
             growth=growth,
             grown=self.batching.batch_size / was,
-            live_statistics="recalibrated",  # by `settle`, whatever the evaluations' policy for BatchNorm is
+            live_statistics="recalibrated",  # by `settle`, whatever BatchNorm policy evaluations use
             **reason,
         )
         self.records.append(record)
@@ -149,13 +149,17 @@ class Swapper:
         self.tracker.say(on_console(line, dict(record["scores"]["before"])))
 
     def _growth(self, nimg: int) -> tuple[float, dict[str, Any]]:
-        """(factor for the batch, what it was computed from)."""
+        """(factor for the batch, the values that it was computed from)."""
         if self.settings.growth != AUTO:
             return float(self.settings.growth), {}
         k, read_off = identified_rate(self.banks, nimg)
         if k is None:
             ramping = len(set(read_off["half_lives_kimg"].values())) == 1
-            why = "the two EMAs still ramp up alike" if ramping else "no orbit has these distances to its averages, the weights still drift"
+            why = (
+                "the two EMAs are still in the same ramp-up"
+                if ramping
+                else "these distances do not fit an orbit; the weights are still drifting"
+            )
             return 1.0, {**read_off, "undecidable": f"growth undecidable: {why}"}
         holds = growth_that_holds(self.banks["g"], self.source, k, nimg, self.settings.alpha)
         # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
@@ -164,14 +168,14 @@ class Swapper:
     def _keep_score(
         self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, **more: Any
     ) -> dict[str, Any]:  # fmt: skip
-        """Write an event with the live scores of a moment of a swap, and note in the swap's record that they were taken.
+        """Write an event with the live scores of a moment of a swap, and store them in the swap's record.
 
         Args:
-            scores: None takes them now.
+            scores: None computes them now.
             more: further fields of the event.
 
         Returns:
-            The event; its scores are empty but on the main process.
+            The event; only the main process has its scores.
         """
         scores = self.score_live() if scores is None else scores
         record["scores"][moment] = list(scores.items())
@@ -180,7 +184,7 @@ class Swapper:
         )
 
     def report(self) -> str:
-        """A table of the live weights' scores: a row each before, at and after every swap."""
+        """A table of the live weights' scores, with rows for before, at and after every swap."""
         taken = [m for record in self.records for scores in record["scores"].values() for m in dict(scores)]
         metrics = [m for m in dict.fromkeys(taken) if not m.endswith(SPREADS)]  # eval.metrics may change at a resume
         rows = [["swap at kimg", "batch", "live", *metrics]]

@@ -47,10 +47,10 @@ class Trainer:
     Args:
         config: the whole run.
         accelerator: of the program; None makes one.
-        interruption: tells when the process is asked to stop; None listens for signals while `train` runs.
+        interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
 
     Raises:
-        UserError: the folder holds another run, the data cannot be right, the batch does not divide over the processes.
+        UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None):
@@ -94,7 +94,7 @@ class Trainer:
         """Train to the end, or until asked to stop; the last scores (on the main process).
 
         Raises:
-            GaveUp: training went wrong, and the guard may not, or could not, recover.
+            GaveUp: training went wrong, and the guard was not allowed to recover, or could not.
         """
         with self.interruption:
             self.start()
@@ -148,12 +148,12 @@ class Trainer:
         k, images = self.batching.rounds, self.batching.batch_size
         multiplier = c.optim.lr_tail.multiplier(run.nimg, run.nimg + images)
         self.players.set_rates(multiplier * self.swapper.lr_scale * self.batching.lr_scale * self.guard.watch.lr_scale)
-        seen: Stats = {}  # what the guard looks at
+        seen: Stats = {}  # for the guard
         kept: list[Batch] = []  # the last D phase's real images, if the loss of G sees real ones
         for s in range(c.optim.d_steps):
             kept.clear()
             penalties = penalties_due(c.penalties.values(), run.updates * c.optim.d_steps + s)
-            lazy = any(factor > 1 for _, factor in penalties)  # not in every step, so no part of the noise that steps have
+            lazy = any(factor > 1 for _, factor in penalties)  # not applied in every step, so it is not part of the noise per step
             probe = None if lazy else measurements.probe("d")
             rounds = zip(inputs.real(k, kept), inputs.latents(f"d{s}", k))
             measurements.add(discriminator_phase(G, D, c.loss, rounds, k, probe, penalties), "d", seen)
@@ -201,7 +201,7 @@ class Trainer:
 
     def stop(self) -> Scores:
         """Stop between two updates: save everything. After a resume, the run does what was due at this moment."""
-        name = (self.stopping or self.interruption.asked or signal.SIGTERM).name  # the last is another process's
+        name = (self.stopping or self.interruption.asked or signal.SIGTERM).name  # the last if the signal came to another process
         self.guard.stopping = signal.Signals[name]
         run, say = self.run, self.tracker.say
         try:

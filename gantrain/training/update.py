@@ -26,7 +26,7 @@ def discriminator_phase(
 
     Args:
         rounds: k pairs ((x_real `[b, C, H, W]` in [-1, 1], labels), (z `[b, dim_z]`, labels)).
-        probe: of D, if this step's gradients are to be measured.
+        probe: of D, if this step's gradients are measured.
         penalties: added to the loss, each with its factor.
     """
 
@@ -34,13 +34,13 @@ def discriminator_phase(
         (x_real, y_real), (z, y_fake) = batch
         with torch.no_grad():
             x_fake = G.network(z, y_fake)
-        # One forward for both: half the launches.
+        # One forward pass for both halves the number of kernel launches.
         logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
         for penalty, factor in penalties:
-            with frozen_power_iteration(D.network):  # they iterate once a phase
+            with frozen_power_iteration(D.network):  # they iterate once per phase
                 amount = penalty.penalty(D.wrapped, x_real, x_fake, y_real, y_fake)
             value = value + factor * amount
             stats["loss/penalty"] = stats.get("loss/penalty", 0.0) + factor * amount
@@ -80,8 +80,8 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
     """Accumulate the gradient of the mean of `term` over k rounds, regularise it, and step the optimizer.
 
     Processes exchange gradients once, in the last round. Spectral norms are iterated once, in the first round, which also
-    normalises the other player's weights for all rounds. With a probe, `stats["measured"]` is what it has measured of the
-    loss's gradient, before anything is added to that.
+    normalises the other player's weights for all rounds. With a probe, `stats["measured"]` is its measurement of
+    the loss's gradient, before regularisation is added.
     """
     player.optimizer.zero_grad(set_to_none=True)
     if probe and probe.halves(k):
@@ -123,7 +123,7 @@ def halves(rounds: Iterable) -> Iterator:
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Logits in at least fp32, in which losses are computed whatever precision the networks use."""
+    """Convert logits to at least fp32, in which losses are computed whatever precision the networks use."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -147,5 +147,5 @@ def add_orthogonal_gradient(player: Player) -> None:
 
 
 def penalties_due(penalties: Iterable[Penalty], d_step: int) -> list[tuple[Penalty, float]]:
-    """The penalties of D's step number `d_step`, each with its factor: one of every n-th step is multiplied by n."""
+    """The penalties of D's step number `d_step`, each with its factor: one that is applied every n-th step is multiplied by n."""
     return [(penalty, float(penalty.every)) for penalty in penalties if d_step % penalty.every == 0]

@@ -96,7 +96,7 @@ def test_it_gives_up_after_as_many_attempts_as_it_may_make(tmp_path):
     assert [(one["to"], one["attempt"], one["lr_scale"]) for one in found] == [(320, 1, 0.5), (320, 2, 0.25), (320, 3, 0.125)]
     assert events(run, "gave_up")[0]["rollbacks"] == 3 and lines_of(run)[-1]["event"] == "gave_up"
     last = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(last) == 1 and "3 rollbacks have not led past it; run the same command with a larger guard.max_rollbacks" in last[0]
+    assert len(last) == 1 and "3 rollbacks did not help; run the same command with a larger guard.max_rollbacks" in last[0]
     assert newest(run).name == "000000000320" and finite(run)
     faulty(run, "none", *FEW, "guard.lr_scale=0.5", "guard.max_rollbacks=4")
     assert finite(run) and newest(run).name == "000000000960"
