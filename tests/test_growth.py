@@ -651,7 +651,7 @@ def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrai
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--updates", "4"], "--updates: must be at least 8 for an interval, got 4"),
+        (["--updates", "4"], "--updates: must be at least 8, which an interval needs, got 4"),
         (["--average", "emma"], "has no average 'emma' at 0.32 kimg; did you mean 'ema'?"),
         (["--kimg", "7"], "has no checkpoint at 7 kimg; it has 0.24, 0.32"),
         (["model.ch=4"], "model.ch=4: only data and mixed_precision can be overridden here; remove it to use what was trained with"),

@@ -15,7 +15,8 @@ from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
 from gantrain.config.sections import Guard
-from gantrain.training.guard import STOPS, WATCHED, Beat, Pulse, Trouble, Watch, better
+from gantrain.interruption import SIGNALS
+from gantrain.training.guard import WATCHED, Beat, Pulse, Trouble, Watch, better
 
 FID, IS, KID = "eval/ema/digits_fid", "eval/ema/digits_is", "eval/live/kid"
 ACTIONS = st.sampled_from(["stop", "rollback", "warn"])
@@ -335,7 +336,7 @@ def test_a_beat_names_what_is_not_finite(name, value):
     assert one.receive(all=True) == [Beat(0, 16, {name: 1}, None)]
 
 
-@pytest.mark.parametrize("asked", [None, *STOPS])
+@pytest.mark.parametrize("asked", [None, *SIGNALS])
 def test_a_beat_names_the_signal(asked):
     one = pulse()
     one.send(0, 16, {}, asked)

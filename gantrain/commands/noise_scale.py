@@ -188,7 +188,7 @@ def measure_run(
         UserError: no such run, checkpoint or average; too few updates; several processes; gradients that are not finite.
     """
     if updates < FEWEST:
-        raise UserError(f"--updates: must be at least {FEWEST} for an interval, got {updates}")
+        raise UserError(f"--updates: must be at least {FEWEST}, which an interval needs, got {updates}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = open_bench(run, average, kimg, overrides)

@@ -26,8 +26,8 @@ from gantrain.theory.two_emas import TwoEmas, fit_two_emas
 PlayerKey = Literal["g", "d"]
 Profile = tuple[np.ndarray, np.ndarray]  # of an average: (positions in images, weights)
 PLAYERS: dict[PlayerKey, str] = {"g": "G", "d": "D"}
-FORGETS = 3  # half-lives after which an EMA has forgotten its start
-BINS = 2000  # longer weight profiles are coarsened
+FORGETS = 3  # half-lives after which an EMA has forgotten where it started
+BINS = 2000  # longest weight profile that is used as it is
 
 
 @dataclass(frozen=True)

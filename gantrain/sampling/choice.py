@@ -40,7 +40,7 @@ class Choice:
     batchnorm: str | None = None
 
     def open(self) -> ImageSource:
-        """Check the options, and open what they refer to.
+        """Check the options, and open what they lead to.
 
         Raises:
             UserError: an option is out of range; or see `load_generator`.
