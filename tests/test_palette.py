@@ -26,10 +26,16 @@ NAMES = ["live", "swa", "ema"]  # the order of appearance, and not that of the c
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """Figures of Matplotlib in place of their files."""
+def drawn(monkeypatch, tmp_path) -> list[Figure]:
+    """Figures of Matplotlib; their files are empty."""
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **more: figures.append(figure))
+
+    def savefig(figure: Figure, path: Path) -> None:
+        path.touch()
+        figures.append(figure)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", savefig)
     return figures
 
 

@@ -146,12 +146,12 @@ def test_a_policy_that_only_proposes_is_a_part_of_largest(gantrain, words, tmp_p
     more = [MANY, "noise_scale={measure_every: 2, window: 8}", f"run_dir={tmp_path / 'run'}", "total_kimg=0.16"]
     gantrain(*words, *more)
     grown = [(line["from"], line["to"], line["reason"]) for line in lines_of(tmp_path / "run") if line.get("event") == "growth"]
-    assert grown == [] and "batch 64 (Largest)" in gantrain("watch", tmp_path / "run").stdout
+    assert grown == [] and "batch 64 (largest)" in gantrain("watch", tmp_path / "run").stdout
     more[0] = MANY.replace("max_batch: 64", "batch_size: 8, max_batch: 64")
     more[2] = f"run_dir={tmp_path / 'small'}"
     gantrain(*words, *more)
     grown = [(line["from"], line["to"], line["reason"]) for line in lines_of(tmp_path / "small") if line.get("event") == "growth"]
-    assert grown == [(16, 32, "Doubling proposes it")] and "batch 16 (Largest)" in gantrain("watch", tmp_path / "small").stdout
+    assert grown == [(16, 32, "Doubling proposes it")] and "batch 16 (largest)" in gantrain("watch", tmp_path / "small").stdout
 
 
 # ---- what the look-up refuses ---------------------------------------------------------------------------------------

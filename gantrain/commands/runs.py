@@ -160,7 +160,7 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
-    lines = zip(align([shorten(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
+    lines = zip(align([shorten_middle(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
     said = [
         f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
         for row, line in zip((None, *rows), lines)
@@ -168,7 +168,7 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
     return "\n".join(line.rstrip() for line in said)
 
 
-def shorten(text: str, width: int | None) -> str:
+def shorten_middle(text: str, width: int | None) -> str:
     """Shorten a text to at most `width` characters by leaving out its middle."""
     if width is None or len(text) <= width:
         return text

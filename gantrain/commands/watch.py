@@ -169,7 +169,7 @@ def find_first_batch(lines: list[bytes]) -> int | None:
 
 
 def header(found: Record, config: Outline, first_batch: int | None = None) -> str:
-    """The run and its configuration in one line; `first_batch` is used if the configuration does not have the batch."""
+    """The run and its configuration in one line; without `first_batch` it has the configured batch, if there is one."""
     status = f"run: {found.run}, {found.status}, {found.nimg / 1000:g} of {config.total_kimg:g} kimg"
     return "; ".join([status, *summarise(config, first_batch)])
 
@@ -177,7 +177,9 @@ def header(found: Record, config: Outline, first_batch: int | None = None) -> st
 def summarise(config: Outline, first_batch: int | None = None) -> list[str]:
     """A configuration in a few words: networks, data, loss, seed and batch; averages; swap. What is unknown is left out."""
     model, data, loss, policy = (name_in(config.section(name)) for name in ("model", "data", "loss", "batching"))
-    seed, batch, swap = config.sections.get("seed"), config.section("batching").get("batch_size", first_batch), config.section("swap")
+    seed, batch, swap = config.sections.get("seed"), first_batch, config.section("swap")
+    if batch is None:
+        batch = config.section("batching").get("batch_size")
     parts = [f"{model} on {data}"] if model and data else []
     parts += [f"{loss} loss"] if loss else []
     parts += [f"seed {seed}"] if seed is not None else []
