@@ -156,7 +156,7 @@ def test_a_long_name_loses_its_middle(width):
     name = "studies/batch/0123456789/lr_0.0004_seed_3"
     short = listing.shorten_middle(name, width)
     assert len(short) == min(width, len(name)) and name.startswith(short.split("...")[0]) and name.endswith(short.split("...")[-1])
-    assert listing.shorten_middle(name, None) == name and listing.shortened("short", width) == "short"
+    assert listing.shorten_middle(name, None) == name and listing.shorten_middle("short", width) == "short"
 
 
 def test_names_are_shortened_on_a_terminal_only(tmp_path):

@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, TINY, error_of
 from hypothesis import given, settings, strategies as st
 from spawning import Spawned
 from test_record import FEW, by_hand, environment, event, score, train
 
 from gantrain import cli, lock as locks
-from gantrain.commands.watch import Follower, told_before, watch
+from gantrain.commands.watch import Follower, find_first_batch, summarise, told_before, watch
 from gantrain.reporting.console import console_line
 from gantrain.reporting.event_words import Teller
 from gantrain.run_folder import record
@@ -139,6 +140,27 @@ def test_beside_a_run_that_is_killed_comes_back_and_is_asked_to_stop(tmp_path):
     assert found.status == record.INTERRUPTED and found.facts["processes"] == 1
     times = [line["nimg"] for line in found.training]
     assert times == sorted(set(times))  # what the kill had written beyond its checkpoint is in the file no more
+
+
+@pytest.mark.parametrize(
+    "sections, first, words",
+    [
+        ("model: {name: my.own:Model}, data: {name: digits}, seed: 3", None, ["Model on digits, seed 3", "averages: none"]),
+        ("batching: {name: 'own:Doubling'}", None, ["batch policy Doubling", "averages: none"]),
+        ("batching: {name: 'own:Doubling'}", 16, ["batch 16 (Doubling)", "averages: none"]),
+        ("batching: {name: on_swap, batch_size: 8}", None, ["batch 8 (on_swap)", "averages: none"]),
+        ("swap: {source: swa}", None, ["averages: none", "swap: swa"]),
+        ("swap: {source: swa, every_kimg: 2}", None, ["averages: none", "swap: swa every 2 kimg"]),
+    ],
+)
+def test_the_head_leaves_out_what_is_unknown(sections, first, words):
+    assert summarise(record.Outline(1.0, yaml.safe_load(f"{{{sections}}}")), first) == words
+
+
+def test_the_first_batch_is_that_before_the_first_growth():
+    grown = event(112, "growth", **{"from": 16, "to": 32})
+    lines = [json.dumps(line).encode() + b"\n" for line in (event(0, "start"), grown, {"nimg": 160, "batch/size": 32})]
+    assert [find_first_batch(some) for some in (lines, lines[2:], lines[:1])] == [16, 32, None]
 
 
 def test_ctrl_c_is_130_and_no_word(tmp_path):

@@ -177,9 +177,8 @@ def header(found: Record, config: Outline, first_batch: int | None = None) -> st
 def summarise(config: Outline, first_batch: int | None = None) -> list[str]:
     """A configuration in a few words: networks, data, loss, seed and batch; averages; swap. What is unknown is left out."""
     model, data, loss, policy = (name_in(config.section(name)) for name in ("model", "data", "loss", "batching"))
-    seed, batch, swap = config.sections.get("seed"), first_batch, config.section("swap")
-    if batch is None:
-        batch = config.section("batching").get("batch_size")
+    seed, swap = config.sections.get("seed"), config.section("swap")
+    batch = config.section("batching").get("batch_size") if first_batch is None else first_batch
     parts = [f"{model} on {data}"] if model and data else []
     parts += [f"{loss} loss"] if loss else []
     parts += [f"seed {seed}"] if seed is not None else []
