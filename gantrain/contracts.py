@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from gantrain.errors import InvalidField, UserError, one_line
+from gantrain.type_words import describe_type
 
 T = TypeVar("T")
 LACKING = object()
 COMPUTED = (property, functools.cached_property)
+AT_THE_OBJECT = (*COMPUTED, types.MemberDescriptorType)  # a class has a descriptor, and only its objects have the value (`slots=True`)
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ class Contract(Generic[T]):
             if isinstance(field.default, property):  # that of the base, which dataclasses take for the default
                 raise UserError(f"{who}: {field.name} must have a default, or be left out")
         for part, found in given.items():
-            if isinstance(found, COMPUTED):
+            if isinstance(found, AT_THE_OBJECT):
                 continue
             if part in self.methods and not callable(getattr(cls, part)):
                 raise UserError(f"{who}: {part} must be a method, got {found!r}")
             if part in self.values and not fits(found, self.values[part]):
                 got = "a method" if inspect.isroutine(found) else repr(found)
-                raise UserError(f"{who}: {part} must be {described(self.values[part])}, got {got}")
+                raise UserError(f"{who}: {part} must be {describe_type(self.values[part])}, got {got}")
 
     def part_of(self, cls: type, part: str) -> Any:
         """What a class itself, and not the base, defines as a part; `LACKING` where it defines nothing."""
@@ -136,7 +138,7 @@ class Contract(Generic[T]):
                 continue
             value = getattr(plugin, part, LACKING)
             if value is not LACKING and not fits(value, hint):
-                raise InvalidField(part, value, f"must be {described(hint)}")
+                raise InvalidField(part, value, f"must be {describe_type(hint)}")
         return adapted
 
 
@@ -214,16 +216,3 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is Sequence:
         return isinstance(value, Sequence) and not isinstance(value, str) and all(fits(one, arguments[0]) for one in value)
     return isinstance(value, origin or hint)
-
-
-def described(hint: Any) -> str:
-    """A type in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(described(one) for one in arguments)
-    if origin is Sequence:
-        return "a list of words"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
-    return words.get(hint, "a mapping")

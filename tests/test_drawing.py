@@ -29,7 +29,7 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.images import to_float, to_uint8
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
-from gantrain.sampling.choice import Choice, Source
+from gantrain.sampling.choice import Choice, ImageSource
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import interpolate, mix_classes, rotate
 from gantrain.sampling.output import CHUNK, draw_all
@@ -422,14 +422,14 @@ def test_two_processes_find_the_same_neighbours(run, gantrain, together, tmp_pat
 def test_a_generator_that_repeats_the_data_is_detected(run, gantrain, reference, monkeypatch, tmp_path):
     real = to_float(reference[0])
     monkeypatch.setattr(
-        Source, "float_sampler", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)]
+        ImageSource, "float_sampler", lambda self, generator: lambda start, count: real[torch.arange(start, start + count) % len(real)]
     )
     done = gantrain("sample", run, "--sheet", "neighbours", "--num", 64, "--out", tmp_path / "copies.png")
     assert "median distance 0 to the nearest real image" in done.stdout and "100.0% of them" in done.stdout
 
 
 def test_a_generator_of_nan_has_no_neighbours(run, refused, monkeypatch, tmp_path):
-    monkeypatch.setattr(Source, "float_sampler", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
+    monkeypatch.setattr(ImageSource, "float_sampler", lambda self, generator: lambda start, count: torch.full((count, 1, 16, 16), math.nan))
     assert "ema generates nan or infinity, so it has no neighbours" in refused(
         "sample", run, "--sheet", "neighbours", "--num", 4, "--out", tmp_path / "x.png"
     )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gantrain.errors import check
 
 COVERAGE = 0.95  # of every interval
-FEWEST = 8  # measurements that an interval needs
+FEWEST_MEASUREMENTS = 8  # measurements that an interval needs
 CHECKS_KEPT = 64
 
 
@@ -50,7 +50,7 @@ class NoiseScale:
 
     def __post_init__(self) -> None:
         check(self, "measure_every", self.measure_every is None or self.measure_every >= 1, "must be at least 1, or null for never")
-        check(self, "window", self.window >= FEWEST, f"must be at least {FEWEST}")
+        check(self, "window", self.window >= FEWEST_MEASUREMENTS, f"must be at least {FEWEST_MEASUREMENTS}")
 
 
 # ---- in the update ---------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
     with np.errstate(all="ignore"):  # measurements at the ends of float64's range
         trace, squared = (float(values.mean()) if n else math.nan for values in (s, g))
         without_s, without_g = s.sum() - s, g.sum() - g
-        if n >= FEWEST and trace > 0 and squared > 0 and without_s.min() > 0 and without_g.min() > 0:
+        if n >= FEWEST_MEASUREMENTS and trace > 0 and squared > 0 and without_s.min() > 0 and without_g.min() > 0:
             left_out = np.log(without_s) - np.log(without_g)
             error = math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
             middle, reach = float(np.log(s.sum()) - np.log(g.sum())), stdtrit(n - 1, (1 + COVERAGE) / 2) * error

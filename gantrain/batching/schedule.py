@@ -28,17 +28,17 @@ class Schedule(Batches):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        geometric = self.factor is not None or self.every_kimg is not None
-        if self.milestones is not None and geometric:
-            raise InvalidField("milestones", self.milestones, "and factor with every_kimg exclude each other: give one of the two")
+        factor, every = self.factor, self.every_kimg
+        check(self, "factor", factor is None or 1 < factor < float("inf"), "must be above 1, or null")
+        check(self, "every_kimg", every is None or 0 < every < float("inf"), "must be above 0, or null")
         if self.milestones is None:
-            if self.factor is None:
-                raise InvalidField("factor", None, "must be given with every_kimg, or else milestones")
-            check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
-            check(
-                self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0"
-            )
+            if factor is None:
+                raise InvalidField("factor", None, "must be set together with every_kimg; or set milestones instead")
+            if every is None:
+                raise InvalidField("every_kimg", None, "must be set together with factor")
             return
+        if factor is not None or every is not None:
+            raise InvalidField("milestones", self.milestones, "cannot be combined with factor and every_kimg; set one or the other")
         is_list = isinstance(self.milestones, (list, tuple)) and self.milestones
         check(
             self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any, Literal
 from gantrain.batching.noise_scale import Estimate
 from gantrain.contracts import Contract
 from gantrain.errors import InvalidField, UserError, check
+
+POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the batch, by `lr_scaling`
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ class BatchPolicy(ABC):
         The controller cuts it to `highest` and to whole rounds, and never shrinks the batch.
         """
 
-    @property
+    @functools.cached_property
     def first_batch(self) -> int:
-        """The batch at the start of a run: the proposal before the first image, cut to `highest`.
+        """The batch at the start of a run: the proposal before the first image, cut to `highest`. The policy is asked once.
 
         Raises:
             UserError: the proposal is not a batch.
@@ -108,8 +111,8 @@ class BatchPolicy(ABC):
         return {"max_batch": [] if self.max_batch is None else [self.max_batch]}
 
     def lr_scale(self, batch_size: int) -> float:
-        """What both learning rates are multiplied by at a batch. By default `lr_scaling` decides."""
-        return (batch_size / self.first_batch) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.lr_scaling]
+        """The factor of both learning rates at a batch. By default `lr_scaling` decides, relative to the first batch."""
+        return 1.0 if self.lr_scaling == "none" else (batch_size / self.first_batch) ** POWERS[self.lr_scaling]
 
     def reason(self, state: BatchState) -> str:
         """Why the policy proposes a larger batch than before, as part of a sentence."""
@@ -158,6 +161,13 @@ class Batches(BatchPolicy):
     def reads_noise(self) -> bool | None:
         """Whether the policy goes by the noise scale. By default it does not."""
         return False
+
+    def lr_scale(self, batch_size: int) -> float:
+        """The factor of both learning rates at a batch: `lr_scaling` decides, relative to `self.batch_size`.
+
+        The first batch of `largest` may differ from `batch_size`.
+        """
+        return (batch_size / self.batch_size) ** POWERS[self.lr_scaling]
 
     def __post_init__(self) -> None:
         check(self, "batch_size", self.batch_size >= 1, "must be at least 1")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gantrain.averaging import LIVE
 from gantrain.errors import UserError, did_you_mean
-from gantrain.orbit.analysis import Player, Profile, analyse, load_profiles, select_rows
+from gantrain.orbit.analysis import PlayerKey, Profile, analyse, load_profiles, select_rows
 from gantrain.orbit.motion import build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.words import format_report
@@ -23,7 +23,7 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def orbit_run(
-    run: str | Path, networks: Sequence[Player] = ("g", "d"), names: Sequence[str] | None = None, start_kimg: float | None = None,
+    run: str | Path, networks: Sequence[PlayerKey] = ("g", "d"), names: Sequence[str] | None = None, start_kimg: float | None = None,
     end_kimg: float | None = None, out: str | Path | None = None,
 ) -> str:  # fmt: skip
     """Analyse a run's recorded motion, draw it, and write the numbers beside the picture as JSON.
@@ -50,7 +50,7 @@ def orbit_run(
     some = motions[networks[0]]  # both players are recorded at the same moments
     last = int(some.nimg[select_rows(some, start_kimg, end_kimg)[-1]])
     newest = checkpoints.newest()
-    profiles: dict[Player, dict[str, Profile]] = load_profiles(newest, config, last) if newest else {key: {} for key in networks}
+    profiles: dict[PlayerKey, dict[str, Profile]] = load_profiles(newest, config, last) if newest else {key: {} for key in networks}
     if names is not None:
         names = [name for name in dict.fromkeys(names) if name != LIVE]
         known = {name for motion in motions.values() for name in motion.distances}

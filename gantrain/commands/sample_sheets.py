@@ -18,7 +18,7 @@ from gantrain.models.architecture import accepts_mixtures
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
-from gantrain.sampling.choice import Choice, Source, require_count
+from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import interpolate, mix_classes
 from gantrain.sampling.latents import GeneratorModule
@@ -41,7 +41,7 @@ class Task:
         accelerator: of the program.
     """
 
-    source: Source
+    source: ImageSource
     out: Output
     num: int
     averages: Sequence[str]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gantrain.atomic_file import open_draft
 from gantrain.commands.arguments import choice_of
 from gantrain.errors import UserError, one_line
-from gantrain.sampling.choice import Choice, Source, require_count
+from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import rotate
 from gantrain.sampling.output import CHUNK, Output
@@ -86,7 +86,7 @@ def import_av() -> Any:
 
 
 @torch.no_grad()
-def draw_frames(source: Source, num: int, frames: int) -> Iterator[Image.Image]:
+def draw_frames(source: ImageSource, num: int, frames: int) -> Iterator[Image.Image]:
     """Draw the frames of a walk, `num` tiles in a grid."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = source.load_generator(device)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gantrain.config.config import Config
-from gantrain.config.loading import describe_type, key_of, plural
+from gantrain.config.loading import key_of, plural
 from gantrain.config.plugins import name_of
 from gantrain.config.schema import Section, is_section, marks_of, walk_sections
 from gantrain.errors import UserError, did_you_mean, remedies_of, shown
+from gantrain.type_words import describe_type
 
 GENERAL = "general"  # what the keys outside all sections are listed under
 MARKED = "*"  # a key that may change when a run is resumed

@@ -19,6 +19,8 @@ def batching_notes(config: Config) -> list[str]:
     if isinstance(batching, Largest):
         parts |= {f".of.{name}": part for name, part in batching.of.items()}
     found = []
+    # `milestones`, `patience` and `dwell_kimg` are keys of gantrain's own policies and no part of the contract: in a policy from outside
+    # they may mean something else, so no note is made of them.
     for where, part in parts.items():
         if isinstance(part, Schedule):
             found += [

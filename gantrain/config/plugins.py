@@ -68,14 +68,15 @@ def imported(kind: str, name: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
+        found = getattr(module, class_name, None)  # which imports more if the module has a `__getattr__` of its own
     except ImportError as error:
         raise UserError(f"{kind} {name!r}: cannot import {module_name!r} ({one_line(error)}); is it on PYTHONPATH?") from error
     except Exception as error:  # whatever the module's own code does wrong
         raise UserError(f"{kind} {name!r}: {module_name!r} fails on import ({type(error).__name__}: {one_line(error)})") from error
-    if class_name not in vars(module):
+    if found is None:
         classes = [n for n, v in vars(module).items() if isinstance(v, type)]
         raise UserError(f"{kind} {name!r}: {module_name} has no {class_name!r}{did_you_mean(class_name, classes)}")
-    return vars(module)[class_name]
+    return found
 
 
 def adapt_plugins(section: Any) -> None:

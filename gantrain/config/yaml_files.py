@@ -112,7 +112,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if holds_itself(values):
         raise ConfigError(f"{source}: a value contains itself (&anchor and *alias); write it out")
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: must contain sections and keys, got {shorten(values)}")
+        raise ConfigError(f"{source}: must contain sections and keys, got {quote_value(values)}")
     return string_keys(values, source)
 
 
@@ -161,7 +161,7 @@ def as_override(key: str, text: str) -> str:
     return f"{key}={json.dumps(escape_references(text))}"
 
 
-def shorten(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value for a message, on one line of at most 80 characters."""
     text = " ".join(shown(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

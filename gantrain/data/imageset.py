@@ -211,7 +211,6 @@ class ImageSet(Dataset):
         label = self.labels[index]
         others = torch.nonzero(self.labels == label)[:, 0]
         at = int(torch.searchsorted(others, index))
-        assert self.decode is not None
         for other in torch.cat([others[at + 1 :], others[:at]])[:TRIES].tolist():
             try:
                 return self.decode(other), int(label)

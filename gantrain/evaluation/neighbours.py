@@ -13,7 +13,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.run_folder.contents import run_of
-from gantrain.sampling.choice import Source
+from gantrain.sampling.choice import ImageSource
 from gantrain.sampling.output import CHUNK, save_picture
 from gantrain.sampling.sheets import make_labelled_grid
 
@@ -92,7 +92,7 @@ def measure_memorisation(fake: Tensor, real: Tensor, k: int = NEAREST) -> Memori
     return Memorisation(*find_nearest(fake, real, k), find_nearest(real[:QUERIES], real, 1, themselves=True)[0][:, 0])
 
 
-def draw_neighbours(source: Source, num: int, out: Path) -> str:
+def draw_neighbours(source: ImageSource, num: int, out: Path) -> str:
     """Check `num` images for memorisation, those that `gantrain sample` draws, and draw the eight closest with their neighbours.
 
     All processes take part.
@@ -142,7 +142,7 @@ def take_real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
     return torch.cat([take(position, 1) for position in positions]).cpu()
 
 
-def describe(found: Memorisation, evaluator: Evaluator, source: Source, out: Path) -> str:
+def describe(found: Memorisation, evaluator: Evaluator, source: ImageSource, out: Path) -> str:
     """State the result of the check in one line."""
     (generated, between), num = found.medians, len(found.distances)
     return (

@@ -20,12 +20,12 @@ from gantrain.orbit.motion import Motion, TooFewRecordings
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.theory.displacement import Parts, displacement_of, parts_of
-from gantrain.theory.orbit_fit import FEWEST, OrbitFit, fit_orbit
+from gantrain.theory.orbit_fit import FEWEST_RECORDINGS, OrbitFit, fit_orbit
 from gantrain.theory.two_emas import TwoEmas, fit_two_emas
 
-Player = Literal["g", "d"]
+PlayerKey = Literal["g", "d"]
 Profile = tuple[np.ndarray, np.ndarray]  # of an average: (positions in images, weights)
-PLAYERS: dict[Player, str] = {"g": "G", "d": "D"}
+PLAYERS: dict[PlayerKey, str] = {"g": "G", "d": "D"}
 FORGETS = 3  # half-lives after which an EMA has forgotten where it started
 BINS = 2000  # longest weight profile that is used as it is
 
@@ -67,7 +67,7 @@ class Analysis:
         averagers: names of all the run's averages, as its configuration lists them: they decide the colours.
     """
 
-    player: Player
+    player: PlayerKey
     motion: Motion
     rows: np.ndarray
     fit: OrbitFit
@@ -103,7 +103,7 @@ class Analysis:
 
 
 def analyse(
-    run: Path, config: Config, player: Player, motion: Motion, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
+    run: Path, config: Config, player: PlayerKey, motion: Motion, profiles: Mapping[str, Profile], names: Sequence[str] | None = None,
     start_kimg: float | None = None, end_kimg: float | None = None,
 ) -> Analysis:  # fmt: skip
     """Analyse one player's motion, and its averages, over a stretch of a run.
@@ -122,9 +122,9 @@ def analyse(
     """
     rows = select_rows(motion, start_kimg, end_kimg)
     kimg = motion.nimg[rows] / 1000
-    if len(rows) < FEWEST:
+    if len(rows) < FEWEST_RECORDINGS:
         raise TooFewRecordings(
-            f"{run}: the analysis needs at least {FEWEST} recordings without a jump, got {len(rows)} between {kimg[0]:g} and"
+            f"{run}: the analysis needs at least {FEWEST_RECORDINGS} recordings without a jump, got {len(rows)} between {kimg[0]:g} and"
             f" {kimg[-1]:g} kimg; choose a longer stretch with --from-kimg and --to-kimg, or train longer with a smaller orbit.every_kimg"
         )
     started = [name for name, d in motion.distances.items() if np.isfinite(d[rows[-1]])]
@@ -170,7 +170,7 @@ def select_rows(motion: Motion, start_kimg: float | None, end_kimg: float | None
         rows = rows[:-1]  # a stretch that ends at a swap ends just before it
     if start_kimg is None:
         regimes, counts = np.unique(motion.regime[rows], return_counts=True)
-        enough = regimes[counts >= FEWEST]
+        enough = regimes[counts >= FEWEST_RECORDINGS]
         return rows[motion.regime[rows] == (enough[-1] if len(enough) else regimes[-1])]
     if len(rows) > 1 and motion.nimg[rows[0]] == motion.nimg[rows[1]]:
         rows = rows[1:]  # and one that starts at a swap starts just after it
@@ -184,7 +184,7 @@ def select_rows(motion: Motion, start_kimg: float | None, end_kimg: float | None
     return rows
 
 
-def compare_two_emas(config: Config, player: Player, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
+def compare_two_emas(config: Config, player: PlayerKey, motion: Motion, rows: np.ndarray) -> tuple[tuple[str, ...], TwoEmas | None]:
     """Estimate the rate from the distances of two EMAs to the live weights.
 
     The two are those of the shortest and the longest half-life among the EMAs that, when the measured half begins, have passed
@@ -241,11 +241,11 @@ def read_scores(run: Path, start: int, end: int) -> tuple[str, dict[str, float],
     return first, {name: score for name, metric, score in scores if metric == first}, last["nimg"]
 
 
-def load_profiles(path: Path, config: Config, last: int) -> dict[Player, dict[str, Profile]]:
+def load_profiles(path: Path, config: Config, last: int) -> dict[PlayerKey, dict[str, Profile]]:
     """Load the weight profiles that the averages had at `last` images from a checkpoint, by player and name."""
     state = checkpoint.read(path, groups=[]).state
-    found: dict[Player, dict[str, Profile]] = {}
-    groups: tuple[tuple[Player, str], ...] = (("g", "averages"), ("d", "averages_d"))
+    found: dict[PlayerKey, dict[str, Profile]] = {}
+    groups: tuple[tuple[PlayerKey, str], ...] = (("g", "averages"), ("d", "averages_d"))
     for key, group in groups:
         followed = {name: one for name, one in config.followed(key).items() if name in state[group]}
         looks = {name: [look for look in Looks(state[group][name]["looks"]).unrolled() if look[0] <= last] for name in followed}

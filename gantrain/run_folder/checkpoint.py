@@ -90,7 +90,7 @@ class CheckpointStore:
         except OSError as error:
             before = self.paths()
             kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is no earlier one"
-            needs = f"it needs {in_words(size_of(tensors))}, {free_in_words(self.folder)}"
+            needs = f"it needs {in_words(count_bytes(tensors))}, {free_in_words(self.folder)}"
             raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
         self.prune(nimg)
         return target
@@ -390,7 +390,7 @@ def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+def count_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
     """Size of all tensors, in bytes."""
     return sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
 

@@ -39,7 +39,7 @@ class Choice:
     kimg: float | None = None
     batchnorm: str | None = None
 
-    def open(self) -> Source:
+    def open(self) -> ImageSource:
         """Check the options, and open what they lead to.
 
         Raises:
@@ -54,11 +54,11 @@ class Choice:
             if not 0 <= label < num_classes:
                 known = f"classes 0 to {num_classes - 1}" if num_classes > 1 else "no classes"
                 raise UserError(f"--labels: there is no class {label}; the run has {known}")
-        return Source(self, config, path, policy, torch.tensor(list(self.labels or range(num_classes))), num_classes)
+        return ImageSource(self, config, path, policy, torch.tensor(list(self.labels or range(num_classes))), num_classes)
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """What images are drawn from: a choice whose run, checkpoint and average exist.
 
     Attributes:

@@ -170,7 +170,7 @@ def draw_all(images: Callable[[int, int], Tensor], num: int, sink: Sink, acceler
     """Draw images 0 .. num - 1 into a sink. Each of W processes draws every W-th chunk, so W does not change the images.
 
     Args:
-        images: a function of (start, count), as `Source.image_sampler` gives it.
+        images: a function of (start, count), as `ImageSource.image_sampler` gives it.
 
     Raises:
         UserError, OSError: a sink on this process, or on another one, failed.
