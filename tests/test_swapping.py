@@ -663,7 +663,7 @@ def test_an_unknown_policy_is_one_line(swapped, gantrain, arguments, words):
 REFUSED = [
     (["swap.source=sva"], "swap.source must name one of averagers (swa, ema, ema_short, ema_long, power_05, power_10), got 'sva'"),
     (["averagers.swa=null"], "swap.source must name one of averagers"),
-    (["batching.max_batch=null"], "swap.growth above 1 needs batching.max_batch, the largest batch that it may reach, got 2"),
+    (["batching.max_batch=null"], "swap.growth above 1 needs batching.max_batch, the largest batch allowed, got 2"),
     (["batching.name=fixed"], "swap.growth above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch, got 2"),
     (["batching.max_batch=16", "batching.batch_size=64"], "batching.max_batch must be at least batch_size (64), or null, got 16"),
     (["swap.start_kimg=0.1"], "swap.start_kimg must be at least averagers.swa.start_kimg (0.16), where that average begins, got 0.1"),

@@ -1,4 +1,4 @@
-"""A batch that grows by the clock."""
+"""A batch that grows at set times."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from gantrain.errors import InvalidField, check
 
 @dataclass(frozen=True)
 class Schedule(Batches):
-    """A pure function of images seen, by milestones or geometric: growth instead of learning-rate decay (Smith et al. 2018).
+    """Grow the batch at set times, where others decay the learning rate (Smith et al. 2018).
 
     Attributes:
-        milestones: pairs [kimg, batch]: the batch from that time on. Times and batches rise.
-        factor: instead of milestones, what the batch is multiplied by at every `every_kimg`, up to `max_batch`.
-        every_kimg: distance between two growths by `factor`.
+        milestones: pairs [kimg, batch]: each batch applies from its time on.
+        factor: instead of milestones: the batch is multiplied by this factor at every `every_kimg`, up to `max_batch`.
+        every_kimg: kimg between two growths by `factor`.
     """
 
-    milestones: Any = field(default=None, metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "both rise; kimg above 0"})
+    milestones: Any = field(
+        default=None,
+        metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "kimg above 0 and increasing; batches never shrink"},
+    )
     factor: float | None = None
     every_kimg: float | None = None
 
@@ -44,15 +47,15 @@ class Schedule(Batches):
             self,
             "milestones",
             bool(is_list) and all(map(is_milestone, self.milestones)),
-            "must be a list of [kimg above 0, whole number of images]",
+            "must be a list of pairs [kimg above 0, whole number of images]",
         )
         pairs = tuple((kimg, batch) for kimg, batch in self.milestones)
         object.__setattr__(self, "milestones", pairs)
         for (kimg, batch), (later, larger) in pairwise(pairs):
             if later <= kimg:
-                raise InvalidField("milestones", [later, larger], f"must be in order of time: it comes after [{kimg:g}, {batch}]")
+                raise InvalidField("milestones", [later, larger], f"must be in order of time: the one before is [{kimg:g}, {batch}]")
             if larger < batch:
-                raise InvalidField("milestones", [later, larger], f"must not shrink: it comes after [{kimg:g}, {batch}]")
+                raise InvalidField("milestones", [later, larger], f"must not shrink: the one before is [{kimg:g}, {batch}]")
 
     def require_fit(self) -> None:
         if self.milestones is None:
@@ -87,10 +90,10 @@ class Schedule(Batches):
             since = state.nimg // images(every_kimg) * every_kimg
         else:
             since = max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
-        return f"the schedule has {self.propose(state):g} from {since:g} kimg on"
+        return f"the schedule sets {self.propose(state):g} from {since:g} kimg on"
 
     def _geometric(self) -> tuple[float, float]:
-        """`factor` and `every_kimg`, which are there if milestones are not."""
+        """`factor` and `every_kimg`, which `__post_init__` requires without milestones."""
         assert self.factor is not None and self.every_kimg is not None
         return self.factor, self.every_kimg
 

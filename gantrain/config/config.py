@@ -137,9 +137,7 @@ def check_batching(config: Config) -> None:
     b, highest = policy.micro_batch, policy.max_batch
     if b is not None and highest is not None and highest % b and policy.grows:
         lower = highest - highest % b
-        raise InvalidField(
-            "batching.max_batch", highest, f"is not a whole number of rounds of micro_batch={b} images: choose {lower} or {lower + b}"
-        )
+        raise InvalidField("batching.max_batch", highest, f"is not a multiple of micro_batch={b}; use {lower} or {lower + b}")
     if policy.reads_noise and config.noise_scale.measure_every is None:
         raise InvalidField("noise_scale.measure_every", None, "must be given, such as 10: the batch policy depends on what it measures")
 
@@ -169,7 +167,7 @@ def check_swap(config: Config) -> None:
             "swap.growth", swap.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
         )
     if config.batching.max_batch is None:
-        raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
+        raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch allowed")
     if swap.growth == AUTO:
         lives = {one.half_life_kimg for one in averagers.values() if reads_orbit(one)}
         if len(lives) < 2:
