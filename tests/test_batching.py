@@ -325,13 +325,13 @@ def test_another_policy_on_the_command_line_takes_the_files_keys_with_it():
         ),
         (
             ["batching={name: noise_scale, max_batch: 128, dwell_kimg: 99}", "noise_scale.measure_every=10"],
-            "batching: checks and dwell take 99 kimg, and total_kimg is 80",
+            "batching: the first growth takes at least 99 kimg, and total_kimg is 80",
         ),
         (
             ["batching={name: noise_scale, max_batch: 128}", "noise_scale.measure_every=100"],
-            "batching: checks and dwell take 409.6 kimg, and total_kimg is 80",
+            "batching: the first growth takes at least 409.6 kimg, and total_kimg is 80",
         ),
-        (["batching.lr_scaling=sqrt"], "batching.name=fixed: the batch stays, max_batch and lr_scaling have no effect"),
+        (["batching.lr_scaling=sqrt"], "batching.name=fixed: the batch is constant, so max_batch and lr_scaling have no effect"),
         (["noise_scale.per_layer=true"], "noise_scale.measure_every is null: the other settings of noise_scale have no effect"),
     ],
 )
@@ -362,11 +362,11 @@ REFUSED = [
     (["batching={name: noise_scale, max_batch: 128, r: 5}", NOISY], "batching.r must be null with law: factor, got 5"),
     (
         ["batching={name: noise_scale}", NOISY],
-        "batching.max_batch must be set",
+        "batching.max_batch must be set, the largest batch allowed: without it, this policy never stops growing, got null",
     ),
     (
         ["batching={name: noise_scale, max_batch: 128}"],
-        "noise_scale.measure_every must be given, such as 10: the batch policy depends on what it measures, got null",
+        "noise_scale.measure_every must be set, for example to 10: the batch policy uses the noise scale, got null",
     ),
     (["noise_scale.measure_every=0"], "noise_scale.measure_every must be at least 1, or null for never, got 0"),
     (["noise_scale.window=4"], "noise_scale.window must be at least 8, got 4"),
@@ -435,15 +435,15 @@ REFUSED = [
         ["batching={name: largest, of: {a: {name: noise_scale}}}", NOISY],
         "batching.max_batch must be set",
     ),
-    (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be given"),
+    (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be set"),
     (["batching={name: schedul}"], "batching.name: no batch policy 'schedul'; did you mean 'schedule'?"),
     (
         ["penalties={a: {name: r1}}", "performance.compile=true"],
-        "performance.compile does not work with penalties: torch.compile has no gradient of a gradient, got True",
+        "performance.compile does not work with penalties: torch.compile cannot differentiate twice, got True",
     ),
     (
         ["penalties={a: {name: r1}}", "mixed_precision=fp16"],
-        "mixed_precision does not work with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'",
+        "mixed_precision does not work with penalties, whose inner gradients would underflow; use bf16 or fp32, got 'fp16'",
     ),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),
@@ -456,7 +456,7 @@ def test_what_cannot_be_is_one_line(overrides, words):
     with pytest.raises(yaml_files.ConfigError) as error:
         loading.load(DIGITS, overrides)
     assert words in str(error.value)
-    assert str(error.value).startswith("command line: ") or "measure_every must be given" in words  # a key that nobody has set
+    assert str(error.value).startswith("command line: ") or "measure_every must be set" in words  # a key that nobody has set
 
 
 def test_what_only_the_processes_make_impossible_is_one_line():

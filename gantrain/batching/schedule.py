@@ -19,7 +19,7 @@ class Schedule(Batches):
     Attributes:
         milestones: pairs [kimg, batch]: each batch applies from its time on.
         factor: instead of milestones: the batch is multiplied by this factor at every `every_kimg`, up to `max_batch`.
-        every_kimg: kimg between two growths by `factor`.
+        every_kimg: interval in kimg between two growths by `factor`.
     """
 
     milestones: Any = field(

@@ -89,12 +89,12 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def standing_keys(values: DictConfig) -> list[str]:
-    """The keys of a section that was merged so far."""
+    """The keys that a section has so far."""
     return [str(key) for key in values]
 
 
 def require_removable(key: str, value: Any, standing: Any, source: str, merged: DictConfig) -> None:
-    """Refuse `averagers.NAME=null` if there is no such averager: with a misspelt name the right one would stay."""
+    """Refuse `averagers.NAME=null` if there is no such averager: with a misspelt name, the intended one would remain."""
     section_name, _, name = key.partition(".")
     if section_name != "averagers" or value is not None or not name or "." in name or standing is not None:
         return
@@ -182,10 +182,10 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         values: a mapping of its fields.
         path: full key of the section, "" for the whole.
         sources: where each key was set.
-        table_name: the mapping also holds `name`, which chose the class.
+        table_name: whether the mapping also contains `name`, which has chosen the class.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{sources(path)}: {path} is a section and needs keys, got {quote_value(values)}")
+        raise ConfigError(f"{sources(path)}: {path} must be a section with keys, got {quote_value(values)}")
     fields = {key_of(f): f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -219,7 +219,7 @@ def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources:
     """One field's value: a section, a plug-in, plug-ins by name, or a leaf of the declared type."""
     if f.metadata.get("mapping"):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{sources(full)}: {full} maps free names to {plural(f.metadata['kind'])}, got {quote_value(value)}")
+            raise ConfigError(f"{sources(full)}: {full} must map free names to {plural(f.metadata['kind'])}, got {quote_value(value)}")
         # null removes an entry that a file has set
         return {name: plugin_value(f, None, one, f"{full}.{name}", sources) for name, one in value.items() if one is not None}
     if "table" in f.metadata:
@@ -235,7 +235,7 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
     kind, table = f.metadata["kind"], f.metadata["table"]
     if not isinstance(value, Mapping):
         out = "; null removes it" if default is None else ""
-        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {quote_value(value)}{out}")
+        raise ConfigError(f"{sources(full)}: {full} must be a section such as {{name: {next(iter(table))}}}, got {quote_value(value)}{out}")
     name: Any = value.get("name")
     if name is None and default is None:
         raise ConfigError(f"{sources(full)}: {full}.name is missing; known {plural(kind)} are {', '.join(sorted(table))}")
@@ -280,7 +280,7 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
 
 
 def check_across(config: Config, sources: Sources) -> None:
-    """Refuse what no section can check alone.
+    """Refuse values of different sections that do not fit together.
 
     Raises:
         ConfigError: one line naming source, full key, value and remedy.

@@ -1,4 +1,4 @@
-"""Files of results: checked before hours are spent on their content."""
+"""Files of results, which are checked before hours are spent on their content."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Keeper:
         found = self.newest(sys.maxsize)
         if found is None:
             count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
-            raise UserError(f"{folder}: none of its {count} checkpoints is whole; delete this folder to start over")
+            raise UserError(f"{folder}: all of its {count} checkpoints are damaged; delete this folder to start over")
         return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
