@@ -25,8 +25,8 @@ class Power(Rule):
     Attributes:
         sigma_rel: standard deviation of the window as a fraction of the run, in (0, 0.2887]; null is 0.10 unless gamma is set.
         gamma: the exponent itself, at least 0, instead of sigma_rel.
-        snapshot_every_kimg: interval in kimg between compact copies of this average, from which `gantrain average` rebuilds averages of other
-            lengths after the run. That takes two power averages of different lengths. Null keeps none.
+        snapshot_every_kimg: interval in kimg between compact copies of this average, from which `gantrain average` rebuilds averages of
+            other lengths after the run. That takes two power averages of different lengths. Null keeps none.
     """
 
     sigma_rel: float | None = None

@@ -26,8 +26,8 @@ class Averager:
         offload: whether to keep the average in main memory instead of on the GPU.
         update_every_kimg: interval in kimg between two looks at the live weights; None looks after every update.
         start_kimg: time before which there is no average. gantrain only compares it with other times; the rule itself must wait.
-        snapshot_every_kimg: interval in kimg between compact copies of the average, from which `gantrain average` rebuilds others; None keeps
-            none. Needs `exponent`.
+        snapshot_every_kimg: interval in kimg between compact copies of the average, from which `gantrain average` rebuilds others; None
+            keeps none. Needs `exponent`.
         writes_back: whether to replace the live weights with the average whenever it has moved. Only one rule of a run may do so.
     """
 
@@ -105,8 +105,8 @@ class Rule(Averager):
         networks: "g" follows the generator; "gd" also follows the discriminator.
         offload: whether to keep the average in main memory instead of on the GPU. Each update then copies the live weights there, so
             set `update_every_kimg` as well.
-        update_every_kimg: interval in kimg between two looks at the live weights; null looks after every update. Rules account for the images
-            since their last look.
+        update_every_kimg: interval in kimg between two looks at the live weights; null looks after every update. Rules account for the
+            images since their last look.
     """
 
     networks: Literal["g", "gd"] = "g"

@@ -20,8 +20,8 @@ class Orbit:
     """Recording of the motion of the weights; off while `every_kimg` is null.
 
     Attributes:
-        every_kimg: interval in kimg between recordings, at least one update; null records nothing. Evaluations are recorded too. A recording
-            takes a line of 0.7 KB for each network and average: ten thousand in a run are plenty.
+        every_kimg: interval in kimg between recordings, at least one update; null records nothing. Evaluations are recorded too. A
+            recording takes a line of 0.7 KB for each network and average: ten thousand in a run are plenty.
         size: length of the sketch of a network's weights, live or averaged.
     """
 
