@@ -47,7 +47,7 @@ def open_draft(path: Path, durable: bool = False, only_writer: bool = False) -> 
         with attribute_errors(path):
             if durable:
                 sync(draft)
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # a new file, or a file system that refuses chmod
                 shutil.copymode(path, draft)
             os.replace(draft, path)
             if durable:

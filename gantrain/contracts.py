@@ -18,21 +18,23 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from gantrain.errors import InvalidField, UserError, one_line
+from gantrain.type_words import describe_type
 
 T = TypeVar("T")
-LACKING = object()
+MISSING = object()
 COMPUTED = (property, functools.cached_property)
+AT_THE_OBJECT = (*COMPUTED, types.MemberDescriptorType)  # a class has a descriptor, and only its objects have the value (`slots=True`)
 
 
 @dataclass(frozen=True)
 class Contract(Generic[T]):
-    """What every plug-in of a kind must have and may have.
+    """The required and optional parts of the plug-ins of a kind.
 
     Attributes:
-        kind: what messages call it, such as "batch policy".
+        kind: its name in messages, such as "batch policy".
         base: the base class `T`. Its abstract methods are required; its other public methods, properties and annotated
             attributes are optional.
-        one_of: methods of which a class must define at least one, where no single one is required.
+        one_of: methods of which a class must define at least one.
     """
 
     kind: str
@@ -46,7 +48,7 @@ class Contract(Generic[T]):
 
     @functools.cached_property
     def methods(self) -> tuple[str, ...]:
-        """Names of all parts that are called."""
+        """Names of all parts that are methods."""
         public = (name for name, part in vars(self.base).items() if inspect.isfunction(part) and not name.startswith("_"))
         return tuple(dict.fromkeys((*self.required, *public)))
 
@@ -61,34 +63,34 @@ class Contract(Generic[T]):
 
         Args:
             cls: the class of a plug-in.
-            name: what the user calls it.
+            name: its name in messages.
 
         Raises:
             UserError: names the part.
         """
         who = f"{self.kind} {name!r}"
-        given = {part: found for part in (*self.methods, *self.values) if (found := self.part_of(cls, part)) is not LACKING}
+        given = {part: found for part in (*self.methods, *self.values) if (found := self.part_of(cls, part)) is not MISSING}
         for part in self.required:
             if part not in given:
                 raise UserError(f"{who} has no method {part!r}, which every {self.kind} has")
         if self.one_of and not any(part in given for part in self.one_of):
             raise UserError(f"{who} has no method {' or '.join(map(repr, self.one_of))}; every {self.kind} has one of them")
         for field in vars(cls).get("__dataclass_fields__", {}).values():
-            if isinstance(field.default, property):  # that of the base, which dataclasses take for the default
+            if isinstance(field.default, property):  # a property of the base, which dataclasses take for the default
                 raise UserError(f"{who}: {field.name} must have a default, or be left out")
         for part, found in given.items():
-            if isinstance(found, COMPUTED):
+            if isinstance(found, AT_THE_OBJECT):
                 continue
             if part in self.methods and not callable(getattr(cls, part)):
                 raise UserError(f"{who}: {part} must be a method, got {found!r}")
             if part in self.values and not fits(found, self.values[part]):
                 got = "a method" if inspect.isroutine(found) else repr(found)
-                raise UserError(f"{who}: {part} must be {described(self.values[part])}, got {got}")
+                raise UserError(f"{who}: {part} must be {describe_type(self.values[part])}, got {got}")
 
     def part_of(self, cls: type, part: str) -> Any:
-        """What a class itself, and not the base, defines as a part; `LACKING` where it defines nothing."""
-        found = inspect.getattr_static(cls, part, LACKING)
-        return LACKING if is_abstract(found) or found is inspect.getattr_static(self.base, part, None) else found
+        """What a class itself, and not the base, defines as a part; `MISSING` if it defines nothing."""
+        found = inspect.getattr_static(cls, part, MISSING)
+        return MISSING if is_abstract(found) or found is inspect.getattr_static(self.base, part, None) else found
 
     def adapt_class(self, cls: type, name: str) -> type[T]:
         """A class with all parts of the contract: the class itself if it inherits from the base, else a subclass of both.
@@ -97,7 +99,7 @@ class Contract(Generic[T]):
 
         Args:
             cls: the class of a plug-in.
-            name: what the user calls it.
+            name: its name in messages.
 
         Raises:
             UserError: a part is missing or has the wrong type, or the class cannot be combined with the base.
@@ -107,13 +109,13 @@ class Contract(Generic[T]):
             return typing.cast("type[T]", cls if self.base in cls.__mro__ else combined(cls, self.base))
         except TypeError as error:
             remedy = f"inherit from {self.base.__module__}.{self.base.__qualname__}"
-            raise UserError(f"{self.kind} {name!r} cannot be given the defaults of its kind ({one_line(error)}); {remedy}") from error
+            raise UserError(f"{self.kind} {name!r} cannot be combined with its base class ({one_line(error)}); {remedy}") from error
 
     def adapt(self, plugin: Any) -> T:
         """An object with all parts of the contract: the object itself if its class inherits from the base.
 
-        Otherwise a frozen dataclass is copied into its adapted class. Any other object gets a proxy, which passes on what the
-        object has at the time and has the defaults for the rest. The object is not changed.
+        Otherwise a frozen dataclass is copied into its adapted class. Any other object gets a proxy, which passes on the current
+        parts of the object and has the defaults for the rest. The object is not changed.
 
         Raises:
             InvalidField: a value has the wrong type.
@@ -134,14 +136,14 @@ class Contract(Generic[T]):
         for part, hint in self.values.items():
             if isinstance(inspect.getattr_static(type(plugin), part, None), COMPUTED):
                 continue
-            value = getattr(plugin, part, LACKING)
-            if value is not LACKING and not fits(value, hint):
-                raise InvalidField(part, value, f"must be {described(hint)}")
+            value = getattr(plugin, part, MISSING)
+            if value is not MISSING and not fits(value, hint):
+                raise InvalidField(part, value, f"must be {describe_type(hint)}")
         return adapted
 
 
 def is_abstract(part: Any) -> bool:
-    """Whether a part of a class is declared and not defined."""
+    """Whether a part of a class is declared but not defined."""
     return getattr(part, "__isabstractmethod__", False) is True
 
 
@@ -155,7 +157,7 @@ def combined(cls: type, base: type) -> type:
 
 
 def is_frozen_dataclass(plugin: Any) -> bool:
-    """Whether an object is a dataclass whose fields do not change."""
+    """Whether an object is of a frozen dataclass."""
     params = inspect.getattr_static(type(plugin), "__dataclass_params__", None)
     return params is not None and params.frozen
 
@@ -170,40 +172,40 @@ def copied(plugin: Any, cls: type[T]) -> T:
 
 
 class Proxy:
-    """An object that stands for another one and has what that one has; see `Contract.adapt`."""
+    """A stand-in for another object, with the attributes of that object; see `Contract.adapt`."""
 
     def __init__(self, plugin: Any, contract: Contract):
         self.__dict__.update(_plugin=plugin, _contract=contract)
 
-    def __getattr__(self, name: str) -> Any:  # asked for what the class does not have
-        if name in ("_plugin", "_contract"):  # of a copy that is being made
+    def __getattr__(self, name: str) -> Any:  # called for attributes that the class does not have
+        if name in ("_plugin", "_contract"):  # of a copy in the making, which has no attributes yet
             raise AttributeError(name)
         return getattr(self._plugin, name)
 
     def __repr__(self) -> str:
         return repr(self._plugin)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # for worker processes that are not forked: its class is in no module
+    def __reduce__(self) -> tuple[Any, ...]:  # for worker processes that are not forked: the class is in no module
         return self._contract.adapt, (self._plugin,)
 
 
 def proxy_class(plugin: Any, base: type, parts: Sequence[str]) -> type:
-    """A class of proxies for one object: of the parts, those that the object has come from it, and the others from `base`."""
+    """A class of proxies for one object: parts that the object has come from it, and the others from `base`."""
 
     def passed_on(part: str) -> property:
         return property(lambda self: getattr(self._plugin, part))
 
-    found = {part: passed_on(part) for part in parts if getattr(plugin, part, LACKING) is not LACKING}
+    found = {part: passed_on(part) for part in parts if getattr(plugin, part, MISSING) is not MISSING}
     return types.new_class(type(plugin).__name__, (Proxy, base), exec_body=lambda names: names.update({**origin_of(type(plugin)), **found}))
 
 
 def origin_of(cls: type) -> dict[str, Any]:
-    """What makes a made class go by the name of another."""
+    """Attributes that give a generated class the name of another class."""
     return {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as contracts use types."""
+    """Whether a value is of a type; covers the types that contracts use."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return any(value is one or (type(value) is type(one) and value == one) for one in arguments)
@@ -214,16 +216,3 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is Sequence:
         return isinstance(value, Sequence) and not isinstance(value, str) and all(fits(one, arguments[0]) for one in value)
     return isinstance(value, origin or hint)
-
-
-def described(hint: Any) -> str:
-    """A type in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(described(one) for one in arguments)
-    if origin is Sequence:
-        return "a list of words"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "None"}
-    return words.get(hint, "a mapping")

@@ -30,14 +30,14 @@ class SpectralNorm(_SpectralNorm):
         """The normed weight; in training mode after one more power iteration."""
         if self.kept is not None and not self.training:
             return self.kept
-        with full_precision(weight.device):
+        with disable_autocast(weight.device):
             normed = super().forward(weight)
         if self.holding and not normed.requires_grad and not torch.compiler.is_compiling():  # no graph keeps what a module keeps
             self.kept = normed
         return normed
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
+def disable_autocast(device: torch.device) -> AbstractContextManager:
     """A context in which autocast lowers no precision."""
     lowers = device.type != "meta" and torch.is_autocast_enabled(device.type)
     # A nullcontext where autocast is off: it is cheaper, and every forward enters it.

@@ -78,6 +78,19 @@ def test_permissions_of_a_file_that_is_replaced_are_kept(tmp_path):
     assert (tmp_path / "fresh").stat().st_mode == (tmp_path / "by_hand").stat().st_mode  # as the umask has it
 
 
+def test_a_file_system_that_refuses_chmod_does_not_stop_a_write(tmp_path, monkeypatch):
+    """Some FUSE and CIFS mounts refuse it. The new file then has the permissions that the umask gives."""
+    target = tmp_path / "config.yaml"
+    target.write_text("old")
+
+    def refused(*arguments: object, **keywords: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    write_atomically(target, "new", durable=True, only_writer=True)
+    assert target.read_text() == "new" and os.listdir(tmp_path) == ["config.yaml"]
+
+
 def test_a_durable_file_is_synced_before_it_is_renamed_and_its_folder_afterwards(tmp_path, monkeypatch):
     done, sync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda number: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}"))), sync(number)))

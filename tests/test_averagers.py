@@ -428,7 +428,7 @@ def test_slow_weights_start_anew_where_another_average_was_put_in():
 
 
 def test_two_rules_that_write_back_are_refused():
-    with pytest.raises(UserError, match="averagers: fast and slow both replace the live weights by their average; keep one of them"):
+    with pytest.raises(UserError, match="averagers: fast and slow each replace the live weights with their average; keep only one"):
         AverageBank(Player(torch.zeros(1)), {"fast": Lookahead(), "ema": Ema(), "slow": Lookahead(every_kimg=5.0)})
 
 
@@ -564,23 +564,23 @@ def test_a_wrong_tensor_or_slot_is_refused_by_name(rule, slot):
 
     for load, words in [
         ((without(shadows, "a.bias"), state, slots), "saved average: weight 'a.bias' is missing"),
-        (({**shadows, "more": torch.zeros(1)}, state, slots), "saved average: there is no weight 'more' to receive it"),
-        (({**shadows, "a.bias": torch.zeros(2)}, state, slots), r"saved average: weight 'a.bias' has shape \[2\], \[4\] is wanted"),
+        (({**shadows, "more": torch.zeros(1)}, state, slots), "saved average: weight 'more' is unexpected"),
+        (({**shadows, "a.bias": torch.zeros(2)}, state, slots), r"saved average: weight 'a.bias' has shape \[2\], expected \[4\]"),
         ((shadows, state, without(slots, f"{slot}/scale")), f"saved average's slots: weight '{slot}/scale' is missing"),
         ((shadows, state, None), "saved average's slots: weight '.*' is missing"),
         (
             (shadows, state, {**slots, "other/scale": torch.zeros(())}),
-            "saved average's slots: there is no weight 'other/scale' to receive it",
+            "saved average's slots: weight 'other/scale' is unexpected",
         ),
         (
             (shadows, state, {**slots, f"{slot}/scale": torch.zeros(7)}),
-            rf"saved average's slots: weight '{slot}/scale' has shape \[7\], \[\] is wanted",
+            rf"saved average's slots: weight '{slot}/scale' has shape \[7\], expected \[\]",
         ),
     ]:
         with pytest.raises(UserError, match=words):
             average.load(*load)
     average.load(shadows, state, slots)
-    with pytest.raises(UserError, match="saved average's slots: there is no weight 'ema/scale' to receive it"):
+    with pytest.raises(UserError, match="saved average's slots: weight 'ema/scale' is unexpected"):
         Average(Ema(), weights_of()).load(shadows, state, {"ema/scale": torch.zeros(())})
 
 
@@ -663,7 +663,7 @@ def test_an_offloaded_average_is_written_back():
 
 
 def test_lookahead_refuses_main_memory():
-    with pytest.raises(UserError, match="offload: must be false: the live weights are put back to the average at once, got True"):
+    with pytest.raises(UserError, match="offload: must be false: the live weights are reset to the average at once, got True"):
         Lookahead(offload=True)
 
 
@@ -853,9 +853,9 @@ def test_a_negative_variance_becomes_zero():
         (lambda: Lawa(k=0), "k: must be at least 1, got 0"),
         (lambda: Lawa(every_kimg=0), "every_kimg: must be above 0, got 0"),
         (lambda: Lawa(start_kimg=-1), "start_kimg: must be at least 0, got -1"),
-        (lambda: Power(sigma_rel=0.0), "sigma_rel: must be above 0 and at most 0.2887, the plain mean's, got 0.0"),
-        (lambda: Power(sigma_rel=0.29), "sigma_rel: must be above 0 and at most 0.2887, the plain mean's, got 0.29"),
-        (lambda: Power(sigma_rel=0.1, gamma=3.0), "gamma: says the same as sigma_rel: give one of them, got 3.0"),
+        (lambda: Power(sigma_rel=0.0), "sigma_rel: must be above 0 and at most 0.2887, the width of the plain mean, got 0.0"),
+        (lambda: Power(sigma_rel=0.29), "sigma_rel: must be above 0 and at most 0.2887, the width of the plain mean, got 0.29"),
+        (lambda: Power(sigma_rel=0.1, gamma=3.0), "gamma: cannot be combined with sigma_rel; set only one of them, got 3.0"),
         (lambda: Power(sigma_rel=None, gamma=-0.5), "gamma: must be at least 0, or null, got -0.5"),
         (lambda: Power(sigma_rel=None, gamma=math.nan), "gamma: must be at least 0, or null, got nan"),
         (lambda: Power(snapshot_every_kimg=0), "snapshot_every_kimg: must be above 0, or null for none, got 0"),

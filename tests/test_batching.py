@@ -127,7 +127,7 @@ def test_a_schedule_is_cut_to_whole_rounds_on_the_processes_there_are():
     events = [controller.ask(nimg) for nimg in (0, 1000, 2000)]
     assert events[:2] == [None, None]  # 80 images are no two rounds of 48
     assert controller.notes == ["batching.milestones: 80 is not a whole number of rounds of 16 images x 3 processes; the batch will be 48"]
-    assert events[2] == {"from": 48, "to": 144, "rounds": 3, "reason": "the schedule has 144 from 2 kimg on"}
+    assert events[2] == {"from": 48, "to": 144, "rounds": 3, "reason": "the schedule sets 144 from 2 kimg on"}
 
 
 # ---- the noise scale -------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_the_largest_of_several_policies_with_its_reason():
                 monitor.record(player, 32, batch, torch.tensor([[small], [big]], dtype=torch.float64))
 
     assert controller.ask(5_000) is None
-    assert controller.ask(10_000)["reason"] == "the schedule has 128 from 10 kimg on"
+    assert controller.ask(10_000)["reason"] == "the schedule sets 128 from 10 kimg on"
     assert controller.ask(20_000, growth=2.0) == {"from": 128, "to": 256, "rounds": 8, "reason": "the swap asks for x2"}
     measured(10_000.0)
     grown = controller.ask(21_000)
@@ -325,13 +325,13 @@ def test_another_policy_on_the_command_line_takes_the_files_keys_with_it():
         ),
         (
             ["batching={name: noise_scale, max_batch: 128, dwell_kimg: 99}", "noise_scale.measure_every=10"],
-            "batching: checks and dwell take 99 kimg, and total_kimg is 80",
+            "batching: the first growth takes at least 99 kimg, and total_kimg is 80",
         ),
         (
             ["batching={name: noise_scale, max_batch: 128}", "noise_scale.measure_every=100"],
-            "batching: checks and dwell take 409.6 kimg, and total_kimg is 80",
+            "batching: the first growth takes at least 409.6 kimg, and total_kimg is 80",
         ),
-        (["batching.lr_scaling=sqrt"], "batching.name=fixed: the batch stays, max_batch and lr_scaling have no effect"),
+        (["batching.lr_scaling=sqrt"], "batching.name=fixed: the batch is constant, so max_batch and lr_scaling have no effect"),
         (["noise_scale.per_layer=true"], "noise_scale.measure_every is null: the other settings of noise_scale have no effect"),
     ],
 )
@@ -358,31 +358,34 @@ REFUSED = [
     (["batching={name: noise_scale, max_batch: 128, patience: 0}", NOISY], "batching.patience must be between 1 and 16, got 0"),
     (["batching={name: noise_scale, max_batch: 128, dwell_kimg: -1}", NOISY], "batching.dwell_kimg must be at least 0, got -1"),
     (["batching={name: noise_scale, max_batch: 128, law: cube}", NOISY], "batching.law must be one of factor, sqrt, got 'cube'"),
-    (["batching={name: noise_scale, max_batch: 128, law: sqrt}", NOISY], "batching.r must be given for law: sqrt, above 0, got null"),
-    (["batching={name: noise_scale, max_batch: 128, r: 5}", NOISY], "batching.r belongs to law: sqrt, got 5"),
-    (["batching={name: noise_scale}", NOISY], "batching.max_batch must be given, the largest batch that it may reach"),
+    (["batching={name: noise_scale, max_batch: 128, law: sqrt}", NOISY], "batching.r must be above 0 with law: sqrt, got null"),
+    (["batching={name: noise_scale, max_batch: 128, r: 5}", NOISY], "batching.r must be null with law: factor, got 5"),
+    (
+        ["batching={name: noise_scale}", NOISY],
+        "batching.max_batch must be set, the largest batch allowed: without it, this policy never stops growing, got null",
+    ),
     (
         ["batching={name: noise_scale, max_batch: 128}"],
-        "noise_scale.measure_every must be given, such as 10: the batch policy depends on what it measures, got null",
+        "noise_scale.measure_every must be set, for example to 10: the batch policy uses the noise scale, got null",
     ),
     (["noise_scale.measure_every=0"], "noise_scale.measure_every must be at least 1, or null for never, got 0"),
     (["noise_scale.window=4"], "noise_scale.window must be at least 8, got 4"),
     (
         ["batching={name: noise_scale, batch_size: 64, micro_batch: 32, max_batch: 100}", NOISY],
-        "batching.max_batch is not a whole number of rounds of micro_batch=32 images: choose 96 or 128, got 100",
+        "batching.max_batch is not a multiple of micro_batch=32; use 96 or 128, got 100",
     ),
     (
         ["batching={name: schedule, milestones: [[10, 128], [20, 64]]}"],
-        "batching.milestones must not shrink: it comes after [10, 128], got [20, 64]",
+        "batching.milestones must not shrink: the one before is [10, 128], got [20, 64]",
     ),
     (["batching={name: schedule, milestones: [[10, 32]]}"], "batching.milestones must not shrink: batch_size is 64, got [10, 32]"),
     (
         ["batching={name: schedule, milestones: [[20, 128], [10, 256]]}"],
-        "batching.milestones must be in order of time: it comes after [20, 128], got [10, 256]",
+        "batching.milestones must be in order of time: the one before is [20, 128], got [10, 256]",
     ),
     (
         ["batching={name: schedule, milestones: [[10, 128], [10, 256]]}"],
-        "batching.milestones must be in order of time: it comes after [10, 128], got [10, 256]",
+        "batching.milestones must be in order of time: the one before is [10, 128], got [10, 256]",
     ),
     (
         ["batching={name: schedule, milestones: [[10, 512]], max_batch: 256}"],
@@ -394,32 +397,35 @@ REFUSED = [
     ),
     (
         ["batching={name: schedule, milestones: [10, 128]}"],
-        "batching.milestones must be a list of [kimg above 0, whole number of images], got [10, 128]",
+        "batching.milestones must be a list of pairs [kimg above 0, whole number of images], got [10, 128]",
     ),
     (
         ["batching={name: schedule, milestones: [[10, 128.5]]}"],
-        "batching.milestones must be a list of [kimg above 0, whole number of images]",
+        "batching.milestones must be a list of pairs [kimg above 0, whole number of images]",
     ),
-    (["batching={name: schedule}"], "batching.factor must be given with every_kimg, or else milestones, got null"),
+    (["batching={name: schedule}"], "batching.factor must be set together with every_kimg; or set milestones instead, got null"),
     (
         ["batching={name: schedule, factor: 0.5, every_kimg: 10, max_batch: 128}"],
-        "batching.factor must be above 1: a schedule only grows, got 0.5",
+        "batching.factor must be above 1, or null, got 0.5",
     ),
-    (["batching={name: schedule, factor: 2, max_batch: 128}"], "batching.every_kimg must be given with factor, above 0, got null"),
-    (["batching={name: schedule, factor: 2, every_kimg: 10}"], "batching.max_batch must be given, the largest batch that it may reach"),
+    (["batching={name: schedule, factor: 2, max_batch: 128}"], "batching.every_kimg must be set together with factor, got null"),
+    (
+        ["batching={name: schedule, factor: 2, every_kimg: 10}"],
+        "batching.max_batch must be set",
+    ),
     (
         ["batching={name: schedule, factor: 2, every_kimg: 10, milestones: [[1, 64]]}"],
-        "batching.milestones and factor with every_kimg exclude each other: give one of the two",
+        "batching.milestones cannot be combined with factor and every_kimg; set one or the other",
     ),
     (["batching.lr_scaling=cubic"], "batching.lr_scaling must be one of none, sqrt, linear, got 'cubic'"),
-    (["batching={name: largest, of: {}}"], "batching.of must name policies, such as {noise: {name: noise_scale}}"),
+    (["batching={name: largest, of: {}}"], "batching.of must name at least one policy, such as {noise: {name: noise_scale}}"),
     (
         ["batching={name: largest, max_batch: 128, of: {a: {name: largest}}}"],
         "batching.of.a.name: no batch policy 'largest'; known: noise_scale, on_swap, schedule",
     ),
     (
         ["batching={name: largest, max_batch: 128, of: {a: {name: on_swap, max_batch: 256}}}"],
-        "batching.of.a.max_batch belongs beside `of`, where it is 128, got 256",
+        "batching.of.a.max_batch must be set next to `of` (there it is 128), got 256",
     ),
     (
         ["batching={name: largest, max_batch: 128, of: {a: {name: schedule, milestones: [[1, 32]]}}}"],
@@ -427,17 +433,17 @@ REFUSED = [
     ),
     (
         ["batching={name: largest, of: {a: {name: noise_scale}}}", NOISY],
-        "batching.max_batch must be given, the largest batch that it may reach",
+        "batching.max_batch must be set",
     ),
-    (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be given"),
+    (["batching={name: largest, max_batch: 128, of: {a: {name: noise_scale}}}"], "noise_scale.measure_every must be set"),
     (["batching={name: schedul}"], "batching.name: no batch policy 'schedul'; did you mean 'schedule'?"),
     (
         ["penalties={a: {name: r1}}", "performance.compile=true"],
-        "performance.compile does not work with penalties: torch.compile has no gradient of a gradient, got True",
+        "performance.compile does not work with penalties: torch.compile cannot differentiate twice, got True",
     ),
     (
         ["penalties={a: {name: r1}}", "mixed_precision=fp16"],
-        "mixed_precision does not work with penalties, whose inner gradients would underflow: use bf16 or fp32, got 'fp16'",
+        "mixed_precision does not work with penalties, whose inner gradients would underflow; use bf16 or fp32, got 'fp16'",
     ),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),
@@ -450,15 +456,15 @@ def test_what_cannot_be_is_one_line(overrides, words):
     with pytest.raises(yaml_files.ConfigError) as error:
         loading.load(DIGITS, overrides)
     assert words in str(error.value)
-    assert str(error.value).startswith("command line: ") or "measure_every must be given" in words  # a key that nobody has set
+    assert str(error.value).startswith("command line: ") or "measure_every must be set" in words  # a key that nobody has set
 
 
 def test_what_only_the_processes_make_impossible_is_one_line():
     with pytest.raises(
-        UserError, match=r"batching.max_batch: 160 is not a whole number of rounds of 32 images x 3 processes; choose 96 or 192"
+        UserError, match=r"batching.max_batch: 160 is not a whole number of rounds of 32 images x 3 processes; use 96 or 192"
     ):
         BatchController(OnSwap(batch_size=96, micro_batch=32, max_batch=160), world=3)
-    with pytest.raises(InvalidField, match="max_batch: must be given"):  # in a program of one's own, without a configuration
+    with pytest.raises(InvalidField, match="max_batch: must be set"):  # in a program of one's own, without a configuration
         BatchController(ByNoiseScale(), world=1)
     BatchController(Fixed(batch_size=96, micro_batch=32, max_batch=100), world=1)  # never gets there
 
@@ -482,11 +488,11 @@ def test_the_micro_batch_is_held_where_rounds_of_it_make_the_batch_and_comes_bac
         assert saved["first_micro_batch"] == b
 
 
-@pytest.mark.parametrize("world, words", [(5, "resume it on 4 or 6"), (7, "resume it on 6 or 8"), (48, "resume it on 12 or 24")])
+@pytest.mark.parametrize("world, words", [(5, "resume on 4 or 6"), (7, "resume on 6 or 8"), (48, "resume on 12 or 24")])
 def test_a_saved_batch_that_does_not_divide_is_refused_with_what_would(world, words):
     saved = BatchController(Fixed(batch_size=24), world=2).state()
     controller = BatchController(Fixed(batch_size=24), world=world, resumes=True)
-    with pytest.raises(UserError, match=f"the run's batch of 24 does not divide over {world} processes; {words}"):
+    with pytest.raises(UserError, match=f"the run's batch of 24 cannot be split evenly over {world} processes; {words}"):
         controller.load(saved)
 
 

@@ -105,7 +105,7 @@ def test_every_byte_of_a_manifest_counts(store):
 def test_nothing_whole_is_said_and_not_started_over(store):
     path = store.save(1000, tensors(1.0), {})
     (path / "g.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="none of its 1 checkpoints is whole; delete the folder to start over"):
+    with pytest.raises(UserError, match="all of its 1 checkpoints are damaged; delete the folder to start over"):
         store.newest()
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     """The system itself refuses the bytes; nothing half-written stays."""
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True)
     assert "the checkpoint could not be written (File too large; it needs 1 MiB, " in done.stderr
-    assert " are free); the one at 1 kimg is whole; free some space and run the same command again" in done.stderr
+    assert " are free); the one at 1 kimg is intact; free some space and run the same command again" in done.stderr
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["000000001000"]
     verify(tmp_path / "000000001000")
 

@@ -199,7 +199,7 @@ def test_what_one_process_alone_runs_into_is_said(launch, tmp_path):
 def test_a_batch_that_does_not_divide_is_refused_by_every_process(launch, tmp_path):
     done = launch(2, "-m", "gantrain", "train", DIGITS, f"run_dir={tmp_path / 'run'}", "batching.batch_size=15", check=False)
     assert done.returncode != 0
-    assert "batching.batch_size: 15 does not divide over 2 processes; choose a multiple of 2" in done.stderr
+    assert "batching.batch_size: 15 cannot be split evenly over 2 processes; use a multiple of 2" in done.stderr
     assert done.stderr.count("gantrain: error:") == 1
 
 

@@ -141,7 +141,7 @@ def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
         ([fake, "--reference", real, "--out", tmp_path], "must be a new .json file"),
         (
             [fake, "--reference", real, "eval.protocol=torch-fidelity"],
-            "eval.num_samples is 50000 under protocol=torch-fidelity; leave one of them out, got 200",
+            "eval.num_samples is 50000 under protocol=torch-fidelity; remove one of them, got 200",
         ),
         ([tmp_path / "moments.npz", "--reference", real], "moments.npz: contains statistics but no images"),
         ([tmp_path / "none.npz", "--reference", real], "none.npz: is not a file"),

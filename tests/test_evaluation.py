@@ -520,7 +520,7 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         ),
         (["--out", "picture.jpg"], "--out: 'picture.jpg' is not a .png, an .npz or a folder/"),
         (["--average", "swaa"], "no average 'swaa' at 0.32 kimg; did you mean 'swa'?"),
-        (["--average", "swa", "--kimg", "0.08"], "average 'swa' has not begun at 0.08 kimg; there are live, ema, ema_short"),
+        (["--average", "swa", "--kimg", "0.08"], "average 'swa' has not started at 0.08 kimg; there are live, ema, ema_short"),
         (["--kimg", "3"], "has no checkpoint at 3 kimg; it has 0, 0.08, 0.16, 0.24, 0.32"),
     ],
 )

@@ -103,7 +103,7 @@ def test_the_batch_grows_by_rounds_at_its_images(grown):
     assert [[phase["k"] for phase in seen["phases"]] for seen in grown.seen] == [[size // 16] * 2 for size in SIZES]
     growth = [line for line in lines_of(grown.context.run_dir) if line.get("event") == "growth"]
     assert [(g["nimg"], g["from"], g["to"], g["rounds"], g["reason"]) for g in growth] == [
-        (112, 16, 48, 3, "the schedule has 48 from 0.1 kimg on"), (304, 48, 80, 5, "the schedule has 80 from 0.3 kimg on"),
+        (112, 16, 48, 3, "the schedule sets 48 from 0.1 kimg on"), (304, 48, 80, 5, "the schedule sets 80 from 0.3 kimg on"),
     ]  # fmt: skip
 
 
@@ -426,7 +426,7 @@ def test_a_relativistic_game_with_a_policy_of_several_resumes_in_the_same_bits(g
     gantrain("train", DIGITS, f"run_dir={tmp_path / 'parts'}", *words, "total_kimg=0.5")
     gantrain("train", DIGITS, f"run_dir={tmp_path / 'parts'}", *words, "total_kimg=0.9")
     reasons = " ".join(g["reason"] for g in events_of(tmp_path / "whole"))
-    assert "the schedule has" in reasons and "the swap asks" in reasons and "noise scale is" in reasons
+    assert "the schedule sets" in reasons and "the swap asks" in reasons and "noise scale is" in reasons
     lines = [line for line in lines_of(tmp_path / "whole") if "loss/d" in line]
     for line in lines:
         assert line["lr/g"] == line["lr/d"] == pytest.approx(4e-4 * (line["batch/size"] / 16) ** 0.5)

@@ -148,11 +148,11 @@ def test_what_contradicts_a_protocol_is_refused(tmp_path):
     contradicting = tmp_path / "run.yaml"
     contradicting.write_text("eval: {protocol: studiogan, num_samples: 64}\n")
     for path, words, text in [
-        (contradicting, [], r"run.yaml: eval.num_samples is 50000 under protocol=studiogan; leave one of them out, got 64"),
+        (contradicting, [], r"run.yaml: eval.num_samples is 50000 under protocol=studiogan; remove one of them, got 64"),
         (
             DIGITS,
             ["eval.protocol=studiogan", "eval.is_splits=10"],
-            "command line: eval.is_splits is 1 under protocol=studiogan; leave one of them out, got 10",
+            "command line: eval.is_splits is 1 under protocol=studiogan; remove one of them, got 10",
         ),
         (DIGITS, ["eval.protocol=biggan", "eval.reference_samples=500"], "eval.reference_samples is null under protocol=biggan"),
         (DIGITS, ["eval.protocol=bigan"], "eval.protocol must be one of torch-fidelity, studiogan, biggan, or null, got 'bigan'"),

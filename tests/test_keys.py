@@ -6,8 +6,9 @@ import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import ROOT, error_of
@@ -23,6 +24,7 @@ from gantrain.errors import InvalidField, UserError, check, remedies_of
 from gantrain.losses import LOSSES, PENALTIES
 from gantrain.metrics import EXTRACTORS, METRICS
 from gantrain.models import ARCHITECTURES
+from gantrain.type_words import describe_type
 
 PARTS = list_parts()
 TABLES = {
@@ -129,6 +131,24 @@ def test_meanings_come_from_the_docstrings_and_a_derived_class_wins():
     words = "theta_0 of the derived class: it wins."
     assert meanings_of(Derived) == {"first": words, "both": "A line and its continuation.", "last": words}
     assert meanings_of(int) == {}
+
+
+@pytest.mark.parametrize(
+    "hint,words",
+    [
+        (int | None, "a whole number or null"),
+        (None | float, "a number or null"),
+        (None | bool, "true or false or null"),
+        (Literal["g", "gd"], "one of g, gd"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (tuple[str, ...], "a list of strings"),
+        (Sequence[str], "a list of strings"),
+        (Mapping[str, Any], "a mapping"),
+        (Any, "a value"),
+    ],
+)
+def test_a_type_has_the_same_words_in_the_list_and_in_every_message(hint, words):
+    assert describe_type(hint) == words
 
 
 def test_ranges_are_the_words_of_the_refusals_and_listing_them_leaves_the_refusals_as_they_are():

@@ -154,6 +154,28 @@ def test_a_policy_that_only_proposes_is_a_part_of_largest(gantrain, words, tmp_p
     assert grown == [(16, 32, "Doubling proposes it")] and "batch 16 (largest)" in gantrain("watch", tmp_path / "small").stdout
 
 
+LAZY = """
+def __getattr__(name):
+    if name == "Margin":
+        from guide_plugins import Margin
+        return Margin
+    if name == "Broken":
+        import a_module_that_is_not_there
+    raise AttributeError(name)
+"""
+
+
+def test_a_module_may_define_a_plugin_by_a_getattr_of_its_own(modules, tmp_path, monkeypatch):
+    (tmp_path / "lazy_plugins.py").write_text(LAZY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lazy_plugins", raising=False)
+    assert issubclass(find("loss", LOSSES, "lazy_plugins:Margin"), importlib.import_module("guide_plugins").Margin)
+    with pytest.raises(UserError, match="loss 'lazy_plugins:Other': lazy_plugins has no 'Other'"):
+        find("loss", LOSSES, "lazy_plugins:Other")
+    with pytest.raises(UserError, match="loss 'lazy_plugins:Broken': cannot import 'lazy_plugins' .No module named 'a_module_that_is"):
+        find("loss", LOSSES, "lazy_plugins:Broken")
+
+
 # ---- what the look-up refuses ---------------------------------------------------------------------------------------
 
 WRONG = """
@@ -252,7 +274,7 @@ def test_a_class_that_lacks_a_part_is_refused_by_its_name(kind, wrong):
         ),
         (
             "batching.name=wrong_plugins:MethodForFlag",
-            "batch policy 'wrong_plugins:MethodForFlag': reads_noise must be true or false or None, got a method",
+            "batch policy 'wrong_plugins:MethodForFlag': reads_noise must be true or false or null, got a method",
         ),
         (
             "batching.name=wrong_plugins:PropertyForDefault",
@@ -260,7 +282,7 @@ def test_a_class_that_lacks_a_part_is_refused_by_its_name(kind, wrong):
         ),
         (
             "eval.metrics=['wrong_plugins:WordForScores']",
-            "WordForScores': scores must be a list of words, got 'mine'",
+            "WordForScores': scores must be a list of strings, got 'mine'",
         ),
         ("eval.metrics=['wrong_plugins:NoDefault']", "metric 'wrong_plugins:NoDefault': field 'size' must have a default"),
     ],
@@ -337,6 +359,34 @@ def test_lr_scaling_of_a_plain_policy_goes_by_its_first_batch():
     assert BatchController(Scaled(), world=1).policy.lr_scale(64) == 2.0
 
 
+@pytest.mark.parametrize("how, scales", [("none", [1.0, 1.0, 1.0]), ("sqrt", [1.0, 2.0, 2.0]), ("linear", [1.0, 4.0, 4.0])])
+def test_a_policy_is_asked_once_at_the_start_and_once_before_every_update(how, scales):
+    asked = []
+
+    class Counting:
+        lr_scaling = how
+
+        def propose(self, state):
+            asked.append(state.nimg)
+            return 16 if state.nimg < 16 else 64
+
+    controller = BatchController(Counting(), world=1)
+    assert asked == [0]
+    found = []
+    for nimg in (0, 16, 80):
+        controller.ask(nimg)
+        found.append(controller.lr_scale)
+    assert asked == [0, 0, 16, 80] and found == scales
+
+
+@pytest.mark.parametrize("how, power", [("none", 0.0), ("sqrt", 0.5), ("linear", 1.0)])
+def test_lr_scaling_of_a_policy_with_batch_size_goes_by_batch_size(how, power):
+    """Also where a part of `largest` proposes another first batch."""
+    policy = Largest(batch_size=8, max_batch=64, lr_scaling=how, of={"steps": Only(), "swaps": OnSwap()})
+    controller = BatchController(policy, world=1)
+    assert controller.batch_size == 16 and controller.lr_scale == (16 / 8) ** power
+
+
 def test_a_bank_takes_any_object_with_a_weight_and_does_not_change_it():
     class Changing:
         step = 0.5
@@ -381,6 +431,31 @@ def test_an_adapted_class_is_the_class_with_defaults():
         and repr(one).endswith("size=3)")
     )
     assert (cls.__module__, cls.__qualname__) == (Narrow.__module__, Narrow.__qualname__)
+
+
+def test_a_plugin_with_slots_may_have_contract_fields():
+    """A class with `slots=True` has a descriptor in place of a field's default."""
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Slotted:
+        max_batch: int | None = 64
+        lr_scaling: str = "none"
+
+        def propose(self, state):
+            return 16
+
+    cls = CONTRACTS["batch policy"].adapt_class(Slotted, "m:Slotted")
+    assert (cls().max_batch, cls(128).highest, cls().first_batch) == (64, 128, 16)
+    assert Config(batching=Slotted(128)).batching.max_batch == 128
+    with pytest.raises(InvalidField, match="batching.max_batch: must be a whole number or null, got 'all'"):
+        Config(batching=Slotted("all"))
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class NumberForMethod:
+        propose: int = 16
+
+    with pytest.raises(InvalidField, match="batching.propose: must be a method, got 16"):
+        Config(batching=NumberForMethod())
 
 
 def test_an_update_of_its_own_may_use_the_step_by_weight():

@@ -30,6 +30,25 @@ def test_numbers_go_into_a_json_whose_folder_is_there_then(tmp_path):
     assert free.read_text() == '{\n "fid": "nan"\n}\n' and results.target_of(None, free.parent, free.stem).name == "000000000960-2.json"
 
 
+def test_results_go_through_a_symbolic_link(tmp_path):
+    (tmp_path / "shared").mkdir()
+    there, link = tmp_path / "shared" / "scores-1.json", tmp_path / "latest.json"
+    for content in (None, "old"):  # also a link to a file that does not exist yet
+        if content is not None:
+            there.write_text(content)
+        link.unlink(missing_ok=True)
+        link.symlink_to(there)
+        results.write(results.target_of(link, tmp_path, ""), {"fid": 1.5})
+        assert link.is_symlink() and there.read_text() == '{\n "fid": 1.5\n}\n'
+
+
+def test_a_link_to_a_file_of_a_run_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text("precious")
+    (tmp_path / "latest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(UserError, match="must be a new .json file"):
+        results.target_of(tmp_path / "latest.json", tmp_path, "")
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "state.json", "manifest.json", "rollback.json", "scores.txt", "scores"])
 def test_nothing_of_a_run_is_written_over(tmp_path, name):
     (tmp_path / name).write_text("precious")

@@ -559,13 +559,13 @@ def test_a_damaged_snapshot_is_named_and_left_out(swapped, gantrain, tmp_path):
     broken = run / "averages" / "000000000480" / "average.power_05.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1])
     said = gantrain("average", run, "--sigma-rel", "0.12").stdout
-    assert "000000000480/average.power_05.safetensors" in said and "left out" in said and "relative profile error" in said
+    assert "000000000480/average.power_05.safetensors" in said and "skipped" in said and "relative profile error" in said
 
 
 BAD = [
     (["--sigma-rel", "0.5"], "--sigma-rel: must be above 0 and at most 0.2887"),
     (["--sigma-rel", "nan"], "--sigma-rel: must be above 0 and at most 0.2887"),
-    (["--sigma-rel", "0.01"], "can give: the profile would be off by"),
+    (["--sigma-rel", "0.01"], "kimg: the profile would be off by"),
     (["--sigma-rel", "0.01"], "they can give 0.0"),
     (["--sigma-rel", "0.1", "--at-kimg", "5"], "--at-kimg: {run} has no snapshot near 5 kimg; it has 12, from 0.08 to 0.976 kimg"),
     (["--sigma-rel", "0.1", "--at-kimg", "nan"], "--at-kimg: {run} has no snapshot near nan kimg"),
@@ -574,7 +574,7 @@ BAD = [
     (["--sigma-rel", "0.1", "--name", "12"], "--name: '12' is not possible"),
     (["--sweep", "0.1:0.05:3"], "--sweep: must be LOW:HIGH:COUNT such as 0.02:0.25:8"),
     (["--sweep", "0.1"], "--sweep: must be LOW:HIGH:COUNT"),
-    (["--sweep", "0.001:0.002:2"], "--sweep: 0.001 is not what"),
+    (["--sweep", "0.001:0.002:2"], "--sweep: 0.001 cannot be rebuilt from"),
     (["--sweep", "0.1:0.2:2", "--name", "x"], "--name: 'x' only applies to --sigma-rel"),
     (["--sigma-rel", "0.1", "--num", "64"], "--num: only applies to --sweep"),
     ([], "one of the arguments --sigma-rel --sweep is required"),
@@ -664,10 +664,13 @@ def test_an_unknown_policy_is_one_line(swapped, gantrain, arguments, words):
 REFUSED = [
     (["swap.source=sva"], "swap.source must name one of averagers (swa, ema, ema_short, ema_long, power_05, power_10), got 'sva'"),
     (["averagers.swa=null"], "swap.source must name one of averagers"),
-    (["batching.max_batch=null"], "swap.growth above 1 needs batching.max_batch, the largest batch that it may reach, got 2"),
-    (["batching.name=fixed"], "swap.growth above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch, got 2"),
+    (["batching.max_batch=null"], "swap.growth above 1 needs batching.max_batch, the largest batch allowed, got 2"),
+    (
+        ["batching.name=fixed"],
+        "above 1 needs a batch that grows at swaps; set batching.name=on_swap and batching.max_batch, got 2",
+    ),
     (["batching.max_batch=16", "batching.batch_size=64"], "batching.max_batch must be at least batch_size (64), or null, got 16"),
-    (["swap.start_kimg=0.1"], "swap.start_kimg must be at least averagers.swa.start_kimg (0.16), where that average begins, got 0.1"),
+    (["swap.start_kimg=0.1"], "swap.start_kimg must be at least averagers.swa.start_kimg (0.16), the start of that average, got 0.1"),
     (["swap.growth=0.5"], "swap.growth must be a number of at least 1, or auto, got 0.5"),
     (["swap.growth=much"], "swap.growth must be a number of at least 1, or auto, got 'much'"),
     (
@@ -681,14 +684,17 @@ REFUSED = [
     (["swap.lr_scale=0"], "swap.lr_scale must be above 0, got 0"),
     (
         ["swap.source=look", "averagers.look={name: lookahead}"],
-        "swap.source already replaces the live weights by itself: name another average, got 'look'",
+        "swap.source already replaces the live weights by itself; name another average, got 'look'",
     ),
     (
         ["averagers.a={name: lookahead}", "averagers.b={name: lookahead}"],
-        "averagers.b replaces the live weights by its average, as a does: keep one of them",
+        "averagers.b replaces the live weights with its average, as a does; keep only one",
     ),
-    (["averagers.power_05.gamma=3"], "averagers.power_05.gamma says the same as sigma_rel: give one of them, got 3"),
-    (["averagers.power_05.sigma_rel=0.3"], "averagers.power_05.sigma_rel must be above 0 and at most 0.2887, the plain mean's, got 0.3"),
+    (["averagers.power_05.gamma=3"], "averagers.power_05.gamma cannot be combined with sigma_rel; set only one of them, got 3"),
+    (
+        ["averagers.power_05.sigma_rel=0.3"],
+        "averagers.power_05.sigma_rel must be above 0 and at most 0.2887, the width of the plain mean, got 0.3",
+    ),
     (["averagers.look={name: lookahead, offload: true}"], "averagers.look.offload must be false"),
     (["averagers.ema.networks=d"], "averagers.ema.networks must be one of g, gd, got 'd'"),
     (["averagers.ema.update_every_kimg=0"], "averagers.ema.update_every_kimg must be above 0, or null for every update, got 0"),
@@ -715,7 +721,7 @@ def test_settings_without_effect_are_said(gantrain, tmp_path):
         )
     ).stdout
     assert "note: swap.start_kimg=3 is not before total_kimg=0.032" in said
-    assert "note: batching: on_swap grows the batch at swaps, and swap asks for no growth" in said
+    assert "note: batching: on_swap grows the batch at swaps, and swap.growth is 1" in said
     assert "note: averagers.power_10: snapshots of a single length rebuild few others" in said
     assert "note: averagers.ema.offload copies the live weights after every update" in said
 

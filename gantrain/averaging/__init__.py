@@ -1,4 +1,4 @@
-"""Weight averaging, usable in anybody's training loop, without the trainer."""
+"""Weight averaging, usable in any training loop, without the trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mechanism of an average: fp32 shadows of named weights, moved towards the live ones by a rule."""
+"""The mechanism of an average: fp32 shadows of named weights, which a rule moves towards the live ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gantrain.averaging.rule import AVERAGER, Averager, Weights, lerp
 from gantrain.clock import due
 from gantrain.errors import UserError
 
-COMPILED = "_orig_mod"  # where torch.compile keeps the module that it has compiled, or any part of it
+COMPILED = "_orig_mod"  # where torch.compile keeps a module that it has compiled
 WRAPPERS = ("module", COMPILED)  # where DistributedDataParallel and torch.compile keep the whole network
 
 
@@ -43,7 +43,7 @@ def named_buffers(network: nn.Module) -> dict[str, Tensor]:
 
 
 def match(wanted: Weights, found: Weights, what: str) -> None:
-    """Refuse two sets of tensors unless they have the same names with the same shapes.
+    """Refuse two sets of tensors that differ in a name or a shape.
 
     Raises:
         UserError: names the first weight that is missing, extra, or of another shape.
@@ -51,21 +51,21 @@ def match(wanted: Weights, found: Weights, what: str) -> None:
     for name in wanted.keys() - found.keys():
         raise UserError(f"{what}: weight {name!r} is missing")
     for name in found.keys() - wanted.keys():
-        raise UserError(f"{what}: there is no weight {name!r} to receive it")
+        raise UserError(f"{what}: weight {name!r} is unexpected")
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
-            raise UserError(f"{what}: weight {name!r} has shape {list(found[name].shape)}, {list(tensor.shape)} is wanted")
+            raise UserError(f"{what}: weight {name!r} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
 
 
 class Average:
     """One average of one network's weights.
 
-    The shadows are fp32 whatever the live weights are: a bf16 average of decay 0.9999 would never move. They live beside
-    the live weights and move with one foreach kernel and no device sync; a rule with `offload` has them in main memory.
+    The shadows are fp32 whatever the live weights are: a bf16 average of decay 0.9999 would never move. They are on the device
+    of the live weights, or in main memory with `offload`, and move with one foreach kernel and no device sync.
 
     Args:
         averager: the rule.
-        weights: the live weights by name. The very tensors are kept and read at every update.
+        weights: the live weights by name. These tensors themselves are kept and read at every update.
         nimg: images seen when the average is created.
     """
 
@@ -78,11 +78,11 @@ class Average:
         self.slots = {slot: {n: self._own(t).copy_(t) for n, t in self.live.items()} for slot in self.averager.slots()}
         self.first_nimg = self.previous_nimg = nimg
         self._num_averaged = 0
-        self.nimg = nimg  # images seen at the last update, whether it was looked at or not
+        self.nimg = nimg  # images seen at the last update, even if the average did not look at it
         self._unseen = 0  # updates of the live weights since the last look
         self._looks = Looks()
-        # An offloaded average takes the live weights in two steps, so that no update waits for a copy: copied when it is
-        # due, averaged at a later update when the copy is there.
+        # An offloaded average takes the live weights in two steps, so that no update waits for a copy: they are copied when a
+        # look is due, and averaged at a later update, when the copy has arrived.
         self._arriving: dict[str, Tensor] = {}
         self._arrival: tuple[int, int, int] | None = None
         self._copied = torch.cuda.Event() if self.offload and self._on_cuda() else None
@@ -113,7 +113,7 @@ class Average:
         """
         if nimg < self.nimg:
             raise UserError(
-                f"nimg: went back from {self.nimg} to {nimg}; images seen only grow, also after a resume (continue from `bank.nimg`)"
+                f"nimg: went back from {self.nimg} to {nimg}; it must never decrease, even after a resume (continue from `bank.nimg`)"
             )
         self.nimg = nimg
         self._settle(wait=False)
@@ -125,7 +125,7 @@ class Average:
         self.previous_nimg, self._unseen = nimg, 0
         if not self.offload:
             return self._move(self.live, *look)
-        self._settle()  # the buffer is needed again, and the rule counts on what it holds
+        self._settle()  # the buffer will be overwritten, and the rule depends on its content
         if self.averager.moves_by_weight and self._weight(*look) <= 0.0:
             return False
         if not self._arriving:
@@ -138,7 +138,7 @@ class Average:
 
     @torch.no_grad()
     def _settle(self, wait: bool = True) -> None:
-        """Average what has arrived in main memory; without `wait` only if it has."""
+        """Average a copy in main memory; without `wait`, only if it has arrived."""
         if self._arrival is not None:
             if self._copied is not None:
                 if not wait and not self._copied.query():
@@ -165,7 +165,7 @@ class Average:
         return moved
 
     def _own(self, tensor: Tensor) -> Tensor:
-        """An fp32 tensor of the average's, laid out like a live one."""
+        """A new fp32 tensor for the average, laid out like a live one."""
         return torch.empty_like(tensor, dtype=torch.float32, device="cpu" if self.offload else tensor.device)
 
     def _on_cuda(self) -> bool:
@@ -173,17 +173,17 @@ class Average:
 
     @torch.no_grad()
     def write_back(self, names: Iterable[str], alpha: float = 1.0) -> None:
-        """Move the live tensors of these names to the average: all the way, or the part `alpha` of it."""
+        """Move the live tensors of these names by the fraction `alpha` towards the average; 1 copies it."""
         shadows = self.shadows
         for name in names:
             live = self.live[name]
             average = shadows[name].to(live.device)
-            # In fp32 until the end: a part of the way may be less than a bf16 weight can move by itself.
+            # In fp32 until the end: a fraction of the distance may be less than the resolution of a bf16 weight.
             live.copy_(average if alpha >= 1.0 else torch.lerp(live.float(), average, alpha))
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Start over from where the live weights are now."""
+        """Start over from the current live weights."""
         self._settle()
         torch._foreach_copy_(list(self._shadows.values()), list(self.live.values()))
         self.first_nimg, self._looks = self.previous_nimg, Looks()
@@ -194,10 +194,10 @@ class Average:
         return self._looks.last_distance
 
     def weight_profile(self) -> tuple[np.ndarray, np.ndarray]:
-        """(positions `[n + 1]` in images, weights `[n + 1]`): what the live weights of each past look count in the average.
+        """(positions `[n + 1]` in images, weights `[n + 1]`): the weight in the average of the live weights of each past look.
 
         The first position is where the average was created; its weight is what is left of the initial weights. The weights
-        add up to 1. For plots and tests: the rule is run again over the recorded positions, in float64.
+        add up to 1. For plots and tests: the rule is replayed over the recorded positions, in float64.
         """
         self._settle()
         return weight_profile(self.averager, self._looks.unrolled(), self.first_nimg)
@@ -224,7 +224,7 @@ class Average:
         self._looks = Looks(state["looks"])
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs beside the tensors, as JSON values."""
+        """What `load` needs besides the tensors, as JSON values."""
         return {
             "first_nimg": self.first_nimg,
             "previous_nimg": self.previous_nimg,
@@ -241,18 +241,19 @@ class Average:
 
 
 class Looks:
-    """When an average has looked at the live weights: runs of equal distance.
+    """The positions at which an average has looked at the live weights, stored as runs of equal distance.
 
-    Looks after every update are one run as long as the batch stays the same, so millions of them take a few numbers. Where the
-    batch does not divide the distance of looks, every change of distance begins another run.
+    Looks after every update are a single run while the batch is constant, so millions of them take a few numbers. If the
+    batch does not divide the interval between looks, every change of distance starts a new run.
 
-    A run is [first position, distance, how many, updates of the network per look].
+    A run is [first position, distance, number of looks, updates of the network per look].
     """
 
     def __init__(self, runs: Sequence[Sequence[int]] = ()):
         self.runs = [list(run) for run in runs]
 
     def add(self, nimg: int, updates: int) -> None:
+        """Record a look at `nimg` images, `updates` updates of the network after the previous look."""
         if self.runs:
             first, distance, count, each = self.runs[-1]
             if each == updates and (count == 1 or nimg == first + distance * count):
@@ -272,7 +273,7 @@ class Looks:
         return first - (before + step * (many - 1))
 
     def unrolled(self) -> list[tuple[int, int]]:
-        """(position, updates since the one before) of every look."""
+        """(position, updates since the previous look) of every look."""
         return [(first + distance * i, updates) for first, distance, count, updates in self.runs for i in range(count)]
 
 
@@ -283,11 +284,11 @@ def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], f
 
     Args:
         averager: the rule.
-        looks: positions in images, or pairs (position, updates of the network since the look before).
+        looks: positions in images, or pairs (position, updates of the network since the previous look).
         first_nimg: where the average was created.
 
     Returns:
-        (positions `[n + 1]`, weights `[n + 1]`); the first entry is the initial weights'.
+        (positions `[n + 1]`, weights `[n + 1]`); the first entry is that of the initial weights.
     """
     pairs = [look if isinstance(look, tuple) else (look, 1) for look in looks]
     positions = np.array([first_nimg, *(nimg for nimg, _ in pairs)], dtype=np.int64)
@@ -302,7 +303,7 @@ def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], f
             moves[i] = 1.0 - (1.0 - moves[i]) ** updates
         num_averaged, previous = num_averaged + (moves[i] > 0.0), nimg
     moves[0] = 1.0
-    # What look i brought in is kept by a share 1 - move at each look after it.
+    # Each later look keeps the fraction 1 - move of what look i contributed.
     kept = np.cumprod(np.append(1.0, 1.0 - moves[:0:-1]))[::-1]
     weights[:] = moves * kept
     return positions, weights

@@ -34,16 +34,16 @@ class AverageBank:
         nimg: images seen so far.
 
     Raises:
-        UserError: a name is "live", something is not a rule, or more than one rule writes its average back.
+        UserError: a name is "live", something is not a rule, or more than one rule replaces the live weights.
     """
 
     def __init__(self, network: nn.Module, averagers: Mapping[str, Averager], nimg: int = 0):
         if LIVE in averagers:
-            raise UserError(f"averagers: {LIVE!r} is the name of the weights that are trained; choose another")
+            raise UserError(f"averagers: {LIVE!r} is reserved for the weights that are trained; choose another name")
         rules = {name: rule_of(name, averager) for name, averager in averagers.items()}
         writing = [name for name, rule in rules.items() if rule.writes_back]
         if len(writing) > 1:
-            raise UserError(f"averagers: {' and '.join(writing)} both replace the live weights by their average; keep one of them")
+            raise UserError(f"averagers: {' and '.join(writing)} each replace the live weights with their average; keep only one")
         self.network = network
         self._writes_back = writing[0] if writing else None
         weights, statistics = named_weights(network), named_statistics(network)
@@ -51,10 +51,10 @@ class AverageBank:
         self.averages = {name: Average(rule, {**weights, **statistics}, nimg) for name, rule in rules.items()}
 
     def update(self, nimg: int) -> None:
-        """Take the live weights at `nimg` images into every average. No device sync.
+        """Update every average with the live weights at `nimg` images. No device sync.
 
-        A rule that replaces the live weights by its average does so afterwards. Since that happens every few updates, spectral
-        norms are left to the power iteration of the next forward.
+        A rule that replaces the live weights with its average does so afterwards. Since that happens every few updates, spectral
+        norms are left to the power iteration of the next forward pass.
         """
         moved = {name: average.update(nimg) for name, average in self.averages.items()}
         if self._writes_back and moved[self._writes_back]:
@@ -68,18 +68,18 @@ class AverageBank:
             raise UserError(f"no average {name!r}{did_you_mean(name, self.averages)}")
         return self.averages[name]
 
-    def _begun(self, name: str) -> Average:
+    def _started(self, name: str) -> Average:
         if not self[name].started:
-            raise UserError(f"average {name!r} has not begun: it still holds the weights that it was created with")
+            raise UserError(f"average {name!r} has not started: it still holds the weights that it was created with")
         return self[name]
 
     @property
     def nimg(self) -> int:
-        """Images seen at the last update, also after `load`: what to count on from."""
+        """Images seen at the last update, also after `load`: continue counting from here."""
         return max((average.nimg for average in self.averages.values()), default=0)
 
     def started(self) -> list[str]:
-        """Names of the averages that hold something."""
+        """Names of the averages that have started."""
         return [name for name, average in self.averages.items() if average.started]
 
     def materialize(self, name: str, into: nn.Module, averaged_statistics: bool = False) -> None:
@@ -90,13 +90,13 @@ class AverageBank:
         averaged weights produce: see `gantrain.averaging.recalibrate` for that.
 
         Raises:
-            UserError: no average of that name, it has not begun, or `into` has other weights.
+            UserError: no average of that name, it has not started, or `into` has other weights.
         """
         if name == LIVE:
             write_weights(named_weights(self.network), into)
             write_buffers(named_buffers(self.network).items(), into)
             return
-        shadows = self._begun(name).shadows
+        shadows = self._started(name).shadows
         write_weights({n: shadows[n] for n in self.weight_names}, into)
         write_buffers(named_buffers(self.network).items(), into)
         refresh_spectral_norms(into)
@@ -104,18 +104,18 @@ class AverageBank:
             write_statistics({n: shadows[n] for n in self.statistic_names}, into)
 
     def write_back(self, name: str, alpha: float = 1.0) -> None:
-        """Move the live weights to an average: all the way, or the part `alpha` of it.
+        """Move the live weights by the fraction `alpha` towards an average; 1 replaces them.
 
-        Spectral norms follow; BatchNorm's running statistics stay as they are: `gantrain.averaging.recalibrate` renews them.
-        Every average continues from where it is, except one that itself replaces the live weights: it starts over from where
-        they are now.
+        Spectral norms are refreshed. BatchNorm's running statistics stay as they are: `gantrain.averaging.recalibrate` recomputes
+        them. Every average continues from where it is, except one that itself replaces the live weights: it starts over from the
+        current live weights.
 
         Raises:
-            UserError: no average of that name, it has not begun, or `alpha` is not in (0, 1].
+            UserError: no average of that name, it has not started, or `alpha` is not in (0, 1].
         """
         if not 0 < alpha <= 1:
             raise UserError(f"alpha: must be above 0 and at most 1, got {alpha}")
-        self._begun(name).write_back(self.weight_names, alpha)
+        self._started(name).write_back(self.weight_names, alpha)
         refresh_spectral_norms(self.network)
         if self._writes_back and self._writes_back != name:
             self.averages[self._writes_back].restart()
@@ -129,11 +129,11 @@ class AverageBank:
             return sum(torch.linalg.vector_norm(difference, dtype=torch.float64).square() for difference in apart)
 
     def weight_profile(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(positions in images, effective weights) of the live weights that an average is made of; see `Average`."""
+        """(positions in images, effective weights) of the past live weights in an average; see `Average.weight_profile`."""
         return self[name].weight_profile()
 
     def statistics(self) -> list[Tensor]:
-        """BatchNorm's averaged statistics, all tensors of them; where processes keep their own, these are to be averaged."""
+        """All tensors of averaged BatchNorm statistics, to be averaged over processes that keep their own."""
         holders = [t for a in self.averages.values() for t in (a.shadows, *a.slots.values())]
         return [tensors[name] for tensors in holders for name in self.statistic_names]
 
@@ -142,37 +142,37 @@ class AverageBank:
         return {name: average.shadows for name, average in self.averages.items()}
 
     def slot_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What else averages hold, by average and slot/name, for saving; averages that hold nothing else are left out."""
+        """Further tensors of averages, by average and slot/name, for saving; averages without any are left out."""
         return {name: average.slot_tensors() for name, average in self.averages.items() if average.slots}
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs beside the tensors, as JSON values."""
+        """What `load` needs besides the tensors, as JSON values."""
         return {name: average.state() for name, average in self.averages.items()}
 
     def load(self, tensors: Mapping[str, Weights], state: Mapping[str, Any], slots: Mapping[str, Weights] | None = None) -> None:
         """Continue every average from saved values: what `tensors`, `state` and `slot_tensors` gave.
 
-        Saved averages that this bank does not follow are left alone.
+        Saved averages that this bank does not have are ignored.
 
         Raises:
             UserError: an average is missing, or a tensor of it is missing, extra, or of another shape.
         """
         for name, average in self.averages.items():
             if name not in tensors or name not in state:
-                raise UserError(f"the checkpoint holds no average {name!r}{did_you_mean(name, tensors)}")
+                raise UserError(f"the checkpoint has no average {name!r}{did_you_mean(name, tensors)}")
             average.load(tensors[name], state[name], (slots or {}).get(name))
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the above in one, for `torch.save` or Accelerate's `register_for_checkpointing`: tensors and plain values."""
+        """All of this in one dictionary, for `torch.save` or Accelerate's `register_for_checkpointing`: tensors and plain values."""
         return {"tensors": self.tensors(), "slots": self.slot_tensors(), "state": self.state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; the values are copied into the tensors there are, on whatever device these are."""
+        """Continue from `state_dict`; the values are copied into the existing tensors, whatever their device."""
         self.load(state_dict["tensors"], state_dict["state"], state_dict["slots"])
 
 
 def rule_of(name: str, averager: Any) -> Averager:
-    """Anybody's rule with all parts of the contract.
+    """A rule, from gantrain or from outside, with all parts of the contract.
 
     Raises:
         UserError: it is not a rule, or a part has the wrong type.
@@ -188,7 +188,7 @@ def rule_of(name: str, averager: Any) -> Averager:
 
 
 def split(tensors: Weights, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(weights, BatchNorm statistics) of a network among tensors that an average was saved as.
+    """Split the tensors of a saved average into (weights, BatchNorm statistics) of a network.
 
     Raises:
         UserError: a tensor is missing, extra, or of another shape.

@@ -1,10 +1,10 @@
-"""BatchNorm statistics that belong to averaged weights.
+"""BatchNorm statistics for averaged weights.
 
 An average's activations differ from the live network's, and so do their means and variances. There are four policies:
 
     recalibrate   measure them for these weights
-    copy          take the live network's running statistics, as many trainers do
-    average       take running statistics that were averaged like the weights, as BigGAN does
+    copy          use the live network's running statistics, as many trainers do
+    average       use running statistics that were averaged like the weights, as BigGAN does
     batch         normalise every batch by its own statistics
 """
 
@@ -49,11 +49,11 @@ def write_statistics(statistics: Mapping[str, Tensor], network: nn.Module) -> No
 
 
 def normalise_by_batch(network: nn.Module) -> None:
-    """Evaluation mode with BatchNorms that normalise every batch by its own mean and variance; the running ones stay."""
+    """Switch to evaluation mode, but let BatchNorms normalise every batch by its own statistics; the running ones stay."""
     network.eval()
     for norm in norms_of(network).values():
         norm.train()
-        norm.momentum = 0.0  # nothing of a batch goes into the running statistics
+        norm.momentum = 0.0  # so that batches do not change the running statistics
 
 
 @torch.no_grad()
@@ -67,12 +67,12 @@ def recalibrate(
 
     The mean is over all samples of all batches, whatever their sizes, and the variance is the total one: the mean of the
     variances within batches plus the variance of the batch means (unbiased, as BatchNorm stores it). Everything else in
-    the network stays in evaluation mode, and on an exception the statistics and modes are put back.
+    the network stays in evaluation mode. Modes are restored afterwards, and on an exception the statistics too.
 
     Args:
         network: called as `network(*inputs)`.
-        batches: (index in 0 .. num_batches - 1, inputs); with several processes each brings its own share.
-        num_batches: over all processes.
+        batches: (index in 0 .. num_batches - 1, inputs); each of several processes passes its own part.
+        num_batches: number of batches over all processes.
         reduce: sums a tensor over all processes. Every row is filled by one process and zero in the others, so that the
             result is the same to the last bit for any number of them.
 
@@ -82,7 +82,7 @@ def recalibrate(
     norms = list(norms_of(network).values())
     if not norms:
         return
-    # For each norm a row per batch: how many values a channel has, their means, their variances.
+    # For each norm, a row per batch: number of values per channel, their means, their variances.
     rows: dict[nn.Module, Tensor] = {
         m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms
     }
@@ -119,7 +119,7 @@ def recalibrate(
 
 @contextmanager
 def restored(network: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[list[tuple[Tensor, ...]]]:
-    """The statistics of the norms as they are now; puts back the modes of the network, and on an exception the statistics too."""
+    """Yield the current statistics of the norms; restore the modes of the network, and on an exception the statistics too."""
     modes = {module: module.training for module in network.modules()}
     saved = [tuple(buffer.clone() for buffer in buffers_of(m)) for m in norms]
     try:

@@ -1,4 +1,4 @@
-"""Bias-corrected EMA: an average that takes back its lag."""
+"""Bias-corrected EMA: an average that corrects its lag."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from gantrain.errors import check
 
 @dataclass(frozen=True)
 class Bema(Rule):
-    """EMA plus a share of the way travelled, BEMA (Block and Zhang 2025, Algorithm 1).
+    """EMA plus a fraction of the distance travelled, BEMA (Block and Zhang 2025, Algorithm 1).
 
         beta_t = (rho + gamma t)^-kappa      ema <- (1 - beta_t) ema + beta_t theta
         alpha_t = (rho + gamma t)^-eta       average = ema + alpha_t (theta - theta_0)
 
     The second term is the maximum-likelihood correction of the lag for an Ornstein-Uhlenbeck process that still drifts to
-    its mean from theta_0. Its price is noise: it puts alpha_t of the live weights' motion back into the average, so that on
-    a plateau a plain EMA is quieter. Holds two more copies of the network than an EMA.
+    its mean from theta_0. Its price is noise: it adds alpha_t of the live weights' motion to the average, so a plain EMA is
+    less noisy on a plateau. It needs two more copies of the network than an EMA.
 
-    The paper counts t and the distance between looks in optimizer steps; here both are images, so that growth of the batch
-    changes neither. A look that comes after m distances instead of one takes (1 - beta_t)^m.
+    The paper counts t and the interval between looks in optimizer steps; here both are in images, so that growth of the batch
+    changes neither. A look after m intervals instead of one keeps (1 - beta_t)^m of the EMA.
 
     Attributes:
-        start_kimg: theta_0 are the weights here (the paper's tau), the initial ones at 0; before that there is no average.
-        every_kimg: distance between looks at the weights (phi; the paper's 400 steps, here of 64 images).
-        step_kimg: images that count as one step of t.
-        kappa: power of the averaging weight.
-        eta: power of the correction.
-        gamma: speed of t.
-        rho: where t begins, at least 1.
+        start_kimg: time of theta_0 (the paper's tau); 0 takes the initial weights. Before, there is no average.
+        every_kimg: interval in kimg between two looks at the weights (phi; the paper's 400 steps, here of 64 images).
+        step_kimg: length of one step of t, in kimg.
+        kappa: exponent of the averaging weight.
+        eta: exponent of the correction.
+        gamma: factor of t.
+        rho: offset added to gamma t, at least 1.
     """
 
     start_kimg: float = 0.0
@@ -66,6 +66,7 @@ class Bema(Rule):
         return self.age(nimg) ** -self.eta
 
     def age(self, nimg: int) -> float:
+        """rho + gamma t at `nimg` images."""
         return self.rho + self.gamma * (nimg / 1000 - self.start_kimg) / self.step_kimg
 
     def update(

@@ -12,13 +12,13 @@ from gantrain.errors import check
 class Ema(Rule):
     """Exponential moving average with a half-life in images.
 
-    After d images the old average keeps 2^(-d / half-life) of its weight, whatever the batch (Karras et al. 2020,
+    After d images, the old average keeps 2^(-d / half-life) of its weight, whatever the batch (Karras et al. 2020,
     StyleGAN2-ADA; equal to rescaling the decay as Busbridge et al. 2023 derive).
 
     Attributes:
-        half_life_kimg: in thousands of images.
-        ramp_up: early in a run the half-life is at most this share of the images seen, so that the initial weights are
-            forgotten; null switches it off.
+        half_life_kimg: half-life in thousands of images.
+        ramp_up: early in a run, the half-life is limited to this fraction of the images seen, so that the initial weights are
+            forgotten; null switches this off.
     """
 
     half_life_kimg: float = 10.0

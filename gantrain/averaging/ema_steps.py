@@ -13,14 +13,14 @@ from gantrain.errors import check
 class EmaSteps(Rule):
     """Exponential moving average with a decay per update, for reproducing published settings.
 
-    BigGAN's: decay 0.9999, the average following the live weights exactly until a start. Its horizon is a number of
-    updates and therefore grows with the batch, in images; `batch_size` holds it.
+    BigGAN has decay 0.9999 and an average that equals the live weights until a start. The horizon is a number of updates, so it
+    grows with the batch when counted in images; `batch_size` keeps it constant.
 
     Attributes:
-        decay: what the average keeps at each update, in [0, 1).
-        start_kimg: until here the average is a copy of the live weights.
-        batch_size: the batch that the decay was published for: d images then keep decay^(d / batch_size), whatever the
-            batch is now. Null takes every update as one.
+        decay: fraction of the average that is kept at each update, in [0, 1).
+        start_kimg: until this time, the average is a copy of the live weights.
+        batch_size: the batch for which the decay was published: d images then keep decay^(d / batch_size), whatever the current
+            batch. Null applies the decay once per update.
     """
 
     decay: float = 0.9999

@@ -16,12 +16,12 @@ from gantrain.errors import check
 class Lawa(Rule):
     """Uniform average of the last `k` collected weights (Kaddour 2022; Sanyal et al. 2023): SWA with a window.
 
-    It holds the k collected copies, in fp32, beside their mean; `offload` puts them in main memory.
+    It keeps the k collected copies, in fp32, besides their mean; `offload` moves them to main memory.
 
     Attributes:
-        k: copies in the window; until there are so many, the mean is over those collected so far.
-        every_kimg: distance between collected weights.
-        start_kimg: the first weights are collected here; before that the average does not exist and is not scored.
+        k: number of copies in the window; until that many are collected, the mean is over those collected so far.
+        every_kimg: interval in kimg between two collections.
+        start_kimg: time of the first collection; before, the average does not exist and is not scored.
     """
 
     k: int = 10

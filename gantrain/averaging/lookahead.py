@@ -1,4 +1,4 @@
-"""Lookahead: slow weights that the live ones are put back to."""
+"""Lookahead: slow weights to which the live weights are reset."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gantrain.errors import check
 
 @dataclass(frozen=True)
 class Lookahead(Rule):
-    """Slow weights that move a part of the way to the live ones every so often, and then replace them.
+    """Slow weights that regularly move a fraction of the way to the live weights, and then replace them.
 
     Lookahead (Zhang et al. 2019); over G and D together, Lookahead-minmax (Chavdarova et al. 2021, Algorithm 1), which
-    contracts games that spiral outwards. The optimizers' state is kept, as there. The paper counts generator steps (k = 5
-    and more); here the distance is in images. All other averages take the live weights in before they are put back.
+    contracts games that spiral outwards. The optimizers' state is kept, as in the papers. They count generator steps (k = 5
+    and more); here the interval is in images. All other averages see the live weights before these are reset.
 
     Attributes:
-        alpha: part of the way that the slow weights go, in (0, 1].
-        every_kimg: distance between two such moves.
-        start_kimg: the slow weights begin as a copy of the live ones here; 0 begins from the initial weights.
-        networks: "gd" by default, since a game spirals in both players' weights at once.
+        alpha: fraction of the way that the slow weights move, in (0, 1].
+        every_kimg: interval in kimg between two moves.
+        start_kimg: time at which the slow weights start as a copy of the live weights; 0 starts from the initial weights.
+        networks: "g" follows the generator; "gd", the default, follows both players, since the game spirals in both.
     """
 
     alpha: float = 0.5
@@ -36,7 +36,7 @@ class Lookahead(Rule):
         check(self, "alpha", 0 < self.alpha <= 1, "must be above 0 and at most 1")
         check_every(self)
         check_start(self)
-        check(self, "offload", not self.offload, "must be false: the live weights are put back to the average at once")
+        check(self, "offload", not self.offload, "must be false: the live weights are reset to the average at once")
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
         if previous_nimg < self.start_kimg * 1000:

@@ -1,8 +1,8 @@
 """Post-hoc EMA: averages of any length, rebuilt after the run from snapshots of two (Karras et al. 2024, section 3.2).
 
-A power average's weights over the past are known in closed form: its profile p(s) = (gamma + 1) s^gamma / t^(gamma + 1) on
-[0, t]. A sum of snapshots has the sum of their profiles, so the coefficients whose profile comes nearest to the wanted one
-give the average itself, whatever the weights were. Everything here goes by images; batches may have grown in between.
+The weights of a power average over the past are known in closed form: its profile is p(s) = (gamma + 1) s^gamma / t^(gamma + 1) on
+[0, t]. A sum of snapshots has the sum of their profiles, so the coefficients whose profile is nearest to the wanted one give
+the average itself, whatever the weights were. Everything here is counted in images, so batches may have grown in between.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_ERROR = 0.10  # relative; beyond it a profile is not the one that was asked for
+LARGEST_ERROR = 0.10  # relative error above which a profile is refused
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
     t, u = (np.array([p.nimg for p in ps], dtype=np.float64) for ps in (a, b))
     g, h = (np.array([p.gamma for p in ps], dtype=np.float64) for ps in (a, b))
     t, g, u, h = t[:, None], g[:, None], u[None, :], h[None, :]
-    # The integral ends where the earlier of the two does; in logarithms, since exponents reach hundreds.
+    # The integral ends at the earlier of the two times. In logarithms, since exponents reach hundreds.
     log = (g + h + 1) * np.log(np.minimum(t, u)) - (g + 1) * np.log(t) - (h + 1) * np.log(u)
     return (g + 1) * (h + 1) / (g + h + 1) * np.exp(log)
 
@@ -38,8 +38,7 @@ def inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
 def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
     """The combination of snapshots whose profile is nearest to the wanted one.
 
-    Least squares over the profiles under the condition that the coefficients add up to 1, so that weights that stood still
-    are rebuilt as they are.
+    Least squares over the profiles, with coefficients that add up to 1, so that constant weights are rebuilt exactly.
 
     Args:
         snapshots: none later than the wanted one; at least one.
@@ -51,9 +50,9 @@ def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> tuple[np.ndar
     """
     gram, rhs = inner_products(snapshots, snapshots), inner_products(snapshots, [wanted])[:, 0]
     norm = inner_products([wanted], [wanted])[0, 0]
-    scale = 1 / np.sqrt(np.diag(gram))  # to unit profiles, which is better conditioned
+    scale = 1 / np.sqrt(np.diag(gram))  # to profiles of norm 1, which is better conditioned
     unit = gram * scale[:, None] * scale[None, :]
-    # Lagrange: the best one without the condition, moved along G^-1 1 onto it.
+    # Lagrange: the unconstrained solution, moved along G^-1 1 until the coefficients add up to 1.
     free, towards = np.linalg.lstsq(unit, np.stack([rhs * scale, scale], axis=1), rcond=1e-13)[0].T
     c = scale * (free + towards * (1 - scale @ free) / (scale @ towards))
     squared = c @ gram @ c - 2 * c @ rhs + norm
@@ -62,10 +61,10 @@ def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> tuple[np.ndar
 
 @torch.no_grad()
 def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """The weighted sum of named tensors, accumulated in float64 and given in float32.
+    """The weighted sum of named tensors, accumulated in float64 and returned in float32.
 
     Args:
-        parts: (coefficient, tensors), read one after the other, so that one snapshot at a time need be in memory.
+        parts: (coefficient, tensors), read one after the other, so that only one snapshot at a time is in memory.
     """
     total: dict[str, Tensor] = {}
     for coefficient, tensors in parts:
@@ -76,7 +75,7 @@ def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Te
 
 
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in half precision, in main memory; of a tensor with values beyond half precision's range in single precision."""
+    """Copies in half precision, in main memory; tensors with values beyond its range are copied in single precision."""
     halves = {name: tensor.detach().to("cpu", torch.float16, copy=True) for name, tensor in tensors.items()}
     whole = {
         name: tensors[name].detach().to("cpu", torch.float32, copy=True) for name, half in halves.items() if not torch.isfinite(half).all()

@@ -1,4 +1,4 @@
-"""The contract of averaging rules, and the fields of gantrain's own."""
+"""The contract of averaging rules, and the fields of gantrain's own rules."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ class Averager:
     defaults. In a configuration a rule is a frozen dataclass, and its fields may set the attributes.
 
     Attributes:
-        networks: "g" follows the generator, "gd" the discriminator too.
-        offload: keep the average in main memory instead of on the GPU.
-        update_every_kimg: look at the live weights only every so many thousand images; None looks after every update.
-        start_kimg: there is no average before so many thousand images. gantrain only compares it with other times; the rule
-            itself must wait.
-        snapshot_every_kimg: keep a compact copy of the average every so many thousand images, from which `gantrain average`
-            rebuilds others; None keeps none. Needs `exponent`.
-        writes_back: replace the live weights by the average whenever it has moved. One rule of a run may do so.
+        networks: "g" follows the generator; "gd" also follows the discriminator.
+        offload: whether to keep the average in main memory instead of on the GPU.
+        update_every_kimg: interval in kimg between two looks at the live weights; None looks after every update.
+        start_kimg: time before which there is no average. gantrain only compares it with other times; the rule itself must wait.
+        snapshot_every_kimg: interval in kimg between compact copies of the average, from which `gantrain average` rebuilds others; None
+            keeps none. Needs `exponent`.
+        writes_back: whether to replace the live weights with the average whenever it has moved. Only one rule of a run may do so.
     """
 
     networks: Literal["g", "gd"] = "g"
@@ -41,7 +40,7 @@ class Averager:
 
     @property
     def per_update(self) -> bool:
-        """Whether `weight` is meant for one update of the network, however many lie between two looks. By default it is not."""
+        """Whether `weight` is meant for one update of the network, even if several lie between two looks. By default it is not."""
         return False
 
     @property
@@ -52,12 +51,12 @@ class Averager:
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
         """How far the average moves towards the live weights now, in [0, 1]: 0 leaves it, 1 copies them.
 
-        A rule with an `update` of its own is not asked.
+        Not called if the rule has an `update` of its own.
 
         Args:
             nimg: images seen, those of the last update included.
             previous_nimg: images seen at the previous look.
-            num_averaged: how many times the average has moved; 0 means that it has not begun.
+            num_averaged: how many times the average has moved; 0 means that it has not started.
         """
         return 0.0
 
@@ -91,7 +90,7 @@ class Averager:
 
     @property
     def has_known_window(self) -> bool:
-        """Whether what the average weighs is known in advance: the rule has a `weight` of its own."""
+        """Whether the weight profile of the average is known in advance: the rule has a `weight` of its own."""
         return type(self).weight is not Averager.weight
 
 
@@ -103,11 +102,11 @@ class Rule(Averager):
     """The fields that every averager of gantrain has besides its own hyper-parameters.
 
     Attributes:
-        networks: "g" follows the generator, "gd" the discriminator too.
-        offload: keep the average in main memory instead of on the GPU. Each look then copies the live weights there, so
+        networks: "g" follows the generator; "gd" also follows the discriminator.
+        offload: whether to keep the average in main memory instead of on the GPU. Each update then copies the live weights there, so
             set `update_every_kimg` as well.
-        update_every_kimg: look at the live weights only every so many thousand images; null looks after every update.
-            Nothing else changes: every rule goes by the images since its last look.
+        update_every_kimg: interval in kimg between two looks at the live weights; null looks after every update. Rules account for the
+            images since their last look.
     """
 
     networks: Literal["g", "gd"] = "g"
@@ -120,14 +119,14 @@ class Rule(Averager):
 
 
 class Periodic(Protocol):
-    """A rule that looks at the weights at a distance of its own."""
+    """A rule that looks at the weights at regular intervals."""
 
     @property
     def every_kimg(self) -> float: ...
 
 
 def check_start(rule: Averager) -> None:
-    """Refuse a start before the run's.
+    """Refuse a start before that of the run.
 
     Raises:
         InvalidField: for `start_kimg`.
@@ -136,7 +135,7 @@ def check_start(rule: Averager) -> None:
 
 
 def check_every(rule: Periodic) -> None:
-    """Refuse a distance of 0 or less.
+    """Refuse an interval that is not above 0.
 
     Raises:
         InvalidField: for `every_kimg`.

@@ -1,4 +1,4 @@
-"""Stochastic weight averaging: the plain mean of weights collected along the way."""
+"""Stochastic weight averaging: the plain mean of weights collected during training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gantrain.clock import periods_from
 
 @dataclass(frozen=True)
 class Swa(Rule):
-    """Uniform average of the weights from a start on, one collected every so many images (Izmailov et al. 2018).
+    """Uniform average of weights that are collected at regular intervals from a start on (Izmailov et al. 2018).
 
     The paper pairs it with a learning rate that stays constant or cycles: `optim.lr_tail`.
 
     Attributes:
-        start_kimg: the first weights are collected here; before that the average does not exist and is not scored.
-        every_kimg: distance between collected weights; under a cyclical tail, the length of a cycle.
+        start_kimg: time of the first collection; before, the average does not exist and is not scored.
+        every_kimg: interval in kimg between two collections; under a cyclical tail, the length of a cycle.
     """
 
     start_kimg: float = 100.0

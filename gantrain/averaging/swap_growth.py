@@ -1,8 +1,8 @@
-"""The swap: replacing the live weights by an average, and how far the minibatch must grow for them to stay there.
+"""The swap: an average replaces the live weights, and the minibatch grows so that they stay there.
 
-Near an optimum the live weights orbit it with a variance V that the gradient noise keeps up; an average lies closer, with
-V_average < V. Weights replaced by the average are driven out to V again, at the rate k at which the orbit forgets itself,
-unless the noise falls at the same moment: with V / g the variance after the swap is
+Near an optimum, gradient noise makes the live weights orbit it with a variance V; an average lies closer, with V_average < V.
+Weights replaced by the average are driven out to V again, at the rate k at which the orbit forgets its past, unless the noise
+falls at the same moment. If it falls to an orbit of variance V / g, the variance after the swap is
 
     V(t) = V / g + (V_average - V / g) e^(-2 k t),
 
@@ -32,7 +32,7 @@ def reads_orbit(averager: Averager) -> TypeGuard[Ema]:
 def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float | None, dict[str, Any]]:
     """The orbit's rate k per image from the EMAs of the shortest and the longest half-life, and what it was read off.
 
-    The distances are over the weights of all the banks together. One device sync.
+    The distances are over the weights of all banks together. One device sync.
     """
     shared = set.intersection(*(set(bank) for bank in banks.values()))
     emas = {name: a.averager for name, a in next(iter(banks.values())).averages.items() if reads_orbit(a.averager) and name in shared}
@@ -46,10 +46,10 @@ def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float 
 
 
 def growth_that_holds(bank: AverageBank, source: str, k: float, nimg: int, alpha: float = 1.0) -> float:
-    """g* = V / V_swapped for an orbit of rate `k` per image: the least fall of noise at which the swapped weights stay.
+    """g* = V / V_swapped for an orbit of rate `k` per image: the smallest reduction of noise at which the swapped weights stay.
 
-    1 + k / mu for an EMA by half-life that replaces the live weights entirely; for other rules from their weight profile.
-    With `alpha` below 1 the weights move only a part of the way, and what they keep of their own orbit counts.
+    1 + k / mu for an EMA by half-life that replaces the live weights entirely; for other rules, from their weight profile.
+    With `alpha` below 1 the weights keep the fraction 1 - alpha of their own orbit, which is taken into account.
     """
     averager = bank[source].averager
     if reads_orbit(averager):
@@ -57,5 +57,5 @@ def growth_that_holds(bank: AverageBank, source: str, k: float, nimg: int, alpha
         # Cov(EMA, live) equals V_EMA, so a mixture has (1 - a)^2 V + (1 - (1 - a)^2) V_EMA.
         return 1.0 / ((1 - alpha) ** 2 + (1 - (1 - alpha) ** 2) * ratio)
     positions, weights = bank.weight_profile(source)
-    # The share that stays is the live weights' of now, which the average may not have looked at yet.
+    # The fraction that stays is of the current live weights, at which the average may not have looked yet.
     return 1.0 / variance_ratio(np.append(positions, nimg), np.append(alpha * weights, 1.0 - alpha), k)

@@ -1,4 +1,4 @@
-"""Batch policies: `propose(state) -> batch_size` before every update. A batch grows by rounds of one micro-batch."""
+"""Batch policies: `propose(state) -> batch_size`, asked before every update. A batch grows by rounds of one micro-batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch that grows while noise drowns the gradient."""
+"""A policy that grows the batch while the gradient noise is large."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ GATES = {"d": ("d",), "g": ("g",), "either": ("d", "g"), "both": ("d", "g")}
 
 @dataclass(frozen=True)
 class ByNoiseScale(Batches):
-    """Grow where the noise scale in batches, B_simple / B, is surely above what is wanted.
+    """Grow the batch when the noise scale in batches, B_simple / B, is significantly above the target.
 
-    At a constant learning rate this has no point to come to rest at: near an optimum |G|^2 falls as the batch grows, and
-    B_simple / B stays what the rate makes it. So it grows in steps, a while apart, up to `max_batch` (which it must be
-    given), as a decay of the rate would go on for as long as there is training.
+    At a constant learning rate this rule has no fixed point: near an optimum |G|^2 falls as the batch grows, and B_simple / B
+    keeps the value that the rate gives it. So the batch grows in steps, some time apart, up to `max_batch`, which must be set.
 
     Attributes:
-        target: the noise scale that is wanted, in batches.
-        margin: grow only above target x margin.
-        gate: whose noise scale: "d", "g", "either" of the two or "both". |G|^2 of D goes to 0 as G gets good.
-        law: "factor" multiplies the batch by `factor`; "sqrt" proposes sqrt(r B_simple) (McCandlish et al. 2018, App. D), with
-            the lower end of B_simple's interval, whatever the target.
-        factor: of the "factor" law.
-        r: of the "sqrt" law, in images: the batch at which a step is paid for as dearly as its images.
-        patience: checks in a row that must agree. A check is an estimate over `noise_scale.window` measurements of its own.
-        dwell_kimg: least distance between growths.
+        target: target noise scale, in batches.
+        margin: the batch grows only above target x margin.
+        gate: whose noise scale counts: "d", "g", "either" of them, or "both". |G|^2 of D goes to 0 as G improves.
+        law: "factor" multiplies the batch by `factor`; "sqrt" proposes sqrt(r B_simple) (McCandlish et al. 2018, App. D). It uses
+            the lower end of B_simple's interval and ignores the target.
+        factor: factor by which the law "factor" multiplies the batch.
+        r: for the law "sqrt", in images: the batch at which a step costs as much as its images.
+        patience: number of consecutive checks that must agree. Each check is an estimate over `noise_scale.window` measurements
+            of its own.
+        dwell_kimg: minimum kimg between two growths.
     """
 
     target: float = 1.0
@@ -55,8 +55,8 @@ class ByNoiseScale(Batches):
         check(self, "patience", 1 <= self.patience <= 16, "must be between 1 and 16")
         check(self, "dwell_kimg", 0 <= self.dwell_kimg < float("inf"), "must be at least 0")
         given = self.r is not None and 0 < self.r < float("inf")
-        check(self, "r", given or self.law != "sqrt", "must be given for law: sqrt, above 0")
-        check(self, "r", self.r is None or self.law == "sqrt", "belongs to law: sqrt")
+        check(self, "r", given or self.law != "sqrt", "must be above 0 with law: sqrt")
+        check(self, "r", self.r is None or self.law == "sqrt", "must be null with law: factor")
 
     def require_fit(self) -> None:
         require_max_batch(self)
@@ -69,42 +69,42 @@ class ByNoiseScale(Batches):
 
     def reason(self, state: BatchState) -> str:
         last = state.checks[-1]
-        players = [p for p in GATES[self.gate] if self._speaks_up(p, state)] or GATES[self.gate]
-        found = " and ".join(f"{p.upper()}'s noise scale is {in_words(last[p], state.batch_size)}" for p in players)
+        players = [p for p in GATES[self.gate] if self._is_noisy(p, state)] or GATES[self.gate]
+        found = " and ".join(f"{p.upper()}'s noise scale is {describe_estimate(last[p], state.batch_size)}" for p in players)
         if self.law == "sqrt":
             return f"{found}: sqrt({self.r:g} x B_simple)"
         return f"{found}, above {self.target:g} x {self.margin:g} in {self.patience} check{'s' if self.patience > 1 else ''}"
 
     def _wanted(self, state: BatchState) -> float | None:
-        """The batch that the newest checks ask for; None where they are too few, too soon, or do not agree."""
-        # Only when a check has just been made: all processes then decide together.
+        """The batch that the newest checks ask for; None if there are too few, if it is too soon, or if they disagree."""
+        # Only when a check has just been completed: then all processes decide together.
         if not state.checked or len(state.checks) < self.patience or state.since_change < images(self.dwell_kimg):
             return None
-        speaking = [player for player in GATES[self.gate] if self._speaks_up(player, state)]
-        if not speaking or (self.gate == "both" and len(speaking) < 2):
+        noisy = [player for player in GATES[self.gate] if self._is_noisy(player, state)]
+        if not noisy or (self.gate == "both" and len(noisy) < 2):
             return None
         if self.law == "factor":
             return state.proposal * self.factor
-        assert self.r is not None  # `law: sqrt` has it
-        each = [min(math.sqrt(self.r * low) for low in self._lows(player, state)) for player in speaking]
+        assert self.r is not None  # `__post_init__` requires it with law: sqrt
+        each = [min(math.sqrt(self.r * low) for low in self._lows(player, state)) for player in noisy]
         return min(each) if self.gate == "both" else max(each)
 
     def _newest(self, state: BatchState) -> list[Mapping[str, Estimate]]:
         return list(state.checks[-self.patience :])
 
-    def _speaks_up(self, player: str, state: BatchState) -> bool:
-        """Whether every one of the newest checks is sure of this player's noise."""
-        least = 0.0 if self.law == "sqrt" else self.target * self.margin * state.batch_size
+    def _is_noisy(self, player: str, state: BatchState) -> bool:
+        """Whether all of the newest checks show that this player's noise is significantly above the threshold."""
+        threshold = 0.0 if self.law == "sqrt" else self.target * self.margin * state.batch_size
         lows = self._lows(player, state)
-        return len(lows) == len(self._newest(state)) and all(low > least for low in lows)
+        return len(lows) == len(self._newest(state)) and all(low > threshold for low in lows)
 
     def _lows(self, player: str, state: BatchState) -> list[float]:
-        """Lower ends of a player's noise scale in the newest checks, without those that have none."""
+        """Lower ends of a player's noise scale in the newest checks; checks without an interval are left out."""
         return [low for checked in self._newest(state) if (low := checked[player].low) is not None]
 
 
-def in_words(estimate: Estimate, batch_size: int) -> str:
-    """Such as 3.2 batches (2.1 to 4.9)."""
+def describe_estimate(estimate: Estimate, batch_size: int) -> str:
+    """The noise scale in words, such as "3.2 batches (2.1 to 4.9)"."""
     if estimate.b_simple is None or estimate.low is None or estimate.high is None:
         return "undecidable"
     ratio, low, high = (value / batch_size for value in (estimate.b_simple, estimate.low, estimate.high))

@@ -1,4 +1,4 @@
-"""The controller: turns what a policy proposes into a batch of whole rounds, and remembers it."""
+"""The controller: turns the proposals of a policy into batches of whole rounds."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from gantrain.errors import UserError, counted
 
 
 class BatchController:
-    """The batch of a run: B = micro_batch b x processes W x rounds k. During a run b and W stay; B grows by k and never shrinks.
+    """The batch of a run: B = micro_batch b x processes W x rounds k. During a run b and W are constant; B grows with k and never
+    shrinks.
 
-    A resumed run may have another W. It keeps its b if whole rounds of it still give B, and otherwise takes the largest smaller
-    b that does; resumed again on its old W it has its old b back.
+    A resumed run may have another W. It keeps b if a whole number of rounds still gives B, and otherwise takes the largest smaller
+    b for which one does. Resumed on its old W, it returns to its old b.
 
     Args:
-        policy: proposes; one of `BATCH_POLICIES`, or any object with `propose(state)`.
+        policy: one of `BATCH_POLICIES`, or any object with `propose(state)`.
         world: number of processes.
-        noise: measures the noise scale that the policy may go by.
-        agree: the main process's value of something, on every process.
-        resumes: a saved batch will be loaded, which has fitted other processes: the configured one need not fit these, and
-            there are no rounds before `load`.
+        noise: measures the noise scale that the policy may use.
+        agree: takes a value and returns the main process's value, on every process.
+        resumes: whether `load` will restore a saved batch. The configured batch then need not be whole rounds on these processes,
+            and there are no rounds until `load`.
 
     Attributes:
-        micro_batch, rounds, batch_size: as they are now.
-        notes: what a person should know about configured batches that are not whole rounds.
+        micro_batch, rounds, batch_size: the current values.
+        notes: messages about configured batches that are not whole rounds.
 
     Raises:
         UserError: no whole number of rounds gives the policy's first batch, or its largest, on this many processes.
@@ -43,30 +44,28 @@ class BatchController:
     ):
         self.policy, self.world, self.noise, self.agree = BATCH_POLICY.adapt(policy), world, noise, agree
         self.policy.require_fit()
-        # A policy that does not say whether it goes by the noise scale is given it.
+        # A policy that does not say whether it uses the noise scale gets it.
         self.checked_noise = None if self.policy.reads_noise is False else noise
         first, configured = self.policy.first_batch, self.policy.micro_batch
         self.resumes = resumes
-        self.micro_batch, self.rounds = (
-            (configured or first, 0) if resumes else rounds_of(first, configured, world)
-        )  # `load` says what they are
+        self.micro_batch, self.rounds = (configured or first, 0) if resumes else rounds_of(first, configured, world)  # `load` sets both
         self.first_micro_batch = configured or self.micro_batch
         self.batch_size = first
         self.proposal, self.last_change = float(first), 0
         self.notes: list[str] = []
         if not resumes:
-            self._look_at_named(refuse=True)
+            self._check_named(refuse=True)
 
     def ask(self, nimg: int, growth: float = 1.0) -> dict[str, Any] | None:
         """Ask the policy for the batch of the next update; returns the fields of a growth event, or None without growth.
 
-        A proposal is cut to `max_batch` and rounded down to a whole number of rounds, never below the current batch. Every
-        process decides alike on what depends on the clock alone; the main process decides where a measurement or a swap is
-        involved. Every process must ask at the same time.
+        A proposal is limited to `max_batch` and rounded down to a whole number of rounds, never below the current batch. All
+        processes decide alike on what depends on the clock alone; the main process decides if a measurement or a swap is
+        involved. All processes must call this at the same time.
 
         Args:
             nimg: images seen.
-            growth: what a swap at this moment asks for.
+            growth: factor that a swap at this moment asks for.
         """
         checked = self.checked_noise is not None and self.checked_noise.check()
         checks = tuple(self.checked_noise.checks) if self.checked_noise is not None else ()
@@ -76,7 +75,7 @@ class BatchController:
         if checked or growth != 1.0:
             asked, reason = self.agree((asked, reason))
         risen, self.proposal = min(asked, self.highest) > self.proposal, min(asked, self.highest)
-        if risen:  # if only within a round: what comes next is decided on what is measured from here on
+        if risen:  # even if only within a round: the next decision uses measurements from here on
             self.last_change = nimg
             if self.noise:
                 self.noise.decided()
@@ -94,13 +93,13 @@ class BatchController:
     def weights_jumped(self) -> None:
         """An average has replaced the live weights: earlier measurements say nothing about them.
 
-        Lookahead's small steps back are part of how the weights move, and too frequent to start over at each.
+        Not for Lookahead: its small steps back are part of the motion of the weights, and too frequent to start over at each.
         """
         if self.noise:
             self.noise.forget()
 
-    def _look_at_named(self, refuse: bool) -> None:
-        """Refuse, if asked to, a largest batch that is not whole rounds on these processes; note what other named batches become."""
+    def _check_named(self, refuse: bool) -> None:
+        """Note configured batches that are not whole rounds on these processes; with `refuse`, raise for `max_batch`."""
         self.notes = []
         if not self.policy.grows:
             return
@@ -113,18 +112,18 @@ class BatchController:
                 if key == "max_batch" and refuse:
                     raise UserError(
                         f"batching.max_batch: {batch} is not a whole number of {rounds};"
-                        f" choose {lower} or {lower + self.micro_batch * self.world}"
+                        f" use {lower} or {lower + self.micro_batch * self.world}"
                     )
                 self.notes.append(f"batching.{key}: {batch} is not a whole number of {rounds}; the batch will be {lower}")
 
     @property
     def highest(self) -> float:
-        """The batch never exceeds it."""
+        """The upper limit of the batch."""
         return self.policy.highest
 
     @property
     def can_grow(self) -> bool:
-        """Whether another round fits below the largest batch."""
+        """Whether the batch can grow by another round."""
         return self.batch_size + self.micro_batch * self.world <= self.highest
 
     @property
@@ -133,12 +132,12 @@ class BatchController:
         return self.policy.lr_scale(self.batch_size)
 
     def whole_rounds(self, images: float) -> int:
-        """The largest batch of whole rounds within so many images."""
+        """The largest batch of whole rounds that has at most `images` images."""
         round_size = self.micro_batch * self.world
         return math.floor(images / round_size + 1e-9) * round_size
 
     def numbers(self) -> dict[str, int]:
-        """The batch for a line of the record."""
+        """The batch as entries for a line of the record."""
         return {"batch/size": self.batch_size, "batch/rounds": self.rounds, "batch/micro_batch": self.micro_batch}
 
     def state(self) -> dict[str, Any]:
@@ -157,12 +156,12 @@ class BatchController:
         """Continue with the saved batch.
 
         Raises:
-            UserError: it does not divide over the current number of processes.
+            UserError: it cannot be split evenly over the current number of processes.
         """
         self.first_micro_batch = state["first_micro_batch"]
         self.micro_batch, self.rounds = elastic_rounds_of(state["batch_size"], self.first_micro_batch, self.world)
         self.batch_size, self.proposal, self.last_change = state["batch_size"], state["proposal"], state["last_change"]
-        self._look_at_named(refuse=False)
+        self._check_named(refuse=False)
         if self.noise and state["noise"]:
             self.noise.load(state["noise"])
 
@@ -171,14 +170,14 @@ def elastic_rounds_of(batch_size: int, micro_batch: int, world: int) -> tuple[in
     """(micro_batch b, rounds k) with batch_size = b x world x k and the largest b that is at most `micro_batch`.
 
     Raises:
-        UserError: the batch does not divide over the processes.
+        UserError: the batch cannot be split evenly over the processes.
     """
     if batch_size % world:
         fitting = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
         near = sorted(fitting, key=lambda w: (abs(w - world), w))[:2]
         raise UserError(
-            f"batching.batch_size: the run's batch of {batch_size} does not divide over {world} processes;"
-            f" resume it on {' or '.join(map(str, sorted(near)))}"
+            f"batching.batch_size: the run's batch of {batch_size} cannot be split evenly over {world} processes;"
+            f" resume on {' or '.join(map(str, sorted(near)))}"
         )
     share = batch_size // world
     b = next(b for b in range(min(micro_batch, share), 0, -1) if share % b == 0)
@@ -193,12 +192,12 @@ def rounds_of(batch_size: int, micro_batch: int | None, world: int) -> tuple[int
     """
     if micro_batch is None:
         if batch_size % world:
-            raise UserError(f"batching.batch_size: {batch_size} does not divide over {world} processes; choose a multiple of {world}")
+            raise UserError(f"batching.batch_size: {batch_size} cannot be split evenly over {world} processes; use a multiple of {world}")
         return batch_size // world, 1
     if batch_size % (micro_batch * world):
         raise UserError(
-            f"batching.micro_batch: {micro_batch} images x {world} processes does not divide batch_size {batch_size};"
-            f" choose a micro_batch that divides {batch_size // world if batch_size % world == 0 else batch_size}"
+            f"batching.micro_batch: rounds of {micro_batch} images x {world} processes do not add up to batch_size {batch_size};"
+            f" use a micro_batch that divides {batch_size // world if batch_size % world == 0 else batch_size}"
             + ("" if batch_size % world == 0 else f" and a batch_size that is a multiple of {world}")
         )
     return micro_batch, batch_size // (micro_batch * world)

@@ -1,4 +1,4 @@
-"""A batch that stays as it is."""
+"""A constant batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gantrain.batching.state import Batches, BatchState
 
 @dataclass(frozen=True)
 class Fixed(Batches):
-    """Always `batch_size`."""
+    """The batch is always `batch_size`."""
 
     grows = False
 

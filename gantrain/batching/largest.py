@@ -1,4 +1,4 @@
-"""Several policies at once: the largest of what they propose."""
+"""The largest batch that any of several policies proposes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gantrain.batching.by_noise_scale import ByNoiseScale
 from gantrain.batching.on_swap import OnSwap
 from gantrain.batching.schedule import Schedule
 from gantrain.batching.state import BATCH_POLICY, Batches, BatchPolicy, BatchState, proposal_of
-from gantrain.errors import InvalidField, check
+from gantrain.errors import InvalidField, check, shown
 
 SHARED: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Batches)}  # keys that all parts have in common
 PARTS: dict[str, type[BatchPolicy]] = {"schedule": Schedule, "on_swap": OnSwap, "noise_scale": ByNoiseScale}
@@ -22,21 +22,23 @@ class Largest(Batches):
     """The largest batch that any of the policies in `of` proposes.
 
     Attributes:
-        of: free names to policies; `batch_size`, `micro_batch`, `max_batch` and `lr_scaling` stand beside `of`.
+        of: policies by free names; `batch_size`, `micro_batch`, `max_batch` and `lr_scaling` are set next to `of`.
     """
 
     of: dict[str, BatchPolicy] = field(default_factory=dict, metadata={"kind": "batch policy", "table": PARTS, "mapping": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "of", len(self.of) > 0, f"must name policies, such as {{noise: {{name: noise_scale}}}} ({', '.join(PARTS)})")
+        check(self, "of", len(self.of) > 0, f"must name at least one policy, such as {{noise: {{name: noise_scale}}}} ({', '.join(PARTS)})")
         shared = {name: getattr(self, name) for name in SHARED}
         parts: dict[str, Any] = dict(self.of)  # dataclasses, of classes that need not inherit from `BatchPolicy`
         for name, part in parts.items():
             known = [f.name for f in dataclasses.fields(part) if f.name in SHARED]
             for key in known:
                 if getattr(part, key) not in (SHARED[key], shared[key]):
-                    raise InvalidField(f"of.{name}.{key}", getattr(part, key), f"belongs beside `of`, where it is {shared[key]}")
+                    raise InvalidField(
+                        f"of.{name}.{key}", getattr(part, key), f"must be set next to `of` (there it is {shown(shared[key])})"
+                    )
             parts[name] = BATCH_POLICY.adapt(dataclasses.replace(part, **{key: shared[key] for key in known}))
         object.__setattr__(self, "of", parts)
 
@@ -61,7 +63,7 @@ class Largest(Batches):
             try:
                 part.require_fit()
             except InvalidField as error:
-                # All of them share one largest batch.
+                # A shared key is set next to `of`.
                 key = error.field if error.field in SHARED else f"of.{name}.{error.field}"
                 raise InvalidField(key, error.value, error.remedy) from None
 
@@ -73,6 +75,6 @@ class Largest(Batches):
 
 
 def any_of(answers: Iterable[bool | None]) -> bool | None:
-    """True if any answer is, else None if one is not known, else False."""
+    """True if any answer is True, else None if any is unknown, else False."""
     given = set(answers)
     return True if True in given else None if None in given else False

@@ -1,4 +1,4 @@
-"""The gradient noise scale: how noisy the gradient of one image is beside the gradient itself.
+"""The gradient noise scale: how noisy the gradient of one image is compared with the mean gradient.
 
 With Sigma the covariance of the gradient over images and G its mean, a batch of B images has a gradient of squared length
 |G|^2 + tr Sigma / B on average, and B_simple = tr Sigma / |G|^2 is the batch at which noise and signal are equal
@@ -7,9 +7,9 @@ With Sigma the covariance of the gradient over images and G its mean, a batch of
     small = mean of |g_i|^2 over the micro-batches        big = |mean of g_i|^2
     |G|^2 = (B big - b small) / (B - b)                   tr Sigma = (small - big) / (1 / b - 1 / B)
 
-Either is unbiased; their ratio is not, and one |G|^2 in two may be negative where noise prevails. So both are averaged over
-many updates, negative values included, and divided last. Where BatchNorm couples the images of a micro-batch, the
-micro-batch is what is drawn independently, and the estimate holds for this b.
+Both are unbiased; their ratio is not, and where noise dominates, up to half of the |G|^2 are negative. So both are averaged over
+many updates, negative values included, before they are divided. Where BatchNorm couples the images of a micro-batch, the
+micro-batch is the unit that is drawn independently, and the estimate holds for this b.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from torch import Tensor, nn
 
 from gantrain.errors import check
 
-COVERAGE = 0.95  # of every interval
-FEWEST = 8  # measurements that an interval needs
+COVERAGE = 0.95  # of all intervals
+FEWEST_MEASUREMENTS = 8  # for an interval
 CHECKS_KEPT = 64
 
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """Measuring the gradient noise scale of D and of G in training; `batching: {name: noise_scale}` acts on it.
+    """Measurement of the gradient noise scale of D and G during training, on which `batching: {name: noise_scale}` acts.
 
     Attributes:
-        measure_every: one update in so many is measured, of D its first step; null measures none. On one process with one
-            round the measured update is done in two halves, and BatchNorm sees half a micro-batch in each.
-        window: an estimate is over the last so many measurements.
-        per_layer: also where in the networks the noise sits.
+        measure_every: measure every n-th update (for D, its first step); null measures none. On one process with one round, a
+            measured update is computed in two halves, and BatchNorm sees half a micro-batch in each.
+        window: number of measurements behind an estimate.
+        per_layer: also measure the noise of each layer.
     """
 
     measure_every: int | None = None
@@ -50,25 +50,25 @@ class NoiseScale:
 
     def __post_init__(self) -> None:
         check(self, "measure_every", self.measure_every is None or self.measure_every >= 1, "must be at least 1, or null for never")
-        check(self, "window", self.window >= FEWEST, f"must be at least {FEWEST}")
+        check(self, "window", self.window >= FEWEST_MEASUREMENTS, f"must be at least {FEWEST_MEASUREMENTS}")
 
 
 # ---- in the update ---------------------------------------------------------------------------------------------------
 
 
 class GradientProbe:
-    """Squared lengths of a network's gradients: of every micro-batch's, and of their mean.
+    """Squared norms of a network's gradients: of each micro-batch, and of their mean.
 
-    Hooks on the parameters see each backward pass's own gradient, before it is added to others or exchanged between
-    processes. All stays on the device; nothing waits.
+    Hooks on the parameters see the gradient of each backward pass before it is accumulated or exchanged between processes.
+    Everything stays on the device, without a sync.
 
     Args:
-        network: its parameters that require a gradient when `listening` are looked at.
-        per_layer: keep every layer apart.
-        processes: that share an update. One alone measures an update of one round in two halves.
+        network: those of its parameters are measured that require a gradient inside `listening`.
+        per_layer: measure each layer separately.
+        processes: number of processes that share an update. A single process measures an update of one round in two halves.
 
     Attributes:
-        layers: names; a single "" for the whole network.
+        layers: names of the layers; a single "" stands for the whole network.
     """
 
     def __init__(self, network: nn.Module, per_layer: bool = False, processes: int = 1):
@@ -78,14 +78,14 @@ class GradientProbe:
         self.index = torch.tensor([self.layers.index(name) for name in names])
 
     def halves(self, rounds: int) -> bool:
-        """Whether an update of so many rounds must be measured in two halves: there is one micro-batch, and two are wanted."""
+        """Whether an update of so many rounds must be measured in two halves: there is a single micro-batch, and two are needed."""
         return rounds * self.processes == 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While it lasts, the squared length of every gradient that a backward pass brings is added up."""
+        """Inside, the squared norm of every gradient that a backward pass computes is added up."""
         parameters = list(self.network.parameters())
-        # float64, since many are added up; each square is as exact as the gradient.
+        # In float64, since many are added up; each square is as exact as its gradient.
         self.squares = torch.zeros(len(parameters), dtype=torch.float64, device=parameters[0].device)
         handles = [p.register_hook(adding_to(total)) for p, total in zip(parameters, self.squares.unbind()) if p.requires_grad]
         try:
@@ -101,8 +101,8 @@ class GradientProbe:
         Call it when `.grad` holds the mean over all micro-batches and nothing else.
 
         Args:
-            rounds: backward passes there were, each of a loss divided by so many.
-            scale: what every loss was multiplied by besides.
+            rounds: number of backward passes, each of a loss divided by this number.
+            scale: factor by which every loss was also multiplied.
         """
         small = self.squares * (rounds / scale**2)  # the mean over rounds of (rounds / scale)^2 |grad|^2
         gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in self.network.parameters()]
@@ -114,7 +114,7 @@ class GradientProbe:
 
 
 def adding_to(total: Tensor) -> Callable[[Tensor], None]:
-    """A hook that adds a gradient's squared length to `total`."""
+    """A hook that adds a gradient's squared norm to `total`."""
 
     def hook(gradient: Tensor) -> None:
         total.add_(torch.linalg.vector_norm(gradient.detach()).double().square())
@@ -123,7 +123,7 @@ def adding_to(total: Tensor) -> Callable[[Tensor], None]:
 
 
 def layer_of(parameter: str) -> str:
-    """The module that a parameter belongs to, whatever parametrizes it: a.conv of a.conv.parametrizations.weight.original."""
+    """The module that a parameter belongs to, ignoring parametrizations: a.conv for a.conv.parametrizations.weight.original."""
     return parameter.partition(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0] or parameter
 
 
@@ -135,10 +135,10 @@ class Estimate:
     """The noise scale of one network.
 
     Attributes:
-        trace: tr Sigma, of the gradient of one image.
+        trace: tr Sigma of the gradient of one image.
         squared: |G|^2, which noise may make negative.
         low, high: ends of the interval of B_simple at 95%; None if there is no interval (`undecidable`).
-        measurements: how many it is computed from.
+        measurements: number of measurements that it is computed from.
     """
 
     trace: float
@@ -149,7 +149,7 @@ class Estimate:
 
     @property
     def b_simple(self) -> float | None:
-        """tr Sigma / |G|^2 in images; None where noise has made either negative."""
+        """tr Sigma / |G|^2 in images; None if noise has made either of them negative."""
         return self.trace / self.squared if self.trace > 0 and self.squared > 0 else None
 
     @property
@@ -161,10 +161,10 @@ class Estimate:
 def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
     """B_simple of measured tr Sigma and |G|^2 as the ratio of their means, with a jackknife interval of its logarithm.
 
-    The interval is that of Student's t with one degree of freedom less than there are measurements. It needs at least 8
-    of them, and both sums above 0 whichever measurement is left out. Where B_simple is many times the batch and some windows are
-    undecidable for it, those that are not have had the luck of a large |G|^2: their upper ends are then too low more often than
-    1 time in 40. The lower ends, by which a batch grows, are not too high for it.
+    The interval is Student's t with n - 1 degrees of freedom for n measurements. It needs at least 8 of them, and both sums must
+    stay above 0 whichever measurement is left out. If B_simple is many times the batch, some windows are undecidable, and the
+    others are those with a large |G|^2 by chance: their upper ends are too low more often than 1 time in 40. Their lower ends,
+    which decide about growth, are not too high.
     """
     s, g = np.asarray(traces, dtype=np.float64), np.asarray(squares, dtype=np.float64)
     n = len(s)
@@ -172,7 +172,7 @@ def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
     with np.errstate(all="ignore"):  # measurements at the ends of float64's range
         trace, squared = (float(values.mean()) if n else math.nan for values in (s, g))
         without_s, without_g = s.sum() - s, g.sum() - g
-        if n >= FEWEST and trace > 0 and squared > 0 and without_s.min() > 0 and without_g.min() > 0:
+        if n >= FEWEST_MEASUREMENTS and trace > 0 and squared > 0 and without_s.min() > 0 and without_g.min() > 0:
             left_out = np.log(without_s) - np.log(without_g)
             error = math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
             middle, reach = float(np.log(s.sum()) - np.log(g.sum())), stdtrit(n - 1, (1 + COVERAGE) / 2) * error
@@ -182,11 +182,11 @@ def estimate(traces: Sequence[float], squares: Sequence[float]) -> Estimate:
 
 
 def as_numbers(prefix: str, one: Estimate, batch_size: int | None = None) -> dict[str, float]:
-    """An estimate as entries of a line of the record; what noise has left undefined is left out.
+    """An estimate as entries of a line of the record; undefined values are left out.
 
     Args:
         prefix: of the keys, such as noise_scale/D.
-        batch_size: also give the ratio B_simple / batch_size with its interval.
+        batch_size: also return the ratio B_simple / batch_size with its interval.
     """
     values = {"tr_sigma": one.trace, "g_squared": one.squared, "b_simple": one.b_simple, "b_simple_low": one.low, "b_simple_high": one.high}
     if batch_size is not None:
@@ -205,20 +205,20 @@ def unbiased(small: np.ndarray, big: np.ndarray, b: int, batch: int) -> tuple[np
 
 
 class NoiseMonitor:
-    """The measurements of a run: which updates are measured, the last of them, and the checks that a policy decides on.
+    """The measurements of a run: when they are due, the most recent ones, and the checks on which a policy decides.
 
-    A check is an estimate over `window` measurements of each player that no earlier check has seen, so that checks are
-    independent and looking often does not make a chance growth likelier.
+    A check is an estimate over `window` measurements of each player that no earlier check has used. So checks are independent,
+    and frequent checks do not make growth by chance more likely.
 
     Args:
         settings: the `noise_scale` section.
         layers: names of each player's layers ("d", "g"), in the order of the measurements.
-        mean: the mean over all processes of a tensor, on every one of them.
+        mean: takes a tensor and returns its mean over all processes, on every process.
     """
 
     def __init__(self, settings: NoiseScale, layers: Mapping[str, Sequence[str]], mean: Callable[[Tensor], Tensor] = lambda t: t):
         self.settings, self.layers, self.mean = settings, layers, mean
-        self.pending: list[tuple[str, int, int, Tensor]] = []  # player, micro-batch, batch, what was measured, still on the device
+        self.pending: list[tuple[str, int, int, Tensor]] = []  # player, micro-batch, batch, measurement on the device
         self.windows: dict[str, deque[list[list[float]]]] = {player: deque(maxlen=settings.window) for player in layers}
         self.micro_batch: dict[str, int] = dict.fromkeys(layers, 0)
         self.fresh = dict.fromkeys(layers, 0)
@@ -226,18 +226,18 @@ class NoiseMonitor:
         self.wanted: set[str] = set()
 
     def begin(self, updates: int) -> None:
-        """Before an update: want a measurement of each player if one is due. One that could not be made stays wanted."""
+        """Call before an update: request a measurement of each player if one is due. A request stays until it is fulfilled."""
         every = self.settings.measure_every
         if every is not None and updates % every == 0:
             self.wanted = set(self.layers)
 
     def record(self, player: str, micro_batch: int, batch_size: int, measured: Tensor) -> None:
-        """Keep a measurement `[2, layers]` of a player, for images at a time and images in all; still on the device."""
+        """Keep a measurement `[2, layers]` of a player, made over micro-batches of a batch; it stays on the device until `settle`."""
         self.wanted.discard(player)
         self.pending.append((player, micro_batch, batch_size, measured))
 
     def settle(self) -> None:
-        """Read what is pending off the device, the mean over processes. Every process must call it at the same time."""
+        """Read pending measurements off the device, averaged over processes. All processes must call this at the same time."""
         if not self.pending:
             return
         sizes = [measured.numel() for *_, measured in self.pending]
@@ -246,7 +246,7 @@ class NoiseMonitor:
             small, big = value.view(measured.shape).numpy()
             if not np.isfinite(small).all() or not np.isfinite(big).all():  # an update that fp16's scaler skips
                 continue
-            if b != self.micro_batch[player]:  # BatchNorm sees other micro-batches: another noise
+            if b != self.micro_batch[player]:  # BatchNorm sees micro-batches of another size, so the noise differs
                 self.windows[player].clear()
                 self.micro_batch[player], self.fresh[player], self.checks = b, 0, []
             self.windows[player].append([part.tolist() for part in unbiased(small, big, b, batch)])
@@ -254,7 +254,7 @@ class NoiseMonitor:
         self.pending = []
 
     def check(self) -> bool:
-        """Whether a check has just been completed. Every process must call it at the same time."""
+        """Whether a check has just been completed. All processes must call this at the same time."""
         pending = [player for player, *_ in self.pending]
         if any(self.fresh[player] + pending.count(player) < self.settings.window for player in self.layers):
             return False
@@ -266,12 +266,12 @@ class NoiseMonitor:
         return True
 
     def decided(self) -> None:
-        """The batch has changed: what a policy decides next, it decides on measurements from here on."""
-        pending = [player for player, *_ in self.pending]  # belongs to what was before; reading it now would wait for the device
+        """The batch has changed: the next decision of a policy uses only measurements from here on."""
+        pending = [player for player, *_ in self.pending]  # from before the change; reading them now would wait for the device
         self.fresh, self.checks = {player: -pending.count(player) for player in self.layers}, []
 
     def forget(self) -> None:
-        """The weights have jumped: discard all measurements of them."""
+        """The weights have jumped: discard all measurements."""
         self.pending = []
         for window in self.windows.values():
             window.clear()
@@ -282,7 +282,7 @@ class NoiseMonitor:
         return {player: self.of_layers(player, None) for player in self.layers}
 
     def by_layer(self) -> dict[str, dict[str, Estimate]]:
-        """The same of every layer; nothing unless `per_layer`."""
+        """The estimate of each player and layer over its window; empty unless `per_layer`."""
         if not self.settings.per_layer:
             return {}
         return {player: {name: self.of_layers(player, i) for i, name in enumerate(names)} for player, names in self.layers.items()}
@@ -304,6 +304,7 @@ class NoiseMonitor:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from saved measurements: what `state` gave."""
         self.pending, self.wanted = [], set(state["wanted"])
         self.windows = {player: deque(state["windows"][player], maxlen=self.settings.window) for player in self.layers}
         self.micro_batch, self.fresh = dict(state["micro_batch"]), dict(state["fresh"])

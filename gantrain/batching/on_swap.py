@@ -9,12 +9,12 @@ from gantrain.batching.state import Batches, BatchState
 
 @dataclass(frozen=True)
 class OnSwap(Batches):
-    """`batch_size` at first, multiplied at every swap by the factor that the swap asks for (`swap.growth`)."""
+    """The batch starts at `batch_size` and is multiplied by `swap.growth` at every swap."""
 
     grows_at_swaps = True
 
     def propose(self, state: BatchState) -> float:
-        # From the last proposal: factors below a whole round add up until one is full.
+        # From the last proposal and not from the batch: factors too small for a whole round accumulate.
         return state.proposal * state.growth if state.proposal else self.batch_size
 
     def reason(self, state: BatchState) -> str:

@@ -1,4 +1,4 @@
-"""A batch that grows by the clock."""
+"""A batch that grows at set times."""
 
 from __future__ import annotations
 
@@ -14,45 +14,48 @@ from gantrain.errors import InvalidField, check
 
 @dataclass(frozen=True)
 class Schedule(Batches):
-    """A pure function of images seen, by milestones or geometric: growth instead of learning-rate decay (Smith et al. 2018).
+    """Grow the batch at set times, where others decay the learning rate (Smith et al. 2018).
 
     Attributes:
-        milestones: pairs [kimg, batch]: the batch from that time on. Times and batches rise.
-        factor: instead of milestones, what the batch is multiplied by at every `every_kimg`, up to `max_batch`.
-        every_kimg: distance between two growths by `factor`.
+        milestones: pairs [kimg, batch]: each batch applies from its time on.
+        factor: instead of milestones: the batch is multiplied by this factor at every `every_kimg`, up to `max_batch`.
+        every_kimg: interval in kimg between two growths by `factor`.
     """
 
-    milestones: Any = field(default=None, metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "both rise; kimg above 0"})
+    milestones: Any = field(
+        default=None,
+        metadata={"type": "a list of [kimg, batch] pairs, or null", "range": "kimg above 0 and increasing; batches never shrink"},
+    )
     factor: float | None = None
     every_kimg: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        geometric = self.factor is not None or self.every_kimg is not None
-        if self.milestones is not None and geometric:
-            raise InvalidField("milestones", self.milestones, "and factor with every_kimg exclude each other: give one of the two")
+        factor, every = self.factor, self.every_kimg
+        check(self, "factor", factor is None or 1 < factor < float("inf"), "must be above 1, or null")
+        check(self, "every_kimg", every is None or 0 < every < float("inf"), "must be above 0, or null")
         if self.milestones is None:
-            if self.factor is None:
-                raise InvalidField("factor", None, "must be given with every_kimg, or else milestones")
-            check(self, "factor", 1 < self.factor < float("inf"), "must be above 1: a schedule only grows")
-            check(
-                self, "every_kimg", self.every_kimg is not None and 0 < self.every_kimg < float("inf"), "must be given with factor, above 0"
-            )
+            if factor is None:
+                raise InvalidField("factor", None, "must be set together with every_kimg; or set milestones instead")
+            if every is None:
+                raise InvalidField("every_kimg", None, "must be set together with factor")
             return
+        if factor is not None or every is not None:
+            raise InvalidField("milestones", self.milestones, "cannot be combined with factor and every_kimg; set one or the other")
         is_list = isinstance(self.milestones, (list, tuple)) and self.milestones
         check(
             self,
             "milestones",
             bool(is_list) and all(map(is_milestone, self.milestones)),
-            "must be a list of [kimg above 0, whole number of images]",
+            "must be a list of pairs [kimg above 0, whole number of images]",
         )
         pairs = tuple((kimg, batch) for kimg, batch in self.milestones)
         object.__setattr__(self, "milestones", pairs)
         for (kimg, batch), (later, larger) in pairwise(pairs):
             if later <= kimg:
-                raise InvalidField("milestones", [later, larger], f"must be in order of time: it comes after [{kimg:g}, {batch}]")
+                raise InvalidField("milestones", [later, larger], f"must be in order of time: the one before is [{kimg:g}, {batch}]")
             if larger < batch:
-                raise InvalidField("milestones", [later, larger], f"must not shrink: it comes after [{kimg:g}, {batch}]")
+                raise InvalidField("milestones", [later, larger], f"must not shrink: the one before is [{kimg:g}, {batch}]")
 
     def require_fit(self) -> None:
         if self.milestones is None:
@@ -87,10 +90,10 @@ class Schedule(Batches):
             since = state.nimg // images(every_kimg) * every_kimg
         else:
             since = max(kimg for kimg, _ in self.milestones if images(kimg) <= state.nimg)
-        return f"the schedule has {self.propose(state):g} from {since:g} kimg on"
+        return f"the schedule sets {self.propose(state):g} from {since:g} kimg on"
 
     def _geometric(self) -> tuple[float, float]:
-        """`factor` and `every_kimg`, which are there if milestones are not."""
+        """`factor` and `every_kimg`, which `__post_init__` requires without milestones."""
         assert self.factor is not None and self.every_kimg is not None
         return self.factor, self.every_kimg
 

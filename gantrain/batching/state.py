@@ -1,7 +1,8 @@
-"""The contract of batch policies, what they are told, and the fields of gantrain's own."""
+"""The contract of batch policies, the state that they are given, and the fields of gantrain's own policies."""
 
 from __future__ import annotations
 
+import functools
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,21 @@ from gantrain.batching.noise_scale import Estimate
 from gantrain.contracts import Contract
 from gantrain.errors import InvalidField, UserError, check
 
+POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the batch, by `lr_scaling`
+
 
 @dataclass(frozen=True)
 class BatchState:
-    """The moment at which a policy is asked.
+    """What a policy is told when it is asked for a batch.
 
     Attributes:
         nimg: images seen so far.
         batch_size: of the last update, 0 before the first.
-        growth: what a swap at this very moment asks the batch to be multiplied by; 1 otherwise.
-        proposal: what the policy proposed last, cut to its largest batch but not yet to whole rounds; 0 before the first.
+        growth: factor that a swap or rollback at this moment asks for; 1 otherwise.
+        proposal: the last proposal of the policy, limited to `highest` but not yet rounded to whole rounds; 0 before the first.
         since_change: images since the proposal last rose, or since the start.
-        checks: the noise scale of "d" and "g" at every check since then, or since the weights were swapped, the newest last;
-            each is over measurements of its own.
+        checks: the noise scale of "d" and "g" at every check since the proposal last rose or the weights were swapped, newest
+            last. Each check has measurements of its own.
         checked: whether the newest check was completed just now.
     """
 
@@ -38,18 +41,18 @@ class BatchState:
 
 
 class BatchPolicy(ABC):
-    """What decides the batch: the contract of everything in `BATCH_POLICIES`, and of policies from outside.
+    """The contract of batch policies: of everything in `BATCH_POLICIES`, and of policies from outside.
 
     Only `propose` is required. A policy that does not inherit from this class gets the same defaults for the rest. In a
     configuration a policy is a frozen dataclass, and its fields may set the attributes. All batches are images per generator
     update, over all processes and rounds.
 
     Attributes:
-        micro_batch: images per process and round; None is the first batch divided by the processes, in one round.
-        max_batch: the batch never exceeds it; None sets no limit.
-        lr_scaling: what growth does to both learning rates: "none", or times (batch / first batch) to the power 1/2 ("sqrt")
+        micro_batch: images per process and round; None is the first batch divided by the number of processes, in one round.
+        max_batch: upper limit of the batch; None sets no limit.
+        lr_scaling: effect of growth on both learning rates: "none", or a factor (batch / first batch) to the power 1/2 ("sqrt")
             or 1 ("linear").
-        grows: whether the batch ever grows. True by default: a policy that does not say may grow.
+        grows: whether the batch can grow. True by default, since a policy that does not say may grow it.
     """
 
     micro_batch: int | None = None
@@ -59,32 +62,32 @@ class BatchPolicy(ABC):
 
     @property
     def grows_at_swaps(self) -> bool | None:
-        """Whether the batch grows by the factor that a swap or rollback asks for (`BatchState.growth`); None is not known.
+        """Whether the batch grows by the factor that a swap or rollback asks for (`BatchState.growth`); None if unknown.
 
-        None by default, since only the policy knows what it does with a factor: a swap that asks for growth is refused when
-        the policy says False, and a policy that says True gets a note when no swap asks for any. Neither may happen by a guess.
+        None by default, since only the policy knows what it does with a factor. With False, a swap that asks for growth is refused.
+        With True, a note says so if no swap asks for growth. Neither may be based on a guess.
         """
         return None
 
     @property
     def reads_noise(self) -> bool | None:
-        """Whether the policy goes by the noise scale (`BatchState.checks`); None is not known.
+        """Whether the policy uses the noise scale (`BatchState.checks`); None if unknown.
 
-        None by default, and such a policy is given the checks, since it may use them. But a run whose noise scale is not
-        measured is refused only when the policy says True: one that does not say may do without.
+        None by default. Such a policy gets the checks, since it may use them. A run that does not measure the noise scale is
+        refused only with True.
         """
         return None
 
     @abstractmethod
     def propose(self, state: BatchState) -> float:
-        """The batch of the next update, at least 1. Asked before every update, on every process alike.
+        """The batch of the next update, at least 1. Called before every update, on all processes alike.
 
-        The controller cuts it to `highest` and to whole rounds, and never shrinks the batch.
+        The controller limits it to `highest`, rounds it down to whole rounds, and never shrinks the batch.
         """
 
-    @property
+    @functools.cached_property
     def first_batch(self) -> int:
-        """The batch at the start of a run: the proposal before the first image, cut to `highest`.
+        """The batch at the start of a run: the proposal before the first image, limited to `highest`. The policy is asked once.
 
         Raises:
             UserError: the proposal is not a batch.
@@ -93,26 +96,26 @@ class BatchPolicy(ABC):
 
     @property
     def highest(self) -> float:
-        """The batch never exceeds it: `max_batch`, or infinity, by default."""
+        """The upper limit of the batch. By default `max_batch`, or infinity."""
         return float("inf") if self.max_batch is None else self.max_batch
 
     def require_fit(self) -> None:  # noqa: B027 - by default there is nothing to refuse
-        """Refuse a combination of values that cannot work. By default every one can.
+        """Refuse values that do not fit together. By default, all are accepted.
 
         Raises:
             InvalidField: names the field.
         """
 
     def named(self) -> dict[str, list[int]]:
-        """Batches that the configuration names besides the first, by key: they must be whole rounds. By default `max_batch`."""
+        """Batches other than the first that the configuration names, by key, which should be whole rounds. By default `max_batch`."""
         return {"max_batch": [] if self.max_batch is None else [self.max_batch]}
 
     def lr_scale(self, batch_size: int) -> float:
-        """What both learning rates are multiplied by at a batch. By default `lr_scaling` decides."""
-        return (batch_size / self.first_batch) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.lr_scaling]
+        """The factor of both learning rates at a batch. By default `lr_scaling` decides, relative to the first batch."""
+        return 1.0 if self.lr_scaling == "none" else (batch_size / self.first_batch) ** POWERS[self.lr_scaling]
 
     def reason(self, state: BatchState) -> str:
-        """Why the policy proposes a larger batch than before, as part of a sentence."""
+        """Why the policy proposes a larger batch than before, as a clause for messages."""
         return f"{type(self).__name__} proposes it"
 
 
@@ -120,7 +123,7 @@ BATCH_POLICY: Contract[BatchPolicy] = Contract("batch policy", BatchPolicy)
 
 
 def proposal_of(policy: BatchPolicy, state: BatchState) -> float:
-    """What a policy proposes.
+    """The proposal of a policy, checked.
 
     Raises:
         UserError: it is not a number of images.
@@ -133,15 +136,16 @@ def proposal_of(policy: BatchPolicy, state: BatchState) -> float:
 
 @dataclass(frozen=True)
 class Batches(BatchPolicy):
-    """The fields of every batch policy of gantrain.
+    """Fields that all batch policies of gantrain share.
 
     Attributes:
         batch_size: images per generator update over all processes and rounds, B = micro_batch x processes x rounds; the first
-            batch of a policy that lets it grow.
-        micro_batch: images per process and round, what BatchNorm sees; null is batch_size / processes, one round.
-        max_batch: the batch never exceeds it; null is the largest that the policy itself names.
-        lr_scaling: what growth does to both learning rates: "none", or times (batch / first batch) to the power 1/2 ("sqrt")
-            or 1 ("linear").
+            batch if the policy grows it.
+        micro_batch: images per process and round, over which BatchNorm computes its statistics; null is batch_size / processes, in
+            one round.
+        max_batch: upper limit of the batch; null is the largest batch that the policy itself names.
+        lr_scaling: effect of growth on both learning rates: "none", or a factor (batch / batch_size) to the power 1/2 ("sqrt") or 1
+            ("linear").
     """
 
     batch_size: int = 64
@@ -156,8 +160,15 @@ class Batches(BatchPolicy):
 
     @property
     def reads_noise(self) -> bool | None:
-        """Whether the policy goes by the noise scale. By default it does not."""
+        """Whether the policy uses the noise scale. By default it does not."""
         return False
+
+    def lr_scale(self, batch_size: int) -> float:
+        """The factor of both learning rates at a batch: `lr_scaling` decides, relative to `self.batch_size`.
+
+        The first batch of `largest` may differ from `batch_size`.
+        """
+        return (batch_size / self.batch_size) ** POWERS[self.lr_scaling]
 
     def __post_init__(self) -> None:
         check(self, "batch_size", self.batch_size >= 1, "must be at least 1")
@@ -179,4 +190,4 @@ def require_max_batch(policy: BatchPolicy) -> None:
         InvalidField: for `max_batch`.
     """
     if policy.max_batch is None:
-        raise InvalidField("max_batch", None, "must be given, the largest batch that it may reach: by itself this policy grows without end")
+        raise InvalidField("max_batch", None, "must be set, the largest batch allowed: without it, this policy never stops growing")

@@ -19,7 +19,7 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
-from gantrain.batching.noise_scale import FEWEST, as_numbers
+from gantrain.batching.noise_scale import FEWEST_MEASUREMENTS, as_numbers
 from gantrain.config.loading import load
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
@@ -187,8 +187,8 @@ def measure_run(
     Raises:
         UserError: no such run, checkpoint or average; too few updates; several processes; gradients that are not finite.
     """
-    if updates < FEWEST:
-        raise UserError(f"--updates: must be at least {FEWEST}, which an interval needs, got {updates}")
+    if updates < FEWEST_MEASUREMENTS:
+        raise UserError(f"--updates: must be at least {FEWEST_MEASUREMENTS}, which an interval needs, got {updates}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = open_bench(run, average, kimg, overrides)
@@ -201,7 +201,7 @@ def measure_run(
     monitor = bench.measure(updates, per_layer, bar)
     found = monitor.estimates()
     for player, one in found.items():
-        if one.measurements < FEWEST:
+        if one.measurements < FEWEST_MEASUREMENTS:
             where = f"the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg"
             raise UserError(f"{run}: {where} are not finite numbers; choose another checkpoint with --kimg")
     write(target, record_of(bench, updates, found, monitor.by_layer()))

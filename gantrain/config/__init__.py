@@ -1,4 +1,4 @@
-"""What a run is told: sections, cross-checks, YAML files, plug-ins by name."""
+"""The configuration of a run: sections, cross-checks, YAML files, plug-ins by name."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Config:
 
     Attributes:
         run_dir: the run folder; the same command with the same folder resumes.
-        seed: seed of everything random: initial weights, order of the images, latents, labels.
+        seed: seed of all random numbers: initial weights, order of the images, latents, labels.
         total_kimg: length of the run, in thousands of images per generator update.
         data: the data set.
         model: the architecture of both networks.
@@ -41,14 +41,14 @@ class Config:
         penalties: penalties that are added to D's loss, by free names; `NAME: null` removes one.
         optim: the optimizer.
         batching: the batch policy, which decides how large the batch is.
-        noise_scale: measuring the gradient noise scale.
+        noise_scale: measurement of the gradient noise scale.
         averagers: averages that follow the weights, by free names; `NAME: null` removes one.
-        swap: putting an average back into the live weights.
+        swap: swaps of an average into the live weights.
         eval: scoring.
         checkpoint: saving.
-        guard: what is done when training goes wrong.
+        guard: what to do when training goes wrong.
         tracking: reporting.
-        orbit: recording how the weights move.
+        orbit: recording of the motion of the weights.
         mixed_precision: "bf16" and "fp16" compute convolutions and products in half precision; losses, averages and scores stay in
             float32.
         sync_batchnorm: in training on GPUs, compute BatchNorm's statistics over the micro-batches of all processes. The networks
@@ -85,18 +85,20 @@ class Config:
         for name in self.averagers:
             if name in RESERVED_NAMES or not FREE_NAME.fullmatch(name):
                 raise InvalidField(
-                    f"averagers.{name}", name, f"a free name has letters, digits, '_', '.', '-' and is not {' or '.join(RESERVED_NAMES)}"
+                    f"averagers.{name}",
+                    name,
+                    f"must have only letters, digits, '_', '.', '-', and must not be {' or '.join(RESERVED_NAMES)}",
                 )
         writing = [name for name, one in self.averagers.items() if one.writes_back]
         if len(writing) > 1:
             raise InvalidField(
-                f"averagers.{writing[1]}", writing[1], f"replaces the live weights by its average, as {writing[0]} does: keep one of them"
+                f"averagers.{writing[1]}", writing[1], f"replaces the live weights with its average, as {writing[0]} does; keep only one"
             )
         if self.penalties and self.performance.compile:
-            raise InvalidField("performance.compile", True, "does not work with penalties: torch.compile has no gradient of a gradient")
+            raise InvalidField("performance.compile", True, "does not work with penalties: torch.compile cannot differentiate twice")
         if self.penalties and self.mixed_precision == "fp16":
             raise InvalidField(
-                "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow: use bf16 or fp32"
+                "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow; use bf16 or fp32"
             )
         check_batching(self)
         if self.swap.source is not None:
@@ -104,7 +106,7 @@ class Config:
         check_guard(self)
 
     def best_scores(self) -> tuple[str, ...]:
-        """Scores whose best checkpoints are kept: those asked for, and the one that rollbacks to the best go by."""
+        """Scores whose best checkpoints are kept: those in `keep_best`, and the one that rollbacks to the best use."""
         guard = self.guard
         leads = [guard.score] if guard.score and guard.rollback_to == "best" and guard.rolls_back else []
         return tuple(dict.fromkeys([*self.checkpoint.keep_best, *leads]))
@@ -124,7 +126,7 @@ class Config:
 
 
 def check_batching(config: Config) -> None:
-    """Refuse a batch policy that cannot work: what its fields cannot see alone.
+    """Refuse a batch policy that cannot work with the rest of the configuration.
 
     Raises:
         InvalidField: with the full key.
@@ -137,15 +139,13 @@ def check_batching(config: Config) -> None:
     b, highest = policy.micro_batch, policy.max_batch
     if b is not None and highest is not None and highest % b and policy.grows:
         lower = highest - highest % b
-        raise InvalidField(
-            "batching.max_batch", highest, f"is not a whole number of rounds of micro_batch={b} images: choose {lower} or {lower + b}"
-        )
+        raise InvalidField("batching.max_batch", highest, f"is not a multiple of micro_batch={b}; use {lower} or {lower + b}")
     if policy.reads_noise and config.noise_scale.measure_every is None:
-        raise InvalidField("noise_scale.measure_every", None, "must be given, such as 10: the batch policy depends on what it measures")
+        raise InvalidField("noise_scale.measure_every", None, "must be set, for example to 10: the batch policy uses the noise scale")
 
 
 def check_swap(config: Config) -> None:
-    """Refuse a swap that cannot work: what the section cannot see alone.
+    """Refuse a swap that cannot work with the rest of the configuration.
 
     Raises:
         InvalidField: with the full key.
@@ -155,34 +155,34 @@ def check_swap(config: Config) -> None:
         raise InvalidField("swap.source", swap.source, f"must name one of averagers ({', '.join(averagers) or 'there are none'})")
     source = averagers[swap.source]
     if source.writes_back:
-        raise InvalidField("swap.source", swap.source, "already replaces the live weights by itself: name another average")
+        raise InvalidField("swap.source", swap.source, "already replaces the live weights by itself; name another average")
     if swap.start_kimg < source.start_kimg:
         raise InvalidField(
             "swap.start_kimg",
             swap.start_kimg,
-            f"must be at least averagers.{swap.source}.start_kimg ({source.start_kimg:g}), where that average begins",
+            f"must be at least averagers.{swap.source}.start_kimg ({source.start_kimg:g}), the start of that average",
         )
     if not swap.grows:
         return
     if config.batching.grows_at_swaps is False:
         raise InvalidField(
-            "swap.growth", swap.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
+            "swap.growth", swap.growth, "above 1 needs a batch that grows at swaps; set batching.name=on_swap and batching.max_batch"
         )
     if config.batching.max_batch is None:
-        raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch that it may reach")
+        raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch allowed")
     if swap.growth == AUTO:
         lives = {one.half_life_kimg for one in averagers.values() if reads_orbit(one)}
         if len(lives) < 2:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
-                "needs two averagers of name ema with different half_life_kimg that look after every update: add one",
+                "needs two averagers of name ema with different half_life_kimg that are updated after every update; add one",
             )
         if not source.has_known_window:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
-                f"needs a source whose window is known in advance, such as ema, swa or power; {swap.source} has no such window",
+                f"needs a source whose window is known in advance, such as ema, swa or power; that of {swap.source} is not",
             )
 
 
@@ -198,12 +198,12 @@ def check_guard(config: Config) -> None:
     if guard.score is not None:
         require_score("guard.score", guard.score, config)
     if guard.score is None and guard.on_worse == "rollback":
-        raise InvalidField("guard.score", None, f"must name a score, such as {example_score(config)}: on_worse=rollback goes by it")
+        raise InvalidField("guard.score", None, f"must name a score, such as {example_score(config)}, for on_worse=rollback")
     if guard.rollback_to == "best" and guard.rolls_back and not (guard.score or config.checkpoint.keep_best):
         raise InvalidField("guard.rollback_to", "best", f"needs guard.score or checkpoint.keep_best, such as {example_score(config)}")
     if guard.growth > 1 and (config.batching.grows_at_swaps is False or config.batching.max_batch is None):
         raise InvalidField(
-            "guard.growth", guard.growth, "above 1 needs a batch that grows at swaps: batching.name=on_swap and batching.max_batch"
+            "guard.growth", guard.growth, "above 1 needs a batch that grows at swaps; set batching.name=on_swap and batching.max_batch"
         )
 
 
@@ -223,7 +223,7 @@ def require_score(field: str, key: str, config: Config) -> None:
 
 
 def scores_of(config: Config) -> list[str]:
-    """Names of all scores that an evaluation of a run gives each average."""
+    """Names of all scores that an evaluation computes for each average."""
     prefix = config.eval.features.metric_prefix
     metrics: list[type[Metric]] = [find("metric", METRICS, name) for name in config.eval.metrics]
     return [prefix + name for metric in metrics for name in metric.scores]

@@ -1,7 +1,7 @@
 """Every key of the configuration with its type, default, range and meaning, as text or Markdown.
 
-All of it is read off the dataclasses: types and defaults from the fields, meanings from the `Attributes:` of the docstrings, ranges from
-the very words with which `__post_init__` refuses a wrong value.
+All of it comes from the dataclasses: types and defaults from the fields, meanings from the `Attributes:` of the docstrings, and ranges
+from the messages with which `__post_init__` refuses a wrong value.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gantrain.config.config import Config
-from gantrain.config.loading import describe_type, key_of, plural
+from gantrain.config.loading import key_of, plural
 from gantrain.config.plugins import name_of
 from gantrain.config.schema import Section, is_section, marks_of, walk_sections
 from gantrain.errors import UserError, did_you_mean, remedies_of, shown
+from gantrain.type_words import describe_type
 
-GENERAL = "general"  # what the keys outside all sections are listed under
+GENERAL = "general"  # heading of the keys outside all sections
 MARKED = "*"  # a key that may change when a run is resumed
 LEGEND = f"A key with {MARKED} may change when a run is resumed; every other key must stay as it was."
 OUTSIDE = "package.module:Class"
@@ -29,13 +30,13 @@ INDENT, COLUMN = " " * 6, 40
 
 @dataclass(frozen=True)
 class Key:
-    """A key as a reader sees it.
+    """A key in the list.
 
     Attributes:
         name: within its section.
         type: in words.
-        default: as YAML has it.
-        range: which values are allowed, in words; "" if the type says it all.
+        default: as written in YAML.
+        range: the allowed values, in words; "" if the type is enough.
         meaning: a sentence; "" if no docstring has one.
         may_change: whether it may change when a run is resumed.
     """
@@ -50,12 +51,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Part:
-    """Keys that stand together: a section, what all plug-ins of a kind share, or what one plug-in adds.
+    """Keys that are listed together: those of a section, those that all plug-ins of a kind share, or those that one plug-in adds.
 
     Attributes:
         path: full key of the section, or `GENERAL`.
-        plugin: name of the plug-in; None for a section and for what a kind shares.
-        intro: what it is, a paragraph.
+        plugin: name of the plug-in; None for a section and for the keys that a kind shares.
+        intro: a paragraph about it.
         keys: in the order of the fields.
     """
 
@@ -71,7 +72,7 @@ class Part:
 
     @property
     def address(self) -> str:
-        """What selects it."""
+        """The text after `--keys` that selects it."""
         return self.path if self.plugin is None else f"{self.path}.{self.plugin}"
 
 
@@ -102,21 +103,21 @@ def intro_of(cls: type) -> str:
 
 
 def range_of(remedies: Sequence[str], nullable: bool) -> str:
-    """What the checks of a field ask, as a range: "above 0" for "must be above 0"."""
+    """The range that the checks of a field allow: "above 0" for "must be above 0"."""
     asked = [re.sub(r"^must (both |)be ", r"\1", one) for one in remedies if one.startswith("must ")]
-    asked = [re.sub(r" \(-?[\d.]+\)", "", one) for one in asked]  # values of this section's own, with which it is refused
+    asked = [re.sub(r" \(-?[\d.]+\)", "", one) for one in asked]  # values of other keys, which a message quotes
     return "; ".join(re.sub(r", or (be )?null$", "", one) if nullable else one for one in asked)
 
 
 def default_of(f: dataclasses.Field) -> str:
-    """A field's default as YAML has it."""
+    """A field's default as written in YAML."""
     value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     assert value is not dataclasses.MISSING, f"{f.name} has no default"
     return as_yaml(value)
 
 
 def as_yaml(value: Any) -> str:
-    """A plain value as YAML has it."""
+    """A plain value as written in YAML."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(as_yaml, value))}]"
     return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) and value else shown(value)
@@ -144,7 +145,7 @@ def shared_keys(each: Sequence[Sequence[Key]]) -> list[Key]:
 
 
 def plugin_parts(sections: Sequence[Section], f: dataclasses.Field, meaning: str) -> list[Part]:
-    """A part with what all plug-ins of a field share, then one with what each adds."""
+    """A part with the keys that all plug-ins of a field share, then one per plug-in with the keys that it adds."""
     each: list[list[Key]] = [list(keys_of(section)) for section in sections]
     path = sections[0].path
     shared = shared_keys(each) if len(each) > 1 else []
@@ -152,7 +153,7 @@ def plugin_parts(sections: Sequence[Section], f: dataclasses.Field, meaning: str
     may_change = "may_change" in sections[0].marks
     kind = f.metadata["kind"]
     if "table" not in f.metadata:
-        intro = f"The {plural(kind)} that `{path}` can name. It takes names only, so the values below are fixed."
+        intro = f"The {plural(kind)} that `{path}` can name. It takes only names, so the values below are fixed."
         first = Part(path, None, intro, ())
         each = [[dataclasses.replace(key, may_change=False) for key in keys] for keys in each]
     elif f.metadata.get("mapping"):
@@ -196,7 +197,7 @@ def select_parts(parts: Sequence[Part], asked: str) -> list[Part]:
     if inside:
         return inside
     plugin = [part for part in parts if part.address == asked]
-    if plugin:  # with what it shares with the others
+    if plugin:  # together with the keys that it shares with the others
         return [part for part in parts if part.path == plugin[0].path and part.plugin is None and part.keys] + plugin
     keys = {part: [key for key in part.keys if asked in full_names(part, key)] for part in parts}
     found = [dataclasses.replace(part, keys=tuple(some)) for part, some in keys.items() if some]
@@ -214,7 +215,7 @@ def sections_of(parts: Sequence[Part]) -> list[str]:
 
 
 def full_names(part: Part, key: Key) -> list[str]:
-    """Under which names a key can be asked for."""
+    """The names by which a key can be selected."""
     name = key.name.removeprefix("NAME.")
     return [name] if part.path == GENERAL else [f"{part.path}.{name}", f"{part.address}.{name}", name]
 
@@ -223,7 +224,7 @@ def full_names(part: Part, key: Key) -> list[str]:
 
 
 def as_text(parts: Sequence[Part], width: int = 100) -> str:
-    """For a terminal: a block a part, two lines or more a key."""
+    """For a terminal: a block per part, and two lines or more per key."""
     blocks = []
     for part in parts:
         lines = [part.title, *textwrap.wrap(part.intro, width, initial_indent="  ", subsequent_indent="  "), ""]
@@ -275,7 +276,7 @@ chooses a class, and the other keys are that class's. Besides the names listed, 
 
 
 def as_markdown(parts: Sequence[Part]) -> str:
-    """A page for GitHub: an index, and a table a part."""
+    """A page for GitHub: an index, and a table per part."""
     index = []
     for part in parts:
         bullet, word = ("-", part.title) if part.plugin is None else ("  -", part.plugin)
@@ -296,7 +297,7 @@ def as_markdown(parts: Sequence[Part]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text for a table's cell; within code only the bar has a meaning there."""
+    """Text for a cell of a table; within code, only the bar has a special meaning."""
     parts = text.split("`")
     return "`".join(part if i % 2 else part.replace("<", "&lt;").replace("*", r"\*") for i, part in enumerate(parts)).replace("|", r"\|")
 

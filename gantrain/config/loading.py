@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
 from gantrain.config.plugins import find, name_of
-from gantrain.config.yaml_files import ConfigError, escape_references, first_line, parse_override, read_yaml, shorten
+from gantrain.config.yaml_files import ConfigError, escape_references, first_line, parse_override, quote_value, read_yaml
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
+from gantrain.type_words import describe_type
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:  # a list where a section was, say
             key = next(iter(of_layer := dict(leaves(layer))), "")
             raise ConfigError(
-                f"{source}: {key}={shorten(of_layer.get(key))} does not fit the value that it would replace ({one_line(error)})"
+                f"{source}: {key}={quote_value(of_layer.get(key))} does not fit the value that it would replace ({one_line(error)})"
             ) from None
     try:
         values = OmegaConf.to_container(merged, resolve=True)
@@ -88,12 +89,12 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def standing_keys(values: DictConfig) -> list[str]:
-    """The keys of a section that was merged so far."""
+    """The keys that a section has so far."""
     return [str(key) for key in values]
 
 
 def require_removable(key: str, value: Any, standing: Any, source: str, merged: DictConfig) -> None:
-    """Refuse `averagers.NAME=null` if there is no such averager: with a misspelt name the right one would stay."""
+    """Refuse `averagers.NAME=null` if there is no such averager: with a misspelt name, the intended one would remain."""
     section_name, _, name = key.partition(".")
     if section_name != "averagers" or value is not None or not name or "." in name or standing is not None:
         return
@@ -181,10 +182,10 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         values: a mapping of its fields.
         path: full key of the section, "" for the whole.
         sources: where each key was set.
-        table_name: the mapping also holds `name`, which chose the class.
+        table_name: whether the mapping also contains `name`, which has chosen the class.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{sources(path)}: {path} is a section and needs keys, got {shorten(values)}")
+        raise ConfigError(f"{sources(path)}: {path} must be a section with keys, got {quote_value(values)}")
     fields = {key_of(f): f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -197,7 +198,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         if key not in fields:
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
             hint = (not path and elsewhere(key)) or did_you_mean(key, fields)
-            raise ConfigError(f"{sources(full)}: {full}={shorten(value)}: no such key{owner}{hint}")
+            raise ConfigError(f"{sources(full)}: {full}={quote_value(value)}: no such key{owner}{hint}")
         arguments[fields[key].name] = field_value(fields[key], hints[fields[key].name], value, full, sources)
     if hasattr(cls, "decided"):  # one key of the section sets others; from the command line, it also overrides those of a file
         by, decided = cls.decided(arguments)
@@ -218,7 +219,7 @@ def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources:
     """One field's value: a section, a plug-in, plug-ins by name, or a leaf of the declared type."""
     if f.metadata.get("mapping"):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{sources(full)}: {full} maps free names to {plural(f.metadata['kind'])}, got {shorten(value)}")
+            raise ConfigError(f"{sources(full)}: {full} must map free names to {plural(f.metadata['kind'])}, got {quote_value(value)}")
         # null removes an entry that a file has set
         return {name: plugin_value(f, None, one, f"{full}.{name}", sources) for name, one in value.items() if one is not None}
     if "table" in f.metadata:
@@ -234,7 +235,7 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
     kind, table = f.metadata["kind"], f.metadata["table"]
     if not isinstance(value, Mapping):
         out = "; null removes it" if default is None else ""
-        raise ConfigError(f"{sources(full)}: {full} is a section such as {{name: {next(iter(table))}}}, got {shorten(value)}{out}")
+        raise ConfigError(f"{sources(full)}: {full} must be a section such as {{name: {next(iter(table))}}}, got {quote_value(value)}{out}")
     name: Any = value.get("name")
     if name is None and default is None:
         raise ConfigError(f"{sources(full)}: {full}.name is missing; known {plural(kind)} are {', '.join(sorted(table))}")
@@ -266,7 +267,7 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
         return value
     wants_bool = bool in (hint, *typing.get_args(hint))
     if wants_bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf reads any number as true
-        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {shorten(value)}")
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}")
     holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
     try:
         with warnings.catch_warnings():
@@ -275,26 +276,11 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             converted: Any = OmegaConf.to_object(holder)
             return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {shorten(value)}") from None
-
-
-def describe_type(hint: Any) -> str:
-    """A type in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin is tuple:
-        several = {int: "whole numbers", float: "numbers", str: "strings"}.get(args[0], "values")
-        return f"a list of {several}" if args[-1] is ... else f"a list of {len(args)} {several}"
-    if type(None) in args:
-        return " or ".join([*(describe_type(a) for a in args if a is not type(None)), "null"])
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(
-        hint, "a value" if hint is Any else str(hint)
-    )
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}") from None
 
 
 def check_across(config: Config, sources: Sources) -> None:
-    """Refuse what no section can check alone.
+    """Refuse values of different sections that do not fit together.
 
     Raises:
         ConfigError: one line naming source, full key, value and remedy.

@@ -1,4 +1,4 @@
-"""Learning-rate tails: what the learning rate does while averages collect."""
+"""Learning-rate tails: the learning rates while averages collect weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LrTail:
     Attributes:
         kind: "none" keeps the configured rates; "constant" and "cyclical" change them from `start_kimg` on.
         start_kimg: where the tail begins; give the `swa` averager the same start.
-        anneal_kimg: length of the linear transition from the full rate to `high`, which ends at `start_kimg`.
+        anneal_kimg: length of the linear transition from the configured rate to `high`, which ends at `start_kimg`.
         high: rate of a constant tail, and highest rate of a cycle (the paper's alpha_1), as a multiple of the configured rate.
         low: lowest rate of a cycle (the paper's alpha_2), as a multiple of the configured rate.
         cycle_kimg: length of a cycle; give `swa` the same `every_kimg`, so that it collects where the rate is lowest.
@@ -49,7 +49,7 @@ class LrTail:
         if self.kind == "constant":
             return self.high
         # The paper's t(i) = (mod(i - 1, c) + 1) / c, in images; an update that crosses the end of a cycle closes it, so
-        # that an average that collects there sees the lowest rate.
+        # that an average that collects there gets the weights of the lowest rate.
         cycle = images(self.cycle_kimg)
         t = min(1.0, ((max(before, start) - start) % cycle + after - before) / cycle)
         return (1.0 - t) * self.high + t * self.low

@@ -1,4 +1,4 @@
-"""What a person should know about a configuration before the run starts."""
+"""Notes about a configuration that are printed before the run starts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseSc
 from gantrain.config.config import Config
 from gantrain.config.sections import AUTO, Orbit, Swap
 
-STARTS = ("start_kimg", "every_kimg", "update_every_kimg", "snapshot_every_kimg")  # fields of averagers that must come in time
+STARTS = (
+    "start_kimg",
+    "every_kimg",
+    "update_every_kimg",
+    "snapshot_every_kimg",
+)  # times that should come before the end
 
 
 def batching_notes(config: Config) -> list[str]:
-    """Settings of batch and noise scale without effect."""
+    """Notes about settings of the batch and the noise scale without effect."""
     noise, batching, total = config.noise_scale, config.batching, config.total_kimg
     parts: dict[str, BatchPolicy] = {"": batching}
     if isinstance(batching, Largest):
         parts |= {f".of.{name}": part for name, part in batching.of.items()}
     found = []
+    # `milestones`, `patience` and `dwell_kimg` are keys of gantrain's own policies and no part of the contract: in a policy from outside
+    # they may mean something else, so no note is made of them.
     for where, part in parts.items():
         if isinstance(part, Schedule):
             found += [
@@ -31,17 +38,18 @@ def batching_notes(config: Config) -> list[str]:
             least = max(checks, part.dwell_kimg)
             if least >= total:
                 found.append(
-                    f"batching{where}: checks and dwell take {least:g} kimg, and total_kimg is {total:g}: the batch will not grow by noise"
+                    f"batching{where}: the first growth takes at least {least:g} kimg, and total_kimg is {total:g}:"
+                    " the batch will not grow by noise"
                 )
     if isinstance(batching, Fixed) and (batching.max_batch is not None or batching.lr_scaling != "none"):
-        found.append("batching.name=fixed: the batch stays, max_batch and lr_scaling have no effect")
+        found.append("batching.name=fixed: the batch is constant, so max_batch and lr_scaling have no effect")
     if noise.measure_every is None and noise != NoiseScale():
         found.append("noise_scale.measure_every is null: the other settings of noise_scale have no effect")
     return found
 
 
 def averager_notes(config: Config) -> list[str]:
-    """Settings of averagers that make little sense."""
+    """Notes about settings of averagers that are not useful."""
     found = []
     kept = {name: one for name, one in config.averagers.items() if one.snapshot_every_kimg is not None}
     if len({one.exponent for one in kept.values() if one.exponent is not None}) == 1:
@@ -50,8 +58,8 @@ def averager_notes(config: Config) -> list[str]:
             " a second power average of another length widens the range"
         )
     found += [
-        f"averagers.{name}.offload copies the live weights after every update; update_every_kimg makes that rarer,"
-        " and the rule goes by the images in between"
+        f"averagers.{name}.offload copies the live weights after every update; set update_every_kimg to do so less often"
+        " (the rule accounts for the images in between)"
         for name, one in config.averagers.items()
         if one.offload and one.update_every_kimg is None
     ]
@@ -59,13 +67,13 @@ def averager_notes(config: Config) -> list[str]:
 
 
 def starts_of(name: str, averager: Any) -> dict[str, float]:
-    """The fields of an averager that say when something of it begins, by full key."""
+    """The times of an averager that should come before the end of the run, by full key."""
     named = [f.name for f in dataclasses.fields(averager) if f.name in STARTS]
     return {f"averagers.{name}.{key}": getattr(averager, key) or 0 for key in sorted(named, key=STARTS.index)}
 
 
 def notes(config: Config) -> list[str]:
-    """Settings that are not mistakes and have no effect, or another than one might expect."""
+    """Notes about valid settings that have no effect, or an unexpected one."""
     total = config.total_kimg
     starts = {key: start for name, one in config.averagers.items() for key, start in starts_of(name, one).items()}
     if config.orbit.every_kimg is not None:
@@ -83,7 +91,7 @@ def notes(config: Config) -> list[str]:
     elif config.swap != Swap():
         found.append("swap.source is null: the other settings of swap have no effect")
     if config.batching.grows_at_swaps and not config.swap.grows and config.guard.growth == 1:
-        found.append("batching: on_swap grows the batch at swaps, and swap asks for no growth: it has no effect")
+        found.append("batching: on_swap grows the batch at swaps, and swap.growth is 1: it has no effect")
     found += batching_notes(config)
     if config.guard.score is not None and config.eval.every_kimg is None:
         found.append("guard.score is watched at evaluations, and eval.every_kimg is null: it has no effect")
@@ -92,7 +100,7 @@ def notes(config: Config) -> list[str]:
     if config.swap.growth == AUTO and config.swap.source is not None and config.batching.lr_scaling != "none":
         found.append(
             f"batching.lr_scaling={config.batching.lr_scaling} raises the rates as the batch grows,"
-            " and swap.growth=auto assumes that they stay"
+            " and swap.growth=auto assumes constant rates"
         )
     for name, penalty in config.penalties.items():
         if penalty.every > 1 and config.noise_scale.measure_every is not None:

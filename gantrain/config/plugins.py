@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def find(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
-    """The class that `name` stands for. One from outside comes with every default of its kind's contract.
+    """The class of this name. A class from outside gets all defaults of the contract of its kind.
 
     Args:
         kind: one of `CONTRACTS`.
@@ -58,28 +58,29 @@ def find(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
 
 
 def imported(kind: str, name: str) -> Any:
-    """What `package.module:Class` names.
+    """Import what `package.module:Class` names.
 
     Raises:
         UserError: the module does not import, or has nothing of that name.
     """
     module_name, _, class_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # as with `python -m`, so that a module beside the configuration is found
+    if os.getcwd() not in sys.path:  # as `python -m` does, so that modules in the working directory are found
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
+        found = getattr(module, class_name, None)  # which imports more if the module has a `__getattr__` of its own
     except ImportError as error:
         raise UserError(f"{kind} {name!r}: cannot import {module_name!r} ({one_line(error)}); is it on PYTHONPATH?") from error
-    except Exception as error:  # whatever the module's own code does wrong
+    except Exception as error:  # any error in the module's own code
         raise UserError(f"{kind} {name!r}: {module_name!r} fails on import ({type(error).__name__}: {one_line(error)})") from error
-    if class_name not in vars(module):
+    if found is None:
         classes = [n for n, v in vars(module).items() if isinstance(v, type)]
         raise UserError(f"{kind} {name!r}: {module_name} has no {class_name!r}{did_you_mean(class_name, classes)}")
-    return vars(module)[class_name]
+    return found
 
 
 def adapt_plugins(section: Any) -> None:
-    """Give the plug-ins of a frozen section that inherit nothing the defaults of their kind.
+    """Adapt the plug-ins of a frozen section to the contracts of their kinds.
 
     Raises:
         InvalidField: a part of one has the wrong type; names the key.
@@ -104,7 +105,7 @@ def adapt_plugins(section: Any) -> None:
 
 
 def name_of(table: Mapping[str, type], plugin: Any) -> str:
-    """The name under which `find` gives the class of `plugin` back."""
+    """The name by which `find` returns the class of `plugin`."""
     for name, cls in table.items():
         if type(plugin) is cls:
             return name

@@ -1,4 +1,4 @@
-"""The sections of the configuration that are not plug-ins: frozen dataclasses, the only place where their defaults stand."""
+"""The sections of the configuration that are not plug-ins: frozen dataclasses, the only place where their defaults are defined."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, Fea
 
 @dataclass(frozen=True)
 class Orbit:
-    """What is recorded of the motion of the weights; nothing while `every_kimg` is null.
+    """Recording of the motion of the weights; off while `every_kimg` is null.
 
     Attributes:
-        every_kimg: distance between recordings, at least one update; null records nothing. Evaluations are recorded too. A recording
-            takes a line of 0.7 KB for each network and average: ten thousand in a run are plenty.
-        size: how many numbers stand for the weights of a network, live or averaged.
+        every_kimg: interval in kimg between recordings, at least one update; null records nothing. Evaluations are recorded too. A
+            recording takes a line of 0.7 KB for each network and average: ten thousand in a run are plenty.
+        size: length of the sketch of a network's weights, live or averaged.
     """
 
     every_kimg: float | None = field(default=None, metadata=MAY_CHANGE)
@@ -44,19 +44,19 @@ class Swap:
 
     Attributes:
         source: name of the average, one of `averagers`; null switches swaps off.
-        every_kimg: distance between swaps.
+        every_kimg: interval in kimg between swaps.
         start_kimg: time of the first swap.
         networks: "g" swaps the generator alone; "gd" also swaps the discriminator, whose average is then followed too. In a game
             that rotates, a swap of one player keeps the other's half of the motion.
         alpha: 1 replaces the live weights; a smaller value moves them this fraction of the way.
-        optimizer: what happens to the state of Adam: "keep", "reset_momentum" (its first moment, which points away from where the
-            weights were) or "reset" (all of it). A second moment that is kept makes small steps for a while after the swap; a
-            fresh one heats the weights again within a few steps.
+        optimizer: what happens to the state of Adam: "keep", "reset_momentum" (its first moment, which belongs to the weights
+            before the swap) or "reset" (all of it). A second moment that is kept makes small steps for a while after the swap;
+            with a fresh one, the weights heat up again within a few steps.
         growth: factor by which the minibatch grows at each swap. "auto" takes g* from the distances of the live weights to two EMAs,
             squared because under Adam at a fixed rate the variance falls only with the square root of the batch. Above 1 it needs
             `batching: {name: on_swap, max_batch: ...}`.
         lr_scale: factor for both learning rates at each swap; those of several swaps multiply.
-        after_kimg: the live weights are scored just before a swap, at it, and once more this much later.
+        after_kimg: the live weights are scored just before a swap, right after it, and again this many kimg later.
     """
 
     source: str | None = None
@@ -114,7 +114,7 @@ class Optim:
         d_steps: D updates, each on fresh data, before every G update.
         orthogonal_g: weight of G's orthogonal regularisation (Brock et al. 2019, Eq. 3; published with 1e-4).
         orthogonal_d: weight of D's orthogonal regularisation.
-        lr_tail: what the learning rates do towards the end.
+        lr_tail: the learning rates late in a run.
     """
 
     lr_g: float = 2e-4
@@ -138,10 +138,10 @@ class Optim:
 
 @dataclass(frozen=True)
 class Eval:
-    """How the live weights and every average are scored.
+    """How the live weights and all averages are scored.
 
     Attributes:
-        every_kimg: distance between evaluations; null evaluates at the end only.
+        every_kimg: interval in kimg between evaluations; null evaluates at the end only.
         protocol: counts of published scores by name (`gantrain.metrics.protocols`): sets num_samples, reference_samples and is_splits.
         num_samples: generated images per score.
         reference: real images to score against instead of the data set: an .npz of statistics, a folder or zip of images as they
@@ -151,7 +151,7 @@ class Eval:
         metrics: what is computed; the first metric is the one that listings and charts show.
         is_splits: number of parts over which the inception score is averaged.
         resamples: number of random halves of the generated images behind a 95% interval of each score; null computes no interval.
-        features: what extracts the features that scores are computed from.
+        features: the extractor of the features from which scores are computed.
         batchnorm: BatchNorm's statistics in averages: "recalibrate" measures them for the weights; "copy" takes the live ones;
             "average" takes running ones that were averaged like the weights; "batch" normalises every batch by its own.
         recalibration_batches: forward passes of `batch_size` images for "recalibrate".
@@ -173,7 +173,7 @@ class Eval:
     batchnorm: str = "recalibrate"
     recalibration_batches: int = 16
     truncation: float | None = None
-    asynchronous: bool = field(default=False, metadata={"key": "async", **MAY_DIFFER})  # a word that Python keeps for itself
+    asynchronous: bool = field(default=False, metadata={"key": "async", **MAY_DIFFER})  # a reserved word of Python
 
     def __post_init__(self) -> None:
         adapt_plugins(self)
@@ -197,14 +197,14 @@ class Eval:
         check(self, "resamples", self.resamples is None or self.resamples >= 8, "must be at least 8, or null")
         check(self, "protocol", self.protocol is None or self.protocol in PROTOCOLS, f"must be one of {', '.join(PROTOCOLS)}, or null")
         for key, value in (PROTOCOLS[self.protocol].keys if self.protocol else {}).items():
-            check(self, key, getattr(self, key) == value, f"is {shown(value)} under protocol={self.protocol}; leave one of them out")
+            check(self, key, getattr(self, key) == value, f"is {shown(value)} under protocol={self.protocol}; remove one of them")
         check(self, "batchnorm", self.batchnorm in POLICIES, f"must be one of {', '.join(POLICIES)}")
         check(self, "recalibration_batches", self.recalibration_batches >= 1, "must be at least 1")
         check(self, "truncation", self.truncation is None or 0 < self.truncation < float("inf"), "must be above 0, or null for none")
 
     @staticmethod
     def decided(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """(the key that decides about others, what it makes of them), for `gantrain.config.loading`."""
+        """(the key that sets other keys, the values that it sets), for `gantrain.config.loading`."""
         name = given.get("protocol")
         return "protocol", PROTOCOLS[name].keys if name in PROTOCOLS else {}
 
@@ -214,7 +214,7 @@ class Checkpoint:
     """How often the run is saved, and which checkpoints are kept.
 
     Attributes:
-        every_kimg: distance between checkpoints.
+        every_kimg: interval in kimg between checkpoints.
         keep_last: how many of the newest checkpoints are kept.
         keep_every_kimg: also keep, permanently, the first checkpoint at or after each multiple of this; null keeps none permanently.
         keep_best: scores such as "eval/ema/fid"; the checkpoint with the best value of each so far is kept in `best/`.
@@ -231,7 +231,7 @@ class Checkpoint:
         check(self, "every_kimg", 0 < self.every_kimg < float("inf"), "must be above 0")
         check(self, "keep_last", self.keep_last >= 1, "must be at least 1")
         check(self, "keep_every_kimg", self.keep_every_kimg is None or 0 < self.keep_every_kimg < float("inf"), "must be above 0, or null")
-        check(self, "keep_best", len(set(self.keep_best)) == len(self.keep_best), "must name every score once")
+        check(self, "keep_best", len(set(self.keep_best)) == len(self.keep_best), "must not name a score twice")
 
 
 Action = Literal["stop", "rollback", "warn"]
@@ -277,7 +277,12 @@ class Guard:
         check(self, "saturation_kimg", 0 < self.saturation_kimg < float("inf"), "must be above 0")
         check(self, "factor", 1 < self.factor < float("inf"), "must be above 1")
         check(self, "evaluations", self.evaluations >= 1, "must be at least 1")
-        check(self, "max_rollbacks", self.max_rollbacks >= 1, "must be at least 1; on_nonfinite=stop and its like roll back never")
+        check(
+            self,
+            "max_rollbacks",
+            self.max_rollbacks >= 1,
+            "must be at least 1; to never roll back, set on_nonfinite, on_saturation and on_worse to stop or warn",
+        )
         check(self, "lr_scale", 0 < self.lr_scale <= 1, "must be above 0 and at most 1")
         check(self, "growth", 1 <= self.growth < float("inf"), "must be at least 1")
 
@@ -314,8 +319,8 @@ class Tracking:
     """What a run reports, and how often.
 
     Attributes:
-        every_kimg: distance between lines on the console and in metrics.jsonl.
-        samples_every_kimg: distance between sheets of samples, always of the same z; null draws a sheet at the end only.
+        every_kimg: interval in kimg between lines on the console and in metrics.jsonl.
+        samples_every_kimg: interval in kimg between sheets of samples, always of the same z; null draws a sheet at the end only.
         sample_rows: images per class on a sheet.
         sample_classes: the largest number of classes on a sheet.
         wandb: reporting to Weights & Biases.

@@ -1,9 +1,9 @@
 """YAML as the configuration needs it: strict reading, exact writing, and `section.key=value` overrides.
 
-Why PyYAML and two small subclasses, and not ruamel.yaml: OmegaConf, which merges and converts, brings PyYAML and reads with it. ruamel
-would be a second YAML parser next to it, with other ideas of what is a number, for what takes thirty lines here: numbers such as 1e-4
-(YAML 1.2), a position for a key that appears twice, quotes around Unicode's line breaks. OmegaConf's own reader does the first two but
-reads a file that holds only a word as a key, and its loader class is private.
+Why PyYAML with two small subclasses, and not ruamel.yaml: OmegaConf, which merges and converts, already depends on PyYAML. ruamel.yaml
+would be a second parser with different rules for numbers. The subclasses take thirty lines. They add numbers such as 1e-4 (YAML 1.2), the
+position of a key that appears twice, and quotes around Unicode's line breaks. OmegaConf's own reader does the first two, but it reads a
+file that contains only a word as a key, and its loader class is private.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 
 from gantrain.errors import UserError, did_you_mean, one_line, shown
 
-FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$")  # with an exponent and perhaps no dot
+FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$")  # with an exponent, with or without a dot
 
 
 class ConfigError(UserError):
@@ -73,10 +73,10 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """The mapping in a YAML file.
 
     Raises:
-        ConfigError: there is no such file, or it is not such a mapping.
+        ConfigError: there is no such file, or it does not contain a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -84,14 +84,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         folder = path.parent if path.parent.is_dir() else Path(".")
         hint = did_you_mean(path.name, [p.name for p in folder.glob("*.yaml")]) if path.parent.is_dir() else ""
         beside = Path("configs") / f"{path.name}.yaml"
-        raise ConfigError(f"{path}: there is no such file{f'; is it {beside}?' if beside.is_file() else hint}") from None
+        raise ConfigError(f"{path}: there is no such file{f'; did you mean {beside}?' if beside.is_file() else hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({one_line(error)}); pass a YAML file") from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds.
+    """The mapping in a YAML text.
 
     Args:
         source: where the text comes from, for messages.
@@ -112,7 +112,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if holds_itself(values):
         raise ConfigError(f"{source}: a value contains itself (&anchor and *alias); write it out")
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: must contain sections and keys, got {shorten(values)}")
+        raise ConfigError(f"{source}: must contain sections and keys, got {quote_value(values)}")
     return string_keys(values, source)
 
 
@@ -149,7 +149,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"command line: {key!r} is not a key; write section.key=value, with words between the dots")
     nested = parse_yaml(f"value: {value}" if not value.startswith("\n") else value, f"command line: {key}")
     if list(nested) != ["value"]:
-        raise ConfigError(f"command line: {key}: {value!r} is not one value")
+        raise ConfigError(f"command line: {key}: {value!r} is not a single value")
     result: Any = nested["value"]
     for part in reversed(parts):
         result = {part: result}
@@ -161,7 +161,7 @@ def as_override(key: str, text: str) -> str:
     return f"{key}={json.dumps(escape_references(text))}"
 
 
-def shorten(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value for a message, on one line of at most 80 characters."""
     text = " ".join(shown(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

@@ -17,7 +17,7 @@ class Loss(ABC):
 
     Attributes:
         generator_sees_real: whether `generator` uses `logits_real`. True by default: a loss that does not say is given them.
-            False saves a forward of D at real images.
+            False saves a forward pass of D on real images.
     """
 
     generator_sees_real: bool = True
@@ -32,12 +32,12 @@ class Loss(ABC):
 
 
 class Penalty(ABC):
-    """What is added to D's loss: the contract of everything in `PENALTIES`, and of penalties from outside.
+    """A term that is added to D's loss: the contract of everything in `PENALTIES`, and of penalties from outside.
 
     A penalty that does not inherit from this class gets the same defaults. In a configuration a penalty is a frozen dataclass.
 
     Attributes:
-        every: D steps from one application to the next; the penalty then counts `every` times. 1 by default.
+        every: the penalty is applied at every n-th step of D and multiplied by n. 1 by default.
     """
 
     every: int = 1

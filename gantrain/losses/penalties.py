@@ -14,13 +14,13 @@ from gantrain.losses.objective import Penalty
 
 @dataclass(frozen=True)
 class GradientPenalty(Penalty):
-    """What R1 and R2 share.
+    """The fields and the formula of R1 and R2.
 
     Attributes:
-        gamma: weight; the penalty is gamma / 2 times the mean squared length of D's gradient with respect to an image.
-        every: D steps from one application to the next (Karras et al. 2020, section 4.1, "lazy"). The penalty then counts
-            `every` times, so that its share in training stays the same.
-        networks: whose loss it is added to; only "d".
+        gamma: weight; the penalty is gamma / 2 times the mean squared norm of D's gradient with respect to an image.
+        every: the penalty is applied at every n-th step of D (Karras et al. 2020, section 4.1, "lazy") and multiplied by n, so that
+            its strength stays the same.
+        networks: the player whose loss it is added to; only "d".
     """
 
     gamma: float = 0.1
@@ -40,7 +40,7 @@ class GradientPenalty(Penalty):
 
 @dataclass(frozen=True)
 class R1(GradientPenalty):
-    """At real images (Mescheder et al. 2018, Eq. 9)."""
+    """Gradient penalty at real images (Mescheder et al. 2018, Eq. 9)."""
 
     def penalty(self, D: nn.Module, x_real: Tensor, x_fake: Tensor, y_real: Tensor, y_fake: Tensor) -> Tensor:
         return self.at(D, x_real, y_real)
@@ -48,7 +48,7 @@ class R1(GradientPenalty):
 
 @dataclass(frozen=True)
 class R2(GradientPenalty):
-    """At generated images (Mescheder et al. 2018, Eq. 10)."""
+    """Gradient penalty at generated images (Mescheder et al. 2018, Eq. 10)."""
 
     def penalty(self, D: nn.Module, x_real: Tensor, x_fake: Tensor, y_real: Tensor, y_fake: Tensor) -> Tensor:
         return self.at(D, x_fake, y_fake)

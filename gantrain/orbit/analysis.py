@@ -20,7 +20,7 @@ from gantrain.orbit.motion import Motion, TooFewRecordings
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.theory.displacement import Parts, displacement_of, parts_of
-from gantrain.theory.orbit_fit import FEWEST, OrbitFit, fit_orbit
+from gantrain.theory.orbit_fit import FEWEST_RECORDINGS, OrbitFit, fit_orbit
 from gantrain.theory.two_emas import TwoEmas, fit_two_emas
 
 PlayerKey = Literal["g", "d"]
@@ -122,9 +122,9 @@ def analyse(
     """
     rows = select_rows(motion, start_kimg, end_kimg)
     kimg = motion.nimg[rows] / 1000
-    if len(rows) < FEWEST:
+    if len(rows) < FEWEST_RECORDINGS:
         raise TooFewRecordings(
-            f"{run}: the analysis needs at least {FEWEST} recordings without a jump, got {len(rows)} between {kimg[0]:g} and"
+            f"{run}: the analysis needs at least {FEWEST_RECORDINGS} recordings without a jump, got {len(rows)} between {kimg[0]:g} and"
             f" {kimg[-1]:g} kimg; choose a longer stretch with --from-kimg and --to-kimg, or train longer with a smaller orbit.every_kimg"
         )
     started = [name for name, d in motion.distances.items() if np.isfinite(d[rows[-1]])]
@@ -170,7 +170,7 @@ def select_rows(motion: Motion, start_kimg: float | None, end_kimg: float | None
         rows = rows[:-1]  # a stretch that ends at a swap ends just before it
     if start_kimg is None:
         regimes, counts = np.unique(motion.regime[rows], return_counts=True)
-        enough = regimes[counts >= FEWEST]
+        enough = regimes[counts >= FEWEST_RECORDINGS]
         return rows[motion.regime[rows] == (enough[-1] if len(enough) else regimes[-1])]
     if len(rows) > 1 and motion.nimg[rows[0]] == motion.nimg[rows[1]]:
         rows = rows[1:]  # a stretch that starts at a swap starts just after it

@@ -24,8 +24,8 @@ class Candidate:
     Attributes:
         path: the checkpoint that contains it.
         average: name of the average.
-        metric: what it is chosen by.
-        scored: the evaluation that it is chosen by; of another time than the checkpoint if no checkpoint of that time is kept.
+        metric: the metric by which it is chosen.
+        scored: the evaluation by which it is chosen; its time differs from that of the checkpoint if no checkpoint of its time is kept.
     """
 
     path: Path
@@ -63,7 +63,7 @@ def candidates(record: Record) -> Iterator[Candidate]:
     metric = record.metrics[0]
     stores = [checkpoint.CheckpointStore(folder) for folder in [*sorted((record.run / BEST_FOLDER).glob("*")), record.run / "checkpoints"]]
     paths = {int(path.name): path for store in stores for path in store.paths()}
-    told = (evaluation(line) for line in record.abandoned if "event" not in line)  # the best of a path that was abandoned is kept
+    told = (evaluation(line) for line in record.abandoned if "event" not in line)  # `best/` may hold a checkpoint of an abandoned path
     scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
     found = [one for nimg, path in paths.items() if nimg in scored for one in of_evaluation(path, metric, scored[nimg])]
     yield from ranked(found)

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `checkpoints/<nimg, 12 digits>/` of safetensors and JSON files, with a manifest of their sizes and SHA-256 sums;
 a rebuilt average is such a folder in `averages/`. It is written under another name, synced, and renamed, so that a folder with the
-right name is whole unless it was damaged later. Damaged ones are named and skipped in favour of the one before. A run writes its
-checkpoints in the background, one at a time, so that at most one copy waits in main memory.
+right name is complete unless it was damaged later. Damaged checkpoints are reported and skipped in favour of the previous one. A run
+writes its checkpoints in the background, one at a time, so that at most one copy waits in main memory.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FORMAT = 4
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WRITING = ".writing-"
-KEPT = "kept"  # an empty file next to the others: this checkpoint is kept permanently, whatever the settings say later
+KEPT = "kept"  # an empty file in a checkpoint that is kept permanently, whatever the settings say later
 
 
 class Damaged(UserError):
-    """A checkpoint whose files are not those that were written."""
+    """A checkpoint whose files differ from those that were written."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Snapshot:
 
 
 class NotWritten(UserError):
-    """A checkpoint could not be written; earlier ones are unharmed. `what` is the text without the remedy."""
+    """A checkpoint could not be written; earlier ones are intact. `what` is the text without the remedy."""
 
     def __init__(self, what: str):
         self.what = what
@@ -81,7 +81,7 @@ class CheckpointStore:
         """Write a checkpoint and delete those that are no longer kept.
 
         Raises:
-            NotWritten: says why, and how much space it needs. Earlier checkpoints are unharmed.
+            NotWritten: says why, and how much space it needs. Earlier checkpoints are intact.
         """
         target = self.folder / f"{nimg:012d}"
         try:
@@ -89,8 +89,8 @@ class CheckpointStore:
             write(target, nimg, tensors, state)
         except OSError as error:
             before = self.paths()
-            kept = f"the one at {int(before[-1].name) / 1000:g} kimg is whole" if before else "there is no earlier one"
-            needs = f"it needs {in_words(size_of(tensors))}, {free_in_words(self.folder)}"
+            kept = f"the one at {int(before[-1].name) / 1000:g} kimg is intact" if before else "there is no earlier one"
+            needs = f"it needs {in_words(count_bytes(tensors))}, {free_in_words(self.folder)}"
             raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
         self.prune(nimg)
         return target
@@ -104,7 +104,7 @@ class CheckpointStore:
         kept = set(times[-self.keep_last :])
         for before, path in zip([-1, *times], paths):
             if clock.due(self.keep_every_kimg, before, int(path.name)):
-                with contextlib.suppress(OSError):  # a full disk: it is kept as long as the settings ask for it
+                with contextlib.suppress(OSError):  # on a full disk, it is kept as long as the settings ask for it
                     (path / KEPT).touch()
                 kept.add(int(path.name))
         kept |= {int(path.name) for path in paths if (path / KEPT).exists()}
@@ -131,7 +131,7 @@ class CheckpointStore:
                 shutil.rmtree(left, ignore_errors=True)
 
     def newest(self, until: int | None = None) -> Path | None:
-        """The newest undamaged checkpoint; damaged ones are named and skipped. None if there are no checkpoints.
+        """The newest undamaged checkpoint; damaged ones are reported and skipped. None if there are no checkpoints.
 
         Args:
             until: ignore checkpoints with more images seen; then None also stands for "all damaged".
@@ -147,7 +147,7 @@ class CheckpointStore:
             except Damaged as error:
                 self.say(f"{error}; skipped")
         if paths and until is None:
-            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints is whole; delete the folder to start over")
+            raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; delete the folder to start over")
         return None
 
 
@@ -155,7 +155,7 @@ def save_under(stores: list[CheckpointStore], nimg: int, tensors: Mapping[str, M
     """Write a checkpoint into the first store, and hard-link it into the other stores.
 
     Raises:
-        NotWritten: says why. Earlier checkpoints are unharmed.
+        NotWritten: says why. Earlier checkpoints are intact.
     """
     path = stores[0].save(nimg, tensors, state)
     for store in stores[1:]:
@@ -166,7 +166,7 @@ def keep_also(path: Path, store: CheckpointStore) -> None:
     """Hard-link a checkpoint into another store.
 
     Raises:
-        NotWritten: says why. Earlier checkpoints are unharmed.
+        NotWritten: says why. Earlier checkpoints are intact.
     """
     try:
         store.clear_drafts()
@@ -239,7 +239,7 @@ def link_checkpoint(source: Path, target: Path) -> None:
             except OSError:
                 write_synced(draft / file.name, file.read_bytes())
         sync(draft)
-        if target.exists():  # of a path that was abandoned, or damaged since
+        if target.exists():  # from an abandoned path, or damaged since
             shutil.rmtree(target)
         os.rename(draft, target)
         sync(target.parent)
@@ -264,7 +264,7 @@ def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         files[STATE] = write_synced(draft / STATE, canonical(dict(state)))
         write_synced(draft / MANIFEST, seal({"format": FORMAT, "nimg": nimg, "files": files}))
         sync(draft)
-        if target.exists():  # of an earlier attempt, and skipped as damaged
+        if target.exists():  # from an earlier attempt, and skipped as damaged
             shutil.rmtree(target)
         os.rename(draft, target)
         sync(target.parent)
@@ -314,7 +314,7 @@ def verify(path: Path) -> None:
     manifest = read_manifest(path)
     for name in manifest["files"]:
         read_checked(path, name, manifest)
-        if name.endswith(".safetensors"):  # a sum does not prove a file's format: whoever made the file may have made the manifest too
+        if name.endswith(".safetensors"):  # a checksum does not prove the format: the manifest may be forged too
             try:
                 with safe_open(path / name, "pt"):
                     pass
@@ -336,7 +336,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 " resume with the version that wrote it, or use another run_dir"
             )
         if not all(Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in manifest["files"].items()):
-            raise Damaged(f"{path / MANIFEST}: names files outside this folder, or lacks their sums")
+            raise Damaged(f"{path / MANIFEST}: names files outside this folder, or lacks their checksums")
         return {**manifest, "nimg": int(manifest["nimg"])}
     except Damaged:
         raise
@@ -350,7 +350,7 @@ def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     """A file's bytes.
 
     Raises:
-        Damaged: they are not those that were written.
+        Damaged: they differ from those that were written.
     """
     wanted = manifest["files"].get(name)
     if wanted is None:
@@ -360,9 +360,9 @@ def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     except OSError as error:
         raise Damaged(f"{path / name}: cannot be read ({error.strerror})") from error
     if len(data) != wanted["bytes"]:
-        raise Damaged(f"{path / name}: has {len(data)} bytes, and {wanted['bytes']} were written")
+        raise Damaged(f"{path / name}: has {len(data)} bytes; the manifest has {wanted['bytes']}")
     if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-        raise Damaged(f"{path / name}: its SHA-256 is not that of what was written")
+        raise Damaged(f"{path / name}: its SHA-256 differs from that in the manifest")
     return data
 
 
@@ -376,12 +376,12 @@ def write_synced(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> bytes:
-    """A value as JSON, in the one spelling that manifests are made of."""
+    """A value as JSON, in the only form that manifests have."""
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
-    """A manifest with a sum of itself, in the only spelling that is accepted."""
+    """A manifest with a checksum of itself, in the only form that is accepted."""
     return canonical({**body, "seal": hashlib.sha256(canonical(body)).hexdigest()})
 
 
@@ -390,7 +390,7 @@ def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+def count_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
     """Size of all tensors, in bytes."""
     return sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
 

@@ -20,11 +20,11 @@ def require_average(config: Config, path: Path, average: str, kimg: float | None
     """Refuse an average that a checkpoint does not have, or, if `kimg` is given, one that was rebuilt at another time.
 
     Raises:
-        UserError: with the averages that there are.
+        UserError: lists the available averages.
     """
     run, names = run_of(path), averages_of(path)
     if average not in names and average in config.averagers:
-        raise UserError(f"{run}: average {average!r} has not begun at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
+        raise UserError(f"{run}: average {average!r} has not started at {int(path.name) / 1000:g} kimg; there are {', '.join(names)}")
     if average not in names:
         raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
     if kimg is not None and average in rebuilt_of(run):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # how the tracker writes numbers that JSON does not have
+WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # numbers that JSON does not have
 
 
 def restored(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Names of files that many rooms share. Nothing here imports torch, so that reading a run's record does not wait for it."""
+"""Names of files that many folders share. Nothing here imports torch, so that reading a run's record does not wait for it."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ CONFIG_FILE = "config.yaml"  # of a run folder: the resolved configuration
 METRICS_FILE = "metrics.jsonl"  # of a run folder: its record
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
 BEST_FOLDER = "best"  # of a run: one folder per score, with the checkpoint that was best by it
-SUPERSEDED_FILE = "metrics.superseded.jsonl"  # of a run: lines of the record that a resume took back
+SUPERSEDED_FILE = "metrics.superseded.jsonl"  # of a run: lines of the record that a resume has removed

@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class LineFile:
-    """A file opened for appending lines. A line is written whole or not at all, and at once: this process buffers nothing.
+    """A file opened for appending lines. A line is written completely or not at all, and immediately: this process buffers nothing.
 
     Args:
         path: the file, created if it does not exist.
-        keep_bytes: how much to keep, up to the last whole line in it; `removed` is the rest, and `cut` removes it. None keeps all.
+        keep_bytes: how much to keep, up to the last complete line in it; `removed` is the rest, and `cut` removes it. None keeps all.
     """
 
     def __init__(self, path: Path, keep_bytes: int | None = None):

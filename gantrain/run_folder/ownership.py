@@ -1,4 +1,4 @@
-"""The run folder: which run it belongs to, and which process trains in it."""
+"""The owner of a run folder: the run that it belongs to, and the process that trains in it."""
 
 from __future__ import annotations
 
@@ -97,4 +97,4 @@ def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
             if read_state(path)["guard"]["rollbacks"] < rollback["guard"]["rollbacks"]:
                 shutil.rmtree(path, ignore_errors=True)
         except Damaged:
-            pass  # will be named and skipped when checkpoints are looked for
+            pass  # reported and skipped when checkpoints are searched

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: versions of libraries, the time, an identity."""
+"""The provenance of a run's numbers: versions of libraries, the time, an identity."""
 
 from __future__ import annotations
 

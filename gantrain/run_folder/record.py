@@ -1,4 +1,4 @@
-"""Reading a run's record, `metrics.jsonl`, whether the run has ended, is running, or was cut short.
+"""Reading the record of a run, `metrics.jsonl`, whether the run has ended, is still running, or was cut short.
 
 The file is a log: after a rollback `nimg` goes back, and the lines of the abandoned path stay. `Record` separates them, so that charts and
 lists show the path that led to the weights.
@@ -29,7 +29,7 @@ from gantrain.score_names import better_when_higher
 if TYPE_CHECKING:
     from gantrain.config.config import Config
 
-# Parts of a protocol: scores that differ in one of these are not comparable. With the value of older records, which do not state it.
+# Parts of a protocol, with their values in older records, which do not state them. Scores that differ in one are not comparable.
 STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
 RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = (
     "running",
@@ -42,17 +42,17 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = (
     "damaged",
 )
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}  # event -> the status of a run that ended with it
-NEEDED = (b'"event"', b'"eval/')  # in lines that tell how far a run has got and how good it is
+NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What can be said of a configuration without plug-ins, and so without torch.
+    """The part of a configuration that can be read without plug-ins, and so without torch.
 
     Attributes:
         total_kimg: of the whole run.
-        sections: all of it as plain values, as the file of the run folder has it.
+        sections: all of it as plain values, as in the file in the run folder.
     """
 
     total_kimg: float
@@ -64,7 +64,7 @@ class Outline:
         return list(self.section("averagers"))
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section's keys; empty where the file does not have it."""
+        """A section's keys; empty if the file does not have it."""
         found = self.sections.get(name)
         return found if isinstance(found, dict) else {}
 
@@ -86,7 +86,7 @@ class Evaluation:
 
 @dataclass
 class Record:
-    """What a run has written. Properties are computed once, so `lines` must not change.
+    """The record of a run. Properties are computed once, so `lines` must not change.
 
     Attributes:
         run: the run folder.
@@ -147,7 +147,7 @@ class Record:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the program last recorded about itself and its machine; empty if it never did."""
+        """What gantrain last recorded about itself and its machine; empty if it never did."""
         told = self.events("start", "resume")
         return {k: v for k, v in told[-1].items() if k not in ("nimg", "event", "notes", "changed")} if told else {}
 
@@ -180,7 +180,7 @@ class Record:
 
         Args:
             metric: None is the run's first metric.
-            averages: those to choose from; None is all, live weights among them.
+            averages: those to choose from; None is all, including the live weights.
 
         Returns:
             (value, average, images seen), or None if there is no score.
@@ -242,7 +242,7 @@ def outline(run: Path) -> Record:
 
 
 def outline_config(run: Path) -> Outline:
-    """What `outline` reads of a run's configuration.
+    """The part of a run's configuration that `outline` reads.
 
     Raises:
         UserError: it cannot be read.
@@ -264,7 +264,7 @@ def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Recor
     try:
         with open(path, "rb") as file:
             for line in file:
-                if not line.endswith(b"\n") and parse(line) is None:  # it is being written, or was when the power failed
+                if not line.endswith(b"\n") and parse(line) is None:  # incomplete: still being written, or cut by a power failure
                     break
                 needed = not brief or any(word in line for word in NEEDED)
                 last = b"" if needed else line

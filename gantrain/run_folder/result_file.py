@@ -1,4 +1,4 @@
-"""Files of results: checked before hours are spent on their content."""
+"""Files of results, which are checked before hours are spent on their content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError
 from gantrain.run_folder.json_values import as_json
 
-OF_A_RUN = ("state.json", "manifest.json", "rollback.json")  # what a run resumes from
+OF_A_RUN = ("state.json", "manifest.json", "rollback.json")  # files that a run resumes from
 
 
 def free_name(folder: Path, stem: str) -> Path:
@@ -29,8 +29,10 @@ def target_of(out: str | Path | None, folder: Path, stem: str) -> Path:
         UserError: no JSON file can be written there; nothing has been computed yet.
     """
     target = Path(out) if out is not None else free_name(folder, stem)
-    if target.suffix.lower() != ".json" or target.name in OF_A_RUN:
+    if target.suffix.lower() != ".json" or {target.name, os.path.basename(os.path.realpath(target))} & set(OF_A_RUN):
         raise UserError(f"--out: {str(target)!r} must be a new .json file")
+    if target.is_symlink():  # write the file that it points to: a rename would replace the link
+        target = Path(os.path.realpath(target))
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} is {'a folder' if target.is_dir() else 'inside a file'}; choose another path")
     probe = target.with_name(f".{target.stem}-{os.getpid()}")

@@ -84,25 +84,25 @@ class Snapshots:
                 f"{run}: has no snapshots to rebuild averages from; train with two averagers such as"
                 " {name: power, sigma_rel: 0.05, snapshot_every_kimg: 5} and {name: power, sigma_rel: 0.10, snapshot_every_kimg: 5}"
             )
-        self.nimg = self._last_whole(paths) if at_kimg is None else self._nearest(paths, at_kimg)
+        self.nimg = self._last_undamaged(paths) if at_kimg is None else self._nearest(paths, at_kimg)
         self.kept: list[Kept] = []
         for path in [p for p in paths if int(p.name) <= self.nimg]:
             try:
                 state = checkpoint.read(path, groups=[]).state
             except Damaged as error:
-                self.say(f"{error}; left out")
+                self.say(f"{error}; skipped")
                 continue
             self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in state["gammas"].items()]
 
-    def _last_whole(self, paths: Sequence[Path]) -> int:
+    def _last_undamaged(self, paths: Sequence[Path]) -> int:
         """Images seen at the last undamaged snapshot."""
         for path in reversed(paths):
             try:
                 checkpoint.verify(path)
                 return int(path.name)
             except Damaged as error:
-                self.say(f"{error}; left out")
-        raise UserError(f"{self.run}: none of its {len(paths)} snapshots is whole")
+                self.say(f"{error}; skipped")
+        raise UserError(f"{self.run}: all of its {len(paths)} snapshots are damaged")
 
     def _nearest(self, paths: Sequence[Path], at_kimg: float) -> int:
         """Images seen at the snapshot nearest to a time: as the batch grows, snapshots move off round numbers."""
@@ -118,7 +118,7 @@ class Snapshots:
 
     @property
     def name(self) -> str:
-        """What the snapshots are, for messages."""
+        """The snapshots in words, for messages."""
         return f"{len(self.kept)} snapshots of {', '.join(sorted({k.average for k in self.kept}))}"
 
     def error(self, sigma_rel: float) -> float:
@@ -139,10 +139,10 @@ class Snapshots:
         if error > LARGEST_ERROR:
             lengths = np.linspace(0.005, WIDEST, 200)
             good = [s for s in lengths if self.error(s) <= LARGEST_ERROR]
-            gives = f"they can give {good[0]:.3f} to {good[-1]:.3f}" if good else "they can give none"
+            gives = f"they can give {good[0]:.3f} to {good[-1]:.3f}" if good else "they can give no length"
             raise UserError(
-                f"{option}: {sigma_rel:g} is not what {self.name} at {self.nimg / 1000:g} kimg can give:"
-                f" the profile would be off by {error:.0%} ({LARGEST_ERROR:.0%} at most); {gives}"
+                f"{option}: {sigma_rel:g} cannot be rebuilt from {self.name} at {self.nimg / 1000:g} kimg:"
+                f" the profile would be off by {error:.0%} (limit {LARGEST_ERROR:.0%}); {gives}"
             )
 
     def rebuild(self, sigma_rel: float) -> Rebuilt:
@@ -159,7 +159,7 @@ class Snapshots:
                 tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
                 last = checkpoint.read(self.kept[-1].path, ["buffers"])
             except Damaged as damage:
-                self.say(f"{damage}; left out")
+                self.say(f"{damage}; skipped")
                 self.kept = [k for k in self.kept if k.path not in damage_in(damage, self.kept)]
                 continue
             named = {f"{k.average}@{k.profile.nimg}": float(c) for c, k in zip(shares, self.kept)}

@@ -40,7 +40,7 @@ from gantrain.theory.ornstein_uhlenbeck import drift_lag, ema_ratio, equal_windo
 from gantrain.theory.path_statistics import autocorrelation_of, principal_directions, slope_of, spread_of, trend_of
 from gantrain.theory.simulated_processes import DRIFT, MIXED, ORBIT, WALK, Finding, simulated_at
 
-FEWEST = 40  # recordings: twenty to find the directions and twenty to measure the motion along them
+FEWEST_RECORDINGS = 40  # twenty to find the directions and twenty to measure the motion along them
 MOST = 800  # longer records are thinned to this; rates up to a thousand per measured half can still be resolved
 MUCH = 0.25  # a direction with more than this share of the motion must be an orbit by itself
 
@@ -183,8 +183,10 @@ def fit_orbit(times: np.ndarray, path: np.ndarray, directions: int = 8, level: f
         UserError: there are fewer than 40 recordings, or the path does not move or is not finite.
     """
     times, path = np.asarray(times, dtype=float), np.asarray(path, dtype=float)
-    if len(times) < FEWEST:
-        raise UserError(f"fitting an orbit needs at least {FEWEST} recordings without a change of the training, there are {len(times)}")
+    if len(times) < FEWEST_RECORDINGS:
+        raise UserError(
+            f"fitting an orbit needs at least {FEWEST_RECORDINGS} recordings without a change of the training, there are {len(times)}"
+        )
     if not np.isfinite(path).all():
         raise UserError("the recorded weights contain nan or infinity")
     thin = math.ceil(len(times) / MOST)

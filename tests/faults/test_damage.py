@@ -164,7 +164,7 @@ def test_the_command_goes_on_from_the_one_before_to_the_same_bits(run, gantrain,
     flip(0.5)(last / "d.safetensors")
     (middle / "state.json").unlink()
     done = gantrain("train", DIGITS, f"run_dir={copy}", *TINY, *FEW, "checkpoint.keep_last=3", "checkpoint.keep_best=[eval/ema/digits_fid]")
-    assert f"{last / 'd.safetensors'}: its SHA-256 is not that of what was written; skipped" in done.stdout
+    assert f"{last / 'd.safetensors'}: its SHA-256 differs from that in the manifest; skipped" in done.stdout
     assert f"{middle / 'state.json'}: cannot be read" in done.stdout and "resumed at 0.16 of 0.32 kimg" in done.stdout
     same_run(run, copy)
     flip(0.5)(newest(copy) / "g.safetensors")
@@ -211,4 +211,6 @@ def test_a_best_checkpoint_is_sampled_and_a_damaged_one_refused(run, gantrain, t
             f"{inside}: is not a run folder but part of one; pass {copy}, and --kimg {int(best.name) / 1000:g} for this checkpoint" in line
         )
     flip(0.5)(best / "average.ema.safetensors")
-    assert f"{best / 'average.ema.safetensors'}: its SHA-256 is not that of what was written" in error_of(gantrain(*arguments, check=False))
+    assert f"{best / 'average.ema.safetensors'}: its SHA-256 differs from that in the manifest" in error_of(
+        gantrain(*arguments, check=False)
+    )

@@ -27,7 +27,7 @@ def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
     kept = newest(run)
     line = error_of(train(run, "total_kimg=0.32", largest=20_000))
     assert f"{run / 'checkpoints' / '000000000240'}: the checkpoint could not be written (File too large; it needs 1 MiB, " in line
-    assert " are free); the one at 0.16 kimg is whole; free some space and run the same command again" in line
+    assert " are free); the one at 0.16 kimg is intact; free some space and run the same command again" in line
     assert newest(run) == kept and not list((run / "checkpoints").glob(".writing-*"))
     done = train(run, "total_kimg=0.4", "checkpoint.on_error=continue", largest=20_000)
     assert done.stdout.count("continuing (checkpoint.on_error=continue)") >= 2 and newest(run) == kept

@@ -99,7 +99,7 @@ def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain,
     )
     done = launch(3, "-m", "gantrain", *settings, "total_kimg=0.32", check=False)
     assert done.returncode != 0
-    assert "the run's batch of 16 does not divide over 3 processes; resume it on 2 or 4" in done.stderr
+    assert "the run's batch of 16 cannot be split evenly over 3 processes; resume on 2 or 4" in done.stderr
     assert newest(run).name == "000000000240"
 
 
