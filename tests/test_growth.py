@@ -654,7 +654,7 @@ def test_it_leaves_the_run_as_it_is_and_looks_at_one_that_goes_on(plain, gantrai
         (["--updates", "4"], "--updates: must be at least 8, which an interval needs, got 4"),
         (["--average", "emma"], "has no average 'emma' at 0.32 kimg; did you mean 'ema'?"),
         (["--kimg", "7"], "has no checkpoint at 7 kimg; it has 0.24, 0.32"),
-        (["model.ch=4"], "model.ch=4: only data and mixed_precision can be overridden here; remove it to use what was trained with"),
+        (["model.ch=4"], "model.ch=4: only data and mixed_precision can be overridden here; remove it to use the run's own value"),
         (["--out", "."], "--out: '.' must be a new .json file"),
     ],
 )
