@@ -182,6 +182,7 @@ def resumed(tmp_path_factory, cache) -> SimpleNamespace:
     )
 
 
+@pytest.mark.slow
 def test_wandb_run_is_named_and_configured(resumed):
     """The chosen project, the folder's name, an id, the nested configuration as the run folder has it, and the machine's facts."""
     found = resumed.parts[0]
@@ -201,6 +202,7 @@ def test_wandb_run_is_named_and_configured(resumed):
 SHOWN = ("samples", "event", "overview", "final")  # what is no line of numbers
 
 
+@pytest.mark.slow
 def test_wandb_history_is_that_of_metrics_jsonl(resumed):
     """Every line of numbers is a row with kimg as a value; W&B counts its steps itself, and they only rise."""
     lines = [line for line in lines_of(resumed.dir) if "event" not in line]
@@ -222,6 +224,7 @@ def test_wandb_history_is_that_of_metrics_jsonl(resumed):
         assert steps == sorted(set(steps)) and [row["kimg"] for row in part.history] == sorted(row["kimg"] for row in part.history)
 
 
+@pytest.mark.slow
 def test_wandb_has_each_event_in_words_and_as_a_mark(resumed):
     (grown,) = [line for line in lines_of(resumed.dir) if line.get("event") == "growth"]
     (swapped,) = [line for line in lines_of(resumed.dir) if line.get("event") == "swap" and line["moment"] == "at"]
@@ -244,6 +247,7 @@ def score_before(lines: list[dict], nimg: int, average: str, metric: str) -> flo
     return [line[f"eval/{average}/{metric}"] for line in lines if f"eval/{average}/{metric}" in line and line["nimg"] <= nimg][-1]
 
 
+@pytest.mark.slow
 def test_wandb_has_every_sheet_of_samples_with_its_score(resumed):
     """The very pictures of the run folder, one a sheet; captions carry the moment and the score that the record has of it."""
     lines = lines_of(resumed.dir)
@@ -261,6 +265,7 @@ def test_wandb_has_every_sheet_of_samples_with_its_score(resumed):
             assert [one.tobytes() for one in shown] == [one.tobytes() for one in cut(drawn)]
 
 
+@pytest.mark.slow
 def test_wandb_has_a_picture_of_every_class(resumed):
     """Ten classes; the right end of the second row of class 7 is the second image of the second average's sheet, class 7."""
     row = [row for row in resumed.parts[1].history if "samples/classes/filenames" in row][-1]
@@ -309,6 +314,7 @@ def test_a_caption_says_of_which_moment_its_score_is(scores, scored, words):
     assert caption("ema", 80000, scores, scored) == words
 
 
+@pytest.mark.slow
 def test_wandb_draws_every_score_of_the_record(resumed):
     """A figure a metric at each evaluation; the last has every value of metrics.jsonl, a line an average, in plain numbers."""
     lines = [line for line in lines_of(resumed.dir) if "eval/live/digits_fid" in line]
@@ -330,6 +336,7 @@ def table_of(folder: Path, row: dict, key: str) -> tuple[list, list]:
     return content["columns"], content["data"]
 
 
+@pytest.mark.slow
 def test_wandb_has_a_table_of_what_happened(resumed):
     row = [row for row in resumed.parts[1].history if "events/path" in row][-1]
     columns, rows = table_of(resumed.folders[1], row, "events")
@@ -342,6 +349,7 @@ def test_wandb_has_a_table_of_what_happened(resumed):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_wandb_ends_with_a_table_of_scores(resumed):
     """The numbers of the last evaluation; the best of each metric is named beside its average."""
     last = [line for line in lines_of(resumed.dir) if "eval/live/digits_fid" in line][-1]
@@ -355,6 +363,7 @@ def test_wandb_ends_with_a_table_of_scores(resumed):
     assert {one[0]: one[3] for one in rows if one[3]} == best
 
 
+@pytest.mark.slow
 def test_wandb_axes_and_directions_are_defined(resumed):
     """Everything is drawn over kimg; a score's summary is its best, by its direction; other numbers have none."""
     metrics = resumed.parts[0].metrics
@@ -368,6 +377,7 @@ def test_wandb_axes_and_directions_are_defined(resumed):
     assert not any(metric.summary.min or metric.summary.max for name, metric in metrics.items() if better_when_higher(name) is None)
 
 
+@pytest.mark.slow
 def test_wandb_run_ends_with_its_summary_and_exit_code(resumed):
     last = [line for line in lines_of(resumed.dir) if "eval/live/digits_fid" in line][-1]
     summary = resumed.parts[1].summary
@@ -375,6 +385,7 @@ def test_wandb_run_ends_with_its_summary_and_exit_code(resumed):
     assert [part.exit_code for part in resumed.parts] == [0, 0]
 
 
+@pytest.mark.slow
 def test_wandb_summary_has_the_best_of_the_whole_run(resumed):
     """As it stood at the end of either part."""
     scored = [line for line in lines_of(resumed.dir) if "eval/live/digits_fid" in line]
@@ -390,6 +401,7 @@ def test_wandb_summary_has_the_best_of_the_whole_run(resumed):
             assert [part.summary[f"best/{metric}{end}"] for end in ("", "_average", "_kimg")] == [value, average, kimg]
 
 
+@pytest.mark.slow
 def test_wandb_resumed_run_is_the_same_run(resumed):
     """One id through both parts, and in the checkpoint; the second part begins where the first ended."""
     first, second = resumed.parts
@@ -402,6 +414,7 @@ def test_wandb_resumed_run_is_the_same_run(resumed):
 # ---- the best averaged generator ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wandb_artifact_is_the_best_averaged_generator(resumed):
     """Of all that was scored and is kept, at the end of either part; with aliases, scores and the protocol."""
     kept = {
@@ -427,6 +440,7 @@ def test_wandb_artifact_is_the_best_averaged_generator(resumed):
     assert told["protocol"]["num_samples"] == 16 and told["protocol"]["reference_fingerprint"] == lines[nimg]["eval/reference_fingerprint"]
 
 
+@pytest.mark.slow
 def test_offline_runs_are_whole_in_the_run_folder(resumed):
     """Every file that W&B's file points to is there, with the sum that it says, and none is in the home folder."""
     for part in resumed.parts:
@@ -446,6 +460,7 @@ def exported_of(resumed: SimpleNamespace) -> tuple[Path, str, float]:
     return resumed.dir / "wandb" / "generators" / f"{told['nimg']:012d}-{told['average']}", told["average"], told["kimg"]
 
 
+@pytest.mark.slow
 def test_exported_generator_is_that_of_the_run(resumed, gantrain, tmp_path):
     """To the bit, under either policy that needs its buffers; and `gantrain sample` takes the folder."""
     folder, average, kimg = exported_of(resumed)
@@ -591,6 +606,7 @@ def test_an_overview_that_cannot_be_made_is_one_line_for_all(tmp_path):
     assert run._run.logged == []
 
 
+@pytest.mark.slow
 def test_a_table_is_logged_again_only_when_it_has_changed(resumed):
     """W&B keeps every one as a version."""
     run = fake_wandb(resumed.dir, [])
@@ -609,6 +625,7 @@ def test_a_folder_that_the_user_has_named_is_left_to_wandb(tmp_path, monkeypatch
 # ---- where W&B cannot be had ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wandb_goes_offline_without_a_key_and_says_how_to_show_the_run(resumed):
     """WANDB_MODE decides over the configuration; auto without a key asks nobody. One line each."""
     for said, folder in zip(resumed.said, resumed.folders):

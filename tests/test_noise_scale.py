@@ -98,7 +98,7 @@ def test_every_measurement_is_unbiased(name):
     is_the_truth(measured(name)[1], FORMS[name][0])
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", slow_but(["regression", "affine D"], FORMS))
 def test_an_interval_covers_the_closed_form_as_often_as_it_says(name):
     covers(measured(name)[0], FORMS[name][0].b_simple)
 
@@ -229,6 +229,7 @@ def test_two_processes_find_no_noise_where_there_is_none(together, folder):
     assert np.abs(single[:, 0]).max() < 1e-12 * squared and single[:, 1] == pytest.approx(squared, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b, k", [(3, 1), (1, 3), (4, 2)])
 def test_two_processes_measure_the_gradients_of_all_images(together, folder, b, k):
     """To rounding what per-example gradients in one process give, layer by layer."""

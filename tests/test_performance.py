@@ -67,7 +67,7 @@ def faults():
 before = faults()
 assert keep_freed_memory()
 faults()
-print(before, faults())
+print(before, min(faults() for _ in range(5)))  # the heap has its place after one or two rounds
 """
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("needs glibc")

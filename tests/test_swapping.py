@@ -360,7 +360,6 @@ from dataclasses import dataclass
 
 from gantrain.averaging import Ema
 
-@pytest.mark.slow
 @dataclass(frozen=True)
 class Half:
     offload: bool = True
@@ -382,6 +381,7 @@ class Steep:
 """
 
 
+@pytest.mark.slow
 def test_rules_and_policies_from_outside_need_nothing_but_their_contract(gantrain, tmp_path):
     (tmp_path / "outside.py").write_text(OUTSIDE)
     run = tmp_path / "run"
@@ -582,7 +582,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("arguments, words", BAD, ids=[" ".join(a) for a, _ in BAD])
+@pytest.mark.parametrize("arguments, words", slow_but(BAD[::3], BAD), ids=[" ".join(a) for a, _ in BAD])
 def test_what_cannot_be_rebuilt_is_one_line(swapped, gantrain, arguments, words):
     assert words.format(run=swapped[0]) in error_of(gantrain("average", swapped[0], *arguments, check=False))
 
@@ -702,7 +702,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("overrides, words", REFUSED, ids=[" ".join(o) for o, _ in REFUSED])
+@pytest.mark.parametrize("overrides, words", slow_but(REFUSED[::3], REFUSED), ids=[" ".join(o) for o, _ in REFUSED])
 def test_what_cannot_be_trained_is_one_line(gantrain, tmp_path, overrides, words):
     error = error_of(gantrain(*command(tmp_path / "run", *overrides), check=False))
     assert words in error and not (tmp_path / "run").exists()

@@ -65,6 +65,7 @@ def disturbed(run: Path, root: Path, *overrides: str) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_stop_names_the_image_and_the_run_continues_once_it_is_fixed(pictures, tmp_path, workers):
     """Bit for bit like a run whose images were never broken."""

@@ -20,6 +20,7 @@ def train(run: Path, *overrides: str, largest: int | None = None) -> subprocess.
     return spawning.run(["-m", "gantrain", "train", DIGITS, f"run_dir={run}", *TINY, *overrides], environment(), largest)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
     """`stop` says what a checkpoint needs and what is free; `continue` trains on, says so at each, and the ones before stay whole."""
     run, whole = tmp_path / "run", tmp_path / "whole"

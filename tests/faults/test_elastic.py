@@ -44,6 +44,7 @@ def close(a: Path, b: Path) -> None:
                 torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=2e-6, msg=lambda m, where=f"{name}, {key}": f"{where}: {m}")
 
 
+@pytest.mark.slow
 def test_two_then_one_then_three_processes_are_one(together, tmp_path):
     """Weights, optimizers, averages to rounding; the batch's growth, its decisions and which scores were best the same."""
     moved, alone = tmp_path / "moved", tmp_path / "alone"

@@ -115,6 +115,7 @@ def test_stop_and_warn(tmp_path, action, status):
         assert len(events(run, "warning")) == 1 and "continuing (guard.on_nonfinite=warn)" in done.stdout and not finite(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", slow_but(["best"], ["best", "last"]))
 def test_a_score_that_gets_worse_leads_back(tmp_path, to):
     """Scripted scores: 4, 1, 1.5, then two above twice the best: back to the best, or to where the score was last well, although

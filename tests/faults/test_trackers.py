@@ -71,7 +71,9 @@ def record(run: Path) -> list[dict]:
     "fault, words",
     [
         pytest.param("raises", "wandb: not available (W&B cannot be reached); metrics.jsonl is complete", marks=pytest.mark.slow),
-        ("later", "wandb: stopped (W&B cannot be reached); training continues; metrics.jsonl is complete"),
+        pytest.param(
+            "later", "wandb: stopped (W&B cannot be reached); training continues; metrics.jsonl is complete", marks=pytest.mark.slow
+        ),
         ("hangs", "wandb: did not finish within 1 seconds; giving up; metrics.jsonl is complete"),
     ],
 )
