@@ -66,11 +66,16 @@ def run(argv: Sequence[str] | None = None) -> int:
         complain(f"{error.filename or 'a file of the run'}: {error.strerror}; fix this and run the same command again")
         return USER_ERROR
     except KeyboardInterrupt:
-        complain("interrupted; run the same command to resume from the last checkpoint")
+        complain(f"interrupted{how_to_resume(arguments.verb)}")
         return INTERRUPTED
     except Stopped as stopped:
-        complain(f"stopped by {stopped}; run the same command to resume from the last checkpoint")
+        complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}")
         return exit_status(stopped.signal)
+
+
+def how_to_resume(verb: str) -> str:
+    """What to do after an interruption, for the end of its message; only training resumes."""
+    return "; run the same command to resume from the last checkpoint, if there is one" if verb == "train" else ""
 
 
 def complain(text: str) -> None:

@@ -83,9 +83,24 @@ class Contract(Generic[T]):
                 continue
             if part in self.methods and not callable(getattr(cls, part)):
                 raise UserError(f"{who}: {part} must be a method, got {found!r}")
+            if part in self.methods and inspect.isfunction(found):
+                self.require_signature(found, part, who)
             if part in self.values and not fits(found, self.values[part]):
                 got = "a method" if inspect.isroutine(found) else repr(found)
                 raise UserError(f"{who}: {part} must be {describe_type(self.values[part])}, got {got}")
+
+    def require_signature(self, method: types.FunctionType, part: str, who: str) -> None:
+        """Refuse a method that cannot be called with the arguments of the base's.
+
+        Raises:
+            UserError: names the method and its arguments.
+        """
+        wanted = list(inspect.signature(getattr(self.base, part)).parameters)
+        try:
+            inspect.signature(method).bind(*wanted)
+        except TypeError:
+            got = ", ".join(list(inspect.signature(method).parameters)[1:])
+            raise UserError(f"{who}: {part} must take ({', '.join(wanted[1:])}), got ({got})") from None
 
     def part_of(self, cls: type, part: str) -> Any:
         """What a class itself, and not the base, defines as a part; `MISSING` if it defines nothing."""

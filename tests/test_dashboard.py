@@ -630,7 +630,7 @@ def test_wandb_goes_offline_without_a_key_and_says_how_to_show_the_run(resumed):
     """WANDB_MODE decides over the configuration; auto without a key asks nobody. One line each."""
     for said, folder in zip(resumed.said, resumed.folders):
         assert [line for line in said.splitlines() if line.startswith("wandb:")] == [
-            f"wandb: offline; show the run with `wandb sync {folder}`"
+            f"wandb: offline; upload the run with `wandb sync {folder}`"
         ]
 
 
@@ -644,7 +644,7 @@ def test_wandb_key_without_network_goes_on_offline(tmp_path, cache):
     (folder,) = (tmp_path / "tiny" / "wandb").glob("offline-run-*")
     assert said.pop(0) == "wandb: connecting ..."
     assert len(said) == 2 and said[0].startswith("wandb: cannot go online (") and said[0].endswith("); continuing offline")
-    assert said[1] == f"wandb: offline; show the run with `wandb sync {folder}`"
+    assert said[1] == f"wandb: offline; upload the run with `wandb sync {folder}`"
     assert "Traceback" not in done.stdout + done.stderr
     found, lines = read_wandb(folder), lines_of(tmp_path / "tiny")
     assert lines[-1]["event"] == "end" and found.exit_code == 0

@@ -230,7 +230,7 @@ def test_a_key_is_selected_without_the_others_of_its_section():
         (["--keys", "batchign"], "--keys: no section or key 'batchign'; did you mean 'batching'?"),
         (["--keys", "optim.lr_gg"], "--keys: no section or key 'optim.lr_gg'; did you mean 'optim.lr_g'?"),
         (["--keys", "zzz"], "--keys: no section or key 'zzz'; known: averagers, batching, checkpoint, data, "),
-        (["--keys", "batching", "some.yaml"], "--keys: takes at most one SECTION; remove some.yaml"),
+        (["--keys", "batching", "some.yaml"], "--keys: lists keys and takes no CONFIG, got some.yaml; for a section write --keys SECTION"),
         (["some.yaml", "--markdown"], "--markdown: only works with --keys; write --keys --markdown"),
         ([], "config: CONFIG is missing; pass a YAML file, or --keys for a list of all keys"),
     ],

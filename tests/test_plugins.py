@@ -506,3 +506,14 @@ def test_plugins_of_gantrain_need_no_adapting():
     for kind, table in TABLES.items():
         for name, cls in table.items():
             assert CONTRACTS[kind].adapt_class(cls, name) is cls, textwrap.shorten(name, 40)
+
+
+def test_a_method_that_takes_other_arguments_is_refused(tmp_path, monkeypatch):
+    """At the look-up, and not at the first update."""
+    (tmp_path / "short_plugins.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Short:\n    def weight(self, nimg):\n        return 0.5\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = r"averager 'short_plugins:Short': weight must take \(nimg, previous_nimg, num_averaged\), got \(nimg\)"
+    with pytest.raises(UserError, match=words):
+        find("averager", AVERAGERS, "short_plugins:Short")

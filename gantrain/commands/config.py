@@ -31,7 +31,7 @@ def call(arguments: argparse.Namespace) -> None:
 def list_keys(arguments: argparse.Namespace) -> str:
     """List the keys of all sections, or of the given section."""
     if arguments.config is not None:
-        raise UserError(f"--keys: takes at most one SECTION; remove {arguments.config}")
+        raise UserError(f"--keys: lists keys and takes no CONFIG, got {arguments.config}; for a section write --keys SECTION")
     from gantrain.config import keys
 
     parts = keys.list_parts()

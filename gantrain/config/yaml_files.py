@@ -86,7 +86,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         beside = Path("configs") / f"{path.name}.yaml"
         raise ConfigError(f"{path}: there is no such file{f'; did you mean {beside}?' if beside.is_file() else hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({one_line(error)}); pass a YAML file") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({(isinstance(error, OSError) and error.strerror) or one_line(error)}); pass a YAML file"
+        ) from None
     return parse_yaml(text, str(path))
 
 

@@ -92,7 +92,7 @@ class WandbRun:
             run.define_metric("*", step_metric="kimg")
             for key in HELPERS:
                 run.define_metric(key, hidden=True, step_metric=None if key == "kimg" else "kimg")
-            say(f"wandb: {run.url}" if online else f"wandb: offline; show the run with `wandb sync {Path(run.dir).parent}`")
+            say(f"wandb: {run.url}" if online else f"wandb: offline; upload the run with `wandb sync {Path(run.dir).parent}`")
             return cls(run, wandb, run_dir, say)
         except Exception as error:
             say(f"wandb: not available ({one_line(error)[:160]}); metrics.jsonl is complete")

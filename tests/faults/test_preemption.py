@@ -135,7 +135,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, out + err
-    assert err == "gantrain: error: interrupted; run the same command to resume from the last checkpoint\n"
+    assert err == "gantrain: error: interrupted; run the same command to resume from the last checkpoint, if there is one\n"
 
 
 def test_a_run_that_is_done_when_it_is_asked_to_stop_is_done(tmp_path):
@@ -159,7 +159,7 @@ def test_before_training_has_begun_the_status_is_the_same(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
-    assert err == "gantrain: error: stopped by SIGTERM; run the same command to resume from the last checkpoint\n"
+    assert err == "gantrain: error: stopped by SIGTERM; run the same command to resume from the last checkpoint, if there is one\n"
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def record(run: Path) -> list[dict]:
 )
 def test_training_goes_on_and_nothing_is_lost(alone, tmp_path, fault, words):
     done = train(tmp_path / "run", fault, tmp_path)
-    warnings = [line for line in done.stdout.splitlines() if line.startswith("wandb:") and "offline; show" not in line]
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("wandb:") and "offline; upload" not in line]
     assert warnings == [words] and not done.stderr
     same_run(alone, tmp_path / "run")
     assert record(alone) == record(tmp_path / "run")
