@@ -55,6 +55,11 @@ def slow_but(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     ]
 
 
+def every_third(cases: list[Any]) -> list[Any]:
+    """The cases of a parametrized test, slow but for every third."""
+    return slow_but(cases[::3], cases)
+
+
 @pytest.fixture(autouse=True)
 def quiet_machine():
     """One thread."""

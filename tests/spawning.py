@@ -215,6 +215,7 @@ def become(task: dict) -> None:
     os.environ.clear()
     os.environ.update(task["environment"])
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it
     if task["largest"]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it anyway
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["largest"], resource.RLIM_INFINITY))

@@ -177,6 +177,7 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(ga
     train(gantrain, run, "total_kimg=0.16")
 
 
+@pytest.mark.slow
 def test_a_run_may_be_made_longer_and_is_the_longer_run(finished, gantrain, tmp_path):
     run = tmp_path / "run"
     train(gantrain, run, "total_kimg=0.48")
@@ -293,7 +294,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", slow_but(["bf16"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["unconditional"], WAYS))
 def test_other_ways_train_and_resume(gantrain, tmp_path, way):
     """Each trains, is killed by a shorter total, and goes on to finite weights."""
     run = tmp_path / "run"

@@ -559,6 +559,7 @@ def copied(resumed, tmp_path) -> Path:
     return shutil.copytree(resumed.dir, tmp_path / "copied", ignore=shutil.ignore_patterns("wandb"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_for_the_next_best(copied):
     first, *others = best_generator.candidates(read(copied))
     (first.path / f"average.{first.average}.safetensors").write_bytes(b"nonsense")
@@ -574,6 +575,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_next_best(copied):
     assert run._run.artifacts == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_generator_and_a_line(copied, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -586,6 +588,7 @@ def test_a_full_disk_costs_the_generator_and_a_line(copied, monkeypatch):
     assert [sorted(row) for row in run._run.logged] == [["events", "final/scores", "kimg"]] and run._run.artifacts == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [True, False])
 def test_an_exported_generator_stays_until_wandb_has_it(copied, offline):
     run = fake_wandb(copied, [])
@@ -679,6 +682,7 @@ def test_wandb_that_fails_is_let_go_and_the_run_is_whole(tmp_path, cache):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["log", "event", "image", "summary", "finish", "overview", "conclude"])
 def test_wandb_is_called_no_more_once_a_call_has_failed(method, resumed, monkeypatch):
     """Whichever call fails first; W&B's exit handler may hang then."""

@@ -521,6 +521,7 @@ def test_an_error_is_raised_where_its_result_is_taken():
 # ---- the tool --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_tool_prepares_a_folder_that_a_run_trains_on(tmp_path, gantrain):
     folder = write_images(tmp_path / "many", [f"{c}/{i}.png" for c in "ab" for i in range(20)], size=(20, 16))
     said = tool(folder, "--out", tmp_path / "p", "--resolution", 8, "--channels", 1).stdout

@@ -53,6 +53,7 @@ def plain(gantrain, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_lines_are_those_of_a_run_that_waits(plain, gantrain, tmp_path):
     said = gantrain("train", *WORDS, "checkpoint.keep_best=[eval/ema/digits_fid]", "eval.async=true", f"run_dir={tmp_path}").stdout
     assert "scoring live, ema, ema_short, swa at 0.24 kimg in the background" in said and "\nat 0.24 kimg" in said

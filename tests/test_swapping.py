@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import spawning
 import torch
-from conftest import ROOT, TESTS, error_of, lines_of, slow_but
+from conftest import ROOT, TESTS, error_of, every_third, lines_of, slow_but
 from PIL import Image
 from safetensors.torch import load_file
 from test_commands import newest, same_run
@@ -468,6 +468,7 @@ def test_every_averager_follows_a_run_over_both_networks_and_resumes_in_the_same
 # ---- rebuilt averages ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rebuilt_average_is_the_tracked_one_and_is_sampled_and_scored_by_name(swapped, gantrain, tmp_path):
     """sigma_rel 0.10 is one of the stored profiles, so that rebuilding it must give the tracked average up to half precision."""
     run = tmp_path / "run"
@@ -582,7 +583,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("arguments, words", slow_but(BAD[::3], BAD), ids=[" ".join(a) for a, _ in BAD])
+@pytest.mark.parametrize("arguments, words", every_third(BAD), ids=[" ".join(a) for a, _ in BAD])
 def test_what_cannot_be_rebuilt_is_one_line(swapped, gantrain, arguments, words):
     assert words.format(run=swapped[0]) in error_of(gantrain("average", swapped[0], *arguments, check=False))
 
@@ -702,7 +703,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("overrides, words", slow_but(REFUSED[::3], REFUSED), ids=[" ".join(o) for o, _ in REFUSED])
+@pytest.mark.parametrize("overrides, words", every_third(REFUSED), ids=[" ".join(o) for o, _ in REFUSED])
 def test_what_cannot_be_trained_is_one_line(gantrain, tmp_path, overrides, words):
     error = error_of(gantrain(*command(tmp_path / "run", *overrides), check=False))
     assert words in error and not (tmp_path / "run").exists()

@@ -452,7 +452,10 @@ def test_a_scripts_mistake_is_one_line(words, error):
 
 
 def test_a_script_that_is_interrupted_says_so_in_one_line():
-    code = "import command, os, signal, sys; sys.argv[0] = 'any.py'; command.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    code = (
+        "import command, os, signal, sys; sys.argv[0] = 'any.py'; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " command.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
     )

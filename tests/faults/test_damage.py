@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, error_of, slow_but
+from conftest import ROOT, TINY, error_of, every_third
 from test_commands import newest, same_run
 
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, canonical, read, read_manifest, seal
@@ -53,7 +53,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", slow_but(list(DAMAGES.values())[::3], DAMAGES.values()), ids=DAMAGES.keys())
+@pytest.mark.parametrize("damage", every_third(list(DAMAGES.values())), ids=DAMAGES.keys())
 def test_a_damaged_file_is_named_and_the_one_before_is_taken(run, tmp_path, damage):
     """Each file of the newest of three in turn."""
     folder = tmp_path / "checkpoints"
@@ -156,6 +156,7 @@ def test_a_manifest_that_means_other_files_is_refused(run, tmp_path, files):
     assert CheckpointStore(folder).newest() == before
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_from_the_one_before_to_the_same_bits(run, gantrain, tmp_path):
     """Two damaged ones; the third takes the run to where it was."""
     copy = tmp_path / "run"
@@ -170,6 +171,7 @@ def test_the_command_goes_on_from_the_one_before_to_the_same_bits(run, gantrain,
     flip(0.5)(newest(copy) / "g.safetensors")
 
 
+@pytest.mark.slow
 def test_where_none_but_the_best_is_whole_the_run_goes_on_from_there(run, gantrain, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -104,6 +104,7 @@ def same_in_all(a: Path, b: Path) -> None:
                 assert (a / file).read_bytes() == (b / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_killed_here_and_there(undisturbed, tmp_path):
     """One run killed in training, in renaming a checkpoint and in scoring, one after the other."""
     run = tmp_path / "run"
