@@ -285,6 +285,7 @@ def test_no_file_gives_a_traceback(tmp_path, text):
     load_or_refuse(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(key="run_dir", value="a\x85b\u2028c\u2029")  # line breaks of Unicode's own
 @given(key=st.sampled_from(known_keys), value=scalars)

@@ -131,6 +131,7 @@ def test_a_generator_that_adds_no_noise_has_none():
     assert all(abs(one.trace) < 1e-12 * one.squared for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regression", "white, little noise", "white, in halves", "white, much noise"])
 def test_squared_lengths_scatter_as_a_u_statistic_does(name):
     """Var |G|^2 = 4 G' Sigma G / B + 2 n tr(Sigma^2) / ((n - 1) B^2) for n micro-batches of B images in all."""

@@ -419,6 +419,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_is_missing_is_said(gantrain, one, tmp_path, what):
     change, words = CHANGES[what]
@@ -525,6 +526,7 @@ def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):
     assert f"has the same configuration and seed 0 as {runs[0]}" in said and "remove one of them" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key, value", [("num_samples", 32), ("reference_fingerprint", "0" * 16), ("truncation", 0.5), ("batchnorm", "copy"), ("is_splits", 1)]
 )
