@@ -88,14 +88,14 @@ def test_a_micro_batch_that_must_change_is_said_and_comes_back(launch, gantrain,
     done = launch(2, "-m", "gantrain", *settings, "total_kimg=0.16")
     assert (
         done.stdout.count(
-            "note: BatchNorm saw 16 images at a time and sees 8 from here on:"
+            "note: BatchNorm saw 16 images at a time; from here on it sees 8:"
             " on 2 processes a batch of 16 has micro-batches of 8, at most 16"
         )
         == 1
     )
     done = gantrain(*settings, "total_kimg=0.24")
     assert (
-        "note: BatchNorm saw 8 images at a time and sees 16 from here on: on 1 process a batch of 16 has micro-batches of 16, at most 16"
+        "note: BatchNorm saw 8 images at a time; from here on it sees 16: on 1 process a batch of 16 has micro-batches of 16, at most 16"
         in done.stdout
     )
     done = launch(3, "-m", "gantrain", *settings, "total_kimg=0.32", check=False)
