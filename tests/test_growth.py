@@ -535,7 +535,7 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
     whose = {
         "live": "live weights",
         "ema": "ema weights of G and of D",
-        "swa": "swa weights of G, live weights of D, which the run does not follow",
+        "swa": "swa weights of G, live weights of D, which the run does not average",
     }[average]
     assert f"{plain} at 0.32 kimg, {whose}: gradients of 8 updates of 16 images = 4 x 4; also in {tmp_path / 'n.json'}" in said
 
