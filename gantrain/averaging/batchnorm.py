@@ -88,8 +88,8 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without being
-            seen, since the network is compiled and calls no hooks; or an InstanceNorm keeps statistics, which are not measured.
+        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without its
+            hooks, as compiled code may; or an InstanceNorm keeps statistics, which are not measured.
     """
     require_no_instance_statistics(network)
     frozen = frozen_norms(network)
@@ -109,7 +109,9 @@ def recalibrate(
                 for buffer, value in zip(buffers_of(m), (*combine(total[:, 1:]), counter)):
                     buffer.copy_(value)
             elif m.num_batches_tracked != counter:
-                raise UserError(f"recalibrate: {name} is compiled, so that its inputs cannot be seen; recalibrate before compiling")
+                raise UserError(
+                    f"recalibrate: {name} is used without its hooks, so that its inputs cannot be seen; pass a network that is not compiled"
+                )
             else:
                 unused.append(name)
         if len(unused) == len(norms):
