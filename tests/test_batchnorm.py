@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_modes_and_spectral_vectors_are_left_alone():
     torch.manual_seed(0)
     network, _ = BigGAN(ch=2, dim_z=8).build(16, 1, 10)
     network.train()
-    network.blocks[0].eval()
+    network.blocks[0].attention = nn.Dropout().eval()
     modes = [m.training for m in network.modules()]
     vectors = {k: v.clone() for k, v in network.named_buffers() if k.endswith(("_u", "_v"))}
     recalibrate(network, [(0, (torch.randn(8, 8), torch.randint(10, (8,))))], 1)
@@ -176,7 +177,7 @@ def test_a_norm_that_is_never_used_keeps_its_statistics_with_a_warning():
     network = Either(3)
     network.norms[2].running_mean.fill_(7.0)
     batches = [(torch.randn(20, 3), i % 2) for i in range(4)]
-    with pytest.warns(UserWarning, match=r"recalibrate: norms.2 was not used in any of the 4 batches and keeps its statistics"):
+    with pytest.warns(UserWarning, match=r"recalibrate: norms.2: not used in any of the 4 batches; statistics are kept"):
         recalibrate(network, numbered(batches), 4)
     assert network.norms[2].running_mean.tolist() == [7.0] * 3 and network.norms[2].running_var.tolist() == [1.0] * 3
     assert_statistics(network.norms[0], torch.cat([x for x, w in batches if w == 0]))
@@ -287,17 +288,22 @@ def test_a_frozen_norm_keeps_its_statistics_and_normalises_by_them(by_train):
         network[0].eval()
     modes = [m.training for m in network.modules()]
     x = torch.randn(50, 3) * 3
-    recalibrate(network, [(0, (x,))], 1)
+    words = "recalibrate: 0: in evaluation mode while the network is trained; statistics are kept"
+    with nullcontext() if by_train else pytest.warns(UserWarning, match=words):
+        recalibrate(network, [(0, (x,))], 1)
     assert network[0].running_mean.tolist() == [2.0] * 3 and network[0].running_var.tolist() == [4.0] * 3
     assert_statistics(network[1], (x - 2) / 2)
     assert [m.training for m in network.modules()] == modes
 
 
 def test_a_network_in_evaluation_mode_is_not_frozen():
-    norm, x = nn.BatchNorm1d(3).eval(), torch.randn(50, 3) * 3
-    recalibrate(norm, [(0, (x,))], 1)
-    assert_statistics(norm, x)
-    assert not norm.training
+    """Nor is one inside a wrapper that is still in training mode."""
+    x = torch.randn(50, 3) * 3
+    for wrap in (lambda n: n, nn.Sequential):
+        norm = nn.BatchNorm1d(3).eval()
+        recalibrate(wrap(norm), [(0, (x,))], 1)
+        assert_statistics(norm, x)
+        assert not norm.training
 
 
 def test_instance_norms_with_statistics_are_refused():
