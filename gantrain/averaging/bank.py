@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from gantrain.averaging.average import Average, match, named_buffers, named_weights, unwrapped, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.following import Followed
-from gantrain.averaging.precision import fraction, has_mean, real_parts, whole_number
+from gantrain.averaging.precision import fraction, has_mean, whole_number
 from gantrain.averaging.processes import Processes
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
 from gantrain.averaging.set_aside import held_by, set_aside
 from gantrain.errors import InvalidField, UserError, did_you_mean
 from gantrain.score_names import LIVE
 from gantrain.spectral_norm import refresh_spectral_norms
+from gantrain.theory.sketch import real_parts
 
 
 class AverageBank:
@@ -239,9 +240,9 @@ class AverageBank:
         self._require_live("distance")
         self._follow()
         average = self[name]
-        shadows = average.shadows
+        live_tensors, shadows = average.live, average.shadows
         with torch.no_grad():
-            pairs = ((average.live[n], shadows[n]) for n in self.weight_names if has_mean(shadows[n]))
+            pairs = ((live_tensors[n], shadows[n]) for n in self.weight_names if has_mean(shadows[n]))
             apart = (live - shadow.to(live.device) for live, shadow in pairs)
             return sum(torch.linalg.vector_norm(real_parts(difference), dtype=torch.float64).square() for difference in apart)
 
