@@ -20,16 +20,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, error_of, lines_of, slow_but
+from conftest import ROOT, error_of, lines_of, slow_but
 from PIL import Image
 from torch import nn
 
-from gantrain import cli, shipped
+from gantrain import cli, distributed, shipped
 from gantrain.commands.configs import read_head
+from gantrain.config import Config
 from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.evaluation.references import open_reference
 from gantrain.metrics import features
+from gantrain.training import trainer
 from gantrain.training.players import make_adam
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -225,14 +227,39 @@ def test_configs_lists_them_and_prints_one_to_edit(gantrain, tmp_path):
     assert load(tmp_path / "mine.yaml") == load(CONFIGS[NAMES.index("digits")])
 
 
-def test_train_and_reference_take_a_name(gantrain, tmp_path):
-    said = gantrain("train", "digits", f"run_dir={tmp_path / 'run'}", *TINY, "total_kimg=0.016", "eval.every_kimg=null").stdout
-    assert said.startswith(f"configuration: digits, which ships with gantrain ({ROOT / 'configs' / 'digits.yaml'})\n")
-    assert "done: " in said
-    written = gantrain("reference", "digits", "--out", tmp_path / "a.npz", "--moments-only", "eval.reference_samples=64").stdout
-    assert "a.npz: mean and covariance of digits (64 images)" in written
+class Untrained:
+    """In the place of the trainer: keeps the configuration."""
+
+    accelerator, stopping = None, None
+    config: Config
+
+    def __init__(self, config, interruption):
+        Untrained.config = config
+
+    def train(self):
+        pass
+
+
+def test_train_says_which_configuration_a_name_means(gantrain, monkeypatch):
+    monkeypatch.setattr(trainer, "Trainer", Untrained)
+    monkeypatch.setattr(distributed, "finish", lambda accelerator: None)
+    path = ROOT / "configs" / "digits.yaml"
+    assert gantrain("train", "digits", "seed=3").stdout == f"configuration: digits, which ships with gantrain ({path})\n"
+    assert Untrained.config == load(path, ["seed=3"])
+    assert gantrain("train", path).stdout == ""
+    monkeypatch.setenv("RANK", "1")
+    assert gantrain("train", "digits").stdout == ""
+
+
+def test_a_reference_may_be_a_name():
     by_name, by_path = (open_reference(path, 64, torch.device("cpu")) for path in ("digits", ROOT / "configs" / "digits.yaml"))
     assert by_name.described == by_path.described == "digits (64 images)" and torch.equal(by_name.take(0, 8), by_path.take(0, 8))
+
+
+@pytest.mark.slow
+def test_reference_takes_a_name(gantrain, tmp_path):
+    written = gantrain("reference", "digits", "--out", tmp_path / "a.npz", "--moments-only", "eval.reference_samples=64").stdout
+    assert "a.npz: mean and covariance of digits (64 images)" in written
 
 
 # ---- in a wheel ------------------------------------------------------------------------------------------------------
