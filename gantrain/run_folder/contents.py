@@ -87,6 +87,16 @@ def averages_of(path: Path) -> list[str]:
     return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(run_of(path))]
 
 
+def class_names_of(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes at a checkpoint, by label; None if the data has none, or the run is from before they were kept.
+
+    Raises:
+        Damaged: the checkpoint is damaged.
+    """
+    names = checkpoint.read_state(path).get("class_names")
+    return None if names is None else tuple(names)
+
+
 def rebuilt_of(run: Path) -> list[str]:
     """Names of the averages that `gantrain average` has written into a run's folder."""
     folder = run / AVERAGES_FOLDER
