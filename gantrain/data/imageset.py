@@ -300,7 +300,7 @@ def numbered_classes(name: str, largest: int, count: int) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A class name as valid text of one line: bytes that are not UTF-8 and characters that cannot be printed are escaped, as in `caf\\xe9`."""
+    """A class name as valid text of one line: bytes that are not UTF-8 and unprintable characters are escaped, as in `caf\\xe9`."""
     text = os.fsencode(name).decode(errors="backslashreplace") if any("\udc80" <= c <= "\udcff" for c in name) else name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

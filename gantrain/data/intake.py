@@ -87,8 +87,9 @@ def names_in(dataset: PlainDataset) -> Sequence[str] | None:
     if names is not None:
         return names
     classes = getattr(dataset, "classes", None)
-    fits = isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) == dataset.num_classes
-    return classes if fits and all(isinstance(one, str) for one in classes) else None
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or len(classes) != dataset.num_classes:
+        return None
+    return classes if all(isinstance(one, str) for one in classes) else None
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:

@@ -16,6 +16,7 @@ from gantrain.errors import UserError
 from gantrain.images import to_uint8
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
+from gantrain.run_folder.best_average import resolve_best
 from gantrain.run_folder.contents import class_names_of, group_of, open_run, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.sampling.latents import GeneratorModule, calibration_batches
@@ -40,7 +41,7 @@ def load_generator(
     Args:
         run: a run folder.
         average: name of an average in the run's configuration, or of one rebuilt by `gantrain average`, or "live" for the
-            weights that were trained.
+            weights that were trained, or "best" for those with the best score (see `gantrain.run_folder.best_average`).
         kimg: which checkpoint, in thousands of images; None loads the newest. A rebuilt average has its own time.
         device: where the generator goes.
         batchnorm: "recalibrate", "copy", "average" or "batch" (see `gantrain.averaging.batchnorm`; with "batch" an image
@@ -54,6 +55,7 @@ def load_generator(
     Raises:
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
+    (average,), kimg = resolve_best(run, [average], kimg)
     config, path, policy = find_average(run, average, kimg, batchnorm)
     return prepare_generator(config, path, average, policy, device, truncation)
 
