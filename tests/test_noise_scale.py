@@ -37,6 +37,7 @@ from gantrain.batching import BatchController, ByNoiseScale, GradientProbe, Nois
 from gantrain.batching.by_noise_scale import describe_estimate
 from gantrain.batching.noise_scale import as_numbers, unbiased
 from gantrain.config.loading import load
+from gantrain.data.stream import PositionSampler, permuted
 from gantrain.losses import Hinge
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase, step
@@ -649,6 +650,35 @@ def test_any_measurements_give_an_interval_around_the_estimate_or_none(pairs):
         assert 0 <= one.low < math.inf and (one.high is None or one.low <= one.high < math.inf)
         assert one.b_simple is None or one.low <= one.b_simple * (1 + 1e-9)
         assert one.high is None or one.b_simple <= one.high * (1 + 1e-9)
+
+
+# ---- small data sets -------------------------------------------------------------------------------------------------
+
+
+def of_a_small_set(independent: bool, size: int = 24, b: int = 3, k: int = 2, updates: int = 12_000):
+    """(tr Sigma, |G|^2) of updates `[updates, 2]` on images whose gradients are fixed vectors, and the vectors `[size, 5]`."""
+    gradients = np.random.default_rng(0).normal(0.3, 1, (size, 5))
+    sampler = PositionSampler(0, size, b, 0, 1, 0, independent)
+    positions = np.stack([sampler.positions(turn) for turn in range(updates * k)])
+    micro = gradients[permuted(0, positions, size)].mean(1).reshape(updates, k, 5)
+    small, big = (micro**2).sum(2).mean(1), (micro.mean(1) ** 2).sum(1)
+    return np.stack(unbiased(small, big, b, b * k), 1), gradients
+
+
+def test_images_drawn_independently_give_the_noise_scale_of_the_set():
+    """As `gantrain noise-scale` draws them: tr Sigma and |G|^2 of the set itself, with the set as the population."""
+    single, gradients = of_a_small_set(independent=True)
+    has_mean(single[:, 0], gradients.var(0).sum())
+    has_mean(single[:, 1], (gradients.mean(0) ** 2).sum())
+
+
+def test_images_of_an_epoch_lower_the_squared_gradient_by_what_the_note_says():
+    """Two images of an epoch have the covariance -Sigma / (N - 1): |G|^2 is low by tr Sigma / N of the measured tr Sigma."""
+    single, gradients = of_a_small_set(independent=False)
+    measured = gradients.var(0, ddof=1).sum()
+    epochs = single.reshape(-1, 4, 2).mean(1)  # which are independent of each other; an epoch has 4 updates
+    has_mean(epochs[:, 0], measured)
+    has_mean(epochs[:, 1], (gradients.mean(0) ** 2).sum() - measured / len(gradients))
 
 
 # ---- measurements over a run -----------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Still(torch.optim.SGD):
 
 
 class Bench:
-    """Both players of a checkpoint, with fixed weights, and the data that training would see next.
+    """Both players of a checkpoint, with fixed weights, and the run's data, whose images are drawn independently.
 
     Args:
         run: a run folder.
@@ -115,6 +115,7 @@ class Bench:
             self.device,
             c.data.flip,
             c.data.workers,
+            independent=True,  # an epoch's images are not, which lowers |G|^2 by tr Sigma / N
         )
 
     def fill(self, network: nn.Module, key: str) -> None:
