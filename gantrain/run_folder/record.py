@@ -176,21 +176,21 @@ class Record:
         return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
 
     def best(self, metric: str | None = None, averages: Iterable[str] | None = None) -> tuple[float, str, int] | None:
-        """The best comparable score by a metric.
+        """The best comparable score by a metric. Untrained weights, at 0 kimg, are never the best.
 
         Args:
             metric: None is the run's first metric.
             averages: those to choose from; None is all, including the live weights.
 
         Returns:
-            (value, average, images seen), or None if there is no score.
+            (value, average, images seen), or None if there is no score of trained weights.
         """
         if metric is None and not self.metrics:
             return None
         metric = self.metrics[0] if metric is None else metric
         wanted = None if averages is None else set(averages)
         found = [
-            (row[metric], name, one.nimg) for one in self.comparable for name, row in one.scores.items()
+            (row[metric], name, one.nimg) for one in self.comparable if one.nimg > 0 for name, row in one.scores.items()
             if metric in row and math.isfinite(row[metric]) and (wanted is None or name in wanted)
         ]  # fmt: skip
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
