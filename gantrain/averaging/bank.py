@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gantrain.averaging.average import Average, match, named_buffers, named_weights, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
+from gantrain.devices import widest_float
 from gantrain.errors import InvalidField, UserError, did_you_mean
 from gantrain.score_names import LIVE
 from gantrain.spectral_norm import refresh_spectral_norms
@@ -126,7 +127,7 @@ class AverageBank:
         shadows = average.shadows
         with torch.no_grad():
             apart = (average.live[n] - shadows[n].to(average.live[n].device) for n in self.weight_names)
-            return sum(torch.linalg.vector_norm(difference, dtype=torch.float64).square() for difference in apart)
+            return sum(torch.linalg.vector_norm(difference, dtype=widest_float(difference.device)).square() for difference in apart)
 
     def weight_profile(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(positions in images, effective weights) of the past live weights in an average; see `Average.weight_profile`."""

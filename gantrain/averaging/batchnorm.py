@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gantrain.averaging.average import match, plain_name, unwrapped
+from gantrain.devices import widest_float
 from gantrain.errors import UserError
 
 POLICIES = ("recalibrate", "copy", "average", "batch")
@@ -84,7 +85,8 @@ def recalibrate(
         return
     # For each norm, a row per batch: number of values per channel, their means, their variances.
     rows: dict[nn.Module, Tensor] = {
-        m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms
+        m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=widest_float(device), device=device)
+        for m, device in ((m, buffers_of(m)[0].device) for m in norms)
     }
     current = 0
 
@@ -93,7 +95,7 @@ def recalibrate(
         dims = [d for d in range(x.dim()) if d != 1]
         variance, mean = torch.var_mean(x, dim=dims, correction=0)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        rows[module][current] = torch.cat([count, mean, variance]).double()
+        rows[module][current] = torch.cat([count, mean, variance]).to(rows[module].dtype)
 
     with restored(network, norms) as saved:
         hooks = [m.register_forward_pre_hook(measure) for m in norms]
