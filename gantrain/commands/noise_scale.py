@@ -20,6 +20,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST_MEASUREMENTS, as_numbers
+from gantrain.commands.arguments import averages_of_choice
 from gantrain.config.loading import load
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
@@ -40,7 +41,8 @@ from gantrain.training.update import Batch, discriminator_phase, generator_phase
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     a = arguments
-    print(measure_run(a.run, a.average, a.updates, a.kimg, a.per_layer, a.out, a.overrides))
+    (average,), kimg = averages_of_choice(a.run, [a.average], a.kimg)
+    print(measure_run(a.run, average, a.updates, kimg, a.per_layer, a.out, a.overrides))
 
 
 class Still(torch.optim.SGD):
