@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gantrain.devices import widest_float
 from gantrain.distributed import on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
@@ -80,9 +81,10 @@ def find_nearest(queries: Tensor, among: Tensor, k: int, themselves: bool = Fals
             rows = torch.arange(len(block), device=rough.device)
             rough[rows, rows + start] = float("inf")
         found = rough.topk(min(k + SPARE, len(among) - themselves), largest=False).indices
-        exact = (among[found].double() - block[:, None].double()).norm(dim=2)
+        wide = widest_float(rough.device)
+        exact = (among[found].to(wide) - block[:, None].to(wide)).norm(dim=2)
         order = exact.argsort(dim=1, stable=True)[:, :k]
-        distances.append(exact.gather(1, order).cpu())
+        distances.append(exact.gather(1, order).cpu().double())
         indices.append(found.gather(1, order).cpu())
     return torch.cat(distances), torch.cat(indices)
 

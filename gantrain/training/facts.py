@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gantrain import performance
+from gantrain import lock, performance
 from gantrain.batching import BatchController
 from gantrain.config import loading
 from gantrain.config.notes import notes
 from gantrain.data import ImageSet
+from gantrain.distributed import leaves_apples_gpu
 from gantrain.errors import UserError, counted
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.training.context import Context
@@ -82,6 +83,16 @@ class Facts:
                 f"noise_scale.measure_every: one round of {b} images on one process cannot be split into halves;"
                 " use an even micro_batch, or two rounds"
             )
+
+    def note_machine(self) -> None:
+        """Note what this machine lacks, or has and does not use."""
+        if not lock.AVAILABLE:
+            self.notes.append(
+                "this system has no file locks (gantrain is tested on Linux and macOS only):"
+                " nothing prevents a second training in the same run_dir, so start only one"
+            )
+        if leaves_apples_gpu(self.context.device):
+            self.notes.append("Apple's GPU is not used unless ACCELERATE_TORCH_DEVICE=mps asks for it; gantrain is not tested on it")
 
     def note_noise_scale(self) -> None:
         """Note what the measurement of the noise scale, if there is one, does to updates and cannot see."""
