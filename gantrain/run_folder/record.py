@@ -186,7 +186,7 @@ class Record:
             times: images seen, of the evaluations to choose from; None is all.
 
         Returns:
-            (value, average, images seen), or None if there is no score.
+            (value, average, images seen), or None if there is no score of trained weights.
         """
         if metric is None and not self.metrics:
             return None
