@@ -101,10 +101,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        top.error(f"unrecognized arguments: {' '.join(rest)}{hint_at_override(rest) if hasattr(arguments, 'overrides') else ''}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def hint_at_override(rest: Sequence[str]) -> str:
+    """A hint at how a configuration key is written, if one may have been meant by `--key value`; or "".
+
+    Args:
+        rest: the words that no option takes.
+    """
+    at = next((i for i, word in enumerate(rest) if word.startswith("--") and word.strip("-=")), None)
+    if at is None:
+        return ""
+    key, equals, value = rest[at].lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    if not equals:
+        value = rest[at + 1] if at + 1 < len(rest) and not rest[at + 1].startswith("--") and "=" not in rest[at + 1] else "VALUE"
+    return f"; a configuration key is written without dashes: {key}={value}"
 
 
 def parser() -> Parser:
@@ -170,6 +186,7 @@ def add_sample(verbs: Verbs) -> None:
     sample.add_argument(
         "--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)"
     )
+    sample.add_argument("--classes", action="store_true", help="list the run's classes (number, name, number of images) and draw nothing")
     sample.set_defaults(verb="sample")
 
 
@@ -188,7 +205,9 @@ def add_truncation(verbs: Verbs) -> None:
     """`gantrain truncation`."""
     truncation = verbs.add_parser("truncation", help="score truncations of z and plot fidelity against diversity")
     truncation.add_argument("run", metavar="RUN", help="a run folder")
-    truncation.add_argument("--average", default="ema", metavar="NAMES", help="comma-separated averages, including live (default: ema)")
+    truncation.add_argument(
+        "--average", default="ema", metavar="NAMES", help="comma-separated averages, including live and best (default: ema)"
+    )
     truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
     truncation.add_argument("--num", type=int, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
     truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
@@ -202,7 +221,9 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages, or images")
     evaluate.add_argument("run", metavar="RUN", help="a run folder; or, with --reference, a folder, zip or .npz of images")
     evaluate.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
-    evaluate.add_argument("--average", default="all", metavar="NAME", help="comma-separated averages, including live, or all (default)")
+    evaluate.add_argument(
+        "--average", default="all", metavar="NAME", help="comma-separated averages, including live and best, or all (default)"
+    )
     evaluate.add_argument("--num", type=int, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     evaluate.add_argument(
@@ -254,7 +275,7 @@ def add_noise_scale(verbs: Verbs) -> None:
     """`gantrain noise-scale`."""
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D, and suggest a batch size")
     noise.add_argument("run", metavar="RUN", help="the folder of a finished or running run")
-    noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average (default: live)")
+    noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average, or best (default: live)")
     noise.add_argument("--updates", type=int, default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
     noise.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     noise.add_argument("--per-layer", action="store_true", help="also show the noise of every layer")
@@ -389,8 +410,16 @@ def add_completion(verbs: Verbs) -> None:
 def add_choice(verb: argparse.ArgumentParser) -> None:
     """Add the options that `sample` and `walk` share."""
     verb.add_argument("run", metavar="RUN", help="a run folder")
-    verb.add_argument("--average", metavar="NAME", help="an average, or live (default: ema)")
-    verb.add_argument("--labels", metavar="0,3", help="classes, used in turn (default: all)")
+    verb.add_argument("--average", metavar="NAME", help="an average, live, or best: the one with the run's best score (default: ema)")
+    verb.add_argument(
+        "--labels",
+        action="append",
+        metavar="0,NAME",
+        help="classes by number or name, used in turn (default: all); may be repeated, such as for a name with a comma",
+    )
+    verb.add_argument(
+        "--scale", type=int, metavar="N", help="enlarge images N times, without smoothing (default: only small ones in a grid)"
+    )
     verb.add_argument("--truncation", type=float, metavar="T", help="draw z from a normal distribution truncated at +-T")
     verb.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
     verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")

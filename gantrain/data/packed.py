@@ -86,8 +86,9 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
             f"{folder}: {LABELS} contains label {strange[0]}, but {HEAD} names only classes 0..{len(head['classes']) - 1}; {AGAIN}"
         )
     images = ImageSet(
-        f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True
-    )
+        f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True,
+        named=head.get("named"),
+    )  # fmt: skip
     images.content = hashlib.sha256("".join(head["sha256"]).encode()).hexdigest()
     images.verify = lambda progress: verify(folder, images, head, progress)
     return images
@@ -217,6 +218,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         "source": source,
         "listing": images.listing,
         "labels_sha256": sum_of(images.labels.numpy()),
+        **({} if images.named is None else {"named": images.named}),  # whether the classes are names, even if they look like numbers
     }
     refuse_small_disk(images, draft)
     draft.mkdir(parents=True, exist_ok=True)
