@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gantrain.averaging.average import match, plain_name, unwrapped
+from gantrain.devices import widest_float
 from gantrain.errors import UserError
 
 POLICIES = ("recalibrate", "copy", "average", "batch")
@@ -75,7 +76,7 @@ def recalibrate(
     The mean is over all values that a BatchNorm has seen in all batches, whatever their sizes and however often it was used in
     each, and the variance is the total one: the mean of the variances within uses plus the variance of their means (unbiased, as
     BatchNorm stores it). Everything else in the network stays in evaluation mode. Modes are restored afterwards, and on an
-    exception the statistics too.
+    exception the statistics too. Only torch's own BatchNorms and what inherits from them are known here.
 
     Left as they are: BatchNorms that were not used in any batch, with a warning that names them, and frozen ones. A BatchNorm is
     frozen if `network.train()` leaves it in evaluation mode, or if it is in evaluation mode while others and the network are in
@@ -98,7 +99,8 @@ def recalibrate(
     if not norms:
         return
     rows: dict[nn.Module, Tensor] = {
-        m: torch.zeros(num_batches, 2 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms.values()
+        m: torch.zeros(num_batches, 2 + 2 * m.num_features, dtype=widest_float(device), device=device)
+        for m, device in ((m, buffers_of(m)[0].device) for m in norms.values())
     }
     with restored(network, list(norms.values())) as saved:
         measure(network, batches, rows)
@@ -137,7 +139,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], 
         x = x if x.dtype == torch.float64 else x.float()
         variance, mean = torch.var_mean(x, dim=[d for d in range(x.dim()) if d != 1], correction=0)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        found = torch.cat([count, mean, variance]).double()
+        found = torch.cat([count, mean, variance]).to(rows[module].dtype)
         row = rows[module][current, 1:]
         row.copy_(pooled(row, found) if (module, current) in used else found)
         used.add((module, current))
