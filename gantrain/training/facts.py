@@ -17,6 +17,7 @@ from gantrain.config.notes import notes
 from gantrain.data import ImageSet
 from gantrain.distributed import leaves_apples_gpu
 from gantrain.errors import UserError, counted
+from gantrain.losses import Relativistic
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.training.context import Context
 from gantrain.training.measurements import Measurements
@@ -82,6 +83,14 @@ class Facts:
             raise UserError(
                 f"noise_scale.measure_every: one round of {b} images on one process cannot be split into halves;"
                 " use an even micro_batch, or two rounds"
+            )
+
+    def note_loss(self) -> None:
+        """Note where a loss is not what its source has."""
+        if isinstance(self.context.config.loss, Relativistic) and self.images.num_classes > 1:
+            self.notes.append(
+                "loss: relativistic compares each real image with a generated one of a class drawn independently;"
+                " its source, R3GAN, compares images of one class"
             )
 
     def note_machine(self) -> None:

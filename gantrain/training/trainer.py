@@ -188,6 +188,7 @@ class Trainer:
                 self.batching.load(self.batching.state())
             facts.note_batch()
         facts.note_noise_scale()
+        facts.note_loss()
         facts.note_machine()
         saving.tidy(path, self.scoreboard.scoring)
         self.tracker.open(state.get("metrics_bytes", 0))
