@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,12 +21,14 @@ from gantrain.config.config import Config
 from gantrain.config.plugins import find
 from gantrain.config.sections import Eval
 from gantrain.data import ImageSet
-from gantrain.distributed import from_main, local_processes, main_first, on_any_process, sum_over_processes, tensors_from_main
+from gantrain.distributed import from_main, local_processes, main_first, on_any_process, on_main, sum_over_processes, tensors_from_main
+from gantrain.errors import UserError
+from gantrain.evaluation.collapse import describe_collapse
 from gantrain.evaluation.references import Reference, open_reference, wrap_dataset
+from gantrain.evaluation.score_notes import describe_counts, describe_features, describe_labels, shows, too_few
 from gantrain.images import to_uint8
-from gantrain.metrics import METRICS, Extractor, FeatureSet, Metric, half_widths
+from gantrain.metrics import METRICS, Counts, Extractor, FeatureSet, Metric, half_widths
 from gantrain.metrics.feature_cache import cached, fingerprint, keep
-from gantrain.metrics.statistics import Statistics
 from gantrain.sampling.latents import GeneratorModule, calibration_batches, draw
 from gantrain.score_names import Scores
 
@@ -59,6 +62,10 @@ class Evaluator:
         show_progress: show a progress bar on a terminal.
         shape: (C, H, W) of generated images; None takes that of the real ones.
         device: where features are computed; None takes the accelerator's.
+        num_classes: classes of the generator, whose labels are drawn uniformly; None takes those of a data set, else 1.
+
+    Attributes:
+        collapsed: how each generator of the last `score` has collapsed, in words; "" if it has not.
 
     Raises:
         UserError: the reference has too few images, or is a file that lacks what the metrics or the extractor need.
@@ -66,7 +73,7 @@ class Evaluator:
 
     def __init__(
         self, config: Config, images: ImageSet | Reference | None, accelerator: Accelerator, show_progress: bool = True,
-        shape: tuple[int, int, int] | None = None, device: torch.device | None = None,
+        shape: tuple[int, int, int] | None = None, device: torch.device | None = None, num_classes: int | None = None,
     ):  # fmt: skip
         self.config, self.accelerator, self.device = config, accelerator, device or accelerator.device
         self.show_progress = show_progress and accelerator.is_main_process
@@ -76,6 +83,9 @@ class Evaluator:
         self._extractor: Extractor | None = None
         self._asked_to_stop: Callable[[], bool] | None = None
         self._reference: FeatureSet | None = None
+        self.collapsed: dict[str, str] = {}
+        self.trained_on = images if isinstance(images, ImageSet) else None
+        self.num_classes = num_classes or (self.trained_on.num_classes if self.trained_on else 1)
         wanted = {name: str(metric.needs) for name, metric in zip(e.metrics, self.metrics)}
         if isinstance(images, Reference):
             self.real = images
@@ -85,20 +95,58 @@ class Evaluator:
         else:
             path, most, with_images = e.reference, e.reference_samples, "features" in wanted.values()
             self.real = main_first(accelerator, lambda: open_reference(path, most, self.device, with_images))
+        shape = shape or self.real.shape
+        if shape is None:
+            assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
+            shape = images.channels, images.resolution, images.resolution
+        self.shape = shape
         if self.real.statistics is not None:  # checked before training, which would otherwise fail later
-            shape = shape or self.real.shape
-            if shape is None:
-                assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
-                shape = images.channels, images.resolution, images.resolution
-            self.require_extractor(self.real.statistics, shape)
+            self.real.statistics.require_extractor(self.extractor.identity, self.widths[0])
         self.real.require(wanted)
 
     # ---- reference and protocol ----
 
-    def require_extractor(self, file: Statistics, shape: tuple[int, int, int]) -> None:
-        """Refuse a file whose features are not the configured extractor's; one forward gives their width."""
-        features, _ = self.extractor.extract(torch.zeros(1, *shape, dtype=torch.uint8, device=self.device))
-        file.require_extractor(self.extractor.identity, features.shape[1])
+    @functools.cached_property
+    def widths(self) -> tuple[int, int]:
+        """(features, logits) per image, from one forward of the extractor. All processes must ask for it the first time."""
+        with torch.no_grad():
+            features, logits = self.extractor.extract(torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device))
+        return features.shape[1], logits.shape[1]
+
+    @property
+    def counts(self) -> Counts:
+        """How many images and features the scores are of. All processes must ask for it the first time."""
+        real = self.real.taken if self.real.take is not None else self.real.count
+        return Counts(self.config.eval.num_samples, real, *self.widths)
+
+    def too_few(self) -> list[str]:
+        """The metrics that cannot be computed from so few generated images; their scores are nan. Called as `counts`."""
+        return too_few(self.config.eval, self.metrics, self.counts)
+
+    def require_enough(self) -> None:
+        """Refuse metrics that cannot be computed from so few generated images.
+
+        All processes must call it.
+
+        Raises:
+            UserError: names the metric and the number that would do.
+        """
+        for words in self.too_few():
+            raise UserError(words)
+
+    @functools.cached_property
+    def notes(self) -> list[str]:
+        """What must stand beside the scores, a sentence each. All processes must ask for it the first time."""
+        e, data = self.config.eval, [self.real]
+        if self.trained_on is not None and e.reference is not None:
+            data.append(wrap_dataset(self.trained_on, None))
+        made_for = e.features.made_for
+        unknown = [] if made_for is None else [one.name for one in data if not shows(made_for, one)]
+        return [
+            *describe_features(e, unknown, not unknown),
+            *describe_labels(self.real, self.num_classes),
+            *describe_counts(e, self.metrics, self.counts),
+        ]
 
     @property
     def extractor(self) -> Extractor:
@@ -140,6 +188,7 @@ class Evaluator:
             "eval/batchnorm": policy,
             "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
+            **({"eval/notes": self.notes} if self.notes else {}),
         }
 
     def reference(self) -> FeatureSet:
@@ -159,8 +208,7 @@ class Evaluator:
         else:
             found = self.extract(real.take, real.taken, "reference", None)
             assert found is not None, "every process gets the features"
-            if main:
-                keep(name, found)
+            on_main(self.accelerator, functools.partial(keep_if_unchanged, real, name, found))
         if real.statistics is not None:
             found.given = real.statistics.moments  # possibly of more images than the file contains
         self._reference = found
@@ -203,6 +251,7 @@ class Evaluator:
         """
         policy = policy or self.config.eval.batchnorm
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.collapsed = {}
         with self.isolated(), self.metrics_executor() as executor:
             reference = self.reference()
             mine: dict[str, Future[dict[str, float]]] = {}
@@ -213,6 +262,7 @@ class Evaluator:
                     materialize(name, generator, policy == "average")
                     self.fit_batchnorm(generator, policy)
                     features = self.generate_features(generator, name, owner)
+                    self.collapsed[name] = self.describe_collapse(generator)
                     own = (name, features) if rank == owner else own
                 for pending in mine.values():
                     pending.result()  # keeps the features of at most two averages in memory
@@ -260,6 +310,12 @@ class Evaluator:
             return generator(z, y)
 
         return self.extract(chunk, e.num_samples, f"score {name}", owner)
+
+    def describe_collapse(self, generator: GeneratorModule) -> str:
+        """Say how a generator in evaluation mode has collapsed; empty if it has not. Every process finds the same."""
+        e, take = self.config.eval, self.real.take
+        some = None if take is None else functools.partial(take, 0, min(e.batch_size, self.real.taken))
+        return describe_collapse(generator, self.config.seed, self.accelerator.device, e.batch_size, e.truncation, some)
 
     @torch.no_grad()
     def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str, owner: int | None = 0) -> FeatureSet | None:
@@ -322,6 +378,19 @@ class Evaluator:
         if self.config.eval.resamples is not None:
             found |= half_widths(score, fake, self.config.eval.resamples, self.config.seed)
         return found if finite else dict.fromkeys(found, float("nan"))
+
+
+def keep_if_unchanged(real: Reference, name: str, features: FeatureSet) -> None:
+    """Keep the features of a reference in the cache, unless its files may have changed since its content was read.
+
+    Raises:
+        UserError: they have changed: the fingerprint is not that of the features.
+    """
+    unchanged = real.is_unchanged()
+    if unchanged:
+        keep(name, features)
+    elif unchanged is False:
+        raise UserError(f"{real.name}: its images were changed while they were read as a reference; run the same command again")
 
 
 @contextmanager

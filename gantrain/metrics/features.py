@@ -74,6 +74,7 @@ class DigitsFeatures(FeatureExtractor):
     """
 
     metric_prefix = "digits_"
+    made_for = "digits"
 
     def build(self, device: torch.device) -> Extractor:
         """Load the network onto a device.

@@ -175,16 +175,11 @@ def head(record: Record, name: str) -> dict[str, Any]:
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
     """The best value of a metric over the comparable evaluations, its average and its kimg."""
-    found = [
-        (row[metric], name, one.nimg / 1000)
-        for one in record.comparable
-        for name, row in one.scores.items()
-        if math.isfinite(row.get(metric, math.nan))
-    ]
-    if not found:
+    found = record.best(metric)
+    if found is None:
         return None
-    value, average, kimg = (max if better_when_higher(metric) else min)(found, key=lambda one: one[0])
-    return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": kimg}
+    value, average, nimg = found
+    return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": nimg / 1000}
 
 
 def took(record: Record) -> str:
@@ -231,6 +226,7 @@ def notes(record: Record) -> list[str]:
         found.append(f"Only {record.averages[0]} was scored, so there is no comparison.")
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
+    found += [f"Scores: {note}." for note in record.evaluations[-1].protocol.get("notes") or ()] if record.evaluations else []
     if not record.training:
         found.append("No training line has been written yet, so batch, learning rates and noise scale are not drawn.")
     elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
@@ -305,6 +301,7 @@ def protocol_in_words(protocol: Mapping[str, Any]) -> str:
         f"features {protocol.get('features')}", f"BatchNorm statistics of {batches}" if isinstance(batches, str) else "",
         "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}",
         f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
+        *(f"note: {note}" for note in protocol.get("notes") or ()),
     ]  # fmt: skip
     return "; ".join(part for part in parts if part)
 

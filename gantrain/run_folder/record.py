@@ -24,7 +24,7 @@ from gantrain.errors import UserError
 from gantrain.lock import owner
 from gantrain.run_folder.json_values import WORDS, restored
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import better_when_higher, can_be_best
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
@@ -176,7 +176,7 @@ class Record:
         return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
 
     def best(self, metric: str | None = None, averages: Iterable[str] | None = None) -> tuple[float, str, int] | None:
-        """The best comparable score by a metric.
+        """The best comparable score by a metric; an evaluation at 0 kimg is never the best.
 
         Args:
             metric: None is the run's first metric.
@@ -190,7 +190,7 @@ class Record:
         metric = self.metrics[0] if metric is None else metric
         wanted = None if averages is None else set(averages)
         found = [
-            (row[metric], name, one.nimg) for one in self.comparable for name, row in one.scores.items()
+            (row[metric], name, one.nimg) for one in self.comparable if can_be_best(one.nimg) for name, row in one.scores.items()
             if metric in row and math.isfinite(row[metric]) and (wanted is None or name in wanted)
         ]  # fmt: skip
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
