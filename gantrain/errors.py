@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,11 @@ class InvalidField(UserError):
     def __init__(self, field: str, value: Any, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
         super().__init__(f"{field}: {remedy}, got {shown(value)}")
+
+
+def readable(path: str | os.PathLike) -> str:
+    """A path for messages and records: bytes of a file name that are not UTF-8 are written as in "\\xff", since no text holds them."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shown(value: Any) -> str:

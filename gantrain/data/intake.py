@@ -251,6 +251,5 @@ def audit(images: ImageSet) -> str:
     mixture = describe_mixture(counts.tolist())
     return (
         f"{images.name}: {len(images):,} images, {classes}, {images.channels} x {images.resolution} x {images.resolution},"
-        f" range {low}..{high} ({looked}), {where}"
-        + (f"; unbalanced classes: {mixture}" if mixture else "")
+        f" range {low}..{high} ({looked}), {where}" + (f"; unbalanced classes: {mixture}" if mixture else "")
     )

@@ -25,9 +25,9 @@ from gantrain.distributed import from_main, local_processes, main_first, on_any_
 from gantrain.errors import UserError
 from gantrain.evaluation.collapse import describe_collapse
 from gantrain.evaluation.references import Reference, open_reference, wrap_dataset
-from gantrain.evaluation.score_notes import describe_counts, describe_features, describe_labels, shows, too_few
+from gantrain.evaluation.score_notes import Remarks
 from gantrain.images import to_uint8
-from gantrain.metrics import METRICS, Counts, Extractor, FeatureSet, Metric, half_widths
+from gantrain.metrics import METRICS, Extractor, FeatureSet, Metric, half_widths
 from gantrain.metrics.feature_cache import cached, fingerprint, keep
 from gantrain.sampling.latents import GeneratorModule, calibration_batches, draw
 from gantrain.score_names import Scores
@@ -66,6 +66,7 @@ class Evaluator:
 
     Attributes:
         collapsed: how each generator of the last `score` has collapsed, in words; "" if it has not.
+        remarks: what must stand beside the scores.
 
     Raises:
         UserError: the reference has too few images, or is a file that lacks what the metrics or the extractor need.
@@ -84,8 +85,6 @@ class Evaluator:
         self._asked_to_stop: Callable[[], bool] | None = None
         self._reference: FeatureSet | None = None
         self.collapsed: dict[str, str] = {}
-        self.trained_on = images if isinstance(images, ImageSet) else None
-        self.num_classes = num_classes or (self.trained_on.num_classes if self.trained_on else 1)
         wanted = {name: str(metric.needs) for name, metric in zip(e.metrics, self.metrics)}
         if isinstance(images, Reference):
             self.real = images
@@ -103,50 +102,18 @@ class Evaluator:
         if self.real.statistics is not None:  # checked before training, which would otherwise fail later
             self.real.statistics.require_extractor(self.extractor.identity, self.widths[0])
         self.real.require(wanted)
+        trained_on = images if isinstance(images, ImageSet) else None
+        labels = num_classes or (trained_on.num_classes if trained_on else 1)
+        self.remarks = Remarks(e, self.metrics, self.real, trained_on if e.reference else None, labels, lambda: self.widths)
 
     # ---- reference and protocol ----
 
     @functools.cached_property
     def widths(self) -> tuple[int, int]:
         """(features, logits) per image, from one forward of the extractor. All processes must ask for it the first time."""
-        with torch.no_grad():
+        with torch.no_grad(), self.isolated():
             features, logits = self.extractor.extract(torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device))
         return features.shape[1], logits.shape[1]
-
-    @property
-    def counts(self) -> Counts:
-        """How many images and features the scores are of. All processes must ask for it the first time."""
-        real = self.real.taken if self.real.take is not None else self.real.count
-        return Counts(self.config.eval.num_samples, real, *self.widths)
-
-    def too_few(self) -> list[str]:
-        """The metrics that cannot be computed from so few generated images; their scores are nan. Called as `counts`."""
-        return too_few(self.config.eval, self.metrics, self.counts)
-
-    def require_enough(self) -> None:
-        """Refuse metrics that cannot be computed from so few generated images.
-
-        All processes must call it.
-
-        Raises:
-            UserError: names the metric and the number that would do.
-        """
-        for words in self.too_few():
-            raise UserError(words)
-
-    @functools.cached_property
-    def notes(self) -> list[str]:
-        """What must stand beside the scores, a sentence each. All processes must ask for it the first time."""
-        e, data = self.config.eval, [self.real]
-        if self.trained_on is not None and e.reference is not None:
-            data.append(wrap_dataset(self.trained_on, None))
-        made_for = e.features.made_for
-        unknown = [] if made_for is None else [one.name for one in data if not shows(made_for, one)]
-        return [
-            *describe_features(e, unknown, not unknown),
-            *describe_labels(self.real, self.num_classes),
-            *describe_counts(e, self.metrics, self.counts),
-        ]
 
     @property
     def extractor(self) -> Extractor:
@@ -154,7 +121,8 @@ class Evaluator:
         if self._extractor is None:
             features = self.config.eval.features
             main_first(self.accelerator, features.fetch)
-            self._extractor = features.build(self.device)
+            with self.isolated():  # a network draws its first weights
+                self._extractor = features.build(self.device)
         assert self._extractor is not None
         return self._extractor
 
@@ -188,7 +156,7 @@ class Evaluator:
             "eval/batchnorm": policy,
             "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
-            **({"eval/notes": self.notes} if self.notes else {}),
+            **self.remarks.as_protocol(),
         }
 
     def reference(self) -> FeatureSet:
@@ -252,7 +220,7 @@ class Evaluator:
         policy = policy or self.config.eval.batchnorm
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.collapsed = {}
-        with self.isolated(), self.metrics_executor() as executor:
+        with self.isolated(), metrics_executor(self.accelerator.device) as executor:
             reference = self.reference()
             mine: dict[str, Future[dict[str, float]]] = {}
             # The processes sample W averages together; then each of them computes the metrics of one.
@@ -272,17 +240,6 @@ class Evaluator:
         if world > 1:
             scores = {name: metrics for one in gather_object([scores]) for name, metrics in one.items()}
         return {name: scores[name] if self.accelerator.is_main_process else {} for name in names}
-
-    @contextmanager
-    def metrics_executor(self) -> Iterator[Executor]:
-        """An executor for metrics: a thread that works while the next average is sampled, unless sampling keeps all cores busy."""
-        device = self.accelerator.device
-        if device.type == "cpu" and torch.get_num_threads() * local_processes() >= (os.cpu_count() or 1):
-            yield ImmediateExecutor()
-            return
-        # The current device of a new thread is the first one.
-        with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device) if device.type == "cuda" else None) as pool:
-            yield pool
 
     def fit_batchnorm(self, generator: GeneratorModule, policy: str | None = None) -> None:
         """Fit BatchNorm to the generator's weights by a policy, None being the configured one, and switch to evaluation mode."""
@@ -311,11 +268,15 @@ class Evaluator:
 
         return self.extract(chunk, e.num_samples, f"score {name}", owner)
 
-    def describe_collapse(self, generator: GeneratorModule) -> str:
-        """Say how a generator in evaluation mode has collapsed; empty if it has not. Every process finds the same."""
+    def describe_collapse(self, generator: GeneratorModule, device: torch.device | None = None) -> str:
+        """Say how a generator in evaluation mode has collapsed; empty if it has not. Every process finds the same.
+
+        Args:
+            device: of the generator; None is the accelerator's.
+        """
         e, take = self.config.eval, self.real.take
         some = None if take is None else functools.partial(take, 0, min(e.batch_size, self.real.taken))
-        return describe_collapse(generator, self.config.seed, self.accelerator.device, e.batch_size, e.truncation, some)
+        return describe_collapse(generator, self.config.seed, device or self.accelerator.device, e.batch_size, e.truncation, some)
 
     @torch.no_grad()
     def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str, owner: int | None = 0) -> FeatureSet | None:
@@ -391,6 +352,17 @@ def keep_if_unchanged(real: Reference, name: str, features: FeatureSet) -> None:
         keep(name, features)
     elif unchanged is False:
         raise UserError(f"{real.name}: its images were changed while they were read as a reference; run the same command again")
+
+
+@contextmanager
+def metrics_executor(device: torch.device) -> Iterator[Executor]:
+    """An executor for metrics: a thread that works while the next average is sampled, unless sampling keeps all cores busy."""
+    if device.type == "cpu" and torch.get_num_threads() * local_processes() >= (os.cpu_count() or 1):
+        yield ImmediateExecutor()
+        return
+    # The current device of a new thread is the first one.
+    with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device) if device.type == "cuda" else None) as pool:
+        yield pool
 
 
 @contextmanager

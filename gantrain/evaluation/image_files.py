@@ -17,10 +17,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from gantrain import randomness
 from gantrain.cache import cache_folder, keep_file, state_of_file
 from gantrain.data.archive import ZipDecoder, read_zip
 from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, upright
-from gantrain.errors import UserError, one_line
+from gantrain.data.stream import permuted
+from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
@@ -51,6 +53,22 @@ class Pictures:
     def fingerprint(self) -> str:
         """SHA-256 of all images."""
         return self.content()
+
+
+def sample_of(pictures: Pictures, count: int, seed: int) -> Callable[[int, int], Tensor]:
+    """A function that reads some of the images, (start, count) to uint8 `[count, C, H, W]`: all of them, or a sample in their order.
+
+    The sample is drawn without replacement, by another key than the samples of references, which are drawn with seed 0: images that
+    are scored against a sample of themselves would otherwise be scored against the same ones.
+
+    Args:
+        count: of the sample.
+        seed: of the sample.
+    """
+    if count == len(pictures):
+        return lambda start, n: pictures.take(range(start, start + n))
+    order = sorted(permuted(randomness.key(seed, "scored images") % 2**31, np.arange(count), len(pictures)).tolist())
+    return lambda start, n: pictures.take(order[start : start + n])
 
 
 def wrap_array(name: str, images: np.ndarray, content: str = "") -> Pictures:
@@ -105,7 +123,7 @@ def open_folder(folder: Path) -> Pictures:
     if not files:
         raise UserError(f"{folder}: contains no images ({', '.join(sorted(EXTENSIONS))})")
 
-    return open_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state_of_file)
+    return open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file)
 
 
 def open_zip(path: Path) -> Pictures:

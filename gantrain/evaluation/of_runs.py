@@ -78,7 +78,7 @@ class RunScorer:
         shape = (g.channels, g.resolution, g.resolution)
         self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes)
         if self.strict:
-            self.evaluator.require_enough()
+            self.evaluator.remarks.require_enough()
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
         """Score the named averages ("live" among them); see `Evaluator.score`."""

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from gantrain.config.sections import Eval
-from gantrain.data import Digits
+from gantrain.data import Digits, ImageSet
 from gantrain.data.class_balance import describe_mixture
-from gantrain.evaluation.references import Reference
+from gantrain.errors import UserError
+from gantrain.evaluation.references import Reference, wrap_dataset
 from gantrain.metrics import Counts, Metric
 
 LOOKED_AT = 64  # images that are compared with the digits
 DIGITS = "digits"  # as `made_for` of an extractor
 
 
-def describe_features(settings: Eval, named: Sequence[str], known: bool) -> list[str]:
-    """A note if the features describe one data set only, and the images are not known to be of it.
+def describe_features(settings: Eval, foreign: Sequence[str], what: str = "scores") -> list[str]:
+    """A note if the features describe one data set only, and some images are not known to be of it.
 
     Args:
         settings: the `eval` section.
-        named: what the images are called.
-        known: whether they are of the data set that the features are made for.
+        foreign: names of these images.
+        what: what is computed from the features.
     """
     made_for, prefix = settings.features.made_for, settings.features.metric_prefix
-    if made_for is None or known:
+    if not foreign:
         return []
     return [
-        f"{prefix}*: the features are made for {made_for}, and {' and '.join(dict.fromkeys(named))} is not known to be {made_for};"
-        " for other images these scores do not measure quality; set eval.features.name=inception"
+        f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} is not known to be {made_for}; of other images they do"
+        " not measure {'quality' if what == 'scores' else 'likeness'}: set eval.features.name=inception"
     ]
 
 
@@ -67,29 +70,76 @@ def known_digits(resolution: int) -> frozenset[bytes]:
     return frozenset(one.contiguous().numpy().tobytes() for one in pixels)
 
 
-def describe_counts(settings: Eval, metrics: Sequence[Metric], counts: Counts) -> list[str]:
-    """What metrics say about the numbers of images, with the prefix of their scores."""
-    prefix = settings.features.metric_prefix
-    return [
-        *too_few(settings, metrics, counts),
-        *(prefix + words for metric in metrics if metric.fewest(counts.width) <= counts.fake for words in metric.caveats(counts)),
-    ]
+@dataclass(frozen=True)
+class Remarks:
+    """What must stand beside the scores of an evaluator. All processes must ask for it, the first time.
 
+    Attributes:
+        settings: the `eval` section.
+        metrics: those of the settings.
+        real: the reference.
+        trained_on: the data set of the run, if the reference is another.
+        num_classes: classes of the generator, whose labels are drawn uniformly; 1 for images as they are.
+        widths: returns the numbers of features and logits per image.
+    """
 
-def too_few(settings: Eval, metrics: Sequence[Metric], counts: Counts) -> list[str]:
-    """The metrics that cannot be computed from so few generated images, with the number that would do."""
-    found = []
-    for name, metric in zip(settings.metrics, metrics):
-        fewest = metric.fewest(counts.width)
-        if counts.fake < fewest:
-            found.append(
-                f"eval.metrics: {name} of {counts.width:,} features needs at least {fewest:,} generated images, got {counts.fake:,};"
-                f" use {fewest:,}, or leave {name} out"
-            )
-    return found
+    settings: Eval
+    metrics: Sequence[Metric]
+    real: Reference
+    trained_on: ImageSet | None
+    num_classes: int
+    widths: Callable[[], tuple[int, int]]
 
+    @cached_property
+    def foreign(self) -> list[str]:
+        """Names of the real images that are not known to be what the features are made for."""
+        made_for = self.settings.features.made_for
+        if made_for is None:
+            return []
+        real = [self.real, *([wrap_dataset(self.trained_on, None)] if self.trained_on else [])]
+        return list(dict.fromkeys(one.name for one in real if not shows(made_for, one)))
 
-def describe_labels(reference: Reference, num_classes: int) -> list[str]:
-    """Whose class frequencies are compared, if the reference is unbalanced and the generator has classes."""
-    mixture = describe_mixture(reference.class_counts) if num_classes > 1 else ""
-    return [mixture] if mixture else []
+    @property
+    def counts(self) -> Counts:
+        """How many images and features the scores are of."""
+        real = self.real.taken if self.real.take is not None else self.real.count
+        return Counts(self.settings.num_samples, real, *self.widths())
+
+    def too_few(self) -> list[str]:
+        """The metrics that cannot be computed from so few generated images, with the number that would do; their scores are nan."""
+        found, counts = [], self.counts
+        for name, metric in zip(self.settings.metrics, self.metrics):
+            fewest = metric.fewest(counts.width)
+            if counts.fake < fewest:
+                found.append(
+                    f"eval.metrics: {name} of {counts.width:,} features needs at least {fewest:,} generated images, got {counts.fake:,};"
+                    f" use {fewest:,}, or leave {name} out"
+                )
+        return found
+
+    def require_enough(self) -> None:
+        """Refuse metrics that cannot be computed from so few generated images.
+
+        Raises:
+            UserError: names the metric and the number that would do.
+        """
+        for words in self.too_few():
+            raise UserError(words)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """Everything, a sentence each."""
+        counts, prefix = self.counts, self.settings.features.metric_prefix
+        mixture = describe_mixture(self.real.class_counts) if self.num_classes > 1 else ""
+        able = [metric for metric in self.metrics if metric.fewest(counts.width) <= counts.fake]
+        return [
+            *describe_features(self.settings, self.foreign),
+            *([mixture] if mixture else []),
+            *self.too_few(),
+            *(prefix + words for metric in able for words in metric.caveats(counts)),
+        ]
+
+    def as_protocol(self) -> dict[str, object]:
+        """Keys of the record of a score; none if there is nothing to remark."""
+        made_for = {"eval/features_made_for": self.settings.features.made_for} if self.foreign else {}
+        return {**made_for, **({"eval/notes": self.notes} if self.notes else {})}

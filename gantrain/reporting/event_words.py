@@ -206,7 +206,7 @@ class Teller:
         if scored is None:
             return ""
         count = f" ({scored.protocol['num_samples']} samples each)" if "num_samples" in scored.protocol else ""
-        return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores)}"
+        return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores, notes=scored.protocol.get('notes') or ())}"
 
     def rest(self) -> str:
         """The recent speed, and the time left at that speed; empty if it is unknown."""

@@ -65,7 +65,8 @@ def candidates(record: Record) -> Iterator[Candidate]:
     paths = {int(path.name): path for store in stores for path in store.paths()}
     told = (evaluation(line) for line in record.abandoned if "event" not in line)  # `best/` may hold a checkpoint of an abandoned path
     scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
-    found = [one for nimg, path in paths.items() if nimg in scored and can_be_best(nimg) for one in of_evaluation(path, metric, scored[nimg])]
+    there = [nimg for nimg in paths if nimg in scored and can_be_best(nimg)]
+    found = [one for nimg in there for one in of_evaluation(paths[nimg], metric, scored[nimg])]
     yield from ranked(found)
     if paths and can_be_best(max(paths)):
         yield from ranked(of_evaluation(paths[max(paths)], metric, evaluations[-1]))

@@ -148,7 +148,8 @@ class Scoreboard:
         tracker.log(nimg, {**as_keys(self.scores), **protocol})
         tracker.overview(nimg)
         if nimg < self.run.total:  # the last table is printed at the end
-            tracker.say(table(self.scores, f"at {nimg / 1000:g} kimg" if nimg < self.run.nimg else "average"))
+            title = f"at {nimg / 1000:g} kimg" if nimg < self.run.nimg else "average"
+            tracker.say(table(self.scores, title, self.evaluator.remarks.notes))
         if self.collapsed:
             tracker.tell(nimg, "collapse", words=in_one_line(self.collapsed), averages=self.collapsed)
         self.pictures.show_orbit()

@@ -180,10 +180,10 @@ class Trainer:
         self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded fail here, not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
-        few = self.evaluator.too_few()
+        few = self.evaluator.remarks.too_few()
         if few and not path:
             raise UserError(few[0])
-        facts.notes += self.evaluator.notes
+        facts.notes += self.evaluator.remarks.notes
         if path:
             facts.note_resume(path, state)
             if rollback:
@@ -243,7 +243,7 @@ class Trainer:
                 tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             tracker.say(
                 f"\ndone: {folder} at {run.kimg:g} kimg; samples in {picture};"
-                f" scores of {self.scoreboard.samples} samples:\n{table(scores)}"
+                f" scores of {self.scoreboard.samples} samples:\n{table(scores, notes=self.evaluator.remarks.notes)}"
             )
         if collapsed:
             tracker.say(f"warning: the run has collapsed: {collapsed}")
