@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from gantrain.config.loading import load
-from gantrain.data import ImageSet, Packed, decode_all, permuted, prepare
-from gantrain.data.intake import is_unchanged
+from gantrain.data import ImageSet, Packed, decode_all, intake, permuted, prepare
 from gantrain.data.packed import HEAD, LABELS, read_head
 from gantrain.distributed import local_processes
 from gantrain.errors import UserError
@@ -137,7 +136,7 @@ def wrap_dataset(images: ImageSet, most: int | None) -> Reference:
     counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
     return Reference(
         images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count,
-        class_counts=tuple(counts.tolist()), is_unchanged=lambda: is_unchanged(images),
+        class_counts=tuple(counts.tolist()), is_unchanged=lambda: intake.is_unchanged(images),
     )  # fmt: skip
 
 
@@ -152,9 +151,16 @@ def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
     count = len(pictures) if most is None else min(most, len(pictures))
     order = range(count) if count == len(pictures) else permuted(0, torch.arange(count).numpy(), len(pictures)).tolist()
     content = pictures.fingerprint
+
+    def is_unchanged() -> bool:
+        try:
+            return pictures.fingerprint == content
+        except UserError:  # a file is gone or cannot be read any more
+            return False
+
     return Reference(
         pictures.name, content, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count,
-        is_unchanged=lambda: pictures.fingerprint == content,
+        is_unchanged=is_unchanged,
     )  # fmt: skip
 
 

@@ -100,6 +100,11 @@ class Remarks:
         return list(dict.fromkeys(one.name for one in real if not shows(made_for, one)))
 
     @property
+    def on_features(self) -> list[str]:
+        """The note that the features were made for other images; none if they fit."""
+        return describe_features(self.settings, self.foreign)
+
+    @property
     def counts(self) -> Counts:
         """How many images and features the scores are of."""
         real = self.real.taken if self.real.take is not None else self.real.count
@@ -133,7 +138,7 @@ class Remarks:
         mixture = describe_mixture(self.real.class_counts) if self.num_classes > 1 else ""
         able = [metric for metric in self.metrics if metric.fewest(counts.width) <= counts.fake]
         return [
-            *describe_features(self.settings, self.foreign),
+            *self.on_features,
             *([mixture] if mixture else []),
             *self.too_few(),
             *(prefix + words for metric in able for words in metric.caveats(counts)),
