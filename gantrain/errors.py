@@ -22,7 +22,7 @@ class UserError(ValueError):
     """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line."""
 
     def __init__(self, text: str):
-        super().__init__(" ".join(text.split()))  # a quoted value may contain line breaks
+        super().__init__(readable(" ".join(text.split())))  # a quoted value may contain line breaks, or a file name be no UTF-8
 
 
 class GaveUp(UserError):
@@ -43,7 +43,10 @@ class InvalidField(UserError):
 
 def readable(path: str | os.PathLike) -> str:
     """A path for messages and records: bytes of a file name that are not UTF-8 are written as in "\\xff", since no text holds them."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may contain; no file is called that
+        return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:

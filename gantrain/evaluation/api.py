@@ -24,7 +24,7 @@ from gantrain.config.plugins import find
 from gantrain.config.sections import Eval
 from gantrain.data import ImageSet
 from gantrain.distributed import from_main, make_accelerator
-from gantrain.errors import UserError
+from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
@@ -197,7 +197,7 @@ def open_pictures(path: Path) -> Pictures:
         raise UserError(
             f"{path}: contains statistics but no images (arr_0, uint8 [N, H, W, C]), so it cannot be scored; use it as the --reference"
         )
-    return wrap_array(path.name, file.images, file.content)
+    return wrap_array(readable(path.name), file.images, file.content)
 
 
 def count_images(pictures: Pictures, wanted: int | None, option: str) -> int:

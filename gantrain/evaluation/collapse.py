@@ -43,7 +43,7 @@ def describe_collapse(
     images = torch.cat([generator(*part) for part in zip(z.split(batch_size), y.split(batch_size))])
     if images.is_floating_point() and not torch.isfinite(images).all():
         return ""
-    levels = (to_uint8(images) if images.is_floating_point() else images).int().view(LATENTS, count, -1)
+    levels = (to_uint8(images) if images.is_floating_point() else images).int().reshape(LATENTS, count, -1)
     return describe_levels(levels, real)
 
 

@@ -138,7 +138,7 @@ def open_zip(path: Path) -> Pictures:
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
     return open_files(
-        path.name,
+        readable(path.name),
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
         lambda name: decoder.state(numbers[name]),

@@ -20,7 +20,7 @@ from gantrain.config.loading import load
 from gantrain.data import ImageSet, Packed, decode_all, intake, permuted, prepare
 from gantrain.data.packed import HEAD, LABELS, read_head
 from gantrain.distributed import local_processes
-from gantrain.errors import UserError
+from gantrain.errors import UserError, readable
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
@@ -170,10 +170,11 @@ def wrap_statistics(file: Statistics, with_images: bool, most: int | None) -> Re
     Raises:
         UserError: too few images.
     """
+    name = readable(file.path.name)
     if file.images is not None and (file.width is None or (with_images and file.features is None)):
-        found = wrap_pictures(wrap_array(file.path.name, file.images, file.content), most)
+        found = wrap_pictures(wrap_array(name, file.images, file.content), most)
         count = found.count if file.moments is None else file.count
-        return Reference(file.path.name, file.content, count, found.shape, found.take, found.taken, file)
+        return Reference(name, file.content, count, found.shape, found.take, found.taken, file)
     if file.features is not None and len(file.features) < FEWEST_REAL:
         raise UserError(f"{file.path}: has features of {len(file.features)} images; scores need at least {FEWEST_REAL}")
-    return Reference(file.path.name, file.content, file.count, statistics=file)
+    return Reference(name, file.content, file.count, statistics=file)

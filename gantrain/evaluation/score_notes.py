@@ -32,8 +32,8 @@ def describe_features(settings: Eval, foreign: Sequence[str], what: str = "score
     if not foreign:
         return []
     return [
-        f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} is not known to be {made_for}; of other images they do"
-        " not measure {'quality' if what == 'scores' else 'likeness'}: set eval.features.name=inception"
+        f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} not known to be {made_for}; of other images they do not"
+        f" measure {'quality' if what == 'scores' else 'likeness'}: set eval.features.name=inception"
     ]
 
 

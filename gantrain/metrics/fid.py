@@ -36,7 +36,7 @@ def singular(name: str, counts: Counts) -> list[str]:
     if not few:
         return []
     images = " and ".join(f"{count:,} {which}" for which, count in few.items())
-    return [f"{name}: {images} images have a singular covariance of {counts.width:,} features, so it is far too high"]
+    return [f"{name}: {images} images have a singular covariance of {counts.width:,} features, which raises it a lot"]
 
 
 def distance(fake: Moments, real: Moments) -> float:
