@@ -31,9 +31,10 @@ def describe_features(settings: Eval, foreign: Sequence[str], what: str = "score
     made_for, prefix = settings.features.made_for, settings.features.metric_prefix
     if not foreign:
         return []
+    are, measure = "is" if len(foreign) == 1 else "are", "quality" if what == "scores" else "likeness"
     return [
-        f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} not known to be {made_for}; of other images they do not"
-        f" measure {'quality' if what == 'scores' else 'likeness'}: set eval.features.name=inception"
+        f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} {are} not known to be {made_for}; of other images they do"
+        f" not measure {measure}: set eval.features.name=inception"
     ]
 
 
