@@ -142,6 +142,7 @@ class Facts:
             protocol: of the scores.
         """
         reference = {key: protocol[f"eval/{key}"] for key in ("reference", "reference_fingerprint")}
+        reference |= {"notes_on_scores": protocol["eval/notes"]} if "eval/notes" in protocol else {}
         return {**loading.to_dict(self.context.config), **self.describe_machine(), **reference}
 
     def describe_machine(self) -> dict[str, Any]:
