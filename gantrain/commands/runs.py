@@ -16,10 +16,10 @@ from typing import Any
 from gantrain.errors import UserError, did_you_mean
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.recognition import BESIDE, holds_checkpoints
 from gantrain.score_names import better_when_higher
 from gantrain.text_table import align
 
-BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # a run folder has one of them next to its configuration
 DEEPEST = 3  # levels of folders below the one that is searched
 NARROWEST = 16  # characters of a run's name that are shown even on a narrow terminal
 
@@ -62,7 +62,8 @@ class Row:
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
     """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further."""
     try:
-        is_run = (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE)
+        begun = any((folder / name).exists() for name in BESIDE) or holds_checkpoints(folder)
+        is_run = (folder / CONFIG_FILE).exists() and begun
         inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
     except OSError:  # for example, it belongs to another user
         return
