@@ -7,7 +7,7 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, error_of
+from conftest import ROOT, error_of, slow_but
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from gantrain.averaging import Ema, EmaSteps, Swa
@@ -238,7 +238,7 @@ def test_scalars_are_those_of_yaml_1_2():
     assert parse_yaml("v: [.nan, -.inf, ~, null]", "test")["v"][1:] == [float("-inf"), None, None]
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "12e3", "1.10", "010", "0x1f", "true", "1e5"])
+@pytest.mark.parametrize("text", slow_but(["12e3", "010"], [*TEXTS, "12e3", "1.10", "010", "0x1f", "true", "1e5"]))
 def test_text_stays_as_it_is_written(text, tmp_path):
     """A run's name that looks like a number, a date or a boolean; and it reads back from the run folder."""
     for config in (load(DIGITS, [f"tracking.wandb.name={text}"]), load(written(tmp_path, f"tracking: {{wandb: {{name: {text}}}}}"))):

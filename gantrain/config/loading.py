@@ -136,9 +136,7 @@ def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
     if path is not None:
         text = read_file(path)
         layers.append(Layer(str(path), parse_yaml(text, str(path)), lambda: parse_yaml(text, str(path), TextLoader)))
-    for one in overrides:
-        layers.append(Layer("command line", parse_override(one), functools.partial(parse_override, one, TextLoader)))
-    return layers
+    return layers + [Layer("command line", parse_override(one), functools.partial(parse_override, one, TextLoader)) for one in overrides]
 
 
 def standing_keys(values: DictConfig) -> list[str]:

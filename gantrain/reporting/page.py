@@ -30,7 +30,7 @@ from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.page_figures import stack
 from gantrain.run_folder.json_values import restored
 from gantrain.run_folder.provenance import utc_now
-from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
+from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, FORKED, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
 from gantrain.sampling.sheets import read_side_by_side
 from gantrain.score_names import LIVE, best_value, better_when_higher
 from gantrain.version import __version__
@@ -48,6 +48,7 @@ IN_WORDS = {
     GAVE_UP: "gave up: training went wrong and could not recover",
     CUT_SHORT: "cut short: it was killed or ended by an error; run the same command to resume it from its last checkpoint",
     EMPTY: "nothing has been written yet",
+    FORKED: "forked from another run, and not trained yet",
     DAMAGED: "damaged: no line of metrics.jsonl can be read",
 }
 
@@ -152,6 +153,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     batch = record.training[-1] if record.training else {}
     rows = {
         "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
+        "Forked from": origin_of(record),
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
         "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",
@@ -171,6 +173,12 @@ def head(record: Record, name: str) -> dict[str, Any]:
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
+
+
+def origin_of(record: Record) -> str:
+    """The run and the time that a fork continues from; empty if it is not a fork."""
+    forks = record.events("fork")
+    return f"{forks[0]['from']} at {forks[0]['nimg'] / 1000:g} kimg" if forks else ""
 
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
