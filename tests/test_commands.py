@@ -343,9 +343,8 @@ def test_a_file_replaced_ends_the_run_unless_told(gantrain, pictures, tmp_path):
     )
     done = train(gantrain, tmp_path / "run", "--changed-data", *more)
     scored = {line["eval/reference_fingerprint"] for line in lines_of(tmp_path / "run") if "eval/reference_fingerprint" in line}
-    assert len(scored) == 2 and [line["data"] for line in lines_of(tmp_path / "run") if line.get("event") == "data_changed"] == [
-        "folder/pictures"
-    ]
+    changed = [line["data"] for line in lines_of(tmp_path / "run") if line.get("event") == "data_changed"]
+    assert len(scored) == 2 and changed == ["folder/pictures"]
     assert "note: the content of folder/pictures has changed since 000000000160; its names and labels have not" in done.stdout
     assert any(
         "has changed since" in note for line in lines_of(tmp_path / "run") if line.get("event") == "resume" for note in line["notes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -28,7 +29,8 @@ from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
 from gantrain.run_folder.forking import open_origin
-from gantrain.run_folder.ownership import look_into
+from gantrain.run_folder.ownership import look_into, write_rollback
+from gantrain.training.guard import Trouble
 from gantrain.training.inputs import Inputs
 from gantrain.training.trainer import Trainer
 
@@ -324,6 +326,58 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_looked_for_again(run, mo
     assert open_origin(run).snapshot.nimg == 64 and paths == [f"{AT:012d}", f"{64:012d}"]
 
 
+def test_a_fork_takes_what_a_rollback_has_changed(run):
+    """Counts are in a file of their own until the next checkpoint; a checkpoint of the path that was left is passed over."""
+    guard = {"lr_scale": 0.5, "growth": 1.0, "skipped": 48, "rollbacks": 1, "attempts": 1, "obstacle": 176, "best": []}
+    body = {"to": AT, "guard": guard, "batching": {"batch_size": 7}, "metrics_bytes": 0}
+    write_rollback(run, body)
+    state = open_origin(run).snapshot.state
+    assert (state["guard"]["lr_scale"], state["guard"]["skipped"], state["batching"]) == (0.5, 48, {"batch_size": 7})
+    assert open_origin(run, 0.064).snapshot.state["guard"]["lr_scale"] == 1.0
+    write_rollback(run, {**body, "to": 64})
+    origin = open_origin(run)
+    assert origin.snapshot.nimg == 64 and origin.snapshot.state["guard"]["skipped"] == 48
+
+
+@pytest.mark.slow
+def test_a_rollback_to_before_an_average_was_added_lets_it_begin_again(run):
+    with begun(run / "config.yaml", *ADDED, updates=3) as trainer:
+        trainer.recovery.recover(Trouble("nonfinite", trainer.run.nimg, AT, "nan", {}))
+        assert trainer.run.nimg == AT and trainer.players.added == ["late", "short", "bema"]
+        bank = trainer.players.bank
+        assert all(bank[name].first_nimg == AT and not bank[name].started for name in trainer.players.added)
+        live = dict(trainer.players.G.network.named_parameters())
+        assert all(torch.equal(bank["bema"].shadows[name], tensor) for name, tensor in live.items())
+        trainer.update()
+        assert bank["short"].started
+    assert [line["average"] for line in record.read(run).events("average_added")] == ["late", "short", "bema"]
+
+
+@pytest.mark.slow
+def test_an_average_and_a_fork_by_the_whole_commands(gantrain, tmp_path):
+    """Scores and the report have the average from its beginning on, and the fork has its own record."""
+    run, fork = tmp_path / "run", tmp_path / "fork"
+    tiny = [*TINY, f"run_dir={run}", "tracking.wandb.mode=disabled"]
+    gantrain("train", DIGITS, *tiny, "total_kimg=0.16")
+    done = gantrain("train", DIGITS, *tiny, "averagers.late={name: swa, start_kimg: 0.1, every_kimg: 0.016}")
+    assert "average late added: swa with networks g, offload False, start_kimg 0.16, every_kimg 0.016; it begins at 0.16" in done.stdout
+    of = lambda line: {key.split("/")[1] for key in line if key.startswith("eval/") and key.count("/") == 2}  # noqa: E731
+    assert [line["nimg"] for line in lines_of(run) if "late" in of(line)] == [320]
+    line = error_of(gantrain("train", DIGITS, *tiny, "total_kimg=0.4", check=False))
+    assert "has the average late, which this configuration lacks" in line and f"gantrain fork {run} --out NEW averagers.late=null" in line
+    gantrain("fork", run, "--out", fork, "--kimg", 0.24, "averagers.late=null", "optim.lr_d=1e-3", "eval.every_kimg=0.08")
+    assert "forked" in gantrain("runs", tmp_path).stdout
+    gantrain("train", fork / "config.yaml")
+    assert gantrain("evaluate", fork, "--average", "ema", "--num", 64).stdout.count("\n") >= 2
+    gantrain("report", run, "--out", tmp_path / "run.html")
+    page = gantrain("report", fork, "--out", tmp_path / "fork.html") and html.unescape((tmp_path / "fork.html").read_text())
+    assert f"forked from {run} at 0.24 kimg: optim.lr_d 0.0004 -> 0.001" in page and "Forked from" in page
+    assert "average late added: swa" in (tmp_path / "run.html").read_text()
+    assert f"forked from {run} at 0.24 kimg" in gantrain("watch", fork, "--last", 100).stdout
+    rows = {Path(row["run"]).name: row for row in map(json.loads, gantrain("runs", tmp_path, "--json").stdout.splitlines())}
+    assert rows["fork"]["forked_from"] == str(run) and "forked_from" not in rows["run"] and rows["fork"]["status"] == "done"
+
+
 # ---- a run that was moved --------------------------------------------------------------------------------------------
 
 
@@ -389,23 +443,21 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
         os.utime(path, (1, 1))
     assert not resume(inputs_of(tmp_path / "moved"), state).changed
     shutil.copy(tmp_path / "a" / "cats" / "0.png", tmp_path / "moved" / "dogs" / "2.png")  # a single picture is another one
-    words = (
-        r"moved is not what runs/x was trained on \(other contents under the same names\); restore the original images, .*; --changed-data"
-    )
+    words = r"moved is not what runs/x was trained on \(other contents under the same names\); restore the original .*; --changed-data"
     with pytest.raises(UserError, match=words):
         resume(inputs_of(tmp_path / "moved"), state)
     assert resume(inputs_of(tmp_path / "moved", changed_data=True), state).changed
     assert not resume(inputs_of(tmp_path / "moved"), state, rolls_back=True).changed  # it was accepted at the start
     old = {key: value for key, value in state.items() if key != "data_content"}  # of a checkpoint of an earlier version
     assert not resume(inputs_of(tmp_path / "moved"), old).changed
+    fork = {**state, "data_listing": None, "data_content": None}  # with other settings of the data
+    assert resume(inputs_of(tmp_path / "moved"), fork).changed and not resume(inputs_of(tmp_path / "a"), fork).changed
     (tmp_path / "moved" / "cats" / "new.png").write_bytes((tmp_path / "a" / "cats" / "1.png").read_bytes())
     with pytest.raises(UserError, match="other images or labels"):
         resume(inputs_of(tmp_path / "moved"), state)
     assert resume(inputs_of(tmp_path / "moved", changed_data=True), state).changed
     draw(tmp_path / "moved" / "birds", 1)
-    with pytest.raises(
-        UserError, match="data: folder/moved has classes 3, and the networks of this run were trained with 2; use images with"
-    ):
+    with pytest.raises(UserError, match="data: folder/moved has classes 3, and the networks of this run were trained with 2; use"):
         resume(inputs_of(tmp_path / "moved", changed_data=True), state)
 
 

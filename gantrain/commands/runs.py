@@ -44,6 +44,7 @@ class Row:
         score: the best score, reached by the average `average` at `at` images.
         changed: time of the last change of its record, in seconds since 1970; None if there is none.
         error: why a damaged run cannot be read.
+        origin: the run that it was forked from; None if it is not a fork.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Row:
     at: int | None = None
     changed: float | None = None
     error: str | None = None
+    origin: str | None = None
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
@@ -85,8 +87,19 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     known = found.metrics
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
+    origin = next((str(line["from"]) for line in found.events("fork")), None)
     return Row(
-        name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed
+        name,
+        str(run),
+        found.status,
+        found.nimg,
+        found.config.total_kimg,
+        by if score is not None else None,
+        score,
+        average,
+        at,
+        changed,
+        origin=origin,
     ), known
 
 
@@ -160,6 +173,8 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
         align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
+    if any(row.origin for row in rows):
+        columns.append(align(["forked from", *(row.origin or "-" for row in rows)]))
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
     lines = zip(align([shorten_middle(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
     said = [
@@ -213,6 +228,7 @@ def as_json_lines(rows: Sequence[Row]) -> str:
                 "at_kimg": at,
             }
         )
-        return {"run": row.path, "status": row.status, **reached, "changed": changed, **({"error": row.error} if row.error else {})}
+        more = {key: value for key, value in (("forked_from", row.origin), ("error", row.error)) if value}
+        return {"run": row.path, "status": row.status, **reached, "changed": changed, **more}
 
     return "\n".join(json.dumps(of(row), allow_nan=False) for row in rows)
