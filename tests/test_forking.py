@@ -371,8 +371,8 @@ def test_an_average_and_a_fork_by_the_whole_commands(gantrain, tmp_path):
     assert gantrain("evaluate", fork, "--average", "ema", "--num", 64).stdout.count("\n") >= 2
     gantrain("report", run, "--out", tmp_path / "run.html")
     page = gantrain("report", fork, "--out", tmp_path / "fork.html") and html.unescape((tmp_path / "fork.html").read_text())
-    assert f"forked from {run} at 0.24 kimg: optim.lr_d 0.0004 -> 0.001" in page and "Forked from" in page
-    assert "average late added: swa" in (tmp_path / "run.html").read_text()
+    assert f"forked from {run} at 0.24 kimg: optim.lr_d 0.0004 -> 0.001" in page and "Fork" in page
+    assert "Added averages" in (tmp_path / "run.html").read_text()
     assert f"forked from {run} at 0.24 kimg" in gantrain("watch", fork, "--last", 100).stdout
     rows = {Path(row["run"]).name: row for row in map(json.loads, gantrain("runs", tmp_path, "--json").stdout.splitlines())}
     assert rows["fork"]["forked_from"] == str(run) and "forked_from" not in rows["run"] and rows["fork"]["status"] == "done"

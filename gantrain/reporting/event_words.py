@@ -14,7 +14,7 @@ from gantrain import clock
 from gantrain.errors import counted
 from gantrain.reporting.console import console_line, duration
 from gantrain.reporting.score_table import table
-from gantrain.run_folder.record import ENDS, evaluation, goes_back
+from gantrain.run_folder.record import ENDS, Record, evaluation, goes_back
 
 Line = Mapping[str, Any]  # of metrics.jsonl
 # Events that tables and marks show; the others are only recorded.
@@ -86,6 +86,13 @@ def average_added(line: Line) -> str:
 def data_changed(line: Line) -> str:
     """The data set whose images changed, and both fingerprints."""
     return f"the images of {line['data']} have changed: fingerprint {line['before'][:16]} -> {line['after'][:16]}"
+
+
+def changes_of(record: Record) -> dict[str, str]:
+    """What became of a run after it was configured, for the facts of a page: its origin, averages and images; empty if there is none."""
+    told = {"Fork": "fork", "Added averages": "average_added", "Changed data": "data_changed"}
+    found = {title: [f"{what_happened(line)}, at {kimg(line)}" for line in record.events(name)] for title, name in told.items()}
+    return {title: "; ".join(lines) for title, lines in found.items() if lines}
 
 
 def own_words(line: Line) -> str:

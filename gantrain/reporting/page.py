@@ -27,6 +27,7 @@ from gantrain.errors import counted
 from gantrain.reporting.comparison import LEVEL, Group, build_curves, differences, group_runs, half_width, names_of
 from gantrain.reporting.console import duration
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
+from gantrain.reporting.event_words import changes_of
 from gantrain.reporting.page_figures import stack
 from gantrain.run_folder.json_values import restored
 from gantrain.run_folder.provenance import utc_now
@@ -153,7 +154,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     batch = record.training[-1] if record.training else {}
     rows = {
         "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
-        "Forked from": origin_of(record),
+        **changes_of(record),
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
         "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",
@@ -173,12 +174,6 @@ def head(record: Record, name: str) -> dict[str, Any]:
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
-
-
-def origin_of(record: Record) -> str:
-    """The run and the time that a fork continues from; empty if it is not a fork."""
-    forks = record.events("fork")
-    return f"{forks[0]['from']} at {forks[0]['nimg'] / 1000:g} kimg" if forks else ""
 
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
