@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gantrain.commands.arguments import overrides_of
 from gantrain.errors import UserError
 from gantrain.interruption import Interruption, exit_status
+from gantrain.shipped import explain_choice, find_config
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -17,7 +19,9 @@ def call(arguments: argparse.Namespace) -> int:
         from gantrain.config import loading
 
         config = loading.load(arguments.config, overrides_of(arguments))
-        refuse_moved(Path(arguments.config), config.run_dir, arguments.overrides)
+        refuse_moved(find_config(arguments.config), config.run_dir, arguments.overrides)
+        if (choice := explain_choice(arguments.config)) and os.environ.get("RANK", "0") == "0":
+            print(choice, flush=True)
         from gantrain.distributed import finish
         from gantrain.training.trainer import Trainer
 

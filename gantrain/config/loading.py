@@ -34,6 +34,7 @@ from gantrain.config.yaml_files import (
 )
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
+from gantrain.shipped import find_config
 from gantrain.type_words import describe_type
 
 
@@ -86,12 +87,16 @@ class Sources:
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """The configuration in a YAML file, or the defaults, with `section.key=value` overrides on top.
 
+    Args:
+        path: of the file, or the name of a configuration that ships with gantrain.
+        overrides: see above.
+
     Raises:
         ConfigError: one line naming source, full key, value and remedy.
     """
     of_key: dict[str, str] = {}
-    base = "defaults" if path is None else str(Path(path))
-    layers = read_layers(None if path is None else Path(path), overrides)
+    base = "defaults" if path is None else str(find_config(path))
+    layers = read_layers(None if path is None else Path(base), overrides)
     merged = OmegaConf.create({})
     assert isinstance(merged, DictConfig)
     for source, layer in ((one.source, one.values) for one in layers):

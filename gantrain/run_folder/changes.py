@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from gantrain.config.plugins import name_of
 from gantrain.config.schema import may_change
 from gantrain.config.sections import AUTO
 from gantrain.errors import UserError
+from gantrain.run_folder.best_average import BEST
 
 Values = tuple[Any, Any]
 NAMED = 8  # keys that one message names
@@ -56,6 +57,16 @@ def describe_changes(values: Mapping[str, Values]) -> str:
     """Keys with both values, for a message; at most eight."""
     named = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in list(values.items())[:NAMED])
     return named + (f" and {len(values) - NAMED} more" if len(values) > NAMED else "")
+
+
+def refuse_reserved(names: Iterable[str]) -> None:
+    """Refuse new averages whose name stands for something else.
+
+    Raises:
+        UserError: names the key.
+    """
+    if BEST in names:
+        raise UserError(f"averagers.{BEST}: the name stands for the best average in `--average {BEST}`; use another name")
 
 
 def require_late_start(config: Config, added: Collection[str], nimg: int) -> None:

@@ -17,7 +17,7 @@ from gantrain.config.loading import differing_keys
 from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.changes import require_late_start
+from gantrain.run_folder.changes import refuse_reserved, require_late_start
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, link_checkpoint
 from gantrain.run_folder.contents import group_of, open_run
 from gantrain.run_folder.json_values import as_json
@@ -199,6 +199,7 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
         )
     kept = kept_averages(old, new, state)
     begin = [name for name in new.averagers if name not in kept["g"]]
+    refuse_reserved(begin)
     require_late_start(new, begin, nimg)
     event = {
         "nimg": nimg, "event": "fork", "time": utc_now(), "from": str(origin.run), "checkpoint": origin.path.name, "seal": origin.seal,

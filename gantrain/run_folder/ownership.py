@@ -13,7 +13,7 @@ from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
+from gantrain.run_folder.changes import describe_changes, find_changes, refuse_reserved, require_late_start, require_passive
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 
@@ -36,6 +36,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
     paths = CheckpointStore(run_dir / "checkpoints").paths()
     if not paths:
+        refuse_reserved(config.averagers)  # an older run with such an average resumes
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
@@ -53,6 +54,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
             f"run_dir: {run_dir} contains a run of another configuration: {describe_changes(changes.refused)};"
             " restore these values, use another run_dir, or continue from its checkpoint in another folder by `gantrain fork`"
         )
+    refuse_reserved(changes.added)
     require_passive(config, changes.added)
     require_late_start(config, changes.added, int(paths[-1].name))
     return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}

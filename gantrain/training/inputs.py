@@ -155,18 +155,22 @@ class Inputs:
         return self.images.fingerprint if self.images.content and not self.images.skipped else None
 
     def state(self) -> dict[str, Any]:
-        """The identity of the images, as JSON values."""
+        """The identity of the images and the names of their classes, as JSON values."""
+        images = self.images
         return {
-            "data_fingerprint": self.images.fingerprint,
-            "data_listing": self.images.listing,
+            "data_fingerprint": images.fingerprint,
+            "data_listing": images.listing,
             "data_content": self.content,
+            "class_names": images.known_names,
+            "class_counts": images.class_counts,
         }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
         """Refuse images other than those that the checkpoint was trained on, unless the user has said that they have changed.
 
         Raises:
-            UserError: names, labels or contents differ, or the shape, which may never change.
+            UserError: names, labels or contents differ, the classes have other names, so that labels would mean something else, or the
+                shape differs, which may never change.
         """
         self.data_wait = 0.0
         if rolls_back:  # these images were accepted at the start
@@ -178,6 +182,8 @@ class Inputs:
                 f"data: {wrong}; restore the original images, or use another run_dir;"
                 " --changed-data continues on the images as they are now"
             )
+        if not told:
+            self._require_classes(state.get("class_names"))
         self.changed = told and state["data_fingerprint"] != self.images.fingerprint
         if self.changed:
             require_shape(self.images, state["shape"])
@@ -191,6 +197,24 @@ class Inputs:
         if before is None or now is None or before == now or not reads_alike(images):
             return None
         return f"{images.name} is not what {run} was trained on (other contents under the same names)"
+
+    def _require_classes(self, names: Sequence[str] | None) -> None:
+        """Refuse classes of other names than a run's, if both are known.
+
+        Raises:
+            UserError: names the first class that differs.
+        """
+        now, run_dir = self.images.known_names, self.context.run_dir
+        if names is None or now is None or tuple(names) == now:
+            return
+        what = f"{len(now)} classes, and {run_dir} was trained on {len(names)}"
+        if len(names) == len(now):
+            label = next(i for i, (a, b) in enumerate(zip(names, now)) if a != b)
+            what = f"class {label} named {now[label]!r}, and {run_dir} was trained with {names[label]!r} there"
+        raise UserError(
+            f"data: {self.images.name} has {what}, so its labels would mean other classes;"
+            " restore the names and order of the classes, or use another run_dir"
+        )
 
 
 def reads_alike(images: ImageSet) -> bool:
