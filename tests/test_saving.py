@@ -57,6 +57,8 @@ LAYOUT = {
     "data_fingerprint": str,
     "data_listing": str,
     "data_content": type(None),
+    "class_names": [str],
+    "class_counts": [int],
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Row:
         changed: time of the last change of its record, in seconds since 1970; None if there is none.
         error: why a damaged run cannot be read.
         origin: the run that it was forked from; None if it is not a fork.
+        made_for: the data set that the features of the scores were made for, if the images are not known to be of it.
     """
 
     run: str
@@ -59,6 +60,7 @@ class Row:
     changed: float | None = None
     error: str | None = None
     origin: str | None = None
+    made_for: str | None = None
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
@@ -89,18 +91,9 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
     origin = next((str(line["from"]) for line in found.events("fork")), None)
     return Row(
-        name,
-        str(run),
-        found.status,
-        found.nimg,
-        found.config.total_kimg,
-        by if score is not None else None,
-        score,
-        average,
-        at,
-        changed,
-        origin=origin,
-    ), known
+        name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
+        origin=origin, made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
+    ), known  # fmt: skip
 
 
 def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path") -> list[Row]:
@@ -164,7 +157,7 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
     """
     now = time.time() if now is None else now
     scores = align(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
-    metrics = align([row.metric or "" for row in rows])
+    metrics = align([(row.metric or "") + ("*" if row.made_for else "") for row in rows])
     seen = align(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
     columns = [
         align(["status", *(row.status for row in rows)]),
@@ -182,7 +175,9 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
         for row, line in zip((None, *rows), lines)
     ]
-    return "\n".join(line.rstrip() for line in said)
+    made_for = sorted({row.made_for for row in rows if row.made_for})
+    foreign = [f"* made for {', '.join(made_for)}, and the images are not known to be: no measure of quality"] if made_for else []
+    return "\n".join([*(line.rstrip() for line in said), *foreign])
 
 
 def shorten_middle(text: str, width: int | None) -> str:
@@ -227,6 +222,7 @@ def as_json_lines(rows: Sequence[Row]) -> str:
                 "score": row.score,
                 "average": row.average,
                 "at_kimg": at,
+                **({"features_made_for": row.made_for} if row.made_for else {}),
             }
         )
         more = {key: value for key, value in (("forked_from", row.origin), ("error", row.error)) if value}

@@ -17,6 +17,7 @@ from gantrain.config.notes import notes
 from gantrain.data import ImageSet
 from gantrain.distributed import leaves_apples_gpu
 from gantrain.errors import UserError, counted
+from gantrain.losses import Relativistic
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.training.context import Context
 from gantrain.training.measurements import Measurements
@@ -90,6 +91,14 @@ class Facts:
                 " use an even micro_batch, or two rounds"
             )
 
+    def note_loss(self) -> None:
+        """Note where a loss is not what its source has."""
+        if isinstance(self.context.config.loss, Relativistic) and self.images.num_classes > 1:
+            self.notes.append(
+                "loss: relativistic compares each real image with a generated one of a class drawn independently;"
+                " its source, R3GAN, compares images of one class"
+            )
+
     def note_machine(self) -> None:
         """Note what this machine lacks, or has and does not use."""
         if not lock.AVAILABLE:
@@ -143,6 +152,7 @@ class Facts:
             protocol: of the scores.
         """
         reference = {key: protocol[f"eval/{key}"] for key in ("reference", "reference_fingerprint")}
+        reference |= {"notes_on_scores": protocol["eval/notes"]} if "eval/notes" in protocol else {}
         return {**loading.to_dict(self.context.config), **self.describe_machine(), **reference}
 
     def describe_machine(self) -> dict[str, Any]:
