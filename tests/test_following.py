@@ -112,7 +112,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+SLOW = ("a part compiled", "wrapped")  # torch.compile takes seconds to import
+
+
+@pytest.mark.parametrize("change", [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in CHANGES.items()])
 def test_an_average_follows_the_network_through(change):
     """What the optimizer sees after the change is what is averaged."""
     network = net()
@@ -189,6 +192,33 @@ def test_an_average_follows_to_another_device(offload):
     for name, expected in by_hand(seen).items():
         assert bank["ema"].shadows[name].is_cuda != offload
         torch.testing.assert_close(bank["ema"].shadows[name].double().cpu(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_bank_that_is_built_or_updated_in_inference_mode():
+    network = net()
+    with torch.inference_mode():
+        bank = AverageBank(network, {"ema": EmaSteps(decay=DECAY), "lawa": Lawa(k=2, every_kimg=0.001)})
+        bank.update(1)
+    before = values(network)
+    train(network, 1)
+    bank.update(2)
+    for name, expected in by_hand([before, before, values(network)]).items():
+        torch.testing.assert_close(bank["ema"].shadows[name].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit.*:UserWarning", "ignore::FutureWarning")
+def test_a_scripted_network_is_followed():
+    network = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    bank = AverageBank(network, {"ema": EmaSteps(decay=DECAY)})
+    seen = [values(network)]
+    for step in range(1, 5):
+        if step == 3:
+            network.double()
+        train(network, step)
+        seen.append(values(network))
+        bank.update(step)
+    for name, expected in by_hand(seen).items():
+        torch.testing.assert_close(bank["ema"].shadows[name].double(), expected, rtol=0, atol=1e-6)
 
 
 # ---- what cannot be followed -----------------------------------------------------------------------------------------

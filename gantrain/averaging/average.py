@@ -225,7 +225,8 @@ class Average:
     def _own(self, tensor: Tensor) -> Tensor:
         """A new tensor for the average, laid out like a live one."""
         device = "cpu" if self.offload else tensor.device
-        return torch.empty_like(tensor, dtype=averaged_dtype(tensor), device=device, requires_grad=False)
+        with torch.inference_mode(False):  # an average that is built inside it could never be updated outside
+            return torch.empty_like(tensor, dtype=averaged_dtype(tensor), device=device, requires_grad=False)
 
     def _event(self) -> torch.cuda.Event | None:
         return torch.cuda.Event() if self.offload and self._on_cuda() else None
