@@ -27,7 +27,7 @@ class Changes:
     Attributes:
         allowed: keys that may change, with their old and new values.
         refused: the others.
-        added: averages that the run does not have yet.
+        added: averages that neither the run nor its configuration has yet, or that have not begun and now have other settings.
         removed: averages of the run that the configuration no longer has.
     """
 
@@ -45,9 +45,9 @@ def find_changes(saved: Config, config: Config, begun: Collection[str]) -> Chang
         config: the other one.
         begun: averages in the run's newest checkpoint; others in `saved` have not begun, and may change.
     """
-    added = tuple(name for name in config.averagers if name not in begun)
+    added = tuple(name for name, one in config.averagers.items() if name not in begun and saved.averagers.get(name) != one)
     removed = tuple(name for name in begun if name not in config.averagers)
-    free = tuple(f"averagers.{name}." for name in (*added, *(name for name in saved.averagers if name not in begun)))
+    free = tuple(f"averagers.{name}." for name in (*config.averagers, *saved.averagers) if name not in begun)
     different = loading.differing_keys(saved, config)
     allowed = {key: values for key, values in different.items() if may_change(key) or key.startswith(free)}
     return Changes(allowed, {key: values for key, values in different.items() if key not in allowed}, added, removed)
