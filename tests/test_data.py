@@ -902,6 +902,7 @@ def test_the_fingerprint_of_files_depends_on_names_and_sizes(tmp_path):
 def test_files_on_disk_are_all_decoded_before_a_run_and_only_once(tmp_path, monkeypatch):
     """A broken one is named before training; a second start reads nothing, until a file changes."""
     monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("gantrain.cache.FRESH", 0)  # nothing is kept of files that have just been written
     root, read = cats_and_dogs(tmp_path / "pictures"), []
     source = Folder(root=str(root), resolution=8, keep_in="disk")
     from gantrain.data.folder import Decoder

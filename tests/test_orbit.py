@@ -31,6 +31,7 @@ from test_swapping import SWAP, TINY as TINY_SWAP
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, Swa
+from gantrain.averaging.average import named_weights
 from gantrain.config.loading import load
 from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
@@ -843,7 +844,7 @@ def test_the_sketch_of_a_wrapped_network_is_that_of_the_network():
         torch.manual_seed(0)
         bank = AverageBank(wrap(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))), {})
         one = OrbitRecorder(Orbit(every_kimg=0.25, size=16), {"g": bank}, Path("never"), True)
-        found.append(one.sketches["g"](one.live["g"]))
+        found.append(one.sketches["g"](named_weights(bank.network)))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -1475,7 +1476,9 @@ def test_a_run_without_an_orbit_and_a_folder_without_a_run_are_refused_in_one_li
     assert "has recorded no orbit; train it, or continue training it, with orbit.every_kimg" in error_of(
         gantrain("orbit", run, check=False)
     )
-    assert "nowhere: is not a run folder" in error_of(gantrain("orbit", tmp_path / "nowhere", check=False))
+    assert "nowhere: does not exist; pass the run_dir of a `gantrain train`" in error_of(
+        gantrain("orbit", tmp_path / "nowhere", check=False)
+    )
 
 
 # ---- through a swap, a kill and a resume -------------------------------------------------------------------------------

@@ -76,10 +76,11 @@ def recalibrate(
     The mean is over all values that a BatchNorm has seen in all batches, whatever their sizes and however often it was used in
     each, and the variance is the total one: the mean of the variances within uses plus the variance of their means (unbiased, as
     BatchNorm stores it). Everything else in the network stays in evaluation mode. Modes are restored afterwards, and on an
-    exception the statistics too.
+    exception the statistics too. Only torch's own BatchNorms and what inherits from them are known here.
 
     Left as they are: BatchNorms that were not used in any batch, with a warning that names them, and frozen ones. A BatchNorm is
-    frozen if it is in evaluation mode while the network is in training mode, or if `network.train()` leaves it in evaluation mode.
+    frozen if `network.train()` leaves it in evaluation mode, or if it is in evaluation mode while others and the network are in
+    training mode, of which there is a warning, too.
 
     Args:
         network: called as `network(*inputs)`.
@@ -89,8 +90,8 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without being
-            seen, since the network is compiled and calls no hooks; or an InstanceNorm keeps statistics, which are not measured.
+        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without its
+            hooks, as compiled code may; or an InstanceNorm keeps statistics, which are not measured.
     """
     require_no_instance_statistics(network)
     frozen = frozen_norms(network)
@@ -103,7 +104,7 @@ def recalibrate(
     }
     with restored(network, list(norms.values())) as saved:
         measure(network, batches, rows)
-        unused = []
+        unused, hidden = [], []
         for (name, m), (_, _, counter) in zip(norms.items(), saved):
             total = reduce(rows[m])
             require_each_once(total[:, 0])
@@ -111,15 +112,17 @@ def recalibrate(
                 for buffer, value in zip(buffers_of(m), (*combine(total[:, 1:]), counter)):
                     buffer.copy_(value)
             elif m.num_batches_tracked != counter:
-                raise UserError(f"recalibrate: {name} is compiled, so that its inputs cannot be seen; recalibrate before compiling")
+                hidden.append(name)
             else:
                 unused.append(name)
+        if hidden:  # said only now: all processes take part in every `reduce`
+            raise UserError(
+                f"recalibrate: {hidden[0]} is used without its hooks, so that its inputs cannot be seen; pass a network without compilation"
+            )
         if len(unused) == len(norms):
             raise UserError("recalibrate: no BatchNorm saw any values; pass inputs that reach them, and a network that is not compiled")
     if unused:
-        warnings.warn(
-            f"recalibrate: {', '.join(unused)} was not used in any of the {num_batches} batches and keeps its statistics", stacklevel=3
-        )
+        warnings.warn(f"recalibrate: {', '.join(unused)}: not used in any of the {num_batches} batches; statistics are kept", stacklevel=3)
 
 
 def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], rows: Mapping[nn.Module, Tensor]) -> None:
@@ -165,7 +168,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], 
 
 def require_each_once(given: Tensor) -> None:
     """Refuse batches that are missing, or were given more than once. `given`: how often, `[num_batches]`."""
-    counts = [int(count) for count in given]
+    counts = [int(count) for count in given.tolist()]
     if all(count == 1 for count in counts):
         return
     index, count = next((i, c) for i, c in enumerate(counts) if c != 1)
@@ -187,15 +190,20 @@ def require_no_instance_statistics(network: nn.Module) -> None:
 
 def frozen_norms(network: nn.Module) -> set[_BatchNorm]:
     """BatchNorms that are never trained: see `recalibrate`. The modes of the network are left as they are."""
-    norms = set(norms_of(network).values())
-    frozen = {m for m in norms if network.training and not m.training}
+    norms = norms_of(network)
     modes = {module: module.training for module in network.modules()}
+    by_mode = {name for name, m in norms.items() if network.training and not m.training}
     try:
         network.train()
-        return frozen | {m for m in norms if not m.training}
+        by_train = {name for name, m in norms.items() if not m.training}
     finally:
         for module, training in modes.items():
             module.training = training
+    if len(by_mode) == len(norms):  # a network in evaluation mode inside a wrapper that nobody has switched
+        by_mode = set()
+    if told := sorted(by_mode - by_train):
+        warnings.warn(f"recalibrate: {', '.join(told)}: in evaluation mode while the network is trained; statistics are kept", stacklevel=4)
+    return {norms[name] for name in by_mode | by_train}
 
 
 @contextmanager

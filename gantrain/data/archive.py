@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gantrain.cache import state_of_file
 from gantrain.data.folder import EXTENSIONS, decoded_image
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, numbered_classes
 from gantrain.errors import UserError, check, one_line
@@ -171,10 +172,10 @@ class ZipDecoder(ImageDecoder):
         digest.update(b"\n".join(self.names.tolist()))
         return digest.hexdigest()
 
-    def state(self, index: int) -> str:
-        """A member's size and CRC; while they are unchanged, the member need not be read again."""
-        _, _, size, crc, _ = self.index[index].tolist()
-        return f"{size} {crc}"
+    def state(self, index: int) -> str | None:
+        """The state of the zip and a member's place in it; while they are unchanged, the member need not be read again."""
+        file = state_of_file(self.path, self.file)
+        return None if file is None else f"{file} {self.index[index].tolist()}"
 
     def __call__(self, index: int) -> torch.Tensor:
         """Decode one image.

@@ -128,6 +128,8 @@ class ImageDecoder(ABC):
     def state(self, index: int) -> str | None:
         """What changes when the image does, known without reading it; None, by default, if nothing is.
 
+        Results are kept under it, so it must differ between any two contents; `gantrain.cache.state_of_file` is such a text.
+
         Raises:
             OSError: the file cannot be found.
         """
@@ -161,6 +163,7 @@ class ImageSet(Dataset):
         skips: whether an unreadable image is replaced by the next readable image of its class.
         skipped: why each image that was skipped before the run could not be read, by index.
         mapped: whether `pixels` is a memory-mapped file, whose pages are read when needed.
+        state: name of what is known about the files since `content` was read, from their states; "" if they prove nothing.
         verify: checks every image once before a run, given a progress bar, and raises `UserError`. None if there is nothing to check.
         named: whether `class_names` are the data's own; None: unless they are the numbers 0, 1, 2, ...
     """
@@ -176,6 +179,7 @@ class ImageSet(Dataset):
     skips: bool = False
     skipped: dict[int, str] = field(default_factory=dict)
     mapped: bool = False
+    state: str = ""
     verify: Callable[[Callable], None] | None = field(default=None, repr=False)
     named: bool | None = None
     _fingerprint: str = field(default="", repr=False)

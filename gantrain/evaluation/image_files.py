@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,16 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from tqdm import tqdm
 
-from gantrain.cache import cache_folder, keep_file
+from gantrain import randomness
+from gantrain.cache import cache_folder, keep_file, state_of_file
 from gantrain.data.archive import ZipDecoder, read_zip
 from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, upright
-from gantrain.errors import UserError, one_line
+from gantrain.data.stream import permuted
+from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
 
@@ -49,6 +54,22 @@ class Pictures:
     def fingerprint(self) -> str:
         """SHA-256 of all images."""
         return self.content()
+
+
+def sample_of(pictures: Pictures, count: int, seed: int) -> Callable[[int, int], Tensor]:
+    """A function that reads some of the images, (start, count) to uint8 `[count, C, H, W]`: all of them, or a sample in their order.
+
+    The sample is drawn without replacement, by another key than the samples of references, which are drawn with seed 0: images that
+    are scored against a sample of themselves would otherwise be scored against the same ones.
+
+    Args:
+        count: of the sample.
+        seed: of the sample.
+    """
+    if count == len(pictures):
+        return lambda start, n: pictures.take(range(start, start + n))
+    order = sorted(permuted(randomness.key(seed, "scored images") % 2**31, np.arange(count), len(pictures)).tolist())
+    return lambda start, n: pictures.take(order[start : start + n])
 
 
 def wrap_array(name: str, images: np.ndarray, content: str = "") -> Pictures:
@@ -95,19 +116,15 @@ def open_folder(folder: Path) -> Pictures:
     Raises:
         UserError: there are none, the first one does not decode, or the folder contains run folders.
     """
-    run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
+    run = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if is_run_folder(path.parent)), None)
     if run is not None:
-        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run.parent}")
+        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run}")
     files = [str(path) for path in images_under(folder)]
     files.sort()  # as text, not by path component: torch-fidelity's order, on which KID and IS depend
     if not files:
         raise UserError(f"{folder}: contains no images ({', '.join(sorted(EXTENSIONS))})")
 
-    def state(file: str) -> str:
-        status = Path(file).stat()
-        return f"{Path(file).relative_to(folder)} {status.st_size} {status.st_mtime_ns}"
-
-    return open_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state)
+    return open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file)
 
 
 def open_zip(path: Path) -> Pictures:
@@ -122,21 +139,22 @@ def open_zip(path: Path) -> Pictures:
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
     return open_files(
-        path.name,
+        readable(path.name),
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
-        lambda name: f"{name} {decoder.state(numbers[name])}",
+        lambda name: decoder.state(numbers[name]),
     )
 
 
-def open_files(name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str]) -> Pictures:
+def open_files(name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str | None]) -> Pictures:
     """Open files by name.
 
     Args:
         name: for messages and records.
         files: names of the files.
         read: reads a file's bytes.
-        state: a text that changes when a file does. The digest of all files is cached under it, so that it is computed only once.
+        state: a text that changes when a file does, None if nothing is known. The digest of all files is cached under it, so that it
+            is computed only once.
 
     Raises:
         UserError: the first file does not decode.
@@ -163,16 +181,27 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, numbers)))
 
-    def content() -> str:
-        seen = hashlib.sha256("\n".join([name, *map(state, files)]).encode()).hexdigest()[:32]
+    def key() -> str:
+        """Name of the cached digest, from the states of all files; "" if they prove nothing."""
         try:
-            return json.loads((cache_folder() / f"pictures-{seen}.json").read_text())
-        except (OSError, ValueError):
-            pass
+            states = list(map(state, files))
+        except OSError:  # a file is gone; reading it reports that
+            return ""
+        whole = "\n".join(one for one in states if one is not None)
+        return "" if None in states else f"pictures-{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+
+    def content() -> str:
+        seen = key()
+        with suppress(OSError, ValueError):
+            if seen:
+                return json.loads((cache_folder() / seen).read_text())
         digest = hashlib.sha256()
-        for file in files:
-            digest.update(hashlib.sha256(data_of(file)).digest())
-        keep_file(f"pictures-{seen}.json", json.dumps(digest.hexdigest()).encode())
+        with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
+            shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
+            for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
+                digest.update(one)
+        if seen and key() == seen:  # nothing has changed in the meantime
+            keep_file(seen, json.dumps(digest.hexdigest()).encode())
         return digest.hexdigest()
 
     channels, height, width = first.shape

@@ -12,6 +12,7 @@ from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.config.config import Config
 from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
+from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
@@ -22,6 +23,7 @@ from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
+from gantrain.training.additions import report_added
 from gantrain.training.context import Context
 from gantrain.training.facts import Facts
 from gantrain.training.guard import Sentry, Trouble
@@ -48,15 +50,18 @@ class Trainer:
         config: the whole run.
         accelerator: of the program; None makes one.
         interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
+        changed_data: whether a run that is resumed may continue on other images than before.
 
     Raises:
         UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None):
+    def __init__(
+        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False
+    ):  # fmt: skip
         self.config, self.interruption = config, interruption or Interruption()
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
-        self.context = context = prepared(config, self.accelerator)
+        self.context = context = prepared(config, self.accelerator, changed_data)
         self.tracker = context.tracker
         self.changed = context.from_main(look_into(context.run_dir, config) if context.main else {})
         performance.set_up(context.performance, context.device)
@@ -179,8 +184,14 @@ class Trainer:
         self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded fail here, not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
+        few = self.evaluator.remarks.too_few()
+        if few and not path:
+            raise UserError(few[0])
+        facts.notes += self.evaluator.remarks.notes
         if path:
             facts.note_resume(path, state)
+            if self.inputs.changed and self.config.eval.reference is None:
+                self.guard.watch.forget_scores()  # those before were against the earlier images
             if rollback:
                 self.recovery.resume(rollback, state)
         if self.batching.resumes:
@@ -195,6 +206,7 @@ class Trainer:
         self.orbit.open(state.get("orbit"))
         self.inputs.reopen()
         facts.announce(path, self.changed)
+        report_added(self.context, self.run, self.players)
         self.inputs.name_unreadable(list(self.images.skipped.values()))
         shown = facts.describe(self.evaluator.protocol())
         if self.context.main:
@@ -230,7 +242,8 @@ class Trainer:
             self.keeper.scoring.clear()
         if self.guard.watch.warned:
             tracker.say(f"guard: not healthy at the end: {', '.join(sorted(self.guard.watch.warned))}")
-        tracker.event(run.nimg, "end", time=utc_now())
+        collapsed = in_one_line(self.scoreboard.collapsed)
+        tracker.event(run.nimg, "end", time=utc_now(), **({"collapsed": collapsed} if collapsed else {}))
         tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(scores).items()})
         if self.context.main and scores:
             folder = self.context.run_dir
@@ -239,8 +252,10 @@ class Trainer:
                 tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             tracker.say(
                 f"\ndone: {folder} at {run.kimg:g} kimg; samples in {picture};"
-                f" scores of {self.scoreboard.samples} samples:\n{table(scores)}"
+                f" scores of {self.scoreboard.samples} samples:\n{table(scores, notes=self.evaluator.remarks.notes)}"
             )
+        if collapsed:
+            tracker.say(f"warning: the run has collapsed: {collapsed}")
         self.close()
         return scores
 
@@ -259,7 +274,7 @@ class Trainer:
         self.saving.unlock()
 
 
-def prepared(config: Config, accelerator: Accelerator) -> Context:
+def prepared(config: Config, accelerator: Accelerator, changed_data: bool = False) -> Context:
     """The context that all parts of a run share.
 
     Raises:
@@ -277,4 +292,4 @@ def prepared(config: Config, accelerator: Accelerator) -> Context:
     require_views(config.tracking)
     run_dir = Path(config.run_dir).expanduser()
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
-    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device))
+    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device), changed_data)
