@@ -149,6 +149,7 @@ def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, 
         "scored_at": -1,
         "scores_of": -1,
         "scoring": None,
+        "collapsed": {},
         "guard": guard,
         **{key: {name: state[key][name] for name in kept[network]} for network, key in NETWORKS},
     }
