@@ -605,5 +605,5 @@ def test_load_generator_refuses(run, tmp_path):
             gantrain.load_generator(run, **arguments)
     with pytest.raises(UserError, match="is not a run folder .it has no config.yaml.; pass the run_dir of a `gantrain train`"):
         gantrain.load_generator(tmp_path)
-    with pytest.raises(ValueError, match="is not a run folder"):  # what a library's user catches
+    with pytest.raises(ValueError, match="nowhere: does not exist; pass the run_dir"):  # what a library's user catches
         gantrain.load_generator(tmp_path / "nowhere")

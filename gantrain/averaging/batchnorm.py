@@ -76,7 +76,7 @@ def recalibrate(
     The mean is over all values that a BatchNorm has seen in all batches, whatever their sizes and however often it was used in
     each, and the variance is the total one: the mean of the variances within uses plus the variance of their means (unbiased, as
     BatchNorm stores it). Everything else in the network stays in evaluation mode. Modes are restored afterwards, and on an
-    exception the statistics too.
+    exception the statistics too. Only torch's own BatchNorms and what inherits from them are known here.
 
     Left as they are: BatchNorms that were not used in any batch, with a warning that names them, and frozen ones. A BatchNorm is
     frozen if `network.train()` leaves it in evaluation mode, or if it is in evaluation mode while others and the network are in

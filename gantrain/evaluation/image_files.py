@@ -24,6 +24,7 @@ from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, 
 from gantrain.data.stream import permuted
 from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
 
@@ -115,9 +116,9 @@ def open_folder(folder: Path) -> Pictures:
     Raises:
         UserError: there are none, the first one does not decode, or the folder contains run folders.
     """
-    run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
+    run = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if is_run_folder(path.parent)), None)
     if run is not None:
-        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run.parent}")
+        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run}")
     files = [str(path) for path in images_under(folder)]
     files.sort()  # as text, not by path component: torch-fidelity's order, on which KID and IS depend
     if not files:

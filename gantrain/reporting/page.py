@@ -26,11 +26,12 @@ from gantrain.errors import counted
 from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, build_curves, describe_gaps, differences, group_runs, names_of
 from gantrain.reporting.console import duration
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
+from gantrain.reporting.event_words import changes_of
 from gantrain.reporting.page_figures import stack
 from gantrain.reporting.page_tables import means_table, swap_table, tables
 from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.run_folder.provenance import utc_now
-from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
+from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, FORKED, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
 from gantrain.sampling.sheets import read_side_by_side
 from gantrain.score_names import LIVE, better_when_higher
 from gantrain.version import __version__
@@ -49,6 +50,7 @@ IN_WORDS = {
     GAVE_UP: "gave up: training went wrong and could not recover",
     CUT_SHORT: "cut short: it was killed or ended by an error; run the same command to resume it from its last checkpoint",
     EMPTY: "nothing has been written yet",
+    FORKED: "forked from another run, and not trained yet",
     DAMAGED: "damaged: no line of metrics.jsonl can be read",
 }
 
@@ -115,6 +117,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     batch = record.training[-1] if record.training else {}
     rows = {
         "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
+        **changes_of(record),
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
         "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",

@@ -27,6 +27,7 @@ class Context:
         run_dir: the run folder.
         tracker: records events, and prints lines on the main process.
         performance: the `performance` section with every switch decided.
+        changed_data: whether a run that is resumed may continue on other images than before.
     """
 
     config: Config
@@ -34,6 +35,7 @@ class Context:
     run_dir: Path
     tracker: Tracker
     performance: Performance
+    changed_data: bool = False
 
     @property
     def main(self) -> bool:

@@ -23,6 +23,7 @@ from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
+from gantrain.training.additions import report_added
 from gantrain.training.context import Context
 from gantrain.training.facts import Facts
 from gantrain.training.guard import Sentry, Trouble
@@ -49,15 +50,18 @@ class Trainer:
         config: the whole run.
         accelerator: of the program; None makes one.
         interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
+        changed_data: whether a run that is resumed may continue on other images than before.
 
     Raises:
         UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None):
+    def __init__(
+        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False
+    ):  # fmt: skip
         self.config, self.interruption = config, interruption or Interruption()
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
-        self.context = context = prepared(config, self.accelerator)
+        self.context = context = prepared(config, self.accelerator, changed_data)
         self.tracker = context.tracker
         self.changed = context.from_main(look_into(context.run_dir, config) if context.main else {})
         performance.set_up(context.performance, context.device)
@@ -186,6 +190,8 @@ class Trainer:
         facts.notes += self.evaluator.remarks.notes
         if path:
             facts.note_resume(path, state)
+            if self.inputs.changed and self.config.eval.reference is None:
+                self.guard.watch.forget_scores()  # those before were against the earlier images
             if rollback:
                 self.recovery.resume(rollback, state)
         if self.batching.resumes:
@@ -193,12 +199,14 @@ class Trainer:
                 self.batching.load(self.batching.state())
             facts.note_batch()
         facts.note_noise_scale()
+        facts.note_loss()
         facts.note_machine()
         saving.tidy(path, self.scoreboard.scoring)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
         self.inputs.reopen()
         facts.announce(path, self.changed)
+        report_added(self.context, self.run, self.players)
         self.inputs.name_unreadable(list(self.images.skipped.values()))
         shown = facts.describe(self.evaluator.protocol())
         if self.context.main:
@@ -266,7 +274,7 @@ class Trainer:
         self.saving.unlock()
 
 
-def prepared(config: Config, accelerator: Accelerator) -> Context:
+def prepared(config: Config, accelerator: Accelerator, changed_data: bool = False) -> Context:
     """The context that all parts of a run share.
 
     Raises:
@@ -284,4 +292,4 @@ def prepared(config: Config, accelerator: Accelerator) -> Context:
     require_views(config.tracking)
     run_dir = Path(config.run_dir).expanduser()
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
-    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device))
+    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device), changed_data)
