@@ -64,7 +64,7 @@ def candidates(record: Record) -> Iterator[Candidate]:
     stores = [checkpoint.CheckpointStore(folder) for folder in [*sorted((record.run / BEST_FOLDER).glob("*")), record.run / "checkpoints"]]
     paths = {int(path.name): path for store in stores for path in store.paths()}
     told = (evaluation(line) for line in record.abandoned if "event" not in line)  # `best/` may hold a checkpoint of an abandoned path
-    scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1]) and one.nimg > 0}
+    scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
     found = [one for nimg, path in paths.items() if nimg in scored for one in of_evaluation(path, metric, scored[nimg])]
     yield from ranked(found)
     if paths:

@@ -203,8 +203,7 @@ class Watch:
         improved = []
         for name in self.names:
             value = values.get(name, math.nan)
-            trained = nimg > 0  # untrained weights are never the best, whatever an unfit extractor says of them
-            if trained and math.isfinite(value) and (name not in self.best or better(name, value, self.best[name].value)):
+            if math.isfinite(value) and (name not in self.best or better(name, value, self.best[name].value)):
                 self.best[name] = Best(value, nimg)
                 improved.append(name)
         before, self.scored_at = self.scored_at, nimg
