@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import write_statistics
 from gantrain.averaging.posthoc import LARGEST_ERROR
 from gantrain.averaging.power import WIDEST
-from gantrain.commands.arguments import overrides_of, parse_sweep
+from gantrain.commands.arguments import overrides_of, parse_sweep, say
 from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
@@ -38,7 +37,6 @@ EXAMPLE = "0.02:0.25:8"  # of --sweep, for error messages
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     if arguments.sweep is None:
         for option, given in (
             ("--num", arguments.num),

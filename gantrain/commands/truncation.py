@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
-import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from gantrain.atomic_file import open_draft
-from gantrain.commands.arguments import overrides_of, parse_sweep
+from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of, parse_sweep, say
 from gantrain.config.config import Config, scores_of
 from gantrain.distributed import finish, on_main
 from gantrain.errors import UserError
@@ -37,10 +35,9 @@ SIGNS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}  # mar
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
-    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
-    report, accelerator = truncation_run(
-        arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, overrides_of(arguments), say
-    )
+    names = listed_names(arguments.average, "--average", "live,ema")
+    names, kimg = averages_of_choice(arguments.run, names, arguments.kimg)
+    report, accelerator = truncation_run(arguments.run, truncations, names, arguments.num, kimg, overrides_of(arguments), say)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)

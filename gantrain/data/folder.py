@@ -74,6 +74,7 @@ class Folder(Source):
             channels=self.channels,
             resolution=self.resolution,
             decode=Decoder(root, files, self.resolution, self.channels, self.filter),
+            named=True,
         )
 
 

@@ -40,6 +40,8 @@ def prepare(
     source = DATA_SET.adapt(source)
     built = source.build()
     images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    if source.class_names is not None:
+        images = images.with_names(source.class_names)
     if not source.labels:
         images = images.unlabelled()
     refuse_impossible(images, wanted_classes=source.labels)
@@ -74,7 +76,20 @@ def adopted(dataset: PlainDataset, name: str) -> ImageSet:
         )
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
-    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
+    images = ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
+    names = names_in(dataset)
+    return images if names is None else images.with_names(names)
+
+
+def names_in(dataset: PlainDataset) -> Sequence[str] | None:
+    """The class names of a plain data set: `class_names`, or torchvision's `classes` if it has a text for each class; None without."""
+    names = getattr(dataset, "class_names", None)
+    if names is not None:
+        return names
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or len(classes) != dataset.num_classes:
+        return None
+    return classes if all(isinstance(one, str) for one in classes) else None
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:

@@ -155,7 +155,7 @@ def main() -> None:
     run, nimg, out, parent = sys.argv[1:]
     threading.Thread(target=exit_with, args=(int(parent),), daemon=True).start()
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # Windows has no `nice`
             os.nice(5)  # training has priority on shared cores
         score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gantrain.devices import widest_float
 from gantrain.distributed import on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
@@ -80,9 +81,10 @@ def find_nearest(queries: Tensor, among: Tensor, k: int, themselves: bool = Fals
             rows = torch.arange(len(block), device=rough.device)
             rough[rows, rows + start] = float("inf")
         found = rough.topk(min(k + SPARE, len(among) - themselves), largest=False).indices
-        exact = (among[found].double() - block[:, None].double()).norm(dim=2)
+        wide = widest_float(rough.device)
+        exact = (among[found].to(wide) - block[:, None].to(wide)).norm(dim=2)
         order = exact.argsort(dim=1, stable=True)[:, :k]
-        distances.append(exact.gather(1, order).cpu())
+        distances.append(exact.gather(1, order).cpu().double())
         indices.append(found.gather(1, order).cpu())
     return torch.cat(distances), torch.cat(indices)
 
@@ -92,10 +94,13 @@ def measure_memorisation(fake: Tensor, real: Tensor, k: int = NEAREST) -> Memori
     return Memorisation(*find_nearest(fake, real, k), find_nearest(real[:QUERIES], real, 1, themselves=True)[0][:, 0])
 
 
-def draw_neighbours(source: ImageSource, num: int, out: Path) -> str:
+def draw_neighbours(source: ImageSource, num: int, out: Path, scale: int | None = None) -> str:
     """Check `num` images for memorisation, those that `gantrain sample` draws, and draw the eight closest with their neighbours.
 
     All processes take part.
+
+    Args:
+        scale: see `gantrain.sampling.sheets.make_grid`.
 
     Returns:
         The result in words on the main process, elsewhere "".
@@ -129,7 +134,7 @@ def draw_neighbours(source: ImageSource, num: int, out: Path) -> str:
         heads = ["generated", "nearest", *(f"{i + 1}." for i in range(1, NEAREST))]
         rows = [f"{d:.3g}" for d in found.distances[closest, 0].tolist()]
         cells = torch.cat([generated[:, None], beside], dim=1).flatten(0, 1)
-        save_picture(make_labelled_grid(cells, 1 + NEAREST, rows, heads, apart=True), out)
+        save_picture(make_labelled_grid(cells, 1 + NEAREST, rows, heads, apart=True, scale=scale), out)
         return describe(found, evaluator, source, out)
 
     return on_main(accelerator, finish) or ""

@@ -40,6 +40,7 @@ TEMPLATE = Path(__file__).parent / "page.html"
 MOST_MOMENTS = 40  # of sample pictures in a page, including the first and the last
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
 MOST_PICTURES = 20  # of orbits, sweeps and truncation curves
+MOST_CLASSES = 12  # names of classes in a run's head
 WIDEST = 1200  # pixels of a sheet
 IN_WORDS = {
     RUNNING: "still running; this page shows the run so far",
@@ -131,12 +132,19 @@ def head(record: Record, name: str) -> dict[str, Any]:
         "Data": f"{loading.to_dict(config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
         if "data_fingerprint" in facts
         else "",
+        "Classes": list_classes(facts.get("class_names", ())),
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
-        "no_score": no_score(record), "features_note": record.evaluations[-1].protocol.get("features_note") if record.evaluations else None,
+        "no_score": no_score(record), "score_notes": list(record.comparable[-1].protocol.get("notes") or ()) if record.comparable else [],
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
+
+
+def list_classes(names: Sequence[str]) -> str:
+    """The number of classes and the first of their names; empty if they are not known."""
+    more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
+    return f"{len(names)}: {', '.join(names[:MOST_CLASSES])}{more}" if names else ""
 
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
@@ -277,7 +285,7 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
             with contextlib.suppress(OSError):  # damaged
                 for sheet in read_side_by_side(path):
                     by_name.setdefault(sheet.name or "all", []).append(
-                        {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.picture)}
+                        {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.headed)}
                     )
         run = names[record.run.resolve()]
         prefix = f"{run} · " if len(records) > 1 else ""

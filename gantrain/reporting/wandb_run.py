@@ -145,7 +145,7 @@ class WandbRun:
         shown = self._made("samples", lambda: read_side_by_side(path))
         by_class = self._made("samples of classes", lambda: regroup_by_class(shown, classes)) if shown and classes else None
         by_class = [dataclasses.replace(one, caption=f"{one.caption} at {nimg / 1000:g} kimg") for one in by_class or ()]
-        as_images = lambda all: [self._module.Image(one.picture, caption=one.caption) for one in all]  # noqa: E731
+        as_images = lambda all: [self._module.Image(one.headed, caption=one.caption) for one in all]  # noqa: E731
         pictures = {"samples": shown, "samples/classes": by_class}
         if shown:
             self._log(nimg, {key: as_images(all) for key, all in pictures.items() if all})

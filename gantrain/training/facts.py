@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gantrain import performance
+from gantrain import lock, performance
 from gantrain.batching import BatchController
 from gantrain.config import loading
 from gantrain.config.notes import notes
 from gantrain.data import ImageSet
+from gantrain.distributed import leaves_apples_gpu
 from gantrain.errors import UserError, counted, in_words
 from gantrain.run_folder.checkpoint import free_bytes
 from gantrain.run_folder.provenance import utc_now, versions
@@ -85,8 +86,25 @@ class Facts:
                 " use an even micro_batch, or two rounds"
             )
 
-    def note_halves(self) -> None:
-        """Note that measured updates are computed in two halves, if they are."""
+    def note_machine(self) -> None:
+        """Note what this machine lacks, or has and does not use."""
+        if not lock.AVAILABLE:
+            self.notes.append(
+                "this system has no file locks (gantrain is tested on Linux and macOS only):"
+                " nothing prevents a second training in the same run_dir, so start only one"
+            )
+        if leaves_apples_gpu(self.context.device):
+            self.notes.append("Apple's GPU is not used unless ACCELERATE_TORCH_DEVICE=mps asks for it; gantrain is not tested on it")
+
+    def note_noise_scale(self) -> None:
+        """Note what the measurement of the noise scale, if there is one, does to updates and cannot see."""
+        config, images = self.context.config, len(self.images)
+        if config.noise_scale.measure_every is not None:
+            whose = "D and of G" if config.loss.generator_sees_real else "D"
+            self.notes.append(
+                f"noise_scale: an epoch draws each of the {images:,} images once, which lowers |G|^2 of {whose} by up to"
+                f" tr Sigma / {images:,}: B_simple may come out too high by a factor of up to 1 + B_simple / {images:,}"
+            )
         if self.measurements.measures_halves:
             self.notes.append(
                 "noise_scale: an update has one micro-batch, so a measured update is computed in two halves"
@@ -147,6 +165,7 @@ class Facts:
             "micro_batch": self.batching.micro_batch,
             "parameters": {key: count(player.network) for key, player in self.players.by_key.items()},
             "data_fingerprint": self.images.fingerprint,
+            **({} if self.images.known_names is None else {"class_names": list(self.images.known_names)}),
             "switches": dataclasses.asdict(context.performance),
         }
 

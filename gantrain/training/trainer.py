@@ -193,7 +193,8 @@ class Trainer:
             if not path:  # all checkpoints were of an abandoned path
                 self.batching.load(self.batching.state())
             facts.note_batch()
-        facts.note_halves()
+        facts.note_noise_scale()
+        facts.note_machine()
         saving.tidy(path, self.scoreboard.scoring)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
