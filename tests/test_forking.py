@@ -177,9 +177,8 @@ def test_which_averages_may_change():
     assert changes("averagers.swa=null").removed == ("swa",)
     # Added in a configuration, and stopped before its first checkpoint: it has no past that could be lost.
     base = load(DIGITS, [*SETTINGS, "averagers.late={name: swa}"])
-    assert changes("averagers.late={name: swa}", base=base).added == () and changes("averagers.late={name: ema}", base=base).added == (
-        "late",
-    )
+    assert changes("averagers.late={name: swa}", base=base).added == ()
+    assert changes("averagers.late={name: ema}", base=base).added == ("late",)
     assert changes(base=base).refused == {} and changes("averagers.late={name: ema}", base=base).refused == {}
 
 
@@ -245,11 +244,13 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
     one, other = tmp_path / "one", tmp_path / "other"
     settings = [
         "optim.lr_g=1e-3", "batching={batch_size: 32, micro_batch: 16}", "averagers.swa=null", "averagers.ema.half_life_kimg=3",
-        "averagers.late.name=swa", "averagers.look.name=lookahead", "seed=3", "penalties.r1={name: r1, gamma: 0.1}", "loss.name=relativistic",
+        "averagers.late.name=swa", "averagers.look.name=lookahead", "seed=3", "penalties.r1={name: r1, gamma: 0.1}",
+        "loss.name=relativistic",
     ]  # fmt: skip
     done = gantrain("fork", run, "--kimg", 0.064, "--out", one, *settings)
     assert f"forked from {run} at 0.064 kimg: seed 0 -> 3, " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
     assert "averages: ema_short continue; ema, late, look begin here with the live weights; swa are dropped" in done.stdout
+    assert "batch: the policy begins anew with 32 images (the checkpoint has 16)" in done.stdout
     at = checkpoint.read(one / "checkpoints" / f"{64:012d}")
     there = checkpoint.read(run / "checkpoints" / f"{64:012d}")
     assert list(at.state["averages"]) == ["ema_short"] and sorted(at.tensors) == [
