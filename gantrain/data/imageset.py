@@ -182,7 +182,7 @@ class ImageSet(Dataset):
     state: str = ""
     verify: Callable[[Callable], None] | None = field(default=None, repr=False)
     named: bool | None = None
-    _fingerprint: str = field(default="", repr=False)
+    _fingerprint: str = field(default="", init=False, repr=False)  # not copied by dataclasses.replace, which may replace the pixels
     _listed: list[str] = field(default_factory=list, repr=False)  # the class names that `listing` counts, if not `class_names`
 
     def __post_init__(self) -> None:

@@ -183,12 +183,16 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
 
     def key() -> str:
         """Name of the cached digest, from the states of all files; "" if they prove nothing."""
-        try:
-            states = list(map(state, files))
-        except OSError:  # a file is gone; reading it reports that
-            return ""
-        whole = "\n".join(one for one in states if one is not None)
-        return "" if None in states else f"pictures-{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+        states = hashlib.sha256()
+        for file in files:
+            try:
+                one = state(file)
+            except OSError:  # the file is gone; reading it reports that
+                one = None
+            if one is None:
+                return ""
+            states.update(f"{one}\n".encode())
+        return f"pictures-{states.hexdigest()[:32]}.json"
 
     def content() -> str:
         seen = key()
