@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, pack
-from gantrain.data.folder import resized_image
+from gantrain.data.decoding import resized_image
 from gantrain.data.imageset import numbered_classes
 from gantrain.data.intake import BLOCK, audit, refuse_impossible
 from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
@@ -67,6 +67,7 @@ IN_OPTIONS = {
     "data.root: ": "",
     "point data.root at the folder": "pass the folder",
     "set data.labels=false": "pass --no-labels",
+    "set data.root=": "pass ",
     "set data.on_error=skip": "pass --on-error skip",
 }
 

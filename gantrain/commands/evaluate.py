@@ -12,7 +12,7 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import overrides_of
 from gantrain.config.yaml_files import as_override
-from gantrain.data.folder import EXTENSIONS
+from gantrain.data.listing import list_folder
 from gantrain.distributed import finish, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
@@ -62,7 +62,7 @@ def holds_images(target: str | Path) -> bool:
         return True
     if not path.is_dir() or (path / CONFIG_FILE).is_file():
         return False
-    return any(one.suffix.lower() in EXTENSIONS for one in path.rglob("*"))
+    return bool(list_folder(path).files)
 
 
 def evaluate_images(

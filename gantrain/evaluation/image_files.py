@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from gantrain.cache import cache_folder, keep_file
-from gantrain.data.archive import ZipDecoder, read_zip
-from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, upright
+from gantrain.data.archive import UNREADABLE, ZipDecoder, read_zip
+from gantrain.data.classes import note_splits
+from gantrain.data.decoding import UNDECODABLE, Traits, reason, refuse_bomb, traits_of, upright, words_of_traits
+from gantrain.data.intake import LOOKED_INTO
+from gantrain.data.listing import components, list_folder, printable, zip_components
 from gantrain.errors import UserError, one_line
 from gantrain.run_folder.layout import CONFIG_FILE
 
@@ -34,6 +37,7 @@ class Pictures:
         shape: (C, H, W) of each.
         content: computes the SHA-256 of all images; slow, so it is called only when needed.
         take: reads images by number: uint8 `[n, C, H, W]` on the CPU; raises UserError naming an image that is unreadable.
+        notes: what the user should know about the files, a line each: what was passed over, and what decoding changes.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Pictures:
     shape: tuple[int, int, int]
     content: Callable[[], str]
     take: Callable[[Sequence[int]], Tensor]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -98,16 +103,16 @@ def open_folder(folder: Path) -> Pictures:
     run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
     if run is not None:
         raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run.parent}")
-    files = [str(path) for path in images_under(folder)]
-    files.sort()  # as text, not by path component: torch-fidelity's order, on which KID and IS depend
-    if not files:
-        raise UserError(f"{folder}: contains no images ({', '.join(sorted(EXTENSIONS))})")
+    listing = list_folder(folder)
+    listing.require(f"{folder}:")
+    files = sorted(str(folder / name) for name in listing.files)  # as text, not by component: the order of torch-fidelity's KID and IS
+    notes = listing.notes() + note_splits([components(name) for name in listing.files])
 
     def state(file: str) -> str:
         status = Path(file).stat()
         return f"{Path(file).relative_to(folder)} {status.st_size} {status.st_mtime_ns}"
 
-    return open_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state)
+    return open_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state, notes)
 
 
 def open_zip(path: Path) -> Pictures:
@@ -116,9 +121,9 @@ def open_zip(path: Path) -> Pictures:
     Raises:
         UserError: there are none, or the first one does not decode.
     """
-    members, _ = read_zip(path)
-    if not members:
-        raise UserError(f"{path}: contains no images ({', '.join(sorted(EXTENSIONS))})")
+    listing = read_zip(path)
+    listing.require(f"{path}:")
+    members = listing.members
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
     return open_files(
@@ -126,10 +131,13 @@ def open_zip(path: Path) -> Pictures:
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
         lambda name: f"{name} {decoder.state(numbers[name])}",
+        listing.notes() + note_splits([zip_components(name) for name in listing.files]),
     )
 
 
-def open_files(name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str]) -> Pictures:
+def open_files(
+    name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str], notes: Sequence[str] = ()
+) -> Pictures:
     """Open files by name.
 
     Args:
@@ -137,6 +145,7 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
         files: names of the files.
         read: reads a file's bytes.
         state: a text that changes when a file does. The digest of all files is cached under it, so that it is computed only once.
+        notes: what the user should know about the files, a line each.
 
     Raises:
         UserError: the first file does not decode.
@@ -145,8 +154,14 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
     def data_of(file: str) -> bytes:
         try:
             return read(file)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
+        except UNREADABLE as error:
+            raise UserError(f"{printable(file)}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
+
+    def traits(file: str) -> Traits | None:
+        try:
+            return traits_of(read(file))
+        except UNREADABLE:
+            return None
 
     first = decode(data_of(files[0]), files[0])
 
@@ -155,7 +170,7 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
         if image.shape != first.shape:
             sizes = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
             raise UserError(
-                f"{files[number]}: differs in size from {files[0]}, {sizes}; images are not resized, so convert them to one size"
+                f"{printable(files[number])}: differs in size from {printable(files[0])}, {sizes}; images are not resized, so convert them to one size"
             )
         return image
 
@@ -175,8 +190,11 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
         keep_file(f"pictures-{seen}.json", json.dumps(digest.hexdigest()).encode())
         return digest.hexdigest()
 
+    some = files[:: max(1, len(files) // LOOKED_INTO)][:LOOKED_INTO]
+    with ThreadPoolExecutor(THREADS) as pool:
+        converted = words_of_traits([one for one in pool.map(traits, some) if one is not None])
     channels, height, width = first.shape
-    return Pictures(name, len(files), (channels, height, width), content, take)
+    return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *converted))
 
 
 def decode(data: bytes, name: str) -> Tensor:
@@ -187,8 +205,7 @@ def decode(data: bytes, name: str) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
+            refuse_bomb(opened)
             return torch.from_numpy(np.array(upright(opened).convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: does not decode as an image ({reason(error)}); replace or remove it") from None
+    except UNDECODABLE as error:
+        raise UserError(f"{printable(name)}: does not decode as an image ({reason(error)}); replace or remove it") from None
