@@ -960,7 +960,7 @@ def test_files_that_were_read_into_memory_are_not_read_again_from_disk(broken, t
         (root / "dog" / "2.png").write_bytes(b"no picture")
     source = Folder(root=root, resolution=8, on_error="skip")
     first = prepare(dataclasses.replace(source, keep_in="host"), torch.device("cpu"))
-    monkeypatch.setattr(intake, "decoded", lambda *args: pytest.fail("it reads the images again"))
+    monkeypatch.setattr(intake, "read_blocks", lambda *args: pytest.fail("it reads the images again"))
     second = prepare(dataclasses.replace(source, keep_in="disk"), torch.device("cpu"))
     assert second.fingerprint == first.fingerprint and second.skipped == first.skipped and len(first.skipped) == broken
     monkeypatch.undo()

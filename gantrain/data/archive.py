@@ -68,13 +68,14 @@ class Archive(Source):
         path = Path(self.root).expanduser()
         if not path.is_file():
             raise UserError(f"data.root: {self.root!r} is not a file{seen_from(path)}; pass the path of a zip of images")
-        listing = read_zip(path)
-        listing.require(f"data.root: {self.root!r}")
-        paths = [zip_components(name) for name in listing.files]
-        if self.labels:
-            labelled = label_members(path, listing, paths)
-        else:
-            labelled = Labelled(list(range(len(paths))), [0] * len(paths), ["all"], note_splits(paths))
+        with opened_zip(path) as opened:
+            listing = list_images(opened)
+            listing.require(f"data.root: {self.root!r}")
+            paths = [zip_components(name) for name in listing.files]
+            if self.labels:
+                labelled = label_members(path, opened, listing, paths)
+            else:
+                labelled = Labelled(list(range(len(paths))), [0] * len(paths), ["all"], note_splits(paths))
         members = [listing.members[i] for i in labelled.chosen]
         if not members:
             raise UserError(f"data.root: {self.root!r} has no folders for classes; set data.labels=false to train without labels")
@@ -91,10 +92,19 @@ def read_zip(path: Path) -> Listing:
         UserError: the file is not a zip.
     """
     with opened_zip(path) as opened:
-        listing = list_members(opened.infolist())
-        if any(not 0 <= n < 2**63 for m in listing.members for n in (m.header_offset, m.compress_size, m.file_size)):
-            raise ValueError("its index is damaged")
-        return listing
+        return list_images(opened)
+
+
+def list_images(opened: zipfile.ZipFile) -> Listing:
+    """Lists the images of an open zip.
+
+    Raises:
+        ValueError: a number in its index is impossible.
+    """
+    listing = list_members(opened.infolist())
+    if any(not 0 <= n < 2**63 for m in listing.members for n in (m.header_offset, m.compress_size, m.file_size)):
+        raise ValueError("its index is damaged")
+    return listing
 
 
 @contextmanager
@@ -113,29 +123,28 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         raise UserError(f"{path}: cannot be read as a zip of images ({one_line(error)}); replace the file") from None
 
 
-def label_members(path: Path, listing: Listing, paths: Sequence[Sequence[str]]) -> Labelled:
+def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: Sequence[Sequence[str]]) -> Labelled:
     """The classes of the images in a zip: from the outermost `dataset.json`, or the folders in the zip.
 
     Args:
-        path: the zip.
+        path: of the zip.
+        opened: the zip.
         listing: its images.
         paths: components of their names.
 
     Raises:
         UserError: the folders are not classes, or the labels are invalid.
+        ValueError: `dataset.json` is too large.
     """
-    with opened_zip(path) as opened:
-        names = [name for name in opened.namelist() if zip_components(name)[-1] == LABELS]
-        around = {name: zip_components(name)[:-1] for name in names}
-        above = [name for name in names if all(list(one[: len(around[name])]) == around[name] for one in paths)]
-        if not above:
-            return label_by_folder(listing, paths, repr(str(path)), lambda folders: zip_remedy("/".join(folders)), unwraps=True)
-        name = min(above, key=lambda name: len(around[name]))
-        if opened.getinfo(name).file_size > MOST_BYTES:
-            raise ValueError(f"{name} is larger than {MOST_BYTES:,} bytes")
-        text = opened.read(name)
+    around = {name: parts[:-1] for name in opened.namelist() if (parts := zip_components(name))[-1] == LABELS}
+    above = [name for name, folders in around.items() if all(list(one[: len(folders)]) == folders for one in paths)]
+    if not above:
+        return label_by_folder(listing, paths, repr(str(path)), lambda folders: zip_remedy("/".join(folders)), unwraps=True)
+    name = min(above, key=lambda name: len(around[name]))
+    if opened.getinfo(name).file_size > MOST_BYTES:
+        raise ValueError(f"{name} is larger than {MOST_BYTES:,} bytes")
     files = ["/".join(one[len(around[name]) :]) for one in paths]
-    return label_by_list(str(path), files, read_labels(f"{path}: {name}", text))
+    return label_by_list(str(path), files, read_labels(f"{path}: {name}", opened.read(name)))
 
 
 def zip_remedy(folder: str) -> str:

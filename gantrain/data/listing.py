@@ -138,7 +138,8 @@ class Listing:
         """
         if not self.files:
             over = f"; passed over: {self.passed_in_words()}" if self.passed else ""
-            raise UserError(f"{where} contains no images ({', '.join(sorted(EXTENSIONS))}){over}{remedy}")
+            known = [*sorted(PILLOW), *sorted(EXTENSIONS - PILLOW)]
+            raise UserError(f"{where} contains no images ({', '.join(known)}){over}{remedy}")
 
 
 def printable(name: str) -> str:

@@ -227,8 +227,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         "labels_sha256": sum_of(images.labels.numpy()),
     }
     refuse_small_disk(images, draft)
-    if images.pixels is None:
-        images.notes += describe_traits(images)
+    images.notes += describe_traits(images)
     draft.mkdir(parents=True, exist_ok=True)
     with locked(draft):
         if begun(draft) not in (None, head):

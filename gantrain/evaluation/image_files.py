@@ -169,9 +169,8 @@ def open_files(
         image = decode(data_of(files[number]), files[number])
         if image.shape != first.shape:
             sizes = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
-            raise UserError(
-                f"{printable(files[number])}: differs in size from {printable(files[0])}, {sizes}; images are not resized, so convert them to one size"
-            )
+            other, one_of = printable(files[number]), printable(files[0])
+            raise UserError(f"{other}: differs in size from {one_of}, {sizes}; images are not resized, so convert them to one size")
         return image
 
     def take(numbers: Sequence[int]) -> Tensor:
