@@ -18,9 +18,10 @@ from gantrain.version import __version__
 USER_ERROR = 2
 GAVE_UP = 3
 REFERENCE_HELP = (
-    "score against this instead of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG.yaml"
+    "score against this instead of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG"
     " (eval.reference)"
 )
+CONFIG_HELP = "a YAML file, or the name of a configuration that ships with gantrain, such as digits (`gantrain configs` lists them)"
 OVERRIDES_HELP = "any number of section.key=value; values are parsed as YAML"
 EVAL_OVERRIDES_HELP = "changes to the run's eval or data section"
 SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have; the launcher has killed the others by then
@@ -100,10 +101,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        top.error(f"unrecognized arguments: {' '.join(rest)}{hint_at_override(rest) if hasattr(arguments, 'overrides') else ''}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def hint_at_override(rest: Sequence[str]) -> str:
+    """A hint at how a configuration key is written, if one may have been meant by `--key value`; or "".
+
+    Args:
+        rest: the words that no option takes.
+    """
+    at = next((i for i, word in enumerate(rest) if word.startswith("--") and word.strip("-=")), None)
+    if at is None:
+        return ""
+    key, equals, value = rest[at].lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    if not equals:
+        value = rest[at + 1] if at + 1 < len(rest) and not rest[at + 1].startswith("--") and "=" not in rest[at + 1] else "VALUE"
+    return f"; a configuration key is written without dashes: {key}={value}"
 
 
 def parser() -> Parser:
@@ -113,9 +130,10 @@ def parser() -> Parser:
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_verb in (
         add_train, add_config, add_sample, add_walk, add_truncation, add_evaluate, add_reference, add_average, add_noise_scale, add_orbit,
-        add_report, add_runs, add_watch,
+        add_report, add_runs, add_watch, add_configs, add_prepare, add_completion,
     ):  # fmt: skip
         add_verb(verbs)
+    top.set_defaults(parser=top)  # for the script that completes its arguments
     return top
 
 
@@ -125,7 +143,7 @@ Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 def add_train(verbs: Verbs) -> None:
     """`gantrain train`."""
     train = verbs.add_parser("train", help="train a run; the same command with the same run_dir resumes it")
-    train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
+    train.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     train.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     train.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     train.set_defaults(verb="train")
@@ -134,7 +152,7 @@ def add_train(verbs: Verbs) -> None:
 def add_config(verbs: Verbs) -> None:
     """`gantrain config`."""
     show = verbs.add_parser("config", help="print the configuration that a run would use, or list all keys")
-    show.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
+    show.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG_HELP)
     show.add_argument(
         "--keys",
         nargs="?",
@@ -168,6 +186,7 @@ def add_sample(verbs: Verbs) -> None:
     sample.add_argument(
         "--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)"
     )
+    sample.add_argument("--classes", action="store_true", help="list the run's classes (number, name, number of images) and draw nothing")
     sample.set_defaults(verb="sample")
 
 
@@ -186,7 +205,9 @@ def add_truncation(verbs: Verbs) -> None:
     """`gantrain truncation`."""
     truncation = verbs.add_parser("truncation", help="score truncations of z and plot fidelity against diversity")
     truncation.add_argument("run", metavar="RUN", help="a run folder")
-    truncation.add_argument("--average", default="ema", metavar="NAMES", help="comma-separated averages, including live (default: ema)")
+    truncation.add_argument(
+        "--average", default="ema", metavar="NAMES", help="comma-separated averages, including live and best (default: ema)"
+    )
     truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
     truncation.add_argument("--num", type=int, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
     truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
@@ -200,7 +221,9 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate = verbs.add_parser("evaluate", help="score a run's live weights and averages, or images")
     evaluate.add_argument("run", metavar="RUN", help="a run folder; or, with --reference, a folder, zip or .npz of images")
     evaluate.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
-    evaluate.add_argument("--average", default="all", metavar="NAME", help="comma-separated averages, including live, or all (default)")
+    evaluate.add_argument(
+        "--average", default="all", metavar="NAME", help="comma-separated averages, including live and best, or all (default)"
+    )
     evaluate.add_argument("--num", type=int, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
     evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     evaluate.add_argument(
@@ -221,7 +244,7 @@ def add_reference(verbs: Verbs) -> None:
     """`gantrain reference`."""
     reference = verbs.add_parser("reference", help="save statistics of real images, to use as a reference instead of the images")
     reference.add_argument(
-        "target", metavar="TARGET", help="a CONFIG.yaml or a run folder, to use its data set; or a folder, zip or .npz of images"
+        "target", metavar="TARGET", help="a CONFIG or a run folder, to use its data set; or a folder, zip or .npz of images"
     )
     reference.add_argument("--out", required=True, metavar="FILE.npz", help="where the statistics are saved")
     reference.add_argument("--moments-only", action="store_true", help="save only mean and covariance, not features: enough for FID and IS")
@@ -252,7 +275,7 @@ def add_noise_scale(verbs: Verbs) -> None:
     """`gantrain noise-scale`."""
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D, and suggest a batch size")
     noise.add_argument("run", metavar="RUN", help="the folder of a finished or running run")
-    noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average (default: live)")
+    noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average, or best (default: live)")
     noise.add_argument("--updates", type=int, default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
     noise.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
     noise.add_argument("--per-layer", action="store_true", help="also show the noise of every layer")
@@ -327,11 +350,76 @@ def add_watch(verbs: Verbs) -> None:
     watch.set_defaults(verb="watch")
 
 
+def add_configs(verbs: Verbs) -> None:
+    """`gantrain configs`."""
+    configs = verbs.add_parser("configs", help="list the configurations that ship with gantrain, or print one")
+    configs.add_argument("shipped", nargs="?", metavar="NAME", help="print this configuration with its comments, as a file to edit")
+    configs.set_defaults(verb="configs")
+
+
+def add_prepare(verbs: Verbs) -> None:
+    """`gantrain prepare`."""
+    prepare = verbs.add_parser(
+        "prepare",
+        help="decode, crop and resize the images of a data set once, for fast training",
+        description="Decode, crop and resize every image of a data set once, and write an array that training maps into memory."
+        " To continue an interrupted run, run the same command again. Then train with data.name=packed.",
+    )
+    prepare.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="a folder with one sub-folder per class, a zip by StyleGAN's data set tool, an .hdf5 by BigGAN-PyTorch (needs h5py), cifar10,"
+        " cifar100, stl10, digits, or torchvision:NAME for one of torchvision's classification sets, which is downloaded if it is missing",
+    )
+    prepare.add_argument("--out", metavar="FOLDER", help="the folder to create")
+    prepare.add_argument("--resolution", type=int, metavar="N", help="height and width of the images, in pixels")
+    prepare.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; for folders, zips and torchvision sets"
+    )
+    prepare.add_argument(
+        "--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="resampling filter (default: lanczos)"
+    )
+    prepare.add_argument("--no-labels", action="store_true", help="ignore the labels: all images are one class")
+    prepare.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with images that do not decode: name them and leave the data set unfinished (default), or use the next readable"
+        " image of the same class instead",
+    )
+    prepare.add_argument("--data", default="data", metavar="FOLDER", help="where downloaded data sets are kept (default: data)")
+    prepare.add_argument(
+        "--verify", metavar="FOLDER", help="compare the images of a prepared data set with its checksums, and do nothing else"
+    )
+    prepare.set_defaults(verb="prepare")
+
+
+def add_completion(verbs: Verbs) -> None:
+    """`gantrain completion`."""
+    completion = verbs.add_parser(
+        "completion",
+        help="print a script that completes gantrain's commands in a shell",
+        description="Print a script that completes commands, options, names of configurations and paths. It needs shtab. For bash:"
+        ' eval "$(gantrain completion bash)"; for zsh: gantrain completion zsh > FOLDER/_gantrain, with a FOLDER of $fpath.',
+    )
+    completion.add_argument("shell", choices=("bash", "zsh"), help="the shell")
+    completion.set_defaults(verb="completion")
+
+
 def add_choice(verb: argparse.ArgumentParser) -> None:
     """Add the options that `sample` and `walk` share."""
     verb.add_argument("run", metavar="RUN", help="a run folder")
-    verb.add_argument("--average", metavar="NAME", help="an average, or live (default: ema)")
-    verb.add_argument("--labels", metavar="0,3", help="classes, used in turn (default: all)")
+    verb.add_argument("--average", metavar="NAME", help="an average, live, or best: the one with the run's best score (default: ema)")
+    verb.add_argument(
+        "--labels",
+        action="append",
+        metavar="0,NAME",
+        help="classes by number or name, used in turn (default: all); may be repeated, such as for a name with a comma",
+    )
+    verb.add_argument(
+        "--scale", type=int, metavar="N", help="enlarge images N times, without smoothing (default: only small ones in a grid)"
+    )
     verb.add_argument("--truncation", type=float, metavar="T", help="draw z from a normal distribution truncated at +-T")
     verb.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
     verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")

@@ -133,7 +133,7 @@ def test_batch_changes_where_it_was_grown():
 
 
 def test_noise_scale_has_gaps_where_nothing_is_known():
-    """Its line and its band alike: a line without an interval is an estimate that noise drowns."""
+    """Its line and its band alike: a line without an interval is undecidable."""
     scale = lambda value: {f"noise_scale/D/b_simple{end}": value * factor for end, factor in (("", 1), ("_low", 0.5), ("_high", 2))}  # noqa: E731
     drowned = {"noise_scale/D/b_simple": 7.0}
     lines = [
@@ -152,6 +152,20 @@ def test_noise_scale_has_gaps_where_nothing_is_known():
     (band,) = [one for one in figure.data if one.fill == "toself"]
     assert list(band.x) == [1, 2, 2, 1, None, 4, 4, None] and list(band.y) == [5, 10, 40, 20, None, 20, 80, None]
     assert figure.layout.yaxis.type == "log"
+
+
+def test_a_noise_scale_without_an_upper_end_is_a_band_to_the_top():
+    """A decade above the largest batch or end that is drawn; the estimate itself, which is noise, is not drawn."""
+    bounded = {"noise_scale/D/b_simple": 100.0, "noise_scale/D/b_simple_low": 50.0, "noise_scale/D/b_simple_high": 300.0}
+    lines = [
+        training(1000, 64, 1, **bounded),
+        training(2000, 64, 1, **{"noise_scale/D/b_simple": 5000.0, "noise_scale/D/b_simple_low": 90.0}),
+        training(3000, 64, 1, **{"noise_scale/D/b_simple_low": 80.0}),
+    ]
+    figure = charts.batch_figure(record(*lines))
+    (band,) = [one for one in figure.data if one.fill == "toself"]
+    assert list(band.x) == [1, 2, 3, 3, 2, 1, None] and list(band.y) == [50, 90, 80, 3000, 3000, 300, None]
+    assert traces(figure)["noise scale of D"]["y"] == [100, None, None]
 
 
 def test_long_runs_are_thinned_evenly_and_keep_their_end():

@@ -408,6 +408,52 @@ def test_the_help_does_not_wait_for_torch():
     assert done.returncode == 0 and "follow, score and sample many averages" in done.stdout, done.stderr
 
 
+def test_small_commands_do_not_wait_for_torch():
+    check = "import sys\nfrom gantrain.cli import run\nassert run(sys.argv[1:]) == 0 and 'torch' not in sys.modules"
+    for words in (["configs"], ["configs", "digits"]):
+        done = subprocess.run([sys.executable, "-c", check, *words], capture_output=True, text=True)
+        assert done.returncode == 0 and "digits" in done.stdout, done.stderr
+
+
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def test_a_shell_completes_commands_options_configurations_and_paths(gantrain, tmp_path):
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    (tmp_path / "script").write_text(gantrain("completion", "bash").stdout)
+    (tmp_path / "here" / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "here" / "dig.yaml").write_text("")
+    (tmp_path / "here" / "runs" / "note.txt").write_text("")
+    wanted = {
+        "gantrain tr": ["train", "truncation"],
+        "gantrain pre": ["prepare"],
+        "gantrain train dig": ["dig.yaml", "digits", "digits_noise_scale", "digits_swap"],
+        "gantrain train digits --ref": ["--reference"],
+        "gantrain config --k": ["--keys"],
+        "gantrain configs ": NAMES,
+        "gantrain configs dig": ["digits", "digits_noise_scale", "digits_swap"],
+        "gantrain report runs/": ["runs/one"],
+        "gantrain sample runs/one --out runs/n": ["runs/note.txt"],
+        "gantrain prepare --filter b": ["bicubic", "bilinear", "box"],
+        "gantrain completion ": ["bash", "zsh"],
+    }
+    lines = [f"source {tmp_path / 'script'}", f"cd {tmp_path / 'here'}"]
+    for typed in wanted:
+        words = typed.split(" ")
+        quoted = " ".join(f"'{word}'" for word in words)
+        lines.append(f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _shtab_gantrain 2>/dev/null; echo ${{COMPREPLY[*]}}")
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert [sorted(line.split()) for line in done.stdout.splitlines()] == list(wanted.values()), done.stderr
+    assert f"compadd {' '.join(NAMES)}; _files" in gantrain("completion", "zsh").stdout
+
+
+def test_completion_without_shtab_is_refused_in_one_line(gantrain, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert error_of(gantrain("completion", "bash", check=False)).endswith(
+        "completion: needs shtab, which is not installed; pip install shtab"
+    )
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -1,21 +1,37 @@
-"""Every configuration in configs/ trains: the real command on small data of its kind, with narrower networks, otherwise as written.
+"""Every configuration in configs/ ships and trains: the real command on small data, with narrower networks, otherwise as written.
 
 Inception is narrower too, except for one configuration that is scored by the real one.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, lines_of, slow_but
+from conftest import ROOT, error_of, lines_of, slow_but
 from PIL import Image
 from torch import nn
 
+from gantrain import cli, distributed, shipped
+from gantrain.commands.configs import read_head
+from gantrain.config import Config
 from gantrain.config.loading import load
+from gantrain.errors import UserError
+from gantrain.evaluation.references import open_reference
 from gantrain.metrics import features
+from gantrain.training import trainer
 from gantrain.training.players import make_adam
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -125,3 +141,214 @@ def test_its_networks_have_the_published_size(name):
         networks = config.model.build(config.data.resolution, 3, classes)
     assert [sum(p.numel() for p in network.parameters()) for network in networks] == sizes
     assert make_adam(networks[0].to_empty(device="cpu"), config.optim.lr_g, config.optim.betas, config.optim.eps).defaults["fused"]
+
+
+# ---- by name, from anywhere ------------------------------------------------------------------------------------------
+
+NAMES = [path.stem for path in CONFIGS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_found_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(name) == load(ROOT / "configs" / f"{name}.yaml")
+    assert shipped.explain_choice(name) == f"configuration: {name}, which ships with gantrain ({ROOT / 'configs' / name}.yaml)"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_its_head_says_what_it_trains_and_its_command_names_it(path):
+    title, fields = read_head(path.read_text())
+    assert title.endswith(".") and all(fields[name] for name in ("Command", "Hardware", "Duration", "Expected", "Source", "Run by us"))
+    words = shlex.split(re.sub(r"\(on one GPU.*", "", fields["Command"]))
+    arguments = cli.parse(words[words.index("gantrain") + 1 :])
+    assert (arguments.verb, arguments.config) == ("train", path.stem)
+
+
+def test_a_file_of_the_working_directory_comes_before_a_shipped_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("digits").write_text("total_kimg: 7\n")
+    assert load("digits").total_kimg == 7
+    assert shipped.explain_choice("digits") == (
+        f"configuration: {tmp_path / 'digits'}, not the configuration digits that ships with gantrain"
+    )
+    Path("digits_swap.yaml").write_text("total_kimg: 7\n")
+    assert load("digits_swap") == load(ROOT / "configs" / "digits_swap.yaml")
+    assert shipped.explain_choice("digits_swap").endswith("; to use the file digits_swap.yaml of this folder, write digits_swap.yaml")
+    assert load("digits_swap.yaml").total_kimg == 7 and shipped.explain_choice("digits_swap.yaml") == ""
+
+
+ALL_KNOWN = f"known: {', '.join(NAMES)}"
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ("digitz", f"digitz: there is no such file, and no configuration of this name ships with gantrain; did you mean 'digits'? {ALL_KNOWN}"),
+        ("nope", f"nope: there is no such file, and no configuration of this name ships with gantrain; {ALL_KNOWN}"),
+        ("digits.yaml", "digits.yaml: there is no such file; did you mean digits, which ships with gantrain?"),
+        ("configs/digits.yaml", "configs/digits.yaml: there is no such file; did you mean digits, which ships with gantrain?"),
+        ("elsewhere/digits.yaml", "elsewhere/digits.yaml: there is no such file"),
+        ("imagenet128_biggan", f"imagenet128_biggan: cannot be read (Is a directory); pass a YAML file, such as {ROOT}/configs/imagenet128_biggan.yaml,"
+         " which ships with gantrain"),
+    ],
+)  # fmt: skip
+def test_an_unknown_configuration_is_refused_with_the_shipped_ones(config, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("imagenet128_biggan").mkdir()
+    with pytest.raises(UserError) as error:
+        load(config)
+    assert str(error.value) == words
+
+
+def test_an_installation_without_configurations_says_so(tmp_path, monkeypatch):
+    """A folder configs/ beside the installed package is somebody else's."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("total_kimg: 7\n")
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "gantrain")
+    assert shipped.list_shipped() == {}
+    with pytest.raises(UserError, match="mine: no configuration of this name ships with gantrain; this installation has none: reinstall"):
+        shipped.shipped_file("mine")
+
+
+def test_configs_lists_them_and_prints_one_to_edit(gantrain, tmp_path):
+    listed = gantrain("configs").stdout
+    for path in CONFIGS:
+        block = " ".join(re.search(rf"^{path.stem}\n((?:    .*\n)+)", listed, re.M)[1].split())
+        title, fields = read_head(path.read_text())
+        assert block == f"{title} hardware {fields['Hardware']} duration {fields['Duration']}"
+    assert gantrain("configs", "digits_swap").stdout == (ROOT / "configs" / "digits_swap.yaml").read_text()
+    assert max(map(len, listed.splitlines())) <= 100
+    assert "digitz: no configuration of this name ships with gantrain; did you mean 'digits'?" in error_of(
+        gantrain("configs", "digitz", check=False)
+    )
+    printed = gantrain("config", "digits").stdout
+    assert printed.startswith("# configuration: digits, which ships with gantrain (")
+    (tmp_path / "mine.yaml").write_text(printed)
+    assert load(tmp_path / "mine.yaml") == load(CONFIGS[NAMES.index("digits")])
+
+
+class Untrained:
+    """In the place of the trainer: keeps the configuration."""
+
+    accelerator, stopping = None, None
+    config: Config
+
+    def __init__(self, config, interruption):
+        Untrained.config = config
+
+    def train(self):
+        pass
+
+
+def test_train_says_which_configuration_a_name_means(gantrain, monkeypatch):
+    monkeypatch.setattr(trainer, "Trainer", Untrained)
+    monkeypatch.setattr(distributed, "finish", lambda accelerator: None)
+    path = ROOT / "configs" / "digits.yaml"
+    assert gantrain("train", "digits", "seed=3").stdout == f"configuration: digits, which ships with gantrain ({path})\n"
+    assert Untrained.config == load(path, ["seed=3"])
+    assert gantrain("train", path).stdout == ""
+    monkeypatch.setenv("RANK", "1")
+    assert gantrain("train", "digits").stdout == ""
+
+
+def test_a_reference_may_be_a_name():
+    by_name, by_path = (open_reference(path, 64, torch.device("cpu")) for path in ("digits", ROOT / "configs" / "digits.yaml"))
+    assert by_name.described == by_path.described == "digits (64 images)" and torch.equal(by_name.take(0, 8), by_path.take(0, 8))
+
+
+@pytest.mark.slow
+def test_reference_takes_a_name(gantrain, tmp_path):
+    written = gantrain("reference", "digits", "--out", tmp_path / "a.npz", "--moments-only", "eval.reference_samples=64").stdout
+    assert "a.npz: mean and covariance of digits (64 images)" in written
+
+
+# ---- in a wheel ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def built(kind: str, folder: Path) -> Path:
+    """A wheel, an editable wheel or a source distribution of this clone."""
+    backend = pytest.importorskip("hatchling.build", reason="hatchling is not installed")
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        return folder / getattr(backend, f"build_{kind}")(str(folder))
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    return built("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_the_configurations(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        inside = {name for name in opened.namelist() if ".dist-info/" not in name}
+        assert all(opened.read(f"gantrain/configs/{path.name}") == path.read_bytes() for path in CONFIGS)
+    files = [path for path in (ROOT / "gantrain").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert inside == {str(path.relative_to(ROOT)) for path in files} | {f"gantrain/configs/{path.name}" for path in CONFIGS}
+    assert {Path(name).suffix for name in inside} == {".py", ".typed", ".html", ".json", ".safetensors", ".yaml"}
+
+
+def test_an_editable_install_is_a_plain_path(tmp_path):
+    """Otherwise the folder above a clone passes for the package; copies of files would go stale."""
+    with zipfile.ZipFile(built("editable", tmp_path)) as opened:
+        assert [name for name in opened.namelist() if ".dist-info/" not in name] == ["_gantrain.pth"]
+        assert opened.read("_gantrain.pth").decode().strip() == str(ROOT)
+
+
+@pytest.mark.slow
+def test_a_source_distribution_makes_the_same_wheel(wheel, tmp_path):
+    import tarfile
+
+    with tarfile.open(built("sdist", tmp_path)) as opened:
+        opened.extractall(tmp_path, filter="data")
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    done = subprocess.run(
+        [sys.executable, "-c", "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))", str(tmp_path)],
+        cwd=source, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / done.stdout.strip()) as one, zipfile.ZipFile(wheel) as other:
+        assert {name: one.read(name) for name in one.namelist()} == {name: other.read(name) for name in other.namelist()}
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_trains_scores_samples_and_reports_in_an_empty_folder(wheel, tmp_path):
+    """Installed into an environment of its own, which reads this one's libraries and does not see the clone."""
+    venv.create(tmp_path / "env", with_pip=False)
+    (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(packages)
+    libraries = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "libraries.pth").write_text("\n".join(libraries))
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(*words: str) -> str:
+        began = time.monotonic()
+        command = [str(tmp_path / "env" / "bin" / "python"), "-m", "gantrain", *words]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        print(f"{time.monotonic() - began:6.1f} s  gantrain {' '.join(words)}")
+        return done.stdout
+
+    said = run("train", "digits", "total_kimg=2")
+    assert said.startswith(f"configuration: digits, which ships with gantrain ({packages / 'gantrain' / 'configs' / 'digits.yaml'})\n")
+    assert "done: runs/digits at 2 kimg" in said and "digits_fid" in said
+    record = [json.loads(line) for line in (folder / "runs/digits/metrics.jsonl").read_text().splitlines()]
+    assert {name for line in record for name in line} >= {f"eval/{a}/digits_{m}" for a in ("live", "ema") for m in ("fid", "kid")}
+    assert list((folder / "runs/digits/samples").glob("*.png"))
+    run("report", "runs/digits")
+    assert "digits_fid" in (folder / "runs/digits/report.html").read_text()
+    run("sample", "runs/digits", "--num", "16", "--out", "digits.png")
+    with Image.open(folder / "digits.png") as picture:
+        assert picture.width > 16
+    assert all(f"\n{name}\n" in f"\n{run('configs')}" for name in NAMES)
+    (folder / "mine.yaml").write_text(run("configs", "digits"))
+    assert "total_kimg: 1.0" in run("config", "mine.yaml", "total_kimg=1")
+    assert "usage: gantrain prepare" in run("prepare", "--help")
+    run("prepare", "digits", "--out", "prepared", "--resolution", "16")
+    assert "all 1,797 images match their checksums" in run("prepare", "--verify", "prepared")

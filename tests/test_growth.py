@@ -18,6 +18,7 @@ from conftest import ROOT, TESTS, TINY, error_of, lines_of, slow_but
 from test_commands import newest
 
 from gantrain.batching.noise_scale import layer_of
+from gantrain.commands.noise_scale import format_images
 from gantrain.config.loading import load
 from gantrain.data import RealBatches, prepare
 from gantrain.images import to_float
@@ -311,6 +312,13 @@ def test_killed_in_a_dwell_it_decides_as_if_nothing_had_happened(undisturbed, ga
 # ---- what a person sees ----------------------------------------------------------------------------------------------
 
 
+def noise_shown(line: dict, of: str) -> str:
+    """A noise scale as the console line ends with it."""
+    if line[f"{of}/undecidable"]:
+        return "?"
+    return f">{line[f'{of}/b_simple_low']:.0f}" if line[f"{of}/unbounded"] else f"{line[f'{of}/b_simple']:.0f}"
+
+
 def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     lines = [line for line in lines_of(undisturbed) if "loss/d" in line]
     for line in lines:
@@ -325,14 +333,15 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
                     of["b_simple"] / line["batch/size"]
                 )
             else:
-                assert "b_simple" not in of and of["undecidable"] == 1
-            if not of["undecidable"]:
+                assert "b_simple" not in of and (of["undecidable"] or of["unbounded"])
+            assert ("b_simple_high" in of) == (not of["undecidable"] and not of["unbounded"]) == ("ratio_high" in of)
+            if not of["undecidable"] and not of["unbounded"]:
                 assert of["ratio_low"] < of["ratio"] < of["ratio_high"] and of["b_simple_low"] < of["b_simple"] < of["b_simple_high"]
     assert any(not line["noise_scale/G/undecidable"] for line in lines)
     said = (undisturbed.parent / "said").read_text().splitlines()
     shown = [line for line in said if " kimg " in line and "loss D" in line]
     for text, line in zip(shown, lines):
-        d, g = ("?" if line[f"noise_scale/{p}/undecidable"] else f"{line[f'noise_scale/{p}/b_simple']:.0f}" for p in ("D", "G"))
+        d, g = (noise_shown(line, f"noise_scale/{p}") for p in ("D", "G"))
         assert re.search(rf"\| batch {line['batch/size']} +\|.* GiB \| noise D {re.escape(d)} +G {re.escape(g)}$", text)
     told = [line for line in said if line.startswith("growth at ")]
     assert told == [
@@ -506,7 +515,8 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
     assert record["d_is_averaged"] == (average == "ema")
     G, D = networks["g"], networks["d"]
     nimg, loss = int(path.name), Hinge()
-    stream = RealBatches(prepare(config.data, torch.device("cpu")), config.seed, 4, 0, 1, nimg * config.optim.d_steps, torch.device("cpu"))
+    images, cpu = prepare(config.data, torch.device("cpu")), torch.device("cpu")
+    stream = RealBatches(images, config.seed, 4, 0, 1, nimg * config.optim.d_steps, cpu, independent=True)
 
     def flat(value, network):
         return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(network.parameters()))]).double()
@@ -550,6 +560,9 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
         text = next(line for line in said.splitlines() if line.startswith(f"{player}: "))
         if one["undecidable"]:
             assert "no batch can be suggested, since gradients of 16 images give no interval" in text
+            continue
+        if one["unbounded"]:
+            assert text.startswith(f"{player}: suggests a batch of at least {format_images(one['b_simple_low'])}; |G|^2 cannot be told from 0")
             continue
         b = one["b_simple"]
         assert text.startswith(f"{player}: suggests a batch of {max(1, round(b / 4)) * 4:,}")

@@ -36,12 +36,10 @@ LABELS = {"cat": 1, "dog": 0}
 
 
 def tool(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
-    """The script in this process, from the project's root."""
+    """`gantrain prepare` by its old name, in this process, from the project's root."""
     out, err, before, status = io.StringIO(), io.StringIO(), os.getcwd(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-        patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
-        patch.delitem(sys.modules, "command", raising=False)
         os.chdir(ROOT)
         try:
             with redirect_stdout(out), redirect_stderr(err):
@@ -281,10 +279,10 @@ def test_damage_in_every_region_of_a_prepared_set_is_noticed(many, tmp_path):
         data[at] ^= 0x11
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(data)
-        with pytest.raises(UserError, match=r"rebuild it with tools/prepare_dataset.py|is not a prepared data set"):
+        with pytest.raises(UserError, match=r"rebuild it with `gantrain prepare`|is not a prepared data set"):
             prepare(Packed(root=str(folder), resolution=8), CPU)
         (folder / name).write_bytes(whole[:-1])
-        with pytest.raises(UserError, match="rebuild it with tools/prepare_dataset.py"):
+        with pytest.raises(UserError, match="rebuild it with `gantrain prepare`"):
             prepare(Packed(root=str(folder), resolution=8), CPU)
         (folder / name).write_bytes(whole)
     prepare(Packed(root=str(folder), resolution=8), CPU)
@@ -629,10 +627,16 @@ def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
         ),
         (["digits"], "error: missing: --out, --resolution"),
         (["digits", "--out", "x"], "error: missing: --resolution"),
-        (["--out", "x", "--resolution", 8], "error: missing: a source"),
+        (["--out", "x", "--resolution", 8], "error: missing: SOURCE"),
         (["nowhere.hdf5", "--out", "x", "--resolution", 8], "error: nowhere.hdf5: is not a file"),
-        (["nowhere.zip", "--out", "x", "--resolution", 8], f"error: 'nowhere.zip' is not a file in {ROOT}, where relative paths start; pass the path of a zip of images"),
-        (["--verify", "nowhere"], f"'nowhere' does not exist in {ROOT}, where relative paths start; pass the folder of a prepared data set"),
+        (
+            ["nowhere.zip", "--out", "x", "--resolution", 8],
+            f"error: 'nowhere.zip' is not a file in {ROOT}, where relative paths start; pass the path of a zip",
+        ),
+        (
+            ["--verify", "nowhere"],
+            f"'nowhere' does not exist in {ROOT}, where relative paths start; pass the folder of a prepared",
+        ),
         (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be downloaded"),
     ],
 )
@@ -704,7 +708,7 @@ def test_the_tool_says_where_it_was_stopped(many, tmp_path, monkeypatch, number,
         patch.setattr(Decoder, "read", read)
         done = tool(*words, check=False)
     assert done.returncode == status and signal.getsignal(number) == before
-    assert done.stderr == "prepare_dataset.py: stopped after 2 of 7 blocks; run the same command again to continue\n"
+    assert done.stderr == "gantrain: error: stopped after 2 of 7 blocks; run the same command again to continue\n"
     assert "50 images, 34 of them prepared by this command" in tool(*words).stdout
 
 

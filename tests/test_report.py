@@ -306,9 +306,10 @@ def test_runs_that_differ_in_their_seed_are_a_mean_with_students_interval(gantra
 def test_runs_of_other_configurations_are_groups_of_their_own(gantrain, runs, tmp_path):
     page = reported(gantrain, *runs[:2], runs[3], out=tmp_path / "groups.html")
     assert "differs from swap in" in page.text and "swap.source: swa → null" in page.text and "averagers.swa (in swap only)" in page.text
-    names = {trace["meta"]["group"] for trace in page.traces("score")}
+    both = lambda metric="": [*page.traces("score", metric), *page.traces("run", metric)]  # noqa: E731 - the two seeds are drawn one by one
+    names = {trace["meta"]["group"] for trace in both()}
     assert names == {"swap", "plain"} and "select" in page.tags
-    shown = [(trace["name"], trace["meta"]["average"]) for trace in page.traces("score", "digits_fid") if trace["showlegend"]]
+    shown = [(trace["name"], trace["meta"]["average"]) for trace in both("digits_fid") if trace["showlegend"]]
     assert ("swap", "ema") in shown and ("plain", "ema") in shown
     order = re.search(r'<select id="average">(.*?)</select>', (tmp_path / "groups.html").read_text()).group(1)
     assert re.findall(r"<option>(\w+)</option>", order)[-1] == "swa"  # which only one group has
@@ -317,10 +318,12 @@ def test_runs_of_other_configurations_are_groups_of_their_own(gantrain, runs, tm
 
 def test_a_seed_that_puts_out_no_numbers_leaves_the_others_their_page(gantrain, runs, tmp_path):
     sick = altered(runs[1], tmp_path, lambda lines: [{k: "nan" if k.endswith(SCORES) else v for k, v in line.items()} for line in lines])
-    page = reported(gantrain, runs[0], sick, out=tmp_path / "page.html")
+    page = reported(gantrain, runs[0], sick, runs[2], out=tmp_path / "page.html")
     (trace,) = [trace for trace in page.traces("score", "digits_fid") if trace["meta"]["average"] == "ema"]
     assert set(trace["y"]) == {None} and [row[3][0] for row in page.table("runs")[1] if row[1][0] == "ema"] == ["nan"]
-    assert [trace["meta"]["run"] for trace in page.traces("run", "digits_fid") if trace["meta"]["average"] == "ema"] == ["swap_0", "copy"]
+    shown = {trace["meta"]["run"]: trace["y"] for trace in page.traces("run", "digits_fid") if trace["meta"]["average"] == "ema"}
+    assert list(shown) == ["swap_0", "copy", "swap_2"] and set(shown["copy"]) == {None} and None not in shown["swap_2"]
+    assert "copy: digits_fid is not finite at some evaluations" in page.text
 
 
 def test_runs_in_folders_of_one_name_are_told_apart(gantrain, runs, tmp_path):
@@ -332,7 +335,7 @@ def test_runs_in_folders_of_one_name_are_told_apart(gantrain, runs, tmp_path):
         == {"x/run", "y/run"}
         == {source["run"] for source in page.json["samples"]["sources"]}
     )
-    assert {row[2][0] for row in page.table("runs")[1]} == {"2"} and all(trace["customdata"] for trace in page.traces("score"))
+    assert {row[2][0] for row in page.table("runs")[1]} == {"2"} and not page.traces("score") and not page.traces("band")  # only the runs
 
 
 def test_by_default_several_runs_are_reported_where_they_lie_together(gantrain, runs):

@@ -475,3 +475,11 @@ def test_random_inception_weights_are_inceptions(tmp_path):
     extract = InceptionFeatures(weights=str(tmp_path / "random.pth")).build(torch.device("cpu")).extract
     features, logits = extract(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     assert features.shape == (3, 2048) and logits.shape == (3, 1008) and 1e-3 < features.std(0).mean() < 1e3
+
+
+@pytest.mark.slow
+def test_the_old_name_of_prepare_works(tmp_path):
+    done = spawning.run(["tools/prepare_dataset.py", "digits", "--out", tmp_path / "p", "--resolution", "16"], os.environ)
+    assert done.returncode == 0 and "1,797 images, 1,797 of them prepared by this command" in done.stdout, done.stderr
+    done = spawning.run(["tools/prepare_dataset.py", "digits"], os.environ)
+    assert done.returncode == 2 and done.stderr == "gantrain: error: missing: --out, --resolution; see `gantrain prepare --help`\n"

@@ -216,6 +216,9 @@ def test_columns_stand_where_they_stand_through_a_whole_run():
             text = console_line((80, 999_999, 25_000_000)[i % 3], 25_000_000, values | of)
             places |= {tuple(j for j, c in enumerate(text) if c == "|")[:6]}
             assert text.count("|") == (7 if noise else 6) and text == text.rstrip() and "\n" not in text
+            if noise.get("D") and number:
+                unbounded = {"noise_scale/D/unbounded": 1, "noise_scale/D/b_simple_low": 84.3}
+                assert " noise D >84 " in console_line(80, 100, {**values, **of, **unbounded})
             if noise:
                 assert text.rpartition("| noise")[0].rstrip().endswith("GiB")
     assert len(places) == 1

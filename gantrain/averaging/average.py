@@ -1,18 +1,22 @@
-"""The mechanism of an average: fp32 shadows of named weights, which a rule moves towards the live ones."""
+"""The mechanism of an average: shadows of named weights, which a rule moves towards the live ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gantrain.averaging.rule import AVERAGER, Averager, Weights, lerp
+from gantrain.averaging.looks import Looks, weight_profile
+from gantrain.averaging.precision import averaged_dtype, fraction, has_mean, require_values, whole_number
+from gantrain.averaging.rule import AVERAGER, Averager, Weights, has_moved, lerp
 from gantrain.clock import due
 from gantrain.errors import UserError
 
+COUNTS = ("first_nimg", "previous_nimg", "nimg", "num_averaged", "unseen")
 COMPILED = "_orig_mod"  # where torch.compile keeps a module that it has compiled
 WRAPPERS = ("module", COMPILED)  # where DistributedDataParallel and torch.compile keep the whole network
 
@@ -43,10 +47,10 @@ def named_buffers(network: nn.Module) -> dict[str, Tensor]:
 
 
 def match(wanted: Weights, found: Weights, what: str) -> None:
-    """Refuse two sets of tensors that differ in a name or a shape.
+    """Refuse two sets of tensors that differ in a name or a shape, or of which only one is complex.
 
     Raises:
-        UserError: names the first weight that is missing, extra, or of another shape.
+        UserError: names the first weight that is missing, extra, or of another shape or kind.
     """
     for name in wanted.keys() - found.keys():
         raise UserError(f"{what}: weight {name!r} is missing")
@@ -55,37 +59,73 @@ def match(wanted: Weights, found: Weights, what: str) -> None:
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
             raise UserError(f"{what}: weight {name!r} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
+        if tensor.is_complex() != found[name].is_complex():
+            kinds = ("real", "complex") if tensor.is_complex() else ("complex", "real")
+            raise UserError(f"{what}: weight {name!r} is {kinds[0]}, expected a {kinds[1]} one")
 
 
 class Average:
     """One average of one network's weights.
 
-    The shadows are fp32 whatever the live weights are: a bf16 average of decay 0.9999 would never move. They are on the device
-    of the live weights, or in main memory with `offload`, and move with one foreach kernel and no device sync.
+    The shadows are fp32 where the live weights are less precise: a bf16 average of decay 0.9999 would never move. Weights in
+    float64 and complex weights are averaged as such; integers and booleans have no mean and are copied. The shadows are on the
+    device of the live weights, or in main memory with `offload`, and move with one foreach kernel and no device sync.
 
     Args:
         averager: the rule.
-        weights: the live weights by name. These tensors themselves are kept and read at every update.
+        weights: the live weights by name. These tensors themselves are kept and read at every update, so they must be the ones
+            that are trained. `follow` replaces them; an `AverageBank` does so itself when its network holds other tensors.
         nimg: images seen when the average is created.
+
+    Raises:
+        UserError: a weight has no values that could be averaged; names it.
     """
 
     def __init__(self, averager: Averager, weights: Weights, nimg: int = 0):
         self.averager = AVERAGER.adapt(averager)
-        self.live = {plain_name(name): tensor.detach() for name, tensor in weights.items()}
+        self.live: dict[str, Tensor] = {plain_name(name): tensor for name, tensor in weights.items()}
+        for name, tensor in self.live.items():
+            require_values(name, tensor)
         self.offload = self.averager.offload
         self._every_kimg = self.averager.update_every_kimg
-        self._shadows = {name: self._own(tensor).copy_(tensor) for name, tensor in self.live.items()}
-        self.slots = {slot: {n: self._own(t).copy_(t) for n, t in self.live.items()} for slot in self.averager.slots()}
-        self.first_nimg = self.previous_nimg = nimg
+        self._copied_only = [name for name, tensor in self.live.items() if not has_mean(tensor)]
+        with torch.no_grad():
+            self._shadows = {name: self._own(tensor).copy_(tensor) for name, tensor in self.live.items()}
+            averaged = self._averaged(self.live)
+            self.slots = {slot: {n: self._own(t).copy_(t) for n, t in averaged.items()} for slot in self.averager.slots()}
+        self.first_nimg = self.previous_nimg = self.nimg = whole_number("nimg", nimg)  # `nimg`: at the last update, looked at or not
         self._num_averaged = 0
-        self.nimg = nimg  # images seen at the last update, even if the average did not look at it
         self._unseen = 0  # updates of the live weights since the last look
         self._looks = Looks()
         # An offloaded average takes the live weights in two steps, so that no update waits for a copy: they are copied when a
         # look is due, and averaged at a later update, when the copy has arrived.
         self._arriving: dict[str, Tensor] = {}
         self._arrival: tuple[int, int, int] | None = None
-        self._copied = torch.cuda.Event() if self.offload and self._on_cuda() else None
+        self._copied = self._event()
+
+    @torch.no_grad()
+    def follow(self, weights: Weights) -> None:
+        """Go on with other live tensors of the same names and shapes: of another device, precision or layout, or of new layers.
+
+        The average keeps its values, and moves to the device and the layout of the new tensors.
+
+        Raises:
+            UserError: a weight is missing, extra, of another shape or without values; nothing has changed then.
+        """
+        match(self._shadows, weights, "the network that is averaged")
+        for name, tensor in weights.items():
+            require_values(name, tensor)
+            if has_mean(tensor) == (name in self._copied_only):
+                before = self._shadows[name].dtype
+                raise UserError(f"weight {name!r} is {tensor.dtype} now, and was {before}; average the network before that change")
+        self._settle()
+        self.live = {name: weights[name] for name in self._shadows}  # in the order of the shadows: rules go through both side by side
+        for tensors in (self._shadows, *self.slots.values()):
+            for name, held in tensors.items():
+                own = self._own(self.live[name])
+                if (own.dtype, own.device, own.stride()) != (held.dtype, held.device, held.stride()):
+                    tensors[name] = own.copy_(held)
+        self._arriving, self._copied = {}, self._event()
 
     @property
     def shadows(self) -> dict[str, Tensor]:
@@ -109,8 +149,9 @@ class Average:
         """Look at the live weights as they are at `nimg` images; returns whether the average has moved, or is about to.
 
         Raises:
-            UserError: the clock went back.
+            UserError: `nimg` is not a whole number, or the clock went back.
         """
+        nimg = whole_number("nimg", nimg)
         if nimg < self.nimg:
             raise UserError(
                 f"nimg: went back from {self.nimg} to {nimg}; it must never decrease, even after a resume (continue from `bank.nimg`)"
@@ -129,7 +170,10 @@ class Average:
         if self.averager.moves_by_weight and self._weight(*look) <= 0.0:
             return False
         if not self._arriving:
-            self._arriving = {name: torch.empty_like(t, device="cpu", pin_memory=self._on_cuda()) for name, t in self.live.items()}
+            pinned = self._on_cuda()
+            self._arriving = {
+                name: torch.empty_like(t, device="cpu", pin_memory=pinned, requires_grad=False) for name, t in self.live.items()
+            }
         torch._foreach_copy_(list(self._arriving.values()), list(self.live.values()), non_blocking=True)
         if self._copied is not None:
             self._copied.record()
@@ -149,24 +193,37 @@ class Average:
 
     def _weight(self, nimg: int, previous_nimg: int, updates: int) -> float:
         weight = self.averager.weight(nimg, previous_nimg, self._num_averaged)
+        weight = fraction(f"averager {type(self.averager).__name__}: weight", weight)
         if updates > 1 and self.averager.per_update:
             weight = 1.0 - (1.0 - weight) ** updates
         return weight
 
     def _move(self, live: Weights, nimg: int, previous_nimg: int, updates: int) -> bool:
+        shadows, averaged = self._averaged(self._shadows), self._averaged(live)
         if self.averager.moves_by_weight:
             weight = self._weight(nimg, previous_nimg, updates)
             moved = weight > 0.0
             if moved:
-                lerp(list(self._shadows.values()), list(live.values()), weight)
+                lerp(list(shadows.values()), list(averaged.values()), weight)
         else:
-            moved = self.averager.update(self._shadows, live, nimg, previous_nimg, self._num_averaged, self.slots) is not False
+            answer = self.averager.update(shadows, averaged, nimg, previous_nimg, self._num_averaged, self.slots)
+            moved = has_moved(answer)
+        if moved and self._copied_only:
+            torch._foreach_copy_([self._shadows[n] for n in self._copied_only], [live[n] for n in self._copied_only])
         self._num_averaged += moved
         return moved
 
+    def _averaged(self, tensors: Weights) -> Weights:
+        """Those that a rule moves; the others are copied."""
+        return {n: t for n, t in tensors.items() if n not in self._copied_only} if self._copied_only else tensors
+
     def _own(self, tensor: Tensor) -> Tensor:
-        """A new fp32 tensor for the average, laid out like a live one."""
-        return torch.empty_like(tensor, dtype=torch.float32, device="cpu" if self.offload else tensor.device)
+        """A new tensor for the average, laid out like a live one."""
+        device = "cpu" if self.offload else tensor.device
+        return torch.empty_like(tensor, dtype=averaged_dtype(tensor), device=device, requires_grad=False)
+
+    def _event(self) -> torch.cuda.Event | None:
+        return torch.cuda.Event() if self.offload and self._on_cuda() else None
 
     def _on_cuda(self) -> bool:
         return any(tensor.is_cuda for tensor in self.live.values())
@@ -178,8 +235,9 @@ class Average:
         for name in names:
             live = self.live[name]
             average = shadows[name].to(live.device)
-            # In fp32 until the end: a fraction of the distance may be less than the resolution of a bf16 weight.
-            live.copy_(average if alpha >= 1.0 else torch.lerp(live.float(), average, alpha))
+            # In the average's precision until the end: a fraction of the distance may be less than the resolution of a bf16 weight.
+            whole = alpha >= 1.0 or name in self._copied_only
+            live.copy_(average if whole else torch.lerp(live.to(average.dtype), average, alpha))
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -213,14 +271,16 @@ class Average:
         """
         match(self._shadows, shadows, "saved average")
         mine, slots = self.slot_tensors(), slots or {}
+        slots = {full: tensor for full, tensor in slots.items() if full.partition("/")[2] not in self._copied_only}
         match(mine, slots, "saved average's slots")
         for name, tensor in self._shadows.items():
             tensor.copy_(shadows[name])
         for name, tensor in mine.items():
             tensor.copy_(slots[name])
         self._arrival = None
-        self.first_nimg, self.previous_nimg, self.nimg = state["first_nimg"], state["previous_nimg"], state["nimg"]
-        self._num_averaged, self._unseen = state["num_averaged"], state["unseen"]
+        counts = {key: whole_number(f"saved average's {key}", state[key]) for key in COUNTS}
+        self.first_nimg, self.previous_nimg, self.nimg = counts["first_nimg"], counts["previous_nimg"], counts["nimg"]
+        self._num_averaged, self._unseen = counts["num_averaged"], counts["unseen"]
         self._looks = Looks(state["looks"])
 
     def state(self) -> dict[str, Any]:
@@ -239,89 +299,19 @@ class Average:
         self._settle()
         return {f"{slot}/{name}": tensor for slot, tensors in self.slots.items() for name, tensor in tensors.items()}
 
+    def duplicate(self, memo: dict[int, Any]) -> Average:
+        """A copy without live weights, which `follow` must give it before its next update; for the copy of a bank."""
+        self._settle()
+        twin = object.__new__(type(self))
+        kept = {key: value for key, value in vars(self).items() if key not in ("live", "_arriving", "_copied")}
+        vars(twin).update(copy.deepcopy(kept, memo), live={}, _arriving={}, _copied=None)
+        return twin
 
-class Looks:
-    """The positions at which an average has looked at the live weights, stored as runs of equal distance.
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise UserError("an Average cannot be copied: the copy would follow weights that nobody trains; use the state_dict of its bank")
 
-    Looks after every update are a single run while the batch is constant, so millions of them take a few numbers. If the
-    batch does not divide the interval between looks, every change of distance starts a new run.
-
-    A run is [first position, distance, number of looks, updates of the network per look].
-    """
-
-    def __init__(self, runs: Sequence[Sequence[int]] = ()):
-        self.runs = [list(run) for run in runs]
-
-    def add(self, nimg: int, updates: int) -> None:
-        """Record a look at `nimg` images, `updates` updates of the network after the previous look."""
-        if self.runs:
-            first, distance, count, each = self.runs[-1]
-            if each == updates and (count == 1 or nimg == first + distance * count):
-                self.runs[-1] = [first, nimg - first if count == 1 else distance, count + 1, each]
-                return
-        self.runs.append([nimg, 0, 1, updates])
-
-    @property
-    def last_distance(self) -> int:
-        """Images between the last two looks; 0 before there were two."""
-        if not self.runs:
-            return 0
-        first, distance, count, _ = self.runs[-1]
-        if count > 1 or len(self.runs) == 1:
-            return distance
-        before, step, many, _ = self.runs[-2]
-        return first - (before + step * (many - 1))
-
-    def unrolled(self) -> list[tuple[int, int]]:
-        """(position, updates since the previous look) of every look."""
-        return [(first + distance * i, updates) for first, distance, count, updates in self.runs for i in range(count)]
-
-
-def weight_profile(averager: Averager, looks: Sequence[int | tuple[int, int]], first_nimg: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The effective weight that a rule gives to the live weights of each position at which it looks.
-
-    Takes time and memory quadratic in the number of looks for rules that have an `update` of their own.
-
-    Args:
-        averager: the rule.
-        looks: positions in images, or pairs (position, updates of the network since the previous look).
-        first_nimg: where the average was created.
-
-    Returns:
-        (positions `[n + 1]`, weights `[n + 1]`); the first entry is that of the initial weights.
-    """
-    pairs = [look if isinstance(look, tuple) else (look, 1) for look in looks]
-    positions = np.array([first_nimg, *(nimg for nimg, _ in pairs)], dtype=np.int64)
-    weights = np.zeros(len(positions))
-    averager = AVERAGER.adapt(averager)
-    if not averager.moves_by_weight:
-        return positions, _profile_by_running(averager, pairs, first_nimg)
-    moves, num_averaged, previous = np.zeros(len(positions)), 0, first_nimg
-    for i, (nimg, updates) in enumerate(pairs, start=1):
-        moves[i] = averager.weight(nimg, previous, num_averaged)
-        if updates > 1 and averager.per_update:
-            moves[i] = 1.0 - (1.0 - moves[i]) ** updates
-        num_averaged, previous = num_averaged + (moves[i] > 0.0), nimg
-    moves[0] = 1.0
-    # Each later look keeps the fraction 1 - move of what look i contributed.
-    kept = np.cumprod(np.append(1.0, 1.0 - moves[:0:-1]))[::-1]
-    weights[:] = moves * kept
-    return positions, weights
-
-
-@torch.no_grad()
-def _profile_by_running(averager: Averager, pairs: Sequence[tuple[int, int]], first_nimg: int) -> np.ndarray:
-    """The same for any linear rule: its average of weights that are 1 at one position each and 0 at all others."""
-    like = lambda: {"w": torch.zeros(len(pairs) + 1, dtype=torch.float64)}  # noqa: E731
-    live, shadows, slots = like(), like(), {slot: like() for slot in averager.slots()}
-    for tensors in (shadows, *slots.values()):
-        tensors["w"][0] = 1.0
-    num_averaged, previous = 0, first_nimg
-    for i, (nimg, _) in enumerate(pairs, start=1):
-        live["w"].zero_()[i] = 1.0
-        num_averaged += averager.update(shadows, live, nimg, previous, num_averaged, slots) is not False
-        previous = nimg
-    return shadows["w"].numpy()
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UserError("an Average cannot be pickled: the copy would follow weights that nobody trains; use the state_dict of its bank")
 
 
 @torch.no_grad()

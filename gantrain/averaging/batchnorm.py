@@ -10,6 +10,8 @@ An average's activations differ from the live network's, and so do their means a
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gantrain.averaging.average import match, plain_name, unwrapped
 from gantrain.errors import UserError
@@ -25,8 +28,12 @@ POLICIES = ("recalibrate", "copy", "average", "batch")
 
 
 def norms_of(network: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorms of a network that keep running statistics, by plain module name."""
-    return {plain_name(name): m for name, m in unwrapped(network).named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+    """The BatchNorms of a network that hold running statistics, by plain module name.
+
+    In evaluation mode BatchNorm uses what it holds, whatever `track_running_stats` says later.
+    """
+    modules = unwrapped(network).named_modules()
+    return {plain_name(name): m for name, m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
 def named_statistics(network: nn.Module) -> dict[str, Tensor]:
@@ -65,9 +72,13 @@ def recalibrate(
 ) -> None:
     """Replace all BatchNorm statistics by those of `num_batches` forwards with batch statistics.
 
-    The mean is over all samples of all batches, whatever their sizes, and the variance is the total one: the mean of the
-    variances within batches plus the variance of the batch means (unbiased, as BatchNorm stores it). Everything else in
-    the network stays in evaluation mode. Modes are restored afterwards, and on an exception the statistics too.
+    The mean is over all values that a BatchNorm has seen in all batches, whatever their sizes and however often it was used in
+    each, and the variance is the total one: the mean of the variances within uses plus the variance of their means (unbiased, as
+    BatchNorm stores it). Everything else in the network stays in evaluation mode. Modes are restored afterwards, and on an
+    exception the statistics too.
+
+    Left as they are: BatchNorms that were not used in any batch, with a warning that names them, and frozen ones. A BatchNorm is
+    frozen if it is in evaluation mode while the network is in training mode, or if `network.train()` leaves it in evaluation mode.
 
     Args:
         network: called as `network(*inputs)`.
@@ -77,44 +88,112 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: a BatchNorm saw no values: too few batches were given, or the network is compiled and calls no hooks.
+        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without being
+            seen, since the network is compiled and calls no hooks; or an InstanceNorm keeps statistics, which are not measured.
     """
-    norms = list(norms_of(network).values())
+    require_no_instance_statistics(network)
+    frozen = frozen_norms(network)
+    norms = {name: m for name, m in norms_of(network).items() if m not in frozen}
     if not norms:
         return
-    # For each norm, a row per batch: number of values per channel, their means, their variances.
     rows: dict[nn.Module, Tensor] = {
-        m: torch.zeros(num_batches, 1 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms
+        m: torch.zeros(num_batches, 2 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms.values()
     }
-    current = 0
-
-    def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].float()
-        dims = [d for d in range(x.dim()) if d != 1]
-        variance, mean = torch.var_mean(x, dim=dims, correction=0)
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        rows[module][current] = torch.cat([count, mean, variance]).double()
-
-    with restored(network, norms) as saved:
-        hooks = [m.register_forward_pre_hook(measure) for m in norms]
-        try:
-            network.eval()
-            for m in norms:
-                m.train()
-            for current, inputs in batches:  # noqa: B007 - read by the hook
-                network(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for m, (_, _, counter) in zip(norms, saved):
+    with restored(network, list(norms.values())) as saved:
+        measure(network, batches, rows)
+        unused = []
+        for (name, m), (_, _, counter) in zip(norms.items(), saved):
             total = reduce(rows[m])
-            if not total[:, 0].all():
-                raise UserError(
-                    "recalibrate: a BatchNorm saw no values in some batch;"
-                    " pass as many batches as num_batches, and a network that is not compiled"
-                )
-            for buffer, value in zip(buffers_of(m), (*combine(total), counter)):
-                buffer.copy_(value)
+            require_each_once(total[:, 0])
+            if total[:, 1].any():
+                for buffer, value in zip(buffers_of(m), (*combine(total[:, 1:]), counter)):
+                    buffer.copy_(value)
+            elif m.num_batches_tracked != counter:
+                raise UserError(f"recalibrate: {name} is compiled, so that its inputs cannot be seen; recalibrate before compiling")
+            else:
+                unused.append(name)
+        if len(unused) == len(norms):
+            raise UserError("recalibrate: no BatchNorm saw any values; pass inputs that reach them, and a network that is not compiled")
+    if unused:
+        warnings.warn(
+            f"recalibrate: {', '.join(unused)} was not used in any of the {num_batches} batches and keeps its statistics", stacklevel=3
+        )
+
+
+def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], rows: Mapping[nn.Module, Tensor]) -> None:
+    """Fill the rows of this process's batches: 1, number of values per channel, their means, their variances.
+
+    A use that follows another one in the same batch is pooled with it (Chan et al. 1979).
+    """
+    current, used = 0, set()
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = arguments[0] if arguments else named["input"]
+        if x.numel() == 0:
+            return
+        x = x if x.dtype == torch.float64 else x.float()
+        variance, mean = torch.var_mean(x, dim=[d for d in range(x.dim()) if d != 1], correction=0)
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        found = torch.cat([count, mean, variance]).double()
+        row = rows[module][current, 1:]
+        row.copy_(pooled(row, found) if (module, current) in used else found)
+        used.add((module, current))
+
+    hooks = [m.register_forward_pre_hook(add, with_kwargs=True) for m in rows]
+    synced = [m for m in rows if isinstance(m, nn.SyncBatchNorm)]
+    try:
+        network.eval()
+        for m in rows:
+            m.train()
+        for m in synced:  # by its own batch: other processes may have fewer batches, and would not answer
+            vars(m)["forward"] = functools.partial(_BatchNorm.forward, m)
+        for index, inputs in batches:
+            current = index
+            for measured in rows.values():
+                if not 0 <= current < len(measured):
+                    raise UserError(f"recalibrate: batch {current} is not one of 0 .. num_batches - 1 = {len(measured) - 1}")
+                measured[current, 0] += 1
+            network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for m in synced:
+            vars(m).pop("forward", None)
+
+
+def require_each_once(given: Tensor) -> None:
+    """Refuse batches that are missing, or were given more than once. `given`: how often, `[num_batches]`."""
+    counts = [int(count) for count in given]
+    if all(count == 1 for count in counts):
+        return
+    index, count = next((i, c) for i, c in enumerate(counts) if c != 1)
+    raise UserError(
+        f"recalibrate: batch {index} of num_batches={len(counts)} was given {count} times;"
+        " pass each of 0 .. num_batches - 1 once, over all processes together"
+    )
+
+
+def require_no_instance_statistics(network: nn.Module) -> None:
+    """Refuse a network whose InstanceNorms normalise by running statistics, which `recalibrate` does not measure."""
+    for name, m in unwrapped(network).named_modules():
+        if isinstance(m, _InstanceNorm) and m.track_running_stats and m.running_mean is not None:
+            raise UserError(
+                f"recalibrate: {plain_name(name)} is an InstanceNorm with track_running_stats=True, whose statistics are not measured;"
+                " use track_running_stats=False, or the live statistics as they are"
+            )
+
+
+def frozen_norms(network: nn.Module) -> set[_BatchNorm]:
+    """BatchNorms that are never trained: see `recalibrate`. The modes of the network are left as they are."""
+    norms = set(norms_of(network).values())
+    frozen = {m for m in norms if network.training and not m.training}
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.train()
+        return frozen | {m for m in norms if not m.training}
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager
@@ -141,9 +220,18 @@ def buffers_of(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def combine(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased total variance `[C]` from rows (count, means, variances) `[batches, 1 + 2C]`."""
+    """Mean and unbiased total variance `[C]` from rows (count, means, variances) `[batches, 1 + 2C]`; a row of zeros does not count."""
     count, mean, variance = rows[:, :1], *rows[:, 1:].chunk(2, dim=1)
     total = count.sum()
     grand = (count * mean).sum(0) / total
     spread = (count * (variance + (mean - grand) ** 2)).sum(0)
     return grand, spread / (total - 1).clamp(min=1)
+
+
+def pooled(a: Tensor, b: Tensor) -> Tensor:
+    """(count, means, variances) `[1 + 2C]` of the values of two such rows together."""
+    rows = torch.stack([a, b])
+    count, mean, variance = rows[:, :1], *rows[:, 1:].chunk(2, dim=1)
+    total = count.sum()
+    grand = (count * mean).sum(0) / total
+    return torch.cat([total.view(1), grand, (count * (variance + (mean - grand) ** 2)).sum(0) / total])

@@ -13,12 +13,13 @@ from gantrain.errors import check
 class EmaSteps(Rule):
     """Exponential moving average with a decay per update, for reproducing published settings.
 
-    BigGAN has decay 0.9999 and an average that equals the live weights until a start. The horizon is a number of updates, so it
-    grows with the batch when counted in images; `batch_size` keeps it constant.
+    BigGAN has decay 0.9999 and an average that equals the live weights until a start; with the start at 0 it decays from the
+    initial weights (`utils.ema` of the authors' PyTorch release), which then count decay^n after n updates. The horizon is a
+    number of updates, so it grows with the batch when counted in images; `batch_size` keeps it constant.
 
     Attributes:
         decay: fraction of the average that is kept at each update, in [0, 1).
-        start_kimg: until this time, the average is a copy of the live weights.
+        start_kimg: until this time, the average is a copy of the live weights; 0 decays from the initial weights.
         batch_size: the batch for which the decay was published: d images then keep decay^(d / batch_size), whatever the current
             batch. Null applies the decay once per update.
     """
@@ -38,6 +39,6 @@ class EmaSteps(Rule):
         return self.batch_size is None
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        if num_averaged == 0 or (self.start_kimg and nimg < images(self.start_kimg)):
+        if self.start_kimg and (num_averaged == 0 or nimg < images(self.start_kimg)):
             return 1.0
         return 1.0 - (self.decay if self.batch_size is None else self.decay ** ((nimg - previous_nimg) / self.batch_size))

@@ -66,8 +66,8 @@ class Averager:
         """Move the average, for a rule that is not a step towards the live weights. By default the step is `weight`.
 
         Args:
-            shadows: the averaged fp32 tensors by weight name, to be changed in place.
-            live: the live weights, of the same names and shapes.
+            shadows: the averaged tensors by weight name, to be changed in place: fp32, or float64 or complex where the weights are.
+            live: the live weights, of the same names and shapes, in their own precision. Integers and booleans are in neither.
             nimg, previous_nimg, num_averaged: as for `weight`.
             slots: the rule's further tensors by slot and weight name, to be changed in place; see `slots`.
 
@@ -80,7 +80,7 @@ class Averager:
         return weight > 0.0
 
     def slots(self) -> Sequence[str]:
-        """Names of further copies of the weights, in fp32, that belong to the average and are saved with it. None by default."""
+        """Names of further copies of the weights, in the average's precision, that are saved with it. None by default."""
         return ()
 
     @property
@@ -144,10 +144,15 @@ def check_every(rule: Periodic) -> None:
 
 
 def lerp(shadows: list[Tensor], live: list[Tensor], weight: float) -> None:
-    """shadows += weight * (live - shadows), in place; weight 1 copies exactly."""
+    """shadows += weight * (live - shadows), in place and in the shadows' precision; weight 1 copies exactly."""
     if weight >= 1.0:
         torch._foreach_copy_(shadows, live)
         return
-    if any(tensor.dtype != torch.float32 for tensor in live):
-        live = [tensor.float() for tensor in live]
+    if any(tensor.dtype != shadow.dtype for tensor, shadow in zip(live, shadows)):
+        live = [tensor.to(shadow.dtype) for tensor, shadow in zip(live, shadows)]
     torch._foreach_lerp_(shadows, live, weight)
+
+
+def has_moved(answer: object) -> bool:
+    """What an `update` has returned, as a bool: None, or nothing, counts as yes."""
+    return answer is None or bool(answer)

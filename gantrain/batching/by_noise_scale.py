@@ -104,8 +104,10 @@ class ByNoiseScale(Batches):
 
 
 def describe_estimate(estimate: Estimate, batch_size: int) -> str:
-    """The noise scale in words, such as "3.2 batches (2.1 to 4.9)"."""
-    if estimate.b_simple is None or estimate.low is None or estimate.high is None:
+    """The noise scale in words, such as "3.2 batches (2.1 to 4.9)", or "at least 2.1 batches" without an upper end."""
+    if estimate.low is None:
         return "undecidable"
+    if estimate.b_simple is None or estimate.high is None:
+        return f"at least {estimate.low / batch_size:.3g} batches"
     ratio, low, high = (value / batch_size for value in (estimate.b_simple, estimate.low, estimate.high))
     return f"{ratio:.3g} batches ({low:.3g} to {high:.3g})"

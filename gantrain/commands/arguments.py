@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gantrain.errors import UserError
@@ -15,21 +17,48 @@ def choice_of(arguments: argparse.Namespace) -> Choice:
     """Build the choice of `sample` or `walk` from the command line.
 
     Raises:
-        UserError: --labels is not a list of whole numbers.
+        UserError: --average is `best`, and there is no best one.
     """
     from gantrain.sampling.choice import Choice
 
-    labels = whole_numbers(arguments.labels, "--labels") if arguments.labels is not None else None
-    average: dict[str, str] = {} if arguments.average is None else {"average": arguments.average}
+    average: dict[str, str] = {}
+    kimg = arguments.kimg
+    if arguments.average is not None:
+        (average["average"],), kimg = averages_of_choice(arguments.run, [arguments.average], kimg)
     return Choice(
         arguments.run,
-        labels=labels,
+        labels=arguments.labels,
         truncation=arguments.truncation,
         seed=arguments.seed,
-        kimg=arguments.kimg,
+        kimg=kimg,
         batchnorm=arguments.batchnorm,
         **average,
     )
+
+
+def averages_of_choice(run: str, names: Sequence[str], kimg: float | None) -> tuple[list[str], float | None]:
+    """Replace `best` among averages, and print what was taken; see `resolve_best`."""
+    from gantrain.run_folder.best_average import resolve_best
+
+    return resolve_best(run, names, kimg, say)
+
+
+def say(line: str) -> None:
+    """Print a line, on the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def listed_names(text: str, option: str, example: str) -> list[str]:
+    """Parse comma-separated names.
+
+    Raises:
+        UserError: a name is empty.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"{option}: {text!r} has an empty name; write for example {option} {example}")
+    return names
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
@@ -37,18 +66,6 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     from gantrain.config.yaml_files import as_override
 
     return [*arguments.overrides, *([] if arguments.reference is None else [as_override("eval.reference", arguments.reference)])]
-
-
-def whole_numbers(text: str, option: str) -> list[int]:
-    """Parse comma-separated whole numbers.
-
-    Raises:
-        UserError: the text is not such a list.
-    """
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option}: {text!r} is not a list of whole numbers; write for example {option} 0,3") from None
 
 
 def parse_sweep(text: str, highest: float, example: str) -> list[float]:

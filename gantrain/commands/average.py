@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import write_statistics
 from gantrain.averaging.posthoc import LARGEST_ERROR
 from gantrain.averaging.power import WIDEST
-from gantrain.commands.arguments import overrides_of, parse_sweep
+from gantrain.commands.arguments import overrides_of, parse_sweep, say
 from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
 from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
-from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.layout import AVERAGES_FOLDER, narrow_variant
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.snapshots import Rebuilt, Snapshots, default_name, require_free, require_name, store
 from gantrain.score_names import Scores, better_when_higher
@@ -37,7 +37,6 @@ EXAMPLE = "0.02:0.25:8"  # of --sweep, for error messages
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
     if arguments.sweep is None:
         for option, given in (
             ("--num", arguments.num),
@@ -115,7 +114,9 @@ def sweep_run(
     }  # fmt: skip
     write(target, record)
     picture, samples = target.with_suffix(".png"), scorer.config.eval.num_samples
-    draw_sweep(given, scores, metric, best, f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {samples} samples", picture)
+    title = f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {samples} samples"
+    draw_sweep(given, scores, metric, best, title, picture)
+    draw_sweep(given, scores, metric, best, textwrap.fill(title, 40), narrow_variant(picture), columns=1)
     return (
         f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples per length,"
         f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
@@ -174,12 +175,14 @@ def count_bytes(network: nn.Module) -> int:
     return 4 * sum(p.numel() for p in network.parameters())
 
 
-def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: float, title: str, path: Path) -> None:
-    """Draw every metric against the length of the average, and mark the best length by `metric`."""
+def draw_sweep(
+    lengths: Sequence[float], scores: Scores, metric: str, best: float, title: str, path: Path, columns: int = 3
+) -> None:  # fmt: skip
+    """Draw every metric against the length of the average, in at most `columns` columns, and mark the best length by `metric`."""
     from matplotlib.figure import Figure  # imported only here, since nothing else needs it
 
     metrics = [m for m in scores[f"{lengths[0]:g}"] if not m.endswith(SPREADS)]
-    columns = min(3, len(metrics))
+    columns = min(columns, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.5), layout="constrained", dpi=150)
     for i, m in enumerate(metrics):
@@ -194,7 +197,7 @@ def draw_sweep(lengths: Sequence[float], scores: Scores, metric: str, best: floa
             axes.legend(frameon=False)
         higher = better_when_higher(m)
         axes.set_title(m + {True: " (higher is better)", False: " (lower is better)", None: ""}[higher], fontsize=11)
-        axes.set_xlabel("sigma_rel (length of the average, fraction of the run)", fontsize=9)
+        axes.set_xlabel("sigma_rel (length, fraction of the run)", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)

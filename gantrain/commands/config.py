@@ -6,6 +6,7 @@ import argparse
 import shutil
 
 from gantrain.errors import UserError
+from gantrain.shipped import explain_choice
 
 WIDEST = 100  # characters per line of a list of keys
 
@@ -24,8 +25,10 @@ def call(arguments: argparse.Namespace) -> None:
     if arguments.markdown:
         raise UserError("--markdown: only works with --keys; write --keys --markdown")
     if arguments.config is None:
-        raise UserError("config: CONFIG is missing; pass a YAML file, or --keys for a list of all keys")
-    print(loading.to_yaml(loading.load(arguments.config, arguments.overrides)), end="")
+        raise UserError("config: CONFIG is missing; pass a YAML file, the name of a configuration that ships with gantrain, or --keys")
+    text = loading.to_yaml(loading.load(arguments.config, arguments.overrides))
+    choice = explain_choice(arguments.config)
+    print(f"# {choice}\n{text}" if choice else text, end="")
 
 
 def list_keys(arguments: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from gantrain.averaging import LIVE
 from gantrain.averaging.batchnorm import POLICIES
-from gantrain.commands.arguments import overrides_of
+from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
 from gantrain.data.listing import list_folder
 from gantrain.distributed import finish, main_first, make_accelerator
@@ -45,11 +45,12 @@ def call(arguments: argparse.Namespace) -> None:
             print(report)
         finish(accelerator)
         return
-    names = None if arguments.average == "all" else arguments.average.split(",")
-    policies = list(POLICIES) if arguments.batchnorm == "all" else None if arguments.batchnorm is None else arguments.batchnorm.split(",")
-    report, accelerator = evaluate_run(
-        arguments.run, names, arguments.num, arguments.kimg, arguments.out, overrides_of(arguments), policies
-    )
+    names, policies, kimg = None, None, arguments.kimg
+    if arguments.average != "all":
+        names, kimg = averages_of_choice(arguments.run, listed_names(arguments.average, "--average", "live,ema"), kimg)
+    if arguments.batchnorm is not None:
+        policies = list(POLICIES) if arguments.batchnorm == "all" else listed_names(arguments.batchnorm, "--batchnorm", "recalibrate,copy")
+    report, accelerator = evaluate_run(arguments.run, names, arguments.num, kimg, arguments.out, overrides_of(arguments), policies)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)

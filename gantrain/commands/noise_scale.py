@@ -20,6 +20,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST_MEASUREMENTS, as_numbers
+from gantrain.commands.arguments import averages_of_choice
 from gantrain.config.loading import load
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
@@ -40,7 +41,8 @@ from gantrain.training.update import Batch, discriminator_phase, generator_phase
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     a = arguments
-    print(measure_run(a.run, a.average, a.updates, a.kimg, a.per_layer, a.out, a.overrides))
+    (average,), kimg = averages_of_choice(a.run, [a.average], a.kimg)
+    print(measure_run(a.run, average, a.updates, kimg, a.per_layer, a.out, a.overrides))
 
 
 class Still(torch.optim.SGD):
@@ -51,7 +53,7 @@ class Still(torch.optim.SGD):
 
 
 class Bench:
-    """Both players of a checkpoint, with fixed weights, and the data that training would see next.
+    """Both players of a checkpoint, with fixed weights, and the run's data, whose images are drawn independently.
 
     Args:
         run: a run folder.
@@ -116,6 +118,7 @@ class Bench:
             self.device,
             c.data.flip,
             c.data.workers,
+            independent=True,  # an epoch's images are not, which lowers |G|^2 by tr Sigma / N
         )
 
     def fill(self, network: nn.Module, key: str) -> None:
@@ -213,7 +216,7 @@ def measure_run(
         f" = {bench.rounds} x {bench.micro_batch}{''.join(f', {override}' for override in overrides)}; also in {target}"
     )
     advice = [advise(player.upper(), one, bench) for player, one in found.items()]
-    if any(not one.undecidable for one in found.values()):
+    if any(one.high is not None for one in found.values()):
         advice.append(
             "(B_simple takes twice the minimum of updates and images; smaller batches take more updates, larger ones more images."
             " G and D share one batch.)"
@@ -293,7 +296,9 @@ def format_images(value: float | None) -> str:
 
 def interval(one: Estimate) -> str:
     """The 95% interval of an estimate, as text."""
-    return "undecidable" if one.undecidable else f"{format_images(one.low)} to {format_images(one.high)}"
+    if one.undecidable:
+        return "undecidable"
+    return f"at least {format_images(one.low)}" if one.unbounded else f"{format_images(one.low)} to {format_images(one.high)}"
 
 
 def advise(player: str, one: Estimate, bench: Bench) -> str:
@@ -305,6 +310,11 @@ def advise(player: str, one: Estimate, bench: Bench) -> str:
     if one.undecidable:
         images = bench.micro_batch * bench.rounds
         return f"{player}: no batch can be suggested, since gradients of {images} images give no interval; try more --updates"
+    if one.unbounded:
+        return (
+            f"{player}: suggests a batch of at least {format_images(one.low)}; |G|^2 cannot be told from 0, so there is no upper end:"
+            " try more --updates"
+        )
     assert one.b_simple is not None and one.low is not None and one.high is not None
     step, now = bench.micro_batch, bench.batch_size
     rounded = [max(1, round(value / step)) * step for value in (one.b_simple, one.low, one.high)]

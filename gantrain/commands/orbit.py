@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gantrain.averaging import LIVE
+from gantrain.commands.arguments import listed_names
 from gantrain.errors import UserError, did_you_mean
 from gantrain.orbit.analysis import PlayerKey, Profile, analyse, load_profiles, select_rows
 from gantrain.orbit.motion import build_motion, read_record
@@ -18,7 +19,7 @@ from gantrain.run_folder.contents import configuration_of
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    names = None if arguments.average == "all" else arguments.average.split(",")
+    names = None if arguments.average == "all" else listed_names(arguments.average, "--average", "live,ema")
     print(orbit_run(arguments.run, arguments.networks, names, arguments.from_kimg, arguments.to_kimg, arguments.out))
 
 

@@ -18,6 +18,7 @@ from gantrain.evaluation.references import open_reference, wrap_dataset
 from gantrain.metrics.statistics import write_statistics
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
+from gantrain.shipped import find_config
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -32,7 +33,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     """Save statistics of a data set or of images, to use as `eval.reference`.
 
     Args:
-        target: a CONFIG.yaml or run folder, for its data set; or a folder, zip, prepared set or .npz of images.
+        target: a CONFIG or run folder, for its data set; or a folder, zip, prepared set or .npz of images.
         out: the .npz file.
         moments_only: save mean and covariance only, as the files of TTUR and pytorch-fid do; enough for FID and IS.
         overrides: `section.key=value`; for images, keys of eval only.
@@ -43,7 +44,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     Raises:
         UserError: a path is invalid, or the target has no images.
     """
-    out, there = Path(out), Path(target).expanduser()
+    out, there = Path(out), find_config(Path(target).expanduser())
     if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
         raise UserError(f"--out: {str(out)!r} must be an .npz file")
     accelerator = make_accelerator()

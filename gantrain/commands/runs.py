@@ -103,7 +103,8 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
     rows, known = [], set()
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"{folder}: is not a folder; pass the folder that contains the runs (run_dir of a `gantrain train`)")
+            what = "is a file, not a folder" if folder.exists() else "does not exist"
+            raise UserError(f"{folder}: {what}; pass the folder that contains the runs (run_dir of a `gantrain train`)")
         for run in find_runs(folder):
             name = str(run) if len(folders) > 1 or run == folder else str(run.relative_to(folder))
             row, metrics = row_of(run, name, by)

@@ -13,17 +13,18 @@ from torch import Tensor
 from gantrain.atomic_file import open_draft
 from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, counted, did_you_mean
-from gantrain.evaluation.neighbours import draw_neighbours
+from gantrain.evaluation.neighbours import NEAREST, SHOWN, draw_neighbours
 from gantrain.models.architecture import accepts_mixtures
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.sampling.choice import Choice, ImageSource, require_count
+from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import interpolate, mix_classes
 from gantrain.sampling.latents import GeneratorModule
 from gantrain.sampling.output import Output, choose_columns, save_picture
-from gantrain.sampling.sheets import Sheet, make_grid, make_labelled_grid, save_side_by_side
+from gantrain.sampling.sheets import SHEETS_PER_ROW, Sheet, make_grid, make_labelled_grid, require_scale, save_side_by_side
 
 CLASSES_PER_SHEET = 20
 MIDPOINTS = 8  # between the ends of a row
@@ -39,6 +40,7 @@ class Task:
         num: rows or images, depending on the kind of sheet.
         averages: names of the averages that the kind "averages" shows.
         accelerator: of the program.
+        scale: factor by which images are enlarged; None enlarges only small ones.
     """
 
     source: ImageSource
@@ -46,6 +48,7 @@ class Task:
     num: int
     averages: Sequence[str]
     accelerator: Accelerator
+    scale: int | None = None
 
     def load_generator(self) -> GeneratorModule:
         """Load the chosen generator onto this process's device."""
@@ -67,6 +70,7 @@ class SheetKind:
         alone: whether the main process draws it; otherwise all processes take part.
         between_classes: whether it needs two classes, and a generator that mixes them.
         folder: whether several sheets may go into a folder.
+        layout: (columns, rows) of the images in its picture, from num, the labels in turn, and the number of averages.
     """
 
     draw: Callable[[Task], str]
@@ -75,10 +79,11 @@ class SheetKind:
     alone: bool = True
     between_classes: bool = False
     folder: bool = False
+    layout: Callable[[int, list[int], int], tuple[int, int]] = lambda num, labels, averages: (MIDPOINTS + 2, num)
 
 
 def draw_sheet(
-    choice: Choice, kind: str, out: Output, num: int | None = None, averages: Sequence[str] | None = None
+    choice: Choice, kind: str, out: Output, num: int | None = None, averages: Sequence[str] | None = None, scale: int | None = None
 ) -> tuple[str, Accelerator]:
     """Draw a sheet.
 
@@ -88,6 +93,7 @@ def draw_sheet(
         out: where it goes.
         num: rows or images, depending on the kind; None is its default.
         averages: for the kind "averages", in order; None shows live and all averages of the checkpoint's time.
+        scale: factor by which images are enlarged; None enlarges only small ones.
 
     Returns:
         A line that says what was written, and the Accelerator that was used.
@@ -105,7 +111,7 @@ def draw_sheet(
         raise UserError(f"--out: a sheet of kind {kind} must be a .png{' or a folder/' if entry.folder else ''}, got {got!r}")
     source = choice.open()
     if entry.between_classes:
-        require_two_classes(kind, choice, source.num_classes)
+        require_two_classes(kind, source.classes.tolist() if choice.labels else None, source.known)
     if num is None:
         columns = choose_columns(entry.num, len(source.classes))
         num = max(1, round(entry.num / columns)) * columns if entry.full else entry.num
@@ -113,19 +119,20 @@ def draw_sheet(
         averages = list_averages(source.path)
     for name in averages:
         require_average(source.config, source.path, name, choice.kimg)
+    require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
     accelerator = make_accelerator()
     main_first(accelerator, out.make_folders)
-    task = Task(source, out, num, averages, accelerator)
+    task = Task(source, out, num, averages, accelerator, scale)
     written = on_main(accelerator, lambda: entry.draw(task)) if entry.alone else entry.draw(task)
     return written or "", accelerator
 
 
-def require_two_classes(kind: str, choice: Choice, num_classes: int) -> None:
-    """Refuse an interpolation from a class to itself."""
-    if num_classes == 1:
+def require_two_classes(kind: str, labels: Sequence[int] | None, known: Classes) -> None:
+    """Refuse an interpolation from a class to itself; `labels` are the chosen ones, None is all."""
+    if known.count == 1:
         raise UserError(f"--sheet: {kind!r} interpolates between classes, but the run has no classes; use --sheet z for latents")
-    if choice.labels is not None and len(set(choice.labels)) == 1:
-        raise UserError(f"--labels: {kind!r} interpolates between classes; pass at least two, got only {choice.labels[0]}")
+    if labels and len(set(labels)) == 1:
+        raise UserError(f"--labels: {kind!r} interpolates between classes; pass at least two, got only {known.describe(labels[0])}")
 
 
 def list_averages(path: Path) -> list[str]:
@@ -151,7 +158,7 @@ def draw_classes(task: Task) -> str:
         z = torch.cat([task.source.latents(generator, num, label * num) for label in labels])
         images = task.generate(generator, z, torch.tensor(labels).repeat_interleave(num))
         name = f"classes-{labels[0]:0{digits}d}-{labels[-1]:0{digits}d}.png"
-        sheet = make_labelled_grid(images, num, [str(label) for label in labels])
+        sheet = make_labelled_grid(images, num, list(map(task.source.known.heading, labels)), scale=task.scale)
         save_picture(sheet, task.out.path / name if task.out.folder else task.out.path)
     which = (
         f"{len(shown)} of {len(every)} classes, evenly spaced (--out FOLDER/ draws all)"
@@ -167,11 +174,13 @@ def draw_averages(task: Task) -> str:
     source, run, sheets = task.source, run_of(task.source.path), []
     rebuilt = rebuilt_of(run)
     columns = choose_columns(task.num, len(source.classes))
+    named = source.known.names is not None and columns % len(source.classes) == 0  # then a column has one class
+    heads = tuple(map(source.known.heading, source.labels(columns).tolist())) if named else ()
     for name in task.averages:
         generator = source.load_generator(task.accelerator.device, name)
         images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num))
         at = checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] if name in rebuilt else int(source.path.name)
-        sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns)))
+        sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns, scale=task.scale), heads))
     with open_draft(task.out.path) as draft:
         save_side_by_side(sheets, draft)
     return f"{task.num} images of each of {', '.join(task.averages)} in {task.out.path}"
@@ -194,17 +203,32 @@ def draw_interpolations(task: Task, of_z: bool, of_class: bool) -> str:
     y = [mix_classes(y0, y1, t, generator.num_classes) if of_class else y0 for t in steps]
     # [rows, steps, ...], flattened row by row.
     images = task.generate(generator, torch.stack(z, 1).flatten(0, 1), torch.stack(y, 1).flatten(0, 1))
-    labels = [f"{a} to {b}" if of_class else f"{a}" for a, b in zip(y0.tolist(), y1.tolist())] if generator.num_classes > 1 else []
-    save_picture(make_labelled_grid(images, len(steps), labels), task.out.path)
+    heading = source.known.heading
+    pairs = zip(y0.tolist(), y1.tolist())
+    labels = [f"{heading(a)} to {heading(b)}" if of_class else heading(a) for a, b in pairs] if generator.num_classes > 1 else []
+    save_picture(make_labelled_grid(images, len(steps), labels, scale=task.scale), task.out.path)
     what = " and ".join(["latents"] * of_z + ["classes"] * of_class)
     return f"{rows} interpolations between {what} of {source.average}, {MIDPOINTS} points between the ends, in {task.out.path}"
 
 
+def lay_out_averages(num: int, labels: list[int], averages: int) -> tuple[int, int]:
+    """(columns, rows) of all images in the picture that `draw_averages` writes."""
+    columns, across = choose_columns(num, len(labels)), min(averages, SHEETS_PER_ROW)
+    return columns * across, -(-num // columns) * -(-averages // SHEETS_PER_ROW)
+
+
 SHEETS: dict[str, SheetKind] = {
-    "classes": SheetKind(draw_classes, 10, folder=True),
-    "averages": SheetKind(draw_averages, 64, full=True),
+    "classes": SheetKind(
+        draw_classes, 10, folder=True, layout=lambda num, labels, averages: (num, min(len(set(labels)), CLASSES_PER_SHEET))
+    ),
+    "averages": SheetKind(draw_averages, 64, full=True, layout=lay_out_averages),
     "z": SheetKind(lambda task: draw_interpolations(task, of_z=True, of_class=False), 8),
     "class": SheetKind(lambda task: draw_interpolations(task, of_z=False, of_class=True), 8, between_classes=True),
     "both": SheetKind(lambda task: draw_interpolations(task, of_z=True, of_class=True), 8, between_classes=True),
-    "neighbours": SheetKind(lambda task: draw_neighbours(task.source, task.num, task.out.path), 512, alone=False),
+    "neighbours": SheetKind(
+        lambda task: draw_neighbours(task.source, task.num, task.out.path, task.scale),
+        512,
+        alone=False,
+        layout=lambda num, labels, averages: (1 + NEAREST, SHOWN),
+    ),
 }

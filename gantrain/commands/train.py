@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from gantrain.commands.arguments import overrides_of
 from gantrain.interruption import Interruption, exit_status
+from gantrain.shipped import explain_choice
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -14,6 +16,8 @@ def call(arguments: argparse.Namespace) -> int:
         from gantrain.config import loading
 
         config = loading.load(arguments.config, overrides_of(arguments))
+        if (choice := explain_choice(arguments.config)) and os.environ.get("RANK", "0") == "0":
+            print(choice, flush=True)
         from gantrain.distributed import finish
         from gantrain.training.trainer import Trainer
 

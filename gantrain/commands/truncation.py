@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
-import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from gantrain.atomic_file import open_draft
-from gantrain.commands.arguments import overrides_of, parse_sweep
+from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of, parse_sweep, say
 from gantrain.config.config import Config, scores_of
 from gantrain.distributed import finish, on_main
 from gantrain.errors import UserError
@@ -23,6 +22,7 @@ from gantrain.metrics import SPREADS
 from gantrain.palette import Style, style_of
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.contents import require_average
+from gantrain.run_folder.layout import narrow_variant
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores, better_when_higher
 
@@ -35,10 +35,9 @@ SIGNS = {"fid": "v", "is": "^", "precision": "^", "recall": ">", F1: "*"}  # mar
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     truncations = parse_sweep(arguments.sweep, float("inf"), EXAMPLE)
-    say = functools.partial(print, flush=True) if os.environ.get("RANK", "0") == "0" else lambda line: None
-    report, accelerator = truncation_run(
-        arguments.run, truncations, arguments.average.split(","), arguments.num, arguments.kimg, overrides_of(arguments), say
-    )
+    names = listed_names(arguments.average, "--average", "live,ema")
+    names, kimg = averages_of_choice(arguments.run, names, arguments.kimg)
+    report, accelerator = truncation_run(arguments.run, truncations, names, arguments.num, kimg, overrides_of(arguments), say)
     if accelerator.is_main_process:
         print(report)
     finish(accelerator)
@@ -112,7 +111,9 @@ def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple
     write(target, record)
     picture = target.with_suffix(".png")
     title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation"
-    draw_curves(scores, best, curves, style_of(config.averagers, scores), title, picture)
+    styles = style_of(config.averagers, scores)
+    draw_curves(scores, best, curves, styles, title, picture)
+    draw_curves(scores, best, curves, styles, title, narrow_variant(picture), narrow=True)
     head = (
         f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation,"
         f" BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
@@ -154,6 +155,7 @@ def draw_curves(
     styles: Mapping[str, Style],
     title: str,
     path: Path,
+    narrow: bool = False,
 ) -> None:
     """Draw the pairs of scores against each other: a line per average, truncations as labels, and the best ones marked.
 
@@ -164,12 +166,15 @@ def draw_curves(
         styles: of every average.
         title: above the picture.
         path: of the picture.
+        narrow: whether the plots are below each other, for phones, instead of side by side.
     """
     from matplotlib.figure import Figure  # not needed, and not loaded, by anything else
 
-    figure = Figure(figsize=(6.2 * len(curves), 5.2), layout="constrained", dpi=150)
+    down, across = (len(curves), 1) if narrow else (1, len(curves))
+    size = (4.0, 4.4 * down) if narrow else (6.2 * across, 5.2)
+    figure = Figure(figsize=size, layout="constrained", dpi=200 if narrow else 150)
     for i, (x, y) in enumerate(curves):
-        axes = figure.add_subplot(1, len(curves), i + 1)
+        axes = figure.add_subplot(down, across, i + 1)
         for name, rows in scores.items():
             style = styles[name]
             axes.plot(
@@ -195,6 +200,6 @@ def draw_curves(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, 40) if narrow else title, fontsize=11)
     with open_draft(path) as draft:
         figure.savefig(draft)

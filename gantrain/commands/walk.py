@@ -21,18 +21,20 @@ from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import rotate
 from gantrain.sampling.output import CHUNK, Output
-from gantrain.sampling.sheets import make_grid
+from gantrain.sampling.sheets import make_grid, require_scale
 
 FASTEST_GIF = 50  # frames per second; browsers play faster GIFs at ten
+WIDEST_FILM = 16_384  # pixels of a side that H.264 allows
 
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if os.environ.get("RANK", "0") == "0":  # one process is enough
-        print(film_walk(choice_of(arguments), Path(arguments.out), arguments.num, arguments.frames, arguments.fps))
+        a = arguments
+        print(film_walk(choice_of(a), Path(a.out), a.num, a.frames, a.fps, a.scale))
 
 
-def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: int = 24) -> str:
+def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: int = 24, scale: int | None = None) -> str:
     """Make a video of `num` tiles, each going once around a circle of latents with a fixed class; the last frame leads into the first.
 
     Args:
@@ -41,6 +43,7 @@ def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: 
         num: tiles, in a grid.
         frames: number of frames, at least 2.
         fps: frames per second.
+        scale: factor by which images are enlarged; None enlarges only small ones.
 
     Returns:
         A line that says what was written.
@@ -60,8 +63,10 @@ def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: 
         raise UserError(f"--fps: a .gif plays at most {FASTEST_GIF} frames per second, got {fps}; use a lower value, or an .mp4")
     av = import_av() if suffix == ".mp4" else None
     source = choice.open()
+    columns = math.ceil(num**0.5)
+    require_scale(scale, source.resolution, columns, -(-num // columns), WIDEST_FILM)
     Output(out).make_folders()
-    pictures = tqdm(draw_frames(source, num, frames), desc="walk", unit="frame", total=frames, leave=False, disable=None)
+    pictures = tqdm(draw_frames(source, num, frames, scale), desc="walk", unit="frame", total=frames, leave=False, disable=None)
     with open_draft(out) as draft:
         if av is None:
             write_gif(pictures, frames, fps, draft)
@@ -86,14 +91,14 @@ def import_av() -> Any:
 
 
 @torch.no_grad()
-def draw_frames(source: ImageSource, num: int, frames: int) -> Iterator[Image.Image]:
-    """Draw the frames of a walk, `num` tiles in a grid."""
+def draw_frames(source: ImageSource, num: int, frames: int, scale: int | None = None) -> Iterator[Image.Image]:
+    """Draw the frames of a walk, `num` tiles in a grid; `scale` as in `film_walk`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = source.load_generator(device)
     y, latents = source.labels(num).to(device), source.latents(generator, 2 * num)
     for frame in range(frames):
         z = rotate(latents[::2], latents[1::2], frame / frames, source.choice.truncation)
-        yield make_grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5))
+        yield make_grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5), scale=scale)
 
 
 def write_gif(pictures: Iterator[Image.Image], frames: int, fps: int, path: Path) -> None:

@@ -23,6 +23,7 @@ from gantrain.config.plugins import find, name_of
 from gantrain.config.yaml_files import ConfigError, escape_references, first_line, parse_override, quote_value, read_yaml
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
+from gantrain.shipped import find_config
 from gantrain.type_words import describe_type
 
 
@@ -47,12 +48,16 @@ class Sources:
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """The configuration in a YAML file, or the defaults, with `section.key=value` overrides on top.
 
+    Args:
+        path: of the file, or the name of a configuration that ships with gantrain.
+        overrides: see above.
+
     Raises:
         ConfigError: one line naming source, full key, value and remedy.
     """
     of_key: dict[str, str] = {}
-    base = "defaults" if path is None else str(Path(path))
-    layers = [] if path is None else [(base, read_yaml(Path(path)))]
+    base = "defaults" if path is None else str(find_config(path))
+    layers = [] if path is None else [(base, read_yaml(Path(base)))]
     layers += [("command line", parse_override(text)) for text in overrides]
     merged = OmegaConf.create({})
     assert isinstance(merged, DictConfig)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from gantrain.errors import UserError, did_you_mean, one_line, shown
+from gantrain.shipped import hint_for, instead_of
 
 FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$")  # with an exponent, with or without a dot
 
@@ -81,15 +82,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        hint = did_you_mean(path.name, [p.name for p in folder.glob("*.yaml")]) if path.parent.is_dir() else ""
-        beside = Path("configs") / f"{path.name}.yaml"
-        raise ConfigError(f"{path}: there is no such file{f'; did you mean {beside}?' if beside.is_file() else hint}") from None
+        raise ConfigError(f"{path}: there is no such file{similar_to(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: cannot be read ({(isinstance(error, OSError) and error.strerror) or one_line(error)}); pass a YAML file"
+            f"{path}: cannot be read ({(isinstance(error, OSError) and error.strerror) or one_line(error)}); pass a YAML file{instead_of(path)}"
         ) from None
     return parse_yaml(text, str(path))
+
+
+def similar_to(path: Path) -> str:
+    """How a message about a missing file goes on: with a similar file, or with the configurations that ship with gantrain."""
+    beside = Path("configs") / f"{path.name}.yaml"
+    if beside.is_file():
+        return f"; did you mean {beside}?"
+    near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.yaml")])
+    return near if near.endswith("?") else hint_for(path) or (near if "known: " in near else "")
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

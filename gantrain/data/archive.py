@@ -21,8 +21,8 @@ from PIL import Image
 from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
 from gantrain.data.decoding import Traits, decoded_image, traits_of
 from gantrain.data.folder import seen_from
-from gantrain.data.imageset import ImageDecoder, ImageSet, Source
-from gantrain.data.listing import LABELS, Listing, list_members, printable, zip_components
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
+from gantrain.data.listing import LABELS, Listing, list_members, zip_components
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
 
@@ -75,7 +75,7 @@ class Archive(Source):
             if self.labels:
                 labelled = label_members(path, opened, listing, paths)
             else:
-                labelled = Labelled(list(range(len(paths))), [0] * len(paths), ["all"], note_splits(paths))
+                labelled = Labelled(list(range(len(paths))), [0] * len(paths), ["all"], notes=note_splits(paths))
         members = [listing.members[i] for i in labelled.chosen]
         if not members:
             raise UserError(f"data.root: {self.root!r} has no folders for classes; set data.labels=false to train without labels")

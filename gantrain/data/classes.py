@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gantrain.data.imageset import numbered_classes
-from gantrain.data.listing import LABELS, Listing, printable, take_out
+from gantrain.data.imageset import numbered_classes, printable
+from gantrain.data.listing import LABELS, Listing, take_out
 from gantrain.errors import UserError, counted, one_line
 
 # Names of the parts of a data set: train, val, test_set, train2017, trainA, ...
@@ -31,12 +31,14 @@ class Labelled:
         chosen: numbers of the files that have a class; the others lie outside the class folders.
         labels: class number of each chosen file.
         names: of the classes, by number.
+        named: whether the names are those of folders; None if they are numbers.
         notes: what the user should know, a line each.
     """
 
     chosen: list[int]
     labels: list[int]
     names: list[str]
+    named: bool | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -97,7 +99,7 @@ def label_by_list(where: str, files: Sequence[str], labels: object) -> Labelled:
     labels_of_files = [n for n in numbers if isinstance(n, int)]
     extra = len(by_name) - len(set(files))
     notes = [f"labels come from {LABELS}"] + ([f"warning: {LABELS} has {counted(extra, 'label')} without an image"] if extra else [])
-    return Labelled(list(range(len(files))), labels_of_files, numbered_classes(where, max(labels_of_files), len(files)), notes)
+    return Labelled(list(range(len(files))), labels_of_files, numbered_classes(where, max(labels_of_files), len(files)), notes=notes)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def label_by_folder(listing: Listing, paths: Sequence[Sequence[str]], where: str
     number = {name: i for i, name in enumerate(names)}
     chosen = list(take_out(listing, tree.loose))
     notes = [f"the folder {'/'.join(tree.base)} lies around the classes"] if depth else []
-    return Labelled(chosen, [number[paths[i][depth]] for i in chosen], names, notes + warnings_of(tree))
+    return Labelled(chosen, [number[paths[i][depth]] for i in chosen], names, True, notes + warnings_of(tree))
 
 
 def warnings_of(tree: Tree) -> list[str]:

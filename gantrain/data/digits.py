@@ -25,4 +25,4 @@ class Digits(Source):
         size = (self.resolution, self.resolution)
         pixels = F.interpolate(grey, size=size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
         labels = torch.from_numpy(data.target).to(torch.int64)
-        return ImageSet("digits", labels, [str(d) for d in range(10)], 1, self.resolution, pixels)
+        return ImageSet("digits", labels, [str(d) for d in range(10)], 1, self.resolution, pixels, named=True)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
 from gantrain.data.decoding import Traits, decoded_image, reason, traits_of
-from gantrain.data.imageset import ImageDecoder, ImageSet, Source
-from gantrain.data.listing import LABELS, Listing, components, list_folder, printable
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
+from gantrain.data.listing import LABELS, Listing, components, list_folder
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
 
@@ -67,6 +67,7 @@ class Folder(Source):
             channels=self.channels,
             resolution=self.resolution,
             decode=Decoder(root, files, self.resolution, self.channels, self.filter),
+            named=labelled.named,
             notes=[*listing.notes(), *labelled.notes],
         )
 
@@ -95,7 +96,7 @@ def all_in_one(listing: Listing) -> Labelled:
     """One class for all images of a folder, those in the folder itself first."""
     paths = [components(file) for file in listing.files]
     order = sorted(range(len(paths)), key=lambda i: (len(paths[i]) > 1, i))
-    return Labelled(order, [0] * len(order), ["all"], note_splits(paths))
+    return Labelled(order, [0] * len(order), ["all"], notes=note_splits(paths))
 
 
 def seen_from(path: Path) -> str:

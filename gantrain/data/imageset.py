@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -25,6 +26,8 @@ TRIES = 100  # how many images of a class are tried in place of an unreadable on
 
 class PlainDataset(Protocol):
     """A map-style torch data set of (image, label), the image a square uint8 tensor `[C, H, W]`.
+
+    It may also name its classes, by label, in `class_names`, or in `classes` as torchvision's data sets do.
 
     Attributes:
         num_classes: labels are 0 .. num_classes - 1.
@@ -54,6 +57,7 @@ class DataSource(ABC):
             before a run, and during a run replaces it by another image of its class.
         split: which part of a published data set this is, such as "train"; None is not known. An evaluation protocol that
             scores against another split is refused.
+        class_names: names of the classes, by label; None takes those of the data set that `build` returns, if it has any.
     """
 
     resolution: int | None = None
@@ -63,6 +67,7 @@ class DataSource(ABC):
     workers: int = 4
     on_error: Literal["stop", "skip"] = "stop"
     split: str | None = None
+    class_names: Sequence[str] | None = None
 
     @abstractmethod
     def build(self) -> ImageSet | PlainDataset:
@@ -190,6 +195,7 @@ class ImageSet(Dataset):
         notes: what the user should know about the images, a line each; a part of the audit.
         mapped: whether `pixels` is a memory-mapped file, whose pages are read when needed.
         verify: checks every image once before a run, given a progress bar, and raises `UserError`. None if there is nothing to check.
+        named: whether `class_names` are the data's own; None: unless they are the numbers 0, 1, 2, ...
     """
 
     name: str
@@ -207,8 +213,10 @@ class ImageSet(Dataset):
     left_out: list[int] = field(default_factory=list)
     replaced: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    named: bool | None = None
     _fingerprint: str = field(default="", repr=False)
     _listing: str = field(default="", repr=False)  # of the whole set, once images have been left out
+    _listed: list[str] = field(default_factory=list, repr=False)  # the class names that `listing` counts, if not `class_names`
 
     def __post_init__(self) -> None:
         if self.decode is not None:
@@ -221,6 +229,29 @@ class ImageSet(Dataset):
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
+
+    @property
+    def known_names(self) -> tuple[str, ...] | None:
+        """The class names as a run keeps and shows them, see `printable`; None if the data has no names, or only one class."""
+        named = self.class_names != [str(i) for i in range(self.num_classes)] if self.named is None else self.named
+        return tuple(map(printable, self.class_names)) if named and self.num_classes > 1 else None
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Number of images of each class."""
+        return torch.bincount(self.labels.cpu(), minlength=self.num_classes).tolist()
+
+    def with_names(self, names: Sequence[str]) -> ImageSet:
+        """Names the classes, in place, and returns this set. Its `listing` stays, so runs from before it had names resume.
+
+        Raises:
+            UserError: there are not as many names as classes.
+        """
+        if len(names) != self.num_classes:
+            raise UserError(f"data: {self.name} has {self.num_classes} classes, but class_names has {len(names)}; name each class once")
+        self._listed = self._listed or self.class_names
+        self.class_names, self.named = list(map(str, names)), True
+        return self
 
     def __getitem__(self, index: int) -> tuple[Tensor | UserError, int]:
         """Returns (image, label). An unreadable image is returned as its error, because raising it in a worker process would garble it."""
@@ -260,6 +291,12 @@ class ImageSet(Dataset):
                 continue
         return UserError(f"{error}; {len(order)} other images of its class cannot be read either"), int(label)
 
+    @property
+    def whole(self) -> ImageDecoder:
+        """The decoder of all images, including those that have been left out."""
+        assert self.decode is not None
+        return self.decode.decode if isinstance(self.decode, Chosen) else self.decode
+
     def leave_out(self, numbers: Collection[int]) -> None:
         """Take images out of the set, in place. Its `listing` and `content` stay those of the whole set.
 
@@ -281,7 +318,7 @@ class ImageSet(Dataset):
 
     def unlabelled(self) -> ImageSet:
         """Makes all images one class, in place, and returns this set."""
-        self.labels, self.class_names = torch.zeros_like(self.labels), ["all"]
+        self.labels, self.class_names, self._listed = torch.zeros_like(self.labels), ["all"], []
         return self
 
     @property
@@ -294,7 +331,7 @@ class ImageSet(Dataset):
         """SHA-256 of the names, labels and decoding settings of the whole set; it does not depend on the images' content."""
         if self._listing:
             return self._listing
-        digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution} {self.class_names}".encode())
+        digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution} {self._listed or self.class_names}".encode())
         digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
         digest.update(self.decode.listing().encode() if self.decode is not None else b"")
         return digest.hexdigest()
@@ -329,6 +366,12 @@ def numbered_classes(name: str, largest: int, count: int) -> list[str]:
         remedy = "number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
         raise UserError(f"{name}: label {largest} implies more classes than there are images ({count:,}); {remedy}")
     return [str(i) for i in range(largest + 1)]
+
+
+def printable(name: str) -> str:
+    """A class or file name as valid text of one line: bytes that are not UTF-8 and unprintable characters are escaped, as in `caf\\xe9`."""
+    text = os.fsencode(name).decode(errors="backslashreplace") if any("\udc80" <= c <= "\udcff" for c in name) else name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def collate(items: list[tuple[Tensor | UserError, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]] | UserError:

@@ -14,8 +14,7 @@ import torch
 
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.decoding import words_of_traits
-from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset
-from gantrain.data.listing import printable
+from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted
 
 NAMED = 10  # how many broken files one message names
@@ -52,6 +51,8 @@ def prepare(
     source = DATA_SET.adapt(source)
     built = source.build()
     images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    if source.class_names is not None:
+        images = images.with_names(source.class_names)
     if not source.labels:
         images = images.unlabelled()
     refuse_impossible(images, wanted_classes=source.labels)
@@ -89,7 +90,20 @@ def adopted(dataset: PlainDataset, name: str) -> ImageSet:
         )
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
-    return ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
+    images = ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
+    names = names_in(dataset)
+    return images if names is None else images.with_names(names)
+
+
+def names_in(dataset: PlainDataset) -> Sequence[str] | None:
+    """The class names of a plain data set: `class_names`, or torchvision's `classes` if it has a text for each class; None without."""
+    names = getattr(dataset, "class_names", None)
+    if names is not None:
+        return names
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or len(classes) != dataset.num_classes:
+        return None
+    return classes if all(isinstance(one, str) for one in classes) else None
 
 
 def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
@@ -212,11 +226,10 @@ def describe_unreadable(reasons: list[str], count: int) -> str:
 
 def look_name(images: ImageSet) -> str:
     """Returns the cache's name for a reading of these images, from the state of each file; "" if the states are not known."""
-    assert images.decode is not None
     state = hashlib.sha256(images.listing.encode())
-    for index in range(len(images)):
+    for index in range(len(images) + len(images.left_out)):
         try:
-            one = images.decode.state(index)
+            one = images.whole.state(index)
         except OSError:  # missing or unreadable: reading it later reports the error
             one = "unreadable"
         if one is None:

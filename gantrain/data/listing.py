@@ -20,6 +20,7 @@ from pathlib import Path
 
 from PIL import Image, features
 
+from gantrain.data.imageset import printable
 from gantrain.errors import UserError, counted, one_line
 
 PILLOW = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -140,12 +141,6 @@ class Listing:
             over = f"; passed over: {self.passed_in_words()}" if self.passed else ""
             known = [*sorted(PILLOW), *sorted(EXTENSIONS - PILLOW)]
             raise UserError(f"{where} contains no images ({', '.join(known)}){over}{remedy}")
-
-
-def printable(name: str) -> str:
-    """Returns a file's name as valid text of one line: bytes that are not UTF-8 and characters that cannot be printed are escaped."""
-    text = os.fsencode(name).decode(errors="backslashreplace") if any("\udc80" <= c <= "\udcff" for c in name) else name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_left_behind(name: str) -> bool:

@@ -4,7 +4,7 @@
     FOLDER/labels.npy   int64 `[N]`
     FOLDER/head.json    shape, classes and source, and the SHA-256 of the labels, of every 512 images and of the head itself
 
-`tools/prepare_dataset.py` writes it. All processes of a machine share the array's pages, and training decodes nothing.
+`gantrain prepare` writes it. All processes of a machine share the array's pages, and training decodes nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ FORMAT = "gantrain-packed-1"
 IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
 AT_THE_END = ("sha256", "head_sha256", "notes", "whole")  # keys of the head that are only known at the end
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
-AGAIN = "rebuild it with tools/prepare_dataset.py"
+AGAIN = "rebuild it with `gantrain prepare`"
 Progress = Callable[[Iterable, int], Iterable]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(Source):
-    """A data set prepared by `tools/prepare_dataset.py`.
+    """A data set prepared by `gantrain prepare`.
 
     Attributes:
         root: path of the folder that the tool wrote.
@@ -55,7 +55,7 @@ class Packed(Source):
     def build(self) -> ImageSet:
         """Map the images into memory; raises as `read_packed`."""
         if not self.root:
-            raise UserError("data.root must be the folder of a prepared data set, got ''; make one with tools/prepare_dataset.py")
+            raise UserError("data.root must be the folder of a prepared data set, got ''; make one with `gantrain prepare`")
         return read_packed(Path(self.root).expanduser(), self.resolution)
 
 
@@ -88,8 +88,9 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
             f"{folder}: {LABELS} contains label {strange[0]}, but {HEAD} names only classes 0..{len(head['classes']) - 1}; {AGAIN}"
         )
     images = ImageSet(
-        f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True
-    )
+        f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True,
+        named=head.get("named"),
+    )  # fmt: skip
     images.content, images.notes = hashlib.sha256("".join(head["sha256"]).encode()).hexdigest(), head.get("notes", [])
     images.verify = lambda progress: verify(folder, images, head, progress)
     return images
@@ -105,10 +106,10 @@ def read_head(folder: Path) -> dict[str, Any]:
     if not folder.exists() and not draft.is_dir():
         raise UserError(
             f"data.root: {str(folder)!r} does not exist{seen_from(folder)}; pass the folder of a prepared data set,"
-            " or make one with tools/prepare_dataset.py"
+            " or make one with `gantrain prepare`"
         )
     if not (folder / HEAD).is_file():
-        hint = f"run the command that began {draft} again to finish it" if draft.is_dir() else "make one with tools/prepare_dataset.py"
+        hint = f"run the command that began {draft} again to finish it" if draft.is_dir() else "make one with `gantrain prepare`"
         raise UserError(f"data.root: {str(folder)!r} is not a prepared data set (it has no {HEAD}); {hint}")
     try:
         head = json.loads((folder / HEAD).read_text())
@@ -120,7 +121,7 @@ def read_head(folder: Path) -> dict[str, Any]:
         whole = folder.with_suffix("")
         raise UserError(
             f"data.root: {folder} is unfinished (made from {head.get('source')});"
-            f" run the same tools/prepare_dataset.py command with --out {whole} again to finish it, then set data.root={whole}"
+            f" run the same `gantrain prepare` command with --out {whole} again to finish it, then set data.root={whole}"
         )
     if not is_head(head):
         raise UserError(f"{folder / HEAD}: is not a head in the format {FORMAT}; {AGAIN}")
@@ -225,6 +226,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         "source": source,
         "listing": images.listing,
         "labels_sha256": sum_of(images.labels.numpy()),
+        **({} if images.named is None else {"named": images.named}),  # whether the classes are names, even if they look like numbers
     }
     refuse_small_disk(images, draft)
     images.notes += describe_traits(images)

@@ -68,16 +68,24 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 class PositionSampler:
-    """Yields the image indices of one process's micro-batches, in order and without end: a batch sampler for `DataLoader`."""
+    """Yields the image indices of one process's micro-batches, in order and without end: a batch sampler for `DataLoader`.
 
-    def __init__(self, seed: int, size: int, micro_batch: int, rank: int, world: int, start: int):
+    Args:
+        independent: draw every image independently of all others, instead of each image once an epoch.
+        The rest as in `RealBatches`.
+    """
+
+    def __init__(self, seed: int, size: int, micro_batch: int, rank: int, world: int, start: int, independent: bool = False):
         self.seed, self.size, self.micro_batch, self.rank, self.world = seed, size, micro_batch, rank, world
-        self.start = start
+        self.start, self.independent = start, independent
 
     def positions(self, turn: int) -> np.ndarray:
         """Stream positions of this process's micro-batch number `turn`, counted from the start: uint64 `[b]`."""
         first = self.start + (turn * self.world + self.rank) * self.micro_batch
-        return np.arange(first, first + self.micro_batch, dtype=np.uint64)
+        positions = np.arange(first, first + self.micro_batch, dtype=np.uint64)
+        if not self.independent:
+            return positions
+        return positions * np.uint64(self.size) + positions % np.uint64(self.size)  # one of each epoch, whose orders are independent
 
     def __iter__(self) -> Iterator[list[int]]:
         turn = 0
@@ -136,15 +144,16 @@ class RealBatches:
         images: the data set.
         start: position in the stream of the update's first image; a multiple of micro_batch x world.
         flip: whether to mirror each image with probability 0.5.
+        independent: draw every image independently of all others, that is, with replacement.
         workers: number of processes that decode in advance, for images that are not in memory.
     """
 
     def __init__(
         self, images: ImageSet, seed: int, micro_batch: int, rank: int, world: int, start: int, device: torch.device,
-        flip: bool = False, workers: int = 4,
+        flip: bool = False, workers: int = 4, independent: bool = False,
     ):  # fmt: skip
         self.images, self.seed, self.flip, self.device = images, seed, flip, device
-        self.sampler = PositionSampler(seed, len(images), micro_batch, rank, world, start)
+        self.sampler = PositionSampler(seed, len(images), micro_batch, rank, world, start, independent)
         self.turn = 0
         self.skipped: list[str] = []  # messages about unreadable images; whoever logs them clears the list
         self._loaded: Iterator[tuple[torch.Tensor, torch.Tensor, list[str]] | UserError] | None = None

@@ -19,8 +19,9 @@ from gantrain.cache import cache_folder, keep_file
 from gantrain.data.archive import UNREADABLE, ZipDecoder, read_zip
 from gantrain.data.classes import note_splits
 from gantrain.data.decoding import UNDECODABLE, Traits, reason, refuse_bomb, traits_of, upright, words_of_traits
+from gantrain.data.imageset import printable
 from gantrain.data.intake import LOOKED_INTO
-from gantrain.data.listing import components, list_folder, printable, zip_components
+from gantrain.data.listing import components, list_folder, zip_components
 from gantrain.errors import UserError, one_line
 from gantrain.run_folder.layout import CONFIG_FILE
 

@@ -92,10 +92,13 @@ def measure_memorisation(fake: Tensor, real: Tensor, k: int = NEAREST) -> Memori
     return Memorisation(*find_nearest(fake, real, k), find_nearest(real[:QUERIES], real, 1, themselves=True)[0][:, 0])
 
 
-def draw_neighbours(source: ImageSource, num: int, out: Path) -> str:
+def draw_neighbours(source: ImageSource, num: int, out: Path, scale: int | None = None) -> str:
     """Check `num` images for memorisation, those that `gantrain sample` draws, and draw the eight closest with their neighbours.
 
     All processes take part.
+
+    Args:
+        scale: see `gantrain.sampling.sheets.make_grid`.
 
     Returns:
         The result in words on the main process, elsewhere "".
@@ -129,7 +132,7 @@ def draw_neighbours(source: ImageSource, num: int, out: Path) -> str:
         heads = ["generated", "nearest", *(f"{i + 1}." for i in range(1, NEAREST))]
         rows = [f"{d:.3g}" for d in found.distances[closest, 0].tolist()]
         cells = torch.cat([generated[:, None], beside], dim=1).flatten(0, 1)
-        save_picture(make_labelled_grid(cells, 1 + NEAREST, rows, heads, apart=True), out)
+        save_picture(make_labelled_grid(cells, 1 + NEAREST, rows, heads, apart=True, scale=scale), out)
         return describe(found, evaluator, source, out)
 
     return on_main(accelerator, finish) or ""

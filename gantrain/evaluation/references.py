@@ -2,7 +2,7 @@
 
 FILE.npz            statistics, features or images (`gantrain.metrics.statistics` lists the kinds)
 FOLDER, FILE.zip    all images in it, as they are
-a prepared data set, a run folder or a CONFIG.yaml    the data set, as for a run that trains on it
+a prepared data set, a run folder or a CONFIG         the data set, as for a run that trains on it
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wra
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.shipped import find_config
 
 FEWEST_REAL = 8  # images of a reference; metrics that halve it need three neighbours in each half
 
@@ -88,7 +89,7 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
     Raises:
         UserError: the path does not exist, or is not a reference.
     """
-    there = Path(path).expanduser()
+    there = find_config(Path(path).expanduser())
     if there.suffix.lower() in (".yaml", ".yml"):
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
     if there.is_dir():

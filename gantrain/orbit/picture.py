@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gantrain.orbit.recorder import FOLDER
 from gantrain.orbit.words import build_record, summarise
 from gantrain.palette import COLOURS, FAINT, MARKS, style_of
 from gantrain.run_folder.json_values import as_json
+from gantrain.run_folder.layout import narrow_variant
 from gantrain.score_names import LIVE
 from gantrain.theory.displacement import displacement_of
 from gantrain.theory.orbit_fit import OrbitFit
@@ -28,6 +30,7 @@ from gantrain.theory.path_statistics import principal_directions
 TIME = "viridis"  # Matplotlib's colour map for a path, from start to end
 SWAP = MARKS["swap"].colour
 ALL, FITTED = COLOURS[-1], COLOURS[-3]  # colours of directions, not of averages
+NARROW_WIDTH, LETTERS = 3.6, 46  # inches of a picture for phones, and letters of a line of its titles
 DEVIATIONS = 2  # radius of the ellipse in standard deviations
 
 
@@ -37,10 +40,12 @@ def picture_path(run: Path, analyses: Sequence[Analysis]) -> Path:
 
 
 def save_analyses(analyses: Sequence[Analysis], picture: Path, title: str) -> Path:
-    """Draw the picture, write its numbers next to it as JSON, and return the path of the JSON."""
+    """Draw the picture and its variant for phones, write its numbers next to it as JSON, and return the path of the JSON."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     with open_draft(picture) as draft:
         draw_picture(analyses, draft, title)
+    with open_draft(narrow_variant(picture)) as draft:
+        draw_narrow_picture(analyses, draft, title)
     record = picture.with_suffix(".json")
     write_atomically(record, json.dumps(as_json({a.player.upper(): build_record(a) for a in analyses}), indent=1) + "\n")
     return record
@@ -63,6 +68,22 @@ def draw_picture(analyses: Sequence[Analysis], path: Path, title: str) -> None:
         for axes in (left, middle, right):
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def draw_narrow_picture(analyses: Sequence[Analysis], path: Path, title: str) -> None:
+    """Draw the same panels below each other, for a phone: a figure of 3.6 inches is shown there at about its own size."""
+    figure = Figure(figsize=(NARROW_WIDTH, 11.6 * len(analyses)), layout="constrained", dpi=220)
+    rows = figure.subfigures(len(analyses), 1, squeeze=False)[:, 0]
+    for part, analysis in zip(rows, analyses):
+        part.suptitle(textwrap.fill(f"{title}: {summarise(analysis)}", LETTERS, break_long_words=True), fontsize=9)
+        for axes, draw in zip(part.subplots(3, 1, height_ratios=(1.15, 1.15, 1)), (draw_whole, draw_stretch, draw_displacement)):
+            draw(axes, analysis)
+            axes.set_title(textwrap.fill(axes.get_title(), LETTERS), fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            handles, labels = axes.get_legend_handles_labels()
+            axes.legend(handles, labels, fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.savefig(path)
 
 

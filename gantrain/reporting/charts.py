@@ -105,16 +105,16 @@ def batch_figure(record: Record) -> go.Figure:
         hovertemplate=f"{name} %{{y:.4g}} at %{{x:g}} kimg<extra></extra>",
         **more,
     )
+    top = top_of(lines, [size for _, size, _ in batch])
     add(0, "batch", [nimg / 1000 for nimg, _, _ in batch], [size for _, size, _ in batch], {"color": TEXT, "shape": "hv"})
     for player, colour in PLAYERS.items():
         prefix = f"noise_scale/{player}/b_simple"
-        # Without an interval, the estimate is only noise.
         decided = [line if drawable(line.get(f"{prefix}_low")) is not None else {} for line in lines]
         if any(decided):
-            figure.add_scatter(**band(kimg, decided, prefix), yaxis=axis_id(0), fillcolor=colour, opacity=0.2, legendgroup=player)
-            add(
-                0, f"noise scale of {player}", kimg, [drawable(line.get(prefix)) for line in decided], {"color": colour}, legendgroup=player
-            )
+            figure.add_scatter(**band(kimg, decided, prefix, top), yaxis=axis_id(0), fillcolor=colour, opacity=0.2, legendgroup=player)
+            # Without an upper end of the interval, the estimate is only noise.
+            drawn = [drawable(line.get(prefix)) if drawable(line.get(f"{prefix}_high")) is not None else None for line in decided]
+            add(0, f"noise scale of {player}", kimg, drawn, {"color": colour}, legendgroup=player)
     add(
         1,
         "rounds",
@@ -130,16 +130,24 @@ def batch_figure(record: Record) -> go.Figure:
     return figure
 
 
-def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """A trace that fills the area between `prefix`_low and `prefix`_high, with one polygon per stretch without gaps."""
+def top_of(lines: Sequence[dict[str, Any]], sizes: Sequence[float]) -> float:
+    """Where the bands of noise scales without an upper end stop: a decade above everything else in the panel."""
+    ends = [line.get(f"noise_scale/{player}/b_simple{end}") for line in lines for player in PLAYERS for end in ("_low", "_high")]
+    return 10 * max([1.0, *sizes, *(end for end in ends if drawable(end) is not None)])
+
+
+def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str, top: float) -> dict[str, Any]:
+    """A trace that fills the area between `prefix`_low and `prefix`_high, with one polygon per stretch without gaps.
+
+    An interval without an upper end is filled up to `top`.
+    """
     x: list[float | None] = []
     y: list[float | None] = []
     stretch: list[tuple[float, float, float]] = []
     for at, line in [*zip(kimg, lines), (0.0, {})]:
         low, high = drawable(line.get(f"{prefix}_low")), drawable(line.get(f"{prefix}_high"))
         if low is not None:
-            if high is not None:
-                stretch.append((at, max(low, 1e-3), high))  # a logarithmic axis has no 0
+            stretch.append((at, max(low, 1e-3), top if high is None else high))  # a logarithmic axis has no 0
             continue
         if stretch:
             x += [*(s[0] for s in stretch), *(s[0] for s in stretch[::-1]), None]

@@ -18,6 +18,7 @@ from gantrain.errors import UserError
 from gantrain.run_folder.record import Record, stated
 
 LEVEL = 0.95  # of intervals
+FEWEST_RUNS = 3  # that give an interval: with two, Student's t has one degree of freedom and is 12.7 times as wide as they are apart
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,27 @@ class Curve:
 
     Attributes:
         average: its name, or "live".
-        kimg: times of the evaluations; the mean over the runs if they differ by a batch.
-        mean: mean score over the runs.
-        half: half-widths of the 95% interval of that mean (Student's t over the runs); None for a single run.
-        runs: each run's own scores at these times, by name.
+        kimg: times that all runs have; the mean over the runs if they differ by a batch.
+        mean: mean score over the runs at these times.
+        half: half-widths of the 95% interval of that mean (Student's t over the runs); None for fewer than `FEWEST_RUNS` runs.
+        runs: each run's own (kimg, score), by name, at all of its times.
     """
 
     average: str
     kimg: list[float]
     mean: list[float]
     half: list[float] | None
-    runs: dict[str, list[float]] = field(default_factory=dict)
+    runs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    @property
+    def drawn_apart(self) -> bool:
+        """Whether the runs are drawn one by one, since they are too few for an interval."""
+        return 1 < len(self.runs) < FEWEST_RUNS
+
+    @property
+    def last(self) -> float:
+        """The mean at the last time that all runs have; if there is none, the mean of each run's last score."""
+        return self.mean[-1] if self.mean else statistics.fmean(points[-1][1] for points in self.runs.values())
 
 
 @dataclass(frozen=True)
@@ -119,32 +130,59 @@ def require_comparable(records: Sequence[Record]) -> None:
 
 
 def build_curves(group: Group, metric: str) -> list[Curve]:
-    """One curve per average, live first; averages and times that some run of the group lacks are left out."""
-    names = names_of(group.records)
-    runs = {names[record.run.resolve()]: record.comparable for record in group.records if record.comparable}
-    if not runs:
-        return []
+    """One curve per average, live first, over the runs that have it; the others are named by `describe_gaps`."""
+    scored = scores_of_runs(group, metric)
     found = []
-    for average in dict.fromkeys(name for evaluations in runs.values() for one in evaluations for name in one.scores):
-        points = [
-            [(one.nimg, one.scores[average][metric]) for one in evaluations if metric in one.scores.get(average, {})]
-            for evaluations in runs.values()
-        ]
-        rows = match_times(points)
-        if not rows:
-            continue
+    for average in dict.fromkeys(name for scores in scored.values() for name in scores):
+        runs = {run: scores[average] for run, scores in scored.items() if average in scores}
+        rows = match_times(list(runs.values()))
         values = [[value for _, value in row] for row in rows]
         found.append(
             Curve(
                 average, [sum(nimg for nimg, _ in row) / len(row) / 1000 for row in rows], [sum(row) / len(row) for row in values],
-                [half_width(row) for row in values] if len(runs) > 1 else None, dict(zip(runs, map(list, zip(*values)))),
+                [half_width(row) for row in values] if len(runs) >= FEWEST_RUNS else None,
+                {run: [(nimg / 1000, value) for nimg, value in points] for run, points in runs.items()},
             )
         )  # fmt: skip
     return found
 
 
+def scores_of_runs(group: Group, metric: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Run -> average -> (images seen, score) of its comparable evaluations; what was never scored is left out."""
+    names = names_of(group.records)
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in group.records:
+        scores = found.setdefault(names[record.run.resolve()], {})
+        for one in record.comparable:
+            for average, row in one.scores.items():
+                if metric in row:
+                    scores.setdefault(average, []).append((one.nimg, row[metric]))
+    return found
+
+
+def describe_gaps(group: Group, metrics: Sequence[str]) -> list[str]:
+    """Sentences on scores that some runs of a group lack, and on what is drawn of the others."""
+    if not group.several:
+        return []
+    found = []
+    for metric in metrics:
+        scored = scores_of_runs(group, metric)
+        lacking = [run for run, scores in scored.items() if not scores]
+        if len(lacking) == len(scored):
+            continue
+        if lacking:
+            found.append(f"{metric} is missing in {', '.join(lacking)}; it is drawn from the other runs of {group.name}.")
+        for average in dict.fromkeys(name for scores in scored.values() for name in scores):
+            without = [run for run, scores in scored.items() if scores and average not in scores]
+            if without:
+                found.append(f"{metric} of {average} is missing in {', '.join(without)}; it is drawn from the other runs of {group.name}.")
+    return found
+
+
 def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
     """Times that all runs have, as rows of one point per run. Growing batches shift an evaluation by less than its period."""
+    if not points:
+        return []
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in itertools.pairwise(fewest)]
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last gap may be shorter
@@ -158,7 +196,10 @@ def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tupl
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95% interval of a mean of independent numbers, by Student's t; nan for fewer than two, or if one is not finite."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    """Half of the 95% interval of a mean of independent numbers, by Student's t.
+
+    It is nan for fewer than `FEWEST_RUNS` numbers, or if one is not finite.
+    """
+    if len(values) < FEWEST_RUNS or not all(map(math.isfinite, values)):
         return math.nan
     return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))

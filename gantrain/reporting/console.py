@@ -73,12 +73,22 @@ def format_fixed(value: float, width: int, decimals: int) -> str:
 
 
 def noise_in_words(values: Mapping[str, float]) -> str:
-    """Both players' noise scales in images, for the end of the console line; empty if none is measured."""
-    measured = [player for player in ("D", "G") if f"noise_scale/{player}/undecidable" in values]
-    cells = [
-        f" {p} {'?' if values[f'noise_scale/{p}/undecidable'] else format_fixed(values[f'noise_scale/{p}/b_simple'], 6, 0).strip():<6}"
-        for p in measured
-    ]
+    """Both players' noise scales in images, for the end of the console line; empty if none is measured.
+
+    "?" stands for undecidable, and ">80" for an interval that begins at 80 and has no upper end.
+    """
+    cells = []
+    for player in ("D", "G"):
+        prefix = f"noise_scale/{player}"
+        if f"{prefix}/undecidable" not in values:
+            continue
+        if values[f"{prefix}/undecidable"]:
+            cell = "?"
+        elif values.get(f"{prefix}/unbounded"):
+            cell = f">{format_fixed(values[f'{prefix}/b_simple_low'], 5, 0).strip()}"
+        else:
+            cell = format_fixed(values[f"{prefix}/b_simple"], 6, 0).strip()
+        cells.append(f" {player} {cell:<6}")
     return (" | noise" + "".join(cells)).rstrip() if cells else ""
 
 

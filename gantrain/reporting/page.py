@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,15 +23,16 @@ from PIL import Image
 
 from gantrain.config import loading
 from gantrain.errors import counted
-from gantrain.reporting.comparison import LEVEL, Group, build_curves, differences, group_runs, half_width, names_of
+from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, build_curves, describe_gaps, differences, group_runs, names_of
 from gantrain.reporting.console import duration
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.page_figures import stack
-from gantrain.run_folder.json_values import restored
+from gantrain.reporting.page_tables import means_table, swap_table, tables
+from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.run_folder.provenance import utc_now
 from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
 from gantrain.sampling.sheets import read_side_by_side
-from gantrain.score_names import LIVE, best_value, better_when_higher
+from gantrain.score_names import LIVE, better_when_higher
 from gantrain.version import __version__
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -50,47 +50,6 @@ IN_WORDS = {
     EMPTY: "nothing has been written yet",
     DAMAGED: "damaged: no line of metrics.jsonl can be read",
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of a table.
-
-    Attributes:
-        value: as in the record; None if there is none.
-        half: half-width of the interval, if the value is a mean.
-        best: whether it is the best of its column.
-    """
-
-    value: float | None
-    half: float | None = None
-    best: bool = False
-
-    @property
-    def text(self) -> str:
-        """The number with four decimals, and its half-width; a dash if there is none."""
-        if self.value is None:
-            return "–"
-        return f"{self.value:.4f}" + (f" ± {self.half:.2g}" if self.half is not None and math.isfinite(self.half) else "")
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """Rows of labels and scores.
-
-    Attributes:
-        title: shown above the table.
-        heads: heads of the label columns.
-        metrics: heads of the score columns.
-        rows: (labels, cells).
-        note: the protocol that the scores must be quoted with.
-    """
-
-    title: str
-    heads: list[str]
-    metrics: list[str]
-    rows: list[tuple[list[str], list[Cell]]]
-    note: str = ""
 
 
 @dataclass
@@ -119,15 +78,18 @@ def render_page(records: Sequence[Record]) -> str:
     metrics = list(dict.fromkeys(m for record in records for m in record.metrics))
     figure = stack(groups, metrics)
     one, names = records[0] if len(records) == 1 else None, names_of(records)
+    named = {names[record.run.resolve()]: record for record in records}
     samples = samples_of(records, names)
     left, right = left_and_right(samples, records, names)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=names[one.run.resolve()] if one else " · ".join(group.name for group in groups),
         version=__version__, made=utc_now(), level=LEVEL,
-        heads=[head(record, names[record.run.resolve()]) for record in records],
-        groups=[group_head(group, groups) for group in groups], several=one is None,
-        notes=[(f"{names[record.run.resolve()]}: " if one is None else "") + note for record in records for note in notes(record)],
+        heads=[head(record, name) for name, record in named.items()],
+        groups=[group_head(group, groups) for group in groups], several=one is None, drawn_as=drawn_as(groups),
+        notes=say_of_runs({name: notes(record) for name, record in named.items()}),
+        chart_lacks=say_of_runs({name: chart_lacks(record) for name, record in named.items()})
+        + [gap for group in groups for gap in describe_gaps(group, metrics)],
         figure=as_script(json.loads(figure.to_json())) if figure.data else "", averages=chosen_averages(groups, metrics),
         samples=as_script({"times": samples.times, "sources": samples.sources, "left": left, "right": right}),
         sources=[source["label"] for source in samples.sources], moments=len(samples.times), left_out=samples.left_out,
@@ -169,22 +131,27 @@ def head(record: Record, name: str) -> dict[str, Any]:
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
+        "no_score": no_score(record), "features_note": record.evaluations[-1].protocol.get("features_note") if record.evaluations else None,
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
 
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
-    """The best value of a metric over the comparable evaluations, its average and its kimg."""
-    found = [
-        (row[metric], name, one.nimg / 1000)
-        for one in record.comparable
-        for name, row in one.scores.items()
-        if math.isfinite(row.get(metric, math.nan))
-    ]
-    if not found:
+    """The best value of a metric, its average and its kimg; see `Record.best`."""
+    found = record.best(metric)
+    if found is None:
         return None
-    value, average, kimg = (max if better_when_higher(metric) else min)(found, key=lambda one: one[0])
-    return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": kimg}
+    value, average, nimg = found
+    return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": nimg / 1000}
+
+
+def no_score(record: Record) -> str:
+    """Why a run has no best score."""
+    if not record.comparable:
+        return "No score yet."
+    if all(one.nimg == 0 for one in record.comparable):
+        return "No score yet: only the untrained weights have been scored, at 0 kimg."
+    return "No score is finite."
 
 
 def took(record: Record) -> str:
@@ -216,25 +183,31 @@ def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     return {"name": group.name, "seeds": [record.full_config.seed for record in group.records], "differs": list(found.values())}
 
 
+def drawn_as(groups: Sequence[Group]) -> str:
+    """How the runs of a group are drawn, in words; empty if every group is a single run."""
+    counts = [len(group.records) for group in groups if group.several]
+    words = ["Runs that differ only in their seed are drawn together."] if counts else []
+    if max(counts, default=0) >= FEWEST_RUNS:
+        words.append(
+            f"{FEWEST_RUNS} or more are their mean, with its {LEVEL:.0%} interval (Student's t over the runs) as a band and the single runs"
+            " as faint lines; the mean ends where the shortest run ends."
+        )
+    if any(count < FEWEST_RUNS for count in counts):
+        words.append("Two are drawn as they are, one with filled and one with hollow points: two runs give no useful interval.")
+    return " ".join(words)
+
+
 def in_yaml(value: Any) -> str:
     """A value as YAML spells it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def notes(record: Record) -> list[str]:
-    """What the page does not show about a run, and why."""
+    """What is incomplete about a run, and what the page leaves out."""
     found = []
     apart = len(record.evaluations) - len(record.comparable)
-    if not record.evaluations:
-        found.append("Nothing has been evaluated yet, so there are no scores.")
-    elif len(record.averages) == 1:
-        found.append(f"Only {record.averages[0]} was scored, so there is no comparison.")
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
-    if not record.training:
-        found.append("No training line has been written yet, so batch, learning rates and noise scale are not drawn.")
-    elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
-        found.append("The gradient noise scale was not measured (noise_scale.measure_every is null).")
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:
@@ -244,109 +217,34 @@ def notes(record: Record) -> list[str]:
     return found
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-def tables(record: Record) -> list[PageTable]:
-    """Tables of average, BatchNorm policy and metric: the last evaluation, then those by `gantrain evaluate`, newest first."""
+def chart_lacks(record: Record) -> list[str]:
+    """What the chart of a run lacks, and why."""
     found = []
-    if record.evaluations:
-        last = record.evaluations[-1]
-        rows = {(name, str(last.protocol.get("batchnorm", ""))): scores for name, scores in last.scores.items()}
-        found.append(table_of_scores(f"Scores at {last.nimg / 1000:g} kimg", rows, last.protocol))
-    for body in sorted(later_evaluations(record.run), key=lambda one: -one["nimg"]):
-        found += tables_of(body, body["nimg"])
+    if not record.evaluations:
+        found.append("Nothing has been evaluated yet, so there are no scores.")
+    elif len(record.averages) == 1:
+        found.append(f"Only {record.averages[0]} was scored, so there is no comparison.")
+    rows = [row for one in record.comparable for row in one.scores.values()]
+    sick = [metric for metric in record.metrics if any(not math.isfinite(row.get(metric, 0.0)) for row in rows)]
+    found += [f"{metric} is not finite at some evaluations; these points, and means over them, are not drawn." for metric in sick]
+    if not record.training:
+        found.append("No training line has been written yet, so batch, learning rates and noise scale are not drawn.")
+    elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
+        found.append("The gradient noise scale was not measured (noise_scale.measure_every is null).")
     return found
 
 
-def tables_of(body: Mapping[str, Any], nimg: int) -> list[PageTable]:
-    """The results of `gantrain evaluate` as a table; none if they contain no scores.
+def say_of_runs(said: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each sentence once, with the names of its runs in front, unless it holds for all of them.
 
-    Raises:
-        TypeError, KeyError, AttributeError, ValueError: `gantrain evaluate` did not write `body`.
+    Args:
+        said: sentences by the name of the run.
     """
-    by_policy = body.get("scores_by_batchnorm") or {str(body.get("eval/batchnorm", "")): body["scores"]}
-    rows = {(name, policy): dict(scores[name]) for name in next(iter(by_policy.values())) for policy, scores in by_policy.items()}
-    protocol = {key.removeprefix("eval/"): value for key, value in body.items() if key.startswith("eval/")}
-    made = table_of_scores(f"Scores at {nimg / 1000:g} kimg, by gantrain evaluate", rows, protocol)
-    [cell.text for _, cells in made.rows for cell in cells]  # raises if a value is not a number
-    return [made] if made.metrics else []
-
-
-def later_evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results of `gantrain evaluate` in a run folder, without damaged files."""
-    found = []
-    for path in sorted((run / "evaluations").glob("*.json")):
-        if re.fullmatch(r"\d{12}(-\d+)?", path.stem):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                body = restored(json.loads(path.read_text(encoding="utf-8")))
-                if isinstance(body["nimg"], int) and tables_of(body, body["nimg"]):
-                    found.append(body)
-    return found
-
-
-def table_of_scores(title: str, rows: Mapping[tuple[str, str], Mapping[str, float]], protocol: Mapping[str, Any]) -> PageTable:
-    """A table of (average, BatchNorm policy) to scores, with the best of each column marked."""
-    metrics = [m for m in dict.fromkeys(m for row in rows.values() for m in row) if better_when_higher(m) is not None]
-    best = {m: best_value(m, [row.get(m) for row in rows.values()]) for m in metrics}
-    body = [
-        ([name, policy], [Cell(row.get(m), row.get(f"{m}_ci95"), row.get(m) is not None and row[m] == best[m]) for m in metrics])
-        for (name, policy), row in rows.items()
-    ]
-    return PageTable(title, ["average", "BatchNorm"], metrics, body, protocol_in_words(protocol))
-
-
-def protocol_in_words(protocol: Mapping[str, Any]) -> str:
-    """The protocol that scores must be quoted with."""
-    batches = protocol.get("batchnorm_batches")
-    parts = [
-        f"{protocol.get('num_samples')} generated images",
-        f"reference {protocol.get('reference')}, fingerprint {protocol.get('reference_fingerprint')}",
-        f"features {protocol.get('features')}", f"BatchNorm statistics of {batches}" if isinstance(batches, str) else "",
-        "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}",
-        f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
-    ]  # fmt: skip
-    return "; ".join(part for part in parts if part)
-
-
-def swap_table(record: Record) -> PageTable | None:
-    """The live weights' scores at every swap: before, at and after it."""
-    told = [line for line in record.events("swap") if line.get("live")]
-    metrics = [m for m in dict.fromkeys(m for line in told for m in line["live"]) if better_when_higher(m) is not None]
-    rows = [
-        (
-            [f"{line['swap_nimg'] / 1000:g}", f"{line['batch/size']}", f"{line['moment']} ({line['nimg'] / 1000:g})"],
-            [Cell(line["live"].get(m)) for m in metrics],
-        )
-        for line in told
-    ]
-    return PageTable("Live weights at the swaps", ["swap at kimg", "batch", "moment (kimg)"], metrics, rows) if rows else None
-
-
-def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> PageTable:
-    """The last scores of each group's runs: means with intervals, the best mean of each column marked."""
-    rows: dict[tuple[str, str, str], dict[str, tuple[float, float | None]]] = {}
-    for group in groups:
-        lasts = [record.evaluations[-1] for record in group.records if record.evaluations]
-        for name in dict.fromkeys(name for last in lasts for name in last.scores):
-            have = [last.scores[name] for last in lasts if name in last.scores]
-            key = (group.name, name, str(len(have)))
-            rows[key] = {}
-            for metric in metrics:
-                values = [row[metric] for row in have if metric in row]
-                if values:
-                    rows[key][metric] = sum(values) / len(values), half_width(values) if len(values) > 1 else None
-    best = {m: best_value(m, [row[m][0] if m in row else None for row in rows.values()]) for m in metrics}
-    body = [
-        (list(key), [Cell(*row[m], best=row[m][0] == best[m]) if m in row else Cell(None) for m in metrics]) for key, row in rows.items()
-    ]
-    last = next((record.evaluations[-1] for group in groups for record in group.records if record.evaluations), None)
-    note = (
-        f"Last evaluation of each run; means over the runs with {LEVEL:.0%} intervals (Student's t). " + protocol_in_words(last.protocol)
-        if last
-        else ""
-    )
-    return PageTable("Scores at the end", ["runs", "average", "number of runs"], list(metrics), body, note)
+    runs: dict[str, list[str]] = {}
+    for name, sentences in said.items():
+        for sentence in sentences:
+            runs.setdefault(sentence, []).append(name)
+    return [sentence if len(names) == len(said) else f"{', '.join(names)}: {sentence}" for sentence, names in runs.items()]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -409,31 +307,44 @@ def chosen_averages(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
     ends: dict[str, list[float]] = {}
     for group in groups:
         for curve in build_curves(group, metrics[0]):
-            ends.setdefault(curve.average, []).append(curve.mean[-1])
+            ends.setdefault(curve.average, []).append(curve.last)
     sign = -1 if better_when_higher(metrics[0]) else 1
     rank = lambda name: (-len(ends[name]), mean if math.isfinite(mean := sign * sum(ends[name]) / len(ends[name])) else math.inf)  # noqa: E731
     return sorted(ends, key=rank)
 
 
-def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, str]]:
-    """The newest orbit of each run, and the newest pictures in evaluations/, up to the limits of a page."""
+def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[str, Any]]:
+    """The newest orbit of each run, and the newest pictures in evaluations/, up to the limits of a page.
+
+    Each has a title, its data, its width in pixels, and the data of its variant for narrow screens if there is one.
+    """
     orbits = [path for record in records for path in pictures_in(record.run / "orbit")[-1:]]
     others = sorted(
-        (path for record in records for path in (record.run / "evaluations").glob("[!.]*.png")), key=lambda path: path.stat().st_mtime
+        (path for record in records for path in (record.run / "evaluations").glob("[!.]*.png") if not is_narrow(path)),
+        key=lambda path: path.stat().st_mtime,
     )
-    found, size = [], 0
+    found: list[dict[str, Any]] = []
+    size = 0
     for path in [*orbits, *reversed(others)][:MOST_PICTURES]:
         with contextlib.suppress(OSError):
-            data = path.read_bytes()
-            size += len(data)
+            data, narrow = path.read_bytes(), narrow_variant(path)
+            small = narrow.read_bytes() if narrow.is_file() else b""
+            size += len(data) + len(small)
             if size > MOST_BYTES:
                 break
+            with Image.open(io.BytesIO(data)) as image:
+                width = image.width
             run = names[path.parent.parent.resolve()]
             title = f"orbit at {int(path.stem) / 1000:g} kimg" if path in orbits else path.stem
             found.append(
                 {
-                    "title": (f"{run}: " if len(records) > 1 else "") + title,
-                    "src": f"data:image/png;base64,{base64.b64encode(data).decode()}",
+                    "title": (f"{run}: " if len(records) > 1 else "") + title, "width": width, "src": png_uri(data),
+                    "narrow": png_uri(small) if small else "",
                 }
-            )
+            )  # fmt: skip
     return found
+
+
+def png_uri(data: bytes) -> str:
+    """The bytes of a PNG as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -22,6 +22,10 @@ SCORE_HEIGHT, OTHER_HEIGHT, MARKS_HEIGHT = 210, 150, 34  # pixels
 HEAD, FOOT, GAP = 70, 50, 46
 MOST_TICKS = 6
 WIDE_RANGE = 20  # a score that spans more than this factor is drawn on a logarithmic axis
+LEAST_SHARE = 1 / 3  # of an axis that the scores after 0 kimg keep; otherwise those at 0 kimg are stated instead of drawn
+EDGE = 0.08  # of an axis beyond what is drawn, as a fraction of its span
+LONGEST_NAME = 32  # letters of a name in the legend
+SYMBOLS = ("circle", "circle-open")  # of the points of two runs that are drawn one by one
 
 
 class Stack:
@@ -47,6 +51,7 @@ class Stack:
         self.figure.update_xaxes(title_text="kimg", row=len(rows), col=1)
         self._an_average_at_a_time = an_average_at_a_time
         self._named: set[tuple[str, str]] = set()
+        self._drawn: dict[str, list[float]] = {}
 
     def line(
         self, row: str, name: str, x: Sequence[float], y: Sequence[float | None], colour: str, kind: str, group: str = "", **style: Any
@@ -56,26 +61,49 @@ class Stack:
         key = (name, meta.get("average", "") if self._an_average_at_a_time else "")
         shown = style.pop("named", True) and key not in self._named
         self._named |= {key} if shown else set()
+        values = list(map(drawable, y))
+        self._drawn.setdefault(row, []).extend(value for value in values if value is not None)
         trace = go.Scatter(
-            x=list(x), y=list(map(drawable, y)), name=name, legendgroup=name, showlegend=shown,
+            x=list(x), y=values, name=shorten(name), legendgroup=name, showlegend=shown,
             line={"color": colour, **style.pop("line", {})}, meta=meta, **{"mode": "lines", **style},
         )  # fmt: skip
         self.figure.add_trace(trace, row=self.rows[row], col=1)
 
-    def logarithmic(self, row: str, values: Sequence[float]) -> None:
-        """Make a row's axis logarithmic, with round numbers as ticks, or the values themselves if they are few."""
-        if values:
-            low, high = min(values), max(values)
-            ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
-            edge = max(0.05 * math.log10(high / low), 0.08)
-            self.figure.update_yaxes(
-                type="log",
-                tickvals=ticks,
-                ticktext=[f"{tick:.6g}" for tick in ticks],
-                range=[math.log10(low) - edge, math.log10(high) + edge],
-                row=self.rows[row],
-                col=1,
-            )
+    def fit(self, row: str, log: bool) -> None:
+        """Make a row's axis hold everything that has been drawn in it; what a logarithmic axis cannot show is not drawn.
+
+        A logarithmic axis has round numbers as ticks, or the values themselves if they are few.
+        """
+        values = [value for value in self._drawn.get(row, []) if value > 0 or not log]
+        if not values:
+            return
+        low, high = min(values), max(values)
+        if not log:
+            edge = EDGE * (high - low) or EDGE * abs(high) or 1.0
+            self.figure.update_yaxes(range=[low - edge, high + edge], row=self.rows[row], col=1)
+            return
+        ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
+        edge = max(EDGE * math.log10(high / low), EDGE)
+        self.figure.update_yaxes(
+            type="log", tickvals=ticks, ticktext=[f"{tick:.6g}" for tick in ticks],
+            range=[math.log10(low) - edge, math.log10(high) + edge], row=self.rows[row], col=1,
+        )  # fmt: skip
+
+    def remark(self, row: str, words: str) -> None:
+        """Write words above a row, at its right edge."""
+        axis = str(self.rows[row]) if self.rows[row] > 1 else ""
+        self.figure.add_annotation(
+            text=words, xref=f"x{axis} domain", yref=f"y{axis} domain", x=1, y=1, xanchor="right", yanchor="bottom",
+            showarrow=False, font={"size": 11}, name="remark",
+        )  # fmt: skip
+
+
+def shorten(name: str) -> str:
+    """A name for the legend: a long one without its middle."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    half = (LONGEST_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
 
 
 def ladder(low: float, high: float) -> list[float]:
@@ -119,65 +147,101 @@ def title_of(metric: str) -> str:
 
 
 def add_scores(made: Stack, groups: Sequence[Group], metric: str) -> None:
-    """Fill a metric's row: a line per average or group, the interval over seeds as a band, and a faint line per seed."""
+    """Fill a metric's row: a line per average or group; with several runs, also the interval of their mean, and a faint line per run."""
     row, styles = title_of(metric), styles_in(*(record for group in groups for record in group.records))
     found = [(i, group, curve) for i, group in enumerate(groups) for curve in build_curves(group, metric)]
-    finite = [y for *_, curve in found for x, y in zip(curve.kimg, curve.mean) if x > 0 and math.isfinite(y)]
-    log = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
+    swaps = swap_scores(groups[0].records[0], metric) if len(groups) == 1 and not groups[0].several else []
+    points = [point for *_, curve in found for run in curve.runs.values() for point in run if math.isfinite(point[1])]
+    start = [y for x, y in points if x == 0]
+    after = [y for x, y in points if x > 0]
+    after += [y for points in swaps for _, y, _ in points if math.isfinite(y)]
+    log = is_wide([*start, *after])
+    stated = flattens(start, after, log)
+    log = is_wide(after) if stated else log
+    lowest = min(after if stated else [*start, *after]) / 2 if log else -math.inf
     for i, group, curve in found:
         one = len(groups) == 1
         style = styles[curve.average] if one else nth_style(i)
-        add_curve(made, row, curve, curve.average if one else group.name, style, group.name, lowest=min(finite) / 10 if log else -math.inf)
-    if len(groups) == 1 and not groups[0].several:
-        add_swap_scores(made, row, groups[0].records[0], metric)
-    if log:
-        made.logarithmic(row, finite)
-    elif finite and max(finite) > min(finite):  # otherwise the first evaluation, of untrained weights, would flatten the others
-        edge = 0.08 * (max(finite) - min(finite))
-        made.figure.update_yaxes(range=[min(finite) - edge, max(finite) + edge], row=made.rows[row], col=1)
+        shown = without_start(curve) if stated else curve
+        add_curve(made, row, shown, curve.average if one else group.name, style, group.name, lowest)
+    add_swap_scores(made, row, swaps)
+    made.fit(row, log)
+    if stated:
+        low, high = min(start), max(start)
+        values = f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g} to {high:.4g}"
+        made.remark(row, f"{'↑' if low > min(after) else '↓'} {values} at 0 kimg")
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Whether values span so much that they need a logarithmic axis, and can have one."""
+    return bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
+
+
+def flattens(start: Sequence[float], after: Sequence[float], log: bool) -> bool:
+    """Whether the scores of untrained weights would leave too little of the axis to all later scores."""
+    if not start or not after:
+        return False
+    scale = math.log if log else float
+    span = lambda values: scale(max(values)) - scale(min(values))  # noqa: E731
+    return span(after) < LEAST_SHARE * span([*start, *after])
+
+
+def without_start(curve: Curve) -> Curve:
+    """A curve without its scores at 0 kimg."""
+    kept = [i for i, x in enumerate(curve.kimg) if x > 0]
+    pick = lambda values: [values[i] for i in kept]  # noqa: E731
+    runs = {run: [point for point in points if point[0] > 0] for run, points in curve.runs.items()}
+    half = None if curve.half is None else pick(curve.half)
+    return Curve(curve.average, pick(curve.kimg), pick(curve.mean), half, runs)
 
 
 def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, group: str, lowest: float) -> None:
-    """Add one average's line, band and seeds; the band is clipped at `lowest`, since a logarithmic axis has no 0."""
-    meta, colour = {"average": curve.average}, style.colour
+    """Add one average's line. With several runs it is their mean with its band, clipped at `lowest`, since a logarithmic axis has no 0;
+    with too few for that, it is a line per run."""
+    meta, colour, shown = {"average": curve.average}, style.colour, shorten(name)
+    line = {"width": 2.2, "dash": style.dash}
+    if curve.drawn_apart:
+        for (run, points), symbol in zip(curve.runs.items(), SYMBOLS):
+            made.line(
+                row, name, [x for x, _ in points], [y for _, y in points], colour, "run", group, mode="lines+markers",
+                marker={"size": 6, "symbol": symbol}, line=line, meta={**meta, "run": run},
+                hovertemplate=f"{shown}, {shorten(run)} %{{y:.5g}}<extra></extra>",
+            )  # fmt: skip
+        return
     if curve.half is not None:
         bounds = [(x, max(m - h, lowest), m + h) for x, m, h in zip(curve.kimg, curve.mean, curve.half) if math.isfinite(m + h)]
         there, back = bounds, bounds[::-1]
         made.line(
             row, name, [x for x, *_ in there + back], [low for _, low, _ in there] + [high for *_, high in back], colour,
-            "band", group, named=False, fill="toself", fillcolor=faint(colour, 0.16), hoverinfo="skip", line={"width": 0}, meta=meta,
+            "band", group, named=False, fill="toself", fillcolor=faint(colour, 0.12), hoverinfo="skip", line={"width": 0}, meta=meta,
         )  # fmt: skip
-        for run, values in curve.runs.items():
+        for run, points in curve.runs.items():
             made.line(
-                row,
-                name,
-                curve.kimg,
-                values,
-                faint(colour, 0.45),
-                "run",
-                group,
-                named=False,
-                hoverinfo="skip",
-                line={"width": 1},
-                meta={**meta, "run": run},
-            )
+                row, name, [x for x, _ in points], [y for _, y in points], faint(colour, 0.45), "run", group,
+                named=False, hoverinfo="skip", line={"width": 1}, meta={**meta, "run": run},
+            )  # fmt: skip
     spread = " ± %{customdata:.3g}" if curve.half is not None else ""
     made.line(
         row, name, curve.kimg, curve.mean, colour, "score", group, mode="lines+markers", marker={"size": 6}, meta=meta,
-        line={"width": 2.2, "dash": style.dash}, customdata=None if curve.half is None else list(map(drawable, curve.half)),
-        hovertemplate=f"{name} %{{y:.5g}}{spread}<extra></extra>",
+        line=line, customdata=None if curve.half is None else list(map(drawable, curve.half)),
+        hovertemplate=f"{shown} %{{y:.5g}}{spread}<extra></extra>",
     )  # fmt: skip
 
 
-def add_swap_scores(made: Stack, row: str, record: Record, metric: str) -> None:
-    """Add the live weights' scores before, at and some time after every swap."""
+def swap_scores(record: Record, metric: str) -> list[list[tuple[float, float, str]]]:
+    """The live weights' scores around every swap: (kimg, score, moment in words) before, at and some time after it."""
     by_swap: dict[int, list[tuple[float, float, str]]] = {}
     for line in record.events("swap"):
         if metric in line.get("live", {}):
             by_swap.setdefault(line["swap_nimg"], []).append(
                 (line["nimg"] / 1000, line["live"][metric], f"{line['moment']} the swap" if line["moment"] != "at" else "at the swap")
             )
-    points = [point for points in by_swap.values() for point in [*points, (None, None, "")]]
+    return list(by_swap.values())
+
+
+def add_swap_scores(made: Stack, row: str, swaps: Sequence[Sequence[tuple[float, float, str]]]) -> None:
+    """Add the live weights' scores around every swap; see `swap_scores`."""
+    points = [point for one in swaps for point in [*one, (None, None, "")]]
     if points:
         x, y, words = zip(*points)
         made.line(
@@ -208,12 +272,10 @@ OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
 
 def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[str, tuple[str, str, str]], log: bool) -> None:
     """Fill a row with numbers from training lines: a line per key and run."""
-    drawn: list[float] = []
     for i, group in enumerate(groups):
         for record in group.records:
             for key, (name, colour, dash) in keys.items():
                 x, y = points_of(record, key)
-                drawn += [value for value in y if value is not None and value > 0]
                 name = name if len(groups) == 1 else f"{group.name} {name}"
                 made.line(
                     title, name, x, y, colour if len(groups) == 1 else nth_style(i).colour, key, group.name,
@@ -221,8 +283,7 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
                     line={"width": 1 if group.several else 1.6, "dash": dash, **({"shape": "hv"} if key.startswith("batch/") else {})},
                     **({"hoverinfo": "skip"} if group.several else {"hovertemplate": f"{name} %{{y:.5g}}<extra></extra>"}),
                 )  # fmt: skip
-    if log:
-        made.logarithmic(title, drawn)
+    made.fit(title, log)
 
 
 def points_of(record: Record, key: str) -> tuple[list[float], list[float | None]]:

@@ -16,6 +16,8 @@ from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE
 from gantrain.run_folder.record import Evaluation, Record, evaluation, stated
 from gantrain.score_names import better_when_higher
 
+OF_CLASSES = ("class_names", "class_counts")  # keys of a checkpoint's state that describe the classes; older runs lack them
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -100,6 +102,7 @@ def export(run: Path, chosen: Candidate, folder: Path) -> Path:
     snapshot = checkpoint.read(chosen.path, groups)
     averages = {name: one for name, one in snapshot.state["averages"].items() if name == chosen.average}
     state = {"gantrain": snapshot.state["gantrain"], "shape": snapshot.state["shape"], "averages": averages, "chosen": chosen.described}
+    state |= {key: snapshot.state[key] for key in OF_CLASSES if key in snapshot.state}
     target = folder / f"{chosen.path.name}-{chosen.average}"
     checkpoint.write(target / "checkpoints" / chosen.path.name, snapshot.nimg, snapshot.tensors, state)
     shutil.copyfile(run / CONFIG_FILE, target / CONFIG_FILE)

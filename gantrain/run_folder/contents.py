@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import shutil
 from collections.abc import Callable
@@ -39,12 +40,26 @@ def configuration_of(run: Path) -> Config:
     """
     if not (run / CONFIG_FILE).is_file():
         above = next((p for p in run.absolute().parents if (p / CONFIG_FILE).is_file()), None)
-        if above:  # one of its checkpoints, say
+        if above and run.exists():  # one of its checkpoints, say
             inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdigit()), None)
             kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
             raise UserError(f"{run}: is not a run folder but part of one; pass {above}{kimg}")
-        raise UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); pass the run_dir of a `gantrain train`")
+        raise not_a_run(run)
     return load(run / CONFIG_FILE)
+
+
+def not_a_run(run: Path) -> UserError:
+    """The error for a path that is no run folder: it does not exist, is a file, or has no configuration."""
+    remedy = "pass the run_dir of a `gantrain train`"
+    if run.is_dir():
+        return UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); {remedy}")
+    if run.exists():
+        return UserError(f"{run}: is a file, not a run folder; {remedy}")
+    with contextlib.suppress(OSError):
+        beside = {path.name for path in run.parent.iterdir() if (path / CONFIG_FILE).is_file()}
+        near = difflib.get_close_matches(run.name, sorted(beside), n=1)
+        remedy = f"did you mean {run.with_name(near[0])}?" if near else remedy
+    return UserError(f"{run}: does not exist; {remedy}")
 
 
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
@@ -61,13 +76,18 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
         if path is None:
             raise UserError(f"{run}: has no checkpoint yet")
         return config, path
-    best = [checkpoint.CheckpointStore(folder) for folder in sorted((run / BEST_FOLDER).glob("*"))]
-    there = {int(path.name): path for one in [*best, store] for path in one.paths()}
+    there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
     if path is None:
         found = ", ".join(f"{nimg / 1000:g}" for nimg in sorted(there))
         raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found or 'none'}")
     return config, path
+
+
+def checkpoints_of(run: Path) -> dict[int, Path]:
+    """Everything in a run that `--kimg` chooses from: images seen -> a checkpoint, in `checkpoints/` or else in `best/`."""
+    best = [checkpoint.CheckpointStore(folder) for folder in sorted((run / BEST_FOLDER).glob("*"))]
+    return {int(path.name): path for one in [*best, checkpoint.CheckpointStore(run / "checkpoints")] for path in one.paths()}
 
 
 def run_of(path: Path) -> Path:
@@ -85,6 +105,16 @@ def averages_of(path: Path) -> list[str]:
     """What can be sampled at a checkpoint: "live", every average that has begun, and all rebuilt averages."""
     state = checkpoint.read(path, groups=[]).state
     return [LIVE, *(name for name, one in state["averages"].items() if one["num_averaged"] > 0), *rebuilt_of(run_of(path))]
+
+
+def class_names_of(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes at a checkpoint, by label; None if the data has none, or the run is from before they were kept.
+
+    Raises:
+        Damaged: the checkpoint is damaged.
+    """
+    names = checkpoint.read_state(path).get("class_names")
+    return None if names is None else tuple(names)
 
 
 def rebuilt_of(run: Path) -> list[str]:

@@ -14,6 +14,7 @@ from gantrain.config.config import Config
 from gantrain.config.schema import may_change
 from gantrain.errors import UserError
 from gantrain.lock import InUse
+from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 
@@ -33,6 +34,8 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
     if not CheckpointStore(run_dir / "checkpoints").paths():
+        if BEST in config.averagers:  # an older run with such an average resumes
+            raise UserError(f"averagers.{BEST}: the name stands for the best average in `--average {BEST}`; use another name")
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")

@@ -175,23 +175,27 @@ class Record:
             return INTERRUPTED
         return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
 
-    def best(self, metric: str | None = None, averages: Iterable[str] | None = None) -> tuple[float, str, int] | None:
-        """The best comparable score by a metric.
+    def best(
+        self, metric: str | None = None, averages: Iterable[str] | None = None, times: Iterable[int] | None = None
+    ) -> tuple[float, str, int] | None:
+        """The best comparable score by a metric; never one at 0 images, where nothing has been trained.
 
         Args:
             metric: None is the run's first metric.
             averages: those to choose from; None is all, including the live weights.
+            times: images seen, of the evaluations to choose from; None is all.
 
         Returns:
-            (value, average, images seen), or None if there is no score.
+            (value, average, images seen), or None if there is no score of trained weights.
         """
         if metric is None and not self.metrics:
             return None
         metric = self.metrics[0] if metric is None else metric
-        wanted = None if averages is None else set(averages)
+        wanted, when = (None if given is None else set(given) for given in (averages, times))
         found = [
             (row[metric], name, one.nimg) for one in self.comparable for name, row in one.scores.items()
-            if metric in row and math.isfinite(row[metric]) and (wanted is None or name in wanted)
+            if one.nimg > 0 and metric in row and math.isfinite(row[metric])
+            and (wanted is None or name in wanted) and (when is None or one.nimg in when)
         ]  # fmt: skip
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
 

@@ -16,8 +16,9 @@ from gantrain.config.config import FREE_NAME, RESERVED_NAMES
 from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint
+from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
-from gantrain.run_folder.contents import group_of
+from gantrain.run_folder.contents import group_of, not_a_run
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
 
 HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
@@ -76,7 +77,7 @@ class Snapshots:
         self.run, self.say = Path(run), say
         self.show_progress = True  # on a terminal
         if not (self.run / CONFIG_FILE).is_file():
-            raise UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); pass the run_dir of a `gantrain train`")
+            raise not_a_run(self.run)
         self.config = load(self.run / CONFIG_FILE)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
@@ -203,10 +204,11 @@ def require_name(name: str, taken: Sequence[str]) -> None:
     Raises:
         UserError: with what a name may be.
     """
-    if not FREE_NAME.fullmatch(name) or name.isdigit() or name in RESERVED_NAMES or name in taken:
+    reserved = (*RESERVED_NAMES, BEST)
+    if not FREE_NAME.fullmatch(name) or name.isdigit() or name in reserved or name in taken:
         raise UserError(
             f"--name: {name!r} is not possible; use letters, digits, '_', '.' and '-', not only digits,"
-            f" and none of {', '.join([*RESERVED_NAMES, *taken])}"
+            f" and none of {', '.join([*reserved, *taken])}"
         )
 
 

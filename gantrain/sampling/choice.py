@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from gantrain import randomness
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
-from gantrain.run_folder import checkpoint
+from gantrain.run_folder.best_average import resolve_best
+from gantrain.run_folder.checkpoint import read_state
+from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import find_average, prepare_generator
 from gantrain.sampling.latents import GeneratorModule
 
@@ -24,8 +26,8 @@ class Choice:
 
     Attributes:
         run: a run folder.
-        average: one of the names of `averages_of`.
-        labels: classes, used in turn; None uses all classes of the run.
+        average: one of the names of `averages_of`, or "best".
+        labels: classes, used in turn, as numbers or as texts that `--labels` takes; None uses all classes of the run.
         truncation: z is drawn from the normal truncated at this absolute value; None does not truncate.
         seed: of the latents.
         kimg, batchnorm: see `load_generator`.
@@ -33,7 +35,7 @@ class Choice:
 
     run: str | Path
     average: str = "ema"
-    labels: Sequence[int] | None = None
+    labels: Sequence[int | str] | None = None
     truncation: float | None = None
     seed: int = 0
     kimg: float | None = None
@@ -48,13 +50,12 @@ class Choice:
         require_truncation(self.truncation)
         if self.seed < 0:
             raise UserError(f"--seed: must be at least 0, got {self.seed}")
-        config, path, policy = find_average(self.run, self.average, self.kimg, self.batchnorm)
-        num_classes = checkpoint.read(path, groups=[]).state["shape"][2]
-        for label in self.labels or ():
-            if not 0 <= label < num_classes:
-                known = f"classes 0 to {num_classes - 1}" if num_classes > 1 else "no classes"
-                raise UserError(f"--labels: there is no class {label}; the run has {known}")
-        return ImageSource(self, config, path, policy, torch.tensor(list(self.labels or range(num_classes))), num_classes)
+        (average,), kimg = resolve_best(self.run, [self.average], self.kimg)
+        chosen = replace(self, average=average, kimg=kimg)
+        config, path, policy = find_average(self.run, average, kimg, self.batchnorm)
+        known = Classes.at(path, self.run)
+        labels = known.parse(self.labels) if self.labels else range(known.count)
+        return ImageSource(chosen, config, path, policy, torch.tensor(list(labels)), known, read_state(path)["shape"][0])
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class ImageSource:
         path: the checkpoint.
         policy: of BatchNorm.
         classes: labels that are used in turn, int64.
-        num_classes: of the run.
+        known: the classes of the run.
+        resolution: of its images.
     """
 
     choice: Choice
@@ -75,7 +77,8 @@ class ImageSource:
     path: Path
     policy: str
     classes: Tensor
-    num_classes: int
+    known: Classes
+    resolution: int
 
     @property
     def average(self) -> str:

@@ -16,9 +16,10 @@ from gantrain.errors import UserError
 from gantrain.images import to_uint8
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import group_of, open_run, rebuilt_of, require_average, run_of
+from gantrain.run_folder.best_average import resolve_best
+from gantrain.run_folder.contents import class_names_of, group_of, open_run, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
-from gantrain.sampling.latents import calibration_batches
+from gantrain.sampling.latents import GeneratorModule, calibration_batches
 from gantrain.spectral_norm import refresh_spectral_norms
 
 
@@ -40,7 +41,7 @@ def load_generator(
     Args:
         run: a run folder.
         average: name of an average in the run's configuration, or of one rebuilt by `gantrain average`, or "live" for the
-            weights that were trained.
+            weights that were trained, or "best" for those with the best score (see `gantrain.run_folder.best_average`).
         kimg: which checkpoint, in thousands of images; None loads the newest. A rebuilt average has its own time.
         device: where the generator goes.
         batchnorm: "recalibrate", "copy", "average" or "batch" (see `gantrain.averaging.batchnorm`; with "batch" an image
@@ -49,11 +50,12 @@ def load_generator(
 
     Returns:
         The architecture's generator in evaluation mode, without gradients, with attributes `dim_z`, `num_classes`,
-        `resolution` and `channels`.
+        `resolution`, `channels` and `class_names`: the names of the classes, by label, or None if the run does not know them.
 
     Raises:
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
+    (average,), kimg = resolve_best(run, [average], kimg)
     config, path, policy = find_average(run, average, kimg, batchnorm)
     return prepare_generator(config, path, average, policy, device, truncation)
 
@@ -104,7 +106,9 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
     buffers_group = "buffers" if rebuilt else "g"
     snapshot = checkpoint.read(folder, [buffers_group] if average == LIVE else [buffers_group, group])
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
-        generator, _ = build_networks(config.model, *snapshot.state["shape"])
+        built, _ = build_networks(config.model, *snapshot.state["shape"])
+    generator: GeneratorModule = built
+    generator.class_names = class_names_of(path)
     live, names = snapshot.tensors[buffers_group], named_weights(generator)
     write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
     if average == LIVE:

@@ -83,8 +83,15 @@ class Facts:
                 " use an even micro_batch, or two rounds"
             )
 
-    def note_halves(self) -> None:
-        """Note that measured updates are computed in two halves, if they are."""
+    def note_noise_scale(self) -> None:
+        """Note what the measurement of the noise scale, if there is one, does to updates and cannot see."""
+        config, images = self.context.config, len(self.images)
+        if config.noise_scale.measure_every is not None:
+            whose = "D and of G" if config.loss.generator_sees_real else "D"
+            self.notes.append(
+                f"noise_scale: an epoch draws each of the {images:,} images once, which lowers |G|^2 of {whose} by up to"
+                f" tr Sigma / {images:,}: B_simple may come out too high by a factor of up to 1 + B_simple / {images:,}"
+            )
         if self.measurements.measures_halves:
             self.notes.append(
                 "noise_scale: an update has one micro-batch, so a measured update is computed in two halves"
@@ -128,6 +135,7 @@ class Facts:
             "micro_batch": self.batching.micro_batch,
             "parameters": {key: count(player.network) for key, player in self.players.by_key.items()},
             "data_fingerprint": self.images.fingerprint,
+            **({} if self.images.known_names is None else {"class_names": list(self.images.known_names)}),
             "switches": dataclasses.asdict(context.performance),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -158,20 +158,44 @@ class Inputs:
             tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
 
     def state(self) -> dict[str, Any]:
-        """The identity of the images, as JSON values."""
+        """The identity of the images and the names of their classes, as JSON values."""
         images = self.images
-        left_out = {"data_left_out": images.left_out} if images.skips or images.left_out else {}
-        return {"data_fingerprint": images.fingerprint, "data_listing": images.listing, **left_out}
+        return {
+            "data_fingerprint": images.fingerprint,
+            "data_listing": images.listing,
+            "class_names": images.known_names,
+            "class_counts": images.class_counts,
+            **({"data_left_out": images.left_out} if images.skips or images.left_out else {}),
+        }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
         """Refuse images other than those that the checkpoint was trained on.
 
         Raises:
-            UserError: names or labels differ.
+            UserError: names or labels differ, or the classes have other names, so that labels would mean something else.
         """
+        self._require_classes(snapshot.state.get("class_names"))
         if snapshot.state["data_listing"] != self.images.listing:
             raise UserError(
                 f"data: {self.images.name} is not what {self.context.run_dir} was trained on (other images or labels);"
                 " restore the original images, or use another run_dir"
             )
         self.data_wait = 0.0
+
+    def _require_classes(self, names: Sequence[str] | None) -> None:
+        """Refuse classes of other names than a run's, if both are known.
+
+        Raises:
+            UserError: names the first class that differs.
+        """
+        now, run_dir = self.images.known_names, self.context.run_dir
+        if names is None or now is None or tuple(names) == now:
+            return
+        what = f"{len(now)} classes, and {run_dir} was trained on {len(names)}"
+        if len(names) == len(now):
+            label = next(i for i, (a, b) in enumerate(zip(names, now)) if a != b)
+            what = f"class {label} named {now[label]!r}, and {run_dir} was trained with {names[label]!r} there"
+        raise UserError(
+            f"data: {self.images.name} has {what}, so its labels would mean other classes;"
+            " restore the names and order of the classes, or use another run_dir"
+        )

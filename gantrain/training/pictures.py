@@ -13,6 +13,7 @@ from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.orbit.words import summarise
+from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate
 from gantrain.sampling.latents import draw_class_sheet
 from gantrain.sampling.sheets import Sheet, make_grid, save_side_by_side
@@ -62,19 +63,21 @@ class Pictures:
             z, y, columns = draw_class_sheet(
                 config.seed, players.dim_z, players.num_classes, config.tracking.sample_rows, config.tracking.sample_classes
             )
+            shown = y[:columns].tolist() if players.num_classes > 1 else []
+            classes = Classes(players.num_classes, self.images.known_names)
+            heads = tuple(map(classes.heading, shown)) if classes.names is not None else ()
             for name in [LIVE, *players.bank.started()]:
                 players.bank.materialize(name, generator, config.eval.batchnorm == "average")
                 self.evaluator.fit_batchnorm(generator)
                 if context.main:
                     images = generate(generator, z.to(context.device), y.to(context.device), config.eval.batch_size)
-                    sheets.append(Sheet(name, caption(name, nimg, scores, scored_at), make_grid(images, columns)))
+                    sheets.append(Sheet(name, caption(name, nimg, scores, scored_at), make_grid(images, columns), heads))
         if context.main:
             path = context.run_dir / "samples" / f"{nimg:012d}.png"
             path.parent.mkdir(exist_ok=True)
             with open_draft(path, only_writer=True) as draft:
                 save_side_by_side(sheets, draft)
-            classes = [self.images.class_names[label] for label in y[:columns].tolist()] if players.num_classes > 1 else []
-            context.tracker.samples(nimg, path, classes)
+            context.tracker.samples(nimg, path, [self.images.class_names[label] for label in shown])
 
     def record_orbit(self, swapped: bool = False) -> None:
         """Record the position of the weights and all averages; `swapped` says that a swap has just moved them."""

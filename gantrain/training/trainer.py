@@ -187,7 +187,7 @@ class Trainer:
             if not path:  # all checkpoints were of an abandoned path
                 self.batching.load(self.batching.state())
             facts.note_batch()
-        facts.note_halves()
+        facts.note_noise_scale()
         saving.tidy(path, self.scoreboard.scoring)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
