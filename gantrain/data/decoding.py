@@ -128,11 +128,12 @@ def traits_of(data: bytes) -> Traits | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             refuse_bomb(image)
+            stored, white = stored_mode(image), white_of_grey(image)  # before `getexif`, which loads some formats
             transparent, turned = image.has_transparency_data, image.getexif().get(ORIENTATION, 1) not in (0, 1)
             highest = None
-            if white_of_grey(image) == 65535:
+            if white == 65535:
                 highest = int(np.asarray(image).max())
-            elif ";16" in stored_mode(image):  # colour: Pillow has dropped the lower 8 bits
+            elif ";16" in stored and white is None:  # colour: Pillow has dropped the lower 8 bits
                 highest = int(np.asarray(image.convert("RGB")).max()) << 8 | 255
             return Traits(highest, transparent, turned)
     except UNDECODABLE:

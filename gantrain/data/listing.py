@@ -28,14 +28,15 @@ PLUGINS = {".avif": "pillow>=11.3", ".heic": "pillow-heif", ".heif": "pillow-hei
 LABELS = "dataset.json"
 # Folders and files that other programs make; all hidden ones (.thumbnails, .ipynb_checkpoints, .DS_Store, ._x.jpg) are passed over too.
 LEFT_BEHIND = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+# Why files are passed over; each completes "3 files are ...".
 IN_FOLDERS = "in folders of other programs"
 HIDDEN = "hidden or left by other programs"
-NO_IMAGES = "not images by their extension"
-SPECIAL = "neither files nor folders"
-BROKEN = "broken links"
-COUNTED = "links to folders that are read anyway or that contain the link"
-IN_ZIP = "links, which a zip cannot follow"
-LOOSE = "images outside the class folders"
+NO_IMAGES = "without the extension of an image"
+SPECIAL = "neither file nor folder"
+BROKEN = "linked to nothing"
+COUNTED = "linked to a folder that is read anyway or that contains the link"
+IN_ZIP = "linked in the zip, which is not followed"
+LOOSE = "outside the class folders"
 NAMED = 4  # how many kinds a note names for one reason
 
 
@@ -100,7 +101,7 @@ class Listing:
         if broken:
             self.pass_over(BROKEN, printable(name))
         elif extension in PLUGINS:
-            self.pass_over(f"images that this Pillow cannot read (pip install {PLUGINS[extension]!r})", extension)
+            self.pass_over(f"unreadable for this Pillow until you pip install {PLUGINS[extension]!r}", extension)
         elif name != LABELS:
             self.pass_over(NO_IMAGES, printable(extension) or "no extension")
         return False
@@ -119,12 +120,13 @@ class Listing:
         return lines
 
     def passed_in_words(self) -> str:
-        """What was passed over and why, as "3 hidden or left by other programs (.DS_Store 3); 2 broken links (a, b)"."""
+        """What was passed over and why, as "3 hidden or left by other programs (.DS_Store 2, ._a.png); 1 linked to nothing (a/b)"."""
         parts = []
-        for reason, kinds in self.passed.items():
-            named = [kind if count == 1 else f"{kind} {count:,}" for kind, count in kinds.most_common(NAMED)]
-            more = len(kinds) - NAMED
-            parts.append(f"{kinds.total():,} {reason} ({', '.join(named)}{f' and {more:,} more' if more > 0 else ''})")
+        for reason, kinds in sorted(self.passed.items(), key=lambda one: (-one[1].total(), one[0])):
+            ordered = sorted(kinds.items(), key=lambda one: (-one[1], one[0]))
+            named = [kind if count == 1 else f"{kind} {count:,}" for kind, count in ordered[:NAMED]]
+            more = f" and {len(kinds) - NAMED:,} more" if len(kinds) > NAMED else ""
+            parts.append(f"{kinds.total():,} {reason} ({', '.join(named)}{more})")
         return "; ".join(parts)
 
     def require(self, where: str, remedy: str = "") -> None:
