@@ -108,7 +108,9 @@ def evaluate_images(
     if where is not None:
         write(where, {"images": str(target), **protocol, "scores": scores})
     also = f"; also in {out}" if out is not None else ""
-    return f"{target}: {total} images against {evaluator.real.described}{also}\n{table(scores, 'images')}", accelerator
+    notes = [f"\n{target}: {note}" for note in pictures.notes] + [f"\nreference: {note}" for note in evaluator.real.notes]
+    head = f"{target}: {total} images against {evaluator.real.described}{also}{''.join(notes)}"
+    return f"{head}\n{table(scores, 'images')}", accelerator
 
 
 def evaluate_run(

@@ -41,6 +41,7 @@ class Reference:
         take: reads images: (start, count) to uint8 `[count, C, H, W]`; None if there are only statistics.
         taken: how many images `take` can read.
         statistics: contents of a file; None for images.
+        notes: what the user should know about the images, a line each: what was passed over, left out or converted.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Reference:
     take: Callable[[int, int], Tensor] | None = None
     taken: int = 0
     statistics: Statistics | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
@@ -127,7 +129,10 @@ def wrap_dataset(images: ImageSet, most: int | None) -> Reference:
             return images.pixels[chosen.to(images.pixels.device)]
         return decode_all(images, chosen.tolist())
 
-    return Reference(images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count)
+    return Reference(
+        images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count,
+        notes=tuple(images.notes),
+    )  # fmt: skip
 
 
 def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
@@ -141,8 +146,9 @@ def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
     count = len(pictures) if most is None else min(most, len(pictures))
     order = range(count) if count == len(pictures) else permuted(0, torch.arange(count).numpy(), len(pictures)).tolist()
     return Reference(
-        pictures.name, pictures.fingerprint, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count
-    )
+        pictures.name, pictures.fingerprint, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count,
+        notes=pictures.notes,
+    )  # fmt: skip
 
 
 def wrap_statistics(file: Statistics, with_images: bool, most: int | None) -> Reference:

@@ -84,6 +84,8 @@ class Trainer:
         )  # fmt: skip
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
         self.facts = Facts(context, run, players, batching, images, measurements)
+        if config.eval.reference is not None:
+            self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
         saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
         if not resumes:
             self.facts.note_batch()

@@ -20,6 +20,7 @@ from test_preemption import environment, trained_to, wait_until
 
 from gantrain.data import Folder
 from gantrain.errors import UserError
+from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.ownership import acquire_lock
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -94,6 +95,25 @@ def test_skip_names_images_once_and_continues_also_at_the_start(pictures, tmp_pa
     again = train(run, pictures, "data.on_error=skip", "total_kimg=1.04")
     assert again.returncode == 0 and "resumed at 0.96 of 1.04 kimg" in again.stdout, again.stdout + again.stderr
     assert "does not decode" in error_of(train(run, pictures, "total_kimg=1.12"))
+
+
+@pytest.mark.slow
+def test_a_run_resumes_without_the_images_that_it_left_out_although_they_are_repaired(pictures, tmp_path):
+    """Bit for bit like a run that was never interrupted; what it left out is in its checkpoint and in its audit."""
+    path, (whole, run) = pictures / "dogs" / "15.png", (tmp_path / "whole", tmp_path / "run")
+    data = path.read_bytes()
+    path.write_bytes(b"none")
+    for folder, kimg in ((whole, 0.32), (run, 0.16)):
+        done = train(folder, pictures, "data.on_error=skip", f"total_kimg={kimg}")
+        assert done.returncode == 0 and "31 images, 2 classes (smallest 'dogs' 15" in done.stdout, done.stdout + done.stderr
+        assert f"left out: 1 image that cannot be read ({path}: does not decode" in done.stdout
+    assert read_state(newest(run))["data_left_out"] == [31]
+    path.write_bytes(data)
+    again = train(run, pictures, "data.on_error=skip", "total_kimg=0.32")
+    assert again.returncode == 0 and "left out: 1 image that could not be read when the run began" in again.stdout, (
+        again.stdout + again.stderr
+    )
+    assert (newest(run) / "g.safetensors").read_bytes() == (newest(whole) / "g.safetensors").read_bytes()
 
 
 @pytest.mark.slow
