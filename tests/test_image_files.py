@@ -291,6 +291,7 @@ def tree(root: Path, *names: str) -> Path:
         (["train/n01/images", "train/n02/images", "val/images", "test/images"], "train"),  # Tiny ImageNet
         (["ILSVRC/Data/CLS-LOC/train/n01", "ILSVRC/Data/CLS-LOC/train/n02", "ILSVRC/Data/CLS-LOC/val"], "ILSVRC/Data/CLS-LOC/train"),
         (["train2017/a", "val2017/a", "val2017/b"], "train2017"),
+        (["images/train", "images/val"], "images/train"),  # of detectors, whose labels are files
     ],
 )
 def test_the_parts_of_a_data_set_are_not_its_classes(tmp_path, names, best):

@@ -130,10 +130,13 @@ class Tree:
 
     @property
     def holds_splits(self) -> bool:
-        """Whether the sub-folders are parts of a data set, each with folders for classes, and not classes themselves."""
+        """Whether the sub-folders are parts of a data set, and not classes themselves.
+
+        They are if they have folders for classes, or if they do not lie where classes belong.
+        """
         splits, others = self.splits, len(self.counts) - len(self.splits)
         folders = [self.below[name] for name in splits]
-        if len(splits) < 2 or not any(folders):
+        if len(splits) < 2 or not (any(folders) or self.base):
             return False
         shared = len(set().union(*folders)) < sum(map(len, folders))  # two parts have folders of the same name
         return shared or not others
