@@ -64,8 +64,11 @@ def write_atomically(path: Path, data: str | bytes | memoryview, durable: bool =
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or a folder's entries, to disk. Windows flushes no folders, and only files that are open for writing."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

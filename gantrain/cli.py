@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import time
@@ -30,6 +31,8 @@ SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when done, 2 on a user error, 3 if the guard gave up, 75 after SIGTERM or SIGUSR1 (run the
     command again), 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is not UTF-8 is printed as in \xff, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = run(argv)
     if getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None):  # W&B's own exit handler would hang as well
         flush_output()

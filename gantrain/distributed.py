@@ -22,19 +22,26 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names -> Acce
 PATIENCE = timedelta(hours=2)
 
 
+DEVICE = "ACCELERATE_TORCH_DEVICE"  # Accelerate's own variable for the device
+
+
 def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
     """The Accelerator for the environment that `accelerate launch` or `torchrun` set up; of one process without them.
 
+    The device is a CUDA GPU if there is one, else the CPU. ACCELERATE_USE_CPU=1 asks for the CPU, and ACCELERATE_TORCH_DEVICE for a
+    device by name. Apple's GPU ("mps") is used only where it is asked for in this way.
+
     Raises:
-        UserError: the device does not support this precision.
+        UserError: the device is not available, or does not support this precision.
     """
+    asked = asked_device()
     # Each rank keeps its own BatchNorm statistics while training; they are averaged where they are read.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     # Accelerate cannot pass the argument that replaces broadcast_buffers in newer releases of torch yet.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     try:
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
+            cpu=asked == "cpu" or (asked is None and not torch.cuda.is_available()),
             mixed_precision=PRECISIONS[mixed_precision],
             kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
@@ -43,6 +50,32 @@ def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
     if mixed_precision != "fp32" and not accelerator.native_amp:  # Accelerate silently ignores fp16 on a CPU
         raise UserError(f"mixed_precision: {mixed_precision} does not run on {accelerator.device.type}; use fp32 or bf16")
     return accelerator
+
+
+def asked_device() -> str | None:
+    """The type of device that ACCELERATE_TORCH_DEVICE asks for; None if it is not set.
+
+    Raises:
+        UserError: torch does not know it, or cannot use it here.
+    """
+    value = os.environ.get(DEVICE)
+    if not value:
+        os.environ.pop(DEVICE, None)  # Accelerate takes an empty value for a device
+        return None
+    try:
+        kind = torch.device(value).type
+    except RuntimeError:
+        raise UserError(f"{DEVICE}: {value!r} is not a device of torch; use cpu, cuda or mps, or unset it") from None
+    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if kind in available and not available[kind]():
+        raise UserError(f"{DEVICE}: {value!r} is not available to torch on this machine; unset it to let gantrain choose")
+    return kind
+
+
+def leaves_apples_gpu(device: torch.device) -> bool:
+    """Whether a CPU was chosen on a machine whose Apple GPU nobody has asked for or declined."""
+    declined = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    return device.type == "cpu" and DEVICE not in os.environ and not declined and torch.backends.mps.is_available()
 
 
 def local_processes() -> int:

@@ -12,7 +12,8 @@ from typing import Any
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Those that the system has: Windows has no SIGUSR1.
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if name in signal.Signals.__members__)
 # A launcher forwards Ctrl-C to processes that already got it from the terminal: one that comes so soon is not a second one.
 ECHO = 1.0  # seconds
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import time
 import weakref
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+AVAILABLE = fcntl is not None  # without it, nothing is locked
 TRIES = 5  # a tenth of a second apart, since `owner` holds the lock for a moment while it asks
 
 
@@ -20,10 +26,14 @@ class InUse(Exception):
 def acquire(folder: Path) -> IO[str]:
     """Take the folder's lock, which is held as long as the returned file is open; a process that died holds nothing.
 
+    Where neither the system nor the file system has locks, nothing is locked.
+
     Raises:
         InUse: another process holds it.
     """
     file: IO[str] = open(folder / ".lock", "a+")  # noqa: SIM115 - returned open
+    if not AVAILABLE:
+        return file
     here: weakref.ref[IO[str]] = weakref.ref(file)
     os.register_at_fork(after_in_child=lambda: close_if_alive(here))  # otherwise a worker would hold it for a dead owner
     for left in range(TRIES - 1, -1, -1):
@@ -55,6 +65,8 @@ def close_if_alive(reference: weakref.ref[IO[str]]) -> None:
 
 def owner(folder: Path) -> str | None:
     """Which process holds the folder now; None if none does, or if that cannot be known."""
+    if not AVAILABLE:
+        return None
     try:
         with open(folder / ".lock") as file:
             try:

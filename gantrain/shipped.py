@@ -36,8 +36,8 @@ def find_config(config: str | Path) -> Path:
 
     A file or folder of that name in the working directory comes first. `explain_choice` says which one was taken.
     """
-    path = Path(config)
-    return list_shipped().get(path.name, path) if is_bare(path) and not path.exists() else path
+    path, files = Path(config), list_shipped()
+    return files[path.name] if is_bare(path) and path.name in files and not path.exists() else path
 
 
 def explain_choice(config: str | Path) -> str:

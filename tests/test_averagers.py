@@ -185,10 +185,8 @@ def test_steps_ema_with_its_batch_decays_by_images():
     """d images keep decay^(d / B0), whatever the batch; at the batch B0 that is the published decay per update."""
     decay, published = 0.97, 64
     positions, weights = weight_profile(EmaSteps(decay=decay, batch_size=published), GROWING)
-    # The first update copies, so that the start is gone and the first look is the oldest weight.
-    assert weights[0] == 0.0
-    assert weights[1] == pytest.approx(decay ** ((positions[-1] - positions[1]) / published), rel=1e-12)
-    for i in range(2, len(weights)):
+    assert weights[0] == pytest.approx(decay ** (positions[-1] / published), rel=1e-12)  # of the initial weights, as in BigGAN
+    for i in range(1, len(weights)):
         brought = 1 - decay ** ((positions[i] - positions[i - 1]) / published)
         assert weights[i] == pytest.approx(brought * decay ** ((positions[-1] - positions[i]) / published), rel=1e-12)
     fixed = range(64, 64 * 40 + 1, 64)
@@ -201,7 +199,10 @@ def test_steps_ema_with_its_batch_and_rare_looks():
     """decay^(d / B0) holds over the images between looks."""
     positions, weights = followed(EmaSteps(decay=0.97, batch_size=64, update_every_kimg=0.4), GROWING).weight_profile()
     assert len(positions) < len(GROWING) / 2
-    assert weights[1] == pytest.approx(0.97 ** ((positions[-1] - positions[1]) / 64), rel=1e-12)
+    assert weights[0] == pytest.approx(0.97 ** (positions[-1] / 64), rel=1e-12)
+    # With a start that lies before the first look, the weights of that look are the oldest.
+    positions, weights = followed(EmaSteps(decay=0.97, batch_size=64, update_every_kimg=0.4, start_kimg=0.1), GROWING).weight_profile()
+    assert weights[0] == 0.0 and weights[1] == pytest.approx(0.97 ** ((positions[-1] - positions[1]) / 64), rel=1e-12)
 
 
 def test_steps_ema_counts_updates_between_rare_looks():

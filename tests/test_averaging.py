@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -88,6 +89,31 @@ def test_ema_is_torch_ema(decay):
     for name, p in theirs.module.named_parameters():
         torch.testing.assert_close(ours.averages["steps"].shadows[name], p, rtol=0, atol=1e-6)
         torch.testing.assert_close(ours.averages["images"].shadows[name], p, rtol=0, atol=1e-6)
+
+
+def biggans_ema(path: np.ndarray, decay: float, start: int) -> np.ndarray:
+    """`utils.ema` of BigGAN-PyTorch: a copy of the initial weights, pegged to the live ones while the iteration is below the start.
+
+    path[i] are the weights after i updates; its iterations count from 1.
+    """
+    average = path[0]
+    for iteration in range(1, len(path)):
+        kept = 0.0 if iteration < start else decay
+        average = average * kept + path[iteration] * (1 - kept)
+    return average
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 7, 40])
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_ema_steps_is_biggans(start, batch_size):
+    """In particular from a start of 0, where it decays from the initial weights."""
+    path = np.random.default_rng(0).standard_normal((31, 4))
+    live = torch.tensor(path[0])
+    average = Average(EmaSteps(decay=0.9, start_kimg=start * 50 / 1000, batch_size=batch_size), {"w": live})
+    for step in range(1, 31):
+        live.copy_(torch.tensor(path[step]))
+        average.update(step * 50)
+        np.testing.assert_allclose(average.shadows["w"], biggans_ema(path[: step + 1], 0.9, start), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("positions", [[100, 200, 300], [64, 128, 192, 320, 448, 704], [7, 1000]])

@@ -127,9 +127,9 @@ def command_lines(block: Block) -> Iterator[tuple[int, str, str]]:
 
 
 def words_of(text: str) -> Iterator[tuple[str, ...]]:
-    """Each command of a line as words; `&&` parts commands, and the ... of a synopsis is taken off."""
+    """Each command of a line as words; `&&` parts commands, and `> FILE` and the ... of a synopsis are taken off."""
     words: list[str] = []
-    for word in [*shlex.split(text, comments=True), "&&"]:
+    for word in [*shlex.split(re.sub(r" > \S+", "", text), comments=True), "&&"]:
         if word == "&&":
             if words:
                 yield tuple(words[1:] if words[0] == "$" else words)
@@ -196,8 +196,10 @@ def require_loads(overrides: Iterable[str], file: Path | None = None) -> None:
 
 
 def file_in(words: Iterable[str]) -> Path | None:
-    """The configuration among a command's words that this project has."""
-    return next((ROOT / word for word in words if word.startswith("configs/") and word.endswith(".yaml")), None)
+    """The configuration among a command's words that this project has, by path or by name."""
+    files = {str(path.relative_to(ROOT)): path for path in (ROOT / "configs").glob("*.yaml")}
+    files |= {path.stem: path for path in files.values()}
+    return next((files[word] for word in words if word in files), None)
 
 
 # ---- what the pages show ---------------------------------------------------------------------------------------------
@@ -306,9 +308,11 @@ def arguments_of(path: Path) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize("command", these("pip", "install"), ids=named)
 def test_pip_installs_what_the_project_has(command):
     project = (ROOT / "pyproject.toml").read_text()
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
     extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     for word in command.words[2:]:
         assert not word.endswith(".txt") or (ROOT / word).is_file()
+        assert "==" not in word or word in constraints, "another version than the pinned one would be replaced"
         for extra in re.findall(r"^(?:\.|gantrain)\[([\w,]+)\]$", word):
             assert not [one for one in extra.split(",") if not re.search(rf"^{one} = ", extras, re.M)], word
 

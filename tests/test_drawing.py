@@ -29,7 +29,8 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.images import to_float, to_uint8
 from gantrain.models import BigGAN
 from gantrain.models.layers import Layers
-from gantrain.sampling.choice import Choice, ImageSource
+from gantrain.sampling.choice import ImageSource
+from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import interpolate, mix_classes, rotate
 from gantrain.sampling.output import CHUNK, draw_all
@@ -97,6 +98,7 @@ def drawn(run, gantrain, tmp_path_factory) -> Path:
 
 def test_arrays_and_folder_hold_the_generators_images(run, drawn):
     """Both hold what the library draws, to the bit; the arrays in guided-diffusion's layout, without pickles."""
+    assert library.load_generator(run).class_names == tuple("0123456789")
     with np.load(drawn / "arrays.npz", allow_pickle=False) as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
         assert sorted(arrays) == ["arr_0", "arr_1"]
@@ -331,7 +333,7 @@ def test_interpolation_between_classes_needs_two_and_a_generator_that_mixes_them
         with pytest.raises(
             UserError, match=f"--sheet: '{kind}' interpolates between classes, but the run has no classes; use --sheet z for latents"
         ):
-            require_two_classes(kind, Choice(run), 1)
+            require_two_classes(kind, None, Classes(1))
 
 
 @pytest.mark.slow
@@ -517,8 +519,7 @@ def test_films_of_colours_and_odd_sizes(tmp_path):
             (["sample", "--sheet", "z", "--truncation", "inf"], "--truncation: must be above 0, got inf"),
             (
                 ["sample", "--out", "x.gif"],
-                "--out: 'x.gif' is not a .png, an .npz or a folder/; use 'x.gif.png' for a grid, 'x.gif/' for numbered files,"
-                " 'x.gif.npz' for arrays",
+                "--out: 'x.gif' is not a .png, an .npz or a folder/; use 'x.png' for a grid, 'x/' for numbered files, 'x.npz' for arrays",
             ),
             (["walk", "--truncation", "0"], "--truncation: must be above 0, got 0"),
             (["walk", "--truncation", "nan"], "--truncation: must be above 0, got nan"),
@@ -563,7 +564,7 @@ def test_an_older_picture_survives_a_failed_write(run, refused, monkeypatch, tmp
     """Files are written under another name until they are complete."""
     shutil.copy(ROOT / "docs" / "digits_samples.png", tmp_path / "walk.gif")
     monkeypatch.setattr(
-        "gantrain.commands.walk.make_grid", lambda images, columns: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        "gantrain.commands.walk.make_grid", lambda images, columns, scale: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     assert "walk.gif: No space left on device" in refused("walk", run, "--out", tmp_path / "walk.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"] and (tmp_path / "walk.gif").read_bytes() == (

@@ -562,7 +562,9 @@ def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
             assert "no batch can be suggested, since gradients of 16 images give no interval" in text
             continue
         if one["unbounded"]:
-            assert text.startswith(f"{player}: suggests a batch of at least {format_images(one['b_simple_low'])}; |G|^2 cannot be told from 0")
+            assert text.startswith(
+                f"{player}: suggests a batch of at least {format_images(one['b_simple_low'])}; |G|^2 cannot be told from 0"
+            )
             continue
         b = one["b_simple"]
         assert text.startswith(f"{player}: suggests a batch of {max(1, round(b / 4)) * 4:,}")

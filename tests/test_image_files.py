@@ -432,6 +432,7 @@ def with_broken(root: Path, cats: int = 90, first: int = 10, last: int = 70) -> 
 def test_files_that_are_unreadable_before_a_run_are_left_out(tmp_path, monkeypatch, keep_in):
     """Sixty in a row, of which the next one used to stand 61 times in the set."""
     monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("gantrain.cache.FRESH", 0)  # nothing is kept of files that have just been written
     root = with_broken(tmp_path / "set")
     for _ in range(2):  # the second time, on disk, from the cache
         images = prepare(folder(root, on_error="skip", keep_in=keep_in), CPU)
@@ -441,6 +442,7 @@ def test_files_that_are_unreadable_before_a_run_are_left_out(tmp_path, monkeypat
     text = audit(images)
     assert text.startswith("folder/set: 40 images, 2 classes (smallest 'dog' 10, largest 'cat' 30)")
     assert "left out: 60 images that cannot be read (" in text and "cat/010.png: does not decode" in text and "; and 57 more)" in text
+    assert len(list((tmp_path / "cache").glob("looked-*"))) == 1 and intake.is_unchanged(images)
     reference = open_reference_of(images)
     assert len(torch.unique(reference.flatten(1), dim=0)) == 40
     whole_set = folder(root).build()

@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(folder, tmp_path, gantrain):
             [tmp_path / "nothing"],
             "contains no runs (config.yaml next to metrics.jsonl), down to 3 levels; pass the folder that contains the runs",
         ),
-        ([tmp_path / "missing"], "missing: is not a folder; pass the folder that contains the runs"),
+        ([tmp_path / "missing"], "missing: does not exist; pass the folder that contains the runs"),
         ([folder, "--by", "digits_si"], "--by: no run has a score 'digits_si'; did you mean 'digits_is'?"),
         ([folder, "--sort", "score"], "the runs are scored by digits_is, fid, which are not comparable; choose one with --by"),
         ([folder, "--sort", "name"], "argument --sort: invalid choice: 'name'"),

@@ -1475,7 +1475,9 @@ def test_a_run_without_an_orbit_and_a_folder_without_a_run_are_refused_in_one_li
     assert "has recorded no orbit; train it, or continue training it, with orbit.every_kimg" in error_of(
         gantrain("orbit", run, check=False)
     )
-    assert "nowhere: is not a run folder" in error_of(gantrain("orbit", tmp_path / "nowhere", check=False))
+    assert "nowhere: does not exist; pass the run_dir of a `gantrain train`" in error_of(
+        gantrain("orbit", tmp_path / "nowhere", check=False)
+    )
 
 
 # ---- through a swap, a kill and a resume -------------------------------------------------------------------------------

@@ -298,6 +298,7 @@ def test_damaged_images_are_named(many, tmp_path):
 
 
 def test_images_are_verified_once_and_not_at_every_start(many, tmp_path, monkeypatch):
+    monkeypatch.setattr("gantrain.cache.FRESH", 0)  # nothing is kept of files that have just been written
     pack(many(), tmp_path / "p", "many")
     prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
     sum_of = packing.sum_of

@@ -265,7 +265,7 @@ def test_samples_are_the_run_folders_cut_into_averages_without_loss(one):
             shown = Image.open(io.BytesIO(base64.b64decode(moment["src"].partition(",")[2]))).convert("RGB")
             drawn = Image.open(path).convert("RGB").crop(sheet["box"])
             assert (
-                np.array_equal(np.asarray(shown), np.asarray(drawn))
+                np.array_equal(np.asarray(shown)[-drawn.height :], np.asarray(drawn))  # below the names of its columns
                 and moment["caption"] == sheet["caption"]
                 and np.asarray(drawn).std() > 5
             )

@@ -56,6 +56,8 @@ LAYOUT = {
     "wandb_id": str,
     "data_fingerprint": str,
     "data_listing": str,
+    "class_names": [str],
+    "class_counts": [int],
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_every_sheet_is_a_picture_under_its_average(whole):
     assert {at for at in found if at[0] != "orbit"} == {(f"samples/{one.name}", nimg) for nimg, sheets in drawn.items() for one in sheets}
     last = max(drawn)
     (sheet,) = [one for one in drawn[last] if one.name == "ema"]
-    assert found["samples/ema", last].tobytes() == sheet.picture.tobytes()
+    assert found["samples/ema", last].tobytes() == sheet.headed.tobytes()
 
 
 def test_an_orbits_picture_is_shown(tmp_path):

@@ -18,6 +18,7 @@ from gantrain.averaging.precision import fraction, has_mean, real_parts, whole_n
 from gantrain.averaging.processes import Processes
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
 from gantrain.averaging.set_aside import held_by, set_aside
+from gantrain.devices import widest_float
 from gantrain.errors import InvalidField, UserError, did_you_mean
 from gantrain.score_names import LIVE
 from gantrain.spectral_norm import refresh_spectral_norms
@@ -242,8 +243,8 @@ class AverageBank:
         shadows = average.shadows
         with torch.no_grad():
             pairs = ((average.live[n], shadows[n]) for n in self.weight_names if has_mean(shadows[n]))
-            apart = (live - shadow.to(live.device) for live, shadow in pairs)
-            return sum(torch.linalg.vector_norm(real_parts(difference), dtype=torch.float64).square() for difference in apart)
+            apart = (real_parts(live - shadow.to(live.device)) for live, shadow in pairs)
+            return sum(torch.linalg.vector_norm(difference, dtype=widest_float(difference.device)).square() for difference in apart)
 
     def weight_profile(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(positions in images, effective weights) of the past live weights in an average; see `Average.weight_profile`."""

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gantrain.averaging.average import match, plain_name, unwrapped
+from gantrain.devices import widest_float
 from gantrain.errors import UserError
 
 POLICIES = ("recalibrate", "copy", "average", "batch")
@@ -78,7 +79,8 @@ def recalibrate(
     exception the statistics too.
 
     Left as they are: BatchNorms that were not used in any batch, with a warning that names them, and frozen ones. A BatchNorm is
-    frozen if it is in evaluation mode while the network is in training mode, or if `network.train()` leaves it in evaluation mode.
+    frozen if `network.train()` leaves it in evaluation mode, or if it is in evaluation mode while others and the network are in
+    training mode, of which there is a warning, too.
 
     Args:
         network: called as `network(*inputs)`.
@@ -88,8 +90,8 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without being
-            seen, since the network is compiled and calls no hooks; or an InstanceNorm keeps statistics, which are not measured.
+        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without its
+            hooks, as compiled code may; or an InstanceNorm keeps statistics, which are not measured.
     """
     require_no_instance_statistics(network)
     frozen = frozen_norms(network)
@@ -97,11 +99,12 @@ def recalibrate(
     if not norms:
         return
     rows: dict[nn.Module, Tensor] = {
-        m: torch.zeros(num_batches, 2 + 2 * m.num_features, dtype=torch.float64, device=buffers_of(m)[0].device) for m in norms.values()
+        m: torch.zeros(num_batches, 2 + 2 * m.num_features, dtype=widest_float(device), device=device)
+        for m, device in ((m, buffers_of(m)[0].device) for m in norms.values())
     }
     with restored(network, list(norms.values())) as saved:
         measure(network, batches, rows)
-        unused = []
+        unused, hidden = [], []
         for (name, m), (_, _, counter) in zip(norms.items(), saved):
             total = reduce(rows[m])
             require_each_once(total[:, 0])
@@ -109,15 +112,17 @@ def recalibrate(
                 for buffer, value in zip(buffers_of(m), (*combine(total[:, 1:]), counter)):
                     buffer.copy_(value)
             elif m.num_batches_tracked != counter:
-                raise UserError(f"recalibrate: {name} is compiled, so that its inputs cannot be seen; recalibrate before compiling")
+                hidden.append(name)
             else:
                 unused.append(name)
+        if hidden:  # said only now: all processes take part in every `reduce`
+            raise UserError(
+                f"recalibrate: {hidden[0]} is used without its hooks, so that its inputs cannot be seen; pass a network without compilation"
+            )
         if len(unused) == len(norms):
             raise UserError("recalibrate: no BatchNorm saw any values; pass inputs that reach them, and a network that is not compiled")
     if unused:
-        warnings.warn(
-            f"recalibrate: {', '.join(unused)} was not used in any of the {num_batches} batches and keeps its statistics", stacklevel=3
-        )
+        warnings.warn(f"recalibrate: {', '.join(unused)}: not used in any of the {num_batches} batches; statistics are kept", stacklevel=3)
 
 
 def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], rows: Mapping[nn.Module, Tensor]) -> None:
@@ -134,7 +139,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], 
         x = x if x.dtype == torch.float64 else x.float()
         variance, mean = torch.var_mean(x, dim=[d for d in range(x.dim()) if d != 1], correction=0)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        found = torch.cat([count, mean, variance]).double()
+        found = torch.cat([count, mean, variance]).to(rows[module].dtype)
         row = rows[module][current, 1:]
         row.copy_(pooled(row, found) if (module, current) in used else found)
         used.add((module, current))
@@ -163,7 +168,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[int, tuple[Any, ...]]], 
 
 def require_each_once(given: Tensor) -> None:
     """Refuse batches that are missing, or were given more than once. `given`: how often, `[num_batches]`."""
-    counts = [int(count) for count in given]
+    counts = [int(count) for count in given.tolist()]
     if all(count == 1 for count in counts):
         return
     index, count = next((i, c) for i, c in enumerate(counts) if c != 1)
@@ -185,15 +190,20 @@ def require_no_instance_statistics(network: nn.Module) -> None:
 
 def frozen_norms(network: nn.Module) -> set[_BatchNorm]:
     """BatchNorms that are never trained: see `recalibrate`. The modes of the network are left as they are."""
-    norms = set(norms_of(network).values())
-    frozen = {m for m in norms if network.training and not m.training}
+    norms = norms_of(network)
     modes = {module: module.training for module in network.modules()}
+    by_mode = {name for name, m in norms.items() if network.training and not m.training}
     try:
         network.train()
-        return frozen | {m for m in norms if not m.training}
+        by_train = {name for name, m in norms.items() if not m.training}
     finally:
         for module, training in modes.items():
             module.training = training
+    if len(by_mode) == len(norms):  # a network in evaluation mode inside a wrapper that nobody has switched
+        by_mode = set()
+    if told := sorted(by_mode - by_train):
+        warnings.warn(f"recalibrate: {', '.join(told)}: in evaluation mode while the network is trained; statistics are kept", stacklevel=4)
+    return {norms[name] for name in by_mode | by_train}
 
 
 @contextmanager

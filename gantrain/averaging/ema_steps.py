@@ -39,6 +39,8 @@ class EmaSteps(Rule):
         return self.batch_size is None
 
     def weight(self, nimg: int, previous_nimg: int, num_averaged: int) -> float:
-        if self.start_kimg and (num_averaged == 0 or nimg < images(self.start_kimg)):
-            return 1.0
+        if self.start_kimg:
+            missed = num_averaged == 0 and self.update_every_kimg is not None  # the start lies between two looks
+            if missed or nimg < images(self.start_kimg):
+                return 1.0
         return 1.0 - (self.decay if self.batch_size is None else self.decay ** ((nimg - previous_nimg) / self.batch_size))

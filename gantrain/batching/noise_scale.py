@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from gantrain.batching.ratio_interval import ratio_interval
+from gantrain.devices import widest_float
 from gantrain.errors import check
 
 COVERAGE = 0.95  # of all intervals
@@ -85,8 +86,9 @@ class GradientProbe:
     def listening(self) -> Iterator[None]:
         """Inside, the squared norm of every gradient that a backward pass computes is added up."""
         parameters = list(self.network.parameters())
+        device = parameters[0].device
         # In float64, since many are added up; each square is as exact as its gradient.
-        self.squares = torch.zeros(len(parameters), dtype=torch.float64, device=parameters[0].device)
+        self.squares = torch.zeros(len(parameters), dtype=widest_float(device), device=device)
         handles = [p.register_hook(adding_to(total)) for p, total in zip(parameters, self.squares.unbind()) if p.requires_grad]
         try:
             yield
@@ -96,7 +98,7 @@ class GradientProbe:
 
     @torch.no_grad()
     def measurement(self, rounds: int, scale: Tensor | float = 1.0) -> Tensor:
-        """(small, big) of each layer: float64 `[2, layers]`, small over this process's own micro-batches.
+        """(small, big) of each layer: `[2, layers]` in `widest_float`, small over this process's own micro-batches.
 
         Call it when `.grad` holds the mean over all micro-batches and nothing else.
 
@@ -106,18 +108,16 @@ class GradientProbe:
         """
         small = self.squares * (rounds / scale**2)  # the mean over rounds of (rounds / scale)^2 |grad|^2
         gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in self.network.parameters()]
-        big = torch.stack(torch._foreach_norm(gradients)).double().square()
+        big = torch.stack(torch._foreach_norm(gradients)).to(small.dtype).square()
         self.index = self.index.to(small.device)
-        return torch.zeros(2, len(self.layers), dtype=torch.float64, device=small.device).index_add_(
-            1, self.index, torch.stack([small, big])
-        )
+        return torch.zeros(2, len(self.layers), dtype=small.dtype, device=small.device).index_add_(1, self.index, torch.stack([small, big]))
 
 
 def adding_to(total: Tensor) -> Callable[[Tensor], None]:
     """A hook that adds a gradient's squared norm to `total`."""
 
     def hook(gradient: Tensor) -> None:
-        total.add_(torch.linalg.vector_norm(gradient.detach()).double().square())
+        total.add_(torch.linalg.vector_norm(gradient.detach()).to(total.dtype).square())
 
     return hook
 
@@ -242,7 +242,7 @@ class NoiseMonitor:
         if not self.pending:
             return
         sizes = [measured.numel() for *_, measured in self.pending]
-        values = self.mean(torch.cat([measured.flatten() for *_, measured in self.pending])).cpu().split(sizes)
+        values = self.mean(torch.cat([measured.flatten() for *_, measured in self.pending])).cpu().double().split(sizes)
         for (player, b, batch, measured), value in zip(self.pending, values):
             small, big = value.view(measured.shape).numpy()
             if not np.isfinite(small).all() or not np.isfinite(big).all():  # an update that fp16's scaler skips

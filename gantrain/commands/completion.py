@@ -37,7 +37,7 @@ def call(arguments: argparse.Namespace) -> None:
         f'_gantrain_shipped() {{ compgen -W "{names}" -- "$1"; }}',
         '_gantrain_shipped_or_file() { _gantrain_shipped "$1"; compgen -f -- "$1"; }',
     ]
-    print(shtab.complete(arguments.parser, arguments.shell, preamble={"bash": "\n".join(functions), "zsh": ""}))
+    print(shtab.complete(arguments.parser, arguments.shell, preamble="\n".join(functions) if arguments.shell == "bash" else ""))
 
 
 def kind_of(action: argparse.Action) -> str:

@@ -24,7 +24,7 @@ def call(arguments: argparse.Namespace) -> None:
     width = min(WIDEST, max(40, shutil.get_terminal_size((WIDEST, 24)).columns))
     for name, path in list_shipped().items():
         print("\n".join([name, *describe(path.read_text(encoding="utf-8"), width)]), end="\n\n")
-    print("gantrain train NAME             train one; KEY=VALUE changes a setting")
+    print("gantrain train NAME              train one; KEY=VALUE changes a setting")
     print("gantrain configs NAME > my.yaml  copy one, to edit it and run `gantrain train my.yaml`")
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
 from gantrain.data.decoding import resized_image
-from gantrain.data.imageset import numbered_classes
+from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
@@ -137,7 +137,9 @@ def source_of(arguments: argparse.Namespace) -> ImageSet:
         if path.suffix.lower() in (".h5", ".hdf5"):
             return of_hdf5(path, arguments)
         if source in BUILT_IN:
-            return DATASETS[source](**how, **({} if source == "digits" else {"root": arguments.data})).build()
+            images = DATASETS[source](**how, **({} if source == "digits" else {"root": arguments.data})).build()
+            assert isinstance(images, ImageSet)
+            return images
     except InvalidField as error:
         raise UserError(f"--{error.field} {error.remedy}, got {error.value!r}") from None
     raise UserError(f"{source}: is not a folder, a .zip, a .hdf5 or the name of a data set{did_you_mean(source, BUILT_IN)}")
@@ -151,7 +153,7 @@ class Items(Protocol):
     def __getitem__(self, index: int) -> Image.Image: ...
 
 
-class Resizing:
+class Resizing(ImageDecoder):
     """Decodes picture number i of `items` to uint8 `[C, resolution, resolution]`."""
 
     def __init__(self, name: str, items: Items, arguments: argparse.Namespace):

@@ -15,7 +15,9 @@ from gantrain.errors import UserError, in_words
 from gantrain.evaluation.api import YAML, load_eval_config
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.references import open_reference, wrap_dataset
+from gantrain.evaluation.score_notes import DIGITS, describe_features, shows
 from gantrain.metrics.statistics import write_statistics
+from gantrain.reporting.score_table import in_lines
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.shipped import find_config
@@ -67,10 +69,11 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     assert found is not None
     facts: dict[str, object] = {
         "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
-        "made": utc_now(), "versions": versions(),
+        "made": utc_now(), "versions": versions(), "data": DIGITS if shows(DIGITS, real) else "",
     }  # fmt: skip
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
     size = f"{found.features.shape[1]} features per image, {in_words(out.stat().st_size)}"
-    notes = "".join(f"\nreference: {note}" for note in real.notes)
-    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{notes}", accelerator
+    about = "".join(f"\nreference: {note}" for note in real.notes)
+    notes = in_lines(describe_features(config.eval, evaluator.remarks.foreign))
+    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{about}{notes}", accelerator

@@ -44,6 +44,7 @@ class Row:
         score: the best score, reached by the average `average` at `at` images.
         changed: time of the last change of its record, in seconds since 1970; None if there is none.
         error: why a damaged run cannot be read.
+        made_for: the data set that the features of the scores were made for, if the images are not known to be of it.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Row:
     at: int | None = None
     changed: float | None = None
     error: str | None = None
+    made_for: str | None = None
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
@@ -85,8 +87,9 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
     return Row(
-        name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed
-    ), known
+        name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
+        made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
+    ), known  # fmt: skip
 
 
 def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path") -> list[Row]:
@@ -150,7 +153,7 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
     """
     now = time.time() if now is None else now
     scores = align(["" if row.score is None else f"{row.score:.4f}" for row in rows], right=True)
-    metrics = align([row.metric or "" for row in rows])
+    metrics = align([(row.metric or "") + ("*" if row.made_for else "") for row in rows])
     seen = align(["" if row.error else f"{row.nimg / 1000:g}" for row in rows], right=True)
     columns = [
         align(["status", *(row.status for row in rows)]),
@@ -166,7 +169,9 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         f"{line[0]}  {line[1]}  {row.error}" if row is not None and row.error else "  ".join(line)
         for row, line in zip((None, *rows), lines)
     ]
-    return "\n".join(line.rstrip() for line in said)
+    made_for = sorted({row.made_for for row in rows if row.made_for})
+    foreign = [f"* made for {', '.join(made_for)}, and the images are not known to be: no measure of quality"] if made_for else []
+    return "\n".join([*(line.rstrip() for line in said), *foreign])
 
 
 def shorten_middle(text: str, width: int | None) -> str:
@@ -211,6 +216,7 @@ def as_json_lines(rows: Sequence[Row]) -> str:
                 "score": row.score,
                 "average": row.average,
                 "at_kimg": at,
+                **({"features_made_for": row.made_for} if row.made_for else {}),
             }
         )
         return {"run": row.path, "status": row.status, **reached, "changed": changed, **({"error": row.error} if row.error else {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,7 @@ def draw_interpolations(task: Task, of_z: bool, of_class: bool) -> str:
     y = [mix_classes(y0, y1, t, generator.num_classes) if of_class else y0 for t in steps]
     # [rows, steps, ...], flattened row by row.
     images = task.generate(generator, torch.stack(z, 1).flatten(0, 1), torch.stack(y, 1).flatten(0, 1))
-    heading = source.known.heading
+    heading = functools.partial(source.known.heading, most=20)
     pairs = zip(y0.tolist(), y1.tolist())
     labels = [f"{heading(a)} to {heading(b)}" if of_class else heading(a) for a, b in pairs] if generator.num_classes > 1 else []
     save_picture(make_labelled_grid(images, len(steps), labels, scale=task.scale), task.out.path)

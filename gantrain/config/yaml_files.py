@@ -84,9 +84,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file{similar_to(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({(isinstance(error, OSError) and error.strerror) or one_line(error)}); pass a YAML file{instead_of(path)}"
-        ) from None
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+        raise ConfigError(f"{path}: cannot be read ({reason}); pass a YAML file{instead_of(path)}") from None
     return parse_yaml(text, str(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 import weakref
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gantrain.cache import state_of_file
 from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
 from gantrain.data.decoding import Traits, decoded_image, traits_of
 from gantrain.data.folder import seen_from
@@ -28,6 +30,7 @@ from gantrain.field_marks import INCIDENTAL
 
 MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
 LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
+SEEKING = threading.Lock()
 ENCRYPTED = -1  # stored instead of the compression method
 # zipfile raises RuntimeError for encrypted members and NotImplementedError for unknown compression methods.
 BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError)
@@ -152,6 +155,15 @@ def zip_remedy(folder: str) -> str:
     return f"make a zip of its folder {folder!r} alone, or unpack it and point data.name=folder at that folder"
 
 
+def read_at(file: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on."""
+    if hasattr(os, "pread"):
+        return os.pread(file, size, offset)
+    with SEEKING:  # Windows: every process has opened the file itself, but its threads share the position
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, size)
+
+
 class ZipDecoder(ImageDecoder):
     """Decodes member number i to uint8 `[channels, resolution, resolution]`.
 
@@ -171,7 +183,7 @@ class ZipDecoder(ImageDecoder):
         self._open()
 
     def _open(self) -> None:
-        self.file = os.open(self.path, os.O_RDONLY)
+        self.file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self.file)
 
     def __getstate__(self) -> dict:
@@ -187,10 +199,10 @@ class ZipDecoder(ImageDecoder):
         digest.update(b"\n".join(self.names.tolist()))
         return digest.hexdigest()
 
-    def state(self, index: int) -> str:
-        """A member's size and CRC; while they are unchanged, the member need not be read again."""
-        _, _, size, crc, _ = self.index[index].tolist()
-        return f"{size} {crc}"
+    def state(self, index: int) -> str | None:
+        """The state of the zip and a member's place in it; while they are unchanged, the member need not be read again."""
+        file = state_of_file(self.path, self.file)
+        return None if file is None else f"{file} {self.index[index].tolist()}"
 
     def __call__(self, index: int) -> torch.Tensor:
         """Decode one image.
@@ -226,10 +238,10 @@ class ZipDecoder(ImageDecoder):
             raise ValueError(f"larger than {MOST_BYTES:,} bytes")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("encrypted" if method == ENCRYPTED else f"compression method {method} is neither stored nor deflated")
-        signature, name_length, extra_length = struct.unpack(LOCAL_HEADER, os.pread(self.file, struct.calcsize(LOCAL_HEADER), offset))
+        signature, name_length, extra_length = struct.unpack(LOCAL_HEADER, read_at(self.file, struct.calcsize(LOCAL_HEADER), offset))
         if signature != b"PK\3\4":
             raise ValueError("its header is damaged")
-        data = os.pread(self.file, packed_size, offset + struct.calcsize(LOCAL_HEADER) + name_length + extra_length)
+        data = read_at(self.file, packed_size, offset + struct.calcsize(LOCAL_HEADER) + name_length + extra_length)
         if method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # bounded, even if the member is a zip bomb
         if len(data) != size or zlib.crc32(data) != crc:

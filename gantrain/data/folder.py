@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gantrain.cache import state_of_file
 from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
 from gantrain.data.decoding import Traits, decoded_image, reason, traits_of
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
@@ -134,10 +135,9 @@ class Decoder(ImageDecoder):
         digest.update(b"\n".join(self.names.tolist()))
         return digest.hexdigest()
 
-    def state(self, index: int) -> str:
-        """A file's size and modification time; while they are unchanged, the file need not be read again."""
-        status = self.path(index).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+    def state(self, index: int) -> str | None:
+        """The state of a file; while it is unchanged, the file need not be read again. See `state_of_file`."""
+        return state_of_file(self.path(index))
 
     def __call__(self, index: int) -> torch.Tensor:
         """Decode one image.

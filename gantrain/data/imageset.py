@@ -130,6 +130,8 @@ class ImageDecoder(ABC):
     def state(self, index: int) -> str | None:
         """What changes when the image does, known without reading it; None, by default, if nothing is.
 
+        Results are kept under it, so it must differ between any two contents; `gantrain.cache.state_of_file` is such a text.
+
         Raises:
             OSError: the file cannot be found.
         """
@@ -194,6 +196,7 @@ class ImageSet(Dataset):
         replaced: numbers in the whole set of unreadable images that are kept and replaced, as in the run that is resumed.
         notes: what the user should know about the images, a line each; a part of the audit.
         mapped: whether `pixels` is a memory-mapped file, whose pages are read when needed.
+        state: name of what is known about the files since `content` was read, from their states; "" if they prove nothing.
         verify: checks every image once before a run, given a progress bar, and raises `UserError`. None if there is nothing to check.
         named: whether `class_names` are the data's own; None: unless they are the numbers 0, 1, 2, ...
     """
@@ -209,6 +212,7 @@ class ImageSet(Dataset):
     skips: bool = False
     skipped: dict[int, str] = field(default_factory=dict)
     mapped: bool = False
+    state: str = ""
     verify: Callable[[Callable], None] | None = field(default=None, repr=False)
     left_out: list[int] = field(default_factory=list)
     replaced: list[int] = field(default_factory=list)

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from gantrain.cache import cache_folder, keep_file
+from gantrain.data.class_balance import describe_mixture
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted
@@ -151,13 +152,13 @@ def known_left_out(images: ImageSet, run_state: Mapping[str, Any] | None) -> lis
 def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int], Iterable]) -> None:
     """Read and decode every image once before a run, so that broken files are reported at the start and not days later.
 
-    Sets `images.content`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' names, sizes and
-    modification times, so the next run or scorer that leaves the images on disk need not read them.
+    Sets `images.content`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' states
+    (`state_of_file`), so the next run or scorer that leaves the images on disk need not read them.
 
     Raises:
         UserError: images do not decode, and the set does not do without them; up to ten are named.
     """
-    seen = look_name(images)
+    seen = images.state = look_name(images)
     if seen:
         known = None if keep else seen_before(seen)
         if known and (images.skips or not known["skipped"]):
@@ -180,7 +181,7 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     if images.skipped and not images.skips:
         raise unreadable(list(images.skipped.values()))
     images.content, images.pixels = content.hexdigest(), pixels
-    if seen:
+    if seen and look_name(images) == seen:  # nothing has changed in the meantime
         keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
 
 
@@ -222,6 +223,11 @@ def describe_unreadable(reasons: list[str], count: int) -> str:
         return f"{counted(count, 'image')} that could not be read when the run began"
     more = f"; and {count - NAMED_IN_NOTES:,} more" if count > NAMED_IN_NOTES else ""
     return f"{counted(count, 'image')} that cannot be read ({'; '.join(reasons[:NAMED_IN_NOTES])}{more})"
+
+
+def is_unchanged(images: ImageSet) -> bool | None:
+    """True if images are certainly those of the fingerprint; None if that is not known, since the state of a file has changed."""
+    return True if images.pixels is not None or (images.state and look_name(images) == images.state) else None
 
 
 def look_name(images: ImageSet) -> str:
@@ -336,8 +342,9 @@ def audit(images: ImageSet) -> str:
     if counts[smallest] == counts[largest]:
         sizes = f"{counts[0]:,} each"
     classes = f"{images.num_classes} classes ({sizes})" if images.num_classes > 1 else "1 class"
+    mixture = describe_mixture(counts.tolist())
     line = (
         f"{images.name}: {len(images):,} images, {classes}, {images.channels} x {images.resolution} x {images.resolution},"
-        f" range {low}..{high} ({looked}), {where}"
+        f" range {low}..{high} ({looked}), {where}" + (f"; unbalanced classes: {mixture}" if mixture else "")
     )
     return "\n  ".join([line, *images.notes])

@@ -26,7 +26,7 @@ import torch
 
 from gantrain import lock
 from gantrain.atomic_file import write_atomically
-from gantrain.cache import cache_folder, keep_file
+from gantrain.cache import cache_folder, keep_file, state_of_file
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
@@ -156,7 +156,7 @@ def may_not_be_read(error: PermissionError, path: Path) -> UserError:
 def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progress, always: bool = False) -> None:
     """Read all images once and compare them with their checksums.
 
-    Success is cached, so the next start skips the check while the file's size and modification time are unchanged.
+    Success is cached, so the next start skips the check while the file's state (`state_of_file`) is unchanged.
 
     Args:
         always: check even if the cache says that the file has been checked.
@@ -165,11 +165,9 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
         UserError: images are damaged; the message says which.
     """
     assert images.pixels is not None
-    status = (folder / IMAGES).stat()
-    seen = (
-        f"packed-{hashlib.sha256(f'{folder.resolve()} {status.st_size} {status.st_mtime_ns} {images.content}'.encode()).hexdigest()[:32]}"
-    )
-    if not always and (cache_folder() / seen).is_file():
+    state = state_of_file(folder / IMAGES)
+    seen = f"packed-{hashlib.sha256(f'{state} {images.content}'.encode()).hexdigest()[:32]}"
+    if not always and state is not None and (cache_folder() / seen).is_file():
         return
     pixels = images.pixels.numpy()
     blocks = range(len(head["sha256"]))
@@ -181,7 +179,8 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
             f" and {len(wrong) - 5} more blocks" if len(wrong) > 5 else ""
         )
         raise UserError(f"{folder / IMAGES}: is damaged: images {some} do not match their checksums; {AGAIN}")
-    keep_file(seen, b"")
+    if state is not None and state_of_file(folder / IMAGES) == state:  # nothing has changed in the meantime
+        keep_file(seen, b"")
 
 
 def sum_of(array: np.ndarray) -> str:

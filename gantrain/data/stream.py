@@ -101,7 +101,8 @@ def steadfast(worker: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEAVE))  # DataLoader sends SIGTERM to a worker that does not stop
+    if hasattr(signal, "alarm"):  # Windows has none, and ends a process at once
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEAVE))  # DataLoader sends SIGTERM to a worker that does not stop
 
 
 class Ahead(Generic[T]):

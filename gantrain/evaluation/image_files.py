@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from gantrain.cache import cache_folder, keep_file
+from gantrain import randomness
+from gantrain.cache import cache_folder, keep_file, state_of_file
 from gantrain.data.archive import UNREADABLE, ZipDecoder, read_zip
 from gantrain.data.classes import note_splits
 from gantrain.data.decoding import UNDECODABLE, Traits, reason, refuse_bomb, traits_of, upright, words_of_traits
-from gantrain.data.imageset import printable
 from gantrain.data.intake import LOOKED_INTO
 from gantrain.data.listing import components, list_folder, zip_components
-from gantrain.errors import UserError, one_line
+from gantrain.data.stream import permuted
+from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
@@ -55,6 +58,22 @@ class Pictures:
     def fingerprint(self) -> str:
         """SHA-256 of all images."""
         return self.content()
+
+
+def sample_of(pictures: Pictures, count: int, seed: int) -> Callable[[int, int], Tensor]:
+    """A function that reads some of the images, (start, count) to uint8 `[count, C, H, W]`: all of them, or a sample in their order.
+
+    The sample is drawn without replacement, by another key than the samples of references, which are drawn with seed 0: images that
+    are scored against a sample of themselves would otherwise be scored against the same ones.
+
+    Args:
+        count: of the sample.
+        seed: of the sample.
+    """
+    if count == len(pictures):
+        return lambda start, n: pictures.take(range(start, start + n))
+    order = sorted(permuted(randomness.key(seed, "scored images") % 2**31, np.arange(count), len(pictures)).tolist())
+    return lambda start, n: pictures.take(order[start : start + n])
 
 
 def wrap_array(name: str, images: np.ndarray, content: str = "") -> Pictures:
@@ -109,11 +128,7 @@ def open_folder(folder: Path) -> Pictures:
     files = sorted(str(folder / name) for name in listing.files)  # as text, not by component: the order of torch-fidelity's KID and IS
     notes = listing.notes() + note_splits([components(name) for name in listing.files])
 
-    def state(file: str) -> str:
-        status = Path(file).stat()
-        return f"{Path(file).relative_to(folder)} {status.st_size} {status.st_mtime_ns}"
-
-    return open_files(folder.name or str(folder), files, lambda file: Path(file).read_bytes(), state, notes)
+    return open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file, notes)
 
 
 def open_zip(path: Path) -> Pictures:
@@ -128,16 +143,16 @@ def open_zip(path: Path) -> Pictures:
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
     return open_files(
-        path.name,
+        readable(path.name),
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
-        lambda name: f"{name} {decoder.state(numbers[name])}",
+        lambda name: decoder.state(numbers[name]),
         listing.notes() + note_splits([zip_components(name) for name in listing.files]),
     )
 
 
 def open_files(
-    name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str], notes: Sequence[str] = ()
+    name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str | None], notes: Sequence[str] = ()
 ) -> Pictures:
     """Open files by name.
 
@@ -145,7 +160,8 @@ def open_files(
         name: for messages and records.
         files: names of the files.
         read: reads a file's bytes.
-        state: a text that changes when a file does. The digest of all files is cached under it, so that it is computed only once.
+        state: a text that changes when a file does, None if nothing is known. The digest of all files is cached under it, so that it
+            is computed only once.
         notes: what the user should know about the files, a line each.
 
     Raises:
@@ -156,13 +172,7 @@ def open_files(
         try:
             return read(file)
         except UNREADABLE as error:
-            raise UserError(f"{printable(file)}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
-
-    def traits(file: str) -> Traits | None:
-        try:
-            return traits_of(read(file))
-        except UNREADABLE:
-            return None
+            raise UserError(f"{file}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
 
     first = decode(data_of(files[0]), files[0])
 
@@ -170,31 +180,53 @@ def open_files(
         image = decode(data_of(files[number]), files[number])
         if image.shape != first.shape:
             sizes = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
-            other, one_of = printable(files[number]), printable(files[0])
-            raise UserError(f"{other}: differs in size from {one_of}, {sizes}; images are not resized, so convert them to one size")
+            other = f"{files[number]}: differs in size from {files[0]}, {sizes}"
+            raise UserError(f"{other}; images are not resized, so convert them to one size")
         return image
 
     def take(numbers: Sequence[int]) -> Tensor:
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, numbers)))
 
-    def content() -> str:
-        seen = hashlib.sha256("\n".join([name, *map(state, files)]).encode()).hexdigest()[:32]
+    def key() -> str:
+        """Name of the cached digest, from the states of all files; "" if they prove nothing."""
         try:
-            return json.loads((cache_folder() / f"pictures-{seen}.json").read_text())
-        except (OSError, ValueError):
-            pass
+            states = list(map(state, files))
+        except OSError:  # a file is gone; reading it reports that
+            return ""
+        whole = "\n".join(one for one in states if one is not None)
+        return "" if None in states else f"pictures-{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+
+    def content() -> str:
+        seen = key()
+        with suppress(OSError, ValueError):
+            if seen:
+                return json.loads((cache_folder() / seen).read_text())
         digest = hashlib.sha256()
-        for file in files:
-            digest.update(hashlib.sha256(data_of(file)).digest())
-        keep_file(f"pictures-{seen}.json", json.dumps(digest.hexdigest()).encode())
+        with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
+            shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
+            for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
+                digest.update(one)
+        if seen and key() == seen:  # nothing has changed in the meantime
+            keep_file(seen, json.dumps(digest.hexdigest()).encode())
         return digest.hexdigest()
+
+    channels, height, width = first.shape
+    return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *describe_decoding(files, read)))
+
+
+def describe_decoding(files: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
+    """What decoding changes in a sample of the files, a line each; arguments as `open_files`."""
+
+    def traits(file: str) -> Traits | None:
+        try:
+            return traits_of(read(file))
+        except UNREADABLE:
+            return None
 
     some = files[:: max(1, len(files) // LOOKED_INTO)][:LOOKED_INTO]
     with ThreadPoolExecutor(THREADS) as pool:
-        converted = words_of_traits([one for one in pool.map(traits, some) if one is not None])
-    channels, height, width = first.shape
-    return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *converted))
+        return words_of_traits([one for one in pool.map(traits, some) if one is not None])
 
 
 def decode(data: bytes, name: str) -> Tensor:
@@ -208,4 +240,4 @@ def decode(data: bytes, name: str) -> Tensor:
             refuse_bomb(opened)
             return torch.from_numpy(np.array(upright(opened).convert("RGB"))).permute(2, 0, 1).contiguous()
     except UNDECODABLE as error:
-        raise UserError(f"{printable(name)}: does not decode as an image ({reason(error)}); replace or remove it") from None
+        raise UserError(f"{name}: does not decode as an image ({reason(error)}); replace or remove it") from None

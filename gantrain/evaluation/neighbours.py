@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gantrain.devices import widest_float
 from gantrain.distributed import on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.evaluation.score_notes import describe_features
 from gantrain.run_folder.contents import run_of
 from gantrain.sampling.choice import ImageSource
 from gantrain.sampling.output import CHUNK, save_picture
@@ -80,9 +82,10 @@ def find_nearest(queries: Tensor, among: Tensor, k: int, themselves: bool = Fals
             rows = torch.arange(len(block), device=rough.device)
             rough[rows, rows + start] = float("inf")
         found = rough.topk(min(k + SPARE, len(among) - themselves), largest=False).indices
-        exact = (among[found].double() - block[:, None].double()).norm(dim=2)
+        wide = widest_float(rough.device)
+        exact = (among[found].to(wide) - block[:, None].to(wide)).norm(dim=2)
         order = exact.argsort(dim=1, stable=True)[:, :k]
-        distances.append(exact.gather(1, order).cpu())
+        distances.append(exact.gather(1, order).cpu().double())
         indices.append(found.gather(1, order).cpu())
     return torch.cat(distances), torch.cat(indices)
 
@@ -146,7 +149,7 @@ def take_real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
 
 
 def describe(found: Memorisation, evaluator: Evaluator, source: ImageSource, out: Path) -> str:
-    """State the result of the check in one line."""
+    """State the result of the check in one line; a note follows if the features are made for other images."""
     (generated, between), num = found.medians, len(found.distances)
     return (
         f"{num} images of {source.average} against {evaluator.real.taken} of {evaluator.real.name}, L2 in"
@@ -154,4 +157,5 @@ def describe(found: Memorisation, evaluator: Evaluator, source: ImageSource, out
         f" its nearest other; {found.share:.1%} of them are as close to a real image as the closest {SHARE:.0%} of real images are to"
         f" another ({found.threshold:.4g}); an independent sample of the data would have {SHARE:.0%};"
         f" the {min(SHOWN, num)} closest, with their neighbours, in {out}"
+        + "".join(f"\nnote: {note}" for note in describe_features(evaluator.config.eval, evaluator.remarks.foreign, "distances"))
     )

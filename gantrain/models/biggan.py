@@ -213,7 +213,7 @@ class Generator(nn.Module):
         if self.hierarchical:
             z, *chunks = z.split(self.chunk, dim=1)
             conditions = [torch.cat([shared, chunk], dim=1) for chunk in chunks]
-        h = self.first(z).view(len(z), -1, BOTTOM, BOTTOM)
+        h = self.first(z).unflatten(1, (-1, BOTTOM, BOTTOM))  # names no batch size, so that an exported graph takes any
         for i, (block, condition) in enumerate(zip(self.blocks, conditions)):
             h = block(h, condition)
             if str(i) in self.attention:

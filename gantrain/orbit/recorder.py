@@ -25,6 +25,7 @@ from torch import Tensor
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import named_weights
 from gantrain.config.sections import Orbit
+from gantrain.devices import widest_float
 from gantrain.errors import OF_THE_MACHINE
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.line_file import LineFile
@@ -106,7 +107,7 @@ class OrbitRecorder:
             for name in [LIVE, *bank.started()]:
                 weights = self.live[key] if name == LIVE else bank[name].shadows
                 names.append(("sketch", key, name))
-                values.append(self.sketches[key](weights).double().to(device))
+                values.append(self.sketches[key](weights).to(device, widest_float(device)))
                 if name != LIVE:
                     names.append(("distances", key, name))
                     values.append(bank.distance(name).view(1))

@@ -18,7 +18,7 @@ from gantrain.run_folder.record import ENDS, evaluation, goes_back
 
 Line = Mapping[str, Any]  # of metrics.jsonl
 # Events that tables and marks show; the others are only recorded.
-TOLD = ("swap", "growth", "rollback", "warning", "gave_up", "not_written", "interrupted", "resume", "end")
+TOLD = ("swap", "growth", "rollback", "warning", "collapse", "gave_up", "not_written", "interrupted", "resume", "end")
 SILENT = ("checkpoint", "best")  # events that the console does not print either
 
 
@@ -73,14 +73,19 @@ def own_words(line: Line) -> str:
     return str(line["words"])
 
 
+def collapsed(line: Line) -> str:
+    """How the last weights of a run have collapsed; empty if they have not."""
+    return f"; the run has collapsed: {line['collapsed']}" if line.get("collapsed") else ""
+
+
 WHAT: dict[str, Callable[[Line], str]] = {
     "swap": swap,
     "growth": growth,
     "rollback": rollback,
-    **dict.fromkeys(("warning", "gave_up", "not_written"), own_words),
+    **dict.fromkeys(("warning", "collapse", "gave_up", "not_written"), own_words),
     "interrupted": lambda line: f"stopped by {line['signal']}",
     "resume": lambda line: "resumed",
-    "end": lambda line: "done",
+    "end": lambda line: f"done{collapsed(line)}",
 }
 
 
@@ -135,11 +140,12 @@ CONSOLE: dict[str, Callable[[Line], str]] = {
     "growth": lambda line: f"growth at {kimg(line)}: {growth(line)}",
     "rollback": lambda line: f"guard: {rollback(line)}",
     "warning": lambda line: f"guard: {line['words']}; continuing (guard.on_{line['kind']}=warn)",
+    "collapse": lambda line: f"warning: at {kimg(line)}, {line['words']}",
     "not_written": lambda line: f"{line['words']}; continuing (checkpoint.on_error=continue)",
     "skipped": lambda line: f"data: skipped: {line['image']}",
     "interrupted": say_interrupted,
     "gave_up": lambda line: f"gave up at {kimg(line)}: {line['words']}",
-    "end": lambda line: f"done at {kimg(line)}",
+    "end": lambda line: f"done at {kimg(line)}{collapsed(line)}",
 }
 
 
@@ -200,7 +206,7 @@ class Teller:
         if scored is None:
             return ""
         count = f" ({scored.protocol['num_samples']} samples each)" if "num_samples" in scored.protocol else ""
-        return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores)}"
+        return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores, notes=scored.protocol.get('notes') or ())}"
 
     def rest(self) -> str:
         """The recent speed, and the time left at that speed; empty if it is unknown."""

@@ -39,6 +39,7 @@ TEMPLATE = Path(__file__).parent / "page.html"
 MOST_MOMENTS = 40  # of sample pictures in a page, including the first and the last
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
 MOST_PICTURES = 20  # of orbits, sweeps and truncation curves
+MOST_CLASSES = 12  # names of classes in a run's head
 WIDEST = 1200  # pixels of a sheet
 IN_WORDS = {
     RUNNING: "still running; this page shows the run so far",
@@ -128,12 +129,19 @@ def head(record: Record, name: str) -> dict[str, Any]:
         "Data": f"{loading.to_dict(config)['data']['name']}, fingerprint {facts['data_fingerprint'][:16]}"
         if "data_fingerprint" in facts
         else "",
+        "Classes": list_classes(facts.get("class_names", ())),
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
         "no_score": no_score(record), "features_note": record.evaluations[-1].protocol.get("features_note") if record.evaluations else None,
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
+
+
+def list_classes(names: Sequence[str]) -> str:
+    """The number of classes and the first of their names; empty if they are not known."""
+    more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
+    return f"{len(names)}: {', '.join(names[:MOST_CLASSES])}{more}" if names else ""
 
 
 def best_of(record: Record, metric: str) -> dict[str, Any] | None:
@@ -208,6 +216,7 @@ def notes(record: Record) -> list[str]:
     apart = len(record.evaluations) - len(record.comparable)
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
+    found += [f"Scores: {note}." for note in record.evaluations[-1].protocol.get("notes") or ()] if record.evaluations else []
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:
@@ -266,7 +275,7 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
             with contextlib.suppress(OSError):  # damaged
                 for sheet in read_side_by_side(path):
                     by_name.setdefault(sheet.name or "all", []).append(
-                        {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.picture)}
+                        {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.headed)}
                     )
         run = names[record.run.resolve()]
         prefix = f"{run} · " if len(records) > 1 else ""

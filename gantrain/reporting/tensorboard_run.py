@@ -200,7 +200,7 @@ class TensorBoardRun:
             return
         self._drawn.add((key, nimg))
         for sheet in sheets:
-            self._file.add_image(nimg, f"{key}/{sheet.name}" if sheet.name else key, sheet.picture)
+            self._file.add_image(nimg, f"{key}/{sheet.name}" if sheet.name else key, sheet.headed)
 
 
 def select_numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from gantrain.errors import UserError
 from gantrain.lock import owner
 from gantrain.run_folder.json_values import WORDS, restored
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import better_when_higher, can_be_best
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
@@ -194,7 +194,7 @@ class Record:
         wanted, when = (None if given is None else set(given) for given in (averages, times))
         found = [
             (row[metric], name, one.nimg) for one in self.comparable for name, row in one.scores.items()
-            if one.nimg > 0 and metric in row and math.isfinite(row[metric])
+            if can_be_best(one.nimg) and metric in row and math.isfinite(row[metric])
             and (wanted is None or name in wanted) and (when is None or one.nimg in when)
         ]  # fmt: skip
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None

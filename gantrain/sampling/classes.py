@@ -47,10 +47,14 @@ class Classes:
         names, images = (None if state.get(key) is None else tuple(state[key]) for key in ("class_names", "class_counts"))
         return cls(state["shape"][2], names, images, str(run))
 
-    def heading(self, label: int) -> str:
-        """What a class is called on a sheet: its name, or its number if it has none that can be drawn."""
-        name = None if self.names is None else self.names[label]
-        return name if name and can_draw(name) else str(label)
+    def heading(self, label: int, most: int | None = None) -> str:
+        """What a class is called on a sheet: its name, at most so many characters of it, or its number if no font has the name."""
+        if self.names is None:
+            return str(label)
+        name = self.names[label]
+        if not name or not can_draw(name):
+            return f"no. {label}"
+        return name if most is None or len(name) <= most else f"{name[: most - 3].rstrip()}..."
 
     def describe(self, label: int) -> str:
         """A class in a message: its number, and its name if that says more."""
@@ -176,7 +180,7 @@ def split_list(text: str) -> list[str]:
     Raises:
         UserError: a part is empty.
     """
-    parts = [part.strip() for part in next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [""])]
-    if not all(parts):
+    parts = [part.strip() for part in next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])]
+    if not parts or not all(parts):
         raise UserError(f"--labels: {text!r} has an empty class; write for example --labels 0,3")
     return parts

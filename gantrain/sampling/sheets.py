@@ -199,7 +199,7 @@ def draw_heads(pen: ImageDraw.ImageDraw, sheet: Sheet, left: int, top: int) -> N
     """Draw the names of a sheet's columns above its picture, whose upper left corner is at (left, top)."""
     step = (sheet.picture.width - GAP) / len(sheet.heads)
     for i, name in enumerate(sheet.heads):
-        shown, font = fit_words(name, step - GAP)
+        shown, font = fit_words(name, step - GAP, smallest=9)
         pen.text((left + GAP / 2 + (i + 0.5) * step, top - 4), shown, fill=(0, 0, 0), font=font, anchor="ms")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gantrain.devices import widest_float
 from gantrain.randomness import integers, uniform
 
 SEED = 0  # independent of the run's seed, so paths of different runs can be compared
@@ -54,7 +55,7 @@ class Sketch:
 
     @torch.no_grad()
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Returns the sketch of weights, fp32 `[size]`, on their device without a device sync; sums are computed in float64."""
+        """Returns the sketch of weights, fp32 `[size]`, on their device without a device sync, from sums in `widest_float`."""
         inside, rows, signs = self._on(next(iter(weights.values())).device)
         gathered = torch.cat([torch.take(weights[name], index) for name, index in inside.items()])
-        return (gathered[rows].view_as(signs) * signs).sum(dim=1, dtype=torch.float64).float()
+        return (gathered[rows].view_as(signs) * signs).sum(dim=1, dtype=widest_float(signs.device)).float()

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gantrain import performance
+from gantrain import lock, performance
 from gantrain.batching import BatchController
 from gantrain.config import loading
 from gantrain.config.notes import notes
 from gantrain.data import ImageSet
+from gantrain.distributed import leaves_apples_gpu
 from gantrain.errors import UserError, counted
+from gantrain.losses import Relativistic
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.training.context import Context
 from gantrain.training.measurements import Measurements
@@ -83,6 +85,24 @@ class Facts:
                 " use an even micro_batch, or two rounds"
             )
 
+    def note_loss(self) -> None:
+        """Note where a loss is not what its source has."""
+        if isinstance(self.context.config.loss, Relativistic) and self.images.num_classes > 1:
+            self.notes.append(
+                "loss: relativistic compares each real image with a generated one of a class drawn independently;"
+                " its source, R3GAN, compares images of one class"
+            )
+
+    def note_machine(self) -> None:
+        """Note what this machine lacks, or has and does not use."""
+        if not lock.AVAILABLE:
+            self.notes.append(
+                "this system has no file locks (gantrain is tested on Linux and macOS only):"
+                " nothing prevents a second training in the same run_dir, so start only one"
+            )
+        if leaves_apples_gpu(self.context.device):
+            self.notes.append("Apple's GPU is not used unless ACCELERATE_TORCH_DEVICE=mps asks for it; gantrain is not tested on it")
+
     def note_noise_scale(self) -> None:
         """Note what the measurement of the noise scale, if there is one, does to updates and cannot see."""
         config, images = self.context.config, len(self.images)
@@ -122,6 +142,7 @@ class Facts:
             protocol: of the scores.
         """
         reference = {key: protocol[f"eval/{key}"] for key in ("reference", "reference_fingerprint")}
+        reference |= {"notes_on_scores": protocol["eval/notes"]} if "eval/notes" in protocol else {}
         return {**loading.to_dict(self.context.config), **self.describe_machine(), **reference}
 
     def describe_machine(self) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -22,6 +22,12 @@ from gantrain.training.inputs import Inputs
 from gantrain.training.players import Players
 from gantrain.training.run_state import RunState
 from gantrain.training.update import Stats
+
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 OF_D = ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  # summed over the D steps of an update
 
@@ -183,5 +189,7 @@ def memory_gib(device: torch.device) -> float:
     """Peak memory of this process so far in GiB: of the GPU if it trains on one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset / 2**30  # on Windows, the one system without `resource`
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -12,6 +12,7 @@ from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.config.config import Config
 from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
+from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
@@ -181,6 +182,10 @@ class Trainer:
         self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded fail here, not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
+        few = self.evaluator.remarks.too_few()
+        if few and not path:
+            raise UserError(few[0])
+        facts.notes += self.evaluator.remarks.notes
         if path:
             facts.note_resume(path, state)
             if rollback:
@@ -190,6 +195,8 @@ class Trainer:
                 self.batching.load(self.batching.state())
             facts.note_batch()
         facts.note_noise_scale()
+        facts.note_loss()
+        facts.note_machine()
         saving.tidy(path, self.scoreboard.scoring)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
@@ -230,7 +237,8 @@ class Trainer:
             self.keeper.scoring.clear()
         if self.guard.watch.warned:
             tracker.say(f"guard: not healthy at the end: {', '.join(sorted(self.guard.watch.warned))}")
-        tracker.event(run.nimg, "end", time=utc_now())
+        collapsed = in_one_line(self.scoreboard.collapsed)
+        tracker.event(run.nimg, "end", time=utc_now(), **({"collapsed": collapsed} if collapsed else {}))
         tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(scores).items()})
         if self.context.main and scores:
             folder = self.context.run_dir
@@ -239,8 +247,10 @@ class Trainer:
                 tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             tracker.say(
                 f"\ndone: {folder} at {run.kimg:g} kimg; samples in {picture};"
-                f" scores of {self.scoreboard.samples} samples:\n{table(scores)}"
+                f" scores of {self.scoreboard.samples} samples:\n{table(scores, notes=self.evaluator.remarks.notes)}"
             )
+        if collapsed:
+            tracker.say(f"warning: the run has collapsed: {collapsed}")
         self.close()
         return scores
 
