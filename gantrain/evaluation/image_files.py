@@ -160,8 +160,7 @@ def open_files(
         name: for messages and records.
         files: names of the files.
         read: reads a file's bytes.
-        state: a text that changes when a file does, None if nothing is known. The digest of all files is cached under it, so that it
-            is computed only once.
+        state: a text that changes when a file does, None if nothing is known; the digest of all files is cached under it.
         notes: what the user should know about the files, a line each.
 
     Raises:
@@ -179,9 +178,8 @@ def open_files(
     def one(number: int) -> Tensor:
         image = decode(data_of(files[number]), files[number])
         if image.shape != first.shape:
-            sizes = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
-            other = f"{files[number]}: differs in size from {files[0]}, {sizes}"
-            raise UserError(f"{other}; images are not resized, so convert them to one size")
+            two = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
+            raise UserError(f"{files[number]}: differs in size from {files[0]}, {two}; images are not resized, so convert them to one size")
         return image
 
     def take(numbers: Sequence[int]) -> Tensor:
