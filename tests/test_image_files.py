@@ -273,6 +273,27 @@ def test_names_that_are_not_utf8(tmp_path):
     audit(prepare(folder(root, on_error="skip"), CPU)).encode()
 
 
+@pytest.mark.slow
+def test_what_was_passed_over_stands_beside_scores(tmp_path):
+    """In `gantrain evaluate`, `gantrain reference` and `gantrain.evaluate`, of both the images and the reference."""
+    import gantrain as library
+    from gantrain.commands.evaluate import evaluate_images
+    from gantrain.commands.reference import write_reference
+
+    fake, real = (write_images(tmp_path / name, [f"{i:02}.png" for i in range(20)]) for name in ("fake", "real"))
+    (fake / ".DS_Store").write_bytes(b"x")
+    os.symlink(".", real / "self")
+    settings = ["eval.metrics=[is]", "eval.features.name=digits", "eval.is_splits=1"]
+    text, _ = evaluate_images(fake, str(real), None, None, settings)
+    of_fake = "passed over: 1 hidden or left by other programs (.DS_Store)"
+    of_real = "reference: passed over: 1 linked to a folder that is read anyway or that contains the link (self)"
+    assert f"{fake}: 20 images, against real (20 images)\n{fake}: {of_fake}\n{of_real}\n" in text
+    assert of_real in write_reference(real, tmp_path / "real.npz", True, settings)[0]
+    with pytest.warns(UserWarning) as said:
+        library.evaluate(fake, real, metrics=("is",), features="digits")
+    assert {f"fake: {of_fake}", of_real} <= {str(one.message) for one in said}
+
+
 # ---- folders that are not classes ------------------------------------------------------------------------------------
 
 
