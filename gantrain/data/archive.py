@@ -85,6 +85,7 @@ class Archive(Source):
         return ImageSet(
             f"archive/{path.name}", torch.tensor(labelled.labels), labelled.names, self.channels, self.resolution,
             decode=ZipDecoder(path, members, self.resolution, self.channels, self.filter), notes=[*listing.notes(), *labelled.notes],
+            named=labelled.named,
         )  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: 
 
 def zip_remedy(folder: str) -> str:
     """What to do with a zip of which only one folder is wanted."""
-    return f"make a zip of its folder {folder!r} alone, or unpack it and point data.name=folder at that folder"
+    return f"make a zip of its folder {folder!r} alone, or unpack it and use that folder"
 
 
 def read_at(file: int, size: int, offset: int) -> bytes:

@@ -191,7 +191,7 @@ def label_by_folder(listing: Listing, paths: Sequence[Sequence[str]], where: str
     tree = see_tree(paths)
     if tree.holds_splits:
         best = tree.main_split
-        flat = "" if tree.below[best] else ", with data.labels=false, since it has no folders for classes"
+        flat = "" if tree.below[best] else ", and set data.labels=false, since it has no folders for classes"
         raise UserError(
             f"data.root: {where} holds {listed(tree.splits)}, which are parts of a data set and not classes;"
             f" {into([*tree.base, best])}{flat}"
@@ -213,10 +213,10 @@ def warnings_of(tree: Tree) -> list[str]:
     """What makes it doubtful that the sub-folders are the classes, a line each."""
     lines, classes = [], set(tree.counts)
     if len(tree.splits) > 1:
-        lines.append(f"warning: classes are named {listed(tree.splits)}; if these are parts of a data set, set data.root to one of them")
+        lines.append(f"warning: classes are named {listed(tree.splits)}; if these are parts of a data set, use the folder of one of them")
     unlikely = sorted(name for name in classes if name.lower() in UNLIKELY)
     if unlikely:
-        lines.append(f"warning: a class is named {listed(unlikely)}; the folders directly in data.root are the classes")
+        lines.append(f"warning: a class is named {listed(unlikely)}; the outermost folders are the classes")
     inner = set().union(*tree.below.values())
     if len(inner) > 1 and all(SPLIT.fullmatch(name) for name in inner):
         lines.append(f"warning: the classes contain {listed(sorted(inner))}; images of all these parts are used")

@@ -305,7 +305,7 @@ class ImageSet(Dataset):
         """Take images out of the set, in place. Its `listing` and `content` stay those of the whole set.
 
         Args:
-            numbers: of the images. Those in `pixels` move up, so that nothing is copied.
+            numbers: of the images.
         """
         if not numbers:
             return
@@ -314,9 +314,9 @@ class ImageSet(Dataset):
         self.left_out = sorted(numbers)
         kept = np.setdiff1d(np.arange(len(self)), self.left_out)
         if self.pixels is not None:
-            for to, number in enumerate(kept.tolist()):
-                if to != number:
-                    self.pixels[to] = self.pixels[number]
+            for start in range(0, len(kept), 4096):  # in parts: a copy of all would need the memory twice
+                part = torch.from_numpy(kept[start : start + 4096])
+                self.pixels[start : start + len(part)] = self.pixels[part]
             self.pixels = self.pixels[: len(kept)]
         self.labels, self.decode = self.labels[torch.from_numpy(kept)], Chosen(self.decode, kept)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -194,7 +195,7 @@ def settle(images: ImageSet, left_out: Collection[int]) -> None:
     out = set(left_out)
     before = torch.bincount(images.labels, minlength=images.num_classes)
     images.replaced = [number for number in sorted(images.skipped) if number not in out]
-    index_of = {number: number - sum(other < number for other in out) for number in images.replaced}
+    index_of = dict(zip(images.replaced, np.subtract(images.replaced, np.searchsorted(sorted(out), images.replaced)).tolist()))
     images.leave_out(out)
     after = torch.bincount(images.labels, minlength=images.num_classes)
     for label in torch.nonzero((after == 0) & (before > 0))[:, 0].tolist():
