@@ -185,6 +185,7 @@ class Facts:
             "micro_batch": self.batching.micro_batch,
             "parameters": {key: count(player.network) for key, player in self.players.by_key.items()},
             "data_fingerprint": self.images.fingerprint,
+            **({"data_notes": self.images.notes} if self.images.notes else {}),
             **({} if self.images.known_names is None else {"class_names": list(self.images.known_names)}),
             "switches": dataclasses.asdict(context.performance),
         }

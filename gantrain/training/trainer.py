@@ -93,6 +93,8 @@ class Trainer:
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
         measurements.forecast = Forecast(context, run, players, batching, swapper).plan
         self.facts = Facts(context, run, players, batching, images, measurements)
+        if config.eval.reference is not None:
+            self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
         saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
         if not resumes:
             self.facts.note_batch()
