@@ -116,6 +116,7 @@ def main() -> None:
         for n in arguments.measurements:
             own, whole = moving_weights(rate, directions, 2, n, repeats, rng)
             print(f"| {rate:g} | {directions} | {(2 - rate) / rate:.0f} | {n} | {own} | {whole} |", flush=True)
+    rng = np.random.default_rng(1)
     print("\n| B_simple in batches | correlation | measurements | of the window | of the long run |\n|---|---|---|---|---|")
     for ratio, correlation in ((1, 0.0), (1, 0.9), (16, 0.0), (16, 0.9)):
         for n in arguments.measurements:
