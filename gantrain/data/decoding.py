@@ -158,6 +158,6 @@ def words_of_traits(found: Sequence[Traits]) -> list[str]:
         bits = next((bits for bits in (8, 10, 12, 14) if max(wide) < 2**bits), 15)
         lines.append(
             f"warning: the 16-bit files seem to hold {bits}-bit values, 0..{max(wide):,}, so the images come out dark;"
-            f" multiply the values by {2 ** (16 - bits)}, so that white is 65,535, and save the files again"
+            f" multiply the values by {2 ** (16 - bits)}, which spreads them over 16 bits, and save the files again"
         )
     return lines

@@ -333,7 +333,7 @@ def write_shape(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[list[str], int]:
-    """Writes the images, recording each finished block. Returns (the checksum of every block, how many images were decoded).
+    """Writes the images, recording each finished block. Returns (the checksum of every block, how many images it decoded).
 
     An unreadable image leaves a gap of zeros if the set `skips`, and is added to `skipped`.
 
@@ -378,7 +378,7 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
             raise
     for i in range(blocks):
         images.skipped.update({i * BLOCK + int(at): words for at, words in gaps[i].items()})
-    return [done[i] for i in range(blocks)], len(indices)
+    return [done[i] for i in range(blocks)], sum(index not in images.skipped for index in indices)
 
 
 def in_blocks(images: ImageSet, todo: list[int], indices: list[int]) -> Iterator[tuple[int, bytes, dict[str, str]]]:
