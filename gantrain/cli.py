@@ -401,8 +401,7 @@ def add_prepare(verbs: Verbs) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do with images that do not decode: name them and leave the data set unfinished (default), or use the next readable"
-        " image of the same class instead",
+        help="what to do with images that do not decode: name them and leave the data set unfinished (default), or leave them out of it",
     )
     prepare.add_argument("--data", default="data", metavar="FOLDER", help="where downloaded data sets are kept (default: data)")
     prepare.add_argument(

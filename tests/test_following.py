@@ -399,6 +399,7 @@ def test_complex_and_double_weights_are_averaged_as_such():
     target = Mixed()
     bank.materialize("ema", target)
     bank.write_back("ema", 0.5)
+    assert bank.distance("ema").item() == pytest.approx(expected.item() / 4, rel=1e-6)
     for name in dict(network.named_parameters()):
         assert torch.equal(getattr(target, name), bank["ema"].shadows[name])
 

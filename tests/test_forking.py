@@ -177,6 +177,8 @@ def test_which_averages_may_change():
     assert changes("averagers.swa=null").removed == ("swa",)
     # Added in a configuration, and stopped before its first checkpoint: it has no past that could be lost.
     base = load(DIGITS, [*SETTINGS, "averagers.late={name: swa}"])
+    assert changes("averagers.late={name: swa}", base=base).added == ()
+    assert changes("averagers.late={name: ema}", base=base).added == ("late",)
     assert changes(base=base).refused == {} and changes("averagers.late={name: ema}", base=base).refused == {}
 
 
@@ -237,15 +239,18 @@ def test_a_fork_without_changes_is_the_run_itself(run, straight, gantrain, tmp_p
     assert [line["event"] for line in lines_of(fork)] == ["fork", "resume"]
 
 
+@pytest.mark.slow
 def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, straight, gantrain, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     settings = [
         "optim.lr_g=1e-3", "batching={batch_size: 32, micro_batch: 16}", "averagers.swa=null", "averagers.ema.half_life_kimg=3",
-        "averagers.late.name=swa", "seed=3", "penalties.r1={name: r1, gamma: 0.1}", "loss.name=relativistic",
+        "averagers.late.name=swa", "averagers.look.name=lookahead", "seed=3", "penalties.r1={name: r1, gamma: 0.1}",
+        "loss.name=relativistic",
     ]  # fmt: skip
     done = gantrain("fork", run, "--kimg", 0.064, "--out", one, *settings)
     assert f"forked from {run} at 0.064 kimg: seed 0 -> 3, " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
-    assert "averages: ema_short continue; ema, late begin here with the live weights; swa are dropped" in done.stdout
+    assert "averages: ema_short continue; ema, late, look begin here with the live weights; swa are dropped" in done.stdout
+    assert "batch: the policy begins anew with 32 images (the checkpoint has 16)" in done.stdout
     at = checkpoint.read(one / "checkpoints" / f"{64:012d}")
     there = checkpoint.read(run / "checkpoints" / f"{64:012d}")
     assert list(at.state["averages"]) == ["ema_short"] and sorted(at.tensors) == [
@@ -258,7 +263,7 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
     assert all(torch.equal(tensor, there.tensors["g"][name]) for name, tensor in at.tensors["g"].items())
     with begun(one / "config.yaml", updates=2) as trainer:
         assert trainer.run.nimg == 64 + 2 * 32 and trainer.batching.rounds == 2 and trainer.players.rates["g"] == 1e-3
-        assert trainer.players.added == ["ema", "late"] and not same(trained(trainer), {k: straight[k] for k in trained(trainer)})
+        assert trainer.players.added == ["ema", "late", "look"] and not same(trained(trainer), {k: straight[k] for k in trained(trainer)})
         trainer.saving.save()
         trainer.keeper.collect(trainer.run.nimg, wait=True)
         last = copies(trainer.players.tensors())
@@ -287,6 +292,7 @@ def test_a_fork_that_cannot_be_is_one_line_and_leaves_nothing(saved, gantrain, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_taken_or_no_run_is_refused(saved, gantrain, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").write_text("kept")
@@ -296,7 +302,8 @@ def test_a_folder_that_is_taken_or_no_run_is_refused(saved, gantrain, tmp_path):
     assert "is not a run folder (it has no config.yaml)" in line
 
 
-@pytest.mark.parametrize("stage", slow_but(["sync"], ["link_snapshots", "write_config", "sync"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["link_snapshots", "write_config", "sync"])
 def test_a_fork_that_is_killed_leaves_nothing_that_looks_like_a_run(saved, gantrain, tmp_path, monkeypatch, stage):
     """At any stage; the same command then succeeds."""
     from gantrain.run_folder import forking
@@ -400,6 +407,7 @@ def test_the_configuration_of_a_moved_run_does_not_start_anew(saved, run, tmp_pa
     refuse_moved(Path("config.yaml"), "runs/a", [])  # nothing is lost
 
 
+@pytest.mark.slow
 def test_the_command_refuses_it(run, gantrain, tmp_path):
     run.rename(tmp_path / "backup")
     line = error_of(gantrain("train", tmp_path / "backup" / "config.yaml", check=False))
@@ -510,6 +518,7 @@ def test_what_changed_is_in_words():
 # ---- after a stop in the last scoring ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_only_has_its_end_left_says_so(run):
     """It was stopped in its last evaluation, 16 images past total_kimg."""
     with begun(run / "config.yaml", "total_kimg=0.13", updates=1) as trainer:

@@ -12,7 +12,7 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
-from gantrain.data.folder import EXTENSIONS
+from gantrain.data.listing import list_folder
 from gantrain.distributed import finish, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean, readable
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
@@ -66,7 +66,7 @@ def holds_images(target: str | Path) -> bool:
         return True
     if not path.is_dir() or is_run_folder(path):
         return False
-    return any(one.suffix.lower() in EXTENSIONS for one in path.rglob("*"))
+    return bool(list_folder(path).files)
 
 
 def evaluate_images(
@@ -112,7 +112,8 @@ def evaluate_images(
         write(where, {"images": readable(target), **protocol, "scores": scores})
     also = f"; also in {readable(out)}" if out is not None else ""
     head = f"{readable(target)}: {total} images{f'{chosen},' if chosen else ''} against {evaluator.real.described}{also}"
-    return f"{head}\n{table(scores, 'images', evaluator.remarks.notes)}", accelerator
+    about = [f"{readable(target)}: {note}" for note in pictures.notes] + [f"reference: {note}" for note in evaluator.real.notes]
+    return "\n".join([head, *about, table(scores, "images", evaluator.remarks.notes)]), accelerator
 
 
 def evaluate_run(

@@ -35,6 +35,9 @@ def describe(fork: Fork) -> str:
     words = {"kept": "continue", "begin": "begin here with the live weights", "dropped": "are dropped"}
     told = [f"{', '.join(averages[key])} {what}" for key, what in words.items() if averages[key]]
     lines = [f"{fork.folder}: {what_happened(fork.event)}", f"averages: {'; '.join(told) or 'none'}"]
+    was, now = fork.event["batch"]
+    if was != now:
+        lines.append(f"batch: the policy begins anew with {now} images (the checkpoint has {was})")
     if fork.lr_scale != 1:
         lines.append(f"learning rates: swaps and rollbacks before the fork multiply those of the configuration by {fork.lr_scale:g}")
     lines.append(f"train it: gantrain train {shlex.quote(str(fork.folder / CONFIG_FILE))}")

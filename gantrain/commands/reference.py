@@ -75,5 +75,6 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
     size = f"{found.features.shape[1]} features per image, {in_words(out.stat().st_size)}"
+    about = "".join(f"\nreference: {note}" for note in real.notes)
     notes = in_lines(describe_features(config.eval, evaluator.remarks.foreign))
-    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{notes}", accelerator
+    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{about}{notes}", accelerator

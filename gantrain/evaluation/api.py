@@ -81,7 +81,7 @@ def evaluate(
 
     Returns:
         Scores by name, with the extractor's prefix. What must be known about them is a Python warning: few images, digits features of
-        other images, unbalanced classes, a generator that has collapsed.
+        other images, unbalanced classes, a generator that has collapsed, files that were passed over or that decoding changes.
 
     Raises:
         UserError: something cannot be scored, or features is needed; one line with the reason.
@@ -117,7 +117,9 @@ def score_source(
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
         scores = score_images(evaluator, images, config.eval.num_samples, "score")
-        return scores, [*evaluator.remarks.notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
+        about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
+        about += [f"reference: {note}" for note in evaluator.real.notes]
+        return scores, [*about, *evaluator.remarks.notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
 
 
 def choose_features(reference: Any) -> Any:

@@ -44,6 +44,7 @@ class Reference:
         statistics: contents of a file; None for images.
         class_counts: images per class of the data set; empty if the images have no labels.
         is_unchanged: reads the content again and says whether it is still `content`, None if that cannot be known.
+        notes: what the user should know about the images, a line each: what was passed over, left out or converted.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Reference:
     statistics: Statistics | None = None
     class_counts: tuple[int, ...] = ()
     is_unchanged: Callable[[], bool | None] = lambda: True
+    notes: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
@@ -138,6 +140,7 @@ def wrap_dataset(images: ImageSet, most: int | None) -> Reference:
     return Reference(
         images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count,
         class_counts=tuple(counts.tolist()), is_unchanged=lambda: intake.is_unchanged(images),
+        notes=tuple(images.notes),
     )  # fmt: skip
 
 
@@ -162,6 +165,7 @@ def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
     return Reference(
         pictures.name, content, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count,
         is_unchanged=is_unchanged,
+        notes=pictures.notes,
     )  # fmt: skip
 
 

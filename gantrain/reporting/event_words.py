@@ -12,7 +12,7 @@ from typing import Any
 
 from gantrain import clock
 from gantrain.errors import counted
-from gantrain.reporting.console import console_line, duration
+from gantrain.reporting.console import console_line, time_left
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.record import ENDS, Record, evaluation, goes_back
 
@@ -221,6 +221,7 @@ class Teller:
         self._before: dict[str, float] = {}  # scores of the live weights before a swap
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)  # images and seconds of the last lines of losses
         self._last: int | None = None
+        self._left: tuple[str, str] = "?", ""
 
     @property
     def total(self) -> int:
@@ -240,6 +241,7 @@ class Teller:
             if self._last is not None and nimg > self._last and rate > 0:
                 self._recent.append((nimg - self._last, (nimg - self._last) / rate))
             self._last = nimg
+            self._left = time_left(line)
             return console_line(nimg, self.total, line)
         scored = evaluation(line)
         if scored is None:
@@ -248,12 +250,12 @@ class Teller:
         return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores, notes=scored.protocol.get('notes') or ())}"
 
     def rest(self) -> str:
-        """The recent speed, and the time left at that speed; empty if it is unknown."""
+        """The recent speed, and the time left by the run's last line; what is unknown is left out."""
         seconds = sum(s for _, s in self._recent)
-        if not seconds:
-            return ""
-        rate = sum(n for n, _ in self._recent) / seconds
-        return f"{rate:.0f} img/s, {duration(max(0, self.total - self.nimg) / rate)} to go"
+        rate = f"{sum(n for n, _ in self._recent) / seconds:.0f} img/s" if seconds else ""
+        left, besides = self._left
+        to_go = "" if left == "?" else f"{left} to go" + (f", {besides}" if besides else "")
+        return ", ".join(part for part in (rate, to_go) if part)
 
     def _event(self, name: str, line: Line) -> str:
         self.told = name if name in (*ENDS, "start", "resume") else self.told

@@ -414,7 +414,13 @@ def count_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
 
 def free_in_words(folder: Path) -> str:
     """How much space is free on a folder's disk, in words."""
+    free = free_bytes(folder)
+    return "the free space is unknown" if free is None else f"{in_words(free)} are free"
+
+
+def free_bytes(folder: Path) -> int | None:
+    """How much space is free on a folder's disk; None if that is unknown."""
     try:
-        return f"{in_words(shutil.disk_usage(folder if folder.is_dir() else folder.parent).free)} are free"
+        return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
     except OSError:
-        return "the free space is unknown"
+        return None

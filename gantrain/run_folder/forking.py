@@ -29,6 +29,7 @@ from gantrain.version import __version__
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
 TRIES = 5  # a run that trains deletes its older checkpoints, perhaps while they are read
 SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `model` that decide the shapes of the networks
+SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download")}  # how images are read, not which
 NETWORKS = (("g", "averages"), ("d", "averages_d"))
 
 
@@ -135,7 +136,8 @@ def kept_averages(old: Config, new: Config, state: Mapping[str, Any]) -> dict[st
 
 def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, kept: Mapping[str, list[str]]) -> dict[str, Any]:
     """The JSON of the fork's checkpoint: what its settings leave valid continues, and the rest begins anew."""
-    sections = {key.partition(".")[0] for key in differing_keys(old, new)}
+    different = differing_keys(old, new).keys() - SAME_IMAGES
+    sections = {key.partition(".")[0] for key in different}
     guard = {**state["guard"], "best": [], "worse": 0, "worse_since": None, "warned": [], "saturated_since": None, "scored_at": nimg}
     changes: dict[str, Any] = {
         "gantrain": __version__,
@@ -149,6 +151,7 @@ def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, 
         "scored_at": -1,
         "scores_of": -1,
         "scoring": None,
+        "collapsed": {},
         "guard": guard,
         **{key: {name: state[key][name] for name in kept[network]} for network, key in NETWORKS},
     }
@@ -198,16 +201,18 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
             f"total_kimg: must be above {nimg / 1000:g}, the time of the checkpoint, or nothing is left to train, got {new.total_kimg:g}"
         )
     kept = kept_averages(old, new, state)
+    saved = forked_state(state, old, new, nimg, kept)
     begin = [name for name in new.averagers if name not in kept["g"]]
     refuse_reserved(begin)
     require_late_start(new, begin, nimg)
     event = {
         "nimg": nimg, "event": "fork", "time": utc_now(), "from": str(origin.run), "checkpoint": origin.path.name, "seal": origin.seal,
         "changed": {key: list(values) for key, values in changed.items()},
+        "batch": [state["batching"]["batch_size"], saved["batching"]["batch_size"]],
         "averages": {"kept": kept["g"], "begin": begin, "dropped": [name for name in state["averages"] if name not in new.averagers]},
     }  # fmt: skip
     line = json.dumps(as_json(event), allow_nan=False) + "\n"
-    saved = {**forked_state(state, old, new, nimg, kept), "metrics_bytes": len(line.encode())}
+    saved["metrics_bytes"] = len(line.encode())
     require_free(folder)
     try:
         write_whole(folder, origin, forked_tensors(origin.snapshot, kept), saved, line, new)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from gantrain.distributed import local_processes, main_first
 from gantrain.errors import UserError
 from gantrain.images import to_float
 from gantrain.reporting.event_words import on_console
-from gantrain.run_folder.checkpoint import Snapshot
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, read_state
 from gantrain.sampling import latents
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -41,9 +43,18 @@ def open_images(context: Context) -> ImageSet:
         return tqdm(items, total=total, desc="data", leave=False, disable=None if context.main else True)
 
     source = context.config.data
-    images = main_first(context.accelerator, functools.partial(prepare, source, context.device, local_processes(), bar))
+    state = context.from_main(state_of(context.run_dir) if context.main else None)
+    images = main_first(context.accelerator, functools.partial(prepare, source, context.device, local_processes(), bar, state))
     context.tracker.say(f"data: {audit(images)}")
     return images
+
+
+def state_of(run_dir: Path) -> dict[str, Any] | None:
+    """The state of the newest readable checkpoint; None for a new run."""
+    for path in reversed(CheckpointStore(run_dir / "checkpoints").paths()):
+        with suppress(Damaged):
+            return read_state(path)
+    return None
 
 
 class Inputs:
@@ -138,7 +149,7 @@ class Inputs:
         return {"data/skipped": len(found)}
 
     def name_unreadable(self, found: list[str]) -> None:
-        """Name each unreadable image once; other images of its class replace it."""
+        """Name each unreadable image once: it is left out, or other images of its class replace it."""
         tracker = self.context.tracker
         new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
         for i, line in enumerate(new):
@@ -163,6 +174,7 @@ class Inputs:
             "data_content": self.content,
             "class_names": images.known_names,
             "class_counts": images.class_counts,
+            **({"data_left_out": images.left_out} if images.skips or images.left_out else {}),
         }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:

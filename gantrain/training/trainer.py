@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from gantrain import clock, performance
 from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.config.config import Config
+from gantrain.config.schema import group_name
 from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
 from gantrain.evaluation.collapse import in_one_line
@@ -18,6 +19,7 @@ from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.event_words import on_console
 from gantrain.reporting.score_table import table
+from gantrain.reporting.time_left import SWAPS
 from gantrain.reporting.tracker import Tracker
 from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder.ownership import look_into
@@ -26,6 +28,7 @@ from gantrain.score_names import Scores, as_keys
 from gantrain.training.additions import report_added
 from gantrain.training.context import Context
 from gantrain.training.facts import Facts
+from gantrain.training.forecast import Forecast
 from gantrain.training.guard import Sentry, Trouble
 from gantrain.training.inputs import Inputs, open_images
 from gantrain.training.keeper import Keeper
@@ -88,7 +91,10 @@ class Trainer:
             lambda: players.settle_batchnorm(evaluator), pictures.record_orbit, context.from_main, self.tracker,
         )  # fmt: skip
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
+        measurements.forecast = Forecast(context, run, players, batching, swapper).plan
         self.facts = Facts(context, run, players, batching, images, measurements)
+        if config.eval.reference is not None:
+            self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
         saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
         if not resumes:
             self.facts.note_batch()
@@ -131,13 +137,15 @@ class Trainer:
         with self.measurements.progress.paused():
             if run.due(c.orbit.every_kimg) or run.due(c.eval.every_kimg) or ends:
                 self.pictures.record_orbit()
+            swaps = self.swapper.swaps_now(before, run.nimg, more)
             if run.due(c.eval.every_kimg) or ends:
-                self.scoreboard.evaluate(self.swapper.swaps_now(before, run.nimg, more))
+                self.scoreboard.evaluate(swaps)
             if run.due(c.tracking.samples_every_kimg) or ends:
                 with dispensable(self.context, run, "samples"):
                     self.pictures.draw_samples(self.scoreboard.scores, self.scoreboard.scores_of)
             self.saving.keep_snapshots(ends)
-            self.swapper.maintain(before, run.nimg, ends, more)
+            with self.context.costs.measure(SWAPS, swaps):
+                self.swapper.maintain(before, run.nimg, ends, more)
             if run.due(c.checkpoint.every_kimg) or ends or self.saving.wanted:
                 self.saving.save()
         return run.done
@@ -210,7 +218,9 @@ class Trainer:
         self.inputs.name_unreadable(list(self.images.skipped.values()))
         shown = facts.describe(self.evaluator.protocol())
         if self.context.main:
-            self.tracker.views += open_views(self.config.tracking, saving.wandb_id, shown, self.context.run_dir, self.tracker.say)
+            self.tracker.views += open_views(
+                self.config.tracking, saving.wandb_id, shown, self.context.run_dir, self.tracker.say, group_name(self.config)
+            )
         self.measurements.start()
 
     def stop(self) -> Scores:
