@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from gantrain.atomic_file import write_atomically
+
+FRESH = 2.0  # seconds; the coarsest time stamps of file systems in use (FAT)
+STAMPED = os.name == "posix"  # elsewhere st_ctime is the time of creation, which a change of content leaves as it is
 
 
 def cache_folder() -> Path:
@@ -19,3 +23,27 @@ def keep_file(name: str, data: bytes) -> None:
     with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_atomically(cache_folder() / name, data)
+
+
+def state_of_file(path: str | bytes | os.PathLike, descriptor: int | None = None) -> str | None:
+    """A text that differs whenever a file's content may: its path, device, inode, size, and times of modification and of change.
+
+    The time of change (ctime) is what makes this safe: a copy of another file's name, size and modification time, or a modification
+    time that is set back, changes it, and no ordinary tool can set it. A link has the state of the file that it points to.
+
+    Args:
+        path: of the file.
+        descriptor: of the file, if it is open.
+
+    Returns:
+        The text, in ASCII; None if the state proves nothing: the file changed less than `FRESH` seconds ago, so that another change may
+        get the same time stamp (Git calls such a file racily clean), or the system has no time of change.
+
+    Raises:
+        OSError: the file cannot be found.
+    """
+    status = os.stat(path if descriptor is None else descriptor)
+    if not STAMPED or time.time() - status.st_ctime < FRESH:
+        return None
+    where = os.fsencode(os.path.abspath(path))
+    return f"{where!r} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -21,7 +22,7 @@ class UserError(ValueError):
     """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line."""
 
     def __init__(self, text: str):
-        super().__init__(" ".join(text.split()))  # a quoted value may contain line breaks
+        super().__init__(readable(" ".join(text.split())))  # a quoted value may contain line breaks, or a file name be no UTF-8
 
 
 class GaveUp(UserError):
@@ -38,6 +39,14 @@ class InvalidField(UserError):
     def __init__(self, field: str, value: Any, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
         super().__init__(f"{field}: {remedy}, got {shown(value)}")
+
+
+def readable(path: str | os.PathLike) -> str:
+    """A path for messages and records: bytes of a file name that are not UTF-8 are written as in "\\xff", since no text holds them."""
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may contain; no file is called that
+        return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:

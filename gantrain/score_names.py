@@ -27,6 +27,14 @@ def better_when_higher(key: str) -> bool | None:
     return None
 
 
+def can_be_best(nimg: int) -> bool:
+    """Whether the scores of weights that have seen `nimg` images can be a run's best: not those of an untrained network at 0 kimg.
+
+    Some scores of noise are high by accident, such as the precision of features that were made for other pictures.
+    """
+    return nimg > 0
+
+
 def best_value(metric: str, values: Iterable[float | None]) -> float | None:
     """The best of a column of scores, to be marked; None if no value stands out, or higher is neither better nor worse.
 

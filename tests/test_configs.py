@@ -31,6 +31,7 @@ from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.evaluation.references import open_reference
 from gantrain.metrics import features
+from gantrain.models.layers import Layers
 from gantrain.training import trainer
 from gantrain.training.players import make_adam
 
@@ -155,6 +156,25 @@ def test_it_is_found_by_name(name, tmp_path, monkeypatch):
     assert shipped.explain_choice(name) == f"configuration: {name}, which ships with gantrain ({ROOT / 'configs' / name}.yaml)"
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_head_says_what_differs_from_the_published_script(name):
+    """And what it says holds of the networks: biases at 0, and torch's half-steps of the power iteration."""
+    head = " ".join((ROOT / "configs" / name).read_text().split("\nrun_dir:")[0].replace("#", " ").split())
+    for words in ("Biases start at 0", "first u = W v and then v = W'u", "iterated 15 times at the start", "The ema is theirs"):
+        assert words in head, words
+    config = load(ROOT / "configs" / name)
+    if config.batching.micro_batch is None:
+        assert "BatchNorm sees all 50 images" in head and "batching.micro_batch=25 follows it" in head and config.batching.batch_size == 50
+    assert config.averagers["ema"].start_kimg * 1000 / config.batching.batch_size in (1_000, 20_000)
+    layer = Layers("normal").linear(6, 4)
+    assert not layer.bias.any()
+    norm, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original.detach()
+    u = torch.nn.functional.normalize(weight @ norm._v, dim=0)
+    v = torch.nn.functional.normalize(weight.T @ u, dim=0)
+    layer.train()(torch.zeros(1, 6))
+    torch.testing.assert_close((norm._u, norm._v), (u, v))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_its_head_says_what_it_trains_and_its_command_names_it(path):
     title, fields = read_head(path.read_text())
@@ -237,7 +257,7 @@ class Untrained:
     accelerator, stopping = None, None
     config: Config
 
-    def __init__(self, config, interruption):
+    def __init__(self, config, interruption, changed_data):
         Untrained.config = config
 
     def train(self):

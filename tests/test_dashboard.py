@@ -200,6 +200,7 @@ def test_wandb_run_is_named_and_configured(resumed):
         and found.config["reference_fingerprint"] == scored["eval/reference_fingerprint"]
     )
     assert found.config["versions"]["torch"] == torch.__version__ and {"python", "wandb", "numpy"} <= found.config["versions"].keys()
+    assert found.config["class_names"] == list("0123456789")
 
 
 SHOWN = ("samples", "event", "overview", "final")  # what is no line of numbers

@@ -10,16 +10,19 @@ import pytest
 import torch
 from conftest import ROOT, TINY, error_of, lines_of
 from fidelity import fidelity_scores, registered_digits
+from PIL import Image
 from torch import Tensor, nn
 
 import gantrain as package
 from gantrain.errors import UserError
+from gantrain.evaluation.image_files import decode, sample_of, wrap_tensor
 from gantrain.images import to_float, to_uint8
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
 from gantrain.sampling.latents import draw
 from gantrain.sampling.sheets import to_pil
 
 DIGITS = ROOT / "configs" / "digits.yaml"
+SAMPLE = "a random sample of 200 without replacement, seed 0"
 SAME = {"rel": 1e-6, "abs": 1e-9}  # KID may be next to nothing
 
 
@@ -90,28 +93,48 @@ def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, ince
     assert theirs["fid"] > 0.001 and theirs["is"] > 1 and theirs["kid"] != 0
 
 
+def test_files_that_torch_fidelity_reads_differently(tmp_path):
+    """What docs/scores.md says: transparency on white here and dropped there, EXIF orientation, 16-bit grey."""
+    from torch_fidelity.datasets import ImagesPathDataset
+
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[..., 0], clear[..., 3] = 200, 64  # a quarter of red
+    Image.fromarray(clear).save(tmp_path / "alpha.png")
+    exif = Image.Exif()
+    exif[274] = 3  # turned by 180 degrees
+    ramp = np.repeat(np.arange(0, 160, 40, dtype=np.uint8)[:, None], 4, 1)
+    Image.fromarray(ramp).save(tmp_path / "exif.png", exif=exif)
+    Image.fromarray(np.full((4, 4), 100 * 257, np.uint16)).save(tmp_path / "grey16.png")
+    found = {}
+    for name in ("alpha", "exif", "grey16"):
+        theirs = ImagesPathDataset([str(tmp_path / f"{name}.png")])[0]
+        found[name] = decode((tmp_path / f"{name}.png").read_bytes(), name)[:, 0, 0].tolist(), theirs[:, 0, 0].tolist()
+    assert found == {"alpha": ([241, 191, 191], [200, 0, 0]), "exif": ([120] * 3, [0] * 3), "grey16": ([100] * 3, [255] * 3)}
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halves, tmp_path):
-    """A row named after the folder, of the first N images; JSON only if asked for; an .npz of the images scores the same."""
+    """A row named after the folder, of a sample of N images; JSON only if asked for; an .npz of the images scores the same."""
     fake, real = folders
     said = gantrain(
         "evaluate", fake, "--reference", real, "--num", 50, "eval.metrics=[fid]", "--out", tmp_path / "new" / "some.json"
     ).stdout
     record = json.loads((tmp_path / "new" / "some.json").read_text())
-    assert f"{fake}: 50 images against real (300 images); also in {tmp_path}/new/some.json" in said and said.splitlines()[1].split() == [
-        "images",
-        "digits_fid",
-    ]
+    head, titles, *_ = said.splitlines()
+    assert head == f"{fake}: 50 images, {SAMPLE}, against real (300 images); also in {tmp_path}/new/some.json"
+    assert titles.split() == ["images", "digits_fid"]
     assert (
         record["images"] == str(fake)
         and record["eval/num_samples"] == 50
         and record["eval/reference"] == "real (300 images)"
         and "eval/truncation" not in record
     )
-    np.savez(tmp_path / "fake.npz", halves[0][:50].permute(0, 2, 3, 1).numpy())
-    again = scores_of_command(gantrain, tmp_path / "again.json", tmp_path / "fake.npz", "--reference", real, "eval.metrics=[fid]")
+    assert record["eval/sample"] == f"50 images, {SAMPLE}"
+    np.savez(tmp_path / "fake.npz", halves[0].permute(0, 2, 3, 1).numpy())
+    words = ["--num", 50, "--reference", real, "eval.metrics=[fid]"]
+    again = scores_of_command(gantrain, tmp_path / "again.json", tmp_path / "fake.npz", *words)
     assert again == pytest.approx(record["scores"]["fake"], rel=1e-6)
     gantrain("reference", real, "--out", tmp_path / "real.npz")
     assert (
@@ -180,7 +203,7 @@ def test_a_module_is_scored_as_it_stands_and_left_as_it_was(halves):
     module(torch.randn(8, 16), torch.zeros(8, dtype=torch.int64)).sum().backward()
     module.drop.eval()
     before = [torch.get_rng_state(), module.scale.grad.clone(), *(v.clone() for v in module.state_dict().values())]
-    found = package.evaluate(module, halves[1], num_samples=100, metrics=("fid", "kid"), seed=5, truncation=1.5)
+    found = package.evaluate(module, halves[1], num_samples=100, metrics=("fid", "kid"), features="digits", seed=5, truncation=1.5)
     after = [torch.get_rng_state(), module.scale.grad, *module.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after)) and torch.is_grad_enabled()
     assert [m.training for m in module.modules()] == [True, True, False]
@@ -188,7 +211,9 @@ def test_a_module_is_scored_as_it_stands_and_left_as_it_was(halves):
     with torch.no_grad():
         assert found == pytest.approx(by_hand(to_uint8(module.eval()(z, y)), halves[1], ("fid", "kid")), rel=1e-5, abs=1e-7)
         module.train()
-    measured = package.evaluate(module, halves[1], num_samples=100, metrics=["fid"], seed=5, truncation=1.5, batchnorm="recalibrate")
+    measured = package.evaluate(
+        module, halves[1], num_samples=100, metrics=["fid"], features="digits", seed=5, truncation=1.5, batchnorm="recalibrate"
+    )
     assert measured["digits_fid"] != pytest.approx(found["digits_fid"], rel=1e-3)
     assert all(torch.equal(a, b) for a, b in zip(before[2:], module.state_dict().values()))
 
@@ -202,18 +227,17 @@ def test_all_forms_of_the_same_images_score_the_same(halves, folders):
         asked.append((start, count, torch.is_grad_enabled()))
         return to_float(fake[start : start + count])
 
-    whole = package.evaluate(fake, real)
+    whole = package.evaluate(fake, real, features="digits")
     assert whole == pytest.approx(by_hand(fake, real, ("fid", "is", "kid", "prc")), rel=1e-5, abs=1e-7) and set(whole) >= {
         "digits_fid",
         "digits_recall",
     }
-    assert package.evaluate(sample, torch.utils.data.TensorDataset(real, torch.zeros(300)), num_samples=200) == whole
+    assert package.evaluate(sample, torch.utils.data.TensorDataset(real, torch.zeros(300)), 200, features="digits") == whole
     assert asked[1:] == [(0, 64, False), (64, 64, False), (128, 64, False), (192, 8, False)]
     assert package.evaluate(folders[0], str(folders[1]), features=DigitsFeatures()) == pytest.approx(whole, rel=1e-6, abs=1e-9)
-    fewer = package.evaluate(fake, real, num_samples=150, metrics=("fid",), resamples=8)
-    assert (
-        fewer["digits_fid"] == pytest.approx(by_hand(fake[:150], real, ("fid",))["digits_fid"], rel=1e-5) and fewer["digits_fid_ci95"] > 0
-    )
+    fewer = package.evaluate(fake, real, num_samples=150, metrics=("fid",), features="digits", resamples=8)
+    some = sample_of(wrap_tensor("fake", fake), 150, 0)(0, 150)
+    assert fewer["digits_fid"] == pytest.approx(by_hand(some, real, ("fid",))["digits_fid"], rel=1e-5) and fewer["digits_fid_ci95"] > 0
 
 
 def test_a_runs_generator_scores_as_in_its_run(gantrain, tmp_path):
@@ -248,9 +272,11 @@ def test_a_runs_generator_scores_as_in_its_run(gantrain, tmp_path):
         (Noisy(), {"num_samples": 3}, "num_samples: must be at least 16, got 3"),
         (Noisy(), {"reference": 7}, "reference: must be a path, a uint8 tensor .* or a data set of .image, label., got int"),
         (Noisy(), {"reference": "nowhere"}, "nowhere: there is no such file or folder"),
+        (Noisy(), {"reference": "nowhere", "features": None}, "nowhere: there is no such file or folder"),
+        (Noisy(), {"features": None}, "features: pass features='inception' for FID as published .*, or features='digits' for images of"),
     ],
 )
 def test_impossible_calls_are_refused(generator, arguments, words, halves):
     with pytest.raises(UserError, match=words) as caught:
-        package.evaluate(generator, **{"reference": halves[1], **arguments})
+        package.evaluate(generator, **{"reference": halves[1], "features": "digits", **arguments})
     assert "\n" not in str(caught.value)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
+from gantrain.config.loading import load
 from gantrain.losses import LOSSES, PENALTIES, R1, R2, Hinge, NonSaturating, Relativistic
+from gantrain.training.facts import Facts
 
 
 @pytest.fixture(params=LOSSES.values(), ids=LOSSES)
@@ -177,3 +181,15 @@ def test_gradient_penalties_against_a_quadratic_d(penalty, which):
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     value.backward()
     assert D.w.grad.item() == pytest.approx(2 * expected.item() / 1.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("name, classes, said", [("relativistic", 10, True), ("relativistic", 1, False), ("hinge", 10, False)])
+def test_a_class_conditional_run_says_that_relativistic_pairs_mix_classes(name, classes, said):
+    context = SimpleNamespace(config=load(ROOT / "configs" / "digits.yaml", [f"loss.name={name}"]))
+    facts = Facts(context, None, None, None, SimpleNamespace(num_classes=classes), None)
+    facts.note_loss()
+    note = (
+        "loss: relativistic compares each real image with a generated one of a class drawn independently;"
+        " its source, R3GAN, compares images of one class"
+    )
+    assert (note in facts.notes) == said

@@ -75,7 +75,7 @@ def test_a_run_trains_scores_and_resumes_without_the_calls_of_unix(tmp_path):
     said = without(code, *words, before=before)
     assert "note: this system has no file locks (gantrain is tested on Linux and macOS only)" in said and "done" in said
     assert "0.5 GiB" in said
-    assert "resumed at 0.32 kimg" in without(code, *words, "total_kimg=0.48", before=before)
+    assert "resumed at 0.32 of 0.48 kimg" in without(code, *words, "total_kimg=0.48", before=before)
 
 
 def test_a_windows_file_is_flushed_through_a_writable_descriptor(tmp_path, monkeypatch):
@@ -187,4 +187,6 @@ def test_apples_gpu_gets_no_float64(monkeypatch):
     assert monitor.estimates()["d"].measurements == 1
     points = torch.randn(20, 3)
     distances, _ = find_nearest(points, points, 2, themselves=True)  # float64, on the CPU
-    torch.testing.assert_close(distances[:, 0], torch.cdist(points, points).topk(2, largest=False).values[:, 1].double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        distances[:, 0], torch.cdist(points, points).topk(2, largest=False).values[:, 1].double(), rtol=1e-5, atol=1e-6
+    )

@@ -87,14 +87,16 @@ def test_a_reference_taken_in_part_is_another_than_the_whole(tmp_path):
 def test_a_function_of_ones_own_leaves_the_global_random_state(digits, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    library.evaluate(lambda start, count: torch.randn(count, 1, 16, 16).clamp(-1, 1), digits[0][:64], num_samples=32, metrics=("fid",))
+    generator = lambda start, count: torch.randn(count, 1, 16, 16).clamp(-1, 1)  # noqa: E731
+    library.evaluate(generator, digits[0][:64], num_samples=32, metrics=("fid",), features="digits")
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("num", [0, -5])
 def test_no_number_of_samples_is_taken_for_another(digits, num):
     with pytest.raises(UserError, match="num_samples"):
-        library.evaluate(lambda start, count: torch.zeros(count, 1, 16, 16), digits[0][:64], num_samples=num, metrics=("fid",))
+        generator = lambda start, count: torch.zeros(count, 1, 16, 16)  # noqa: E731
+        library.evaluate(generator, digits[0][:64], num_samples=num, metrics=("fid",), features="digits")
 
 
 def test_a_folder_of_runs_is_no_folder_of_images(tmp_path):

@@ -110,9 +110,7 @@ class GradientProbe:
         gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in self.network.parameters()]
         big = torch.stack(torch._foreach_norm(gradients)).to(small.dtype).square()
         self.index = self.index.to(small.device)
-        return torch.zeros(2, len(self.layers), dtype=small.dtype, device=small.device).index_add_(
-            1, self.index, torch.stack([small, big])
-        )
+        return torch.zeros(2, len(self.layers), dtype=small.dtype, device=small.device).index_add_(1, self.index, torch.stack([small, big]))
 
 
 def adding_to(total: Tensor) -> Callable[[Tensor], None]:

@@ -120,7 +120,8 @@ def sweep_run(
     return (
         f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples per length,"
         f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
-        f"{table(scores, 'sigma_rel')}\nbest {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
+        f"{table(scores, 'sigma_rel', scorer.evaluator.remarks.notes)}\n"
+        f"best {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
     ), accelerator
 
 

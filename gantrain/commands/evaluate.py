@@ -12,16 +12,19 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
-from gantrain.data.folder import EXTENSIONS
+from gantrain.data.listing import list_folder
 from gantrain.distributed import finish, main_first, make_accelerator
-from gantrain.errors import UserError, did_you_mean
+from gantrain.errors import UserError, did_you_mean, readable
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
+from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator
+from gantrain.evaluation.image_files import sample_of
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.checkpoint import Damaged, read_manifest
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
-from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores
 
@@ -61,9 +64,9 @@ def holds_images(target: str | Path) -> bool:
     path = Path(target).expanduser()
     if path.suffix.lower() in (".npz", ".zip"):
         return True
-    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+    if not path.is_dir() or is_run_folder(path):
         return False
-    return any(one.suffix.lower() in EXTENSIONS for one in path.rglob("*"))
+    return bool(list_folder(path).files)
 
 
 def evaluate_images(
@@ -73,7 +76,7 @@ def evaluate_images(
 
     Args:
         reference: as `eval.reference`.
-        num: how many images, from the first; None is all.
+        num: how many images, a seeded random sample; None is all.
         out: where the scores are saved as JSON; None saves nothing.
         overrides: `eval.key=value`, changes to the defaults of `eval`.
 
@@ -97,18 +100,20 @@ def evaluate_images(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
     )
     evaluator = Evaluator(config, None, accelerator, shape=pictures.shape)
-    scores = {
-        pictures.name: score_images(
-            evaluator, lambda start, count: pictures.take(range(start, start + count)), total, f"score {pictures.name}"
-        )
-    }
+    evaluator.remarks.require_enough()
+    scores = {pictures.name: score_images(evaluator, sample_of(pictures, total, config.seed), total, f"score {pictures.name}")}
     if not accelerator.is_main_process:
         return "", accelerator
     protocol = {key: value for key, value in evaluator.protocol().items() if key not in GENERATOR_KEYS}
+    chosen = "" if total == len(pictures) else f", a random sample of {len(pictures):,} without replacement, seed {config.seed}"
+    if chosen:
+        protocol["eval/sample"] = f"{total} images{chosen}"
     if where is not None:
-        write(where, {"images": str(target), **protocol, "scores": scores})
-    also = f"; also in {out}" if out is not None else ""
-    return f"{target}: {total} images against {evaluator.real.described}{also}\n{table(scores, 'images')}", accelerator
+        write(where, {"images": readable(target), **protocol, "scores": scores})
+    also = f"; also in {readable(out)}" if out is not None else ""
+    head = f"{readable(target)}: {total} images{f'{chosen},' if chosen else ''} against {evaluator.real.described}{also}"
+    about = [f"{readable(target)}: {note}" for note in pictures.notes] + [f"reference: {note}" for note in evaluator.real.notes]
+    return "\n".join([head, *about, table(scores, "images", evaluator.remarks.notes)]), accelerator
 
 
 def evaluate_run(
@@ -144,10 +149,12 @@ def evaluate_run(
     scorer.prepare()
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
+    collapsed: dict[str, str] = {}
     for policy in chosen:
         # For the live weights, `average` is the same as `copy`, so they are scored once.
         same = LIVE in names and policy == "average" and "copy" in by_policy
         scores = scorer.score([name for name in names if not (same and name == LIVE)], policy)
+        collapsed |= {name: words for name, words in scorer.evaluator.collapsed.items() if words}
         by_policy[policy] = {name: by_policy["copy"][LIVE] if same and name == LIVE else scores[name] for name in names}
     accelerator, protocol = scorer.accelerator, scorer.evaluator.protocol(chosen[0])
     if not accelerator.is_main_process:
@@ -159,8 +166,12 @@ def evaluate_run(
     else:
         record |= {"eval/batchnorm": chosen, "scores_by_batchnorm": by_policy}
         record["eval/batchnorm_batches"] = {policy: scorer.evaluator.protocol(policy)["eval/batchnorm_batches"] for policy in chosen}
+    notes = scorer.evaluator.remarks.notes
+    if collapsed and int(path.name) > 0:
+        record["collapsed"] = collapsed
+        notes = [*notes, f"collapsed: {in_one_line(collapsed)}"]
     write(target, record)
-    text = table(by_policy[chosen[0]]) if len(chosen) == 1 else policy_tables(by_policy)
+    text = table(by_policy[chosen[0]], notes=notes) if len(chosen) == 1 else policy_tables(by_policy, notes)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
     head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}"

@@ -15,9 +15,12 @@ from gantrain.errors import UserError, in_words
 from gantrain.evaluation.api import YAML, load_eval_config
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.references import open_reference, wrap_dataset
+from gantrain.evaluation.score_notes import DIGITS, describe_features, shows
 from gantrain.metrics.statistics import write_statistics
+from gantrain.reporting.score_table import in_lines
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.shipped import find_config
 
 
@@ -48,7 +51,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
         raise UserError(f"--out: {str(out)!r} must be an .npz file")
     accelerator = make_accelerator()
-    saved = there / CONFIG_FILE if (there / CONFIG_FILE).is_file() else there
+    saved = there / CONFIG_FILE if is_run_folder(there) else there
     if saved.suffix.lower() in YAML:
         config = load(saved, [*overrides, "eval.reference=null"])
         real = main_first(
@@ -67,9 +70,11 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     assert found is not None
     facts: dict[str, object] = {
         "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
-        "made": utc_now(), "versions": versions(),
+        "made": utc_now(), "versions": versions(), "data": DIGITS if shows(DIGITS, real) else "",
     }  # fmt: skip
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
     size = f"{found.features.shape[1]} features per image, {in_words(out.stat().st_size)}"
-    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}", accelerator
+    about = "".join(f"\nreference: {note}" for note in real.notes)
+    notes = in_lines(describe_features(config.eval, evaluator.remarks.foreign))
+    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{about}{notes}", accelerator

@@ -20,7 +20,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
 from gantrain.palette import Style, style_of
-from gantrain.reporting.score_table import table
+from gantrain.reporting.score_table import in_lines, table
 from gantrain.run_folder.contents import require_average
 from gantrain.run_folder.layout import narrow_variant
 from gantrain.run_folder.result_file import target_of, write
@@ -122,7 +122,7 @@ def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple
     for name, rows in scores.items():
         words = ", ".join(f"{score} {point.value:.4f} at {point.truncation:g}" for score, point in best[name].items())
         blocks.append(f"{table(rows, 'truncation')}\nbest of {name}: {words or 'none (no finite scores)'}")
-    return "\n".join([head, *blocks])
+    return "\n".join([head, *blocks]) + in_lines(scorer.evaluator.remarks.notes)
 
 
 def best_of(rows: Scores, curves: list[tuple[str, str]]) -> dict[str, Point]:

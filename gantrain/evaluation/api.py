@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +24,18 @@ from gantrain.config.plugins import find
 from gantrain.config.sections import Eval
 from gantrain.data import ImageSet
 from gantrain.distributed import from_main, make_accelerator
-from gantrain.errors import UserError
+from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
-from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array, wrap_tensor
+from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
-from gantrain.metrics import EXTRACTORS
+from gantrain.metrics import EXTRACTORS, DigitsFeatures
+from gantrain.metrics.features import DIGITS_IDENTITY
 from gantrain.metrics.statistics import read_statistics
 from gantrain.models.architecture import is_latent_generator
+from gantrain.run_folder.contents import configuration_of
+from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.latents import draw
+from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
 YAML = (".yaml", ".yml")
@@ -40,7 +45,7 @@ Images = Callable[[int, int], Tensor]  # (start, count) to `[count, C, H, W]`, u
 
 def evaluate(
     generator: Any, reference: str | Path | Tensor | Dataset, num_samples: int | None = None, metrics: Sequence[str] = Eval.metrics,
-    features: Any = "digits", seed: int = 0, batch_size: int = Eval.batch_size, truncation: float | None = None,
+    features: Any = None, seed: int = 0, batch_size: int = Eval.batch_size, truncation: float | None = None,
     batchnorm: str | None = None, resamples: int | None = None, device: torch.device | str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Score a generator or images, not necessarily from gantrain.
@@ -61,10 +66,13 @@ def evaluate(
             zip or .npz (`arr_0`, uint8 `[N, H, W, C]`). A generator returns uint8, or float in [-1, 1], which is rounded.
         reference: a path (see `gantrain.evaluation.references`), such a tensor, or a torch data set of (uint8 `[C, H, W]`, label),
             which is read into memory.
-        num_samples: how many images; None scores all images, or 10,000 of a generator.
+        num_samples: how many images; None scores all images, or 10,000 of a generator. Fewer than there are is a random sample of
+            images that exist already, drawn without replacement by the seed.
         metrics: names from `gantrain.metrics.METRICS`, or `module:Class`.
-        features: "digits" or "inception", `module:Class`, or an extractor such as `InceptionFeatures(weights=PATH)`.
-        seed: of z and y.
+        features: "inception", "digits" (for images of digits only), `module:Class`, or an extractor such as
+            `InceptionFeatures(weights=PATH)`. None takes those of the reference, if it is a run folder, a CONFIG.yaml, or a file of
+            digits features by `gantrain reference`; other references need features.
+        seed: of z and y, or of the sample of images.
         batch_size: images per forward pass.
         truncation: draw z from the normal truncated at this absolute value.
         batchnorm: None leaves BatchNorm's statistics as they are; "recalibrate" and "batch", see `eval.batchnorm`, act on a copy.
@@ -72,24 +80,69 @@ def evaluate(
         device: where features are computed; None is the process's own.
 
     Returns:
-        Scores by name, with the extractor's prefix.
+        Scores by name, with the extractor's prefix. What must be known about them is a Python warning: few images, digits features of
+        other images, unbalanced classes, a generator that has collapsed, files that were passed over or that decoding changes.
 
     Raises:
-        UserError: something cannot be scored; one line with the reason.
+        UserError: something cannot be scored, or features is needed; one line with the reason.
     """
     accelerator = Accelerator() if is_initialized() else make_accelerator()
     device = accelerator.device if device is None else torch.device(device)
     fixed = open_images(generator)
     total = count_images(fixed, num_samples, "num_samples") if fixed else Eval.num_samples if num_samples is None else num_samples
     real = None if isinstance(reference, (str, Path)) else wrap_reference(reference)
+    features = choose_features(reference) if features is None else features
     config = build_config(total, metrics, features, seed, batch_size, truncation, batchnorm, resamples, reference if real is None else None)
-    source = accelerator.unwrap_model(generator) if isinstance(generator, nn.Module) else fixed or generator
+    source: Any = accelerator.unwrap_model(generator) if isinstance(generator, nn.Module) else fixed or generator
+    scores, notes = score_source(source, config, real, accelerator, device)
+    for note in notes if accelerator.is_main_process else ():
+        warnings.warn(note, stacklevel=2)
+    return scores
+
+
+def score_source(
+    source: Any, config: Config, real: Reference | None, accelerator: Accelerator, device: torch.device
+) -> tuple[dict[str, float], list[str]]:
+    """Score pictures, a generator or a function; returns (the scores, what must be known about them).
+
+    Raises:
+        UserError: it is none of these, or something cannot be scored.
+    """
+    fixed = source if isinstance(source, Pictures) else None
+    labels = source.num_classes if is_latent_generator(source) else 1
     with open_source(source, config, device) as (images, fit):
         with isolate(device):
             channels, height, width = fixed.shape if fixed else images(0, 1).shape[1:]
-        evaluator = Evaluator(config, real, accelerator, shape=(channels, height, width), device=device)
-        fit(evaluator)
-        return score_images(evaluator, images, total, "score")
+        evaluator = Evaluator(config, real, accelerator, shape=(channels, height, width), device=device, num_classes=labels)
+        evaluator.remarks.require_enough()
+        collapsed = fit(evaluator)
+        scores = score_images(evaluator, images, config.eval.num_samples, "score")
+        about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
+        about += [f"reference: {note}" for note in evaluator.real.notes]
+        return scores, [*about, *evaluator.remarks.notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
+
+
+def choose_features(reference: Any) -> Any:
+    """The features that a reference's own configuration or file names.
+
+    Raises:
+        UserError: it names none.
+    """
+    path = find_config(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else None
+    if path is not None and not path.exists():
+        raise UserError(f"{path}: there is no such file or folder; pass a reference, see gantrain.evaluation.references")
+    if path is not None and (path / CONFIG_FILE).is_file():
+        return configuration_of(path).eval.features
+    if path is not None and path.suffix.lower() in YAML and path.is_file():
+        return load(path).eval.features
+    if path is not None and path.suffix.lower() == ".npz" and path.is_file():
+        identity = read_statistics(path).identity or ""
+        if identity.startswith(DIGITS_IDENTITY):
+            return DigitsFeatures()
+    raise UserError(
+        "features: pass features='inception' for FID as published (needs its weights, 91 MB), or features='digits' for images of"
+        " handwritten digits only"
+    )
 
 
 def build_config(
@@ -147,11 +200,11 @@ def open_pictures(path: Path) -> Pictures:
         raise UserError(
             f"{path}: contains statistics but no images (arr_0, uint8 [N, H, W, C]), so it cannot be scored; use it as the --reference"
         )
-    return wrap_array(path.name, file.images, file.content)
+    return wrap_array(readable(path.name), file.images, file.content)
 
 
 def count_images(pictures: Pictures, wanted: int | None, option: str) -> int:
-    """Count the images to be scored: the first `wanted`, or all.
+    """Count the images to be scored: a sample of `wanted`, or all.
 
     Raises:
         UserError: there are fewer.
@@ -164,18 +217,19 @@ def count_images(pictures: Pictures, wanted: int | None, option: str) -> int:
 
 
 @contextmanager
-def open_source(source: Any, config: Config, device: torch.device) -> Iterator[tuple[Images, Callable[[Evaluator], None]]]:
+def open_source(source: Any, config: Config, device: torch.device) -> Iterator[tuple[Images, Callable[[Evaluator], str]]]:
     """Open pictures, a generator or a function for scoring; a module is in evaluation mode inside, and restored afterwards.
 
     Yields:
-        (a function that returns images by position, a function that fits BatchNorm with an evaluator).
+        (a function that returns images by position, a function that fits BatchNorm with an evaluator and says how the generator has
+        collapsed, if it has).
 
     Raises:
         UserError: it is none of these.
     """
     e = config.eval
     if isinstance(source, Pictures):
-        yield (lambda start, count: source.take(range(start, start + count))), leave_batchnorm
+        yield sample_of(source, e.num_samples, config.seed), leave_batchnorm
         return
     if not callable(source):
         raise UserError(
@@ -198,18 +252,24 @@ def open_source(source: Any, config: Config, device: torch.device) -> Iterator[t
         z, y = draw(config.seed, "eval", start, count, source.dim_z, source.num_classes, where, e.truncation)
         return source(z, y)
 
+    def fit(evaluator: Evaluator) -> str:
+        if module is not None:
+            evaluator.fit_batchnorm(module)
+        with evaluator.isolated():
+            return evaluator.describe_collapse(source, where)
+
     try:
         if module is not None:
             module.eval()
-        fit = leave_batchnorm if module is None else lambda evaluator: evaluator.fit_batchnorm(module)
         yield torch.no_grad()(check_images(sample)), fit
     finally:
         for one, mode in modes:
             one.training = mode
 
 
-def leave_batchnorm(evaluator: Evaluator) -> None:
-    """Do nothing: the source has no BatchNorm to fit."""
+def leave_batchnorm(evaluator: Evaluator) -> str:
+    """Do nothing: the source has no BatchNorm to fit, and no z or y."""
+    return ""
 
 
 def check_images(sample: Images) -> Images:

@@ -64,7 +64,7 @@ class BackgroundEvaluation:
             asked_to_stop: called while waiting; true stops the waiting.
 
         Returns:
-            {"scores": ..., "protocol": ...}, or None if they are not ready.
+            {"scores": ..., "protocol": ..., "collapsed": ...}, or None if they are not ready.
 
         Raises:
             UserError: scoring failed; the message includes that of the process.
@@ -131,7 +131,7 @@ class BackgroundEvaluation:
 
 
 def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
-    """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ...} to `out`."""
+    """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ..., "collapsed": ...} to `out`."""
     path = run / FOLDER / f"{nimg:012d}"
     # The reference's features are usually in the cache, so that the images need not be loaded.
     data: Any = load(run / CONFIG_FILE).data
@@ -139,7 +139,10 @@ def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()
     scores = scorer.score([LIVE, *(name for name, one in read_state(path)["averages"].items() if one["num_averaged"] > 0)])
-    result = {"scores": [[name, list(row.items())] for name, row in scores.items()], "protocol": scorer.evaluator.protocol()}
+    result = {
+        "scores": [[name, list(row.items())] for name, row in scores.items()], "protocol": scorer.evaluator.protocol(),
+        "collapsed": scorer.evaluator.collapsed,
+    }  # fmt: skip
     write_atomically(out, json.dumps(result))
 
 

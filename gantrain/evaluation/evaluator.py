@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,12 +21,14 @@ from gantrain.config.config import Config
 from gantrain.config.plugins import find
 from gantrain.config.sections import Eval
 from gantrain.data import ImageSet
-from gantrain.distributed import from_main, local_processes, main_first, on_any_process, sum_over_processes, tensors_from_main
+from gantrain.distributed import from_main, local_processes, main_first, on_any_process, on_main, sum_over_processes, tensors_from_main
+from gantrain.errors import UserError
+from gantrain.evaluation.collapse import describe_collapse
 from gantrain.evaluation.references import Reference, open_reference, wrap_dataset
+from gantrain.evaluation.score_notes import Remarks
 from gantrain.images import to_uint8
 from gantrain.metrics import METRICS, Extractor, FeatureSet, Metric, half_widths
 from gantrain.metrics.feature_cache import cached, fingerprint, keep
-from gantrain.metrics.statistics import Statistics
 from gantrain.sampling.latents import GeneratorModule, calibration_batches, draw
 from gantrain.score_names import Scores
 
@@ -59,6 +62,11 @@ class Evaluator:
         show_progress: show a progress bar on a terminal.
         shape: (C, H, W) of generated images; None takes that of the real ones.
         device: where features are computed; None takes the accelerator's.
+        num_classes: classes of the generator, whose labels are drawn uniformly; None takes those of a data set, else 1.
+
+    Attributes:
+        collapsed: how each generator of the last `score` has collapsed, in words; "" if it has not.
+        remarks: what must stand beside the scores.
 
     Raises:
         UserError: the reference has too few images, or is a file that lacks what the metrics or the extractor need.
@@ -66,7 +74,7 @@ class Evaluator:
 
     def __init__(
         self, config: Config, images: ImageSet | Reference | None, accelerator: Accelerator, show_progress: bool = True,
-        shape: tuple[int, int, int] | None = None, device: torch.device | None = None,
+        shape: tuple[int, int, int] | None = None, device: torch.device | None = None, num_classes: int | None = None,
     ):  # fmt: skip
         self.config, self.accelerator, self.device = config, accelerator, device or accelerator.device
         self.show_progress = show_progress and accelerator.is_main_process
@@ -76,6 +84,7 @@ class Evaluator:
         self._extractor: Extractor | None = None
         self._asked_to_stop: Callable[[], bool] | None = None
         self._reference: FeatureSet | None = None
+        self.collapsed: dict[str, str] = {}
         wanted = {name: str(metric.needs) for name, metric in zip(e.metrics, self.metrics)}
         if isinstance(images, Reference):
             self.real = images
@@ -85,20 +94,26 @@ class Evaluator:
         else:
             path, most, with_images = e.reference, e.reference_samples, "features" in wanted.values()
             self.real = main_first(accelerator, lambda: open_reference(path, most, self.device, with_images))
+        shape = shape or self.real.shape
+        if shape is None:
+            assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
+            shape = images.channels, images.resolution, images.resolution
+        self.shape = shape
         if self.real.statistics is not None:  # checked before training, which would otherwise fail later
-            shape = shape or self.real.shape
-            if shape is None:
-                assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
-                shape = images.channels, images.resolution, images.resolution
-            self.require_extractor(self.real.statistics, shape)
+            self.real.statistics.require_extractor(self.extractor.identity, self.widths[0])
         self.real.require(wanted)
+        trained_on = images if isinstance(images, ImageSet) else None
+        labels = num_classes or (trained_on.num_classes if trained_on else 1)
+        self.remarks = Remarks(e, self.metrics, self.real, trained_on if e.reference else None, labels, lambda: self.widths)
 
     # ---- reference and protocol ----
 
-    def require_extractor(self, file: Statistics, shape: tuple[int, int, int]) -> None:
-        """Refuse a file whose features are not the configured extractor's; one forward gives their width."""
-        features, _ = self.extractor.extract(torch.zeros(1, *shape, dtype=torch.uint8, device=self.device))
-        file.require_extractor(self.extractor.identity, features.shape[1])
+    @functools.cached_property
+    def widths(self) -> tuple[int, int]:
+        """(features, logits) per image, from one forward of the extractor. All processes must ask for it the first time."""
+        with torch.no_grad(), self.isolated():
+            features, logits = self.extractor.extract(torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device))
+        return features.shape[1], logits.shape[1]
 
     @property
     def extractor(self) -> Extractor:
@@ -106,7 +121,8 @@ class Evaluator:
         if self._extractor is None:
             features = self.config.eval.features
             main_first(self.accelerator, features.fetch)
-            self._extractor = features.build(self.device)
+            with self.isolated():  # a network draws its first weights
+                self._extractor = features.build(self.device)
         assert self._extractor is not None
         return self._extractor
 
@@ -140,6 +156,7 @@ class Evaluator:
             "eval/batchnorm": policy,
             "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
+            **self.remarks.as_protocol(),
         }
 
     def reference(self) -> FeatureSet:
@@ -159,8 +176,7 @@ class Evaluator:
         else:
             found = self.extract(real.take, real.taken, "reference", None)
             assert found is not None, "every process gets the features"
-            if main:
-                keep(name, found)
+            on_main(self.accelerator, functools.partial(keep_if_unchanged, real, name, found))
         if real.statistics is not None:
             found.given = real.statistics.moments  # possibly of more images than the file contains
         self._reference = found
@@ -203,7 +219,8 @@ class Evaluator:
         """
         policy = policy or self.config.eval.batchnorm
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        with self.isolated(), self.metrics_executor() as executor:
+        self.collapsed = {}
+        with self.isolated(), metrics_executor(self.accelerator.device) as executor:
             reference = self.reference()
             mine: dict[str, Future[dict[str, float]]] = {}
             # The processes sample W averages together; then each of them computes the metrics of one.
@@ -213,6 +230,7 @@ class Evaluator:
                     materialize(name, generator, policy == "average")
                     self.fit_batchnorm(generator, policy)
                     features = self.generate_features(generator, name, owner)
+                    self.collapsed[name] = self.describe_collapse(generator)
                     own = (name, features) if rank == owner else own
                 for pending in mine.values():
                     pending.result()  # keeps the features of at most two averages in memory
@@ -222,17 +240,6 @@ class Evaluator:
         if world > 1:
             scores = {name: metrics for one in gather_object([scores]) for name, metrics in one.items()}
         return {name: scores[name] if self.accelerator.is_main_process else {} for name in names}
-
-    @contextmanager
-    def metrics_executor(self) -> Iterator[Executor]:
-        """An executor for metrics: a thread that works while the next average is sampled, unless sampling keeps all cores busy."""
-        device = self.accelerator.device
-        if device.type == "cpu" and torch.get_num_threads() * local_processes() >= (os.cpu_count() or 1):
-            yield ImmediateExecutor()
-            return
-        # The current device of a new thread is the first one.
-        with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device) if device.type == "cuda" else None) as pool:
-            yield pool
 
     def fit_batchnorm(self, generator: GeneratorModule, policy: str | None = None) -> None:
         """Fit BatchNorm to the generator's weights by a policy, None being the configured one, and switch to evaluation mode."""
@@ -260,6 +267,16 @@ class Evaluator:
             return generator(z, y)
 
         return self.extract(chunk, e.num_samples, f"score {name}", owner)
+
+    def describe_collapse(self, generator: GeneratorModule, device: torch.device | None = None) -> str:
+        """Say how a generator in evaluation mode has collapsed; empty if it has not. Every process finds the same.
+
+        Args:
+            device: of the generator; None is the accelerator's.
+        """
+        e, take = self.config.eval, self.real.take
+        some = None if take is None else functools.partial(take, 0, min(e.batch_size, self.real.taken))
+        return describe_collapse(generator, self.config.seed, device or self.accelerator.device, e.batch_size, e.truncation, some)
 
     @torch.no_grad()
     def extract(self, chunk: Callable[[int, int], Tensor], total: int, title: str, owner: int | None = 0) -> FeatureSet | None:
@@ -322,6 +339,30 @@ class Evaluator:
         if self.config.eval.resamples is not None:
             found |= half_widths(score, fake, self.config.eval.resamples, self.config.seed)
         return found if finite else dict.fromkeys(found, float("nan"))
+
+
+def keep_if_unchanged(real: Reference, name: str, features: FeatureSet) -> None:
+    """Keep the features of a reference in the cache, unless its files may have changed since its content was read.
+
+    Raises:
+        UserError: they have changed: the fingerprint is not that of the features.
+    """
+    unchanged = real.is_unchanged()
+    if unchanged:
+        keep(name, features)
+    elif unchanged is False:
+        raise UserError(f"{real.name}: its images were changed while they were read as a reference; run the same command again")
+
+
+@contextmanager
+def metrics_executor(device: torch.device) -> Iterator[Executor]:
+    """An executor for metrics: a thread that works while the next average is sampled, unless sampling keeps all cores busy."""
+    if device.type == "cpu" and torch.get_num_threads() * local_processes() >= (os.cpu_count() or 1):
+        yield ImmediateExecutor()
+        return
+    # The current device of a new thread is the first one.
+    with ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device) if device.type == "cuda" else None) as pool:
+        yield pool
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from gantrain.distributed import on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.evaluation.score_notes import describe_features
 from gantrain.run_folder.contents import run_of
 from gantrain.sampling.choice import ImageSource
 from gantrain.sampling.output import CHUNK, save_picture
@@ -148,7 +149,7 @@ def take_real_images(evaluator: Evaluator, positions: list[int]) -> Tensor:
 
 
 def describe(found: Memorisation, evaluator: Evaluator, source: ImageSource, out: Path) -> str:
-    """State the result of the check in one line."""
+    """State the result of the check in one line; a note follows if the features are made for other images."""
     (generated, between), num = found.medians, len(found.distances)
     return (
         f"{num} images of {source.average} against {evaluator.real.taken} of {evaluator.real.name}, L2 in"
@@ -156,4 +157,5 @@ def describe(found: Memorisation, evaluator: Evaluator, source: ImageSource, out
         f" its nearest other; {found.share:.1%} of them are as close to a real image as the closest {SHARE:.0%} of real images are to"
         f" another ({found.threshold:.4g}); an independent sample of the data would have {SHARE:.0%};"
         f" the {min(SHOWN, num)} closest, with their neighbours, in {out}"
+        + "".join(f"\nnote: {note}" for note in describe_features(evaluator.config.eval, evaluator.remarks.foreign, "distances"))
     )

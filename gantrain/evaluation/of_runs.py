@@ -16,11 +16,14 @@ from gantrain.data import prepare
 from gantrain.distributed import local_processes, main_first, make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
+from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_run
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.generators import load_weights
 from gantrain.sampling.latents import GeneratorModule
 from gantrain.score_names import Scores
+
+ASKED = ("eval.metrics=", "eval.num_samples=", "eval.features=", "eval.features.")
 
 
 class RunScorer:
@@ -46,13 +49,19 @@ class RunScorer:
         for override in overrides:
             if not override.startswith(("eval.", "data.")):
                 raise UserError(f"{override}: only eval and data can be overridden here; remove it to use the run's own value")
+        # A run that exists is scored as it says; what is asked for now must be possible.
+        self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
         self.path = open_run(run, kimg)[1] if path is None else path
         self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
 
     def prepare(self) -> None:
-        """Load the reference and the generator, as `evaluator` and `generator`; call it before `score`."""
+        """Load the reference and the generator, as `evaluator` and `generator`; call it before `score`.
+
+        Raises:
+            UserError: a metric that was asked for needs more generated images.
+        """
         self.accelerator = make_accelerator()
         config, accelerator = self.config, self.accelerator
 
@@ -61,13 +70,17 @@ class RunScorer:
 
         images = None  # with eval.reference, the run's own images are not needed and may be missing
         if config.eval.reference is None:
-            images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
+            state = read_state(self.path)
+            images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar, state))
         # The memory layout of training: another order of summation would change single pixels.
         switches = performance.pick(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)
         g: GeneratorModule = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
         self.generator = g
-        self.evaluator = Evaluator(config, images, accelerator, shape=(g.channels, g.resolution, g.resolution))
+        shape = (g.channels, g.resolution, g.resolution)
+        self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes)
+        if self.strict:
+            self.evaluator.remarks.require_enough()
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
         """Score the named averages ("live" among them); see `Evaluator.score`."""

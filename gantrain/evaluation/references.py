@@ -8,22 +8,23 @@ a prepared data set, a run folder or a CONFIG         the data set, as for a run
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gantrain.config.loading import load
-from gantrain.data import ImageSet, Packed, decode_all, permuted, prepare
-from gantrain.data.packed import HEAD, read_head
+from gantrain.data import ImageSet, Packed, decode_all, intake, permuted, prepare
+from gantrain.data.packed import HEAD, LABELS, read_head
 from gantrain.distributed import local_processes
-from gantrain.errors import UserError
+from gantrain.errors import UserError, readable
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.shipped import find_config
 
 FEWEST_REAL = 8  # images of a reference; metrics that halve it need three neighbours in each half
@@ -41,6 +42,9 @@ class Reference:
         take: reads images: (start, count) to uint8 `[count, C, H, W]`; None if there are only statistics.
         taken: how many images `take` can read.
         statistics: contents of a file; None for images.
+        class_counts: images per class of the data set; empty if the images have no labels.
+        is_unchanged: reads the content again and says whether it is still `content`, None if that cannot be known.
+        notes: what the user should know about the images, a line each: what was passed over, left out or converted.
     """
 
     name: str
@@ -50,6 +54,9 @@ class Reference:
     take: Callable[[int, int], Tensor] | None = None
     taken: int = 0
     statistics: Statistics | None = None
+    class_counts: tuple[int, ...] = ()
+    is_unchanged: Callable[[], bool | None] = lambda: True
+    notes: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
@@ -93,11 +100,13 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
     if there.suffix.lower() in (".yaml", ".yml"):
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
     if there.is_dir():
-        if (there / CONFIG_FILE).is_file():
+        if is_run_folder(there):
             return wrap_dataset(prepare(configuration_of(there).data, device, local_processes()), most)
         if (there / HEAD).is_file():
-            source: Any = Packed(root=str(there), resolution=read_head(there)["resolution"], labels=False)
-            return wrap_dataset(prepare(source, device, local_processes()), most)
+            head = read_head(there)
+            source: Any = Packed(root=str(there), resolution=head["resolution"], labels=False)
+            found = wrap_dataset(prepare(source, device, local_processes()), most)
+            return replace(found, class_counts=tuple(np.bincount(np.load(there / LABELS), minlength=len(head["classes"])).tolist()))
         return wrap_pictures(open_folder(there), most)
     if there.suffix.lower() == ".zip":
         if not there.is_file():
@@ -127,7 +136,12 @@ def wrap_dataset(images: ImageSet, most: int | None) -> Reference:
             return images.pixels[chosen.to(images.pixels.device)]
         return decode_all(images, chosen.tolist())
 
-    return Reference(images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count)
+    counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes)
+    return Reference(
+        images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count,
+        class_counts=tuple(counts.tolist()), is_unchanged=lambda: intake.is_unchanged(images),
+        notes=tuple(images.notes),
+    )  # fmt: skip
 
 
 def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
@@ -140,9 +154,19 @@ def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
         raise UserError(f"{pictures.name}: has {len(pictures)} images; scores need at least {FEWEST_REAL}")
     count = len(pictures) if most is None else min(most, len(pictures))
     order = range(count) if count == len(pictures) else permuted(0, torch.arange(count).numpy(), len(pictures)).tolist()
+    content = pictures.fingerprint
+
+    def is_unchanged() -> bool:
+        try:
+            return pictures.fingerprint == content
+        except UserError:  # a file is gone or cannot be read any more
+            return False
+
     return Reference(
-        pictures.name, pictures.fingerprint, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count
-    )
+        pictures.name, content, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count,
+        is_unchanged=is_unchanged,
+        notes=pictures.notes,
+    )  # fmt: skip
 
 
 def wrap_statistics(file: Statistics, with_images: bool, most: int | None) -> Reference:
@@ -151,10 +175,11 @@ def wrap_statistics(file: Statistics, with_images: bool, most: int | None) -> Re
     Raises:
         UserError: too few images.
     """
+    name = readable(file.path.name)
     if file.images is not None and (file.width is None or (with_images and file.features is None)):
-        found = wrap_pictures(wrap_array(file.path.name, file.images, file.content), most)
+        found = wrap_pictures(wrap_array(name, file.images, file.content), most)
         count = found.count if file.moments is None else file.count
-        return Reference(file.path.name, file.content, count, found.shape, found.take, found.taken, file)
+        return Reference(name, file.content, count, found.shape, found.take, found.taken, file)
     if file.features is not None and len(file.features) < FEWEST_REAL:
         raise UserError(f"{file.path}: has features of {len(file.features)} images; scores need at least {FEWEST_REAL}")
-    return Reference(file.path.name, file.content, file.count, statistics=file)
+    return Reference(name, file.content, file.count, statistics=file)

@@ -9,7 +9,7 @@ from gantrain.metrics.fid import Fid
 from gantrain.metrics.fid_infinity import FidInfinity
 from gantrain.metrics.inception_score import InceptionScore
 from gantrain.metrics.kid import Kid
-from gantrain.metrics.metric import EXTRACTOR, METRIC, Extractor, FeatureExtractor, Metric
+from gantrain.metrics.metric import EXTRACTOR, METRIC, Counts, Extractor, FeatureExtractor, Metric
 from gantrain.metrics.precision_recall import PrecisionRecall
 from gantrain.metrics.protocols import PROTOCOLS, Protocol
 from gantrain.metrics.resampling import SUFFIX, half_widths
@@ -21,6 +21,6 @@ EXTRACTORS: dict[str, type[FeatureExtractor]] = {"inception": InceptionFeatures,
 
 __all__ = [
     "EXTRACTOR", "EXTRACTORS", "HIGHER_IS_BETTER", "METRIC", "METRICS", "PROTOCOLS", "SPREADS", "SUFFIX",
-    "DigitsFeatures", "Extractor", "FeatureExtractor", "FeatureSet", "InceptionFeatures", "InceptionScore", "Metric", "Protocol",
+    "Counts", "DigitsFeatures", "Extractor", "FeatureExtractor", "FeatureSet", "InceptionFeatures", "InceptionScore", "Metric", "Protocol",
     "half_widths",
 ]  # fmt: skip

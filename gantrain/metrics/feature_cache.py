@@ -10,16 +10,25 @@ from safetensors.torch import load as from_bytes, save as to_bytes
 from gantrain.cache import cache_folder, keep_file
 from gantrain.metrics.featureset import FeatureSet
 
+# Part of every file's name. Raise it when other features may belong to a fingerprint: when images are decoded in another way, or if
+# features may have been kept under a wrong fingerprint (as before 2, when the key of a folder was names, sizes and times).
+VERSION = 2
+
 
 def fingerprint(images: str, count: int | None, extractor: str) -> str:
     """Identifies a reference: SHA-256 (16 hex digits) of the images' fingerprint, their count, and the extractor's identity."""
     return hashlib.sha256(f"{images}/{count}/{extractor}".encode()).hexdigest()[:16]
 
 
+def file_of(print_: str) -> str:
+    """The name of the cache file of a fingerprint."""
+    return f"reference-{print_}-{VERSION}.safetensors"
+
+
 def cached(print_: str) -> FeatureSet | None:
     """Returns the features cached under a fingerprint, or None if there are none or the file is unreadable."""
     try:
-        tensors = from_bytes((cache_folder() / f"reference-{print_}.safetensors").read_bytes())
+        tensors = from_bytes((cache_folder() / file_of(print_)).read_bytes())
         return FeatureSet(tensors["features"], tensors["logits"])
     except (OSError, SafetensorError, KeyError):
         return None
@@ -28,4 +37,4 @@ def cached(print_: str) -> FeatureSet | None:
 def keep(print_: str, features: FeatureSet) -> None:
     """Cache features under a fingerprint."""
     tensors = {"features": features.features.contiguous(), "logits": features.logits.contiguous()}
-    keep_file(f"reference-{print_}.safetensors", to_bytes(tensors))
+    keep_file(file_of(print_), to_bytes(tensors))

@@ -20,6 +20,7 @@ from gantrain.metrics.metric import Extractor, FeatureExtractor
 HERE = Path(__file__).parent
 DIGITS_WEIGHTS = HERE / "digits_classifier.safetensors"
 DIGITS_RECORD = HERE / "digits_classifier.json"
+DIGITS_IDENTITY = "digits-classifier/64/"  # begins the identity of the digits extractor
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class DigitsFeatures(FeatureExtractor):
     """
 
     metric_prefix = "digits_"
+    made_for = "digits"
 
     def build(self, device: torch.device) -> Extractor:
         """Load the network onto a device.
@@ -88,7 +90,7 @@ class DigitsFeatures(FeatureExtractor):
         network = DigitsClassifier()
         network.load_state_dict(load_safetensors(data))
         network.to(device).eval().requires_grad_(False)
-        return Extractor(network, f"digits-classifier/64/{digest}")
+        return Extractor(network, f"{DIGITS_IDENTITY}{digest}")
 
 
 class DigitsClassifier(nn.Module):

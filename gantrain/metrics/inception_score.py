@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
-from gantrain.metrics.metric import Metric
+from gantrain.metrics.metric import Counts, Metric
+
+FEW = 100  # images in a part; the score of n images is at most n, and far below that of many images
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class InceptionScore(Metric):
 
     def __post_init__(self) -> None:
         check(self, "splits", self.splits >= 1, "must be at least 1")
+
+    def caveats(self, counts: Counts) -> Sequence[str]:
+        """Parts of few images score too low."""
+        splits = min(self.splits, counts.fake)
+        if counts.fake // splits >= FEW:
+            return []
+        fewer = f" (instead of {self.splits})" if splits < self.splits else ""
+        return [f"is: {splits} parts{fewer} of {counts.fake // splits} images each score lower than parts of many images"]
 
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
         """Returns `is` and `is_std`, the standard deviation over the splits; the real features are not used."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gantrain.errors import check
 from gantrain.metrics.featureset import FeatureSet
-from gantrain.metrics.metric import Metric
+from gantrain.metrics.metric import Counts, Metric
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,21 @@ class Kid(Metric):
         check(self, "subsets", self.subsets >= 1, "must be at least 1")
         check(self, "subset_size", self.subset_size >= 2, "must be at least 2")
 
+    def size(self, fake: int, real: int) -> int:
+        """Images in each subset."""
+        return min(self.subset_size, fake // 2, real // 2)
+
+    def caveats(self, counts: Counts) -> Sequence[str]:
+        """Much smaller subsets are as unbiased, but noisier."""
+        size = self.size(counts.fake, counts.fake if counts.real is None else counts.real)
+        few = size < self.subset_size / 2
+        return [f"kid: subsets of {size:,} images instead of {self.subset_size:,}, so kid_std is larger"] if few else []
+
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
         """Returns `kid` and `kid_std`, the standard deviation over the subsets."""
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-        size = min(self.subset_size, len(features_fake) // 2, len(features_real) // 2)
+        size = self.size(len(features_fake), len(features_real))
         score = kid_features_to_metric(
             features_fake.features, features_real.features, kid_subsets=self.subsets, kid_subset_size=size, verbose=False
         )

@@ -15,6 +15,23 @@ from gantrain.contracts import Contract
 from gantrain.metrics.featureset import FeatureSet
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How many images a score is of.
+
+    Attributes:
+        fake: generated images.
+        real: real images; None if a file of statistics does not say.
+        width: features per image.
+        classes: logits per image; 0 if there are none.
+    """
+
+    fake: int
+    real: int | None
+    width: int
+    classes: int = 0
+
+
 class Metric(ABC):
     """Scores generated images: the contract of everything in `METRICS`, and of metrics from outside.
 
@@ -32,6 +49,20 @@ class Metric(ABC):
     scores: Sequence[str] = ()
     needs: Literal["features", "moments", "nothing"] = "features"
     of_eval: Mapping[str, str] = MappingProxyType({})
+
+    def fewest(self, width: int) -> int:
+        """The fewest generated images with features of that width that it can be computed from; 2 by default.
+
+        With fewer, a run does not start.
+        """
+        return 2
+
+    def caveats(self, counts: Counts) -> Sequence[str]:
+        """What a reader must know about scores of so few images, one sentence each; empty by default.
+
+        They stand beside the scores, in the record and in tables.
+        """
+        return ()
 
     @abstractmethod
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
@@ -59,7 +90,13 @@ class FeatureExtractor(ABC):
 
     Only `build` is required. An extractor that does not inherit from this class gets the same defaults. In a configuration it is
     a frozen dataclass.
+
+    Attributes:
+        made_for: name of the only data set whose images its features describe, such as "digits"; its scores of others carry a note.
+            None, the default: they describe any images.
     """
+
+    made_for: str | None = None
 
     @property
     def metric_prefix(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +35,14 @@ class PrecisionRecall(Metric):
         check(self, "neighbors", self.neighbors >= 1, "must be at least 1")
         check(self, "batch_size", self.batch_size >= 1, "must be at least 1")
 
+    def fewest(self, width: int) -> int:
+        """One more than k: an image has no k-th nearest other without."""
+        return self.neighbors + 1
+
     def compute(self, features_fake: FeatureSet, features_real: FeatureSet) -> dict[str, float]:
-        """Returns `precision` and `recall`, computed on a GPU if there is one."""
+        """Returns `precision` and `recall`, computed on a GPU if there is one; nan if either set has no more than k images."""
+        if min(len(features_fake), len(features_real)) <= self.neighbors:
+            return {"precision": math.nan, "recall": math.nan}
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
         device = "cuda" if torch.cuda.is_available() else "cpu"  # the distances of 50,000 images take minutes on one CPU core

@@ -40,5 +40,6 @@ def half_widths(score: Callable[[FeatureSet], dict[str, float]], fake: FeatureSe
     kept = total // 2
     halves = [score(fake.part(random.permutation(total)[:kept])) for _ in range(resamples)]
     factor = kept / (total - kept)
-    names = [name for name in halves[0] if not name.endswith("_std")]
+    # A metric may have no score of so few images (`fid_infinity`), and then no interval.
+    names = [name for name in halves[0] if not name.endswith("_std") and any(np.isfinite(half[name]) for half in halves)]
     return {name + SUFFIX: float(NORMAL_95 * np.sqrt(factor * np.var([half[name] for half in halves], ddof=1))) for name in names}

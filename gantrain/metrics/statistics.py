@@ -31,7 +31,7 @@ KINDS = "mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0 (uint
 BROKEN = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 AGAIN = "create the file again"
 ASYMMETRY = 1e-3  # tolerance relative to the largest entry: float32 covariances are symmetric only up to rounding
-KEPT = ("mu", "sigma", "raw_mean", "raw_cov", "num_items", "num_images", "features", "feats", "logits", "arr_0", "identity", "name")
+KEPT = ("mu", "sigma", "raw_mean", "raw_cov", "num_items", "num_images", "features", "feats", "logits", "arr_0", "identity", "name", "data")
 WIDTHS = {64: "eval.features.name=digits or eval.features={name: inception, layer: '64'}", 2048: "eval.features.name=inception"} | {
     d: f"eval.features={{name: inception, layer: '{d}'}}" for d in (192, 768)
 }
@@ -51,6 +51,7 @@ class Statistics:
         count: number of images behind the statistics, if the file contains it.
         identity: identity of the extractor, if the file contains it.
         name: name of the images, if the file contains it.
+        data: the data set that the images were found to be of ("digits"), or "" for others; None in files that do not say.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Statistics:
     count: int | None = None
     identity: str | None = None
     name: str | None = None
+    data: str | None = None
 
     @property
     def width(self) -> int | None:
@@ -134,7 +136,7 @@ def read_statistics(path: str | Path) -> Statistics:
     if count is None and moments is None:
         assert images is not None  # features would have given the count
         count = len(images)
-    said = {key: str(arrays[key]) for key in ("identity", "name") if key in arrays and arrays[key].dtype.kind == "U"}
+    said = {key: str(arrays[key]) for key in ("identity", "name", "data") if key in arrays and arrays[key].dtype.kind == "U"}
     return Statistics(path, digest.hexdigest(), moments, features, logits, images, count, **said)
 
 

@@ -26,11 +26,12 @@ from gantrain.errors import counted
 from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, build_curves, describe_gaps, differences, group_runs, names_of
 from gantrain.reporting.console import duration, time_left
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
+from gantrain.reporting.event_words import changes_of
 from gantrain.reporting.page_figures import stack
 from gantrain.reporting.page_tables import means_table, swap_table, tables
 from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.run_folder.provenance import utc_now
-from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
+from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, FORKED, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
 from gantrain.run_folder.snapshot_bound import describe_room
 from gantrain.sampling.sheets import read_side_by_side
 from gantrain.score_names import LIVE, better_when_higher
@@ -50,6 +51,7 @@ IN_WORDS = {
     GAVE_UP: "gave up: training went wrong and could not recover",
     CUT_SHORT: "cut short: it was killed or ended by an error; run the same command to resume it from its last checkpoint",
     EMPTY: "nothing has been written yet",
+    FORKED: "forked from another run, and not trained yet",
     DAMAGED: "damaged: no line of metrics.jsonl can be read",
 }
 
@@ -116,6 +118,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     batch = record.training[-1] if record.training else {}
     rows = {
         "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
+        **changes_of(record),
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
         "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",
@@ -227,6 +230,7 @@ def notes(record: Record) -> list[str]:
     apart = len(record.evaluations) - len(record.comparable)
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
+    found += [f"Scores: {note}." for note in record.evaluations[-1].protocol.get("notes") or ()] if record.evaluations else []
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:

@@ -122,6 +122,7 @@ def protocol_in_words(protocol: Mapping[str, Any]) -> str:
         f"features {protocol.get('features')}", f"BatchNorm statistics of {batches}" if isinstance(batches, str) else "",
         "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}",
         f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
+        *(f"note: {note}" for note in protocol.get("notes") or ()),
     ]  # fmt: skip
     return "; ".join(part for part in parts if part)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gantrain.score_names import INTERVAL_SUFFIX, SPREADS, Scores, best_value
 from gantrain.text_table import align, join_columns
 
@@ -11,15 +13,21 @@ def list_scores(row: dict[str, float]) -> list[str]:
     return [name for name in row if not name.endswith(SPREADS)]
 
 
-def table(scores: Scores, title: str = "average") -> str:
+def table(scores: Scores, title: str = "average", notes: Sequence[str] = ()) -> str:
     """Scores as text, a row per average. A star marks the best of each column, unless all are equal.
 
-    A score with a 95% interval is shown with its half-width, as 0.3541 ±0.0120.
+    A score with a 95% interval is shown with its half-width, as 0.3541 ±0.0120. Notes, a line each, follow the table.
     """
     metrics = list(dict.fromkeys(m for row in scores.values() for m in list_scores(row)))
     best = {m: best_value(m, [row.get(m) for row in scores.values()]) for m in metrics}
     columns = [[cell(row, m, best[m]) for row in scores.values()] for m in metrics]
-    return join_columns([align([title, *scores]), *(score_column(m, column) for m, column in zip(metrics, columns))])
+    rows = join_columns([align([title, *scores]), *(score_column(m, column) for m, column in zip(metrics, columns))])
+    return rows + in_lines(notes)
+
+
+def in_lines(notes: Sequence[str]) -> str:
+    """Notes on scores below a table, a line each; empty if there are none."""
+    return "".join(f"\nnote: {note}" for note in notes)
 
 
 def score_column(head: str, cells: list[tuple[str, str]]) -> list[str]:
@@ -35,8 +43,8 @@ def cell(row: dict[str, float], metric: str, best: float | None) -> tuple[str, s
     return f"{value:.4f}", ("*" if value == best else " ") + ("" if half is None else f"±{half:.4f}")
 
 
-def policy_tables(by_policy: dict[str, Scores]) -> str:
-    """A table per metric, with a row per average and a column per BatchNorm policy; a star marks the best of all."""
+def policy_tables(by_policy: dict[str, Scores], notes: Sequence[str] = ()) -> str:
+    """A table per metric, with a row per average and a column per BatchNorm policy; a star marks the best of all. Notes follow."""
     averages = list(next(iter(by_policy.values())))
     metrics = list_scores(next(iter(next(iter(by_policy.values())).values())))
     width = max(len(name) for name in [*averages, *metrics])  # the same for all tables
@@ -48,4 +56,4 @@ def policy_tables(by_policy: dict[str, Scores]) -> str:
             for policy, scores in by_policy.items()
         ]
         blocks.append(join_columns([align([metric, *averages], least=width), *columns]))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks) + in_lines(notes)

@@ -26,11 +26,11 @@ from gantrain.run_folder.checkpoint import Damaged
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.record import Record
 from gantrain.sampling.sheets import read_side_by_side, regroup_by_class
-from gantrain.score_names import SPREADS, better_when_higher
+from gantrain.score_names import SPREADS, better_when_higher, can_be_best
 
 WANDB_PATIENCE = 30  # seconds that W&B has to answer at the start
 GENERATORS_FOLDER = "wandb/generators"  # of a run: exported generators, which the files of offline runs refer to
-SHOWN = (*MARKS, "warning", "gave_up", "not_written")  # events that W&B is sent; it knows about starts and ends itself
+SHOWN = (*MARKS, "warning", "collapse", "gave_up", "not_written")  # events that W&B is sent; it knows about starts and ends itself
 HELPERS = ("kimg", "updates", "reals_seen", "batch/micro_batch", "eval/num_samples")  # no charts of their own
 STAGING_FOLDER = "wandb/data"  # of a run: data still to be sent, which W&B would otherwise keep in the home folder
 Made = TypeVar("Made")
@@ -115,7 +115,8 @@ class WandbRun:
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
         """Log the line, after setting up the summaries of new scores."""
         for key in values:
-            if key.startswith("eval/") and key not in self._defined:
+            # W&B takes the best from what is logged after the definition, and the scores at 0 kimg are not to be it.
+            if key.startswith("eval/") and key not in self._defined and (can_be_best(nimg) or better_when_higher(key) is None):
                 self._defined.add(key)
                 self._define(key)
         self._log(nimg, values)

@@ -14,7 +14,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE
 from gantrain.run_folder.record import Evaluation, Record, evaluation, stated
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import better_when_higher, can_be_best
 
 OF_CLASSES = ("class_names", "class_counts")  # keys of a checkpoint's state that describe the classes; older runs lack them
 
@@ -59,7 +59,7 @@ def candidates(record: Record) -> Iterator[Candidate]:
 
     Those that were scored when their checkpoint was made come first, then the last checkpoint with the scores of the last evaluation.
     """
-    evaluations = record.comparable
+    evaluations = [one for one in record.comparable if can_be_best(one.nimg)]
     if not evaluations:
         return
     metric = record.metrics[0]
@@ -67,9 +67,10 @@ def candidates(record: Record) -> Iterator[Candidate]:
     paths = {int(path.name): path for store in stores for path in store.paths()}
     told = (evaluation(line) for line in record.abandoned if "event" not in line)  # `best/` may hold a checkpoint of an abandoned path
     scored = {one.nimg: one for one in [*filter(None, told), *evaluations] if stated(one) == stated(evaluations[-1])}
-    found = [one for nimg, path in paths.items() if nimg in scored for one in of_evaluation(path, metric, scored[nimg])]
+    there = [nimg for nimg in paths if nimg in scored and can_be_best(nimg)]
+    found = [one for nimg in there for one in of_evaluation(paths[nimg], metric, scored[nimg])]
     yield from ranked(found)
-    if paths:
+    if paths and can_be_best(max(paths)):
         yield from ranked(of_evaluation(paths[max(paths)], metric, evaluations[-1]))
 
 

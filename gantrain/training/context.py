@@ -28,6 +28,7 @@ class Context:
         run_dir: the run folder.
         tracker: records events, and prints lines on the main process.
         performance: the `performance` section with every switch decided.
+        changed_data: whether a run that is resumed may continue on other images than before.
         costs: measures how long everything but training takes.
     """
 
@@ -36,6 +37,7 @@ class Context:
     run_dir: Path
     tracker: Tracker
     performance: Performance
+    changed_data: bool = False
     costs: Costs = field(default_factory=Costs)
 
     @property

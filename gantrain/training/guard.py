@@ -22,7 +22,7 @@ from gantrain.config.sections import Guard
 from gantrain.errors import counted
 from gantrain.interruption import SIGNALS, Interruption
 from gantrain.run_folder.checkpoint import Snapshot
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import better_when_higher, can_be_best
 from gantrain.training.context import Context
 from gantrain.training.keeper import Keeper
 from gantrain.training.run_state import RunState
@@ -203,7 +203,7 @@ class Watch:
         improved = []
         for name in self.names:
             value = values.get(name, math.nan)
-            if math.isfinite(value) and (name not in self.best or better(name, value, self.best[name].value)):
+            if can_be_best(nimg) and math.isfinite(value) and (name not in self.best or better(name, value, self.best[name].value)):
                 self.best[name] = Best(value, nimg)
                 improved.append(name)
         before, self.scored_at = self.scored_at, nimg
@@ -259,6 +259,10 @@ class Watch:
         self.lr_scale *= self.settings.lr_scale
         self.growth *= self.settings.growth
 
+    def forget_scores(self) -> None:
+        """Forget what earlier scores have shown: later ones are not comparable with them."""
+        self.best, self.worse, self.worse_since = {}, 0, None
+
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
         best = [[name, one.value, one.nimg] for name, one in self.best.items()]
@@ -268,7 +272,7 @@ class Watch:
         """Restore everything from a state."""
         for name in (*self.COUNTED, *self.MEASURED):
             setattr(self, name, state[name])
-        self.best = {name: Best(value, nimg) for name, value, nimg in state["best"]}
+        self.best = {name: Best(value, nimg) for name, value, nimg in state["best"] if can_be_best(nimg)}  # older runs may have one
         self.warned = set(state["warned"])
 
     def go_back(self, state: Mapping[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gantrain.averaging import LIVE
+from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.reporting.score_table import table
 from gantrain.reporting.time_left import SCORING
@@ -37,6 +39,7 @@ class Scoreboard:
         samples: generated images per score.
         scored_at: images seen at the evaluation; -1 if a swap has replaced the live weights at that moment.
         scores_of: the same, but unchanged by a swap; -1 before the first evaluation.
+        collapsed: how the weights of the latest scores have collapsed, in words by average; empty for weights that have not.
         scoring: images seen at the checkpoint that is being scored in the background, or None.
     """
 
@@ -49,6 +52,7 @@ class Scoreboard:
         self.scores: Scores = {}
         self.samples = 0
         self.scored_at = self.scores_of = -1
+        self.collapsed: dict[str, str] = {}
         self.scoring: int | None = None
 
     def evaluate(self, swaps_now: bool) -> None:
@@ -93,7 +97,7 @@ class Scoreboard:
             with context.costs.measure(SCORING, len(names)):
                 self.scores = self.evaluator.score(names, self.players.bank.materialize, self.players.averaged)
         self.samples, self.scored_at, self.scores_of = count, run.nimg, run.nimg
-        self._record(run.nimg, self.evaluator.protocol())
+        self._record(run.nimg, self.evaluator.protocol(), self.evaluator.collapsed)
         improved, trouble = self.guard.watch.scores(run.nimg, context.from_main(as_keys(self.scores)))
         self.saving.best_of = [name for name in improved if name in self.keeper.best]
         self.guard.raise_or_warn(trouble)
@@ -115,7 +119,7 @@ class Scoreboard:
         nimg, self.scoring = self.scoring, None
         self.scores = {name: dict(row) for name, row in found["scores"]}
         self.samples, self.scored_at, self.scores_of = self.context.config.eval.num_samples, nimg, nimg
-        self._record(nimg, found["protocol"])
+        self._record(nimg, found["protocol"], found.get("collapsed", {}))
         improved, trouble = self.guard.watch.scores(nimg, as_keys(self.scores))
         best_of = [name for name in improved if name in self.keeper.best]
         if self.context.main and best_of:
@@ -138,15 +142,20 @@ class Scoreboard:
         except Interrupted:
             return True, None
 
-    def _record(self, nimg: int, protocol: dict[str, object]) -> None:
-        """Write the scores into the record, print a table, and show the orbit; on the main process."""
+    def _record(self, nimg: int, protocol: dict[str, object], collapsed: Mapping[str, str]) -> None:
+        """Write the scores into the record, print a table, warn about collapsed generators, and show the orbit; on the main process."""
+        # At 0 kimg nothing is trained, and many networks start with an output that hardly depends on y.
+        self.collapsed = {name: words for name, words in collapsed.items() if words and nimg > 0}
         if not self.context.main:
             return
         tracker = self.context.tracker
         tracker.log(nimg, {**as_keys(self.scores), **protocol})
         tracker.overview(nimg)
         if nimg < self.run.total:  # the last table is printed at the end
-            tracker.say(table(self.scores, f"at {nimg / 1000:g} kimg" if nimg < self.run.nimg else "average"))
+            title = f"at {nimg / 1000:g} kimg" if nimg < self.run.nimg else "average"
+            tracker.say(table(self.scores, title, self.evaluator.remarks.on_features))  # all of them stand at the start and at the end
+        if self.collapsed:
+            tracker.tell(nimg, "collapse", words=in_one_line(self.collapsed), averages=self.collapsed)
         self.pictures.show_orbit()
 
     def live(self) -> dict[str, float]:
@@ -173,6 +182,7 @@ class Scoreboard:
             "scored_at": self.scored_at,
             "scores_of": self.scores_of,
             "scoring": self.scoring,
+            "collapsed": self.collapsed,
         }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
@@ -181,6 +191,7 @@ class Scoreboard:
         self.scores = {name: dict(row) for name, row in state["scores"]}
         self.samples, self.scored_at = state["scored"], state["scored_at"]
         self.scores_of = state.get("scores_of", self.scored_at)
+        self.collapsed = state.get("collapsed", {})
         if not rolls_back:
             self.scoring = state.get("scoring")
         elif self.scoring is not None and self.scoring > snapshot.nimg:

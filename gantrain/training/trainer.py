@@ -13,6 +13,7 @@ from gantrain.config.config import Config
 from gantrain.config.schema import group_name
 from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
+from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
@@ -24,6 +25,7 @@ from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
+from gantrain.training.additions import report_added
 from gantrain.training.context import Context
 from gantrain.training.facts import Facts
 from gantrain.training.forecast import Forecast
@@ -51,15 +53,18 @@ class Trainer:
         config: the whole run.
         accelerator: of the program; None makes one.
         interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
+        changed_data: whether a run that is resumed may continue on other images than before.
 
     Raises:
         UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None):
+    def __init__(
+        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False
+    ):  # fmt: skip
         self.config, self.interruption = config, interruption or Interruption()
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
-        self.context = context = prepared(config, self.accelerator)
+        self.context = context = prepared(config, self.accelerator, changed_data)
         self.tracker = context.tracker
         self.changed = context.from_main(look_into(context.run_dir, config) if context.main else {})
         performance.set_up(context.performance, context.device)
@@ -88,6 +93,8 @@ class Trainer:
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
         measurements.forecast = Forecast(context, run, players, batching, swapper).plan
         self.facts = Facts(context, run, players, batching, images, measurements)
+        if config.eval.reference is not None:
+            self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
         saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
         if not resumes:
             self.facts.note_batch()
@@ -185,8 +192,14 @@ class Trainer:
         self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded fail here, not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
+        few = self.evaluator.remarks.too_few()
+        if few and not path:
+            raise UserError(few[0])
+        facts.notes += self.evaluator.remarks.notes
         if path:
             facts.note_resume(path, state)
+            if self.inputs.changed and self.config.eval.reference is None:
+                self.guard.watch.forget_scores()  # those before were against the earlier images
             if rollback:
                 self.recovery.resume(rollback, state)
         if self.batching.resumes:
@@ -194,12 +207,14 @@ class Trainer:
                 self.batching.load(self.batching.state())
             facts.note_batch()
         facts.note_noise_scale()
+        facts.note_loss()
         facts.note_machine()
         saving.tidy(path, self.scoreboard.scoring)
         self.tracker.open(state.get("metrics_bytes", 0))
         self.orbit.open(state.get("orbit"))
         self.inputs.reopen()
         facts.announce(path, self.changed)
+        report_added(self.context, self.run, self.players)
         self.inputs.name_unreadable(list(self.images.skipped.values()))
         shown = facts.describe(self.evaluator.protocol())
         if self.context.main:
@@ -237,7 +252,8 @@ class Trainer:
             self.keeper.scoring.clear()
         if self.guard.watch.warned:
             tracker.say(f"guard: not healthy at the end: {', '.join(sorted(self.guard.watch.warned))}")
-        tracker.event(run.nimg, "end", time=utc_now())
+        collapsed = in_one_line(self.scoreboard.collapsed)
+        tracker.event(run.nimg, "end", time=utc_now(), **({"collapsed": collapsed} if collapsed else {}))
         tracker.summary({f"final/{key.removeprefix('eval/')}": value for key, value in as_keys(scores).items()})
         if self.context.main and scores:
             folder = self.context.run_dir
@@ -246,8 +262,10 @@ class Trainer:
                 tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             tracker.say(
                 f"\ndone: {folder} at {run.kimg:g} kimg; samples in {picture};"
-                f" scores of {self.scoreboard.samples} samples:\n{table(scores)}"
+                f" scores of {self.scoreboard.samples} samples:\n{table(scores, notes=self.evaluator.remarks.notes)}"
             )
+        if collapsed:
+            tracker.say(f"warning: the run has collapsed: {collapsed}")
         self.close()
         return scores
 
@@ -266,7 +284,7 @@ class Trainer:
         self.saving.unlock()
 
 
-def prepared(config: Config, accelerator: Accelerator) -> Context:
+def prepared(config: Config, accelerator: Accelerator, changed_data: bool = False) -> Context:
     """The context that all parts of a run share.
 
     Raises:
@@ -284,4 +302,4 @@ def prepared(config: Config, accelerator: Accelerator) -> Context:
     require_views(config.tracking)
     run_dir = Path(config.run_dir).expanduser()
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
-    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device))
+    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device), changed_data)
