@@ -3,8 +3,8 @@
     python tools/plot_noise_scale.py runs/digits_noise_scale --out noise_scale.png
 
 Each run has a column. Top: B_simple of D and of G with its 95% interval, and the batch size, in images. Where the gradient cannot be
-told from 0, B_simple has no upper end: the band reaches the top, and its lower end is dotted in place of the line. Both have gaps where fewer than 8
-measurements are available (at the start and after a swap). Bottom: tr Sigma and |G|^2, whose ratio is B_simple.
+told from 0, B_simple has no upper end: the band reaches the top, and its lower end is dotted instead of the line. Both have gaps where
+fewer than 8 measurements are available (at the start and after a swap). Bottom: tr Sigma and |G|^2, whose ratio is B_simple.
 """
 
 from __future__ import annotations
