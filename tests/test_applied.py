@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, EmaSteps, Swa, recalibrate
@@ -225,3 +227,19 @@ def test_an_offloaded_half_precision_complex_network():
         assert torch.equal(network.w, bank["ema"].shadows["w"].bfloat16()) and torch.equal(network.c, bank["ema"].shadows["c"])
         assert not torch.equal(network.c, before[0]["c"])
     assert_as_before(network, before)
+
+
+def test_the_documented_validation():
+    """The loop of docs/averages.md, over the live weights and all averages."""
+    block = next(b for b in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "averages.md").read_text(), re.S) if "bank.applied" in b)
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    bank = AverageBank(generator, {"ema": EmaSteps(decay=0.5)})
+    with torch.no_grad():
+        generator[0].weight.add_(1.0)
+    bank.update(1)
+    before, scores = everything(generator), {}
+    names = {"bank": bank, "generator": generator, "torch": torch, "recalibrate": recalibrate, "dim_z": 4}
+    exec(block, {**names, "score": lambda x: x.mean().item(), "print": lambda name, score: scores.update({name: score})})
+    assert scores.keys() == {"live", "ema"} and scores["live"] != scores["ema"]
+    assert_as_before(generator, before)

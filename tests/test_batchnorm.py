@@ -306,13 +306,13 @@ def test_a_network_in_evaluation_mode_is_not_frozen():
         assert not norm.training
 
 
-def test_instance_norms_with_statistics_are_refused():
+def test_instance_norms_with_statistics_keep_them_with_a_warning():
     network = nn.Sequential(nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True))
-    with pytest.raises(
-        UserError, match="recalibrate: 1 is an InstanceNorm with track_running_stats=True, whose statistics are not measured"
-    ):
-        recalibrate(network, [(0, (torch.randn(4, 3, 5),))], 1)
-    recalibrate(nn.Sequential(nn.BatchNorm1d(3), nn.InstanceNorm1d(3)), [(0, (torch.randn(4, 3, 5),))], 1)
+    x = torch.randn(4, 3, 5)
+    with pytest.warns(UserWarning, match="recalibrate: 1: InstanceNorm with track_running_stats=True is not measured; statistics are kept"):
+        recalibrate(network, [(0, (x,))], 1)
+    assert_statistics(network[0], x)
+    assert network[1].running_mean.tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,11 @@ def test_a_best_whose_weights_are_gone_is_refused_with_what_is_left(run):
 
 def test_weights_that_are_not_those_that_were_scored_are_not_the_best(run):
     """A swap has replaced the live weights after their score; or the checkpoint is of a path that a rollback abandoned."""
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"nimg": 75000, "event": "swap", "swap_nimg": 75000, "moment": "at", "live": {"fid": 2.0}}) + "\n")
     saved(run, 100)
+    saved(run, 75, "best/eval.live.fid")  # from before the swap
+    assert find_best(run).average == "live"
     saved(run, 75, scored_at=-1)
     with pytest.raises(UserError, match="no longer has .* live at 75 kimg; the best of what is left is fid 3.5000 of ema at 100 kimg"):
         find_best(run)

@@ -65,6 +65,38 @@ def test_fid_infinity_is_the_intercept_of_fids_against_one_over_n(monkeypatch):
     assert sizes == [50, 375, 700]
 
 
+@pytest.mark.parametrize(("falling", "shares"), [(0.0, (-0.02, 0.16)), (1.0, (-0.1, 0.12))])
+def test_fid_infinity_does_not_start_where_covariances_are_singular(falling, shares):
+    """At the fewest images, for Gaussians whose FID is known: N(0, 1.21 S) against N(0, S) has 0.01 tr S.
+
+    A line that starts below the number of features, at a tenth of the images as before, takes off half as much again as there is.
+    """
+    d = 64
+    scale = np.arange(1.0, d + 1) ** (-falling / 2)
+    real, truth = of_moments({"mu": np.zeros(d), "sigma": np.diag(scale**2)}), 0.01 * (scale**2).sum()
+    metric, found, old, of_all = METRICS["fid_infinity"](), [], [], []
+    count = metric.fewest(d)
+    assert count == 314 and metric.smallest(d) == 157
+    for seed in range(8):
+        x = np.random.default_rng(seed).standard_normal((count, d)) * 1.1 * scale
+        fake = FeatureSet(torch.from_numpy(x).float(), torch.zeros(count, 1))
+        found.append(metric.compute(fake, real)["fid_infinity"])
+        of_all.append(METRICS["fid"]().compute(fake, real)["fid"])
+        sizes = np.linspace(count // 10, count, 5).astype(int)
+        fids = [METRICS["fid"]().compute(fake.part(np.arange(n)), real)["fid"] for n in sizes]
+        old.append(np.polynomial.polynomial.polyfit(1 / sizes, fids, 1)[0])
+    bias = np.mean(of_all) - truth
+    assert shares[0] < (truth - np.mean(found)) / bias < shares[1]
+    assert (truth - np.mean(old)) / bias > 0.35
+
+
+def test_fid_infinity_of_too_few_images_is_nan_and_has_no_interval():
+    metric, real = METRICS["fid_infinity"](), standard(64)
+    assert np.isnan(metric.compute(normal(313, 64, 0), real)["fid_infinity"])
+    score = lambda fake: {**metric.compute(fake, real), **METRICS["fid"]().compute(fake, real)}  # noqa: E731
+    assert np.isfinite(score(normal(400, 64, 0))["fid_infinity"]) and list(half_widths(score, normal(400, 64, 0), 8)) == ["fid_ci95"]
+
+
 def test_fid_infinity_takes_random_parts_of_features_in_any_order():
     """Sorted, the first tenth of a standard normal is its tail, at an FID of some 3; a random tenth is like all of it."""
     fake = normal(2000, 4, 0)

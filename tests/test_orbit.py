@@ -31,6 +31,7 @@ from test_swapping import SWAP, TINY as TINY_SWAP
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, Swa
+from gantrain.averaging.average import named_weights
 from gantrain.config.loading import load
 from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
@@ -843,7 +844,7 @@ def test_the_sketch_of_a_wrapped_network_is_that_of_the_network():
         torch.manual_seed(0)
         bank = AverageBank(wrap(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))), {})
         one = OrbitRecorder(Orbit(every_kimg=0.25, size=16), {"g": bank}, Path("never"), True)
-        found.append(one.sketches["g"](one.live["g"]))
+        found.append(one.sketches["g"](named_weights(bank.network)))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 

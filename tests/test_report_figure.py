@@ -225,11 +225,12 @@ def test_a_long_name_is_shortened_in_the_chart_alone(record):
     assert trace.name == shorten(LONG) and trace.legendgroup == LONG and f"<td class=stays>{LONG}</td>" in render_page([found])
 
 
-def test_a_note_on_the_features_stands_at_the_best_scores(record):
-    note = "features of a digits classifier, and the data are not digits"
-    found = record([{**line, "eval/features_note": note} if "eval/num_samples" in line else line for line in falling()])
+def test_notes_on_the_scores_stand_at_the_best_scores(record):
+    """What must stand beside the scores, such as that the features were made for other images."""
+    note = "digits_* scores are made for digits, and cats are not known to be digits"
+    found = record([{**line, "eval/notes": [note]} if "eval/num_samples" in line else line for line in falling()])
     card = re.search(r"<h3>Best scores</h3>.*?</div>\n</div>", render_page([found]), flags=re.DOTALL)
-    assert card and note in card.group()
+    assert card and f"Note: {note}." in card.group()
 
 
 def test_what_scrolls_sideways_shows_that_it_does(record):

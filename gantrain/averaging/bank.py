@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gantrain.averaging.average import Average, match, named_buffers, named_weights, unwrapped, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.following import Followed
-from gantrain.averaging.precision import fraction, has_mean, real_parts, whole_number
+from gantrain.averaging.precision import fraction, has_mean, whole_number
 from gantrain.averaging.processes import Processes
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
 from gantrain.averaging.set_aside import held_by, set_aside
@@ -22,6 +22,7 @@ from gantrain.devices import widest_float
 from gantrain.errors import InvalidField, UserError, did_you_mean
 from gantrain.score_names import LIVE
 from gantrain.spectral_norm import refresh_spectral_norms
+from gantrain.theory.sketch import real_parts
 
 
 class AverageBank:
@@ -240,9 +241,9 @@ class AverageBank:
         self._require_live("distance")
         self._follow()
         average = self[name]
-        shadows = average.shadows
+        live_tensors, shadows = average.live, average.shadows
         with torch.no_grad():
-            pairs = ((average.live[n], shadows[n]) for n in self.weight_names if has_mean(shadows[n]))
+            pairs = ((live_tensors[n], shadows[n]) for n in self.weight_names if has_mean(shadows[n]))
             apart = (real_parts(live - shadow.to(live.device)) for live, shadow in pairs)
             return sum(torch.linalg.vector_norm(difference, dtype=widest_float(difference.device)).square() for difference in apart)
 

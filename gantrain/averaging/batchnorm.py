@@ -76,11 +76,11 @@ def recalibrate(
     The mean is over all values that a BatchNorm has seen in all batches, whatever their sizes and however often it was used in
     each, and the variance is the total one: the mean of the variances within uses plus the variance of their means (unbiased, as
     BatchNorm stores it). Everything else in the network stays in evaluation mode. Modes are restored afterwards, and on an
-    exception the statistics too.
+    exception the statistics too. Only torch's own BatchNorms and what inherits from them are known here.
 
-    Left as they are: BatchNorms that were not used in any batch, with a warning that names them, and frozen ones. A BatchNorm is
-    frozen if `network.train()` leaves it in evaluation mode, or if it is in evaluation mode while others and the network are in
-    training mode, of which there is a warning, too.
+    Left as they are: BatchNorms that were not used in any batch and InstanceNorms, with a warning that names them, and frozen
+    BatchNorms. One is frozen if `network.train()` leaves it in evaluation mode, or if it is in evaluation mode while others and the
+    network are in training mode, of which there is a warning, too.
 
     Args:
         network: called as `network(*inputs)`.
@@ -90,10 +90,10 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values, or one was used without its
-            hooks, as compiled code may; or an InstanceNorm keeps statistics, which are not measured.
+        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values; or one was used without its
+            hooks, as compiled code may.
     """
-    require_no_instance_statistics(network)
+    warn_of_instance_statistics(network)
     frozen = frozen_norms(network)
     norms = {name: m for name, m in norms_of(network).items() if m not in frozen}
     if not norms:
@@ -178,14 +178,14 @@ def require_each_once(given: Tensor) -> None:
     )
 
 
-def require_no_instance_statistics(network: nn.Module) -> None:
-    """Refuse a network whose InstanceNorms normalise by running statistics, which `recalibrate` does not measure."""
-    for name, m in unwrapped(network).named_modules():
-        if isinstance(m, _InstanceNorm) and m.track_running_stats and m.running_mean is not None:
-            raise UserError(
-                f"recalibrate: {plain_name(name)} is an InstanceNorm with track_running_stats=True, whose statistics are not measured;"
-                " use track_running_stats=False, or the live statistics as they are"
-            )
+def warn_of_instance_statistics(network: nn.Module) -> None:
+    """Say that InstanceNorms which normalise by running statistics keep them: they are not measured."""
+    kept = [n for n, m in unwrapped(network).named_modules() if isinstance(m, _InstanceNorm) and m.track_running_stats]
+    if kept:
+        names = ", ".join(map(plain_name, kept))
+        warnings.warn(
+            f"recalibrate: {names}: InstanceNorm with track_running_stats=True is not measured; statistics are kept", stacklevel=4
+        )
 
 
 def frozen_norms(network: nn.Module) -> set[_BatchNorm]:

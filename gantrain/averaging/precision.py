@@ -31,11 +31,6 @@ def has_mean(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def real_parts(tensor: Tensor) -> Tensor:
-    """A complex tensor `[...]` as real numbers `[..., 2]`; a real one as it is."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
 def require_values(name: str, tensor: Tensor) -> None:
     """Refuse a tensor whose values cannot be averaged here.
 

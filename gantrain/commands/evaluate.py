@@ -23,7 +23,8 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.checkpoint import Damaged, read_manifest
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
-from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores
 
@@ -63,7 +64,7 @@ def holds_images(target: str | Path) -> bool:
     path = Path(target).expanduser()
     if path.suffix.lower() in (".npz", ".zip"):
         return True
-    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+    if not path.is_dir() or is_run_folder(path):
         return False
     return bool(list_folder(path).files)
 

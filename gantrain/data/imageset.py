@@ -218,7 +218,7 @@ class ImageSet(Dataset):
     replaced: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     named: bool | None = None
-    _fingerprint: str = field(default="", repr=False)
+    _fingerprint: str = field(default="", init=False, repr=False)  # not copied by dataclasses.replace, which may replace the pixels
     _listing: str = field(default="", repr=False)  # of the whole set, once images have been left out
     _listed: list[str] = field(default_factory=list, repr=False)  # the class names that `listing` counts, if not `class_names`
 

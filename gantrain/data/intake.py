@@ -241,7 +241,7 @@ def look_name(images: ImageSet) -> str:
             one = "unreadable"
         if one is None:
             return ""
-        state.update(one.encode())
+        state.update(f"{one}\n".encode())
     return f"looked-{state.hexdigest()[:32]}.json"
 
 

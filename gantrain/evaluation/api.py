@@ -35,6 +35,7 @@ from gantrain.models.architecture import is_latent_generator
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.latents import draw
+from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
 YAML = (".yaml", ".yml")
@@ -127,7 +128,7 @@ def choose_features(reference: Any) -> Any:
     Raises:
         UserError: it names none.
     """
-    path = Path(reference).expanduser() if isinstance(reference, (str, Path)) else None
+    path = find_config(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else None
     if path is not None and not path.exists():
         raise UserError(f"{path}: there is no such file or folder; pass a reference, see gantrain.evaluation.references")
     if path is not None and (path / CONFIG_FILE).is_file():

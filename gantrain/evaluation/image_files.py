@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ from gantrain.data.listing import components, list_folder, zip_components
 from gantrain.data.stream import permuted
 from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
 
@@ -120,9 +122,9 @@ def open_folder(folder: Path) -> Pictures:
     Raises:
         UserError: there are none, the first one does not decode, or the folder contains run folders.
     """
-    run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
+    run = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if is_run_folder(path.parent)), None)
     if run is not None:
-        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run.parent}")
+        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run}")
     listing = list_folder(folder)
     listing.require(f"{folder}:")
     files = sorted(str(folder / name) for name in listing.files)  # as text, not by component: the order of torch-fidelity's KID and IS
@@ -186,31 +188,39 @@ def open_files(
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, numbers)))
 
+    channels, height, width = first.shape
+    content = functools.partial(digest_files, name, files, data_of, state)
+    return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *describe_decoding(files, read)))
+
+
+def digest_files(name: str, files: Sequence[str], data_of: Callable[[str], bytes], state: Callable[[str], str | None]) -> str:
+    """SHA-256 of all files, kept under their states; arguments as `open_files`, where `data_of` raises UserError naming the file."""
+
     def key() -> str:
         """Name of the cached digest, from the states of all files; "" if they prove nothing."""
-        try:
-            states = list(map(state, files))
-        except OSError:  # a file is gone; reading it reports that
-            return ""
-        whole = "\n".join(one for one in states if one is not None)
-        return "" if None in states else f"pictures-{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+        states = hashlib.sha256()
+        for file in files:
+            try:
+                one = state(file)
+            except OSError:  # the file is gone; reading it reports that
+                one = None
+            if one is None:
+                return ""
+            states.update(f"{one}\n".encode())
+        return f"pictures-{states.hexdigest()[:32]}.json"
 
-    def content() -> str:
-        seen = key()
-        with suppress(OSError, ValueError):
-            if seen:
-                return json.loads((cache_folder() / seen).read_text())
-        digest = hashlib.sha256()
-        with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
-            shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
-            for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
-                digest.update(one)
-        if seen and key() == seen:  # nothing has changed in the meantime
-            keep_file(seen, json.dumps(digest.hexdigest()).encode())
-        return digest.hexdigest()
-
-    channels, height, width = first.shape
-    return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *describe_decoding(files, read)))
+    seen = key()
+    with suppress(OSError, ValueError):
+        if seen:
+            return json.loads((cache_folder() / seen).read_text())
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
+        shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
+        for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
+            digest.update(one)
+    if seen and key() == seen:  # nothing has changed in the meantime
+        keep_file(seen, json.dumps(digest.hexdigest()).encode())
+    return digest.hexdigest()
 
 
 def describe_decoding(files: Sequence[str], read: Callable[[str], bytes]) -> list[str]:

@@ -24,7 +24,7 @@ from gantrain.errors import UserError, readable
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.shipped import find_config
 
 FEWEST_REAL = 8  # images of a reference; metrics that halve it need three neighbours in each half
@@ -100,7 +100,7 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
     if there.suffix.lower() in (".yaml", ".yml"):
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
     if there.is_dir():
-        if (there / CONFIG_FILE).is_file():
+        if is_run_folder(there):
             return wrap_dataset(prepare(configuration_of(there).data, device, local_processes()), most)
         if (there / HEAD).is_file():
             head = read_head(there)

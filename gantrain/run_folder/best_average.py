@@ -82,9 +82,9 @@ def find_best(run: Path, kimg: float | None = None) -> BestAverage:
     if best is None:
         exported = exported_there(there, times)
         return exported if exported else refuse_unscored(run, found, kimg)
-    if holds(there.get(best.nimg), best):
+    if holds(found, there.get(best.nimg), best):
         return best
-    left = [nimg for nimg, path in there.items() if (one := best_of(found, [nimg])) and holds(path, one)]
+    left = [nimg for nimg, path in there.items() if (one := best_of(found, [nimg])) and holds(found, path, one)]
     other = best_of(found, left)
     remedy = (
         f"the best of what is left is {other.words}: use --average {other.average} --kimg {other.nimg / 1000:g}"
@@ -104,7 +104,7 @@ def best_of(found: Record, times: Sequence[int] | None) -> BestAverage | None:
     return BestAverage(best[1], best[2], found.metrics[0], best[0]) if best else None
 
 
-def holds(path: Path | None, best: BestAverage) -> bool:
+def holds(found: Record, path: Path | None, best: BestAverage) -> bool:
     """Whether a checkpoint has the weights that were scored.
 
     Not if they are the live weights and a swap has replaced them since, or if the checkpoint is of a path that a rollback abandoned:
@@ -116,10 +116,12 @@ def holds(path: Path | None, best: BestAverage) -> bool:
         state = read_state(path)
     except Damaged:
         return False
-    if state.get("scores_of", state.get("scored_at")) != best.nimg:
+    swapped = best.average == LIVE and any(line.get("swap_nimg") == best.nimg for line in found.events("swap"))
+    if swapped and state["scored_at"] != best.nimg:  # saved after the swap
+        return False
+    if state.get("scores_of", state["scored_at"]) != best.nimg:
         return True
-    swapped = best.average == LIVE and state["scored_at"] != best.nimg
-    return not swapped and dict(dict(state["scores"]).get(best.average, ())).get(best.metric) == best.score
+    return dict(dict(state["scores"]).get(best.average, ())).get(best.metric) == best.score
 
 
 def exported_there(there: dict[int, Path], times: Sequence[int] | None) -> BestAverage | None:
