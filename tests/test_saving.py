@@ -59,6 +59,7 @@ LAYOUT = {
     "data_content": type(None),
     "class_names": [str],
     "class_counts": [int],
+    "collapsed": dict,
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ measurements and by spectrum of the covariance Sigma. Its effective number of di
 for weights that move, as training measures: stochastic gradient descent on |w|^2 / 2 at its noise floor, measured at consecutive
 updates. Its intervals are held against the noise scale of the weights that the window has seen, and against that of the whole
 stationary motion. In the third, the gradient swings as that of a GAN does: the logarithm of |G|^2 is normal with a standard deviation
-of 1, and correlated between measurements. Where more than one window in a hundred has no interval, their share in percent stands in brackets.
+of 1, and correlated between measurements. Where more than one window in a
+hundred has no interval, their share in percent stands in brackets.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def main() -> None:
         for n in arguments.measurements:
             own, whole = moving_weights(rate, directions, 2, n, repeats, rng)
             print(f"| {rate:g} | {directions} | {(2 - rate) / rate:.0f} | {n} | {own} | {whole} |", flush=True)
+    rng = np.random.default_rng(1)
     print("\n| B_simple in batches | correlation | measurements | of the window | of the long run |\n|---|---|---|---|---|")
     for ratio, correlation in ((1, 0.0), (1, 0.9), (16, 0.0), (16, 0.9)):
         for n in arguments.measurements:

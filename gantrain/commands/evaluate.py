@@ -111,7 +111,7 @@ def evaluate_images(
     if where is not None:
         write(where, {"images": readable(target), **protocol, "scores": scores})
     also = f"; also in {readable(out)}" if out is not None else ""
-    head = f"{readable(target)}: {total} images{chosen}, against {evaluator.real.described}{also}"
+    head = f"{readable(target)}: {total} images{f'{chosen},' if chosen else ''} against {evaluator.real.described}{also}"
     about = [f"{readable(target)}: {note}" for note in pictures.notes] + [f"reference: {note}" for note in evaluator.real.notes]
     return "\n".join([head, *about, table(scores, "images", evaluator.remarks.notes)]), accelerator
 

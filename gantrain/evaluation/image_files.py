@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -188,28 +187,16 @@ def open_files(
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, numbers)))
 
+    def content() -> str:
+        return digest_of(name, files, data_of, state)
+
     channels, height, width = first.shape
-    content = functools.partial(digest_files, name, files, data_of, state)
     return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *describe_decoding(files, read)))
 
 
-def digest_files(name: str, files: Sequence[str], data_of: Callable[[str], bytes], state: Callable[[str], str | None]) -> str:
-    """SHA-256 of all files, kept under their states; arguments as `open_files`, where `data_of` raises UserError naming the file."""
-
-    def key() -> str:
-        """Name of the cached digest, from the states of all files; "" if they prove nothing."""
-        states = hashlib.sha256()
-        for file in files:
-            try:
-                one = state(file)
-            except OSError:  # the file is gone; reading it reports that
-                one = None
-            if one is None:
-                return ""
-            states.update(f"{one}\n".encode())
-        return f"pictures-{states.hexdigest()[:32]}.json"
-
-    seen = key()
+def digest_of(name: str, files: Sequence[str], data_of: Callable[[str], bytes], state: Callable[[str], str | None]) -> str:
+    """SHA-256 of the contents of files, cached as long as their states stay the same; arguments as `open_files`."""
+    seen = key_of(files, state)
     with suppress(OSError, ValueError):
         if seen:
             return json.loads((cache_folder() / seen).read_text())
@@ -218,9 +205,23 @@ def digest_files(name: str, files: Sequence[str], data_of: Callable[[str], bytes
         shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
         for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
             digest.update(one)
-    if seen and key() == seen:  # nothing has changed in the meantime
+    if seen and key_of(files, state) == seen:  # nothing has changed in the meantime
         keep_file(seen, json.dumps(digest.hexdigest()).encode())
     return digest.hexdigest()
+
+
+def key_of(files: Sequence[str], state: Callable[[str], str | None]) -> str:
+    """Name of a cached digest, from the states of all files; "" if they prove nothing."""
+    states = hashlib.sha256()
+    for file in files:
+        try:
+            one = state(file)
+        except OSError:  # the file is gone; reading it reports that
+            one = None
+        if one is None:
+            return ""
+        states.update(f"{one}\n".encode())
+    return f"pictures-{states.hexdigest()[:32]}.json"
 
 
 def describe_decoding(files: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
