@@ -231,6 +231,8 @@ def test_notes_on_the_scores_stand_at_the_best_scores(record):
     found = record([{**line, "eval/notes": [note]} if "eval/num_samples" in line else line for line in falling()])
     card = re.search(r"<h3>Best scores</h3>.*?</div>\n</div>", render_page([found]), flags=re.DOTALL)
     assert card and f"Note: {note}." in card.group()
+    other = record([{**line, "eval/notes": [note]} if "eval/num_samples" in line else line for line in falling()], "run_1", 1)
+    assert f"<li>Scores: {note}.</li>" in render_page([found, other])
 
 
 def test_what_scrolls_sideways_shows_that_it_does(record):

@@ -91,7 +91,8 @@ def render_page(records: Sequence[Record]) -> str:
         version=__version__, made=utc_now(), level=LEVEL,
         heads=[head(record, name) for name, record in named.items()],
         groups=[group_head(group, groups) for group in groups], several=one is None, drawn_as=drawn_as(groups),
-        notes=say_of_runs({name: notes(record) for name, record in named.items()}),
+        notes=say_of_runs({name: notes(record) for name, record in named.items()})
+        + ([] if one else say_of_runs({name: [f"Scores: {note}" for note in notes_on_scores(record)] for name, record in named.items()})),
         chart_lacks=say_of_runs({name: chart_lacks(record) for name, record in named.items()})
         + [gap for group in groups for gap in describe_gaps(group, metrics)],
         figure=as_script(json.loads(figure.to_json())) if figure.data else "", averages=chosen_averages(groups, metrics),
@@ -139,7 +140,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
-        "no_score": no_score(record), "score_notes": list(record.comparable[-1].protocol.get("notes") or ()) if record.comparable else [],
+        "no_score": no_score(record), "score_notes": notes_on_scores(record),
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
 
@@ -224,13 +225,17 @@ def in_yaml(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def notes_on_scores(record: Record) -> list[str]:
+    """What must stand beside a run's scores, as sentences: in the card of its best scores, or in the notes of a page of several runs."""
+    return [f"{note}." for note in record.comparable[-1].protocol.get("notes") or ()] if record.comparable else []
+
+
 def notes(record: Record) -> list[str]:
     """What is incomplete about a run, and what the page leaves out."""
     found = []
     apart = len(record.evaluations) - len(record.comparable)
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
-    found += [f"Scores: {note}." for note in record.evaluations[-1].protocol.get("notes") or ()] if record.evaluations else []
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:
