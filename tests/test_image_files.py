@@ -287,7 +287,7 @@ def test_what_was_passed_over_stands_beside_scores(tmp_path):
     text, _ = evaluate_images(fake, str(real), None, None, settings)
     of_fake = "passed over: 1 hidden or left by other programs (.DS_Store)"
     of_real = "reference: passed over: 1 linked to a folder that is read anyway or that contains the link (self)"
-    assert f"{fake}: 20 images, against real (20 images)\n{fake}: {of_fake}\n{of_real}\n" in text
+    assert f"{fake}: 20 images against real (20 images)\n{fake}: {of_fake}\n{of_real}\n" in text
     assert of_real in write_reference(real, tmp_path / "real.npz", True, settings)[0]
     with pytest.warns(UserWarning) as said:
         library.evaluate(fake, real, metrics=("is",), features="digits")
