@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 from gantrain import randomness
 from gantrain.contracts import Contract
 from gantrain.data.decoding import Traits
-from gantrain.errors import UserError, check
+from gantrain.errors import UserError, check, readable
 from gantrain.field_marks import INCIDENTAL
 
 Where = Literal["auto", "device", "host", "disk"]
@@ -374,8 +373,7 @@ def numbered_classes(name: str, largest: int, count: int) -> list[str]:
 
 def printable(name: str) -> str:
     """A class or file name as valid text of one line: bytes that are not UTF-8 and unprintable characters are escaped, as in `caf\\xe9`."""
-    text = os.fsencode(name).decode(errors="backslashreplace") if any("\udc80" <= c <= "\udcff" for c in name) else name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(name))
 
 
 def collate(items: list[tuple[Tensor | UserError, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]] | UserError:
