@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import slow_but
 
 from gantrain.batching import BatchController
 from gantrain.config import loading
@@ -178,7 +179,10 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", RUNS)
+QUICK = ["evaluations and samples", "swaps that grow the batch", "a schedule of batches", "everything at the end only"]
+
+
+@pytest.mark.parametrize("what", slow_but(QUICK, RUNS))
 def test_what_is_announced_is_what_passes(what, clock):
     """At every line at which all that is to come has been measured; until then, the line names what has not, and is short by just that."""
     lines = Simulated(clock, *RUNS[what]).train()
