@@ -73,8 +73,12 @@ class AverageBank:
         A rule that replaces the live weights with its average does so afterwards. Since that happens every few updates, spectral
         norms are left to the power iteration of the next forward pass.
 
+        With several processes, `nimg` must be the same on each: not the images of this process. That is not checked here, because a
+        check would be a collective call, and different numbers give different averages without an error, until `advance` is called.
+        Where processes may have batches of different sizes, use `advance`, which counts and checks.
+
         Args:
-            nimg: images seen by all processes together, the same number on each of them; `advance` counts it itself.
+            nimg: images seen by all processes together.
 
         Raises:
             UserError: `nimg` is not a whole number, or has decreased; the network has other weights than the averages; or an
