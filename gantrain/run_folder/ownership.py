@@ -76,10 +76,12 @@ def require_own_folder(run_dir: Path, config: Config) -> None:
         raise UserError(
             f"run_dir: {run_dir} is not the folder of a run, and it is not empty: it contains {named}; use a folder that is new or empty"
         )
-    root = Path(config.data.root).expanduser().resolve() if isinstance(config.data, Folder) and config.data.root else None
-    if root in (run_dir.resolve(), *run_dir.resolve().parents) and not is_run_folder(run_dir):
+    data: Any = config.data
+    root = data.root if isinstance(data, Folder) else ""
+    above = (run_dir.resolve(), *run_dir.resolve().parents)
+    if root and Path(root).expanduser().resolve() in above and not is_run_folder(run_dir):
         raise UserError(
-            f"run_dir: {run_dir} is inside data.root, {config.data.root}, so the run's own pictures would count as images to train on;"
+            f"run_dir: {run_dir} is inside data.root, {root}, so the run's own pictures would count as images to train on;"
             " use a folder elsewhere"
         )
 
