@@ -27,7 +27,7 @@ from gantrain.data import Folder, prepare
 from gantrain.errors import UserError
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
-from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
+from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
 from gantrain.run_folder.forking import open_origin
 from gantrain.run_folder.ownership import look_into, write_rollback
 from gantrain.training.guard import Trouble
@@ -103,6 +103,53 @@ def run(saved, tmp_path) -> Path:
     text = (tmp_path / "run" / "config.yaml").read_text().replace(str(saved), str(tmp_path / "run"))
     (tmp_path / "run" / "config.yaml").write_text(text)
     return tmp_path / "run"
+
+
+# ---- another configuration -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "words"),
+    [
+        ([], ["optim.lr_g=1e-5", "sync_batchnorm=true"], "optim.lr_g (0.0004 there, 1e-05 now), sync_batchnorm (false there, true now)"),
+        (["averagers.late.name=swa"], ["seed=3"], "seed (0 there, 3 now), averagers.late (swa there, absent now)"),
+        ([], ["data={name: folder, root: x, resolution: 16}"], "data.name (digits there, folder now)"),
+        ([], ["loss.name=relativistic", "eval.features.name=inception"], "loss.name (hinge there, relativistic now)"),
+        ([], ["eval.metrics=[fid,is]"], ""),
+    ],
+)
+def test_another_configuration_is_described_key_by_key_as_yaml_spells_it(there, now, words):
+    """A plug-in that has come, gone or been replaced is one entry."""
+    old, new = load(DIGITS, there), load(DIGITS, now)
+    assert describe_changes(find_changes(old, new, list(old.averagers)).refused) == words
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"augment": (None, "absent"), "augment.name": ("absent", "a"), "augment.p": ("absent", 1.0)}, "augment (null there, a now)"),
+        ({"x.name": ("a", "b"), "x.p": (1, "absent"), "x.q": (1, 2)}, "x.name (a there, b now), x.q (1 there, 2 now)"),
+        ({"a": ("", "yes"), "b": ("a b", [1, None])}, "a ('' there, 'yes' now), b ('a b' there, [1, null] now)"),
+        ({f"k{i}": (i, {"a": True}) for i in range(9)}, "k7 (7 there, {a: true} now) and 1 more"),
+    ],
+)
+def test_values_are_spelled_as_in_a_configuration(values, words):
+    assert describe_changes(values).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"name": "folder"}, "; data.root, too, must be set"),
+        ({"name": "archive", "root": "gone.zip"}, "; data.root, too, needs a value: gone.zip does not exist"),
+        ({"name": "folder", "root": "/"}, "by `gantrain fork`"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_a_missing_root_is_named_too(run, data, words):
+    given = [f"data={json.dumps(data)}", *[one for one in SETTINGS if not one.startswith("data")], f"run_dir={run}"]
+    with pytest.raises(UserError, match="contains a run of another configuration: data.name .digits there, ") as caught:
+        look_into(run, load(DIGITS, given))
+    assert str(caught.value).endswith(words)
 
 
 # ---- an average more -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.changes import describe_changes, find_changes, refuse_reserved, require_late_start, require_passive
+from gantrain.run_folder.changes import describe_changes, describe_root, find_changes, refuse_reserved, require_late_start, require_passive
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
@@ -58,6 +58,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         raise UserError(
             f"run_dir: {run_dir} contains a run of another configuration: {describe_changes(changes.refused)};"
             " restore these values, use another run_dir, or continue from its checkpoint in another folder by `gantrain fork`"
+            f"{describe_root(config)}"
         )
     refuse_reserved(changes.added)
     require_passive(config, changes.added)
