@@ -422,6 +422,15 @@ def test_labels_without_images_are_said(tmp_path):
     assert "warning: dataset.json has 1 label without an image" in notes(root)
 
 
+@pytest.mark.parametrize("root", [".", "../pets", "a/.."])
+def test_a_folder_has_its_name_however_it_is_written(root, tmp_path, monkeypatch):
+    at = tmp_path / "pets"
+    (at / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(at / "a" / "0.png")
+    monkeypatch.chdir(at)
+    assert folder(root, labels=False).build().name == "folder/pets"
+
+
 def test_a_relative_root_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     where = f"in {tmp_path}, where relative paths start"

@@ -62,7 +62,7 @@ class Folder(Source):
             listing.files = []
             listing.require(f"data.root: {self.root!r}", f"; put them in one sub-folder per class{flat}")
         return ImageSet(
-            name=f"folder/{root.name}",
+            name=f"folder/{os.path.basename(os.path.abspath(root))}",
             labels=torch.tensor(labelled.labels),
             class_names=labelled.names,
             channels=self.channels,
