@@ -23,6 +23,7 @@ NAMED = 10  # how many broken files one message names
 NAMED_IN_NOTES = 3  # how many a note names
 LOOKED_AT = 256  # how many images on disk the audit samples
 LOOKED_INTO = 64  # how many files are searched for what decoding changes
+SUMS = np.dtype("<u8")
 BLOCK = 512  # images decoded at a time when the whole data set is read
 SHARE_OF_MEMORY = 0.5  # share of the available main memory that images may take
 SHARE_OF_DEVICE = 0.25  # share of the free accelerator memory that images may take; training needs the rest
@@ -153,7 +154,7 @@ def known_left_out(images: ImageSet, run_state: Mapping[str, Any] | None) -> lis
 def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int], Iterable]) -> None:
     """Read and decode every image once before a run, so that broken files are reported at the start and not days later.
 
-    Sets `images.content`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' states
+    Sets `images.content`, `images.sums`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' states
     (`state_of_file`), so the next run or scorer that leaves the images on disk need not read them.
 
     Raises:
@@ -162,11 +163,11 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     seen = images.state = look_name(images)
     if seen:
         known = None if keep else seen_before(seen)
-        if known and (images.skips or not known["skipped"]):
-            images.content = known["content"]
+        if known and "sums" in known and (images.skips or not known["skipped"]):
+            images.content, images.sums = known["content"], np.frombuffer(bytes.fromhex(known["sums"]), SUMS)
             images.skipped.update({int(index): words for index, words in known["skipped"].items()})
             return
-    content, number = hashlib.sha256(images.listing.encode()), 0
+    content, sums, number = hashlib.sha256(images.listing.encode()), np.zeros(len(images), SUMS), 0
     shape = (len(images), images.channels, images.resolution, images.resolution)
     pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # allocated only once: it may take half of the memory
     for block in read_blocks(images, range(len(images)), progress):
@@ -176,14 +177,15 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
                 content.update(b"unreadable")
             else:
                 content.update(item[1])
+                sums[number] = int.from_bytes(item[1][:8], "little")
                 if pixels is not None:
                     pixels[number] = item[0]
             number += 1
     if images.skipped and not images.skips:
         raise unreadable(list(images.skipped.values()))
-    images.content, images.pixels = content.hexdigest(), pixels
+    images.content, images.sums, images.pixels = content.hexdigest(), sums, pixels
     if seen and look_name(images) == seen:  # nothing has changed in the meantime
-        keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
+        keep_file(seen, json.dumps({"content": images.content, "sums": sums.tobytes().hex(), "skipped": images.skipped}).encode())
 
 
 def settle(images: ImageSet, left_out: Collection[int]) -> None:
@@ -195,8 +197,8 @@ def settle(images: ImageSet, left_out: Collection[int]) -> None:
     out = set(left_out)
     before = torch.bincount(images.labels, minlength=images.num_classes)
     images.replaced = [number for number in sorted(images.skipped) if number not in out]
-    index_of = dict(zip(images.replaced, np.subtract(images.replaced, np.searchsorted(sorted(out), images.replaced)).tolist()))
     images.leave_out(out)
+    index_of = dict(zip(images.replaced, images.index_of(images.replaced)))
     after = torch.bincount(images.labels, minlength=images.num_classes)
     for label in torch.nonzero((after == 0) & (before > 0))[:, 0].tolist():
         of_class = f" of class {printable(images.class_names[label])!r}" if images.num_classes > 1 else ""
