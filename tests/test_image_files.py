@@ -313,6 +313,17 @@ def tree(root: Path, *names: str) -> Path:
         (["ILSVRC/Data/CLS-LOC/train/n01", "ILSVRC/Data/CLS-LOC/train/n02", "ILSVRC/Data/CLS-LOC/val"], "ILSVRC/Data/CLS-LOC/train"),
         (["train2017/a", "val2017/a", "val2017/b"], "train2017"),
         (["images/train", "images/val"], "images/train"),  # of detectors, whose labels are files
+        (["seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog"], "seg_train"),
+        (["cifar-train/cat", "cifar-train/dog", "cifar-test/cat"], "cifar-train"),
+        (
+            ["ILSVRC2012_img_val/cat", "ILSVRC2012_img_val/dog", "ILSVRC2012_img_train/cat", "ILSVRC2012_img_train/dog"],
+            "ILSVRC2012_img_train",
+        ),
+        (["1_train/cat", "1_train/dog", "2_val/cat", "2_val/dog"], "1_train"),
+        (["imagesTr/cat", "imagesTr/dog", "imagesTs/cat", "imagesTs/dog"], "imagesTr"),
+        (["TestImages/cat", "TestImages/dog", "TrainImages/cat", "TrainImages/dog"], "TrainImages"),
+        (["hold-out/cat", "hold-out/dog", "train/cat", "train/dog"], "train"),
+        (["train/cat", "train/dog", "rest/cat", "rest/dog"], "train"),  # known by the same folders
     ],
 )
 def test_the_parts_of_a_data_set_are_not_its_classes(tmp_path, names, best):
@@ -352,6 +363,18 @@ def test_a_folder_around_the_classes_is_named(tmp_path):
         (["cat/train", "cat/test", "dog/train", "dog/test"], "warning: the classes contain 'test' and 'train'; images of all these parts"),
         (["images", "masks"], "warning: a class is named 'images' and 'masks'; the outermost folders are the classes"),
         (["cat/images", "dog/images"], ""),
+        (["cat/front", "cat/side", "dog/front", "dog/side"], "the class folders 'cat' and 'dog' contains 'front' and 'side'; if those are"),
+        (["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"], "warning: each of the class folders 'fold1' and 'fold2' contains 'cat' and"),
+        (
+            ["bus/front", "bus/side", "car/front", "car/side", "train/front", "train/side"],
+            "warning: each of the class folders 'bus', 'car' and",
+        ),
+        (
+            ["test_tube/day", "test_tube/night", "train_station/day", "train_station/night"],
+            "warning: each of the class folders 'test_tube' and",
+        ),
+        (["a/train/cat", "a/train/dog", "b/train/cat", "b/train/dog"], "warning: the classes contain 'train'; images of all these parts"),
+        (["tr/x", "te/x"], ""),  # languages
     ],
 )
 def test_doubtful_classes_are_said(tmp_path, names, words):

@@ -17,6 +17,11 @@ SPLIT = re.compile(
     r"(train(ing|val)?|trn|val(id|idation)?|test(ing)?|tst|dev|eval(uation)?)([-_ ]?(set|split|data|images|imgs|a|b|\d{1,4}))?",
     re.IGNORECASE,
 )
+# The same as words in longer names: seg_train, cifar-test, ILSVRC2012_img_val, 1_train, TrainImages, holdout, ...
+PART = re.compile(r"train(ing|val)?|trn|(mini)?val(id|idation)?|test(ing)?|tst|dev|eval(uation)?|holdout|heldout|unseen")
+SHORT = {"tr", "ts"}  # parts beside other words, as in imagesTr; alone, they may be languages
+FILLERS = {"set", "split", "data", "images", "imgs", "hold", "out", "held", "a", "b"}
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 UNLIKELY = {"image", "images", "img", "imgs", "jpegimages", "picture", "pictures", "mask", "masks", "label", "labels", "annotations"}
 UNLABELLED = "set data.labels=false to train without labels"
 SHOWN = 5  # folders named in a message
@@ -125,26 +130,55 @@ class Tree:
 
     @property
     def splits(self) -> list[str]:
-        """The sub-folders that are named like parts of a data set."""
-        return [name for name in self.counts if SPLIT.fullmatch(name)]
+        """The sub-folders that are named like parts of one data set: what their names have besides is the same."""
+        rests = {name: rest for name in self.counts if (rest := rest_of(name)) is not None}
+        common = max(Counter(rests.values()).items(), key=lambda one: (one[1], not one[0]))[0] if rests else None
+        return [name for name, rest in rests.items() if rest == common]
 
     @property
-    def holds_splits(self) -> bool:
-        """Whether the sub-folders are parts of a data set, and not classes themselves.
+    def shared(self) -> list[str]:
+        """Names of folders that every sub-folder has, if all images lie in such folders and there are two or more."""
+        if self.direct or len(self.counts) < 2:
+            return []
+        found = sorted(set.intersection(*self.below.values()))
+        return found if len(found) > 1 else []
 
-        They are if they have folders for classes, or if they do not lie where classes belong.
+    @property
+    def parts(self) -> list[str]:
+        """The sub-folders that are parts of a data set, and not classes themselves; empty if they may be classes.
+
+        Two parts or more, by name, have folders for classes, or do not lie where classes belong. Where at least half of all
+        sub-folders have such names and all contain the same folders, the others are parts as well: train beside rest.
         """
         splits, others = self.splits, len(self.counts) - len(self.splits)
         folders = [self.below[name] for name in splits]
-        if len(splits) < 2 or not (any(folders) or self.base):
-            return False
-        shared = len(set().union(*folders)) < sum(map(len, folders))  # two parts have folders of the same name
-        return shared or not others
+        if len(splits) > 1 and (any(folders) or self.base):
+            overlap = len(set().union(*folders)) < sum(map(len, folders))  # two parts have folders of the same name
+            if overlap or not others:
+                return splits
+        plain = [name for name in splits if not rest_of(name)]  # not test_tube, which may be a class
+        return list(self.counts) if plain and others <= len(plain) and self.shared else []
 
     @property
-    def main_split(self) -> str:
+    def main_part(self) -> str:
         """The part to train on: the one named train, or else the largest."""
-        return max(self.splits, key=lambda name: (name.lower().startswith("tr"), self.counts[name]))
+        return max(self.parts, key=lambda name: (any(word.startswith("tr") for word in words_of(name)), self.counts[name]))
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a folder's name, in lower case and without numbers: seg_train, TrainImages and 1-train have "train"."""
+    return [word.lower() for word in WORD.findall(name)]
+
+
+def rest_of(name: str) -> tuple[str, ...] | None:
+    """What else is in the name of a part of a data set, such as ("seg",) of seg_train; None if no part has such a name."""
+    if SPLIT.fullmatch(name):
+        return ()
+    words = words_of(name)
+    of_part = [word for word in words if PART.fullmatch(word) or (word in SHORT and len(words) > 1)]
+    if not of_part and not re.search("hold[-_ ]?out|held[-_ ]?out", name.lower()):
+        return None
+    return tuple(word for word in words if word not in of_part and word not in FILLERS)
 
 
 def see_tree(paths: Sequence[Sequence[str]]) -> Tree:
@@ -189,12 +223,13 @@ def label_by_folder(listing: Listing, paths: Sequence[Sequence[str]], where: str
         UserError: the folders are parts of a data set, or one folder lies around the classes.
     """
     tree = see_tree(paths)
-    if tree.holds_splits:
-        best = tree.main_split
+    if parts := tree.parts:
+        best = tree.main_part
         flat = "" if tree.below[best] else ", and set data.labels=false, since it has no folders for classes"
+        rename = "" if len(tree.splits) > 1 else f", or rename {tree.splits[0]!r} if it is a class"
         raise UserError(
-            f"data.root: {where} holds {listed(tree.splits)}, which are parts of a data set and not classes;"
-            f" {into([*tree.base, best])}{flat}"
+            f"data.root: {where} holds {listed(parts)}, which are parts of a data set and not classes;"
+            f" {into([*tree.base, best])}{flat}{rename}"
         )
     if tree.base and not unwraps and len(tree.counts) > 1:
         raise UserError(
@@ -218,8 +253,13 @@ def warnings_of(tree: Tree) -> list[str]:
     if unlikely:
         lines.append(f"warning: a class is named {listed(unlikely)}; the outermost folders are the classes")
     inner = set().union(*tree.below.values())
-    if len(inner) > 1 and all(SPLIT.fullmatch(name) for name in inner):
+    if inner and all(rest_of(name) is not None for name in inner):
         lines.append(f"warning: the classes contain {listed(sorted(inner))}; images of all these parts are used")
+    elif shared := tree.shared:
+        lines.append(
+            f"warning: each of the class folders {listed(sorted(classes))} contains {listed(shared)};"
+            " if those are the classes, use the folder of one part"
+        )
     elif not tree.direct and classes and all(len(folders) > 1 for folders in tree.below.values()):
         count = sum(map(len, tree.below.values()))
         lines.append(f"all images lie deeper, in {count:,} folders inside the {len(classes):,} class folders; those are not classes")
