@@ -20,7 +20,7 @@ from test_data import CPU, cats_and_dogs, noise, write_images, write_zip
 
 from gantrain.commands.evaluate import holds_images
 from gantrain.data import Archive, Folder, Packed, RealBatches, audit, decode_all, intake, listing as listings, pack, prepare
-from gantrain.data.decoding import traits_of, words_of_traits
+from gantrain.data.decoding import Traits, traits_of, words_of_traits
 from gantrain.data.listing import list_folder
 from gantrain.errors import UserError
 from gantrain.evaluation.image_files import open_folder, open_zip
@@ -677,6 +677,48 @@ def test_16_bit_files_that_hold_fewer_bits_are_said(tmp_path, bits, factor, kind
         f"warning: the 16-bit files seem to hold {bits}-bit values, 0..{2**bits - 1:,}, so the images come out dark; multiply the values by"
     )
     assert (f"{words} {factor}, which spreads them over 16 bits" in text) if factor else "warning" not in text
+
+
+@pytest.mark.parametrize(
+    "highest, words",
+    [
+        ([4095] * 10 + [65535], "warning: 10 of 11 16-bit files stay below 4,096, as 12-bit values do, and come out dark; if they"),
+        ([900, 3000, 4000, 65535, 65535], "3 of 5 16-bit files stay below 4,096, as 12-bit values do"),
+        ([1023] * 3 + [20000], "3 of 4 16-bit files stay below 1,024, as 10-bit values do"),  # and not: all hold 15 bits
+        ([900, 3000, 4000], "the 16-bit files seem to hold 12-bit values, 0..4,000"),
+        ([20000, 65535], ""),  # a dark picture
+        ([], ""),
+    ],
+)
+def test_some_files_of_fewer_bits_are_counted(highest, words):
+    text = "\n".join(words_of_traits([Traits(one, False, False) for one in highest]))
+    assert words in text and ("warning" in text) == bool(words)
+
+
+@pytest.mark.parametrize("bits, colour", [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_a_value_that_a_png_declares_transparent_is_white(tmp_path, bits, colour):
+    """Values 0 to 7 (of one bit: 0 and 1) of which one is transparent; the others by the rule of PNG, value / (2^bits - 1)."""
+    levels = np.arange(8) % 2**bits
+    clear = 1 if bits < 3 else 5
+    values = levels * (2**bits // 8) if bits > 4 else levels
+    stored, width = values, values.max() // 7 or 1
+    if bits == 16:
+        packed = np.repeat(stored[:, None], 3 if colour else 1, 1).astype(">u2").tobytes()
+    elif bits == 8:
+        packed = np.repeat(stored[:, None], 3 if colour else 1, 1).astype(np.uint8).tobytes()
+    else:
+        packed = np.packbits(np.unpackbits(stored.astype(np.uint8)[:, None], axis=1)[:, -bits:].reshape(-1)).tobytes()
+    one = struct.pack(">H", int(clear * width if bits > 4 else clear)) * (3 if colour else 1)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, colour, 0, 0, 0)), (b"tRNS", one),
+        (b"IDAT", zlib.compress((b"\0" + packed) * 8)), (b"IEND", b""),
+    )  # fmt: skip
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    expected = np.where(levels == clear, 255, np.rint(values * 255 / (2**bits - 1)))
+    assert np.abs(decoded(tmp_path / "a.png")[0].astype(int) - expected).max() <= (1 if bits == 16 and colour else 0)
+    assert np.array_equal(open_folder(tmp_path).take([0]).numpy()[0, 0], decoded(tmp_path / "a.png"))
+    assert "1 with transparency, placed on white" in "\n".join(open_folder(tmp_path).notes)
 
 
 def test_transparency_and_orientation_are_counted_in_the_audit(tmp_path):
