@@ -440,6 +440,57 @@ def test_labels_that_do_not_fit_are_refused_in_folder_and_zip_alike(tmp_path, co
     assert len(folder(root, labels=False).build()) == len(Archive(root=str(path), labels=False).build()) == len(open_zip(path)) == 8
 
 
+def zip_whole(path: Path, root: Path) -> Archive:
+    """A zip of all files of a folder."""
+    with zipfile.ZipFile(path, "w") as opened:
+        for file in sorted(root.rglob("*.*")):
+            opened.write(file, file.relative_to(root))
+    return Archive(root=str(path), resolution=8)
+
+
+@pytest.mark.parametrize(
+    "spell", [lambda name: f"./{name}", lambda name: name.replace("/", "\\"), lambda name: ".\\" + name, lambda n: f"/{n}"]
+)
+@pytest.mark.parametrize("called", ["dataset.json", "DATASET.JSON"])
+def test_other_spellings_of_the_labels_are_read(tmp_path, spell, called):
+    root = stylegan(tmp_path / "set", [[spell(name), label] for name, label in LABELS])
+    (root / "dataset.json").rename(root / called)
+    for source in (folder(root), zip_whole(tmp_path / "a.zip", root)):
+        images = source.build()
+        assert images.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and images.notes == ["labels come from dataset.json"]
+
+
+def test_folders_of_stylegans_tool_without_labels_are_not_classes_without_a_word(tmp_path):
+    root = stylegan(tmp_path / "set", LABELS)
+    (root / "dataset.json").unlink()
+    words = "warning: the classes are folders such as '00000' with 'img00000.png', as StyleGAN's data set tool numbers them, and those are"
+    for source in (folder(root), zip_whole(tmp_path / "a.zip", root)):
+        assert any(line.startswith(words.replace("img00000", "img000000")) for line in source.build().notes)
+    plain = tree(tmp_path / "plain", "00000", "00001")  # classes may be called so
+    assert not notes(plain)
+
+
+def test_labels_that_are_not_used_are_said(tmp_path):
+    """One folder down, in a folder that must be named; of two sets in one folder; and inside a set that has its own."""
+    stylegan(tmp_path / "one" / "mydata", LABELS)
+    with pytest.raises(UserError) as caught:
+        folder(tmp_path / "one").build()
+    assert "has its labels one folder or more below, in mydata/dataset.json; set data.root=" in str(caught.value)
+    assert zip_whole(tmp_path / "one.zip", tmp_path / "one").build().class_names == ["0", "1", "2"]
+    for name in ("x", "y"):
+        stylegan(tmp_path / "two" / name, LABELS)
+    words = "warning: 'x/dataset.json' and 'y/dataset.json' are not used for labels, because they are not beside the folders of all images"
+    for source in (folder(tmp_path / "two"), zip_whole(tmp_path / "two.zip", tmp_path / "two")):
+        images = source.build()
+        assert images.class_names == ["x", "y"] and words in images.notes
+    root = stylegan(tmp_path / "inner", LABELS)
+    shutil.copy(root / "dataset.json", root / "00000" / "dataset.json")
+    for source in (folder(root), zip_whole(tmp_path / "inner.zip", root)):
+        assert "warning: '00000/dataset.json' is not used for labels, because it is not beside the folders of all" in "\n".join(
+            source.build().notes
+        )
+
+
 def test_labels_without_images_are_said(tmp_path):
     root = stylegan(tmp_path / "set", [*LABELS, ["00001/gone.png", 2]])
     assert "warning: dataset.json has 1 label without an image" in notes(root)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gantrain.data.imageset import numbered_classes, printable
-from gantrain.data.listing import LABELS, Listing, take_out
+from gantrain.data.listing import LABELS, Listing, take_out, zip_components
 from gantrain.errors import UserError, counted, one_line
 
 # Names of the parts of a data set: train, val, test_set, train2017, trainA, ...
@@ -73,6 +73,26 @@ def read_labels(where: str, text: bytes) -> object:
     return content["labels"]
 
 
+def lists_around(listing: Listing, paths: Sequence[Sequence[str]]) -> list[str]:
+    """The label lists that lie beside or around all images, the outermost first; of several spellings, the one in lower case.
+
+    Args:
+        paths: components of the relative path of each image.
+    """
+    folders = {name: zip_components(name)[:-1] for name in listing.lists}
+    around = [name for name, above in folders.items() if all(list(one[: len(above)]) == above for one in paths)]
+    return sorted(around, key=lambda name: (len(folders[name]), zip_components(name)[-1] != LABELS, name))
+
+
+def note_unused(listing: Listing, used: str | None = None) -> list[str]:
+    """The warning that there are labels that do not count, because they do not lie beside or around all images."""
+    others = sorted(name for name in listing.lists if name != used)
+    if not others:
+        return []
+    of_all = "it is not beside the folders of all images" if len(others) == 1 else "they are not beside the folders of all images"
+    return [f"warning: {listed(others)} {'is' if len(others) == 1 else 'are'} not used for labels, because {of_all}"]
+
+
 def label_by_list(where: str, files: Sequence[str], labels: object) -> Labelled:
     """Takes the classes from the `labels` entry of `dataset.json`.
 
@@ -91,7 +111,9 @@ def label_by_list(where: str, files: Sequence[str], labels: object) -> Labelled:
     except (TypeError, ValueError):
         raise UserError(f"{where}: the labels in {LABELS} are not pairs of a name and a class; {UNLABELLED}") from None
     by_name: dict[str, object] = {}
-    for name, label in pairs:
+    known = set(files)
+    for spelled, label in pairs:
+        name = spelled if spelled in known else "/".join(zip_components(spelled.replace("\\", "/")))  # .\\00000\\img.png of Windows
         if by_name.setdefault(name, label) != label:
             raise UserError(f"{where}: {LABELS} gives {printable(name)!r} two classes, {by_name[name]} and {label}; keep one of them")
     missing = [name for name in files if name not in by_name]
@@ -102,7 +124,7 @@ def label_by_list(where: str, files: Sequence[str], labels: object) -> Labelled:
     if strange is not None:
         raise UserError(f"{where}: a label in {LABELS} is {strange!r}, not a class 0, 1, 2, ...; {UNLABELLED}")
     labels_of_files = [n for n in numbers if isinstance(n, int)]
-    extra = len(by_name) - len(set(files))
+    extra = len(by_name) - len(known)
     notes = [f"labels come from {LABELS}"] + ([f"warning: {LABELS} has {counted(extra, 'label')} without an image"] if extra else [])
     return Labelled(list(range(len(files))), labels_of_files, numbered_classes(where, max(labels_of_files), len(files)), notes=notes)
 
@@ -241,7 +263,20 @@ def label_by_folder(listing: Listing, paths: Sequence[Sequence[str]], where: str
     number = {name: i for i, name in enumerate(names)}
     chosen = list(take_out(listing, tree.loose))
     notes = [f"the folder {'/'.join(tree.base)} lies around the classes"] if depth else []
-    return Labelled(chosen, [number[paths[i][depth]] for i in chosen], names, True, notes + warnings_of(tree))
+    notes += [*note_unused(listing), *note_numbered(tree, paths), *warnings_of(tree)]
+    return Labelled(chosen, [number[paths[i][depth]] for i in chosen], names, True, notes)
+
+
+def note_numbered(tree: Tree, paths: Sequence[Sequence[str]]) -> list[str]:
+    """The warning that folders are those of StyleGAN's tool, which puts a thousand images of any classes into each."""
+    numbered = all(re.fullmatch(r"\d{5}", name) for name in tree.counts) and all(re.fullmatch(r"img\d+\.\w+", path[-1]) for path in paths)
+    if not tree.counts or not numbered:
+        return []
+    example = f"{min(tree.counts)!r} with {printable(paths[0][-1])!r}"
+    return [
+        f"warning: the classes are folders such as {example}, as StyleGAN's data set tool numbers them, and those are not classes;"
+        f" add its {LABELS} with the labels, or {UNLABELLED}"
+    ]
 
 
 def warnings_of(tree: Tree) -> list[str]:

@@ -72,6 +72,7 @@ class Listing:
         same: how many images are links to a file that is listed under another name as well.
         repeated: how many names a zip has several times; the last entry of each counts, as when it is unpacked.
         members: entries of a zip, in the order of `files`.
+        lists: paths of all files called dataset.json, in upper or lower case, which may have the labels.
     """
 
     files: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Listing:
     same: int = 0
     repeated: int = 0
     members: list[zipfile.ZipInfo] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
 
     def pass_over(self, reason: str, kind: str, count: int = 1) -> None:
         """Count files that are passed over."""
@@ -102,7 +104,9 @@ class Listing:
             self.pass_over(BROKEN, printable(name))
         elif extension in PLUGINS:
             self.pass_over(f"unreadable for this Pillow until you pip install {PLUGINS[extension]!r}", extension)
-        elif name != LABELS:
+        elif zip_components(name)[-1].lower() == LABELS:
+            self.lists.append(name)
+        else:
             self.pass_over(NO_IMAGES, printable(extension) or "no extension")
         return False
 
@@ -312,8 +316,6 @@ def list_members(entries: Iterable[zipfile.ZipInfo]) -> Listing:
             found.pass_over(HIDDEN, printable(parts[-1]))
         elif stat.S_ISLNK(last[name].external_attr >> 16):
             found.pass_over(IN_ZIP, printable(name))
-        elif parts[-1] == LABELS:
-            continue
         else:
             found.add(name)
     found.members = [last[name] for name in found.files]
