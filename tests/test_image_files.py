@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -575,9 +576,10 @@ def test_a_run_keeps_to_the_images_that_it_began_with(tmp_path):
     (root / "dog" / "3.png").write_bytes(b"broken now")
     again = prepare(source, CPU, run_state=state)
     assert again.left_out == began.left_out and torch.equal(again.labels, began.labels) and again.listing == began.listing
-    assert "left out: 60 images that cannot be read" in audit(again) and "replaced by other images of their classes: 1 image" in audit(
-        again
-    )
+    words = "left out: 60 images that could not be read when the run began; 1 can be now, and a new run would use it; still 59 images that"
+    text = audit(again)
+    assert f"{words} cannot be read ({root}/cat/011.png" in text and "and 56 more)" in text
+    assert "replaced by other images of their classes: 1 image" in text
     same = [i for i in range(40) if i != 33]
     assert torch.equal(decode_all(again, same), decode_all(began, same))
     in_memory = prepare(folder(root, on_error="skip"), CPU, run_state=state)
@@ -586,6 +588,40 @@ def test_a_run_keeps_to_the_images_that_it_began_with(tmp_path):
     earlier = prepare(source, CPU, run_state={"data_listing": began.listing})
     assert len(earlier) == 100 and earlier.replaced == [*range(11, 70), 93]
     assert prepare(source, CPU, run_state={"data_listing": "of other images", "data_left_out": [1, 2]}).left_out == [*range(11, 70), 93]
+
+
+def test_left_out_images_that_have_all_been_repaired(tmp_path):
+    root = with_broken(tmp_path / "set", cats=12, first=10, last=12)
+    began = prepare(folder(root, on_error="skip"), CPU)
+    for name in ("010.png", "011.png"):
+        shutil.copy(root / "cat" / "000.png", root / "cat" / name)
+    again = prepare(folder(root, on_error="skip"), CPU, run_state={"data_listing": began.listing, "data_left_out": began.left_out})
+    assert again.notes == ["left out: 2 images that could not be read when the run began; all can be now, and a new run would use them"]
+
+
+def test_an_unreadable_image_is_named_once_in_the_record_of_a_run(tmp_path):
+    """Also by a later start, and even if other lines are in the record, or its end is torn."""
+    from gantrain.training.inputs import Inputs
+
+    said, events = [], []
+
+    def record(nimg: int, event: str, image: str) -> dict:
+        events.append(image)
+        return {"nimg": nimg, "event": event, "image": image}
+
+    tracker = SimpleNamespace(say=said.append, event=record)
+
+    def start(*found: str) -> None:
+        run = SimpleNamespace(nimg=0)
+        Inputs(SimpleNamespace(tracker=tracker, run_dir=tmp_path), run, None, None, None, None).name_unreadable(list(found))
+
+    start("a: broken", "b: broken", "a: broken")
+    assert events == ["a: broken", "b: broken"] and len(said) == 2
+    lines = [json.dumps({"nimg": 0, "event": "skipped", "image": one}) for one in events]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(['{"nimg": 0, "data/skipped": 2}', *lines, '{"event": "skipped", "ima']))
+    start("a: broken", "c: broken", "b: broken")
+    start()
+    assert events[2:] == ["c: broken"] and said[2:] == ["data: skipped: c: broken"]
 
 
 def test_the_stream_of_a_set_with_images_left_out(tmp_path):

@@ -213,19 +213,27 @@ def settle(images: ImageSet, left_out: Collection[int]) -> None:
                 raise UserError(f"data: {image}")
             images.pixels[index] = image
     if images.left_out:
-        lost = [images.skipped.get(number, "") for number in images.left_out]
-        images.notes.append(f"left out: {describe_unreadable([line for line in lost if line], len(lost))}")
+        images.notes.append(f"left out: {describe_left_out(images)}")
     if images.replaced:
         words = [images.skipped[number] for number in images.replaced]
-        images.notes.append(f"replaced by other images of their classes: {describe_unreadable(words, len(words))}")
+        images.notes.append(f"replaced by other images of their classes: {describe_unreadable(words)}")
 
 
-def describe_unreadable(reasons: list[str], count: int) -> str:
-    """How many images are meant, and the first of those that cannot be read, as "2 images that cannot be read (a.png: ...; b.png: ...)"."""
-    if not reasons:
-        return f"{counted(count, 'image')} that could not be read when the run began"
-    more = f"; and {count - NAMED_IN_NOTES:,} more" if count > NAMED_IN_NOTES else ""
-    return f"{counted(count, 'image')} that cannot be read ({'; '.join(reasons[:NAMED_IN_NOTES])}{more})"
+def describe_left_out(images: ImageSet) -> str:
+    """How many images are left out, and which can be read now although they could not when the run began."""
+    count, lost = len(images.left_out), [images.skipped[number] for number in images.left_out if number in images.skipped]
+    if len(lost) == count:
+        return describe_unreadable(lost)
+    now = f"{count - len(lost):,} can be now" if lost else "it can be now" if count == 1 else "all can be now"
+    rest = f"; still {describe_unreadable(lost)}" if lost else ""
+    them = "them" if count - len(lost) > 1 else "it"
+    return f"{counted(count, 'image')} that could not be read when the run began; {now}, and a new run would use {them}{rest}"
+
+
+def describe_unreadable(reasons: Sequence[str]) -> str:
+    """How many images cannot be read, and the first of them, as "2 images that cannot be read (a.png: ...; b.png: ...)"."""
+    more = f"; and {len(reasons) - NAMED_IN_NOTES:,} more" if len(reasons) > NAMED_IN_NOTES else ""
+    return f"{counted(len(reasons), 'image')} that cannot be read ({'; '.join(reasons[:NAMED_IN_NOTES])}{more})"
 
 
 def is_unchanged(images: ImageSet) -> bool | None:

@@ -22,6 +22,8 @@ from gantrain.errors import UserError
 from gantrain.images import to_float
 from gantrain.reporting.event_words import on_console
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, read_state
+from gantrain.run_folder.layout import METRICS_FILE
+from gantrain.run_folder.record import parse
 from gantrain.sampling import latents
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -83,7 +85,7 @@ class Inputs:
         self.data_wait = 0.0
         self.changed = False
         self._parts: list[str] | None = None  # sums of contents in the checkpoint that the run resumes from, see `sum_parts`
-        self._unreadable: set[str] = set()
+        self._unreadable: set[str] | None = None  # those that the record names; None until it has been read
 
     @property
     def stream(self) -> RealBatches:
@@ -150,8 +152,12 @@ class Inputs:
         return {"data/skipped": len(found)}
 
     def name_unreadable(self, found: list[str]) -> None:
-        """Name each unreadable image once: it is left out, or other images of its class replace it."""
+        """Name each unreadable image once in the record of a run: it is left out, or other images of its class replace it."""
         tracker = self.context.tracker
+        if self._unreadable is None:
+            self._unreadable = named_in_record(self.context.run_dir) if found else None
+        if self._unreadable is None:
+            return
         new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
         for i, line in enumerate(new):
             self._unreadable.add(line)
@@ -215,6 +221,14 @@ class Inputs:
             f"data: {self.images.name} has {what}, so its labels would mean other classes;"
             " restore the names and order of the classes, or use another run_dir"
         )
+
+
+def named_in_record(run_dir: Path) -> set[str]:
+    """The unreadable images that a run has named at earlier starts; empty if it has no record."""
+    with suppress(OSError), open(run_dir / METRICS_FILE, "rb") as file:
+        lines = [parse(line) for line in file if b'"skipped"' in line]
+        return {str(line["image"]) for line in lines if line and line.get("event") == "skipped" and "image" in line}
+    return set()
 
 
 def require_shape(images: ImageSet, shape: Sequence[int]) -> None:
