@@ -106,6 +106,30 @@ def test_a_link_to_a_file_is_an_image_of_its_own_and_said_if_its_target_is_in_th
     assert "links to a file that is also listed under another name: 2; each counts as an image" in notes(root)
 
 
+@pytest.mark.parametrize("deep", ["sub", "sub/deeper"])
+def test_a_folder_that_is_read_under_another_name_is_said(tmp_path, deep):
+    """Class d loses the images of its sub-folder to class c, whichever is inside the other."""
+    outside = write_images(tmp_path / "ext", ["0.png", *(f"{deep}/{i}.png" for i in range(4))])
+    root = write_images(tmp_path / "set", ["a/0.png"])
+    os.symlink(outside / "sub", root / "c")
+    os.symlink(outside, root / "d")
+    images = prepare(folder(root), CPU)
+    assert images.class_counts == [1, 4, 1]
+    assert "passed over: 4 in folders that are read under another name (d/sub, read as c 4)" in audit(images)
+
+
+def test_hard_links_are_said(tmp_path):
+    root = cats_and_dogs(tmp_path)
+    os.link(root / "cat" / "0.png", root / "dog" / "again.png")
+    os.link(root / "cat" / "0.png", root / "dog" / "third.png")
+    os.link(root / "cat" / "1.png", tmp_path / "outside.png")  # only one name is in the set
+    words = "further hard links to a file that is also listed under another name: 2; each counts as an image"
+    assert words in notes(root) and any(words in line for line in open_folder(root).notes) and len(folder(root).build()) == 9
+    (root / "dog" / "again.png").unlink()
+    (root / "dog" / "third.png").unlink()
+    assert not notes(root)
+
+
 def test_an_image_that_is_a_broken_link_is_one_that_cannot_be_read(tmp_path):
     root = cats_and_dogs(tmp_path)
     os.symlink("/nowhere/9.png", root / "dog" / "9.png")
