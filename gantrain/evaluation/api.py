@@ -35,6 +35,7 @@ from gantrain.models.architecture import is_latent_generator
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.latents import draw
+from gantrain.score_names import doubts
 from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
@@ -119,7 +120,8 @@ def score_source(
         scores = score_images(evaluator, images, config.eval.num_samples, "score")
         about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
         about += [f"reference: {note}" for note in evaluator.real.notes]
-        return scores, [*about, *evaluator.remarks.notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
+        notes = [*evaluator.remarks.notes, *doubts({"images": scores})]
+        return scores, [*about, *notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
 
 
 def choose_features(reference: Any) -> Any:
