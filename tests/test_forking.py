@@ -27,6 +27,7 @@ from gantrain.commands.train import refuse_moved
 from gantrain.config.loading import load
 from gantrain.data import Digits, Folder, ImageSet, likeness, prepare
 from gantrain.errors import UserError
+from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
@@ -516,6 +517,29 @@ def test_other_pictures_are_refused_although_some_cannot_be_read(tmp_path, monke
             begin(later)
         old = {key: value for key, value in later.items() if key not in ("data_parts", "data_content")}
         begin(old)  # an earlier version kept no sums
+
+
+def test_scores_of_a_run_say_that_its_images_are_other_ones(tmp_path, monkeypatch):
+    from gantrain.evaluation import of_runs
+
+    root = draw(tmp_path / "a", 0)
+    state = inputs_of(root).state()
+    monkeypatch.setattr(of_runs, "read_state", lambda path: state)
+    monkeypatch.setattr(of_runs, "load_weights", lambda *_: SimpleNamespace(channels=3, resolution=8, num_classes=2))
+    monkeypatch.setattr(of_runs.performance, "place", lambda network, *_: network)
+    monkeypatch.setattr(of_runs, "Evaluator", lambda *_, **more: SimpleNamespace(remarks=SimpleNamespace(notes=[])))
+
+    def notes() -> list[str]:
+        scorer = RunScorer.__new__(RunScorer)
+        overrides = ["data={name: folder, resolution: 8}", f"data.root={root}", "eval.features.name=digits"]
+        scorer.run, scorer.path, scorer.strict, scorer.config = Path("runs/x"), tmp_path, False, load(DIGITS, overrides)
+        scorer.prepare()
+        return scorer.evaluator.remarks.notes
+
+    assert not notes()
+    shutil.copy(root / "cats" / "0.png", root / "dogs" / "0.png")
+    words = "folder/a is not what runs/x was trained on (other contents under the same names)"
+    assert notes() == [f"warning: {words}; the scores are against the images as they are now"]
 
 
 def test_a_published_set_is_known_by_its_images_before_they_are_resized(monkeypatch):
