@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,13 +19,15 @@ import pytest
 import torch
 from conftest import ROOT, TINY, error_of, lines_of, slow_but
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from gantrain.averaging import Bema, Ema, Lookahead, Power, Swa
 from gantrain.averaging.birth import since_birth
 from gantrain.commands.train import refuse_moved
 from gantrain.config.loading import load
-from gantrain.data import Folder, prepare
+from gantrain.data import Digits, Folder, ImageSet, likeness, prepare
 from gantrain.errors import UserError
+from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
@@ -477,12 +480,12 @@ def draw(root: Path, seed: int, count: int = 4) -> Path:
     return root
 
 
-def inputs_of(source, changed_data: bool = False, skip: bool = False) -> Inputs:
+def inputs_of(source, changed_data: bool = False, skip: bool = False, state: dict | None = None) -> Inputs:
     """The inputs of a run on a data set; only what knows the images is there."""
     if isinstance(source, Path):
         source = Folder(root=str(source), resolution=8, on_error="skip" if skip else "stop")
     context = SimpleNamespace(run_dir=Path("runs/x"), changed_data=changed_data, config=None)
-    return Inputs(context, None, prepare(source, CPU), None, None, None)
+    return Inputs(context, None, prepare(source, CPU, run_state=state), None, None, None)
 
 
 def resume(inputs: Inputs, state: dict, rolls_back: bool = False) -> Inputs:
@@ -503,7 +506,7 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
         resume(inputs_of(tmp_path / "moved"), state)
     assert resume(inputs_of(tmp_path / "moved", changed_data=True), state).changed
     assert not resume(inputs_of(tmp_path / "moved"), state, rolls_back=True).changed  # it was accepted at the start
-    old = {key: value for key, value in state.items() if key != "data_content"}  # of a checkpoint of an earlier version
+    old = {key: value for key, value in state.items() if key not in ("data_content", "data_parts")}  # of an earlier version
     assert not resume(inputs_of(tmp_path / "moved"), old).changed
     fork = {**state, "data_listing": None, "data_content": None}  # with other settings of the data
     assert resume(inputs_of(tmp_path / "moved"), fork).changed and not resume(inputs_of(tmp_path / "a"), fork).changed
@@ -523,7 +526,82 @@ def test_a_file_that_has_become_unreadable_does_not_end_a_run_that_skips_it(tmp_
     broken = resume(inputs_of(tmp_path / "a", skip=True), state).state()
     assert broken["data_content"] is None
     (tmp_path / "a" / "dogs" / "2.png").write_bytes(whole)
-    resume(inputs_of(tmp_path / "a", skip=True), {**broken, "data_listing": state["data_listing"]})
+    resume(inputs_of(tmp_path / "a", skip=True), broken)
+
+
+def test_other_pictures_are_refused_although_some_cannot_be_read(tmp_path, monkeypatch):
+    """Left out when the run began, broken since, repaired, and broken and then another picture; in parts of one and of five images."""
+    for parts in (4096, 4):
+        monkeypatch.setattr(likeness, "PARTS", parts)
+        root = draw(tmp_path / f"a{parts}", 0, count=10)
+        files = sorted(root.rglob("*.png"))
+        good = {path: path.read_bytes() for path in files}
+        another = good[files[7]]
+        for path in files[:2]:
+            path.write_bytes(b"broken")
+
+        def begin(state: dict | None, told: bool = False, root: Path = root) -> dict:
+            """A start of a run, new or resumed; returns the state of its next checkpoint."""
+            inputs = inputs_of(root, told, skip=True, state=state)
+            return (resume(inputs, state) if state else inputs).state()
+
+        state = begin(None)
+        assert begin(state)["data_parts"] == state["data_parts"] and "" not in state["data_parts"]
+        files[0].write_bytes(good[files[0]])  # repaired
+        files[1].write_bytes(another)  # it is not used
+        repaired = begin(state)
+        assert repaired["data_parts"] == state["data_parts"] and repaired["data_fingerprint"] == state["data_fingerprint"]
+        files[2].write_bytes(b"broken now")
+        later = begin(repaired)
+        assert later["data_parts"] == state["data_parts"]  # what is known of the broken one is kept
+        files[-1].write_bytes(another)
+        with pytest.raises(UserError, match="other contents under the same names"):
+            begin(later)
+        assert begin(later, told=True)["data_parts"] != state["data_parts"]
+        files[-1].write_bytes(good[files[-1]])
+        files[2].write_bytes(another)  # readable again, but not as it was
+        with pytest.raises(UserError, match="other contents under the same names"):
+            begin(later)
+        old = {key: value for key, value in later.items() if key not in ("data_parts", "data_content")}
+        begin(old)  # an earlier version kept no sums
+
+
+def test_scores_of_a_run_say_that_its_images_are_other_ones(tmp_path, monkeypatch):
+    from gantrain.evaluation import of_runs
+
+    root = draw(tmp_path / "a", 0)
+    state = inputs_of(root).state()
+    monkeypatch.setattr(of_runs, "read_state", lambda path: state)
+    monkeypatch.setattr(of_runs, "load_weights", lambda *_: SimpleNamespace(channels=3, resolution=8, num_classes=2))
+    monkeypatch.setattr(of_runs.performance, "place", lambda network, *_: network)
+    monkeypatch.setattr(of_runs, "Evaluator", lambda *_, **more: SimpleNamespace(remarks=SimpleNamespace(notes=[])))
+
+    def notes() -> list[str]:
+        scorer = RunScorer.__new__(RunScorer)
+        overrides = ["data={name: folder, resolution: 8}", f"data.root={root}", "eval.features.name=digits"]
+        scorer.run, scorer.path, scorer.strict, scorer.config = Path("runs/x"), tmp_path, False, load(DIGITS, overrides)
+        scorer.prepare()
+        return scorer.evaluator.remarks.notes
+
+    assert not notes()
+    shutil.copy(root / "cats" / "0.png", root / "dogs" / "0.png")
+    words = "folder/a is not what runs/x was trained on (other contents under the same names)"
+    assert notes() == [f"warning: {words}; the scores are against the images as they are now"]
+
+
+def test_a_published_set_is_known_by_its_images_before_they_are_resized(monkeypatch):
+    """As the digits are; a library that resizes a little differently changes nothing, other images do."""
+    state = inputs_of(Digits(resolution=8)).state()
+    assert state["data_content"] == hashlib.sha256(load_digits().images.astype(np.uint8).tobytes()).hexdigest()
+    built = Digits(resolution=8).build()
+
+    def made_of(images: ImageSet) -> Inputs:
+        monkeypatch.setattr(Digits, "build", lambda self: images)
+        return inputs_of(Digits(resolution=8))
+
+    resume(made_of(replace(built, pixels=built.pixels // 2 * 2)), {**state, "shape": [8, 1, 10]})
+    with pytest.raises(UserError, match="other contents under the same names"):
+        resume(made_of(replace(built, origin="0" * 64)), state)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ LAYOUT = {
     "wandb_id": str,
     "data_fingerprint": str,
     "data_listing": str,
-    "data_content": type(None),
+    "data_content": str,
     "class_names": [str],
     "class_counts": [int],
     "collapsed": dict,
