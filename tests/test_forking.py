@@ -519,6 +519,41 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
         resume(inputs_of(tmp_path / "moved", changed_data=True), state)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "dogs" / "1.png").unlink(), r"7 images now, 8 then; class 'dogs' has 3 now, 4 then\); restore"),
+        (
+            lambda root: (root / "dogs" / "1.png").rename(root / "cats" / "9.png"),
+            "8 images now, 8 then; class 'cats' has 5 now, 4 .*'dogs' has 3",
+        ),
+        (lambda root: (root / "dogs").rename(root / "wolves"), "8 then; class 'dogs' has 0 now, 4 then; class 'wolves' has 4 now, 0 then"),
+        (
+            lambda root: (root / "cats" / "0.png").rename(root / "cats" / "z.png"),
+            r"8 images now, 8 then, and as many in each class\); rest",
+        ),
+        (
+            lambda root: [shutil.copytree(root / "cats", root / f"c{i}") for i in range(5)],
+            "'c2' has 4 now, 0 then; and 2 more classes differ",
+        ),
+    ],
+)
+def test_other_images_are_refused_with_the_class_that_differs(tmp_path, change, words):
+    root = draw(tmp_path / "a", 0)
+    state = inputs_of(root).state()
+    change(root)
+    with pytest.raises(UserError, match=r"a is not what runs/x was trained on \(other images or labels: .*" + words):
+        resume(inputs_of(root), state)
+    with pytest.raises(UserError, match=r"\(other images or labels\); restore"):  # of an earlier version
+        resume(inputs_of(root), {**state, "class_counts": None})
+
+
+def test_counts_of_classes_without_names_are_told_by_label():
+    before, now = ({"class_names": None, "class_counts": [2, 3]}, ImageSet("x", torch.tensor([0, 0, 0, 1, 1, 1]), ["0", "1"], 1, 16))
+    assert likeness.count_difference(now, before) == ": 6 images now, 5 then; class '0' has 3 now, 2 then"
+    assert likeness.count_difference(now, {**before, "class_names": ["a", "b"]}) == ": 6 images now, 5 then"
+
+
 def test_a_file_that_has_become_unreadable_does_not_end_a_run_that_skips_it(tmp_path):
     state = inputs_of(draw(tmp_path / "a", 0), skip=True).state()
     whole = (tmp_path / "a" / "dogs" / "2.png").read_bytes()

@@ -9,6 +9,7 @@ from typing import Any
 from gantrain.data.imageset import ImageSet
 
 PARTS = 4096  # a run keeps one sum for each image of a small data set, and at most so many of a large one
+SHOWN = 3  # classes that a message names
 REREAD = 4  # images, about, that are read twice to see whether a data set gives the same ones again
 
 
@@ -53,7 +54,7 @@ def find_difference(images: ImageSet, state: Mapping[str, Any], run: object) -> 
         run: names the run, for the words.
     """
     if state["data_listing"] != images.listing:
-        return f"{images.name} is not what {run} was trained on (other images or labels)"
+        return f"{images.name} is not what {run} was trained on (other images or labels{count_difference(images, state)})"
     before, now = state.get("data_content"), content_of(images)
     differ = before is not None and now is not None and before != now
     sums, parts = state.get("data_parts"), sum_parts(images)
@@ -62,6 +63,28 @@ def find_difference(images: ImageSet, state: Mapping[str, Any], run: object) -> 
     if not differ or not reads_alike(images):
         return None
     return f"{images.name} is not what {run} was trained on (other contents under the same names)"
+
+
+def count_difference(images: ImageSet, state: Mapping[str, Any]) -> str:
+    """How the images of a checkpoint and those of now differ in number, to go on after "other images or labels".
+
+    Returns:
+        The number of all images and of the first classes that differ; "" for a checkpoint of an earlier version, which kept no counts.
+    """
+    counts, counts_now = state.get("class_counts"), images.class_counts
+    if counts is None:
+        return ""
+    names, names_now = state.get("class_names"), images.known_names
+    before = dict(zip(map(str, range(len(counts))) if names is None else names, counts))
+    now = dict(zip(map(str, range(len(counts_now))) if names_now is None else names_now, counts_now))
+    total = f": {sum(counts_now)} images now, {sum(counts)} then"
+    if (names is None) != (names_now is None):  # their classes cannot be told apart
+        return total
+    differ = [name for name in (*before, *(name for name in now if name not in before)) if before.get(name, 0) != now.get(name, 0)]
+    if not differ:
+        return f"{total}, and as many in each class"
+    shown = [f"class {name!r} has {now.get(name, 0)} now, {before.get(name, 0)} then" for name in differ[:SHOWN]]
+    return "; ".join([total, *shown]) + (f"; and {len(differ) - SHOWN} more classes differ" if len(differ) > SHOWN else "")
 
 
 def reads_alike(images: ImageSet) -> bool:
