@@ -132,8 +132,8 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"gantrain {__version__}")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_verb in (
-        add_train, add_config, add_sample, add_walk, add_truncation, add_evaluate, add_reference, add_average, add_noise_scale, add_orbit,
-        add_report, add_runs, add_watch, add_configs, add_prepare, add_completion,
+        add_train, add_fork, add_config, add_sample, add_walk, add_truncation, add_evaluate, add_reference, add_average, add_noise_scale,
+        add_orbit, add_report, add_runs, add_watch, add_configs, add_prepare, add_completion,
     ):  # fmt: skip
         add_verb(verbs)
     top.set_defaults(parser=top)  # for the script that completes its arguments
@@ -148,8 +148,21 @@ def add_train(verbs: Verbs) -> None:
     train = verbs.add_parser("train", help="train a run; the same command with the same run_dir resumes it")
     train.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     train.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
+    train.add_argument(
+        "--changed-data", action="store_true", help="resume although the images have changed, and continue on them as they are now"
+    )
     train.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     train.set_defaults(verb="train")
+
+
+def add_fork(verbs: Verbs) -> None:
+    """`gantrain fork`."""
+    fork = verbs.add_parser("fork", help="prepare a new run that continues from a run's checkpoint with other settings")
+    fork.add_argument("run", metavar="RUN", help="a run folder; it may be training")
+    fork.add_argument("--out", required=True, metavar="NEW", help="the run folder of the fork, which must not exist yet")
+    fork.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    fork.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
+    fork.set_defaults(verb="fork")
 
 
 def add_config(verbs: Verbs) -> None:
@@ -388,8 +401,7 @@ def add_prepare(verbs: Verbs) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do with images that do not decode: name them and leave the data set unfinished (default), or use the next readable"
-        " image of the same class instead",
+        help="what to do with images that do not decode: name them and leave the data set unfinished (default), or leave them out of it",
     )
     prepare.add_argument("--data", default="data", metavar="FOLDER", help="where downloaded data sets are kept (default: data)")
     prepare.add_argument(

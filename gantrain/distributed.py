@@ -66,7 +66,7 @@ def asked_device() -> str | None:
         kind = torch.device(value).type
     except RuntimeError:
         raise UserError(f"{DEVICE}: {value!r} is not a device of torch; use cpu, cuda or mps, or unset it") from None
-    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    available: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if kind in available and not available[kind]():
         raise UserError(f"{DEVICE}: {value!r} is not available to torch on this machine; unset it to let gantrain choose")
     return kind

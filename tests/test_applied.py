@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, EmaSteps, Swa, recalibrate
@@ -155,6 +157,8 @@ def test_calls_that_need_the_live_weights_are_refused_inside():
                 with pytest.raises(UserError, match=words):
                     call(one)
         bank.state_dict()  # reads the averages alone
+        with pytest.raises(UserError, match="AverageBank: the network holds the average 'ema'; leave the `with"):
+            AverageBank(network, {"new": Ema()})
     bank.update(9)
     other.update(9)
     assert not torch.equal(bank["ema"].shadows["last.bias"], before["last.bias"])
@@ -174,10 +178,23 @@ def add(network: nn.Module) -> None:
     network.extra = nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize("change", [step_of, replace, add])
+def replace_layer(network: nn.Module) -> None:
+    network.last_norm = nn.BatchNorm2d(network.last_norm.num_features)
+
+
+def remove(network: nn.Module) -> None:
+    del network.last_norm.bias
+
+
+def assign(network: nn.Module) -> None:
+    network.load_state_dict({n: t.clone() for n, t in network.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("change", [step_of, replace, add, replace_layer, remove, assign])
 def test_training_inside_is_undone_and_said(change):
+    """The modules and tensors of before come back, which an optimizer holds, and not only their values."""
     network, bank = trained()
-    before = everything(network)
+    before, held = everything(network), [*network.named_modules(), *network.named_parameters(), *network.named_buffers()]
     with (
         pytest.raises(
             UserError, match=r"bank.applied: weight '\S+' was changed inside the block, and that change is undone; train outside"
@@ -185,8 +202,10 @@ def test_training_inside_is_undone_and_said(change):
         bank.applied("ema"),
     ):
         change(network)
-    after = network.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before[0].items())
+    assert_as_before(network, before)
+    now = [*network.named_modules(), *network.named_parameters(), *network.named_buffers()]
+    assert [name for name, _ in now] == [name for name, _ in held] and all(a is b for (_, a), (_, b) in zip(now, held))
+    bank.update(9)
 
 
 @pytest.mark.parametrize("convert", [lambda n: n.half(), lambda n: n.double(), lambda n: n.to(memory_format=torch.channels_last)])
@@ -225,3 +244,19 @@ def test_an_offloaded_half_precision_complex_network():
         assert torch.equal(network.w, bank["ema"].shadows["w"].bfloat16()) and torch.equal(network.c, bank["ema"].shadows["c"])
         assert not torch.equal(network.c, before[0]["c"])
     assert_as_before(network, before)
+
+
+def test_the_documented_validation():
+    """The loop of docs/averages.md, over the live weights and all averages."""
+    block = next(b for b in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "averages.md").read_text(), re.S) if "bank.applied" in b)
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    bank = AverageBank(generator, {"ema": EmaSteps(decay=0.5)})
+    with torch.no_grad():
+        generator[0].weight.add_(1.0)
+    bank.update(1)
+    before, scores = everything(generator), {}
+    names = {"bank": bank, "generator": generator, "torch": torch, "recalibrate": recalibrate, "dim_z": 4}
+    exec(block, {**names, "score": lambda x: x.mean().item(), "print": lambda name, score: scores.update({name: score})})
+    assert scores.keys() == {"live", "ema"} and scores["live"] != scores["ema"]
+    assert_as_before(generator, before)

@@ -189,7 +189,7 @@ def test_a_resume_under_other_names_is_refused():
 
     def resume(now: list[str], then: list[str] | None, **more) -> None:
         images = set_of(now, **more)
-        inputs = Inputs(SimpleNamespace(run_dir=Path("runs/a")), None, images, None, None, None)
+        inputs = Inputs(SimpleNamespace(run_dir=Path("runs/a"), changed_data=False), None, images, None, None, None)
         inputs.load(Snapshot(0, {}, {**inputs.state(), **({} if then is None else {"class_names": then})}), False)
 
     resume(["ant", "bee"], ["ant", "bee"])

@@ -333,11 +333,18 @@ def nested(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_broken_file_replaced_does_not_end_the_run(gantrain, pictures, tmp_path):
-    """Other bytes under the same names are noted; the run goes on."""
+def test_a_file_replaced_ends_the_run_unless_told(gantrain, pictures, tmp_path):
+    """Other bytes under the same names are refused; told of it, the run goes on, and its record says so."""
     train(gantrain, tmp_path / "run", *folder(pictures), "data.keep_in=disk", "data.workers=0")
     Image.new("RGB", (20, 20), (90, 10, 200)).save(pictures / "cats" / "0.png")
-    done = train(gantrain, tmp_path / "run", *folder(pictures), "total_kimg=0.24", "data.keep_in=disk", "data.workers=0")
+    more = [*folder(pictures), "total_kimg=0.24", "data.keep_in=disk", "data.workers=0"]
+    assert "(other contents under the same names); restore the original images" in error_of(
+        train(gantrain, tmp_path / "run", *more, check=False)
+    )
+    done = train(gantrain, tmp_path / "run", "--changed-data", *more)
+    scored = {line["eval/reference_fingerprint"] for line in lines_of(tmp_path / "run") if "eval/reference_fingerprint" in line}
+    changed = [line["data"] for line in lines_of(tmp_path / "run") if line.get("event") == "data_changed"]
+    assert len(scored) == 2 and changed == ["folder/pictures"]
     assert "note: the content of folder/pictures has changed since 000000000160; its names and labels have not" in done.stdout
     assert any(
         "has changed since" in note for line in lines_of(tmp_path / "run") if line.get("event") == "resume" for note in line["notes"]

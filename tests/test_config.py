@@ -7,16 +7,18 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, error_of
+from conftest import ROOT, error_of, slow_but
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from gantrain.averaging import Ema, EmaSteps, Swa
 from gantrain.config import loading as configuration
 from gantrain.config.config import Config
+from gantrain.config.hints import ALSO_CALLED
 from gantrain.config.loading import load
 from gantrain.config.notes import notes
+from gantrain.config.schema import walk_sections
 from gantrain.config.sections import Guard
-from gantrain.config.yaml_files import ConfigError
+from gantrain.config.yaml_files import ConfigError, parse_yaml
 from gantrain.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -107,7 +109,22 @@ REFUSALS = [
         ["averagers.ema.half_lfie_kimg=5"],
         r"command line: averagers.ema.half_lfie_kimg=5: no such key of ema; did you mean 'half_life_kimg'\?",
     ),
-    (["optm.lr_g=1"], r"command line: optm=.*no such key; did you mean 'optim'\?"),
+    (["optm.lr_g=1"], r"command line: optm.lr_g=1: no such key; did you mean optim.lr_g\?"),
+    (["optm=1"], r"command line: optm=1: no such key; did you mean 'optim'\?"),
+    (["optimizer.lr_g=1"], r"command line: optimizer.lr_g=1: no such key; did you mean optim.lr_g\?"),
+    (["lr=1e-4"], r"command line: lr=0.0001: no such key; did you mean optim.lr_g or optim.lr_d\?"),
+    (["optim.lr=1e-4"], r"command line: optim.lr=0.0001: no such key; did you mean optim.lr_g or optim.lr_d\?"),
+    (["model.lr_g=1"], r"command line: model.lr_g=1: no such key of biggan; did you mean optim.lr_g\?"),
+    (["batch=32"], r"batch=32: no such key; did you mean batching.batch_size\?"),
+    (["train.batch_size=32"], r"train.batch_size=32: no such key; did you mean batching.batch_size or eval.batch_size\?"),
+    (["epochs=3"], r"epochs=3: no such key; did you mean total_kimg\?"),
+    (["ema=0.999"], r"ema=0.999: no such key; did you mean averagers.ema\?"),
+    (["fid=true"], r"fid=True: no such key; did you mean eval.metrics\?"),
+    (["resolution=32"], r"resolution=32: no such key; did you mean data.resolution\?"),
+    (["total_kimg=1:30"], r"command line: total_kimg must be a number, got '1:30'"),
+    (["seed=1:30"], r"command line: seed must be a whole number, got '1:30'"),
+    (["seed=0b11"], r"command line: seed must be a whole number, got '0b11'"),
+    (["optim.betas=[0, 1:30]"], r"optim.betas must be a list of 2 numbers, got \[0, '1:30'\]"),
     (["optim.lr_g=fast"], r"command line: optim.lr_g must be a number, got 'fast'"),
     (["optim.lr_g=-1"], r"command line: optim.lr_g must be above 0, got -1.0"),
     (["optim.lr_g=.nan"], r"optim.lr_g must be above 0, got nan"),
@@ -116,13 +133,13 @@ REFUSALS = [
     (["optim.d_steps=1.5"], r"optim.d_steps must be a whole number, got 1.5"),
     (["seed=true"], r"seed must be a whole number, got True"),
     (["data.flip=perhaps"], r"data.flip must be true or false, got 'perhaps'"),
-    (["mixed_precision=no"], r"mixed_precision must be one of fp32, bf16, fp16, got False"),
+    (["mixed_precision=no"], r"mixed_precision must be one of fp32, bf16, fp16, got 'no'"),
     (["loss.name=hing"], r"command line: loss.name: no loss 'hing'; did you mean 'hinge'\?"),
     (["loss=hinge"], r"loss must be a section such as \{name: hinge\}, got 'hinge'"),
     (["averagers=ema"], r"averagers must map free names to averagers, got 'ema'"),
     (["averagers.x={decay: 0.9}"], r"averagers.x.name is missing; known averagers are bema, ema, ema_steps, lawa, lookahead, power, swa"),
     (["averagers={}"], r"command line: averagers=\{\} removes nothing; write averagers.ema=null for each entry to remove"),
-    (["averagers.ema=off"], r"averagers.ema must be a section such as \{name: ema\}, got False; null removes it"),
+    (["averagers.ema=off"], r"averagers.ema must be a section such as \{name: ema\}, got 'off'; null removes it"),
     (["averagers.live={name: ema}"], r"averagers.live must have only letters"),
     (["averagers.ema.half_life_kimg=0"], r"averagers.ema.half_life_kimg must be above 0, got 0.0"),
     (["eval.metrics=[fid, fdi]"], r"eval.metrics must name metrics \(no metric 'fdi'; did you mean 'fid'\?\)"),
@@ -193,6 +210,11 @@ FILE_REFUSALS = [
     ("optim: 3\n", r"run.yaml: optim must be a section with keys, got 3"),
     ("optim: {lr_gg: 3}\n", r"run.yaml: optim.lr_gg=3: no such key; did you mean 'lr_g'\?"),
     ("optim: &a {lr_g: *a}\n", r"run.yaml: a value contains itself"),
+    ("eval: &a {every_kimg: 3, every_kimg: 4}\n", r"run.yaml: is not YAML: key 'every_kimg' appears twice \(line 1"),
+    ("swap: {<<: &a {alpha: 1}, <<: {alpha: 1}}\n", r"run.yaml: is not YAML: key '<<' appears twice; write <<: \[\*one, \*other\]"),
+    ("optim: {<<: 3}\n", r"run.yaml: is not YAML: expected a mapping or list of mappings for merging"),
+    ("optim: {<<: {lr_gg: 1}}\n", r"run.yaml: optim.lr_gg=1: no such key; did you mean 'lr_g'\?"),
+    ("optimizer: {lr_g: 1, lr_d: 2}\n", r"run.yaml: optimizer.lr_g=1: no such key; did you mean optim.lr_g\?"),
     ("data: {name: !!python/object/apply:os.system [echo]}\n", r"run.yaml: is not YAML"),
 ]
 
@@ -201,6 +223,59 @@ FILE_REFUSALS = [
 def test_a_mistake_in_a_file_names_the_file(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words):
         load(written(tmp_path, text))
+
+
+# As YAML 1.2's core schema reads them (section 10.3.2 of the specification), and not as PyYAML does.
+NUMBERS = {"010": 10, "0o17": 15, "0x1F": 31, "-7": -7, "1e-4": 1e-4, "12e3": 12000.0, ".5": 0.5, "5.": 5.0, "+1.5E2": 150.0, "true": True}
+TEXTS = ["1:30", "1_000", "190:20:30", "0b11", "on", "no", "y", "2026-11-30", "2026-11-30 10:00:00", "=", "1e", "."]
+
+
+def test_scalars_are_those_of_yaml_1_2():
+    for text, value in NUMBERS.items():
+        found = parse_yaml(f"v: {text}", "test")["v"]
+        assert found == value and type(found) is type(value), text
+    assert [parse_yaml(f"v: {text}", "test")["v"] for text in TEXTS] == TEXTS
+    assert parse_yaml("v: [.nan, -.inf, ~, null]", "test")["v"][1:] == [float("-inf"), None, None]
+
+
+@pytest.mark.parametrize("text", slow_but(["12e3", "010"], [*TEXTS, "12e3", "1.10", "010", "0x1f", "true", "1e5"]))
+def test_text_stays_as_it_is_written(text, tmp_path):
+    """A run's name that looks like a number, a date or a boolean; and it reads back from the run folder."""
+    for config in (load(DIGITS, [f"tracking.wandb.name={text}"]), load(written(tmp_path, f"tracking: {{wandb: {{name: {text}}}}}"))):
+        assert config.tracking.wandb.name == text
+        assert load(written(tmp_path, configuration.to_yaml(config))) == config
+
+
+def test_words_for_true_and_false_still_are_where_a_key_is_true_or_false():
+    assert [load(DIGITS, [f"data.flip={word}"]).data.flip for word in ("yes", "on", "y", "no", "off", "N")] == [True] * 3 + [False] * 3
+    assert load(DIGITS, ["seed=1_000"]).seed == 1000  # as Python reads it; never 90 for 1:30
+
+
+def test_merge_keys(tmp_path):
+    """YAML 1.1's `<<`: a mapping's own keys win, then earlier mappings; overrides change one place."""
+    text = """
+averagers:
+  short: &short {name: ema, half_life_kimg: 2, ramp_up: null}
+  long: &long {<<: *short, half_life_kimg: 50}
+  longer: {<<: *long, ramp_up: 0.1}
+  first: {<<: [*long, *short]}
+  "off": {name: swa}
+"""
+    short, long = Ema(half_life_kimg=2, ramp_up=None), Ema(half_life_kimg=50, ramp_up=None)
+    wanted = {"short": short, "long": long, "longer": Ema(half_life_kimg=50, ramp_up=0.1), "first": long, "off": Swa()}
+    assert load(written(tmp_path, text)).averagers == wanted
+    changed = load(written(tmp_path, text), ["averagers.short.half_life_kimg=3", "averagers.first=null"]).averagers
+    assert changed == {**{k: v for k, v in wanted.items() if k != "first"}, "short": Ema(half_life_kimg=3, ramp_up=None)}
+    # The merged mapping is deeper than the one that merges it, so it is built later.
+    deep = "penalties: {a: &a {name: r1, gamma: 1}, b: &b {<<: *a, gamma: 2}}\n"
+    assert load(written(tmp_path, f"{deep}averagers: {{x: {{name: ema}}}}")).penalties["b"].gamma == 2
+    assert parse_yaml("a: {b: &b {x: 1}, c: &c {<<: *b, x: 2}}\nd: {<<: *c}", "test")["d"] == {"x": 2}
+
+
+def test_other_names_lead_to_keys_that_exist():
+    known = {key for section in walk_sections() for key, _, _ in section.fields()} | set(configuration.default_keys())
+    assert {key for keys in ALSO_CALLED.values() for key in keys} <= known
+    assert not {word for word in ALSO_CALLED if word in {f.name for f in dataclasses.fields(Config)}}
 
 
 def test_a_missing_file_gets_a_hint(gantrain):

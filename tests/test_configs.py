@@ -257,7 +257,7 @@ class Untrained:
     accelerator, stopping = None, None
     config: Config
 
-    def __init__(self, config, interruption):
+    def __init__(self, config, interruption, changed_data):
         Untrained.config = config
 
     def train(self):

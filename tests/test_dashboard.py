@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from wandb_file import read_wandb
 import gantrain as library
 from gantrain.config import loading as configuration
 from gantrain.config.config import Config
+from gantrain.config.schema import group_name
 from gantrain.config.sections import Tracking, Wandb
 from gantrain.reporting import wandb_run as dashboard
 from gantrain.reporting.tracker import Tracker
@@ -725,6 +728,65 @@ def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
     tracker.close()
     out = capsys.readouterr().out
     assert out.startswith("wandb: not available (") and out.endswith("); metrics.jsonl is complete\n") and out.count("\n") == 1
+
+
+def opened(monkeypatch, tmp_path, settings: Wandb, group: str | None = None) -> dict[str, Any]:
+    """The arguments that W&B's `init` gets."""
+    seen: dict[str, Any] = {}
+
+    class Fake(ModuleType):
+        Settings = staticmethod(lambda **settings: settings)
+
+        def init(self, **arguments):
+            seen.update(arguments)
+            return SimpleNamespace(define_metric=lambda *a, **b: None, dir=str(tmp_path / "run" / "files"), url=None)
+
+    monkeypatch.setitem(sys.modules, "wandb", Fake("wandb"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert WandbRun.start(settings, "abc", {}, tmp_path, print, group) is not None
+    return seen
+
+
+@pytest.mark.parametrize(
+    "settings, environment, group, tags",
+    [
+        ({}, {}, "biggan-digits-00", None),
+        ({"group": "mine", "tags": ("a", "b c")}, {}, "mine", ["a", "b c"]),
+        ({"group": "mine", "tags": ("a",)}, {"WANDB_RUN_GROUP": "theirs"}, None, ["a"]),  # None: W&B reads its variable
+        ({"group": "mine", "tags": ("a",)}, {"WANDB_TAGS": "x,y"}, "mine", None),
+    ],
+)
+def test_wandb_gets_group_and_tags(settings, environment, group, tags, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    monkeypatch.delenv("WANDB_TAGS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    seen = opened(monkeypatch, tmp_path, Wandb(**settings), "biggan-digits-00")
+    assert (seen["group"], seen["tags"]) == (group, tags)
+
+
+def test_seeds_of_one_configuration_share_a_group():
+    """The groups of W&B are those of `gantrain report`: what may differ between repeats does not matter, everything else does."""
+    named = lambda *settings: group_name(configuration.load(DIGITS, list(settings)))  # noqa: E731
+    name = named()
+    assert re.fullmatch(r"biggan-digits-[0-9a-f]{8}", name) and named("seed=7", "run_dir=elsewhere", "eval.every_kimg=3") == name
+    others = [named(change) for change in ("optim.lr_g=1e-4", "total_kimg=81", "averagers.ema.half_life_kimg=9", "model.ch=16")]
+    assert len({name, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("tags=['']", "tracking.wandb.tags must each have 1 to 64 characters"),
+        ("tags=['" + "x" * 65 + "']", "tracking.wandb.tags must each have 1 to 64 characters"),
+        ("tags=[a,a]", "tracking.wandb.tags must not name a tag twice"),
+        ("group=' '", "tracking.wandb.group must have 1 to 128 characters"),
+        ("group=" + "x" * 129, "tracking.wandb.group must have 1 to 128 characters"),
+    ],
+)
+def test_groups_and_tags_that_wandb_would_refuse_are_refused_at_the_start(setting, words):
+    with pytest.raises(ValueError, match=words):
+        configuration.load(DIGITS, [f"tracking.wandb.{setting}"])
 
 
 # ---- at arm's length ---------------------------------------------------------------------------------------------------

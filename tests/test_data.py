@@ -956,15 +956,17 @@ def test_a_fingerprint_does_not_depend_on_where_the_images_live(tmp_path):
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "one broken"])
 def test_files_that_were_read_into_memory_are_not_read_again_from_disk(broken, tmp_path, monkeypatch):
     """This is what a background scorer does while its run trains."""
+    monkeypatch.setattr("gantrain.cache.FRESH", 0)  # nothing is kept of files that have just been written
     root = cats_and_dogs(tmp_path)
     if broken:
         (root / "dog" / "2.png").write_bytes(b"no picture")
     source = Folder(root=root, resolution=8, on_error="skip")
     first = prepare(dataclasses.replace(source, keep_in="host"), torch.device("cpu"))
-    monkeypatch.setattr(intake, "decoded", lambda *args: pytest.fail("it reads the images again"))
+    monkeypatch.setattr(intake, "read_blocks", lambda *args: pytest.fail("it reads the images again"))
     second = prepare(dataclasses.replace(source, keep_in="disk"), torch.device("cpu"))
     assert second.fingerprint == first.fingerprint and second.skipped == first.skipped and len(first.skipped) == broken
     monkeypatch.undo()
+    assert len(second) == 7 - broken
     if broken:  # whoever skips nothing is told all the same
         with pytest.raises(UserError, match="does not decode"):
             prepare(dataclasses.replace(source, keep_in="disk", on_error="stop"), torch.device("cpu"))

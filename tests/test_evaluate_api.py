@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY, error_of, lines_of
 from fidelity import fidelity_scores, registered_digits
+from PIL import Image
 from torch import Tensor, nn
 
 import gantrain as package
 from gantrain.errors import UserError
-from gantrain.evaluation.image_files import sample_of, wrap_tensor
+from gantrain.evaluation.image_files import decode, sample_of, wrap_tensor
 from gantrain.images import to_float, to_uint8
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
 from gantrain.sampling.latents import draw
@@ -90,6 +91,25 @@ def test_inception_scores_of_folders_are_torch_fidelitys(gantrain, folders, ince
     ours = scores_of_command(gantrain, tmp_path / "scores.json", fake, "--reference", real, features, "eval.batch_size=8")
     assert ours == pytest.approx(theirs, **SAME)
     assert theirs["fid"] > 0.001 and theirs["is"] > 1 and theirs["kid"] != 0
+
+
+def test_files_that_torch_fidelity_reads_differently(tmp_path):
+    """What docs/scores.md says: transparency on white here and dropped there, EXIF orientation, 16-bit grey."""
+    from torch_fidelity.datasets import ImagesPathDataset
+
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[..., 0], clear[..., 3] = 200, 64  # a quarter of red
+    Image.fromarray(clear).save(tmp_path / "alpha.png")
+    exif = Image.Exif()
+    exif[274] = 3  # turned by 180 degrees
+    ramp = np.repeat(np.arange(0, 160, 40, dtype=np.uint8)[:, None], 4, 1)
+    Image.fromarray(ramp).save(tmp_path / "exif.png", exif=exif)
+    Image.fromarray(np.full((4, 4), 100 * 257, np.uint16)).save(tmp_path / "grey16.png")
+    found = {}
+    for name in ("alpha", "exif", "grey16"):
+        theirs = ImagesPathDataset([str(tmp_path / f"{name}.png")])[0]
+        found[name] = decode((tmp_path / f"{name}.png").read_bytes(), name)[:, 0, 0].tolist(), theirs[:, 0, 0].tolist()
+    assert found == {"alpha": ([241, 191, 191], [200, 0, 0]), "exif": ([120] * 3, [0] * 3), "grey16": ([100] * 3, [255] * 3)}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,11 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gantrain.averaging import AVERAGERS, Average, AverageBank, Ema, EmaSteps, Lawa, Lookahead, Power, Swa
+from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
+from gantrain.orbit.recorder import OrbitRecorder
+from gantrain.run_folder import checkpoint
+from gantrain.theory.sketch import Sketch
 
 DECAY = 0.9
 
@@ -108,7 +112,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+SLOW = ("a part compiled", "wrapped")  # torch.compile takes seconds to import
+
+
+@pytest.mark.parametrize("change", [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in CHANGES.items()])
 def test_an_average_follows_the_network_through(change):
     """What the optimizer sees after the change is what is averaged."""
     network = net()
@@ -185,6 +192,33 @@ def test_an_average_follows_to_another_device(offload):
     for name, expected in by_hand(seen).items():
         assert bank["ema"].shadows[name].is_cuda != offload
         torch.testing.assert_close(bank["ema"].shadows[name].double().cpu(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_bank_that_is_built_or_updated_in_inference_mode():
+    network = net()
+    with torch.inference_mode():
+        bank = AverageBank(network, {"ema": EmaSteps(decay=DECAY), "lawa": Lawa(k=2, every_kimg=0.001)})
+        bank.update(1)
+    before = values(network)
+    train(network, 1)
+    bank.update(2)
+    for name, expected in by_hand([before, before, values(network)]).items():
+        torch.testing.assert_close(bank["ema"].shadows[name].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit.*:UserWarning", "ignore::FutureWarning")
+def test_a_scripted_network_is_followed():
+    network = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    bank = AverageBank(network, {"ema": EmaSteps(decay=DECAY)})
+    seen = [values(network)]
+    for step in range(1, 5):
+        if step == 3:
+            network.double()
+        train(network, step)
+        seen.append(values(network))
+        bank.update(step)
+    for name, expected in by_hand(seen).items():
+        torch.testing.assert_close(bank["ema"].shadows[name].double(), expected, rtol=0, atol=1e-6)
 
 
 # ---- what cannot be followed -----------------------------------------------------------------------------------------
@@ -365,6 +399,7 @@ def test_complex_and_double_weights_are_averaged_as_such():
     target = Mixed()
     bank.materialize("ema", target)
     bank.write_back("ema", 0.5)
+    assert bank.distance("ema").item() == pytest.approx(expected.item() / 4, rel=1e-6)
     for name in dict(network.named_parameters()):
         assert torch.equal(getattr(target, name), bank["ema"].shadows[name])
 
@@ -609,3 +644,48 @@ def test_a_bank_alone_is_not_copied_or_pickled():
     bank.update(5)
     bank.load_state_dict(kept)
     assert bank.nimg == 3 and torch.equal(bank["ema"].shadows["head.weight"], kept["tensors"]["ema"]["head.weight"])
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_complex_and_double_averages_come_back_from_a_checkpoint(tmp_path):
+    """In safetensors, which has no complex128; bit for bit."""
+    network = Mixed()
+    rules = {"ema": EmaSteps(decay=DECAY), "lawa": Lawa(k=2, every_kimg=0.001)}
+    bank = AverageBank(network, rules)
+    for step in range(1, 5):
+        wander(network, step)
+        bank.update(step)
+    groups = {f"average_{n}": t for n, t in bank.tensors().items()} | {f"slots_{n}": t for n, t in bank.slot_tensors().items()}
+    checkpoint.write(tmp_path / "000000000004", 4, {**groups, "g": network.state_dict()}, bank.state())
+    found = checkpoint.read(tmp_path / "000000000004")
+    other = AverageBank(Mixed(), rules)
+    tensors, slots = ({n: found.tensors.get(f"{kind}_{n}", {}) for n in rules} for kind in ("average", "slots"))
+    other.load(tensors, found.state, slots)
+    for name in rules:
+        for key, tensor in {**bank[name].shadows, **bank[name].slot_tensors()}.items():
+            back = {**other[name].shadows, **other[name].slot_tensors()}[key]
+            assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+    assert all(torch.equal(found.tensors["g"][n], p) for n, p in network.state_dict().items())
+
+
+def test_the_orbit_is_that_of_what_the_network_holds_now(tmp_path):
+    """The recorder reads the network, too, and not tensors that it once held."""
+    network = net()
+    recorder = OrbitRecorder(Orbit(every_kimg=0.25, size=16), {"g": AverageBank(network, {})}, tmp_path, True)
+    network.bfloat16()
+    train(network, 1)
+    recorder.record(1, {})
+    _, _, found = recorder._pending[-1]
+    expected = Sketch(dict(network.named_parameters()), "g", 16)(dict(network.named_parameters()))
+    assert torch.equal(found, expected.double())
+
+
+def test_a_complex_weight_is_two_numbers_of_an_orbit():
+    weights = dict(Mixed().named_parameters())
+    parts = {n: torch.view_as_real(p) if p.is_complex() else p for n, p in weights.items()}
+    exact = sum(p.detach().double().square().sum().item() for p in parts.values())
+    sketch = Sketch(weights, "g", 4096)(weights)
+    assert torch.equal(sketch, Sketch(parts, "g", 4096)(parts))
+    assert sketch.square().sum().item() == pytest.approx(exact, rel=0.15)  # three deviations of sqrt(2 / size) and of 36 numbers

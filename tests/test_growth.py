@@ -342,7 +342,7 @@ def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     shown = [line for line in said if " kimg " in line and "loss D" in line]
     for text, line in zip(shown, lines):
         d, g = (noise_shown(line, f"noise_scale/{p}") for p in ("D", "G"))
-        assert re.search(rf"\| batch {line['batch/size']} +\|.* GiB \| noise D {re.escape(d)} +G {re.escape(g)}$", text)
+        assert re.search(rf"\| batch {line['batch/size']} +\|.* GiB \| noise D {re.escape(d)} +G {re.escape(g)}( \| to go: .+)?$", text)
     told = [line for line in said if line.startswith("growth at ")]
     assert told == [
         "growth at {at:g} kimg: batch {from} -> {to}: {reason}".format(at=g["nimg"] / 1000, **g) for g in events_of(undisturbed)

@@ -13,7 +13,7 @@ from gantrain.errors import UserError
 from gantrain.metrics import METRICS, PROTOCOLS, FeatureSet, half_widths
 from gantrain.metrics.featureset import of_moments
 from gantrain.reporting.score_table import list_scores, policy_tables, table
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import better_when_higher, doubts
 
 DIGITS, CIFAR = ROOT / "configs" / "digits.yaml", ROOT / "configs" / "cifar10_biggan.yaml"
 
@@ -57,12 +57,44 @@ def test_fid_infinity_is_the_intercept_of_fids_against_one_over_n(monkeypatch):
     monkeypatch.setattr(fid_infinity, "distance", line)
     monkeypatch.setattr(FeatureSet, "moments", property(lambda self: {"n": len(self)}))
     found = METRICS["fid_infinity"]().compute(normal(700, 2, 0), normal(9, 2, 1))
-    assert found == {"fid_infinity": pytest.approx(3.0, rel=1e-9)}
+    assert found == {"fid_infinity": pytest.approx(3.0, rel=1e-9), "fid_infinity_std": pytest.approx(0.09 * 40 / 700, rel=1e-6)}
     assert sizes == np.linspace(70, 700, 15).astype(int).tolist()
     sizes.clear()
     monkeypatch.setattr(fid_infinity, "SMALLEST", 50)
     METRICS["fid_infinity"](points=3).compute(normal(700, 2, 0), normal(9, 2, 1))
     assert sizes == [50, 375, 700]
+
+
+@pytest.mark.parametrize(("falling", "shares"), [(0.0, (-0.02, 0.16)), (1.0, (-0.1, 0.12))])
+def test_fid_infinity_does_not_start_where_covariances_are_singular(falling, shares):
+    """At the fewest images, for Gaussians whose FID is known: N(0, 1.21 S) against N(0, S) has 0.01 tr S.
+
+    A line that starts below the number of features, at a tenth of the images as before, takes off half as much again as there is.
+    """
+    d = 64
+    scale = np.arange(1.0, d + 1) ** (-falling / 2)
+    real, truth = of_moments({"mu": np.zeros(d), "sigma": np.diag(scale**2)}), 0.01 * (scale**2).sum()
+    metric, found, old, of_all = METRICS["fid_infinity"](), [], [], []
+    count = metric.fewest(d)
+    assert count == 314 and metric.smallest(d) == 157
+    for seed in range(8):
+        x = np.random.default_rng(seed).standard_normal((count, d)) * 1.1 * scale
+        fake = FeatureSet(torch.from_numpy(x).float(), torch.zeros(count, 1))
+        found.append(metric.compute(fake, real)["fid_infinity"])
+        of_all.append(METRICS["fid"]().compute(fake, real)["fid"])
+        sizes = np.linspace(count // 10, count, 5).astype(int)
+        fids = [METRICS["fid"]().compute(fake.part(np.arange(n)), real)["fid"] for n in sizes]
+        old.append(np.polynomial.polynomial.polyfit(1 / sizes, fids, 1)[0])
+    bias = np.mean(of_all) - truth
+    assert shares[0] < (truth - np.mean(found)) / bias < shares[1]
+    assert (truth - np.mean(old)) / bias > 0.35
+
+
+def test_fid_infinity_of_too_few_images_is_nan_and_has_no_interval():
+    metric, real = METRICS["fid_infinity"](), standard(64)
+    assert np.isnan(metric.compute(normal(313, 64, 0), real)["fid_infinity"])
+    score = lambda fake: {**metric.compute(fake, real), **METRICS["fid"]().compute(fake, real)}  # noqa: E731
+    assert np.isfinite(score(normal(400, 64, 0))["fid_infinity"]) and list(half_widths(score, normal(400, 64, 0), 8)) == ["fid_ci95"]
 
 
 def test_fid_infinity_takes_random_parts_of_features_in_any_order():
@@ -73,6 +105,40 @@ def test_fid_infinity_takes_random_parts_of_features_in_any_order():
     assert METRICS["fid"]().compute(ascending.part(np.arange(200)), standard(4))["fid"] > 2
     for features in (fake, ascending):
         assert abs(METRICS["fid_infinity"]().compute(features, standard(4))["fid_infinity"]) < 0.02
+
+
+@pytest.mark.parametrize(("falling", "count"), [(0.0, 314), (0.0, 628), (0.5, 628), (1.0, 314)])
+def test_fid_infinity_says_how_far_off_it_is(falling, count):
+    """For Gaussians whose FID is known: the root mean square error is that of `fid_infinity_std`, from flat to falling spectra.
+
+    Scores below four times that error carry a note, and so do all negative ones; at ten times that error there is none.
+    """
+    d, metric = 64, METRICS["fid_infinity"]()
+    scale = np.arange(1.0, d + 1) ** -falling
+    real = of_moments({"mu": np.zeros(d), "sigma": np.diag(scale**2)})
+    for shift, certain in ((0.04, False), (1.0, True)):
+        found, errors, truth = [], [], shift**2 * (scale**2).sum()
+        for seed in range(8):
+            x = (np.random.default_rng(seed).standard_normal((count, d)) + shift) * scale
+            row = metric.compute(FeatureSet(torch.from_numpy(x).float(), torch.zeros(count, 1)), real)
+            found.append(row["fid_infinity"] - truth)
+            errors.append(row["fid_infinity_std"])
+            assert (doubts({"ema": row}) == []) is certain
+        assert 0.4 < np.sqrt(np.mean(np.square(found)) / np.mean(np.square(errors))) < 1.8
+
+
+def test_doubts_about_fid_infinity_stand_below_tables():
+    sure, unsure = (
+        {"digits_fid_infinity": 0.8, "digits_fid_infinity_std": 0.1},
+        {"digits_fid_infinity": 0.3, "digits_fid_infinity_std": 0.1},
+    )
+    below, nan = {"fid_infinity": -0.1, "fid_infinity_std": 0.2}, {"fid_infinity": float("nan"), "fid_infinity_std": float("nan")}
+    words = "\nnote: digits_fid_infinity of ema: 0.3000 with a standard error of 0.1000 is uncertain: smaller differences mean nothing;"
+    assert table({"live": sure, "ema": unsure}).endswith(f"{words} use more images") and "note" not in table({"live": sure, "ema": nan})
+    assert policy_tables({"copy": {"ema": unsure}, "batch": {"ema": sure}}).endswith(f"{words} use more images (policy copy)")
+    negative = "of swa: -0.1000{} is negative, which no distance is: noise and the bias removed in excess outweigh it; use more images"
+    assert doubts({"swa": below}) == ["fid_infinity " + negative.format(" with a standard error of 0.2000")]
+    assert doubts({"swa": {"fid_infinity": -0.1}, "kid": {"kid": -0.1, "kid_std": 0.2}}) == ["fid_infinity " + negative.format("")]
 
 
 def test_fid_infinity_has_its_own_direction():

@@ -232,7 +232,7 @@ def test_a_key_is_selected_without_the_others_of_its_section():
         (["--keys", "zzz"], "--keys: no section or key 'zzz'; known: averagers, batching, checkpoint, data, "),
         (["--keys", "batching", "some.yaml"], "--keys: lists keys and takes no CONFIG, got some.yaml; for a section write --keys SECTION"),
         (["some.yaml", "--markdown"], "--markdown: only works with --keys; write --keys --markdown"),
-        ([], "config: CONFIG is missing; pass a YAML file, or --keys for a list of all keys"),
+        ([], "config: CONFIG is missing; pass a YAML file, the name of a configuration that ships with gantrain, or --keys"),
     ],
 )
 def test_what_does_not_fit_is_one_line(arguments, words, gantrain):

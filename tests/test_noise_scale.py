@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -39,6 +40,7 @@ from gantrain.batching.noise_scale import as_numbers, unbiased
 from gantrain.config.loading import load
 from gantrain.data.stream import PositionSampler, permuted
 from gantrain.losses import Hinge
+from gantrain.training.facts import Facts
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase, step
 
@@ -679,6 +681,26 @@ def test_images_of_an_epoch_lower_the_squared_gradient_by_what_the_note_says():
     epochs = single.reshape(-1, 4, 2).mean(1)  # which are independent of each other; an epoch has 4 updates
     has_mean(epochs[:, 0], measured)
     has_mean(epochs[:, 1], (gradients.mean(0) ** 2).sum() - measured / len(gradients))
+
+
+@pytest.mark.parametrize(
+    "overrides, whose",
+    [([], None), (["noise_scale.measure_every=2"], "D"), (["noise_scale.measure_every=2", "loss.name=relativistic"], "D and of G")],
+)
+def test_a_run_that_measures_says_what_an_epoch_does(overrides, whose):
+    context = SimpleNamespace(config=load(ROOT / "configs" / "digits.yaml", overrides))
+    facts = Facts(context, None, None, None, range(1797), SimpleNamespace(measures_halves=False))
+    facts.note_noise_scale()
+    found = [note for note in facts.notes if note.startswith("noise_scale: an epoch")]
+    assert (
+        found == []
+        if whose is None
+        else found
+        == [
+            f"noise_scale: an epoch draws each of the 1,797 images once, which lowers |G|^2 of {whose} by up to tr Sigma / 1,797:"
+            " B_simple may come out too high by a factor of up to 1 + B_simple / 1,797"
+        ]
+    )
 
 
 # ---- measurements over a run -----------------------------------------------------------------------------------------

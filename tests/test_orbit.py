@@ -31,6 +31,7 @@ from test_swapping import SWAP, TINY as TINY_SWAP
 from torch import nn
 
 from gantrain.averaging import AverageBank, Ema, Swa
+from gantrain.averaging.average import named_weights
 from gantrain.config.loading import load
 from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
@@ -38,6 +39,7 @@ from gantrain.orbit.analysis import analyse, coarsen, select_rows
 from gantrain.orbit.motion import build_motion, read_record
 from gantrain.orbit.recorder import OrbitRecorder, build_line
 from gantrain.orbit.words import format_number
+from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.theory.displacement import displacement_of, parts_of
 from gantrain.theory.orbit_fit import Direction, OrbitFit, fit_orbit
 from gantrain.theory.ornstein_uhlenbeck import ema_ratio, ema_ratio_steps, simulate_ou, simulate_sgd, variance_ratio, variance_steps
@@ -843,7 +845,7 @@ def test_the_sketch_of_a_wrapped_network_is_that_of_the_network():
         torch.manual_seed(0)
         bank = AverageBank(wrap(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))), {})
         one = OrbitRecorder(Orbit(every_kimg=0.25, size=16), {"g": bank}, Path("never"), True)
-        found.append(one.sketches["g"](one.live["g"]))
+        found.append(one.sketches["g"](named_weights(bank.network)))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -1326,7 +1328,9 @@ def test_a_run_records_and_says_what_its_weights_do(recorded):
         "to 0.9" in w and re.search("orbit|walk|drift", w.split("kimg:")[1]) for w in words
     )
     pictures = list((run / "orbit").glob("*.png"))
-    assert len(pictures) == 1 and pictures[0].with_suffix(".json").is_file()
+    (wide,) = (path for path in pictures if not is_narrow(path))
+    assert wide.with_suffix(".json").is_file() and pictures == [p for p in pictures if p in (wide, narrow_variant(wide))]
+    assert len(pictures) == 2 and Image.open(narrow_variant(wide)).width < 800 < Image.open(wide).width  # for phones, and for desktops
 
 
 def test_a_run_that_records_does_not_say_that_it_does_not(recorded):

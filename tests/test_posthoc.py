@@ -322,3 +322,16 @@ def test_compact_copies_do_not_follow_the_average():
         tensor.zero_()
     average.update(128)
     assert snapshot["w"].tolist() == [1.0, 1.0] and snapshot["large"].tolist() == [1e6, 1e6]
+
+
+def test_complex_snapshots_keep_their_imaginary_part_and_integers_are_the_last():
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(5, dtype=torch.complex128, generator=generator) for _ in range(3)]
+    parts = [compact({"z": value, "n": torch.tensor([2**40 + i]), "w": value.real}) for i, value in enumerate(z)]
+    assert parts[0]["z"].dtype == torch.complex64 and parts[0]["w"].dtype == torch.float16 and parts[0]["n"].dtype == torch.int64
+    found = combine(zip((0.5, -0.25, 0.75), parts))
+    expected = 0.5 * z[0] - 0.25 * z[1] + 0.75 * z[2]
+    assert found["z"].dtype == torch.complex64 and found["w"].dtype == torch.float32
+    torch.testing.assert_close(found["z"].to(torch.complex128), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["w"].double(), expected.real, rtol=0, atol=5e-3)
+    assert found["n"].tolist() == [2**40 + 2]

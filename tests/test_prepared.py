@@ -603,7 +603,8 @@ def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
     said = tool(folder, "--out", tmp_path / "p", "--resolution", 8, "--on-error", "skip").stdout
     assert "skipped: " in said and "cat/1.png" in said
     images = Packed(root=str(tmp_path / "p"), resolution=8).build()
-    assert torch.equal(images.pixels[1], images.pixels[2]) and len(images) == 7
+    whole = Folder(root=str(folder), resolution=8).build()
+    assert torch.equal(images.pixels, decode_all(whole, [0, *range(2, 7)])) and images.labels.tolist() == [0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -629,8 +630,14 @@ def test_the_tool_names_what_does_not_decode_and_skips_it_if_asked(tmp_path):
         (["digits", "--out", "x"], "error: missing: --resolution"),
         (["--out", "x", "--resolution", 8], "error: missing: SOURCE"),
         (["nowhere.hdf5", "--out", "x", "--resolution", 8], "error: nowhere.hdf5: is not a file"),
-        (["nowhere.zip", "--out", "x", "--resolution", 8], "error: 'nowhere.zip' is not a file; pass the path of a zip of images"),
-        (["--verify", "nowhere"], "is not a prepared data set (it has no head.json); make one with `gantrain prepare`"),
+        (
+            ["nowhere.zip", "--out", "x", "--resolution", 8],
+            f"error: 'nowhere.zip' is not a file in {ROOT}, where relative paths start; pass the path of a zip",
+        ),
+        (
+            ["--verify", "nowhere"],
+            f"'nowhere' does not exist in {ROOT}, where relative paths start; pass the folder of a prepared",
+        ),
         (["torchvision:MNIST", "--out", "x", "--resolution", 28, "--data", "/proc/nowhere"], "cannot be downloaded"),
     ],
 )

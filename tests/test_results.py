@@ -101,7 +101,8 @@ def test_no_number_of_samples_is_taken_for_another(digits, num):
 
 def test_a_folder_of_runs_is_no_folder_of_images(tmp_path):
     (tmp_path / "run" / "samples").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text("")
+    (tmp_path / "run" / "config.yaml").write_text("total_kimg: 1")
+    (tmp_path / "run" / "metrics.jsonl").touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "run" / "samples" / "0.png")
     with pytest.raises(UserError, match="contains run folders, not images to score; pass one of them, such as"):
         open_folder(tmp_path)

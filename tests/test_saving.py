@@ -56,8 +56,10 @@ LAYOUT = {
     "wandb_id": str,
     "data_fingerprint": str,
     "data_listing": str,
+    "data_content": type(None),
     "class_names": [str],
     "class_counts": [int],
+    "collapsed": dict,
 }  # fmt: skip
 
 

@@ -483,3 +483,13 @@ def test_the_old_name_of_prepare_works(tmp_path):
     assert done.returncode == 0 and "1,797 images, 1,797 of them prepared by this command" in done.stdout, done.stderr
     done = spawning.run(["tools/prepare_dataset.py", "digits"], os.environ)
     assert done.returncode == 2 and done.stderr == "gantrain: error: missing: --out, --resolution; see `gantrain prepare --help`\n"
+
+
+@pytest.mark.slow
+def test_the_coverage_of_the_noise_scale_is_tabulated():
+    """Three tables, in which the intervals of many equal directions hold the true value as often as they say."""
+    said = run_here("tools/noise_scale_coverage.py", "--repeats", 300, "--measurements", 16)
+    tables = said.strip().split("\n\n")
+    assert len(tables) == 3
+    row = next(line for line in tables[0].splitlines() if line.startswith("| 300 equal directions | 2 | 16 |"))
+    assert all(91 <= float(cell.split()[0]) <= 100 for cell in row.strip("| ").split("|")[3:])

@@ -174,7 +174,7 @@ def test_progress_line_says_where_and_how_fast(monkeypatch):
     monkeypatch.setattr("gantrain.reporting.console.time.monotonic", lambda: now[0])
     progress = Progress(1000, 100)
     now[0] = 3.0
-    assert progress.line(200, {})[1]["throughput/img_per_s"] == pytest.approx(100 / 3)
+    assert progress.line(200, {"batch/size": 16})[1]["throughput/img_per_s"] == pytest.approx(100 / 3)
     now[0] = 4.0
     text, times = progress.line(300, {"loss/d": 1.25, "loss/g": -0.5, "logits/real": 2.0, "logits/fake": -3.0, "batch/size": 16})
     assert times == pytest.approx({"throughput/img_per_s": 100, "throughput/elapsed_s": 4, "throughput/left_s": 14})

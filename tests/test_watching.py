@@ -347,16 +347,19 @@ def test_events_in_words(line, text):
 
 
 def test_where_the_run_is_and_how_long_it_takes():
-    """By the rate of the last lines, 100 images a second and then 50; a rollback goes back, late scores do not."""
+    """By the rate of the last lines, 100 images a second and then 50, and by the time that the run itself has foreseen; a rollback goes
+    back, late scores do not."""
     teller = Teller(1.0)
     assert teller.rest() == ""
     for line in (event(0, "start"), train(100, **{"throughput/img_per_s": 100.0}), train(200, **{"throughput/img_per_s": 50.0})):
         teller.text(line)
-    assert teller.rest() == "67 img/s, 12s to go"  # 200 images in 3 seconds, and 800 to go
+    assert teller.rest() == "67 img/s"  # 200 images in 3 seconds; an older record may have no time left
     teller.text(score(100, 1.0))
     assert teller.nimg == 200
     teller.text(event(250, "rollback", **{**BACK, "to": 100}))
-    assert teller.nimg == 100 and teller.rest() == "67 img/s, 13s to go"
+    assert teller.nimg == 100
+    teller.text(train(200, **{"throughput/img_per_s": 100.0, "throughput/left_s": 65.0}))
+    assert teller.rest() == "75 img/s, 1m05s to go"
 
 
 @pytest.mark.parametrize("last", [0, 1, 3, 50])
@@ -456,12 +459,12 @@ def test_on_a_terminal_there_is_one_and_it_goes(finished, tmp_path, terminal, ve
 def test_the_bar_of_a_watched_run_says_where_it_is(tmp_path, terminal):
     """While the run goes on; its lines stand above, whole."""
     file, text = terminal
-    run = by_hand(tmp_path / "run", event(0, "start"), train(100, **{"throughput/img_per_s": 50.0}))
+    run = by_hand(tmp_path / "run", event(0, "start"), train(100, **{"throughput/img_per_s": 50.0, "throughput/left_s": 18.0}))
     held = locks.acquire(run)
 
     def goes_on() -> None:
         time.sleep(0.2)
-        write(run, train(500, **{"throughput/img_per_s": 100.0}))
+        write(run, train(500, **{"throughput/img_per_s": 100.0, "throughput/left_s": 6.0}))
         time.sleep(0.2)
         held.close()
 
@@ -473,5 +476,6 @@ def test_the_bar_of_a_watched_run_says_where_it_is(tmp_path, terminal):
     assert re.search(r"run +10%\|.*\| 0\.1 of 1 kimg, 50 img/s, 18s to go", text()) and re.search(
         r"run +50%\|.*\| 0\.5 of 1 kimg, 83 img/s, 6s to go", text()
     )
-    assert re.search(r"(^|[\r\n])" + re.escape(console_line(500, 1000, {**train(500), "throughput/img_per_s": 100.0})) + r"[\r\n]", text())
+    last = {**train(500), "throughput/img_per_s": 100.0, "throughput/left_s": 6.0}
+    assert re.search(r"(^|[\r\n])" + re.escape(console_line(500, 1000, last)) + r"[\r\n]", text())
     assert re.search(r"[\r\n]cut short at 0\.5 kimg.*\r\n$", text())

@@ -2,11 +2,13 @@
 
     python tools/noise_scale_coverage.py
 
-Prints two tables in Markdown. The first is for fixed weights, as `gantrain noise-scale` measures: independent updates, by number of
+Prints three tables in Markdown. The first is for fixed weights, as `gantrain noise-scale` measures: independent updates, by number of
 measurements and by spectrum of the covariance Sigma. Its effective number of directions is (tr Sigma)^2 / tr(Sigma^2). The second is
 for weights that move, as training measures: stochastic gradient descent on |w|^2 / 2 at its noise floor, measured at consecutive
 updates. Its intervals are held against the noise scale of the weights that the window has seen, and against that of the whole
-stationary motion. Where more than one window in a hundred has no interval, their share in percent stands in brackets.
+stationary motion. In the third, the gradient swings as that of a GAN does: the logarithm of |G|^2 is normal with a standard deviation
+of 1, and correlated between measurements. Where more than one window in a
+hundred has no interval, their share in percent stands in brackets.
 """
 
 from __future__ import annotations
@@ -81,6 +83,21 @@ def moving_weights(rate: float, directions: int, k: int, n: int, repeats: int, r
     return share(traces, squares, list(1 / lengths)), share(traces, squares, [(2 - rate) / rate] * repeats)
 
 
+def swinging_gradient(ratio: float, correlation: float, k: int, n: int, repeats: int, rng: np.random.Generator) -> tuple[str, str]:
+    """The coverage where log |G|^2 is an AR(1) of standard deviation 1: of the noise scale in the window, and of the long run."""
+    directions = 100
+    logarithm = rng.standard_normal(repeats)
+    found, lengths = [], np.zeros(repeats)
+    for _ in range(n):
+        squared = np.exp(logarithm - 0.5) / ratio  # whose mean is 1 / ratio
+        mean = np.sqrt(squared / directions)[:, None, None]
+        found.append(unbiased(mean + rng.standard_normal((repeats, k, directions)) * math.sqrt(k / directions)))
+        lengths += squared / n
+        logarithm = correlation * logarithm + math.sqrt(1 - correlation**2) * rng.standard_normal(repeats)
+    traces, squares = (np.stack(each, 1) for each in zip(*found))
+    return share(traces, squares, list(1 / lengths)), share(traces, squares, [ratio] * repeats)
+
+
 def main() -> None:
     """Parse the arguments and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +116,12 @@ def main() -> None:
         for n in arguments.measurements:
             own, whole = moving_weights(rate, directions, 2, n, repeats, rng)
             print(f"| {rate:g} | {directions} | {(2 - rate) / rate:.0f} | {n} | {own} | {whole} |", flush=True)
+    rng = np.random.default_rng(1)
+    print("\n| B_simple in batches | correlation | measurements | of the window | of the long run |\n|---|---|---|---|---|")
+    for ratio, correlation in ((1, 0.0), (1, 0.9), (16, 0.0), (16, 0.9)):
+        for n in arguments.measurements:
+            own, whole = swinging_gradient(ratio, correlation, 2, n, repeats, rng)
+            print(f"| {ratio} | {correlation:g} | {n} | {own} | {whole} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python tools/plot_noise_scale.py runs/digits_noise_scale --out noise_scale.png
 
 Each run has a column. Top: B_simple of D and of G with its 95% interval, and the batch size, in images. Where the gradient cannot be
-told from 0, the line has a gap and the band reaches the top: B_simple has no upper end. Both have gaps where fewer than 8
-measurements are available (at the start and after a swap). Bottom: tr Sigma and |G|^2, whose ratio is B_simple.
+told from 0, B_simple has no upper end: the band reaches the top, and its lower end is dotted instead of the line. Both have gaps where
+fewer than 8 measurements are available (at the start and after a swap). Bottom: tr Sigma and |G|^2, whose ratio is B_simple.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def draw_scale(axes: Axes, lines: list[dict]) -> None:
         low, high = (series(lines, f"noise_scale/{player}/b_simple_{end}") for end in ("low", "high"))
         decided = np.where(np.isnan(high), np.nan, series(lines, f"noise_scale/{player}/b_simple"))
         axes.fill_between(kimg, low, np.where(np.isnan(high), top, high), color=colour, alpha=0.18, linewidth=0)
+        axes.plot(kimg, np.where(np.isnan(high), low, np.nan), color=colour, linewidth=1.0, linestyle=":")
         axes.plot(kimg, decided, color=colour, linewidth=1.5, label=f"B_simple of {player}")
     axes.step(kimg, series(lines, "batch/size"), where="pre", color="black", linewidth=1.3, linestyle="--", label="batch")
     axes.set_yscale("log")

@@ -83,15 +83,15 @@ class Average:
 
     def __init__(self, averager: Averager, weights: Weights, nimg: int = 0):
         self.averager = AVERAGER.adapt(averager)
-        self.live: dict[str, Tensor] = {plain_name(name): tensor for name, tensor in weights.items()}
-        for name, tensor in self.live.items():
+        self._live: dict[str, Tensor] = {plain_name(name): tensor for name, tensor in weights.items()}
+        for name, tensor in self._live.items():
             require_values(name, tensor)
         self.offload = self.averager.offload
         self._every_kimg = self.averager.update_every_kimg
-        self._copied_only = [name for name, tensor in self.live.items() if not has_mean(tensor)]
+        self._copied_only = [name for name, tensor in self._live.items() if not has_mean(tensor)]
         with torch.no_grad():
-            self._shadows = {name: self._own(tensor).copy_(tensor) for name, tensor in self.live.items()}
-            averaged = self._averaged(self.live)
+            self._shadows = {name: self._own(tensor).copy_(tensor) for name, tensor in self._live.items()}
+            averaged = self._averaged(self._live)
             self.slots = {slot: {n: self._own(t).copy_(t) for n, t in averaged.items()} for slot in self.averager.slots()}
         self.first_nimg = self.previous_nimg = self.nimg = whole_number("nimg", nimg)  # `nimg`: at the last update, looked at or not
         self._num_averaged = 0
@@ -119,13 +119,18 @@ class Average:
                 before = self._shadows[name].dtype
                 raise UserError(f"weight {name!r} is {tensor.dtype} now, and was {before}; average the network before that change")
         self._settle()
-        self.live = {name: weights[name] for name in self._shadows}  # in the order of the shadows: rules go through both side by side
+        self._live = {name: weights[name] for name in self._shadows}  # in the order of the shadows: rules go through both side by side
         for tensors in (self._shadows, *self.slots.values()):
             for name, held in tensors.items():
-                own = self._own(self.live[name])
+                own = self._own(self._live[name])
                 if (own.dtype, own.device, own.stride()) != (held.dtype, held.device, held.stride()):
                     tensors[name] = own.copy_(held)
         self._arriving, self._copied = {}, self._event()
+
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """The live tensors by name, detached: the values that the next look will see if nothing changes them."""
+        return {name: tensor.detach() for name, tensor in self._live.items()}
 
     @property
     def shadows(self) -> dict[str, Tensor]:
@@ -165,16 +170,16 @@ class Average:
         self._looks.add(nimg, self._unseen)
         self.previous_nimg, self._unseen = nimg, 0
         if not self.offload:
-            return self._move(self.live, *look)
+            return self._move(self._live, *look)
         self._settle()  # the buffer will be overwritten, and the rule depends on its content
         if self.averager.moves_by_weight and self._weight(*look) <= 0.0:
             return False
         if not self._arriving:
             pinned = self._on_cuda()
             self._arriving = {
-                name: torch.empty_like(t, device="cpu", pin_memory=pinned, requires_grad=False) for name, t in self.live.items()
+                name: torch.empty_like(t, device="cpu", pin_memory=pinned, requires_grad=False) for name, t in self._live.items()
             }
-        torch._foreach_copy_(list(self._arriving.values()), list(self.live.values()), non_blocking=True)
+        torch._foreach_copy_(list(self._arriving.values()), list(self._live.values()), non_blocking=True)
         if self._copied is not None:
             self._copied.record()
         self._arrival = look
@@ -193,7 +198,7 @@ class Average:
 
     def _weight(self, nimg: int, previous_nimg: int, updates: int) -> float:
         weight = self.averager.weight(nimg, previous_nimg, self._num_averaged)
-        weight = fraction(f"averager {type(self.averager).__name__}: weight", weight)
+        weight = fraction(f"averager {type(self.averager).__name__}: weight", weight, or_boolean=True)  # `return nimg > 1000` is a rule
         if updates > 1 and self.averager.per_update:
             weight = 1.0 - (1.0 - weight) ** updates
         return weight
@@ -220,20 +225,21 @@ class Average:
     def _own(self, tensor: Tensor) -> Tensor:
         """A new tensor for the average, laid out like a live one."""
         device = "cpu" if self.offload else tensor.device
-        return torch.empty_like(tensor, dtype=averaged_dtype(tensor), device=device, requires_grad=False)
+        with torch.inference_mode(False):  # an average that is built inside it could never be updated outside
+            return torch.empty_like(tensor, dtype=averaged_dtype(tensor), device=device, requires_grad=False)
 
     def _event(self) -> torch.cuda.Event | None:
         return torch.cuda.Event() if self.offload and self._on_cuda() else None
 
     def _on_cuda(self) -> bool:
-        return any(tensor.is_cuda for tensor in self.live.values())
+        return any(tensor.is_cuda for tensor in self._live.values())
 
     @torch.no_grad()
     def write_back(self, names: Iterable[str], alpha: float = 1.0) -> None:
         """Move the live tensors of these names by the fraction `alpha` towards the average; 1 copies it."""
         shadows = self.shadows
         for name in names:
-            live = self.live[name]
+            live = self._live[name]
             average = shadows[name].to(live.device)
             # In the average's precision until the end: a fraction of the distance may be less than the resolution of a bf16 weight.
             whole = alpha >= 1.0 or name in self._copied_only
@@ -243,7 +249,7 @@ class Average:
     def restart(self) -> None:
         """Start over from the current live weights."""
         self._settle()
-        torch._foreach_copy_(list(self._shadows.values()), list(self.live.values()))
+        torch._foreach_copy_(list(self._shadows.values()), list(self._live.values()))
         self.first_nimg, self._looks = self.previous_nimg, Looks()
 
     @property
@@ -303,8 +309,8 @@ class Average:
         """A copy without live weights, which `follow` must give it before its next update; for the copy of a bank."""
         self._settle()
         twin = object.__new__(type(self))
-        kept = {key: value for key, value in vars(self).items() if key not in ("live", "_arriving", "_copied")}
-        vars(twin).update(copy.deepcopy(kept, memo), live={}, _arriving={}, _copied=None)
+        kept = {key: value for key, value in vars(self).items() if key not in ("_live", "_arriving", "_copied")}
+        vars(twin).update(copy.deepcopy(kept, memo), _live={}, _arriving={}, _copied=None)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:

@@ -37,6 +37,8 @@ class Followed:
         self._held: list[tuple[Mapping[str, Any], str, Any]] = []  # what each module holds under each name
         self._sizes: list[tuple[Mapping[str, Any], int]] = []
         for module in network.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # its parts are fixed, and its tensors are converted in place
+                continue
             for holder in (module._parameters, module._modules):
                 self._held += [(holder, key, value) for key, value in holder.items()]
                 self._sizes.append((holder, len(holder)))

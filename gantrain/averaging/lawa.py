@@ -16,7 +16,7 @@ from gantrain.errors import check
 class Lawa(Rule):
     """Uniform average of the last `k` collected weights (Kaddour 2022; Sanyal et al. 2023): SWA with a window.
 
-    It keeps the k collected copies, in fp32, besides their mean; `offload` moves them to main memory.
+    It keeps the k collected copies, in the average's precision, besides their mean; `offload` moves them to main memory.
 
     Attributes:
         k: number of copies in the window; until that many are collected, the mean is over those collected so far.

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gantrain.averaging.precision import has_mean
+
 LARGEST_ERROR = 0.10  # relative error above which a profile is refused
 
 
@@ -61,7 +63,9 @@ def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> tuple[np.ndar
 
 @torch.no_grad()
 def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """The weighted sum of named tensors, accumulated in float64 and returned in float32.
+    """The weighted sum of named tensors, accumulated in float64 and returned in float32; complex ones in complex64.
+
+    Integers and booleans are not summed: they are those of the last part.
 
     Args:
         parts: (coefficient, tensors), read one after the other, so that only one snapshot at a time is in memory.
@@ -69,15 +73,26 @@ def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Te
     total: dict[str, Tensor] = {}
     for coefficient, tensors in parts:
         for name, tensor in tensors.items():
-            term = tensor.double() * coefficient
+            if not has_mean(tensor):
+                total[name] = tensor
+                continue
+            term = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) * coefficient
             total[name] = total[name].add_(term) if name in total else term
-    return {name: tensor.float() for name, tensor in total.items()}
+    returned = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+    return {name: tensor.to(returned.get(tensor.dtype, tensor.dtype)) for name, tensor in total.items()}
 
 
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in half precision, in main memory; tensors with values beyond its range are copied in single precision."""
-    halves = {name: tensor.detach().to("cpu", torch.float16, copy=True) for name, tensor in tensors.items()}
-    whole = {
-        name: tensors[name].detach().to("cpu", torch.float32, copy=True) for name, half in halves.items() if not torch.isfinite(half).all()
-    }
-    return {**halves, **whole}
+    """Copies in half precision, in main memory.
+
+    Tensors with values beyond its range are copied in single precision, and so are complex ones; integers and booleans as they are.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or not has_mean(tensor):
+            copies[name] = tensor.detach().to("cpu", torch.complex64 if tensor.is_complex() else tensor.dtype, copy=True)
+            continue
+        copies[name] = tensor.detach().to("cpu", torch.float16, copy=True)
+        if not torch.isfinite(copies[name]).all():
+            copies[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+    return copies

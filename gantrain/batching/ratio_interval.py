@@ -8,17 +8,17 @@ in noise: there it has no upper end. An interval of the logarithm, by the delta 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], coverage: float) -> tuple[float, float] | None:
+def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, coverage: float) -> tuple[float, float] | None:
     """(low, high) of mean(numerators) / mean(denominators), whose true means are not negative.
 
     Args:
-        numerators, denominators: pairs of equal length n >= 2; the pairs are independent of each other.
+        numerators, denominators: n >= 2 pairs of finite numbers, each `[n]`; the pairs are independent of each other.
         coverage: between 0 and 1.
 
     Returns:

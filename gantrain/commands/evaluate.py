@@ -12,7 +12,7 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
-from gantrain.data.folder import EXTENSIONS
+from gantrain.data.listing import list_folder
 from gantrain.distributed import finish, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean, readable
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
@@ -23,7 +23,8 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.checkpoint import Damaged, read_manifest
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
-from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores
 
@@ -63,9 +64,9 @@ def holds_images(target: str | Path) -> bool:
     path = Path(target).expanduser()
     if path.suffix.lower() in (".npz", ".zip"):
         return True
-    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+    if not path.is_dir() or is_run_folder(path):
         return False
-    return any(one.suffix.lower() in EXTENSIONS for one in path.rglob("*"))
+    return bool(list_folder(path).files)
 
 
 def evaluate_images(
@@ -110,8 +111,9 @@ def evaluate_images(
     if where is not None:
         write(where, {"images": readable(target), **protocol, "scores": scores})
     also = f"; also in {readable(out)}" if out is not None else ""
-    head = f"{readable(target)}: {total} images{chosen}, against {evaluator.real.described}{also}"
-    return f"{head}\n{table(scores, 'images', evaluator.remarks.notes)}", accelerator
+    head = f"{readable(target)}: {total} images{f'{chosen},' if chosen else ''} against {evaluator.real.described}{also}"
+    about = [f"{readable(target)}: {note}" for note in pictures.notes] + [f"reference: {note}" for note in evaluator.real.notes]
+    return "\n".join([head, *about, table(scores, "images", evaluator.remarks.notes)]), accelerator
 
 
 def evaluate_run(

@@ -91,7 +91,8 @@ class Bench:
         c, self.device = self.config, accelerator.device
         self.performance = performance.pick(c.performance, self.device)
         performance.set_up(self.performance, self.device)
-        images, state = prepare(c.data, self.device, 1, bar), self.saved.state
+        state = self.saved.state
+        images = prepare(c.data, self.device, 1, bar, state)
         if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
             raise UserError(
                 f"data: {images.name} is not what the run was trained on (other images, labels or resolution);"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
-from gantrain.data.folder import resized_image
+from gantrain.data.decoding import resized_image
 from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
@@ -51,6 +51,7 @@ IN_OPTIONS = {
     "data.root: ": "",
     "point data.root at the folder": "pass the folder",
     "set data.labels=false": "pass --no-labels",
+    "set data.root=": "pass ",
     "set data.on_error=skip": "pass --on-error skip",
 }
 

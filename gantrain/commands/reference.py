@@ -20,6 +20,7 @@ from gantrain.metrics.statistics import write_statistics
 from gantrain.reporting.score_table import in_lines
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.shipped import find_config
 
 
@@ -50,7 +51,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
         raise UserError(f"--out: {str(out)!r} must be an .npz file")
     accelerator = make_accelerator()
-    saved = there / CONFIG_FILE if (there / CONFIG_FILE).is_file() else there
+    saved = there / CONFIG_FILE if is_run_folder(there) else there
     if saved.suffix.lower() in YAML:
         config = load(saved, [*overrides, "eval.reference=null"])
         real = main_first(
@@ -74,5 +75,6 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
     size = f"{found.features.shape[1]} features per image, {in_words(out.stat().st_size)}"
+    about = "".join(f"\nreference: {note}" for note in real.notes)
     notes = in_lines(describe_features(config.eval, evaluator.remarks.foreign))
-    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{notes}", accelerator
+    return f"{out}: {held} of {real.described}, {size}; use it as --reference {out}{about}{notes}", accelerator

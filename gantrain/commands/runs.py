@@ -16,10 +16,10 @@ from typing import Any
 from gantrain.errors import UserError, did_you_mean
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.recognition import BESIDE, holds_checkpoints
 from gantrain.score_names import better_when_higher
 from gantrain.text_table import align
 
-BESIDE = (METRICS_FILE, "checkpoints", ".lock")  # a run folder has one of them next to its configuration
 DEEPEST = 3  # levels of folders below the one that is searched
 NARROWEST = 16  # characters of a run's name that are shown even on a narrow terminal
 
@@ -44,6 +44,7 @@ class Row:
         score: the best score, reached by the average `average` at `at` images.
         changed: time of the last change of its record, in seconds since 1970; None if there is none.
         error: why a damaged run cannot be read.
+        origin: the run that it was forked from; None if it is not a fork.
         made_for: the data set that the features of the scores were made for, if the images are not known to be of it.
     """
 
@@ -58,13 +59,15 @@ class Row:
     at: int | None = None
     changed: float | None = None
     error: str | None = None
+    origin: str | None = None
     made_for: str | None = None
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
     """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further."""
     try:
-        is_run = (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in BESIDE)
+        begun = any((folder / name).exists() for name in BESIDE) or holds_checkpoints(folder)
+        is_run = (folder / CONFIG_FILE).exists() and begun
         inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
     except OSError:  # for example, it belongs to another user
         return
@@ -86,9 +89,10 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     known = found.metrics
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
+    origin = next((str(line["from"]) for line in found.events("fork")), None)
     return Row(
         name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
-        made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
+        origin=origin, made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
     ), known  # fmt: skip
 
 
@@ -163,6 +167,8 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
         align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
+    if any(row.origin for row in rows):
+        columns.append(align(["forked from", *(row.origin or "-" for row in rows)]))
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
     lines = zip(align([shorten_middle(name, room) for name in ("run", *(row.run for row in rows))]), *columns)
     said = [
@@ -219,6 +225,7 @@ def as_json_lines(rows: Sequence[Row]) -> str:
                 **({"features_made_for": row.made_for} if row.made_for else {}),
             }
         )
-        return {"run": row.path, "status": row.status, **reached, "changed": changed, **({"error": row.error} if row.error else {})}
+        more = {key: value for key, value in (("forked_from", row.origin), ("error", row.error)) if value}
+        return {"run": row.path, "status": row.status, **reached, "changed": changed, **more}
 
     return "\n".join(json.dumps(of(row), allow_nan=False) for row in rows)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from gantrain.commands.arguments import overrides_of
+from gantrain.errors import UserError
 from gantrain.interruption import Interruption, exit_status
-from gantrain.shipped import explain_choice
+from gantrain.shipped import explain_choice, find_config
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -16,12 +19,13 @@ def call(arguments: argparse.Namespace) -> int:
         from gantrain.config import loading
 
         config = loading.load(arguments.config, overrides_of(arguments))
+        refuse_moved(find_config(arguments.config), config.run_dir, arguments.overrides)
         if (choice := explain_choice(arguments.config)) and os.environ.get("RANK", "0") == "0":
             print(choice, flush=True)
         from gantrain.distributed import finish
         from gantrain.training.trainer import Trainer
 
-        trainer = Trainer(config, interruption=interruption)
+        trainer = Trainer(config, interruption=interruption, changed_data=arguments.changed_data)
         try:
             trainer.train()
         except BaseException as error:
@@ -31,3 +35,24 @@ def call(arguments: argparse.Namespace) -> int:
         del trainer  # or it would hold the process group
         finish(accelerator)
     return exit_status(stopping) if stopping else 0
+
+
+def refuse_moved(config: Path, run_dir: str, overrides: Sequence[str]) -> None:
+    """Refuse a configuration that lies in a run folder with checkpoints and names another folder, as after a move.
+
+    It would train from the start in that other folder, or resume the run there. With `run_dir` on the command line, the user has chosen.
+
+    Raises:
+        UserError: with both remedies.
+    """
+    from gantrain.run_folder.recognition import holds_checkpoints
+
+    folder = config.parent
+    chosen = any(text.partition("=")[0].strip() == "run_dir" for text in overrides)
+    if chosen or folder.resolve() == Path(run_dir).expanduser().resolve() or not holds_checkpoints(folder):
+        return
+    here = folder.resolve() if folder == Path(".") else folder
+    raise UserError(
+        f"{config}: lies beside the checkpoints of a run, but its run_dir is {run_dir}; add run_dir={here} to resume the run that lies"
+        f" here, or run_dir={run_dir} to train in that folder"
+    )

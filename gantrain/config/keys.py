@@ -23,7 +23,10 @@ from gantrain.type_words import describe_type
 
 GENERAL = "general"  # heading of the keys outside all sections
 MARKED = "*"  # a key that may change when a run is resumed
-LEGEND = f"A key with {MARKED} may change when a run is resumed; every other key must stay as it was."
+LEGEND = (
+    f"A key with {MARKED} may change when a run is resumed, and averages may be added. Every other key must stay as it was; `gantrain fork`"
+    " continues a run with other settings."
+)
 OUTSIDE = "package.module:Class"
 INDENT, COLUMN = " " * 6, 40
 

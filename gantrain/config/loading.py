@@ -7,9 +7,10 @@ the full key, the value and the remedy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
+from gantrain.config.hints import hint_for
 from gantrain.config.plugins import find, name_of
-from gantrain.config.yaml_files import ConfigError, escape_references, first_line, parse_override, quote_value, read_yaml
+from gantrain.config.yaml_files import (
+    ConfigError,
+    TextLoader,
+    escape_references,
+    first_line,
+    parse_override,
+    parse_yaml,
+    quote_value,
+    read_file,
+)
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
 from gantrain.shipped import find_config
@@ -28,11 +39,39 @@ from gantrain.type_words import describe_type
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A file or an override.
+
+    Attributes:
+        source: its name in messages.
+        values: what it sets.
+        as_written: parses it again, and returns what it sets as the texts that are written there.
+    """
+
+    source: str
+    values: dict[str, Any]
+    as_written: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Sources:
-    """Where each key was last set, for messages."""
+    """Where each key was last set, for messages.
+
+    Attributes:
+        of_key: full key -> source.
+        default: the source of everything else.
+        layers: a file and its overrides, in order.
+    """
 
     of_key: Mapping[str, str]
     default: str
+    layers: Sequence[Layer] = ()
+
+    @functools.cached_property
+    def texts(self) -> dict[str, str]:
+        """Full key -> its value as it was written last; texts with a reference to another key are left out."""
+        written = (pair for layer in self.layers for pair in leaves(layer.as_written()))
+        return {key: text for key, text in written if isinstance(text, str) and "${" not in text}
 
     def __call__(self, key: str) -> str:
         while key not in self.of_key:  # a section, or a key that was not set: where a neighbouring key was set last
@@ -57,11 +96,10 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """
     of_key: dict[str, str] = {}
     base = "defaults" if path is None else str(find_config(path))
-    layers = [] if path is None else [(base, read_yaml(Path(base)))]
-    layers += [("command line", parse_override(text)) for text in overrides]
+    layers = read_layers(None if path is None else Path(base), overrides)
     merged = OmegaConf.create({})
     assert isinstance(merged, DictConfig)
-    for source, layer in layers:
+    for source, layer in ((one.source, one.values) for one in layers):
         for key, value in leaves(layer):
             standing = select(merged, key)
             if value == {} and isinstance(standing, DictConfig) and len(standing):
@@ -90,7 +128,20 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             f"{source}: {key}{': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value"
         ) from None
     assert isinstance(values, dict)
-    return build({str(key): value for key, value in values.items()}, Sources(of_key, base))
+    return build({str(key): value for key, value in values.items()}, Sources(of_key, base, layers))
+
+
+def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
+    """The layers of a configuration.
+
+    Raises:
+        ConfigError: something is not YAML, or not an override.
+    """
+    layers = []
+    if path is not None:
+        text = read_file(path)
+        layers.append(Layer(str(path), parse_yaml(text, str(path)), lambda: parse_yaml(text, str(path), TextLoader)))
+    return layers + [Layer("command line", parse_override(one), functools.partial(parse_override, one, TextLoader)) for one in overrides]
 
 
 def standing_keys(values: DictConfig) -> list[str]:
@@ -202,8 +253,11 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
             continue  # belongs to a plug-in from the file, which the command line has replaced
         if key not in fields:
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
-            hint = (not path and elsewhere(key)) or did_you_mean(key, fields)
-            raise ConfigError(f"{sources(full)}: {full}={quote_value(value)}: no such key{owner}{hint}")
+            if not path and isinstance(value, Mapping) and value:  # a section that does not exist: name a key in it
+                full, value = next((f"{key}.{inner}", one) for inner, one in leaves(value))
+            raise ConfigError(
+                f"{sources(full)}: {full}={quote_value(value)}: no such key{owner}{hint_for(full, list(fields), default_keys())}"
+            )
         arguments[fields[key].name] = field_value(fields[key], hints[fields[key].name], value, full, sources)
     if hasattr(cls, "decided"):  # one key of the section sets others; from the command line, it also overrides those of a file
         by, decided = cls.decided(arguments)
@@ -251,10 +305,16 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
     return section(cls, value, full, sources, table_name=True)
 
 
-def elsewhere(key: str) -> str:
-    """A hint if a few sections have a key of this name."""
-    there = [full for full, _ in leaves(to_dict(Config())) if full.endswith(f".{key}")]
-    return f"; did you mean {' or '.join(there)}?" if 1 <= len(there) <= 3 else ""
+def default_keys() -> list[str]:
+    """Full keys of the default configuration, and of its sections."""
+    keys = [key for key, _ in leaves(to_dict(Config()))]
+    return list(dict.fromkeys(part for key in keys for part in (*sections_of(key), key)))
+
+
+def sections_of(key: str) -> list[str]:
+    """The sections that a full key is in, outermost first: "a", "a.b" of "a.b.c"."""
+    parts = key.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def plural(kind: str) -> str:
@@ -270,6 +330,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     """
     if hint is Any:
         return value
+    if value is not None and not isinstance(value, str) and hint in (str, str | None):  # a name such as 12e3, which YAML reads as a number
+        value = sources.texts.get(full, value)
     wants_bool = bool in (hint, *typing.get_args(hint))
     if wants_bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf reads any number as true
         raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}")

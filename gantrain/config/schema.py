@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gantrain.config.config import Config
-from gantrain.config.loading import key_of
+from gantrain.config.loading import key_of, leaves, to_dict
 from gantrain.field_marks import MAY_CHANGE, MAY_DIFFER
 
 
@@ -91,3 +93,15 @@ def may_change(key: str) -> bool:
 def may_differ(key: str) -> bool:
     """Whether a full key may differ between runs that repeat each other."""
     return has_mark(key, "may_differ")
+
+
+def group_name(config: Config) -> str:
+    """A name that two runs share if they repeat each other, that is if they differ only in keys that `may_differ`, such as the seed.
+
+    It is made of the network, the data and a digest of the configuration, such as "biggan-digits-5f0c1a2b".
+    """
+    values = to_dict(config)
+    kept = sorted((key, repr(value)) for key, value in leaves(values) if not may_differ(key))
+    digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8]
+    names = [str(values[section]["name"]).rpartition(":")[2][:40] for section in ("model", "data")]
+    return "-".join([*names, digest])

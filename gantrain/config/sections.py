@@ -301,6 +301,9 @@ class Wandb:
         project: the project of the run.
         entity: the user or team; null is the account's default.
         name: the name of the run; null is the run folder's name.
+        group: the group of the run, 1 to 128 characters; null names it after the network, the data and the rest of the configuration,
+            so that runs which differ only in their seed are in one group. WANDB_RUN_GROUP wins.
+        tags: tags of the run, each of 1 to 64 characters. WANDB_TAGS, separated by commas, wins.
         patience: seconds to wait for W&B at the end of a run, until it has sent everything; training never waits.
     """
 
@@ -308,9 +311,15 @@ class Wandb:
     project: str = "gantrain"
     entity: str | None = None
     name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
     patience: float = 60.0
 
     def __post_init__(self) -> None:
+        named = self.group is None or (1 <= len(self.group) <= 128 and bool(self.group.strip()))
+        check(self, "group", named, "must have 1 to 128 characters, or be null for a name of the configuration")
+        check(self, "tags", all(1 <= len(tag) <= 64 and tag.strip() for tag in self.tags), "must each have 1 to 64 characters")
+        check(self, "tags", len(set(self.tags)) == len(self.tags), "must not name a tag twice")
         check(self, "patience", 0 < self.patience < float("inf"), "must be above 0")
 
 

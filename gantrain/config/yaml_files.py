@@ -1,9 +1,10 @@
 """YAML as the configuration needs it: strict reading, exact writing, and `section.key=value` overrides.
 
-Why PyYAML with two small subclasses, and not ruamel.yaml: OmegaConf, which merges and converts, already depends on PyYAML. ruamel.yaml
-would be a second parser with different rules for numbers. The subclasses take thirty lines. They add numbers such as 1e-4 (YAML 1.2), the
-position of a key that appears twice, and quotes around Unicode's line breaks. OmegaConf's own reader does the first two, but it reads a
-file that contains only a word as a key, and its loader class is private.
+Files are read as YAML 1.2 (core schema), with merge keys. PyYAML follows YAML 1.1, which takes 1:30 for 90 (base 60), 010 for 8, `no` for
+false, 2026-11-30 for a date, and 1e-4 for text.
+
+Why PyYAML with three small subclasses, and not ruamel.yaml: OmegaConf, which merges and converts, already depends on PyYAML. OmegaConf's
+own reader allows YAML 1.1's numbers and reads a file that contains only a word as a key, and its loader class is private.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ import yaml
 from gantrain.errors import UserError, did_you_mean, one_line, shown
 from gantrain.shipped import hint_for, instead_of
 
-FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d[\d_]*[eE][-+]?\d+$")  # with an exponent, with or without a dot
+TAG = "tag:yaml.org,2002:"
+# The core schema (YAML 1.2.2, section 10.3.2): tag, pattern, first characters. `<<` is of YAML 1.1's type repository.
+TEXT_ALONE = (("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]), ("merge", r"<<", ["<"]))
+CORE = (
+    *TEXT_ALONE,
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+0123456789.")),
+)
+BASES = {"0o": 8, "0x": 16}
 
 
 class ConfigError(UserError):
@@ -39,22 +49,56 @@ ExactDumper.add_representer(str, represent_text)
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that appears twice and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+    """A safe loader of YAML 1.2 with merge keys, which refuses a key that appears twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """A mapping; the error for a key that appears twice has its position."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict)):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    yaml_implicit_resolvers: dict[str, list] = {}  # noqa: RUF012 - PyYAML's own way to replace the rules of YAML 1.1
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """The values of a document; the error for a key that appears twice has its position.
+
+        Keys are checked before anything is constructed, because merging puts the keys of one mapping into another.
+        """
+        self.refuse_repeated(node, set())
+        return super().construct_document(node)
+
+    def refuse_repeated(self, node: yaml.Node, seen: set[int]) -> None:
+        """Refuse mappings, in this node or below, in which a key appears twice or is not a single value."""
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key_node, _ in node.value:
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key_node.start_mark)
+                merges = key_node.tag == f"{TAG}merge"
+                key = "<<" if merges else self.construct_object(key_node)
+                if key in keys:
+                    remedy = "; write <<: [*one, *other]" if merges else ""
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice{remedy}", key_node.start_mark)
+                keys.add(key)
+        for part in node.value:
+            for inner in part if isinstance(part, tuple) else (part,):
+                self.refuse_repeated(inner, seen)
 
 
-StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+class TextLoader(StrictLoader):
+    """The same loader, which leaves every value but null as the text that it is written as."""
+
+    yaml_implicit_resolvers: dict[str, list] = {}  # noqa: RUF012 - as above
+
+
+def construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """A whole number of YAML 1.2: 010 is ten."""
+    text = str(loader.construct_scalar(node))
+    return int(text, BASES.get(text[:2], 10))
+
+
+StrictLoader.add_constructor(f"{TAG}int", construct_int)
+StrictLoader.add_constructor(f"{TAG}merge", StrictLoader.construct_yaml_str)  # `<<` as a value
+for known, schema in ((StrictLoader, CORE), (TextLoader, TEXT_ALONE), (ExactDumper, CORE)):  # the dumper quotes what either version reads
+    for tag, pattern, first in schema:
+        known.add_implicit_resolver(f"{TAG}{tag}", re.compile(f"^(?:{pattern})$"), first)
 
 
 def escape_references(value: Any) -> Any:
@@ -79,14 +123,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it does not contain a mapping.
     """
+    return parse_yaml(read_file(path), str(path))
+
+
+def read_file(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file{similar_to(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise ConfigError(f"{path}: cannot be read ({reason}); pass a YAML file{instead_of(path)}") from None
-    return parse_yaml(text, str(path))
 
 
 def similar_to(path: Path) -> str:
@@ -98,17 +150,18 @@ def similar_to(path: Path) -> str:
     return near if near.endswith("?") else hint_for(path) or (near if "known: " in near else "")
 
 
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str, loader: type[StrictLoader] = StrictLoader) -> dict[str, Any]:
     """The mapping in a YAML text.
 
     Args:
         source: where the text comes from, for messages.
+        loader: `TextLoader` gives values as they are written.
 
     Raises:
         ConfigError: names the position of what cannot be read.
     """
     try:
-        values = yaml.load(text, StrictLoader)
+        values = yaml.load(text, loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -142,8 +195,8 @@ def string_keys(values: dict, source: str, where: str = "") -> dict[str, Any]:
     return values
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value` as nested mappings; the value is read as YAML.
+def parse_override(text: str, loader: type[StrictLoader] = StrictLoader) -> dict[str, Any]:
+    """`section.key=value` as nested mappings; the value is read as YAML, by `parse_yaml`.
 
     Raises:
         ConfigError: it is not of this form.
@@ -155,7 +208,7 @@ def parse_override(text: str) -> dict[str, Any]:
     parts = key.split(".")
     if not all(re.fullmatch(r"[\w-]+", part) for part in parts):
         raise ConfigError(f"command line: {key!r} is not a key; write section.key=value, with words between the dots")
-    nested = parse_yaml(f"value: {value}" if not value.startswith("\n") else value, f"command line: {key}")
+    nested = parse_yaml(f"value: {value}" if not value.startswith("\n") else value, f"command line: {key}", loader)
     if list(nested) != ["value"]:
         raise ConfigError(f"command line: {key}: {value!r} is not a single value")
     result: Any = nested["value"]

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import threading
 import weakref
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from gantrain.cache import state_of_file
-from gantrain.data.folder import EXTENSIONS, decoded_image
-from gantrain.data.imageset import ImageDecoder, ImageSet, Source, numbered_classes
+from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
+from gantrain.data.decoding import Traits, decoded_image, traits_of
+from gantrain.data.folder import seen_from
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
+from gantrain.data.listing import LABELS, Listing, list_members, zip_components
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
 
-LABELS = "dataset.json"
 MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
 LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
 SEEKING = threading.Lock()
@@ -32,13 +35,16 @@ ENCRYPTED = -1  # stored instead of the compression method
 # zipfile raises RuntimeError for encrypted members and NotImplementedError for unknown compression methods.
 BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError)
 
+UNREADABLE = (OSError, ValueError, struct.error, zlib.error)  # what reading a member raises
+
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(Source):
     """A zip of images with `dataset.json` (`{"labels": [["00000/img00000000.png", 3], ...]}`), as StyleGAN's tool writes it.
 
-    Without a `dataset.json`, the folders in the zip are the classes. If it contains `"labels": null`, the images have no classes
-    and `labels: false` is required. Images of another size are centre-cropped to a square and resized with antialiasing.
+    Without a `dataset.json`, the folders in the zip are the classes; a folder around all of them is passed through. If it contains
+    `"labels": null`, the images have no classes and `labels: false` is required. Images of another size are centre-cropped to a
+    square and resized with antialiasing.
 
     Attributes:
         root: path of the zip file.
@@ -58,74 +64,96 @@ class Archive(Source):
         """Index the zip; images are decoded on demand.
 
         Raises:
-            UserError: the zip is missing, unreadable or contains no images, or its labels are invalid.
+            UserError: the zip is missing, unreadable or contains no images, its folders are not classes, or its labels are invalid.
         """
         if not self.root:
             raise UserError("data.root must be the path of a zip of images, got ''")
         path = Path(self.root).expanduser()
         if not path.is_file():
-            raise UserError(f"data.root: {self.root!r} is not a file; pass the path of a zip of images")
-        members, description = read_zip(path)
+            raise UserError(f"data.root: {self.root!r} is not a file{seen_from(path)}; pass the path of a zip of images")
+        with opened_zip(path) as opened:
+            listing = list_images(opened)
+            listing.require(f"data.root: {self.root!r}")
+            paths = [zip_components(name) for name in listing.files]
+            if self.labels:
+                labelled = label_members(path, opened, listing, paths)
+            else:
+                labelled = Labelled(list(range(len(paths))), [0] * len(paths), ["all"], notes=note_splits(paths))
+        members = [listing.members[i] for i in labelled.chosen]
         if not members:
-            raise UserError(f"data.root: {self.root!r} contains no images ({', '.join(sorted(EXTENSIONS))})")
-        if not self.labels:
-            numbers, classes = [0] * len(members), ["all"]
-        elif description is not None:
-            numbers, classes = labels_of(path, [member.filename for member in members], description["labels"])
-        else:
-            paths = [PurePosixPath(member.filename) for member in members]
-            folders = [path.parts[0] if len(path.parts) > 1 else "." for path in paths]
-            classes = sorted(set(folders))
-            number = {name: i for i, name in enumerate(classes)}
-            numbers = [number[folder] for folder in folders]
-        decoder = ZipDecoder(path, members, self.resolution, self.channels, self.filter)
-        return ImageSet(f"archive/{path.name}", torch.tensor(numbers), classes, self.channels, self.resolution, decode=decoder)
+            raise UserError(f"data.root: {self.root!r} has no folders for classes; set data.labels=false to train without labels")
+        return ImageSet(
+            f"archive/{path.name}", torch.tensor(labelled.labels), labelled.names, self.channels, self.resolution,
+            decode=ZipDecoder(path, members, self.resolution, self.channels, self.filter), notes=[*listing.notes(), *labelled.notes],
+            named=labelled.named,
+        )  # fmt: skip
 
 
-def read_zip(path: Path) -> tuple[list[zipfile.ZipInfo], dict[str, Any] | None]:
-    """Returns (all image members, sorted by name; the `labels` entry of `dataset.json`, or None if there is no such file).
+def read_zip(path: Path) -> Listing:
+    """Lists the images of a zip.
 
     Raises:
-        UserError: the file is not a zip, or its `dataset.json` is unreadable.
+        UserError: the file is not a zip.
+    """
+    with opened_zip(path) as opened:
+        return list_images(opened)
+
+
+def list_images(opened: zipfile.ZipFile) -> Listing:
+    """Lists the images of an open zip.
+
+    Raises:
+        ValueError: a number in its index is impossible.
+    """
+    listing = list_members(opened.infolist())
+    if any(not 0 <= n < 2**63 for m in listing.members for n in (m.header_offset, m.compress_size, m.file_size)):
+        raise ValueError("its index is damaged")
+    return listing
+
+
+@contextmanager
+def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip for reading its index.
+
+    Raises:
+        UserError: it is not a zip, or an error of reading it is raised inside.
     """
     try:
         with zipfile.ZipFile(path) as opened:
-            names = sorted(
-                m.filename for m in opened.infolist() if not m.is_dir() and PurePosixPath(m.filename).suffix.lower() in EXTENSIONS
-            )
-            members = [opened.getinfo(name) for name in names]
-            if any(not 0 <= n < 2**63 for m in members for n in (m.header_offset, m.compress_size, m.file_size)):
-                raise ValueError("its index is damaged")
-            if LABELS not in opened.namelist():
-                return members, None
-            if opened.getinfo(LABELS).file_size > MOST_BYTES:
-                raise ValueError(f"{LABELS} is larger than {MOST_BYTES:,} bytes")
-            return members, {"labels": json.loads(opened.read(LABELS))["labels"]}
-    except (*BROKEN, KeyError, TypeError, RecursionError) as error:
+            yield opened
+    except UserError:
+        raise
+    except BROKEN as error:
         raise UserError(f"{path}: cannot be read as a zip of images ({one_line(error)}); replace the file") from None
 
 
-def labels_of(path: Path, members: list[str], labels: object) -> tuple[list[int], list[str]]:
-    """Returns (the class number of each image, the class names) from `dataset.json`.
+def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: Sequence[Sequence[str]]) -> Labelled:
+    """The classes of the images in a zip: from the outermost `dataset.json`, or the folders in the zip.
+
+    Args:
+        path: of the zip.
+        opened: the zip.
+        listing: its images.
+        paths: components of their names.
 
     Raises:
-        UserError: there are no labels, an image has no label, or a label is not a whole number of at least 0.
+        UserError: the folders are not classes, or the labels are invalid.
+        ValueError: `dataset.json` is too large.
     """
-    remedy = "set data.labels=false to train without labels"
-    if labels is None:
-        raise UserError(f"{path}: has no labels ({LABELS} contains null); {remedy}")
-    try:
-        by_name = {str(name): label for name, label in labels}  # type: ignore[attr-defined]  # any JSON value; the except refuses it
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: the labels in {LABELS} are not pairs of a name and a class; {remedy}") from None
-    missing = [name for name in members if name not in by_name]
-    if missing:
-        raise UserError(f"{path}: {len(missing)} images have no label in {LABELS}, for example {missing[0]!r}; {remedy}")
-    numbers = [by_name[name] for name in members]
-    strange = next((n for n in numbers if type(n) is not int or not 0 <= n < 2**31), None)
-    if strange is not None:
-        raise UserError(f"{path}: a label in {LABELS} is {strange!r}, not a class 0, 1, 2, ...; {remedy}")
-    return numbers, numbered_classes(str(path), max(numbers), len(numbers))
+    around = {name: parts[:-1] for name in opened.namelist() if (parts := zip_components(name))[-1] == LABELS}
+    above = [name for name, folders in around.items() if all(list(one[: len(folders)]) == folders for one in paths)]
+    if not above:
+        return label_by_folder(listing, paths, repr(str(path)), lambda folders: zip_remedy("/".join(folders)), unwraps=True)
+    name = min(above, key=lambda name: len(around[name]))
+    if opened.getinfo(name).file_size > MOST_BYTES:
+        raise ValueError(f"{name} is larger than {MOST_BYTES:,} bytes")
+    files = ["/".join(one[len(around[name]) :]) for one in paths]
+    return label_by_list(str(path), files, read_labels(f"{path}: {name}", opened.read(name)))
+
+
+def zip_remedy(folder: str) -> str:
+    """What to do with a zip of which only one folder is wanted."""
+    return f"make a zip of its folder {folder!r} alone, or unpack it and use that folder"
 
 
 def read_at(file: int, size: int, offset: int) -> bytes:
@@ -147,7 +175,7 @@ class ZipDecoder(ImageDecoder):
     def __init__(self, path: Path, members: list[zipfile.ZipInfo], resolution: int, channels: int, filter: str):
         self.path, self.resolution = path, resolution
         # Arrays instead of Python objects, for the reason given in `folder.Decoder`.
-        self.names = np.array([member.filename.encode() for member in members])
+        self.names = np.array([member.filename.encode(errors="surrogateescape") for member in members])
         self.index = np.array(
             [(m.header_offset, m.compress_size, m.file_size, m.CRC, ENCRYPTED if m.flag_bits & 1 else m.compress_type) for m in members]
         )
@@ -187,12 +215,19 @@ class ZipDecoder(ImageDecoder):
 
     def read(self, index: int) -> tuple[torch.Tensor, bytes]:
         """Returns (the image, the SHA-256 of the member)."""
-        name = f"{self.path}: {bytes(self.names[index]).decode()}"
+        name = f"{self.path}: {printable(bytes(self.names[index]).decode(errors='surrogateescape'))}"
         try:
             data = self.unpacked(*self.index[index].tolist())
-        except (OSError, ValueError, struct.error, zlib.error) as error:
+        except UNREADABLE as error:
             raise UserError(f"{name} cannot be read ({one_line(error)})") from error
         return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+
+    def traits(self, index: int) -> Traits | None:
+        """What decoding changes in a member."""
+        try:
+            return traits_of(self.unpacked(*self.index[index].tolist()))
+        except UNREADABLE:
+            return None
 
     def unpacked(self, offset: int, packed_size: int, size: int, crc: int, method: int) -> bytes:
         """Returns a member's bytes.

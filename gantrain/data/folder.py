@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from gantrain.cache import state_of_file
-from gantrain.data.imageset import ImageDecoder, ImageSet, Source
+from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
+from gantrain.data.decoding import Traits, decoded_image, reason, traits_of
+from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
+from gantrain.data.listing import LABELS, Listing, components, list_folder
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
-
-MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Source):
     """Images under `root/CLASS/**`, centre-cropped to a square and resized with antialiasing.
 
-    Classes are the sub-folders of `root` in sorted order. With `labels: false` the images may also be in `root` itself.
+    Classes are the sub-folders of `root` in sorted order, or the labels in `root/dataset.json` if StyleGAN's tool wrote the folder.
+    With `labels: false` the images may also be in `root` itself.
 
     Attributes:
         root: path of the folder.
@@ -46,45 +47,62 @@ class Folder(Source):
         """List the files; images are decoded on demand.
 
         Raises:
-            UserError: the folder is missing or contains no images.
+            UserError: the folder is missing or contains no images, its sub-folders are not classes, or its labels are invalid.
         """
         if not self.root:
             raise UserError("data.root must be the path of a folder of images, got ''")
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise UserError(f"data.root: {self.root!r} is not a folder; pass the folder that contains the images")
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-        files: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = images_under(root / name)
-            files += found
-            labels += [label] * len(found)
-        if not self.labels:
-            loose = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS)
-            files, labels, classes = loose + files, [0] * (len(loose) + len(files)), ["all"]
+            raise UserError(f"data.root: {self.root!r} is not a folder{seen_from(root)}; pass the folder that contains the images")
+        listing = list_folder(root)
+        labelled = label_files(root, listing) if self.labels else all_in_one(listing)
+        files = [listing.files[i] for i in labelled.chosen]
         if not files:
             flat = ", or set data.labels=false for images without classes" if self.labels else ""
-            raise UserError(
-                f"data.root: {self.root!r} contains no images ({', '.join(sorted(EXTENSIONS))}); put them in one sub-folder per class{flat}"
-            )
+            listing.files = []
+            listing.require(f"data.root: {self.root!r}", f"; put them in one sub-folder per class{flat}")
         return ImageSet(
             name=f"folder/{root.name}",
-            labels=torch.tensor(labels),
-            class_names=classes,
+            labels=torch.tensor(labelled.labels),
+            class_names=labelled.names,
             channels=self.channels,
             resolution=self.resolution,
             decode=Decoder(root, files, self.resolution, self.channels, self.filter),
-            named=True,
+            named=labelled.named,
+            notes=[*listing.notes(), *labelled.notes],
         )
 
 
-def images_under(folder: Path) -> list[Path]:
-    """Returns all image files below a folder, sorted."""
-    found = []
-    for directory, _, names in os.walk(folder, followlinks=True):
-        found += [Path(directory) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
-    return sorted(found)
+def label_files(root: Path, listing: Listing) -> Labelled:
+    """The classes of the images in a folder.
+
+    Raises:
+        UserError: the sub-folders are not classes, or the labels are invalid.
+    """
+    if (root / LABELS).is_file():
+        try:
+            text = (root / LABELS).read_bytes()
+        except OSError as error:
+            raise UserError(f"{root / LABELS}: cannot be read ({one_line(error)})") from None
+        listing.require(f"data.root: {str(root)!r}")
+        return label_by_list(str(root), listing.files, read_labels(str(root / LABELS), text))
+
+    def into(folders: Sequence[str]) -> str:
+        return f"set data.root={root.joinpath(*folders)}"
+
+    return label_by_folder(listing, [components(file) for file in listing.files], repr(str(root)), into, unwraps=False)
+
+
+def all_in_one(listing: Listing) -> Labelled:
+    """One class for all images of a folder, those in the folder itself first."""
+    paths = [components(file) for file in listing.files]
+    order = sorted(range(len(paths)), key=lambda i: (len(paths[i]) > 1, i))
+    return Labelled(order, [0] * len(order), ["all"], notes=note_splits(paths))
+
+
+def seen_from(path: Path) -> str:
+    """Where a relative path that does not lead anywhere was looked for, in words; "" for an absolute one."""
+    return "" if path.is_absolute() else f" in {os.getcwd()}, where relative paths start"
 
 
 class Decoder(ImageDecoder):
@@ -92,11 +110,18 @@ class Decoder(ImageDecoder):
 
     File names are one block of bytes instead of Python objects: updating the reference counts of a million objects would
     make every worker process copy their pages.
+
+    Args:
+        root: the folder.
+        files: paths of the files relative to it.
+        resolution: height and width of the decoded images.
+        channels: 3 or 1.
+        filter: name of the resampling filter.
     """
 
-    def __init__(self, root: Path, files: list[Path], resolution: int, channels: int, filter: str):
+    def __init__(self, root: Path, files: Sequence[str], resolution: int, channels: int, filter: str):
         self.root, self.resolution = root, resolution
-        self.names = np.array([os.fsencode(file.relative_to(root)) for file in files])
+        self.names = np.array([os.fsencode(file) for file in files])
         self.mode = "RGB" if channels == 3 else "L"
         self.filter = Image.Resampling[filter.upper()]
 
@@ -125,56 +150,22 @@ class Decoder(ImageDecoder):
     def read(self, index: int) -> tuple[torch.Tensor, bytes]:
         """Returns (the image, the SHA-256 of the file)."""
         path = self.path(index)
+        name = printable(str(path))
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: does not decode as an image ({reason(error)})") from error
-        return decoded_image(data, str(path), self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+            why = f"a link to {printable(os.readlink(path))}, which does not exist" if is_broken(path) else reason(error)
+            raise UserError(f"{name}: does not decode as an image ({why})") from error
+        return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+
+    def traits(self, index: int) -> Traits | None:
+        """What decoding changes in a file."""
+        try:
+            return traits_of(self.path(index).read_bytes())
+        except OSError:
+            return None
 
 
-def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
-    """Decodes a file's bytes to uint8 `[C, resolution, resolution]`, centre-cropped to a square and resized.
-
-    Raises:
-        UserError: the bytes do not decode; the message begins with `name`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:  # known from the file's header; nothing is decoded yet
-                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
-            return resized_image(opened, mode, resolution, filter)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: does not decode as an image ({reason(error)})") from error
-
-
-def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
-    """Converts a picture to uint8 `[C, resolution, resolution]`, centre-cropped to a square. Pillow's errors are passed on."""
-    image = upright(image).convert(mode)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Crop first: `resize(box=...)` lets the filter read pixels outside the box.
-    image = image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
-
-
-def reason(error: Exception) -> str:
-    """Why an image does not decode. Pillow's own text for an unknown format contains a memory address, so it is replaced."""
-    return "not a format that Pillow knows" if isinstance(error, UnidentifiedImageError) else one_line(error)
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Returns a picture as it is displayed: rotated as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
-
-    Raises:
-        ValueError: the pixels have 32 bits; their range is unknown, and Pillow's conversion would clip them.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels")
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image
+def is_broken(path: Path) -> bool:
+    """Whether a path is a link that leads nowhere."""
+    return path.is_symlink() and not path.exists()

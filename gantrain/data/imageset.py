@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gantrain import randomness
 from gantrain.contracts import Contract
-from gantrain.errors import UserError, check
+from gantrain.data.decoding import Traits
+from gantrain.errors import UserError, check, readable
 from gantrain.field_marks import INCIDENTAL
 
 Where = Literal["auto", "device", "host", "disk"]
-TRIES = 100  # how many images of a class are tried as a replacement for an unreadable one
+TRIES = 100  # how many images of a class are tried in place of an unreadable one
 
 
 class PlainDataset(Protocol):
@@ -51,8 +52,8 @@ class DataSource(ABC):
         keep_in: where the images live: "device", "host" (memory), "disk" (decoded as they are needed), or "auto", the first of
             these in which they fit.
         workers: processes per training process that decode ahead when the images stay on disk.
-        on_error: what an image that cannot be read does: "stop" ends the run with its name; "skip" reports it and uses the
-            next readable image of its class instead.
+        on_error: what an image that cannot be read does: "stop" ends the run with its name; "skip" leaves it out of the set
+            before a run, and during a run replaces it by another image of its class.
         split: which part of a published data set this is, such as "train"; None is not known. An evaluation protocol that
             scores against another split is refused.
         class_names: names of the classes, by label; None takes those of the data set that `build` returns, if it has any.
@@ -91,8 +92,8 @@ class Source(DataSource):
             needed), or "auto", the first of these with enough room.
         workers: number of decoding processes per training process, used when the images stay on disk; 0 decodes in the
             training process itself.
-        on_error: what happens when an image cannot be read: "stop" ends the run and names the image; "skip" logs it and uses
-            the next readable image of the same class instead.
+        on_error: what happens when an image cannot be read: "stop" ends the run and names the image; "skip" logs it and
+            leaves it out. An image that becomes unreadable during a run is replaced by another one of its class.
     """
 
     resolution: int = 32
@@ -144,8 +145,36 @@ class ImageDecoder(ABC):
         image = self(index)
         return image, hashlib.sha256(image.numpy().tobytes()).digest()
 
+    def traits(self, index: int) -> Traits | None:
+        """What decoding changes in image number `index`, for the audit; None, by default, if that is not known."""
+        return None
+
 
 DECODER: Contract[ImageDecoder] = Contract("decoder", ImageDecoder)
+
+
+class Chosen(ImageDecoder):
+    """Some of a decoder's images, numbered anew.
+
+    Args:
+        decode: of all images.
+        numbers: of those that are chosen.
+    """
+
+    def __init__(self, decode: ImageDecoder, numbers: np.ndarray):
+        self.decode, self.numbers = decode, numbers
+
+    def __call__(self, index: int) -> Tensor:
+        """Image number `index` of those that are chosen."""
+        return self.decode(int(self.numbers[index]))
+
+    def read(self, index: int) -> tuple[Tensor, bytes]:
+        """The image and its digest."""
+        return self.decode.read(int(self.numbers[index]))
+
+    def traits(self, index: int) -> Traits | None:
+        """What decoding changes in it."""
+        return self.decode.traits(int(self.numbers[index]))
 
 
 @dataclass
@@ -160,8 +189,11 @@ class ImageSet(Dataset):
         pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
         decode: maps an index to uint8 `[C, H, W]` and raises `UserError` naming the file. Required when `pixels` is None.
         content: SHA-256 of the files that images are decoded from, once they have been read.
-        skips: whether an unreadable image is replaced by the next readable image of its class.
-        skipped: why each image that was skipped before the run could not be read, by index.
+        skips: whether the set does without unreadable images.
+        skipped: why images could not be read before the run, by their numbers in the whole set, before any were left out.
+        left_out: numbers of the images that were left out, in the whole set.
+        replaced: numbers in the whole set of unreadable images that are kept and replaced, as in the run that is resumed.
+        notes: what the user should know about the images, a line each; a part of the audit.
         mapped: whether `pixels` is a memory-mapped file, whose pages are read when needed.
         state: name of what is known about the files since `content` was read, from their states; "" if they prove nothing.
         verify: checks every image once before a run, given a progress bar, and raises `UserError`. None if there is nothing to check.
@@ -181,8 +213,12 @@ class ImageSet(Dataset):
     mapped: bool = False
     state: str = ""
     verify: Callable[[Callable], None] | None = field(default=None, repr=False)
+    left_out: list[int] = field(default_factory=list)
+    replaced: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     named: bool | None = None
-    _fingerprint: str = field(default="", repr=False)
+    _fingerprint: str = field(default="", init=False, repr=False)  # not copied by dataclasses.replace, which may replace the pixels
+    _listing: str = field(default="", repr=False)  # of the whole set, once images have been left out
     _listed: list[str] = field(default_factory=list, repr=False)  # the class names that `listing` counts, if not `class_names`
 
     def __post_init__(self) -> None:
@@ -241,18 +277,47 @@ class ImageSet(Dataset):
             return (error, label, []) if not self.skips else (*self.stand_in(index, error), [str(error)])
 
     def stand_in(self, index: int, error: UserError) -> tuple[Tensor | UserError, int]:
-        """Returns (the next readable image of the same class, or an error if there is none; the label)."""
+        """Returns (another image of the same class, or an error if none is readable; the label).
+
+        Which one depends only on `index` and on which images are readable. Stand-ins are spread evenly over the class: if its
+        neighbour took the place of each, one image would stand for a whole row of broken files.
+        """
         assert self.decode is not None
         label = self.labels[index]
         others = torch.nonzero(self.labels == label)[:, 0]
-        at = int(torch.searchsorted(others, index))
-        for other in torch.cat([others[at + 1 :], others[:at]])[:TRIES].tolist():
+        others = others[others != index]
+        order = randomness.uniform(0, f"stand-in/{index}", 0, len(others))[:, 0].argsort()[:TRIES]
+        for other in others[order].tolist():
             try:
                 return self.decode(other), int(label)
             except UserError:
                 continue
-        tried = min(TRIES, len(others) - 1)
-        return UserError(f"{error}; the next {tried} images of its class cannot be read either"), int(label)
+        return UserError(f"{error}; {len(order)} other images of its class cannot be read either"), int(label)
+
+    @property
+    def whole(self) -> ImageDecoder:
+        """The decoder of all images, including those that have been left out."""
+        assert self.decode is not None
+        return self.decode.decode if isinstance(self.decode, Chosen) else self.decode
+
+    def leave_out(self, numbers: Collection[int]) -> None:
+        """Take images out of the set, in place. Its `listing` and `content` stay those of the whole set.
+
+        Args:
+            numbers: of the images.
+        """
+        if not numbers:
+            return
+        assert self.decode is not None and not self.left_out, "images are left out once, before they are used"
+        self._listing = self.listing
+        self.left_out = sorted(numbers)
+        kept = np.setdiff1d(np.arange(len(self)), self.left_out)
+        if self.pixels is not None:
+            for start in range(0, len(kept), 4096):  # in parts: a copy of all would need the memory twice
+                part = torch.from_numpy(kept[start : start + 4096])
+                self.pixels[start : start + len(part)] = self.pixels[part]
+            self.pixels = self.pixels[: len(kept)]
+        self.labels, self.decode = self.labels[torch.from_numpy(kept)], Chosen(self.decode, kept)
 
     def unlabelled(self) -> ImageSet:
         """Makes all images one class, in place, and returns this set."""
@@ -266,7 +331,9 @@ class ImageSet(Dataset):
 
     @property
     def listing(self) -> str:
-        """SHA-256 of the images' names, labels and decoding settings; it does not depend on their content."""
+        """SHA-256 of the names, labels and decoding settings of the whole set; it does not depend on the images' content."""
+        if self._listing:
+            return self._listing
         digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution} {self._listed or self.class_names}".encode())
         digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
         digest.update(self.decode.listing().encode() if self.decode is not None else b"")
@@ -283,6 +350,7 @@ class ImageSet(Dataset):
             digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
             if self.decode is not None or self.content:
                 digest.update(self.content.encode())
+                digest.update(f"replaced {self.replaced}".encode() if self.replaced else b"")
             else:
                 assert self.pixels is not None
                 for chunk in self.pixels.split(4096):
@@ -304,9 +372,8 @@ def numbered_classes(name: str, largest: int, count: int) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A class name as valid text of one line: bytes that are not UTF-8 and unprintable characters are escaped, as in `caf\\xe9`."""
-    text = os.fsencode(name).decode(errors="backslashreplace") if any("\udc80" <= c <= "\udcff" for c in name) else name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A class or file name as valid text of one line: bytes that are not UTF-8 and unprintable characters are escaped, as in `caf\\xe9`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(name))
 
 
 def collate(items: list[tuple[Tensor | UserError, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]] | UserError:

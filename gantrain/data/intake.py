@@ -5,35 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from gantrain.cache import cache_folder, keep_file
 from gantrain.data.class_balance import describe_mixture
-from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset
-from gantrain.errors import UserError
+from gantrain.data.decoding import words_of_traits
+from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
+from gantrain.errors import UserError, counted
 
 NAMED = 10  # how many broken files one message names
+NAMED_IN_NOTES = 3  # how many a note names
 LOOKED_AT = 256  # how many images on disk the audit samples
+LOOKED_INTO = 64  # how many files are searched for what decoding changes
 BLOCK = 512  # images decoded at a time when the whole data set is read
 SHARE_OF_MEMORY = 0.5  # share of the available main memory that images may take
 SHARE_OF_DEVICE = 0.25  # share of the free accelerator memory that images may take; training needs the rest
 
 
 def prepare(
-    source: DataSource, device: torch.device, processes_here: int = 1, progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
+    source: DataSource,
+    device: torch.device,
+    processes_here: int = 1,
+    progress: Callable[[Iterable, int], Iterable] = lambda it, total: it,
+    run_state: Mapping[str, Any] | None = None,
 ) -> ImageSet:
     """Build a data set, check it, and put its images where they fit.
+
+    With `on_error: skip`, images that cannot be read are left out. In a run that is resumed, those are left out that were left out
+    when it began, and later ones are replaced: the order of the images stays what it was.
 
     Args:
         source: the `data:` section.
         device: the device of the training process.
         processes_here: how many training processes share this machine's memory.
         progress: wraps an iterable of a known length in a progress bar.
+        run_state: the state of a checkpoint of a run that may be resumed or scored with the images.
 
     Raises:
         UserError: the data set is unusable; the message names the cause.
@@ -51,7 +63,10 @@ def prepare(
     if images.verify:
         images.verify(progress)
     if images.pixels is None:
+        out = known_left_out(images, run_state)
+        images.notes += describe_traits(images)
         read_files(images, where != "disk", progress)
+        settle(images, images.skipped if out is None else out)
     elif images.mapped and source.keep_in == "host":
         images.pixels, images.mapped = images.pixels.clone(), False
     _ = images.fingerprint  # computed and kept now, before the pixels move to the device
@@ -128,14 +143,21 @@ def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: 
     return "disk"
 
 
+def known_left_out(images: ImageSet, run_state: Mapping[str, Any] | None) -> list[int] | None:
+    """The images that a run left out at its beginning; None if there is no run, or if it has other images."""
+    if run_state is None or run_state.get("data_listing") != images.listing:
+        return None
+    return run_state.get("data_left_out", [])  # earlier versions left none out
+
+
 def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int], Iterable]) -> None:
     """Read and decode every image once before a run, so that broken files are reported at the start and not days later.
 
-    Sets `images.content`, and `images.pixels` if `keep`. The result is cached under the files' states (`state_of_file`), so the
-    next run or scorer that leaves the images on disk need not read them.
+    Sets `images.content`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' states
+    (`state_of_file`), so the next run or scorer that leaves the images on disk need not read them.
 
     Raises:
-        UserError: images do not decode; up to ten are named.
+        UserError: images do not decode, and the set does not do without them; up to ten are named.
     """
     seen = images.state = look_name(images)
     if seen:
@@ -144,18 +166,64 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
             images.content = known["content"]
             images.skipped.update({int(index): words for index, words in known["skipped"].items()})
             return
-    content, done = hashlib.sha256(images.listing.encode()), 0
+    content, number = hashlib.sha256(images.listing.encode()), 0
     shape = (len(images), images.channels, images.resolution, images.resolution)
     pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # allocated only once: it may take half of the memory
-    for block in decoded(images, range(len(images)), progress):
-        for image, digest in block:
-            content.update(digest)
-            if pixels is not None:
-                pixels[done] = image
-            done += 1
+    for block in read_blocks(images, range(len(images)), progress):
+        for item in block:
+            if isinstance(item, UserError):
+                images.skipped[number] = str(item)
+                content.update(b"unreadable")
+            else:
+                content.update(item[1])
+                if pixels is not None:
+                    pixels[number] = item[0]
+            number += 1
+    if images.skipped and not images.skips:
+        raise unreadable(list(images.skipped.values()))
     images.content, images.pixels = content.hexdigest(), pixels
     if seen and look_name(images) == seen:  # nothing has changed in the meantime
         keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
+
+
+def settle(images: ImageSet, left_out: Collection[int]) -> None:
+    """Leave images out of a set that has been read, and replace the other unreadable ones by images of their classes.
+
+    Raises:
+        UserError: a class has no readable image left.
+    """
+    out = set(left_out)
+    before = torch.bincount(images.labels, minlength=images.num_classes)
+    images.replaced = [number for number in sorted(images.skipped) if number not in out]
+    index_of = dict(zip(images.replaced, np.subtract(images.replaced, np.searchsorted(sorted(out), images.replaced)).tolist()))
+    images.leave_out(out)
+    after = torch.bincount(images.labels, minlength=images.num_classes)
+    for label in torch.nonzero((after == 0) & (before > 0))[:, 0].tolist():
+        of_class = f" of class {printable(images.class_names[label])!r}" if images.num_classes > 1 else ""
+        raise UserError(
+            f"data: {images.name}: none of the {before[label]:,} images{of_class} can be read ({next(iter(images.skipped.values()))});"
+            " replace them, or leave the class out of the data set"
+        )
+    if images.pixels is not None:
+        for number, index in index_of.items():
+            image, _ = images.stand_in(index, UserError(images.skipped[number]))
+            if isinstance(image, UserError):
+                raise UserError(f"data: {image}")
+            images.pixels[index] = image
+    if images.left_out:
+        lost = [images.skipped.get(number, "") for number in images.left_out]
+        images.notes.append(f"left out: {describe_unreadable([line for line in lost if line], len(lost))}")
+    if images.replaced:
+        words = [images.skipped[number] for number in images.replaced]
+        images.notes.append(f"replaced by other images of their classes: {describe_unreadable(words, len(words))}")
+
+
+def describe_unreadable(reasons: list[str], count: int) -> str:
+    """How many images are meant, and the first of those that cannot be read, as "2 images that cannot be read (a.png: ...; b.png: ...)"."""
+    if not reasons:
+        return f"{counted(count, 'image')} that could not be read when the run began"
+    more = f"; and {count - NAMED_IN_NOTES:,} more" if count > NAMED_IN_NOTES else ""
+    return f"{counted(count, 'image')} that cannot be read ({'; '.join(reasons[:NAMED_IN_NOTES])}{more})"
 
 
 def is_unchanged(images: ImageSet) -> bool | None:
@@ -165,16 +233,15 @@ def is_unchanged(images: ImageSet) -> bool | None:
 
 def look_name(images: ImageSet) -> str:
     """Returns the cache's name for a reading of these images, from the state of each file; "" if the states are not known."""
-    assert images.decode is not None
     state = hashlib.sha256(images.listing.encode())
-    for index in range(len(images)):
+    for index in range(len(images) + len(images.left_out)):
         try:
-            one = images.decode.state(index)
+            one = images.whole.state(index)
         except OSError:  # missing or unreadable: reading it later reports the error
             one = "unreadable"
         if one is None:
             return ""
-        state.update(one.encode())
+        state.update(f"{one}\n".encode())
     return f"looked-{state.hexdigest()[:32]}.json"
 
 
@@ -186,15 +253,10 @@ def seen_before(name: str) -> dict[str, Any] | None:
         return None
 
 
-def decoded(
+def read_blocks(
     images: ImageSet, indices: Sequence[int], progress: Callable[[Iterable, int], Iterable] = lambda it, total: it
-) -> Iterator[list[tuple[torch.Tensor, bytes]]]:
-    """Yields blocks of (image, digest of its file), decoded by several threads.
-
-    Raises:
-        UserError: images do not decode; raised after the last block, it names up to ten.
-    """
-    broken: list[str] = []
+) -> Iterator[list[tuple[torch.Tensor, bytes] | UserError]]:
+    """Yields blocks of (image, digest of its file), or the error of reading it, decoded by several threads."""
     decode = images.decode
     assert decode is not None
 
@@ -203,38 +265,56 @@ def decoded(
         try:
             return decode.read(index)
         except UserError as error:
-            if not images.skips:
-                return error
-            other, _ = images.stand_in(index, error)
-            if isinstance(other, UserError):
-                return other
-            images.skipped[index] = str(error)
-            return other, b"unreadable"
+            return error
 
     blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
     with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:  # Pillow releases the GIL while it decodes
         for block in progress(blocks, len(blocks)):
-            items = list(pool.map(read, block))
-            broken += [str(item) for item in items if isinstance(item, UserError)]
-            if not broken:
-                yield [item for item in items if not isinstance(item, UserError)]
-    if broken:
-        more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        them = "them" if len(broken) > 1 else "it"
-        raise UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
+            yield list(pool.map(read, block))
+
+
+def unreadable(broken: list[str]) -> UserError:
+    """The error for images that do not decode; it names up to ten."""
+    more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    them = "them" if len(broken) > 1 else "it"
+    return UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
 
 
 def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
     """Decodes some images, given by index: uint8 `[N, C, H, W]`.
 
     Raises:
-        UserError: images do not decode; up to ten are named.
+        UserError: images do not decode, and the set does not do without them; up to ten are named.
     """
-    return torch.cat([torch.stack([image for image, _ in block]) for block in decoded(images, indices)])
+    found: list[torch.Tensor] = []
+    broken: list[str] = []
+    items = (item for block in read_blocks(images, indices) for item in block)
+    for index, item in zip(indices, items, strict=True):
+        image = item[0] if isinstance(item, tuple) else images.stand_in(index, item)[0] if images.skips else item
+        if isinstance(image, UserError):
+            broken.append(str(image))
+        else:
+            found.append(image)
+    if broken:
+        raise unreadable(broken)
+    return torch.stack(found)
+
+
+def describe_traits(images: ImageSet) -> list[str]:
+    """What decoding changes in a sample of the files, a line each: 16 bits, transparency and orientation are lost."""
+    if images.decode is None:
+        return []
+    step = max(1, len(images) // LOOKED_INTO)
+    some = range(0, len(images), step)[:LOOKED_INTO]
+    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:
+        found = [one for one in pool.map(images.decode.traits, some) if one is not None]
+    return words_of_traits(found)
 
 
 def audit(images: ImageSet) -> str:
-    """Describes a data set in one line: images, classes, smallest and largest class, shape, range, where it is kept.
+    """Describes a data set in a line: images, classes, smallest and largest class, shape, range, where it is kept.
+
+    A line for each of its notes follows: what was passed over, left out or converted.
 
     Raises:
         UserError: all sampled pixels are equal, or an image does not decode.
@@ -264,7 +344,8 @@ def audit(images: ImageSet) -> str:
         sizes = f"{counts[0]:,} each"
     classes = f"{images.num_classes} classes ({sizes})" if images.num_classes > 1 else "1 class"
     mixture = describe_mixture(counts.tolist())
-    return (
+    line = (
         f"{images.name}: {len(images):,} images, {classes}, {images.channels} x {images.resolution} x {images.resolution},"
         f" range {low}..{high} ({looked}), {where}" + (f"; unbalanced classes: {mixture}" if mixture else "")
     )
+    return "\n  ".join([line, *images.notes])

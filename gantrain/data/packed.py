@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,15 +27,16 @@ import torch
 from gantrain import lock
 from gantrain.atomic_file import write_atomically
 from gantrain.cache import cache_folder, keep_file, state_of_file
+from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source
-from gantrain.data.intake import BLOCK, decoded
+from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
 from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
 IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
-SUMS = ("sha256", "head_sha256")  # keys of the head that are only known at the end
+AT_THE_END = ("sha256", "head_sha256", "notes", "whole")  # keys of the head that are only known at the end
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
 AGAIN = "rebuild it with `gantrain prepare`"
 Progress = Callable[[Iterable, int], Iterable]
@@ -89,7 +91,7 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
         f"packed/{folder.name}", torch.from_numpy(labels), head["classes"], shape[1], resolution, torch.from_numpy(pixels), mapped=True,
         named=head.get("named"),
     )  # fmt: skip
-    images.content = hashlib.sha256("".join(head["sha256"]).encode()).hexdigest()
+    images.content, images.notes = hashlib.sha256("".join(head["sha256"]).encode()).hexdigest(), head.get("notes", [])
     images.verify = lambda progress: verify(folder, images, head, progress)
     return images
 
@@ -101,6 +103,11 @@ def read_head(folder: Path) -> dict[str, Any]:
         UserError: the head is missing, unreadable or damaged, or the data set is unfinished.
     """
     draft = drafts(folder)
+    if not folder.exists() and not draft.is_dir():
+        raise UserError(
+            f"data.root: {str(folder)!r} does not exist{seen_from(folder)}; pass the folder of a prepared data set,"
+            " or make one with `gantrain prepare`"
+        )
     if not (folder / HEAD).is_file():
         hint = f"run the command that began {draft} again to finish it" if draft.is_dir() else "make one with `gantrain prepare`"
         raise UserError(f"data.root: {str(folder)!r} is not a prepared data set (it has no {HEAD}); {hint}")
@@ -128,6 +135,7 @@ def is_head(head: Any) -> bool:
     try:
         numbers = [head[key] for key in ("images", "channels", "resolution")]
         texts = [head["source"], head["listing"], head["labels_sha256"], head.get("head_sha256", ""), *head["classes"], *head["sha256"]]
+        texts += head.get("notes", [])  # earlier heads have none
         return (
             head["format"] == FORMAT
             and all(type(n) is int and n > 0 for n in numbers)
@@ -196,7 +204,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     """Write a data set as a prepared one, continuing an interrupted call. Returns how many images this call decoded.
 
     Args:
-        images: the data set, decoded on demand or in memory.
+        images: the data set, decoded on demand or in memory. If it `skips`, unreadable images are left out of it and of the folder.
         folder: the folder to create; until it is complete, its name ends in .part.
         source: description of the origin, stored in the head.
         progress: wraps an iterable of a known length in a progress bar.
@@ -220,16 +228,19 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         **({} if images.named is None else {"named": images.named}),  # whether the classes are names, even if they look like numbers
     }
     refuse_small_disk(images, draft)
+    images.notes += describe_traits(images)
     draft.mkdir(parents=True, exist_ok=True)
     with locked(draft):
         if begun(draft) not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
             write_atomically(draft / HEAD, json.dumps(head), durable=True, only_writer=True)
-            sums, made = write_images(images, draft, progress)
+            head["sha256"], made = write_images(images, draft, progress)
+            if images.skipped:
+                head |= leave_gaps_out(images, draft, head)
             with open(draft / LABELS, "wb") as file:
                 np.save(file, images.labels.numpy().astype(np.int64), allow_pickle=False)
-            head["sha256"] = sums
+            head["notes"] = images.notes
             write_atomically(draft / HEAD, json.dumps({**head, "head_sha256": sum_of_head(head)}), durable=True, only_writer=True)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -270,29 +281,68 @@ def locked(draft: Path) -> IO[str]:
 
 
 def begun(draft: Path) -> dict[str, Any] | None:
-    """The head that an earlier, interrupted call wrote, without checksums; None if there is none.
+    """The head as an earlier, interrupted call began it; None if there is none.
 
     Raises:
         UserError: the head is unreadable.
     """
     try:
-        return {key: value for key, value in json.loads((draft / HEAD).read_text()).items() if key not in SUMS}
+        head = json.loads((draft / HEAD).read_text())
+        return {key: value for key, value in {**head, **head.get("whole", {})}.items() if key not in AT_THE_END}
     except FileNotFoundError:
         return None
     except PermissionError as error:
         raise may_not_be_read(error, draft / HEAD) from None
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{draft / HEAD}: is damaged; delete {draft} to start over") from None
 
 
+def leave_gaps_out(images: ImageSet, draft: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """Leaves unreadable images out of the set, and closes their gaps in the file. Returns what changes in the head.
+
+    A call that is interrupted here leaves blocks that do not match the record, and the next call decodes these again.
+
+    Raises:
+        UserError: a class has no readable image.
+    """
+    settle(images, images.skipped)
+    kept = np.setdiff1d(np.arange(head["images"]), images.left_out)
+    array = np.load(draft / IMAGES, mmap_mode="r+", allow_pickle=False)
+    sums = []
+    for start in range(0, len(kept), BLOCK):
+        block = array[kept[start : start + BLOCK]]  # a copy; an image only ever moves towards the beginning
+        array[start : start + len(block)] = block
+        sums.append(sum_of(block))
+    array.flush()
+    begin, size = array.offset, array[0].nbytes
+    del array
+    with open(draft / IMAGES, "r+b") as file:
+        write_shape(file, (len(kept), images.channels, images.resolution, images.resolution))
+        assert file.tell() == begin, "the header keeps its length"
+        file.truncate(begin + len(kept) * size)
+        file.flush()
+        os.fsync(file.fileno())
+    whole = {key: head[key] for key in ("images", "labels_sha256")}
+    return {"images": len(kept), "labels_sha256": sum_of(images.labels.numpy()), "sha256": sums, "whole": whole}
+
+
+def write_shape(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    """Writes the header of a .npy file of uint8 at the beginning of a file."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
 def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[list[str], int]:
-    """Writes the images, recording each finished block. Returns (the checksum of every block, how many images were decoded)."""
+    """Writes the images, recording each finished block. Returns (the checksum of every block, how many images it decoded).
+
+    An unreadable image leaves a gap of zeros if the set `skips`, and is added to `skipped`.
+
+    Raises:
+        UserError: images do not decode; up to ten are named.
+    """
     count = len(images)
     with open(draft / IMAGES, "r+b" if (draft / IMAGES).is_file() else "w+b") as file:
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (count, images.channels, images.resolution, images.resolution)}
-        )
+        write_shape(file, (count, images.channels, images.resolution, images.resolution))
         begin, size = file.tell(), images.channels * images.resolution**2
 
         def block(i: int) -> bytes:
@@ -300,9 +350,13 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
             file.seek(begin + i * BLOCK * size)
             return file.read((min((i + 1) * BLOCK, count) - i * BLOCK) * size)
 
-        blocks = -(-count // BLOCK)
+        blocks, gaps = -(-count // BLOCK), read_gaps(draft / DONE)
         # Recorded blocks are verified: after a power failure the record may be ahead of the data on disk.
-        done = {i: digest for i, digest in read_done(draft / DONE).items() if i < blocks and hashlib.sha256(block(i)).hexdigest() == digest}
+        done = {
+            i: digest
+            for i, digest in read_done(draft / DONE).items()
+            if i < blocks and (images.skips or not gaps[i]) and hashlib.sha256(block(i)).hexdigest() == digest
+        }
         todo = [i for i in range(blocks) if i not in done]
         try:
             if hasattr(os, "posix_fallocate"):
@@ -310,39 +364,67 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
             indices = [index for i in todo for index in range(i * BLOCK, min((i + 1) * BLOCK, count))]
             whole = progress(in_blocks(images, todo, indices), len(todo))
             with open(draft / DONE, "a") as record:
-                for i, data in whole:
+                for i, data, gaps[i] in whole:
                     file.seek(begin + i * BLOCK * size)
                     file.write(data)
                     file.flush()
                     done[i] = hashlib.sha256(data).hexdigest()
-                    record.write(json.dumps({"block": i, "sha256": done[i]}) + "\n")
+                    record.write(json.dumps({"block": i, "sha256": done[i], **({"unreadable": gaps[i]} if gaps[i] else {})}) + "\n")
                     record.flush()
             file.flush()
             os.fsync(file.fileno())
         except OSError:
             file.truncate(begin + min((max(done, default=-1) + 1) * BLOCK, count) * size)  # release the space after the last finished block
             raise
-    return [done[i] for i in range(blocks)], len(indices)
+    for i in range(blocks):
+        images.skipped.update({i * BLOCK + int(at): words for at, words in gaps[i].items()})
+    return [done[i] for i in range(blocks)], sum(index not in images.skipped for index in indices)
 
 
-def in_blocks(images: ImageSet, todo: list[int], indices: list[int]) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, bytes) of each block in `todo`, decoded by several threads."""
+def in_blocks(images: ImageSet, todo: list[int], indices: list[int]) -> Iterator[tuple[int, bytes, dict[str, str]]]:
+    """Yields each block in `todo`, decoded by several threads: (number, bytes, why images are unreadable, by their place in the block).
+
+    Raises:
+        UserError: images do not decode and the set does not do without them; raised after the last block, it names up to ten.
+    """
     if images.pixels is not None:
         for i in todo:
-            yield i, images.pixels[i * BLOCK : (i + 1) * BLOCK].contiguous().numpy().tobytes()
+            yield i, images.pixels[i * BLOCK : (i + 1) * BLOCK].contiguous().numpy().tobytes(), {}
         return
-    # `decoded` yields BLOCK images at a time, so only the very last block is shorter.
-    for i, found in zip(todo, decoded(images, indices), strict=True):
-        yield i, torch.stack([image for image, _ in found]).numpy().tobytes()
+    gap = torch.zeros(images.channels, images.resolution, images.resolution, dtype=torch.uint8)
+    broken: list[str] = []
+    # `read_blocks` yields BLOCK images at a time, so only the very last block is shorter.
+    for i, found in zip(todo, read_blocks(images, indices), strict=True):
+        errors = {str(at): str(item) for at, item in enumerate(found) if isinstance(item, UserError)}
+        if errors and not images.skips:
+            broken += errors.values()
+        if not broken:
+            yield i, torch.stack([gap if isinstance(item, UserError) else item[0] for item in found]).numpy().tobytes(), errors
+    if broken:
+        raise unreadable(broken)
+
+
+def read_gaps(path: Path) -> defaultdict[int, dict[str, str]]:
+    """Returns the unreadable images that an interrupted call recorded, for each block: their places in it, and why."""
+    gaps: defaultdict[int, dict[str, str]] = defaultdict(dict)
+    for one in read_record(path):
+        gaps[int(one["block"])] = {str(at): str(words) for at, words in one.get("unreadable", {}).items()}
+    return gaps
 
 
 def read_done(path: Path) -> dict[int, str]:
-    """Returns the checksums of the blocks that an interrupted call recorded; a truncated line is ignored."""
-    done = {}
+    """Returns the checksums of the blocks that an interrupted call recorded."""
+    return {int(one["block"]): str(one["sha256"]) for one in read_record(path)}
+
+
+def read_record(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of the record of finished blocks, up to one that is truncated."""
     try:
         for line in path.read_text().splitlines():
             one = json.loads(line)
-            done[int(one["block"])] = str(one["sha256"])
+            types = {"block": int, "sha256": str, "unreadable": dict}
+            if not all(isinstance({"unreadable": {}, **one}[key], kind) for key, kind in types.items()):
+                return
+            yield one
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return done
+        return

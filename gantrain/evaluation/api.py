@@ -35,6 +35,8 @@ from gantrain.models.architecture import is_latent_generator
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.latents import draw
+from gantrain.score_names import doubts
+from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
 YAML = (".yaml", ".yml")
@@ -80,7 +82,7 @@ def evaluate(
 
     Returns:
         Scores by name, with the extractor's prefix. What must be known about them is a Python warning: few images, digits features of
-        other images, unbalanced classes, a generator that has collapsed.
+        other images, unbalanced classes, a generator that has collapsed, files that were passed over or that decoding changes.
 
     Raises:
         UserError: something cannot be scored, or features is needed; one line with the reason.
@@ -116,7 +118,10 @@ def score_source(
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
         scores = score_images(evaluator, images, config.eval.num_samples, "score")
-        return scores, [*evaluator.remarks.notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
+        about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
+        about += [f"reference: {note}" for note in evaluator.real.notes]
+        notes = [*evaluator.remarks.notes, *doubts({"images": scores})]
+        return scores, [*about, *notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
 
 
 def choose_features(reference: Any) -> Any:
@@ -125,7 +130,7 @@ def choose_features(reference: Any) -> Any:
     Raises:
         UserError: it names none.
     """
-    path = Path(reference).expanduser() if isinstance(reference, (str, Path)) else None
+    path = find_config(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else None
     if path is not None and not path.exists():
         raise UserError(f"{path}: there is no such file or folder; pass a reference, see gantrain.evaluation.references")
     if path is not None and (path / CONFIG_FILE).is_file():

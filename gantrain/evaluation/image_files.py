@@ -13,17 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from gantrain import randomness
 from gantrain.cache import cache_folder, keep_file, state_of_file
-from gantrain.data.archive import ZipDecoder, read_zip
-from gantrain.data.folder import EXTENSIONS, MOST_PIXELS, images_under, reason, upright
+from gantrain.data.archive import UNREADABLE, ZipDecoder, read_zip
+from gantrain.data.classes import note_splits
+from gantrain.data.decoding import UNDECODABLE, Traits, reason, refuse_bomb, traits_of, upright, words_of_traits
+from gantrain.data.intake import LOOKED_INTO
+from gantrain.data.listing import components, list_folder, zip_components
 from gantrain.data.stream import permuted
 from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
 
@@ -38,6 +42,7 @@ class Pictures:
         shape: (C, H, W) of each.
         content: computes the SHA-256 of all images; slow, so it is called only when needed.
         take: reads images by number: uint8 `[n, C, H, W]` on the CPU; raises UserError naming an image that is unreadable.
+        notes: what the user should know about the files, a line each: what was passed over, and what decoding changes.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Pictures:
     shape: tuple[int, int, int]
     content: Callable[[], str]
     take: Callable[[Sequence[int]], Tensor]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -115,15 +121,15 @@ def open_folder(folder: Path) -> Pictures:
     Raises:
         UserError: there are none, the first one does not decode, or the folder contains run folders.
     """
-    run = next(folder.glob(f"*/{CONFIG_FILE}"), None)
+    run = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if is_run_folder(path.parent)), None)
     if run is not None:
-        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run.parent}")
-    files = [str(path) for path in images_under(folder)]
-    files.sort()  # as text, not by path component: torch-fidelity's order, on which KID and IS depend
-    if not files:
-        raise UserError(f"{folder}: contains no images ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run}")
+    listing = list_folder(folder)
+    listing.require(f"{folder}:")
+    files = sorted(str(folder / name) for name in listing.files)  # as text, not by component: the order of torch-fidelity's KID and IS
+    notes = listing.notes() + note_splits([components(name) for name in listing.files])
 
-    return open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file)
+    return open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file, notes)
 
 
 def open_zip(path: Path) -> Pictures:
@@ -132,9 +138,9 @@ def open_zip(path: Path) -> Pictures:
     Raises:
         UserError: there are none, or the first one does not decode.
     """
-    members, _ = read_zip(path)
-    if not members:
-        raise UserError(f"{path}: contains no images ({', '.join(sorted(EXTENSIONS))})")
+    listing = read_zip(path)
+    listing.require(f"{path}:")
+    members = listing.members
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
     return open_files(
@@ -142,18 +148,21 @@ def open_zip(path: Path) -> Pictures:
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
         lambda name: decoder.state(numbers[name]),
+        listing.notes() + note_splits([zip_components(name) for name in listing.files]),
     )
 
 
-def open_files(name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str | None]) -> Pictures:
+def open_files(
+    name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str | None], notes: Sequence[str] = ()
+) -> Pictures:
     """Open files by name.
 
     Args:
         name: for messages and records.
         files: names of the files.
         read: reads a file's bytes.
-        state: a text that changes when a file does, None if nothing is known. The digest of all files is cached under it, so that it
-            is computed only once.
+        state: a text that changes when a file does, None if nothing is known; the digest of all files is cached under it.
+        notes: what the user should know about the files, a line each.
 
     Raises:
         UserError: the first file does not decode.
@@ -162,7 +171,7 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
     def data_of(file: str) -> bytes:
         try:
             return read(file)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{file}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
 
     first = decode(data_of(files[0]), files[0])
@@ -170,41 +179,63 @@ def open_files(name: str, files: list[str], read: Callable[[str], bytes], state:
     def one(number: int) -> Tensor:
         image = decode(data_of(files[number]), files[number])
         if image.shape != first.shape:
-            sizes = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
-            raise UserError(
-                f"{files[number]}: differs in size from {files[0]}, {sizes}; images are not resized, so convert them to one size"
-            )
+            two = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
+            raise UserError(f"{files[number]}: differs in size from {files[0]}, {two}; images are not resized, so convert them to one size")
         return image
 
     def take(numbers: Sequence[int]) -> Tensor:
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, numbers)))
 
-    def key() -> str:
-        """Name of the cached digest, from the states of all files; "" if they prove nothing."""
-        try:
-            states = list(map(state, files))
-        except OSError:  # a file is gone; reading it reports that
-            return ""
-        whole = "\n".join(one for one in states if one is not None)
-        return "" if None in states else f"pictures-{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
-
     def content() -> str:
-        seen = key()
-        with suppress(OSError, ValueError):
-            if seen:
-                return json.loads((cache_folder() / seen).read_text())
-        digest = hashlib.sha256()
-        with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
-            shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
-            for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
-                digest.update(one)
-        if seen and key() == seen:  # nothing has changed in the meantime
-            keep_file(seen, json.dumps(digest.hexdigest()).encode())
-        return digest.hexdigest()
+        return digest_of(name, files, data_of, state)
 
     channels, height, width = first.shape
-    return Pictures(name, len(files), (channels, height, width), content, take)
+    return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *describe_decoding(files, read)))
+
+
+def digest_of(name: str, files: Sequence[str], data_of: Callable[[str], bytes], state: Callable[[str], str | None]) -> str:
+    """SHA-256 of the contents of files, cached as long as their states stay the same; arguments as `open_files`."""
+    seen = key_of(files, state)
+    with suppress(OSError, ValueError):
+        if seen:
+            return json.loads((cache_folder() / seen).read_text())
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
+        shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
+        for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
+            digest.update(one)
+    if seen and key_of(files, state) == seen:  # nothing has changed in the meantime
+        keep_file(seen, json.dumps(digest.hexdigest()).encode())
+    return digest.hexdigest()
+
+
+def key_of(files: Sequence[str], state: Callable[[str], str | None]) -> str:
+    """Name of a cached digest, from the states of all files; "" if they prove nothing."""
+    states = hashlib.sha256()
+    for file in files:
+        try:
+            one = state(file)
+        except OSError:  # the file is gone; reading it reports that
+            one = None
+        if one is None:
+            return ""
+        states.update(f"{one}\n".encode())
+    return f"pictures-{states.hexdigest()[:32]}.json"
+
+
+def describe_decoding(files: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
+    """What decoding changes in a sample of the files, a line each; arguments as `open_files`."""
+
+    def traits(file: str) -> Traits | None:
+        try:
+            return traits_of(read(file))
+        except UNREADABLE:
+            return None
+
+    some = files[:: max(1, len(files) // LOOKED_INTO)][:LOOKED_INTO]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return words_of_traits([one for one in pool.map(traits, some) if one is not None])
 
 
 def decode(data: bytes, name: str) -> Tensor:
@@ -215,8 +246,7 @@ def decode(data: bytes, name: str) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
+            refuse_bomb(opened)
             return torch.from_numpy(np.array(upright(opened).convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         raise UserError(f"{name}: does not decode as an image ({reason(error)}); replace or remove it") from None

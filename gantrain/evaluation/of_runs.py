@@ -16,6 +16,7 @@ from gantrain.data import prepare
 from gantrain.distributed import local_processes, main_first, make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
+from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_run
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.generators import load_weights
@@ -69,7 +70,8 @@ class RunScorer:
 
         images = None  # with eval.reference, the run's own images are not needed and may be missing
         if config.eval.reference is None:
-            images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar))
+            state = read_state(self.path)
+            images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar, state))
         # The memory layout of training: another order of summation would change single pixels.
         switches = performance.pick(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)

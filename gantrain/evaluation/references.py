@@ -24,7 +24,7 @@ from gantrain.errors import UserError, readable
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.shipped import find_config
 
 FEWEST_REAL = 8  # images of a reference; metrics that halve it need three neighbours in each half
@@ -44,6 +44,7 @@ class Reference:
         statistics: contents of a file; None for images.
         class_counts: images per class of the data set; empty if the images have no labels.
         is_unchanged: reads the content again and says whether it is still `content`, None if that cannot be known.
+        notes: what the user should know about the images, a line each: what was passed over, left out or converted.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Reference:
     statistics: Statistics | None = None
     class_counts: tuple[int, ...] = ()
     is_unchanged: Callable[[], bool | None] = lambda: True
+    notes: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
@@ -98,7 +100,7 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
     if there.suffix.lower() in (".yaml", ".yml"):
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
     if there.is_dir():
-        if (there / CONFIG_FILE).is_file():
+        if is_run_folder(there):
             return wrap_dataset(prepare(configuration_of(there).data, device, local_processes()), most)
         if (there / HEAD).is_file():
             head = read_head(there)
@@ -138,6 +140,7 @@ def wrap_dataset(images: ImageSet, most: int | None) -> Reference:
     return Reference(
         images.name, images.fingerprint, count, (images.channels, images.resolution, images.resolution), take, count,
         class_counts=tuple(counts.tolist()), is_unchanged=lambda: intake.is_unchanged(images),
+        notes=tuple(images.notes),
     )  # fmt: skip
 
 
@@ -162,6 +165,7 @@ def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
     return Reference(
         pictures.name, content, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count,
         is_unchanged=is_unchanged,
+        notes=pictures.notes,
     )  # fmt: skip
 
 

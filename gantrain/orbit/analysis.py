@@ -13,6 +13,7 @@ import numpy as np
 
 from gantrain.averaging import LIVE, weight_profile
 from gantrain.averaging.average import Looks
+from gantrain.averaging.birth import since_birth
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.config.config import Config
 from gantrain.errors import UserError
@@ -249,7 +250,8 @@ def load_profiles(path: Path, config: Config, last: int) -> dict[PlayerKey, dict
     for key, group in groups:
         followed = {name: one for name, one in config.followed(key).items() if name in state[group]}
         looks = {name: [look for look in Looks(state[group][name]["looks"]).unrolled() if look[0] <= last] for name in followed}
+        born = {name: state[group][name]["first_nimg"] for name in followed}
         found[key] = {
-            name: weight_profile(one, looks[name], state[group][name]["first_nimg"]) for name, one in followed.items() if looks[name]
+            name: weight_profile(since_birth(one, born[name]), looks[name], born[name]) for name, one in followed.items() if looks[name]
         }
     return found

@@ -53,12 +53,8 @@ class OrbitRecorder:
         self.settings, self.banks, self.writes, self.persistent = settings, banks, writes, persistent
         self.path = run_dir / FOLDER / RECORD_FILE
         self.on = settings.every_kimg is not None
-        self.live = (
-            {key: {n: w.detach() for n, w in named_weights(bank.network).items()} for key, bank in banks.items()}
-            if self.on and writes
-            else {}
-        )
-        self.sketches = {key: Sketch(weights, key, settings.size) for key, weights in self.live.items()}
+        watched = banks if self.on and writes else {}
+        self.sketches = {key: Sketch(named_weights(bank.network), key, settings.size) for key, bank in watched.items()}
         self.nimg = -1  # of the last recording
         self.latest: dict[str, float] = {}  # distances of the last recording written, for a line of metrics.jsonl
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
@@ -103,9 +99,10 @@ class OrbitRecorder:
         names: list[tuple[str, str, str]] = []
         values: list[Tensor] = []
         for key, bank in self.banks.items():
-            device = next(iter(self.live[key].values())).device
+            live = named_weights(bank.network)
+            device = next(iter(live.values())).device
             for name in [LIVE, *bank.started()]:
-                weights = self.live[key] if name == LIVE else bank[name].shadows
+                weights = live if name == LIVE else bank[name].shadows
                 names.append(("sketch", key, name))
                 values.append(self.sketches[key](weights).to(device, widest_float(device)))
                 if name != LIVE:

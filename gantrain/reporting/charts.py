@@ -132,8 +132,8 @@ def batch_figure(record: Record) -> go.Figure:
 
 def top_of(lines: Sequence[dict[str, Any]], sizes: Sequence[float]) -> float:
     """Where the bands of noise scales without an upper end stop: a decade above everything else in the panel."""
-    ends = [line.get(f"noise_scale/{player}/b_simple{end}") for line in lines for player in PLAYERS for end in ("_low", "_high")]
-    return 10 * max([1.0, *sizes, *(end for end in ends if drawable(end) is not None)])
+    ends = (drawable(line.get(f"noise_scale/{player}/b_simple_{end}")) for line in lines for player in PLAYERS for end in ("low", "high"))
+    return 10 * max([1.0, *sizes, *(end for end in ends if end is not None)])
 
 
 def band(kimg: Sequence[float], lines: Sequence[dict[str, Any]], prefix: str, top: float) -> dict[str, Any]:

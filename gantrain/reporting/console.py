@@ -5,49 +5,63 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from gantrain.reporting.time_left import Costs, Pace, Plan
 
 
 class Progress:
-    """Measures the speed of a run, for its console line.
+    """Measures the speed of a run, for its console line, and foresees how long the rest takes.
 
     Args:
         total_nimg: images of the whole run.
         nimg: images seen at the start.
+        plan: returns what is still to come when a line is written; None is the rest of the images alone.
+        costs: of the work besides training.
     """
 
-    def __init__(self, total_nimg: int, nimg: int):
-        self.total, self.started_at, self.start = total_nimg, time.monotonic(), nimg
+    def __init__(self, total_nimg: int, nimg: int, plan: Callable[[], Plan] | None = None, costs: Costs | None = None):
+        self.total, self.started_at = total_nimg, time.monotonic()
         self.last_time, self.last_nimg = self.started_at, nimg
-        self.aside = self.all_aside = 0.0
+        self.aside = 0.0
         self.seconds = 0.0  # spent on training between the last two lines
+        self.pace, self.plan, self.costs = Pace(), plan, costs or Costs()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Within this context, time counts neither towards the speed nor towards the time left."""
+        """Within this context, time does not count towards the speed."""
         began = time.monotonic()
         yield
         self.aside += time.monotonic() - began
 
     def back_to(self, nimg: int) -> None:
-        """Continue from fewer images, after a rollback; the abandoned images count towards the speed, but not towards the progress."""
-        self.start -= self.last_nimg - nimg
+        """Continue from fewer images, after a rollback."""
         self.last_nimg = nimg
 
-    def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-        """(line, times for the record: images per second since the previous line, seconds since the start, seconds left)."""
+    def line(self, nimg: int, values: Mapping[str, float]) -> tuple[str, dict[str, float | str]]:
+        """(line, times for the record: images per second since the previous line, seconds since the start, seconds left).
+
+        If some of the work that is left has not been measured yet, the record also says which.
+        """
         now = time.monotonic()
         self.seconds = max(now - self.last_time - self.aside, 1e-9)
-        times = {"throughput/img_per_s": (nimg - self.last_nimg) / self.seconds, "throughput/elapsed_s": now - self.started_at}
-        self.all_aside, self.aside = self.all_aside + self.aside, 0.0
-        overall = (nimg - self.start) / max(now - self.started_at - self.all_aside, 1e-9)
-        if overall > 0:
-            times["throughput/left_s"] = max(0, self.total - nimg) / overall
-        self.last_time, self.last_nimg = now, nimg
+        times: dict[str, float | str] = {
+            "throughput/img_per_s": (nimg - self.last_nimg) / self.seconds,
+            "throughput/elapsed_s": now - self.started_at,
+        }
+        batch = int(values.get("batch/size", 0))
+        self.pace.add(nimg - self.last_nimg, self.seconds, batch)
+        plan = self.plan() if self.plan else Plan([(max(0, self.total - nimg), batch)])
+        training, (work, unknown) = self.pace.of(plan.training), self.costs.of(plan.work)
+        if training is not None:
+            times["throughput/left_s"] = training + work
+            times |= {"throughput/left_excludes": ", ".join(unknown)} if unknown else {}
+        self.aside, self.last_time, self.last_nimg = 0.0, now, nimg
         return console_line(nimg, self.total, {**values, **times}), times
 
 
-def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
+def console_line(nimg: int, total: int, values: Mapping[str, Any]) -> str:
     """Format a training line of the record for the console; columns have the same width in all lines.
 
     Args:
@@ -55,12 +69,25 @@ def console_line(nimg: int, total: int, values: Mapping[str, float]) -> str:
         values: a training line of metrics.jsonl; a missing number is shown as nan, a missing time as ?.
     """
     of = lambda key, width, decimals: format_fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
-    elapsed, left = (duration(values[key]) if key in values else "?" for key in ("throughput/elapsed_s", "throughput/left_s"))
+    elapsed = duration(values["throughput/elapsed_s"]) if "throughput/elapsed_s" in values else "?"
+    left, besides = time_left(values)
+    besides = f" | to go: {besides}" if besides else ""
     return (
         f"{nimg / 1000:9.1f} kimg {min(1.0, nimg / total):4.0%} | {elapsed:>7} + {left:>7} to go | {of('throughput/img_per_s', 6, 0)} img/s"
         f" | loss D {of('loss/d', 6, 3)} G {of('loss/g', 6, 3)} | D(real) {of('logits/real', 6, 2)} D(fake) {of('logits/fake', 6, 2)}"
-        f" | batch {of('batch/size', 5, 0).strip():<5} | {of('memory/gib', 5, 1)} GiB{noise_in_words(values)}"
+        f" | batch {of('batch/size', 5, 0).strip():<5} | {of('memory/gib', 5, 1)} GiB{noise_in_words(values)}{besides}"
     )
+
+
+def time_left(values: Mapping[str, Any]) -> tuple[str, str]:
+    """(the time left by a training line of the record, what has to be added to it), for the console line and `gantrain watch`.
+
+    A time to which something has to be added starts with ~. It is ? if the line has none.
+    """
+    left, unknown = values.get("throughput/left_s"), values.get("throughput/left_excludes")
+    if not isinstance(left, (int, float)):
+        return "?", ""
+    return ("~" if unknown else "") + duration(left), f"plus {unknown}" if unknown else ""
 
 
 def format_fixed(value: float, width: int, decimals: int) -> str:

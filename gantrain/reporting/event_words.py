@@ -12,13 +12,16 @@ from typing import Any
 
 from gantrain import clock
 from gantrain.errors import counted
-from gantrain.reporting.console import console_line, duration
+from gantrain.reporting.console import console_line, time_left
 from gantrain.reporting.score_table import table
-from gantrain.run_folder.record import ENDS, evaluation, goes_back
+from gantrain.run_folder.record import ENDS, Record, evaluation, goes_back
 
 Line = Mapping[str, Any]  # of metrics.jsonl
 # Events that tables and marks show; the others are only recorded.
-TOLD = ("swap", "growth", "rollback", "warning", "collapse", "gave_up", "not_written", "interrupted", "resume", "end")
+TOLD = (
+    "swap", "growth", "rollback", "warning", "collapse", "gave_up", "not_written", "interrupted", "fork", "resume", "average_added",
+    "data_changed", "end",
+)  # fmt: skip
 SILENT = ("checkpoint", "best")  # events that the console does not print either
 
 
@@ -68,6 +71,30 @@ def rollback(line: Line) -> str:
     return words
 
 
+def fork(line: Line) -> str:
+    """The run and the checkpoint that a run continues from, and what was changed."""
+    changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in line.get("changed", {}).items())
+    return f"forked from {line['from']} at {line['nimg'] / 1000:g} kimg{f': {changes}' if changes else ''}"
+
+
+def average_added(line: Line) -> str:
+    """The name and the settings of an average that begins in the middle of a run."""
+    settings = ", ".join(f"{key} {value}" for key, value in line["settings"].items() if key != "name" and value is not None)
+    return f"average {line['average']} added: {line['settings']['name']}{f' with {settings}' if settings else ''}"
+
+
+def data_changed(line: Line) -> str:
+    """The data set whose images changed, and both fingerprints."""
+    return f"the images of {line['data']} have changed: fingerprint {line['before'][:16]} -> {line['after'][:16]}"
+
+
+def changes_of(record: Record) -> dict[str, str]:
+    """What became of a run after it was configured, for the facts of a page: its origin, averages and images; empty if there is none."""
+    told = {"Fork": "fork", "Added averages": "average_added", "Changed data": "data_changed"}
+    found = {title: [f"{what_happened(line)}, at {kimg(line)}" for line in record.events(name)] for title, name in told.items()}
+    return {title: "; ".join(lines) for title, lines in found.items() if lines}
+
+
 def own_words(line: Line) -> str:
     """The words stored in the event."""
     return str(line["words"])
@@ -85,6 +112,9 @@ WHAT: dict[str, Callable[[Line], str]] = {
     **dict.fromkeys(("warning", "collapse", "gave_up", "not_written"), own_words),
     "interrupted": lambda line: f"stopped by {line['signal']}",
     "resume": lambda line: "resumed",
+    "fork": fork,
+    "average_added": average_added,
+    "data_changed": data_changed,
     "end": lambda line: f"done{collapsed(line)}",
 }
 
@@ -122,6 +152,12 @@ def say_interrupted(line: Line) -> str:
     return f"stopped by {line['signal']} at {kimg(line)}; run the same command to resume{where}"
 
 
+def say_added(line: Line) -> str:
+    """An average that begins in the middle of a run, and when it begins."""
+    begins = max(line["nimg"] / 1000, line["settings"].get("start_kimg") or 0)
+    return f"{average_added(line)}; it begins at {begins:g} kimg with the weights of that moment"
+
+
 def say_swap(line: Line) -> str:
     """A swap and the live scores around it; empty for the scores before it, which are shown with the swap."""
     metric, value = next(iter(line["live"].items()), ("", 0.0))
@@ -144,6 +180,9 @@ CONSOLE: dict[str, Callable[[Line], str]] = {
     "not_written": lambda line: f"{line['words']}; continuing (checkpoint.on_error=continue)",
     "skipped": lambda line: f"data: skipped: {line['image']}",
     "interrupted": say_interrupted,
+    "fork": fork,
+    "average_added": say_added,
+    "data_changed": lambda line: f"{data_changed(line)}, at {kimg(line)}",
     "gave_up": lambda line: f"gave up at {kimg(line)}: {line['words']}",
     "end": lambda line: f"done at {kimg(line)}{collapsed(line)}",
 }
@@ -182,6 +221,7 @@ class Teller:
         self._before: dict[str, float] = {}  # scores of the live weights before a swap
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)  # images and seconds of the last lines of losses
         self._last: int | None = None
+        self._left: tuple[str, str] = "?", ""
 
     @property
     def total(self) -> int:
@@ -201,6 +241,7 @@ class Teller:
             if self._last is not None and nimg > self._last and rate > 0:
                 self._recent.append((nimg - self._last, (nimg - self._last) / rate))
             self._last = nimg
+            self._left = time_left(line)
             return console_line(nimg, self.total, line)
         scored = evaluation(line)
         if scored is None:
@@ -209,12 +250,12 @@ class Teller:
         return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores, notes=scored.protocol.get('notes') or ())}"
 
     def rest(self) -> str:
-        """The recent speed, and the time left at that speed; empty if it is unknown."""
+        """The recent speed, and the time left by the run's last line; what is unknown is left out."""
         seconds = sum(s for _, s in self._recent)
-        if not seconds:
-            return ""
-        rate = sum(n for n, _ in self._recent) / seconds
-        return f"{rate:.0f} img/s, {duration(max(0, self.total - self.nimg) / rate)} to go"
+        rate = f"{sum(n for n, _ in self._recent) / seconds:.0f} img/s" if seconds else ""
+        left, besides = self._left
+        to_go = "" if left == "?" else f"{left} to go" + (f", {besides}" if besides else "")
+        return ", ".join(part for part in (rate, to_go) if part)
 
     def _event(self, name: str, line: Line) -> str:
         self.told = name if name in (*ENDS, "start", "resume") else self.told

@@ -24,13 +24,15 @@ from PIL import Image
 from gantrain.config import loading
 from gantrain.errors import counted
 from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, build_curves, describe_gaps, differences, group_runs, names_of
-from gantrain.reporting.console import duration
+from gantrain.reporting.console import duration, time_left
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
+from gantrain.reporting.event_words import changes_of
 from gantrain.reporting.page_figures import stack
 from gantrain.reporting.page_tables import means_table, swap_table, tables
 from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.run_folder.provenance import utc_now
-from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
+from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, FORKED, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
+from gantrain.run_folder.snapshot_bound import describe_room
 from gantrain.sampling.sheets import read_side_by_side
 from gantrain.score_names import LIVE, better_when_higher
 from gantrain.version import __version__
@@ -49,6 +51,7 @@ IN_WORDS = {
     GAVE_UP: "gave up: training went wrong and could not recover",
     CUT_SHORT: "cut short: it was killed or ended by an error; run the same command to resume it from its last checkpoint",
     EMPTY: "nothing has been written yet",
+    FORKED: "forked from another run, and not trained yet",
     DAMAGED: "damaged: no line of metrics.jsonl can be read",
 }
 
@@ -88,7 +91,8 @@ def render_page(records: Sequence[Record]) -> str:
         version=__version__, made=utc_now(), level=LEVEL,
         heads=[head(record, name) for name, record in named.items()],
         groups=[group_head(group, groups) for group in groups], several=one is None, drawn_as=drawn_as(groups),
-        notes=say_of_runs({name: notes(record) for name, record in named.items()}),
+        notes=say_of_runs({name: notes(record) for name, record in named.items()})
+        + ([] if one else say_of_runs({name: [f"Scores: {note}" for note in notes_on_scores(record)] for name, record in named.items()})),
         chart_lacks=say_of_runs({name: chart_lacks(record) for name, record in named.items()})
         + [gap for group in groups for gap in describe_gaps(group, metrics)],
         figure=as_script(json.loads(figure.to_json())) if figure.data else "", averages=chosen_averages(groups, metrics),
@@ -115,6 +119,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     batch = record.training[-1] if record.training else {}
     rows = {
         "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
+        **changes_of(record),
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
         "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",
@@ -123,6 +128,8 @@ def head(record: Record, name: str) -> dict[str, Any]:
         else "",
         "Parameters": f"G {parameters['g']:,}, D {parameters['d']:,}" if parameters else "",
         "Seed": str(config.seed),
+        "Left": left_in_words(record),
+        "Snapshots": describe_room(record.run, config),
         "Versions": ", ".join(
             f"{name} {version}" for name, version in {"gantrain": facts.get("gantrain"), **facts.get("versions", {})}.items() if version
         ),
@@ -133,7 +140,7 @@ def head(record: Record, name: str) -> dict[str, Any]:
     }
     return {
         "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
-        "no_score": no_score(record), "features_note": record.evaluations[-1].protocol.get("features_note") if record.evaluations else None,
+        "no_score": no_score(record), "score_notes": notes_on_scores(record),
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
 
@@ -151,6 +158,14 @@ def best_of(record: Record, metric: str) -> dict[str, Any] | None:
         return None
     value, average, nimg = found
     return {"metric": metric, "value": value, "text": f"{value:.4f}", "average": average, "kimg": nimg / 1000}
+
+
+def left_in_words(record: Record) -> str:
+    """The time left of a run that is still training, as it announced it with its last line; empty for others."""
+    if record.status not in (RUNNING, MAYBE) or not record.training:
+        return ""
+    left, besides = time_left(record.training[-1])
+    return "" if left == "?" else f"{left}{' ' if besides else ''}{besides}, by its last line"
 
 
 def no_score(record: Record) -> str:
@@ -210,13 +225,17 @@ def in_yaml(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def notes_on_scores(record: Record) -> list[str]:
+    """What must stand beside a run's scores, as sentences: in the card of its best scores, or in the notes of a page of several runs."""
+    return [f"{note}." for note in record.comparable[-1].protocol.get("notes") or ()] if record.comparable else []
+
+
 def notes(record: Record) -> list[str]:
     """What is incomplete about a run, and what the page leaves out."""
     found = []
     apart = len(record.evaluations) - len(record.comparable)
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
-    found += [f"Scores: {note}." for note in record.evaluations[-1].protocol.get("notes") or ()] if record.evaluations else []
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
     if record.abandoned:

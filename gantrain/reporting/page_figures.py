@@ -276,10 +276,11 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
         for record in group.records:
             for key, (name, colour, dash) in keys.items():
                 x, y = points_of(record, key)
+                alone = len({at for at, value in zip(x, y) if value is not None}) == 1  # a line needs two points to be seen
                 name = name if len(groups) == 1 else f"{group.name} {name}"
                 made.line(
                     title, name, x, y, colour if len(groups) == 1 else nth_style(i).colour, key, group.name,
-                    named=len(groups) == 1, meta={"run": record.run.name},
+                    named=len(groups) == 1, meta={"run": record.run.name}, mode="markers" if alone else "lines",
                     line={"width": 1 if group.several else 1.6, "dash": dash, **({"shape": "hv"} if key.startswith("batch/") else {})},
                     **({"hoverinfo": "skip"} if group.several else {"hovertemplate": f"{name} %{{y:.5g}}<extra></extra>"}),
                 )  # fmt: skip

@@ -34,7 +34,9 @@ def installed(package: str) -> bool:
         return False
 
 
-def open_views(settings: Tracking, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> list[View]:
+def open_views(
+    settings: Tracking, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None], group: str | None = None
+) -> list[View]:  # fmt: skip
     """Open or continue the views of a run: W&B unless disabled, TensorBoard if enabled.
 
     Call it on the main process only, after the start event has been written to metrics.jsonl.
@@ -45,12 +47,13 @@ def open_views(settings: Tracking, run_id: str, config: Mapping[str, Any], run_d
         config: configuration and machine, for W&B.
         run_dir: the run folder.
         say: prints a line.
+        group: of the run in W&B, if the settings do not name one.
     """
     views: list[View] = []
     if "disabled" not in (settings.wandb.mode, os.environ.get("WANDB_MODE")):
         from gantrain.reporting import wandb_run  # imports plotly and wandb, so only if it is used
 
-        views.append(wandb_run.open_view(settings.wandb, run_id, config, run_dir, say))
+        views.append(wandb_run.open_view(settings.wandb, run_id, config, run_dir, say, group))
     if settings.tensorboard:
         try:
             from gantrain.reporting import tensorboard_run

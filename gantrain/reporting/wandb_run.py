@@ -56,8 +56,19 @@ class WandbRun:
         self._tables: dict[str, Rows] = {}  # as last logged
 
     @classmethod
-    def start(cls, settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> WandbRun | None:
-        """Open the run, online if possible, else offline; None if neither works or W&B is disabled."""
+    def start(
+        cls, settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None], group: str | None = None
+    ) -> WandbRun | None:  # fmt: skip
+        """Open the run, online if possible, else offline; None if neither works or W&B is disabled.
+
+        Args:
+            settings: the `tracking.wandb` section.
+            run_id: of the run.
+            config: shown as the run's configuration.
+            run_dir: the run folder.
+            say: prints a line.
+            group: of the run, if the settings do not name one.
+        """
         try:
             import wandb
 
@@ -72,6 +83,9 @@ class WandbRun:
                 "project": settings.project,
                 "entity": settings.entity,
                 "name": settings.name or run_dir.name,
+                # W&B lets an argument win over its variable in the environment; None leaves the variable in force.
+                "group": None if os.environ.get("WANDB_RUN_GROUP") else settings.group or group,
+                "tags": None if os.environ.get("WANDB_TAGS") else list(settings.tags) or None,
                 "id": run_id,
                 "resume": "allow",
                 "dir": str(run_dir),
@@ -221,7 +235,9 @@ def staged_in(folder: Path) -> Iterator[None]:
         del os.environ["WANDB_DATA_DIR"]
 
 
-def open_view(settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None]) -> ViewThread:
-    """Open or continue the W&B run `run_id`, on a thread."""
-    start = functools.partial(WandbRun.start, settings, run_id, config, run_dir, say)
+def open_view(
+    settings: Wandb, run_id: str, config: Mapping[str, Any], run_dir: Path, say: Callable[[str], None], group: str | None = None
+) -> ViewThread:  # fmt: skip
+    """Open or continue the W&B run `run_id`, on a thread; see `WandbRun.start`."""
+    start = functools.partial(WandbRun.start, settings, run_id, config, run_dir, say, group)
     return ViewThread("wandb", start, settings.patience, say, hangs=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor
@@ -30,6 +31,7 @@ from gantrain.errors import UserError, in_words
 FORMAT = 4
 MANIFEST = "manifest.json"
 STATE = "state.json"
+COMPLEX = ":complex"  # behind the name of a tensor that is stored as real and imaginary parts
 WRITING = ".writing-"
 KEPT = "kept"  # an empty file in a checkpoint that is kept permanently, whatever the settings say later
 
@@ -260,7 +262,7 @@ def write(target: Path, nimg: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         draft.mkdir(parents=True)
         files = {}
         for group, named in tensors.items():  # only one group at a time is in memory twice
-            files[f"{group}.safetensors"] = write_synced(draft / f"{group}.safetensors", to_bytes(to_cpu(named)))
+            files[f"{group}.safetensors"] = write_synced(draft / f"{group}.safetensors", to_bytes(as_real(to_cpu(named))))
         files[STATE] = write_synced(draft / STATE, canonical(dict(state)))
         write_synced(draft / MANIFEST, seal({"format": FORMAT, "nimg": nimg, "files": files}))
         sync(draft)
@@ -286,7 +288,7 @@ def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
     tensors = {}
     for name in wanted:
         try:
-            tensors[name.removesuffix(".safetensors")] = from_bytes(read_checked(path, name, manifest))
+            tensors[name.removesuffix(".safetensors")] = as_complex(from_bytes(read_checked(path, name, manifest)))
         except SafetensorError as error:
             raise Damaged(f"{path / name}: is not a safetensors file ({error})") from error
     return Snapshot(manifest["nimg"], tensors, read_state(path))
@@ -390,6 +392,21 @@ def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
+def as_real(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Complex tensors as real ones `[..., 2]` under a marked name: safetensors does not have all complex types."""
+    return {
+        f"{name}{COMPLEX}" if tensor.is_complex() else name: torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def as_complex(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `as_real`."""
+    return {
+        name.removesuffix(COMPLEX): torch.view_as_complex(tensor) if name.endswith(COMPLEX) else tensor for name, tensor in tensors.items()
+    }
+
+
 def count_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
     """Size of all tensors, in bytes."""
     return sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
@@ -397,7 +414,13 @@ def count_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
 
 def free_in_words(folder: Path) -> str:
     """How much space is free on a folder's disk, in words."""
+    free = free_bytes(folder)
+    return "the free space is unknown" if free is None else f"{in_words(free)} are free"
+
+
+def free_bytes(folder: Path) -> int | None:
+    """How much space is free on a folder's disk; None if that is unknown."""
     try:
-        return f"{in_words(shutil.disk_usage(folder if folder.is_dir() else folder.parent).free)} are free"
+        return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
     except OSError:
-        return "the free space is unknown"
+        return None

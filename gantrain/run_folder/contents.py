@@ -15,6 +15,7 @@ from gantrain.config.loading import load
 from gantrain.errors import UserError, did_you_mean
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE
+from gantrain.run_folder.recognition import is_run_config
 
 
 def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
@@ -45,7 +46,14 @@ def configuration_of(run: Path) -> Config:
             kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
             raise UserError(f"{run}: is not a run folder but part of one; pass {above}{kimg}")
         raise not_a_run(run)
-    return load(run / CONFIG_FILE)
+    try:
+        return load(run / CONFIG_FILE)
+    except UserError:
+        if is_run_config(run / CONFIG_FILE):
+            raise
+        raise UserError(
+            f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"
+        ) from None
 
 
 def not_a_run(run: Path) -> UserError:

@@ -11,10 +11,9 @@ from gantrain import lock
 from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
-from gantrain.config.schema import may_change
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.best_average import BEST
+from gantrain.run_folder.changes import describe_changes, find_changes, refuse_reserved, require_late_start, require_passive
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 
@@ -23,6 +22,8 @@ ROLLBACK_FILE = "rollback.json"
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     """Make sure that a run folder is free or belongs to this run. Writes nothing: a run refused later leaves the folder as it was.
+
+    Averages that touch nothing that is trained may be added.
 
     Returns:
         The keys that have changed and may change, with their old and new values.
@@ -33,20 +34,38 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
-    if not CheckpointStore(run_dir / "checkpoints").paths():
-        if BEST in config.averagers:  # an older run with such an average resumes
-            raise UserError(f"averagers.{BEST}: the name stands for the best average in `--average {BEST}`; use another name")
+    paths = CheckpointStore(run_dir / "checkpoints").paths()
+    if not paths:
+        refuse_reserved(config.averagers)  # an older run with such an average resumes
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
-    different = loading.differing_keys(loading.load(saved), config)
-    refused = {k: v for k, v in different.items() if not may_change(k)}
-    if refused:
-        named = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(refused.items())[:8])
-        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
-        remedy = "restore these values, or use another run_dir"
-        raise UserError(f"run_dir: {run_dir} contains a run of another configuration: {named}{more}; {remedy}")
-    return {k: [old, new] for k, (old, new) in different.items() if k != "run_dir"}
+    earlier = loading.load(saved)
+    changes = find_changes(earlier, config, begun_averages(paths[-1], earlier))
+    lost = tuple(f"averagers.{name}." for name in changes.removed)
+    if lost and all(key.startswith(lost) for key in changes.refused):
+        raise UserError(
+            f"run_dir: {run_dir} has the average {changes.removed[0]}, which this configuration lacks, and its past would be lost;"
+            f" add averagers.{changes.removed[0]} as in {saved}, or drop it in another run: gantrain fork {run_dir} --out NEW"
+            f" averagers.{changes.removed[0]}=null"
+        )
+    if changes.refused:
+        raise UserError(
+            f"run_dir: {run_dir} contains a run of another configuration: {describe_changes(changes.refused)};"
+            " restore these values, use another run_dir, or continue from its checkpoint in another folder by `gantrain fork`"
+        )
+    refuse_reserved(changes.added)
+    require_passive(config, changes.added)
+    require_late_start(config, changes.added, int(paths[-1].name))
+    return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}
+
+
+def begun_averages(path: Path, config: Config) -> list[str]:
+    """Names of the averages in a checkpoint; those of the run's configuration if the checkpoint is damaged."""
+    try:
+        return list(read_state(path)["averages"])
+    except (Damaged, KeyError):
+        return list(config.averagers)
 
 
 def acquire_lock(run_dir: Path) -> IO[str]:
@@ -94,10 +113,13 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
 def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
     """Delete checkpoints of the path that a rollback abandoned: later than its target, and made before it."""
     for path in store.paths():
-        if int(path.name) <= rollback["to"]:
-            continue
-        try:
-            if read_state(path)["guard"]["rollbacks"] < rollback["guard"]["rollbacks"]:
-                shutil.rmtree(path, ignore_errors=True)
-        except Damaged:
-            pass  # reported and skipped when checkpoints are searched
+        if is_abandoned(path, rollback):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_abandoned(path: Path, rollback: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of the path that a rollback abandoned; False if it is damaged, which is reported when it is read."""
+    try:
+        return int(path.name) > rollback["to"] and read_state(path)["guard"]["rollbacks"] < rollback["guard"]["rollbacks"]
+    except Damaged:
+        return False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Parts of a protocol, with their values in older records, which do not state them. Scores that differ in one are not comparable.
 STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
-RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = (
+RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = (
     "running",
     "running?",
     "done",
@@ -40,8 +40,10 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED = (
     "cut short",
     "empty",
     "damaged",
+    "forked",
 )
-ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}  # event -> the status of a run that ended with it
+# Event -> the status of a run whose record ends with it.
+ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
 NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
@@ -164,13 +166,16 @@ class Record:
         """The state of the run, in a word or two.
 
         "running", "done", "interrupted", "gave up", "cut short" (killed, or ended by an error), "empty", "damaged" (nothing is readable),
+        "forked" (`gantrain fork` has prepared it, and it was not trained yet),
         or "running?" if this machine cannot tell.
         """
         if self.running:
             return RUNNING
-        told = [line["event"] for line in self.events(*ENDS, "start", "resume")]
+        told = [line["event"] for line in self.events(*ENDS, "start", "resume", "fork")]
         if not told:
             return CUT_SHORT if self.lines else DAMAGED if self.unreadable else EMPTY
+        if told[-1] == "fork":
+            return FORKED
         if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # extended since, and not resumed yet
             return INTERRUPTED
         return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)

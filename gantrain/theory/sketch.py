@@ -33,6 +33,7 @@ class Sketch:
     """
 
     def __init__(self, weights: Mapping[str, Tensor], purpose: str, size: int):
+        weights = {name: real_parts(weight) for name, weight in weights.items()}
         counts = [t.numel() for t in weights.values()]
         total = sum(counts)
         each = max(1, math.isqrt(total))
@@ -57,5 +58,10 @@ class Sketch:
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Returns the sketch of weights, fp32 `[size]`, on their device without a device sync, from sums in `widest_float`."""
         inside, rows, signs = self._on(next(iter(weights.values())).device)
-        gathered = torch.cat([torch.take(weights[name], index) for name, index in inside.items()])
+        gathered = torch.cat([torch.take(real_parts(weights[name]), index) for name, index in inside.items()])
         return (gathered[rows].view_as(signs) * signs).sum(dim=1, dtype=widest_float(signs.device)).float()
+
+
+def real_parts(weight: Tensor) -> Tensor:
+    """A complex tensor `[...]` as real numbers `[..., 2]`; a real one as it is."""
+    return torch.view_as_real(weight) if weight.is_complex() else weight

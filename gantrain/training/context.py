@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from gantrain.config.config import Config
 from gantrain.distributed import from_main
 from gantrain.performance import Performance
+from gantrain.reporting.time_left import Costs
 from gantrain.reporting.tracker import Tracker
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ class Context:
         run_dir: the run folder.
         tracker: records events, and prints lines on the main process.
         performance: the `performance` section with every switch decided.
+        changed_data: whether a run that is resumed may continue on other images than before.
+        costs: measures how long everything but training takes.
     """
 
     config: Config
@@ -34,6 +37,8 @@ class Context:
     run_dir: Path
     tracker: Tracker
     performance: Performance
+    changed_data: bool = False
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def main(self) -> bool:

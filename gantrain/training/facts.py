@@ -16,9 +16,11 @@ from gantrain.config import loading
 from gantrain.config.notes import notes
 from gantrain.data import ImageSet
 from gantrain.distributed import leaves_apples_gpu
-from gantrain.errors import UserError, counted
+from gantrain.errors import UserError, counted, in_words
 from gantrain.losses import Relativistic
+from gantrain.run_folder.checkpoint import free_bytes
 from gantrain.run_folder.provenance import utc_now, versions
+from gantrain.run_folder.snapshot_bound import count_snapshots, foresee_room, measure_room
 from gantrain.training.context import Context
 from gantrain.training.measurements import Measurements
 from gantrain.training.players import Players
@@ -39,6 +41,7 @@ class Facts:
 
     Attributes:
         notes: lines for the user, printed once at the start.
+        data_before: fingerprint of the images in the checkpoint that the run resumes from, or None.
     """
 
     def __init__(
@@ -47,21 +50,26 @@ class Facts:
         self.context, self.run, self.players, self.batching = context, run, players, batching
         self.images, self.measurements = images, measurements
         self.notes = notes(context.config)
+        self.data_before: str | None = None
 
     # ---- notes -------------------------------------------------------------------------------------------------------
 
     def note_resume(self, path: Path, state: Mapping[str, Any]) -> None:
         """Note what differs from the run that wrote the checkpoint just loaded."""
         batching, world, total = self.batching, self.context.world, self.context.config.total_kimg
-        if state["data_fingerprint"] != self.images.fingerprint:  # for example, a broken file was replaced
-            self.notes.append(f"the content of {self.images.name} has changed since {path.name}; its names and labels have not")
+        self.data_before = state["data_fingerprint"]
+        if self.data_before != self.images.fingerprint:
+            kept = "its names and labels have not" if state["data_listing"] == self.images.listing else "and so have its names or labels"
+            self.notes.append(f"the content of {self.images.name} has changed since {path.name}; {kept}")
         seen = state["batching"]["micro_batch"]
         if seen != batching.micro_batch:
             self.notes.append(
                 f"BatchNorm saw {seen} images at a time; from here on it sees {batching.micro_batch}: on {counted(world, 'process', 'es')}"
                 f" a batch of {batching.batch_size} has micro-batches of {batching.micro_batch}, at most {batching.first_micro_batch}"
             )
-        if self.run.nimg > self.run.total:
+        if self.run.ends:
+            self.notes.append(f"training has reached total_kimg={total:g}; what was left to do at its end is done now")
+        elif self.run.nimg > self.run.total:
             self.notes.append(f"the run has already passed total_kimg={total:g}; nothing is left to train")
 
     def note_batch(self) -> None:
@@ -132,8 +140,29 @@ class Facts:
         context.tracker.event(self.run.nimg, "resume" if path else "start", time=utc_now(), **self.describe_machine(), **more)
         context.tracker.say(self.headline(path))
         context.tracker.say(f"performance: {performance.describe(context.performance, context.config.performance, context.device)}")
+        snapshots = self.describe_snapshots()
+        if snapshots:
+            context.tracker.say(f"snapshots: {snapshots}")
         for note in self.notes:
             context.tracker.say(f"note: {note}")
+        if self.data_before not in (None, self.images.fingerprint):
+            context.tracker.event(
+                self.run.nimg, "data_changed", data=self.images.name, before=self.data_before, after=self.images.fingerprint,
+            )  # fmt: skip
+
+    def describe_snapshots(self) -> str:
+        """How many snapshots of averages the run will leave, and how much room they take; empty if there are none."""
+        config, network, run_dir = self.context.config, self.players.G.network, self.context.run_dir
+        most, by_name = count_snapshots(config)
+        room = foresee_room(config, count(network), sum(one.numel() * one.element_size() for one in network.buffers()))
+        if room is None:
+            return ""
+        beside = free_bytes(run_dir)
+        free = "; the free space is unknown" if beside is None else f"; {in_words(beside)} are free"
+        left = room - measure_room(run_dir)[1]
+        short = ", which is not enough: set a larger snapshot_every_kimg" if beside is not None and left > beside else ""
+        which = f"at most {most} by {config.total_kimg:g} kimg, of {', '.join(by_name)}"
+        return f"averages/ will hold {which}, {in_words(room)} in all{free}{short}; none is deleted"
 
     def describe(self, protocol: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration, the program and machine, and the reference of the scores, for views.
@@ -156,6 +185,7 @@ class Facts:
             "micro_batch": self.batching.micro_batch,
             "parameters": {key: count(player.network) for key, player in self.players.by_key.items()},
             "data_fingerprint": self.images.fingerprint,
+            **({"data_notes": self.images.notes} if self.images.notes else {}),
             **({} if self.images.known_names is None else {"class_names": list(self.images.known_names)}),
             "switches": dataclasses.asdict(context.performance),
         }

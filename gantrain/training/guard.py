@@ -259,6 +259,10 @@ class Watch:
         self.lr_scale *= self.settings.lr_scale
         self.growth *= self.settings.growth
 
+    def forget_scores(self) -> None:
+        """Forget what earlier scores have shown: later ones are not comparable with them."""
+        self.best, self.worse, self.worse_since = {}, 0, None
+
     def state(self) -> dict[str, Any]:
         """What `load` needs, as JSON values."""
         best = [[name, one.value, one.nimg] for name, one in self.best.items()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from gantrain.distributed import local_processes, main_first
 from gantrain.errors import UserError
 from gantrain.images import to_float
 from gantrain.reporting.event_words import on_console
-from gantrain.run_folder.checkpoint import Snapshot
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, read_state
 from gantrain.sampling import latents
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -27,6 +29,7 @@ from gantrain.training.run_state import RunState
 from gantrain.training.update import Batch
 
 SHOWN = 5  # unreadable images named on the console at a time
+REREAD = 4  # images, about, that are read twice to see whether a data set gives the same ones again
 
 
 def open_images(context: Context) -> ImageSet:
@@ -40,9 +43,18 @@ def open_images(context: Context) -> ImageSet:
         return tqdm(items, total=total, desc="data", leave=False, disable=None if context.main else True)
 
     source = context.config.data
-    images = main_first(context.accelerator, functools.partial(prepare, source, context.device, local_processes(), bar))
+    state = context.from_main(state_of(context.run_dir) if context.main else None)
+    images = main_first(context.accelerator, functools.partial(prepare, source, context.device, local_processes(), bar, state))
     context.tracker.say(f"data: {audit(images)}")
     return images
+
+
+def state_of(run_dir: Path) -> dict[str, Any] | None:
+    """The state of the newest readable checkpoint; None for a new run."""
+    for path in reversed(CheckpointStore(run_dir / "checkpoints").paths()):
+        with suppress(Damaged):
+            return read_state(path)
+    return None
 
 
 class Inputs:
@@ -59,6 +71,7 @@ class Inputs:
     Attributes:
         real_batches: the stream of real images; None until `reopen`.
         data_wait: seconds that updates have waited for real images since the last training line.
+        changed: whether the run was resumed on other images, as the user has said.
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class Inputs:
         self.batching, self.guard = batching, guard
         self.real_batches: RealBatches | None = None
         self.data_wait = 0.0
+        self.changed = False
         self._unreadable: set[str] = set()
 
     @property
@@ -135,7 +149,7 @@ class Inputs:
         return {"data/skipped": len(found)}
 
     def name_unreadable(self, found: list[str]) -> None:
-        """Name each unreadable image once; other images of its class replace it."""
+        """Name each unreadable image once: it is left out, or other images of its class replace it."""
         tracker = self.context.tracker
         new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
         for i, line in enumerate(new):
@@ -146,29 +160,55 @@ class Inputs:
         if len(new) > SHOWN:
             tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
 
+    @property
+    def content(self) -> str | None:
+        """The identity of the images' content: of files that were all read. None if a library resizes them, or some are unreadable."""
+        return self.images.fingerprint if self.images.content and not self.images.skipped else None
+
     def state(self) -> dict[str, Any]:
         """The identity of the images and the names of their classes, as JSON values."""
         images = self.images
         return {
             "data_fingerprint": images.fingerprint,
             "data_listing": images.listing,
+            "data_content": self.content,
             "class_names": images.known_names,
             "class_counts": images.class_counts,
+            **({"data_left_out": images.left_out} if images.skips or images.left_out else {}),
         }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
-        """Refuse images other than those that the checkpoint was trained on.
+        """Refuse images other than those that the checkpoint was trained on, unless the user has said that they have changed.
 
         Raises:
-            UserError: names or labels differ, or the classes have other names, so that labels would mean something else.
+            UserError: names, labels or contents differ, the classes have other names, so that labels would mean something else, or the
+                shape differs, which may never change.
         """
-        self._require_classes(snapshot.state.get("class_names"))
-        if snapshot.state["data_listing"] != self.images.listing:
-            raise UserError(
-                f"data: {self.images.name} is not what {self.context.run_dir} was trained on (other images or labels);"
-                " restore the original images, or use another run_dir"
-            )
         self.data_wait = 0.0
+        if rolls_back:  # these images were accepted at the start
+            return
+        state, told = snapshot.state, self.context.changed_data or snapshot.state["data_listing"] is None  # None in a fork with other data
+        wrong = None if state["data_listing"] is None else self.difference(state)
+        if wrong and not told:
+            raise UserError(
+                f"data: {wrong}; restore the original images, or use another run_dir;"
+                " --changed-data continues on the images as they are now"
+            )
+        if not told:
+            self._require_classes(state.get("class_names"))
+        self.changed = told and state["data_fingerprint"] != self.images.fingerprint
+        if self.changed:
+            require_shape(self.images, state["shape"])
+
+    def difference(self, state: Mapping[str, Any]) -> str | None:
+        """How the images certainly differ from those of a checkpoint; None if they do not, or if that cannot be known."""
+        images, run = self.images, self.context.run_dir
+        if state["data_listing"] != images.listing:
+            return f"{images.name} is not what {run} was trained on (other images or labels)"
+        before, now = state.get("data_content"), self.content  # checkpoints of earlier versions have none
+        if before is None or now is None or before == now or not reads_alike(images):
+            return None
+        return f"{images.name} is not what {run} was trained on (other contents under the same names)"
 
     def _require_classes(self, names: Sequence[str] | None) -> None:
         """Refuse classes of other names than a run's, if both are known.
@@ -187,3 +227,28 @@ class Inputs:
             f"data: {self.images.name} has {what}, so its labels would mean other classes;"
             " restore the names and order of the classes, or use another run_dir"
         )
+
+
+def reads_alike(images: ImageSet) -> bool:
+    """Whether images are the same when they are read again, which those of a data set from outside need not be."""
+    decode = images.decode
+    some = range(0, len(images), max(1, len(images) // REREAD))
+    return decode is None or all(decode.read(i)[1] == decode.read(i)[1] for i in some)
+
+
+def require_shape(images: ImageSet, shape: Sequence[int]) -> None:
+    """Refuse images that the networks of a checkpoint cannot take.
+
+    Args:
+        shape: (resolution, channels, classes) of the images that it was trained on.
+
+    Raises:
+        UserError: names what differs, with both values.
+    """
+    now = (images.resolution, images.channels, images.num_classes)
+    for what, old, new in zip(("resolution", "channels", "classes"), shape, now):
+        if old != new:
+            raise UserError(
+                f"data: {images.name} has {what} {new}, and the networks of this run were trained with {old}; use images with {what} {old},"
+                " or train a new run"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import psutil
@@ -13,6 +14,7 @@ from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.batching.noise_scale import as_numbers
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.console import Progress
+from gantrain.reporting.time_left import Plan
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.json_values import as_json
 from gantrain.spectral_norm import singular_values
@@ -56,6 +58,7 @@ class Measurements:
     Attributes:
         logged_at: images seen at the last line.
         progress: the console line's clock; set by `start`.
+        forecast: returns what is still to come; None foresees the training alone.
     """
 
     def __init__(
@@ -66,13 +69,14 @@ class Measurements:
         self.inputs, self.guard, self.orbit, self.probes, self.noise = inputs, guard, orbit, probes, noise
         self.logged_at = 0
         self.progress: Progress
+        self.forecast: Callable[[], Plan] | None = None
         self._sums: dict[str, Tensor] = {}  # of this process, on the device
         self._updates = 0  # in the sums
         self._settled: list[tuple[str, float]] = []  # means of all processes' sums
 
     def start(self) -> None:
         """Start the console line's clock."""
-        self.progress = Progress(self.run.total, self.run.nimg)
+        self.progress = Progress(self.run.total, self.run.nimg, self.forecast, self.context.costs)
 
     # ---- in every update ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.orbit.words import summarise
+from gantrain.reporting.time_left import ORBIT_LINES, ORBIT_PICTURES, SAMPLES
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate
 from gantrain.sampling.latents import draw_class_sheet
@@ -55,6 +56,10 @@ class Pictures:
         Raises:
             OSError: the picture could not be written.
         """
+        with self.context.costs.measure(SAMPLES, 1 + len(self.players.bank.started())):
+            self._draw_samples(scores, scored_at)
+
+    def _draw_samples(self, scores: Scores, scored_at: int) -> None:
         context, players, nimg = self.context, self.players, self.run.nimg
         config, generator = context.config, players.averaged
         players.unify_statistics()
@@ -82,12 +87,17 @@ class Pictures:
     def record_orbit(self, swapped: bool = False) -> None:
         """Record the position of the weights and all averages; `swapped` says that a swap has just moved them."""
         facts = {"batch_size": self.batching.batch_size, "lr": self.players.rates}
-        self.orbit.record(self.run.nimg, facts, swapped)
+        with self.context.costs.measure(ORBIT_LINES):
+            self.orbit.record(self.run.nimg, facts, swapped)
 
     def show_orbit(self) -> None:
         """Draw the motion recorded so far, and print its analysis; nothing if too little was recorded. Main process only."""
-        if not self.orbit.on:
-            return
+        if self.orbit.on:
+            with self.context.costs.measure(ORBIT_PICTURES) as work:
+                work.units = int(self._show_orbit())
+
+    def _show_orbit(self) -> bool:
+        """Whether there was enough to show."""
         context, banks = self.context, self.players.banks
         self.orbit.flush()
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
@@ -98,14 +108,15 @@ class Pictures:
             path = picture_path(context.run_dir, found)
             save_analyses(found, path, context.run_dir.name)
         except TooFewRecordings:
-            return
+            return False
         except Exception as error:
             context.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {context.run_dir}` tries again")
-            return
+            return False
         words = [summarise(one) for one in found]
         context.tracker.image(self.run.nimg, "orbit", path, "; ".join(words))
         for line in words:
             context.tracker.say(f"orbit: {line}")
+        return True
 
 
 def caption(name: str, nimg: int, scores: Scores, scored_at: int) -> str:

@@ -15,6 +15,7 @@ from gantrain import performance
 from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
+from gantrain.averaging.birth import begin, since_birth
 from gantrain.distributed import mean_over_processes
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.models.architecture import build_networks, exempt_from_orthogonal
@@ -108,6 +109,7 @@ class Players:
         averaged: the second generator. It is never trained, wrapped or compiled.
         banks: the averages of each player, by "g" and "d".
         bank: the averages of G, which are scored and drawn.
+        added: averages that the last loaded checkpoint does not have, and that begin there.
         dim_z, num_classes: size of G's latents, and number of its classes.
     """
 
@@ -136,6 +138,7 @@ class Players:
             "d": AverageBank(self.D.network, c.followed("d")),
         }
         self.bank = self.banks["g"]
+        self.added: list[str] = []
         self._weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.by_key.items()}
 
     def _player(self, network: nn.Module, lr: float, orthogonal: float) -> Player:
@@ -212,7 +215,7 @@ class Players:
         }
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
-        """Restore weights, buffers, optimizers, scalers and averages."""
+        """Restore weights, buffers, optimizers, scalers and averages. An average that was not saved begins with the weights as they are."""
         for key, player in self.by_key.items():
             tensors, scaler = snapshot.tensors[key], snapshot.state["scalers"][key]
             names = {name for name, _ in player.network.named_parameters()}
@@ -222,6 +225,16 @@ class Players:
             load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{key}"])
             if scaler:
                 player.scaler.load_state_dict(scaler)
+        self.added = []
         for (key, bank), saved in zip(self.banks.items(), (snapshot.state["averages"], snapshot.state["averages_d"])):
             shadows, slots = ({name: snapshot.tensors.get(group_of(name, key, slots=s), {}) for name in saved} for s in (False, True))
-            bank.load(shadows, saved, slots)
+            missing = [name for name in bank if name not in saved]
+            begun = {name: begin(bank, name, snapshot.nimg) for name in missing}
+            bank.load(
+                shadows | {name: one.tensors()[name] for name, one in begun.items()},
+                saved | {name: one.state()[name] for name, one in begun.items()},
+                slots | {name: one.slot_tensors().get(name, {}) for name, one in begun.items()},
+            )
+            for name in bank:
+                bank[name].averager = since_birth(self.context.config.averagers[name], bank[name].first_nimg)
+            self.added += [name for name in missing if name not in self.added]

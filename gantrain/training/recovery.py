@@ -12,6 +12,7 @@ from gantrain.errors import OF_THE_MACHINE, GaveUp, counted
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.run_folder.ownership import write_rollback
 from gantrain.run_folder.provenance import utc_now
+from gantrain.training.additions import report_added
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry, Trouble
 from gantrain.training.inputs import Inputs
@@ -66,6 +67,7 @@ class Recovery:
         growth = watch.growth / state["guard"]["growth"]  # the checkpoint's batch has already grown by the rest
         grown = self.batching.ask(self.run.nimg, growth) if growth > 1 else None
         self._record(trouble, bad, grown)
+        report_added(self.context, self.run, self.saving.players)
         self.orbit.open(state["orbit"])
         self.inputs.reopen()
         self.measurements.progress.back_to(self.run.nimg)

@@ -8,6 +8,7 @@ from typing import IO, Any, Protocol
 
 from gantrain.averaging.posthoc import compact
 from gantrain.orbit.recorder import OrbitRecorder
+from gantrain.reporting.time_left import CHECKPOINTS, SNAPSHOTS
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
@@ -146,6 +147,10 @@ class Saving:
             Trouble: something is not finite.
             NotWritten: the previous checkpoint could not be written, and the settings then end the run.
         """
+        with self.context.costs.measure(CHECKPOINTS):
+            self._save(pending, best_only)
+
+    def _save(self, pending: bool, best_only: bool) -> None:
         self.guard.listen(all=True)
         self.players.unify_statistics()
         self.measurements.settle()
@@ -199,8 +204,11 @@ class Saving:
         Every process must call it at the same time.
         """
         exponents = {name: exponent for name in self.players.bank if (exponent := self._exponent_if_due(name, done)) is not None}
-        if not exponents:
-            return
+        if exponents:
+            with self.context.costs.measure(SNAPSHOTS, len(exponents)):
+                self._keep_snapshots(exponents)
+
+    def _keep_snapshots(self, exponents: dict[str, float]) -> None:
         self.guard.listen(all=True)
         self.players.unify_statistics()
         if self.context.main:

@@ -9,6 +9,7 @@ from gantrain.averaging import LIVE
 from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
 from gantrain.reporting.score_table import table
+from gantrain.reporting.time_left import SCORING
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.score_names import Scores, as_keys
 from gantrain.training.context import Context
@@ -91,7 +92,10 @@ class Scoreboard:
         self.players.unify_statistics()
         context.tracker.say(f"scoring {', '.join(names)} at {run.kimg:g} kimg ({count} samples each)")
         with self.evaluator.interruptible(self.guard.asked_to_stop):
-            self.scores = self.evaluator.score(names, self.players.bank.materialize, self.players.averaged)
+            with self.evaluator.isolated():
+                self.evaluator.reference()  # only once, so it does not count as the cost of a score
+            with context.costs.measure(SCORING, len(names)):
+                self.scores = self.evaluator.score(names, self.players.bank.materialize, self.players.averaged)
         self.samples, self.scored_at, self.scores_of = count, run.nimg, run.nimg
         self._record(run.nimg, self.evaluator.protocol(), self.evaluator.collapsed)
         improved, trouble = self.guard.watch.scores(run.nimg, context.from_main(as_keys(self.scores)))
@@ -165,7 +169,8 @@ class Scoreboard:
         if self.scored_at != self.run.nimg:
             self.guard.listen(all=True)
             self.players.unify_statistics()
-            return self.evaluator.score([LIVE], self.players.bank.materialize, self.players.averaged)[LIVE]
+            with self.context.costs.measure(SCORING):
+                return self.evaluator.score([LIVE], self.players.bank.materialize, self.players.averaged)[LIVE]
         self.scored_at = -1  # the next call at this moment is after the swap
         return self.scores[LIVE]
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from gantrain import clock, performance
 from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.config.config import Config
+from gantrain.config.schema import group_name
 from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
 from gantrain.evaluation.collapse import in_one_line
@@ -18,13 +19,16 @@ from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.event_words import on_console
 from gantrain.reporting.score_table import table
+from gantrain.reporting.time_left import SWAPS
 from gantrain.reporting.tracker import Tracker
 from gantrain.reporting.views import open_views, require_views
 from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
+from gantrain.training.additions import report_added
 from gantrain.training.context import Context
 from gantrain.training.facts import Facts
+from gantrain.training.forecast import Forecast
 from gantrain.training.guard import Sentry, Trouble
 from gantrain.training.inputs import Inputs, open_images
 from gantrain.training.keeper import Keeper
@@ -49,15 +53,18 @@ class Trainer:
         config: the whole run.
         accelerator: of the program; None makes one.
         interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
+        changed_data: whether a run that is resumed may continue on other images than before.
 
     Raises:
         UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None):
+    def __init__(
+        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False
+    ):  # fmt: skip
         self.config, self.interruption = config, interruption or Interruption()
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
-        self.context = context = prepared(config, self.accelerator)
+        self.context = context = prepared(config, self.accelerator, changed_data)
         self.tracker = context.tracker
         self.changed = context.from_main(look_into(context.run_dir, config) if context.main else {})
         performance.set_up(context.performance, context.device)
@@ -84,7 +91,10 @@ class Trainer:
             lambda: players.settle_batchnorm(evaluator), pictures.record_orbit, context.from_main, self.tracker,
         )  # fmt: skip
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
+        measurements.forecast = Forecast(context, run, players, batching, swapper).plan
         self.facts = Facts(context, run, players, batching, images, measurements)
+        if config.eval.reference is not None:
+            self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
         saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
         if not resumes:
             self.facts.note_batch()
@@ -127,13 +137,15 @@ class Trainer:
         with self.measurements.progress.paused():
             if run.due(c.orbit.every_kimg) or run.due(c.eval.every_kimg) or ends:
                 self.pictures.record_orbit()
+            swaps = self.swapper.swaps_now(before, run.nimg, more)
             if run.due(c.eval.every_kimg) or ends:
-                self.scoreboard.evaluate(self.swapper.swaps_now(before, run.nimg, more))
+                self.scoreboard.evaluate(swaps)
             if run.due(c.tracking.samples_every_kimg) or ends:
                 with dispensable(self.context, run, "samples"):
                     self.pictures.draw_samples(self.scoreboard.scores, self.scoreboard.scores_of)
             self.saving.keep_snapshots(ends)
-            self.swapper.maintain(before, run.nimg, ends, more)
+            with self.context.costs.measure(SWAPS, swaps):
+                self.swapper.maintain(before, run.nimg, ends, more)
             if run.due(c.checkpoint.every_kimg) or ends or self.saving.wanted:
                 self.saving.save()
         return run.done
@@ -186,6 +198,8 @@ class Trainer:
         facts.notes += self.evaluator.remarks.notes
         if path:
             facts.note_resume(path, state)
+            if self.inputs.changed and self.config.eval.reference is None:
+                self.guard.watch.forget_scores()  # those before were against the earlier images
             if rollback:
                 self.recovery.resume(rollback, state)
         if self.batching.resumes:
@@ -200,10 +214,13 @@ class Trainer:
         self.orbit.open(state.get("orbit"))
         self.inputs.reopen()
         facts.announce(path, self.changed)
+        report_added(self.context, self.run, self.players)
         self.inputs.name_unreadable(list(self.images.skipped.values()))
         shown = facts.describe(self.evaluator.protocol())
         if self.context.main:
-            self.tracker.views += open_views(self.config.tracking, saving.wandb_id, shown, self.context.run_dir, self.tracker.say)
+            self.tracker.views += open_views(
+                self.config.tracking, saving.wandb_id, shown, self.context.run_dir, self.tracker.say, group_name(self.config)
+            )
         self.measurements.start()
 
     def stop(self) -> Scores:
@@ -267,7 +284,7 @@ class Trainer:
         self.saving.unlock()
 
 
-def prepared(config: Config, accelerator: Accelerator) -> Context:
+def prepared(config: Config, accelerator: Accelerator, changed_data: bool = False) -> Context:
     """The context that all parts of a run share.
 
     Raises:
@@ -285,4 +302,4 @@ def prepared(config: Config, accelerator: Accelerator) -> Context:
     require_views(config.tracking)
     run_dir = Path(config.run_dir).expanduser()
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
-    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device))
+    return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device), changed_data)

@@ -1,0 +1,31 @@
+"""Averages that are added to a run that exists: they begin with the weights as they are then."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gantrain.averaging.bank import AverageBank
+from gantrain.averaging.rule import AVERAGER, Averager
+
+
+def since_birth(averager: Averager, nimg: int) -> Averager:
+    """The rule of an average that was created at `nimg` images: its start is not before that moment.
+
+    A rule that counts from its `start_kimg`, such as BEMA, would otherwise count images that the average has not seen. A rule that
+    replaces the live weights is returned as it is: it starts over at swaps, and its own start stays the origin of its intervals.
+
+    Args:
+        averager: the rule as configured.
+        nimg: images seen when the average was created.
+    """
+    rule: Any = averager
+    field = getattr(type(rule), "__dataclass_fields__", {}).get("start_kimg")
+    if field is None or not field.init or rule.writes_back or nimg <= round(rule.start_kimg * 1000):
+        return averager
+    return AVERAGER.adapt(dataclasses.replace(rule, start_kimg=nimg / 1000))
+
+
+def begin(bank: AverageBank, name: str, nimg: int) -> AverageBank:
+    """A bank with this one average of `bank`, which begins at `nimg` images with the current live weights."""
+    return AverageBank(bank.network, {name: since_birth(bank[name].averager, nimg)}, nimg)

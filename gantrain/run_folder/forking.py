@@ -1,0 +1,277 @@
+"""Forks: a new run folder that continues from a checkpoint of a run with other settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gantrain import clock, lock
+from gantrain.atomic_file import sync
+from gantrain.config.config import Config
+from gantrain.config.loading import differing_keys
+from gantrain.errors import UserError
+from gantrain.lock import InUse
+from gantrain.run_folder import checkpoint
+from gantrain.run_folder.changes import refuse_reserved, require_late_start
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, link_checkpoint
+from gantrain.run_folder.contents import group_of, open_run
+from gantrain.run_folder.json_values import as_json
+from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
+from gantrain.run_folder.ownership import is_abandoned, read_rollback, write_config
+from gantrain.run_folder.provenance import new_run_id, utc_now
+from gantrain.version import __version__
+
+DRAFT = ".forking-"  # before the name of the new folder, until it is complete
+TRIES = 5  # a run that trains deletes its older checkpoints, perhaps while they are read
+SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `model` that decide the shapes of the networks
+SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download")}  # how images are read, not which
+NETWORKS = (("g", "averages"), ("d", "averages_d"))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a fork continues from.
+
+    Attributes:
+        run: its run folder.
+        path: the checkpoint.
+        seal: checksum of its manifest, and so of all its files.
+        snapshot: its content, with what a later rollback to it has changed.
+    """
+
+    run: Path
+    path: Path
+    seal: str
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A fork that was written.
+
+    Attributes:
+        folder: the new run folder.
+        nimg: images seen at the checkpoint.
+        event: its line in the record, which says where it comes from.
+        lr_scale: factor that swaps and rollbacks before the fork have put on the learning rates.
+    """
+
+    folder: Path
+    nimg: int
+    event: dict[str, Any]
+    lr_scale: float
+
+
+def open_origin(run: Path, kimg: float | None = None) -> Origin:
+    """The checkpoint of a run at `kimg`, or its newest undamaged one. The run may be training.
+
+    Raises:
+        UserError: not a run folder, or no such checkpoint.
+    """
+    rollback = read_rollback(run)
+    for left in range(TRIES - 1, -1, -1):
+        path = newest_kept(run, rollback) if kimg is None else open_run(run, kimg)[1]
+        try:
+            snapshot, seal = checkpoint.read(path), checkpoint.read_manifest(path)["seal"]
+        except Damaged:
+            if left and not path.exists():  # deleted by the run meanwhile
+                continue
+            raise
+        apply_rollback(snapshot, rollback)
+        return Origin(run, path, seal, snapshot)
+    raise AssertionError("the last try returns or raises")
+
+
+def newest_kept(run: Path, rollback: dict[str, Any] | None) -> Path:
+    """The newest undamaged checkpoint that no rollback has abandoned.
+
+    Raises:
+        UserError: there is none.
+    """
+    store = CheckpointStore(run / "checkpoints")
+    later = [int(path.name) for path in store.paths() if rollback and is_abandoned(path, rollback)]
+    found = store.newest(until=min(later) - 1) if later else None
+    return found or open_run(run)[1]
+
+
+def apply_rollback(snapshot: Snapshot, rollback: dict[str, Any] | None) -> None:
+    """Change a checkpoint as a rollback to it did, whose changes are in a file of their own until the next checkpoint."""
+    guard = snapshot.state["guard"]
+    if rollback and rollback["to"] == snapshot.nimg and guard["rollbacks"] < rollback["guard"]["rollbacks"]:
+        counted = ("lr_scale", "growth", "skipped", "rollbacks", "attempts", "obstacle")
+        guard |= {key: rollback["guard"][key] for key in counted}
+        snapshot.state["batching"] = rollback["batching"]
+
+
+def require_same_networks(changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse settings that the networks of a checkpoint cannot take.
+
+    Raises:
+        UserError: names the key and both values.
+    """
+    for key, (old, new) in changed.items():
+        if key.startswith("model.") or (key in SHAPES and "absent" not in (old, new)):
+            raise UserError(
+                f"{key}: is {old!r} in the checkpoint and {new!r} in the fork, but its networks cannot change;"
+                f" remove it, or train a new run with {key}={new}"
+            )
+
+
+def kept_averages(old: Config, new: Config, state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the averages that continue, by network: those with equal settings, of every network that they follow."""
+    same = [
+        name
+        for name in new.averagers
+        if name in state["averages"]
+        and old.averagers.get(name) == new.averagers[name]
+        and (name not in new.followed("d") or name in state["averages_d"])
+    ]
+    return {"g": same, "d": [name for name in same if name in new.followed("d")]}
+
+
+def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, kept: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The JSON of the fork's checkpoint: what its settings leave valid continues, and the rest begins anew."""
+    different = differing_keys(old, new).keys() - SAME_IMAGES
+    sections = {key.partition(".")[0] for key in different}
+    guard = {**state["guard"], "best": [], "worse": 0, "worse_since": None, "warned": [], "saturated_since": None, "scored_at": nimg}
+    changes: dict[str, Any] = {
+        "gantrain": __version__,
+        "wandb_id": new_run_id(),
+        "orbit": {"bytes": 0, "latest": [], "nimg": -1},
+        "stats": [],
+        "stats_count": 0,
+        "logged_at": nimg,
+        "scores": [],
+        "scored": 0,
+        "scored_at": -1,
+        "scores_of": -1,
+        "scoring": None,
+        "collapsed": {},
+        "guard": guard,
+        **{key: {name: state[key][name] for name in kept[network]} for network, key in NETWORKS},
+    }
+    if sections & {"batching", "noise_scale"}:
+        first = new.batching.first_batch
+        changes["batching"] = {
+            "batch_size": first, "first_micro_batch": new.batching.micro_batch or first,
+            "micro_batch": state["batching"]["micro_batch"],  # what BatchNorm saw before, for a note
+            "proposal": float(first), "last_change": nimg, "noise": None,
+        }  # fmt: skip
+    if "swap" in sections:
+        changes["swaps"] = {"lr_scale": state["swaps"]["lr_scale"], "owed": False, "records": []}
+    if "data" in sections:
+        changes |= {"data_listing": None, "data_content": None}  # other images are meant
+    return {**state, **changes}
+
+
+def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """The tensors of the fork's checkpoint: all but those of averages that do not continue."""
+    gone = {
+        group_of(name, network, slots)
+        for network, key in NETWORKS
+        for name in snapshot.state[key]
+        if name not in kept[network]
+        for slots in (False, True)
+    }
+    return {group: named for group, named in snapshot.tensors.items() if group not in gone}
+
+
+def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
+    """Write the folder of a fork, completely or not at all.
+
+    Args:
+        origin: the checkpoint.
+        old: the configuration of its run.
+        new: that of the fork.
+        folder: the run folder of the fork, which must not exist or be empty.
+
+    Raises:
+        UserError: the folder is in use, or the settings do not fit the checkpoint.
+    """
+    nimg, state = origin.snapshot.nimg, origin.snapshot.state
+    changed = {key: values for key, values in differing_keys(old, new).items() if key != "run_dir"}
+    require_same_networks(changed)
+    if nimg >= clock.images(new.total_kimg):
+        raise UserError(
+            f"total_kimg: must be above {nimg / 1000:g}, the time of the checkpoint, or nothing is left to train, got {new.total_kimg:g}"
+        )
+    kept = kept_averages(old, new, state)
+    saved = forked_state(state, old, new, nimg, kept)
+    begin = [name for name in new.averagers if name not in kept["g"]]
+    refuse_reserved(begin)
+    require_late_start(new, begin, nimg)
+    event = {
+        "nimg": nimg, "event": "fork", "time": utc_now(), "from": str(origin.run), "checkpoint": origin.path.name, "seal": origin.seal,
+        "changed": {key: list(values) for key, values in changed.items()},
+        "batch": [state["batching"]["batch_size"], saved["batching"]["batch_size"]],
+        "averages": {"kept": kept["g"], "begin": begin, "dropped": [name for name in state["averages"] if name not in new.averagers]},
+    }  # fmt: skip
+    line = json.dumps(as_json(event), allow_nan=False) + "\n"
+    saved["metrics_bytes"] = len(line.encode())
+    require_free(folder)
+    try:
+        write_whole(folder, origin, forked_tensors(origin.snapshot, kept), saved, line, new)
+    except OSError as error:
+        raise UserError(f"--out: {folder} could not be written ({error.strerror or error}); nothing is left of it") from error
+    return Fork(folder, nimg, event, state["swaps"]["lr_scale"] * state["guard"]["lr_scale"])
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that exists and is not empty.
+
+    Raises:
+        UserError: names it.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out: {folder} already exists and is not empty; use another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {folder} is a file; use another folder")
+
+
+def write_whole(
+    folder: Path, origin: Origin, tensors: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any], line: str, config: Config
+) -> None:  # fmt: skip
+    """Write a run folder under another name, and rename it.
+
+    Raises:
+        UserError: another process is writing it.
+        OSError: it could not be written; nothing is left.
+    """
+    draft, name = folder.parent / f"{DRAFT}{folder.name}", origin.path.name
+    draft.mkdir(parents=True, exist_ok=True)
+    try:
+        held = lock.acquire(draft)
+    except InUse as owner:
+        raise UserError(f"--out: {folder} is being written by {owner}; wait for it, or use another folder") from None
+    with held:
+        try:
+            for left in draft.iterdir():  # of a fork that was killed
+                if left.name != ".lock":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            (draft / METRICS_FILE).write_text(line)
+            link_snapshots(origin, draft, [one for key, one in config.averagers.items() if key in state["averages"]])
+            checkpoint.write(draft / "checkpoints" / name, origin.snapshot.nimg, tensors, state)
+            write_config(config, draft)
+            (draft / ".lock").unlink()
+            sync(draft)
+            if folder.is_dir():
+                folder.rmdir()  # it is empty
+            os.rename(draft, folder)
+            sync(folder.parent)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+def link_snapshots(origin: Origin, draft: Path, kept: Sequence[Any]) -> None:
+    """Hard-link the snapshots up to the checkpoint, from which averages are rebuilt; they are never rewritten in place."""
+    if all(averager.snapshot_every_kimg is None for averager in kept):
+        return
+    for path in CheckpointStore(origin.run / AVERAGES_FOLDER).paths():
+        if int(path.name) <= origin.snapshot.nimg:
+            link_checkpoint(path, draft / AVERAGES_FOLDER / path.name)

@@ -1,0 +1,39 @@
+"""What makes a folder a run folder. Nothing here imports torch, so that reading a run's record does not wait for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE, METRICS_FILE
+
+CHECKPOINT = f"{'[0-9]' * 12}/manifest.json"
+BESIDE = (METRICS_FILE, ".lock")  # a run folder has one of them next to its configuration, or checkpoints
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is that of a run: beside its `config.yaml` are checkpoints, or a record or lock if the file is gantrain's.
+
+    Other programs write a `config.yaml` too. Beside checkpoints of gantrain, even a damaged one is that of a run.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    begun = any((folder / name).exists() for name in BESIDE)
+    return holds_checkpoints(folder) or (begun and is_run_config(folder / CONFIG_FILE))
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a folder has the checkpoints of a run: the newest, or the best ones."""
+    patterns = (f"checkpoints/{CHECKPOINT}", f"{BEST_FOLDER}/*/{CHECKPOINT}")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether a YAML file can be the configuration in a run folder; False if it cannot be read."""
+    try:
+        values: Any = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return False
+    return isinstance(values, dict) and "total_kimg" in values
