@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import html
 import json
@@ -21,8 +22,10 @@ from PIL import Image
 
 from gantrain.averaging import Bema, Ema, Lookahead, Power, Swa
 from gantrain.averaging.birth import since_birth
+from gantrain.commands.fork import call as fork_command
 from gantrain.commands.train import refuse_moved
-from gantrain.config.loading import load
+from gantrain.config.config import Config
+from gantrain.config.loading import load, set_keys
 from gantrain.data import Folder, prepare
 from gantrain.errors import UserError
 from gantrain.reporting.event_words import on_console, what_happened
@@ -30,6 +33,7 @@ from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
 from gantrain.run_folder.forking import open_origin
 from gantrain.run_folder.ownership import look_into, write_rollback
+from gantrain.run_folder.starts import resolve_starts
 from gantrain.training.guard import Trouble
 from gantrain.training.inputs import Inputs
 from gantrain.training.trainer import Trainer
@@ -205,6 +209,53 @@ def test_averages_that_cannot_be_added(overrides, words):
     require_late_start(config, ["new"], 0)
 
 
+# ---- when an added average begins ------------------------------------------------------------------------------------
+
+
+def resolved(config: Path | str, *overrides: str) -> Config:
+    """The configuration that `gantrain train` resumes a run with."""
+    return resolve_starts(load(config, overrides), set_keys(config, overrides))
+
+
+@pytest.mark.parametrize("rule, default", [("swa", 100), ("lawa", 0), ("bema", 0), ("ema_steps", 0)])
+def test_an_added_average_begins_at_once_unless_its_start_is_set(run, rule, default):
+    command = [*SETTINGS, f"run_dir={run}"]
+    assert resolved(DIGITS, *SETTINGS, f"run_dir={run}-new", f"averagers.late.name={rule}").averagers["late"].start_kimg == default
+    found = resolved(DIGITS, *command, f"averagers.late.name={rule}")
+    assert found.averagers["late"].start_kimg == AT / 1000 and found.averagers["swa"].start_kimg == 0.03
+    assert resolved(DIGITS, *command, f"averagers.late.name={rule}", "averagers.late.start_kimg=0.5").averagers["late"].start_kimg == 0.5
+    assert resolved(run / "config.yaml", f"averagers.late={{name: {rule}, start_kimg: 0}}").averagers["late"].start_kimg == 0
+
+
+def test_the_command_that_added_an_average_resumes_the_run(run):
+    command = [*SETTINGS, f"run_dir={run}", "averagers.late={name: swa, every_kimg: 0.016}"]
+    with contextlib.closing(Trainer(resolved(DIGITS, *command))) as trainer:
+        trainer.start()
+        trainer.update()
+        assert trainer.players.bank["late"].started
+        trainer.saving.save()
+        trainer.keeper.collect(trainer.run.nimg, wait=True)
+    again = resolved(DIGITS, *command)
+    assert again.averagers["late"].start_kimg == AT / 1000 == load(run / "config.yaml").averagers["late"].start_kimg
+    look_into(run, again)
+    with pytest.raises(UserError, match=r"averagers.late.start_kimg \(0.128 there, 0.5 now\)"):
+        look_into(run, resolved(DIGITS, *command, "averagers.late.start_kimg=0.5"))
+
+
+def test_a_fork_says_when_its_averages_begin(run, capsys, tmp_path):
+    out = tmp_path / "fork"
+    overrides = [
+        "averagers.late.name=swa", "averagers.later={name: swa, start_kimg: 0.5}", "averagers.never={name: lawa, start_kimg: 7}",
+        "averagers.ema=null",
+    ]  # fmt: skip
+    fork_command(argparse.Namespace(run=str(run), out=str(out), kimg=None, overrides=overrides))
+    assert (
+        "averages: ema_short, swa continue; late begins here with the live weights; later begins at 0.5 kimg with the weights of that"
+        " moment; never never begins: start_kimg=7 is not before total_kimg=0.96; ema is dropped\n"
+    ) in capsys.readouterr().out
+    assert load(out / "config.yaml").averagers["late"].start_kimg == AT / 1000
+
+
 def test_a_resume_that_would_lose_an_average_is_refused(run):
     words = "has the average swa, which this configuration lacks, and its past would be lost; add averagers.swa as in .*config.yaml, or"
     with pytest.raises(UserError, match=words):
@@ -249,7 +300,7 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
     ]  # fmt: skip
     done = gantrain("fork", run, "--kimg", 0.064, "--out", one, *settings)
     assert f"forked from {run} at 0.064 kimg: seed 0 -> 3, " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
-    assert "averages: ema_short continue; ema, late, look begin here with the live weights; swa are dropped" in done.stdout
+    assert "averages: ema_short continues; ema, late, look begin here with the live weights; swa is dropped" in done.stdout
     assert "batch: the policy begins anew with 32 images (the checkpoint has 16)" in done.stdout
     at = checkpoint.read(one / "checkpoints" / f"{64:012d}")
     there = checkpoint.read(run / "checkpoints" / f"{64:012d}")
@@ -366,7 +417,7 @@ def test_an_average_and_a_fork_by_the_whole_commands(gantrain, tmp_path):
     run, fork = tmp_path / "run", tmp_path / "fork"
     tiny = [*TINY, f"run_dir={run}", "tracking.wandb.mode=disabled"]
     gantrain("train", DIGITS, *tiny, "total_kimg=0.16")
-    done = gantrain("train", DIGITS, *tiny, "averagers.late={name: swa, start_kimg: 0.1, every_kimg: 0.016}")
+    done = gantrain("train", DIGITS, *tiny, "averagers.late={name: swa, every_kimg: 0.016}")
     assert "average late added: swa with networks g, offload False, start_kimg 0.16, every_kimg 0.016; it begins at 0.16" in done.stdout
     of = lambda line: {key.split("/")[1] for key in line if key.startswith("eval/") and key.count("/") == 2}  # noqa: E731
     assert [line["nimg"] for line in lines_of(run) if "late" in of(line)] == [320]

@@ -144,6 +144,16 @@ def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
     return layers + [Layer("command line", parse_override(one), functools.partial(parse_override, one, TextLoader)) for one in overrides]
 
 
+def set_keys(path: str | Path | None, overrides: Iterable[str] = ()) -> set[str]:
+    """Full keys that a YAML file or its overrides set; all others have their defaults. The arguments are those of `load`.
+
+    Raises:
+        ConfigError: something is not YAML, or not an override.
+    """
+    layers = read_layers(None if path is None else find_config(path), overrides)
+    return {key for layer in layers for key, _ in leaves(layer.values)}
+
+
 def standing_keys(values: DictConfig) -> list[str]:
     """The keys that a section has so far."""
     return [str(key) for key in values]
