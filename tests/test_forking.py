@@ -242,6 +242,19 @@ def test_the_command_that_added_an_average_resumes_the_run(run):
         look_into(run, resolved(DIGITS, *command, "averagers.late.start_kimg=0.5"))
 
 
+@pytest.mark.parametrize("total", [0.1, 0.128])
+@pytest.mark.parametrize("rule", ["{name: swa, start_kimg: 0}", "{name: ema}"])
+def test_an_average_added_to_a_finished_run_is_refused(saved, rule, total):
+    config = load(saved / "config.yaml", [f"averagers.l2={rule}", f"total_kimg={total}"])
+    words = (
+        f"averagers.l2: the run is at 0.128 kimg and total_kimg={total}: nothing is left to train, so the average would stay empty; raise"
+    )
+    with pytest.raises(UserError, match=words):
+        look_into(saved, config)
+    look_into(saved, load(saved / "config.yaml", [f"total_kimg={total}"]))  # without it, there is nothing to refuse
+    look_into(saved, load(saved / "config.yaml", [f"averagers.l2={rule}", "total_kimg=0.2"]))
+
+
 def test_a_fork_says_when_its_averages_begin(run, capsys, tmp_path):
     out = tmp_path / "fork"
     overrides = [

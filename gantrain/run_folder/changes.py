@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gantrain import clock
 from gantrain.averaging import AVERAGERS
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.config import loading
@@ -81,6 +82,19 @@ def require_late_start(config: Config, added: Collection[str], nimg: int) -> Non
                 f"averagers.{name}: the weights of a {name_of(AVERAGERS, config.averagers[name])} average count from the first image,"
                 f" so it cannot begin at {nimg / 1000:g} kimg; add an ema or swa, or train a new run with it"
             )
+
+
+def require_time_left(config: Config, missing: Iterable[str], nimg: int) -> None:
+    """Refuse averages that a run at `nimg` images does not have, if it trains no further.
+
+    Raises:
+        UserError: names the average and the remedy.
+    """
+    for name in missing if nimg >= clock.images(config.total_kimg) else ():
+        raise UserError(
+            f"averagers.{name}: the run is at {nimg / 1000:g} kimg and total_kimg={config.total_kimg:g}: nothing is left to train, so the"
+            f" average would stay empty; raise total_kimg, or remove averagers.{name}"
+        )
 
 
 def require_passive(config: Config, added: Collection[str]) -> None:
