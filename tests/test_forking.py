@@ -356,6 +356,25 @@ def test_a_fork_that_cannot_be_is_one_line_and_leaves_nothing(saved, gantrain, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fork_of_a_finished_run_asks_for_a_larger_total(run, capsys, tmp_path):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("total_kimg: 0.96", "total_kimg: 0.12"))  # it ends with the batch that passes it
+    arguments = argparse.Namespace(run=str(run), out=str(tmp_path / "fork"), kimg=None, overrides=["optim.lr_g=1e-4"])
+    words = (
+        rf"^total_kimg: 0.12 is taken over from {run}, and the checkpoint is at 0.128 kimg, so nothing is left to train;"
+        r" add total_kimg=NUMBER above 0.128, or fork from an earlier checkpoint \(--kimg\)$"
+    )
+    with pytest.raises(UserError, match=words):
+        fork_command(arguments)
+    arguments.overrides.append("total_kimg=0.125")
+    with pytest.raises(UserError, match=r"^total_kimg: must be above 0.128, the time of the checkpoint, .*, got 0.125$"):
+        fork_command(arguments)
+    assert not (tmp_path / "fork").exists()
+    arguments.overrides[-1] = "total_kimg=0.2"
+    fork_command(arguments)
+    assert load(tmp_path / "fork" / "config.yaml").total_kimg == 0.2
+
+
 @pytest.mark.slow
 def test_a_folder_that_is_taken_or_no_run_is_refused(saved, gantrain, tmp_path):
     (tmp_path / "new").mkdir()

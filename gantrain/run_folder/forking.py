@@ -196,10 +196,7 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     nimg, state = origin.snapshot.nimg, origin.snapshot.state
     changed = {key: values for key, values in differing_keys(old, new).items() if key != "run_dir"}
     require_same_networks(changed)
-    if nimg >= clock.images(new.total_kimg):
-        raise UserError(
-            f"total_kimg: must be above {nimg / 1000:g}, the time of the checkpoint, or nothing is left to train, got {new.total_kimg:g}"
-        )
+    require_time(origin, old, new)
     kept = kept_averages(old, new, state)
     saved = forked_state(state, old, new, nimg, kept)
     begin = [name for name in new.averagers if name not in kept["g"]]
@@ -219,6 +216,25 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     except OSError as error:
         raise UserError(f"--out: {folder} could not be written ({error.strerror or error}); nothing is left of it") from error
     return Fork(folder, nimg, event, state["swaps"]["lr_scale"] * state["guard"]["lr_scale"])
+
+
+def require_time(origin: Origin, old: Config, new: Config) -> None:
+    """Refuse a fork that would have nothing to train.
+
+    Raises:
+        UserError: `total_kimg` is not after the checkpoint; says whether it is the origin's.
+    """
+    nimg = origin.snapshot.nimg
+    if nimg < clock.images(new.total_kimg):
+        return
+    if new.total_kimg == old.total_kimg:
+        raise UserError(
+            f"total_kimg: {new.total_kimg:g} is taken over from {origin.run}, and the checkpoint is at {nimg / 1000:g} kimg, so nothing is"
+            f" left to train; add total_kimg=NUMBER above {nimg / 1000:g}, or fork from an earlier checkpoint (--kimg)"
+        )
+    raise UserError(
+        f"total_kimg: must be above {nimg / 1000:g}, the time of the checkpoint, or nothing is left to train, got {new.total_kimg:g}"
+    )
 
 
 def require_free(folder: Path) -> None:
