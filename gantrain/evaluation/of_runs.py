@@ -20,6 +20,7 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_run
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.generators import load_weights
 from gantrain.sampling.latents import GeneratorModule
 from gantrain.score_names import Scores
@@ -56,6 +57,8 @@ class RunScorer:
         self.run = Path(run)
         self.path = open_run(run, kimg)[1] if path is None else path
         self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
+        if path is None:
+            require_images_of(self.run, self.config, overrides)
 
     def prepare(self) -> None:
         """Load the reference and the generator, as `evaluator` and `generator`; call it before `score`.

@@ -25,6 +25,7 @@ from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wra
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.recognition import is_run_folder
+from gantrain.run_folder.start_folder import require_images_of
 from gantrain.shipped import find_config
 
 FEWEST_REAL = 8  # images of a reference; metrics that halve it need three neighbours in each half
@@ -101,7 +102,9 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
     if there.is_dir():
         if is_run_folder(there):
-            return wrap_dataset(prepare(configuration_of(there).data, device, local_processes()), most)
+            config = configuration_of(there)
+            require_images_of(there, config, None, reads_data=True)
+            return wrap_dataset(prepare(config.data, device, local_processes()), most)
         if (there / HEAD).is_file():
             head = read_head(there)
             source: Any = Packed(root=str(there), resolution=head["resolution"], labels=False)
