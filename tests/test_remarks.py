@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gantrain as library
+from gantrain.commands.reference import write_reference
 from gantrain.config.loading import load
 from gantrain.config.sections import Guard
 from gantrain.data import Digits, Folder, ImageSet, Packed, audit, pack, prepare
 from gantrain.data.class_balance import describe_mixture, is_unbalanced
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, readable
+from gantrain.evaluation.api import wrap_reference
 from gantrain.evaluation.collapse import describe_collapse, describe_levels, in_one_line
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.image_files import sample_of, wrap_tensor
@@ -29,6 +32,7 @@ from gantrain.evaluation.references import open_reference, wrap_dataset, wrap_pi
 from gantrain.evaluation.score_notes import shows
 from gantrain.metrics import METRICS, Counts, DigitsFeatures, FeatureSet
 from gantrain.metrics.fid import distance, rounding
+from gantrain.metrics.statistics import read_statistics
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import best_generator, record
 from gantrain.training.guard import Watch
@@ -163,11 +167,92 @@ def test_the_audit_and_the_protocol_name_the_mixture(digits, tmp_path):
     pack(images, tmp_path / "packed", "some")
     (tmp_path / "my.yaml").write_text(f"data: {{name: packed, root: {tmp_path / 'packed'}, resolution: 16}}\n")
     for reference in (tmp_path / "packed", tmp_path / "my.yaml"):
-        for classes, said in ((10, 1), (1, 0)):
+        for classes, said in ((2, 1), (1, 0)):
             some = evaluator_of(f"eval.reference={reference}", shape=(1, 16, 16), num_classes=classes)
             assert sum(note.startswith(words) for note in some.remarks.notes) == said
     assert "unbalanced" not in audit(prepare(Digits(), CPU))
     assert prepare(Packed(root=str(tmp_path / "packed"), resolution=16, labels=False), CPU).num_classes == 1
+
+
+def write_classes(folder: Path, counts: dict[str, int], size: int = 8) -> Path:
+    """Grey noise as PNGs in folders."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i, one in enumerate(torch.randint(0, 256, (count, size, size), dtype=torch.uint8)):
+            Image.fromarray(one.numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def said_of(reference: Path, num_classes: int = 2) -> list[str]:
+    """The notes on classes, of digits' features against a reference."""
+    notes = evaluator_of(f"eval.reference={reference}", shape=(1, 8, 8), num_classes=num_classes).remarks.notes
+    return [note for note in notes if "class" in note]
+
+
+UNBALANCED = (
+    "labels of generated images are uniform over 2 classes, while the real images keep the frequencies of the data (10.00% to 90.00% a"
+    " class, 9 to 1); a perfect generator of every class would not reach a FID of 0"
+)
+UNKNOWN = (
+    "the class frequencies of the reference are unknown, while labels of generated images are uniform over 2 classes; unless its classes"
+    " are balanced too, a perfect generator of every class would not reach a FID of 0"
+)
+
+
+def test_the_classes_of_any_reference_are_counted(tmp_path):
+    """A folder or zip of class folders, also inside another folder or with dataset.json, and labels beside images."""
+    folder = write_classes(tmp_path / "uneven", {"a": 36, "b": 4})
+    shutil.make_archive(str(tmp_path / "uneven"), "zip", folder)
+    shutil.make_archive(str(tmp_path / "around"), "zip", tmp_path, "uneven")
+    assert [said_of(tmp_path / name) for name in ("uneven", "uneven.zip", "around.zip")] == [[UNBALANCED]] * 3
+    listed = write_classes(tmp_path / "listed", {"x": 40})
+    labels = [[f"x/{i}.png", int(i >= 36)] for i in range(40)]
+    (listed / "dataset.json").write_text(json.dumps({"labels": labels}))
+    shutil.make_archive(str(tmp_path / "listed"), "zip", listed)
+    assert [said_of(tmp_path / name) for name in ("listed", "listed.zip")] == [[UNBALANCED]] * 2
+    images = COLOUR[:, :1, :8, :8].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "labelled.npz", images, np.array([0] * 36 + [1] * 4))
+    assert said_of(tmp_path / "labelled.npz") == [UNBALANCED]
+    assert said_of(write_classes(tmp_path / "even", {"a": 20, "b": 20})) == []
+    assert said_of(tmp_path / "uneven", 1) == []
+    assert said_of(tmp_path / "uneven", 10) == [
+        "the reference has 2 classes, while labels of generated images are uniform over 10 classes; a perfect generator of every class may"
+        " not reach a FID of 0"
+    ]
+
+
+def test_unknown_classes_of_a_reference_are_said(tmp_path):
+    """Images without classes, parts of a data set, images outside the class folders, other programs' statistics, wrong labels."""
+    flat, parts = write_classes(tmp_path / "flat", {".": 9}), write_classes(tmp_path / "parts", {"train/a": 5, "test/a": 5})
+    loose = write_classes(tmp_path / "loose", {"a": 5, "b": 5})
+    shutil.copy(loose / "a" / "0.png", loose / "0.png")
+    images = COLOUR[:, :1, :8, :8].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "short.npz", images, np.zeros(3, int))
+    np.savez(tmp_path / "part.npz", images, np.array([0] * 36 + [1] * 4), mu=np.zeros(64), sigma=np.eye(64))
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(64), sigma=np.eye(64), class_counts=np.array([-1, 5]))
+    files = [tmp_path / f"{name}.npz" for name in ("short", "part", "wrong")]
+    assert {one: said_of(one) for one in (flat, parts, loose, *files)} == dict.fromkeys((flat, parts, loose, *files), [UNKNOWN])
+    assert said_of(tmp_path / "wrong.npz", 1) == []
+
+
+def test_a_file_by_reference_knows_the_classes_and_an_old_one_loads_as_before(tmp_path):
+    """The counts do not change the fingerprint of the content."""
+    folder = write_classes(tmp_path / "uneven", {"a": 36, "b": 4})
+    write_reference(folder, tmp_path / "new.npz", True, ["eval.features.name=digits"])
+    assert said_of(tmp_path / "new.npz") == [UNBALANCED]
+    with np.load(tmp_path / "new.npz") as file:
+        assert file["class_counts"].tolist() == [36, 4]
+        np.savez(tmp_path / "old.npz", **{key: file[key] for key in file.files if key != "class_counts"})
+    assert said_of(tmp_path / "old.npz") == [UNKNOWN]
+    assert read_statistics(tmp_path / "old.npz").content == read_statistics(tmp_path / "new.npz").content
+
+
+def test_labels_of_a_torch_data_set_are_counted():
+    items = [(one[:1], int(i >= 36)) for i, one in enumerate(COLOUR)]
+    assert wrap_reference(items).class_counts == (36, 4)
+    assert wrap_reference([(one, torch.tensor(label)) for one, label in items]).class_counts == (36, 4)
+    for strange in ([(one, 0.5) for one, _ in items], [(one, -1) for one, _ in items], [one for one, _ in items]):
+        assert wrap_reference(strange).class_counts == ()
 
 
 # ---- few images ------------------------------------------------------------------------------------------------------

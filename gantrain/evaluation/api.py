@@ -9,9 +9,12 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
@@ -30,7 +33,7 @@ from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sam
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
-from gantrain.metrics.statistics import read_statistics
+from gantrain.metrics.statistics import MOST_CLASSES, read_statistics
 from gantrain.models.architecture import is_latent_generator
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
@@ -305,13 +308,30 @@ def wrap_reference(reference: Any) -> Reference:
         raise UserError(
             f"reference: must be a path, a uint8 tensor [N, C, H, W] or a data set of (image, label), got {type(reference).__name__}"
         )
-    items = (reference[i] for i in range(len(reference)))
+    name, items = type(reference).__name__, [reference[i] for i in range(len(reference))]
     images = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
     strange = next((x for x in images if not isinstance(x, Tensor) or x.shape != images[0].shape), None)
     if strange is not None:
         what = list(strange.shape) if isinstance(strange, Tensor) else type(strange).__name__
-        raise UserError(f"reference: {type(reference).__name__} must give uint8 images [C, H, W] of one size, got {what}")
-    return wrap_pictures(wrap_tensor(type(reference).__name__, torch.stack(images) if images else torch.empty(0)))
+        raise UserError(f"reference: {name} must give uint8 images [C, H, W] of one size, got {what}")
+    found = wrap_pictures(wrap_tensor(name, torch.stack(images) if images else torch.empty(0)))
+    return replace(found, class_counts=count_labels(items, getattr(reference, "classes", ())))
+
+
+def count_labels(items: Sequence[Any], names: Any) -> tuple[int, ...]:
+    """Images per class of a data set of (image, label); empty if the labels are not numbers of classes.
+
+    Args:
+        items: of the data set.
+        names: its `classes`, as torchvision's data sets have them; one without an image counts too.
+    """
+    try:
+        labels = [index(item[1]) for item in items if isinstance(item, (tuple, list)) and len(item) > 1]
+    except TypeError:  # not whole numbers
+        return ()
+    if len(labels) < len(items) or min(labels) < 0 or max(labels) >= MOST_CLASSES:
+        return ()
+    return tuple(np.bincount(labels, minlength=len(names) if isinstance(names, (list, tuple)) else 0).tolist())
 
 
 def load_eval_config(overrides: Sequence[str], what: str) -> Config:

@@ -71,6 +71,26 @@ def known_digits(resolution: int) -> frozenset[bytes]:
     return frozenset(one.contiguous().numpy().tobytes() for one in pixels)
 
 
+def describe_classes(counts: Sequence[int], num_classes: int) -> str:
+    """What scores compare if generated and real images have, or may have, other frequencies of classes; empty if they have the same.
+
+    Args:
+        counts: images per class of the reference; fewer than two if its classes are not known.
+        num_classes: of the generator; with 1, nothing is said.
+    """
+    if num_classes == 1:
+        return ""
+    if len(counts) == num_classes:
+        return describe_mixture(counts)
+    uniform = f"labels of generated images are uniform over {num_classes} classes"
+    if len(counts) < 2:
+        return (
+            f"the class frequencies of the reference are unknown, while {uniform}; unless its classes are balanced too, a perfect"
+            " generator of every class would not reach a FID of 0"
+        )
+    return f"the reference has {len(counts)} classes, while {uniform}; a perfect generator of every class may not reach a FID of 0"
+
+
 @dataclass(frozen=True)
 class Remarks:
     """What must stand beside the scores of an evaluator. All processes must ask for it, the first time.
@@ -136,7 +156,7 @@ class Remarks:
     def notes(self) -> list[str]:
         """Everything, a sentence each."""
         counts, prefix = self.counts, self.settings.features.metric_prefix
-        mixture = describe_mixture(self.real.class_counts) if self.num_classes > 1 else ""
+        mixture = describe_classes(self.real.class_counts, self.num_classes)
         able = [metric for metric in self.metrics if metric.fewest(counts.width) <= counts.fake]
         return [
             *self.on_features,
