@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gantrain as library
+from gantrain.commands.evaluate import evaluate_images
 from gantrain.commands.reference import write_reference
 from gantrain.config.loading import load
 from gantrain.config.sections import Guard
@@ -29,7 +30,7 @@ from gantrain.evaluation.collapse import describe_collapse, describe_levels, in_
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.image_files import sample_of, wrap_tensor
 from gantrain.evaluation.references import open_reference, wrap_dataset, wrap_pictures
-from gantrain.evaluation.score_notes import shows
+from gantrain.evaluation.score_notes import resemble_digits, shows
 from gantrain.metrics import METRICS, Counts, DigitsFeatures, FeatureSet
 from gantrain.metrics.fid import distance, rounding
 from gantrain.metrics.statistics import read_statistics
@@ -108,6 +109,52 @@ def test_the_protocol_names_features_that_were_made_for_other_images():
     assert "eval/features_made_for" not in evaluator_of(images=plain).protocol()
     against = evaluator_of(f"eval.reference={DIGITS}", images=colour)
     assert against.remarks.foreign == ["photos"] and evaluator_of(f"eval.reference={DIGITS}", images=plain).remarks.foreign == []
+
+
+def strange_images(digits: Tensor) -> dict[str, Tensor]:
+    """Images that are not digits: colour, grey noise, inverted, bright at the rim only, not square, constant."""
+    noise = COLOUR[:, :1]
+    rim = torch.full((40, 1, 16, 16), 200, dtype=torch.uint8)
+    rim[:, :, 3:13, 3:13] = 0
+    return {"colour": COLOUR, "grey noise": noise.expand(-1, 3, -1, -1), "inverted": 255 - digits, "rim": rim, "wide": digits[..., :12, :],
+            "constant": torch.full_like(rim, 90)}  # fmt: skip
+
+
+def test_scored_images_that_are_no_digits_have_a_note(digits, tmp_path):
+    """By the function and the command, though the reference is digits; digits sorted by class, noisy or in colours of JPEG have none."""
+    assert {name: resemble_digits(one) for name, one in strange_images(digits[0]).items()} == dict.fromkeys(
+        strange_images(digits[0]), False
+    )
+    few = digits[0][digits[1] == 4][:20]
+    tinted = (digits[0][:64].int().expand(-1, 3, -1, -1) + torch.tensor([0, 8, 3])[:, None, None]).clamp(0, 255).to(torch.uint8)
+    assert all(resemble_digits(one) for one in (digits[0], few, tinted, *digits[0][:40].split(1)))
+    note = "digits_* scores are made for digits, and the scored images are not known to be digits"
+    with pytest.warns(UserWarning) as told:
+        library.evaluate(COLOUR, digits[0][:100], metrics=["is"], features="digits")
+    assert sum(str(one.message).startswith(f"{note}; of other images") for one in told) == 1
+    with pytest.warns(UserWarning) as told:
+        library.evaluate(digits[0][100:200], digits[0][:100], metrics=["is"], features="digits")
+    assert not [one for one in told if "made for" in str(one.message)]
+    with pytest.warns(UserWarning) as told:
+        library.evaluate(lambda start, count: COLOUR[start : start + count], COLOUR, 40, ["is"], "digits")
+    assert [one for one in told if "and tensor and the scored images are not known to be digits" in str(one.message)]
+    np.savez(tmp_path / "colour.npz", COLOUR.permute(0, 2, 3, 1).numpy())
+    np.savez(tmp_path / "digits.npz", digits[0][:40].permute(0, 2, 3, 1).numpy())
+    words = ["eval.features.name=digits", "eval.metrics=[is]"]
+    said = evaluate_images(tmp_path / "colour.npz", str(tmp_path / "digits.npz"), None, tmp_path / "out.json", words)[0]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert note in said and written["eval/notes"][0].startswith(note) and written["eval/features_made_for"] == "digits"
+
+
+@pytest.mark.slow
+def test_a_run_on_other_images_has_the_note_against_digits_too(gantrain, tmp_path):
+    """Its data are not read then, so that its own images say it; a run on digits has none."""
+    data = write_classes(tmp_path / "data", {"a": 20, "b": 20})
+    words = ["total_kimg=0.032", "eval.every_kimg=null", "tracking.samples_every_kimg=null"]
+    gantrain("train", DIGITS, *TINY, "data.name=folder", f"data.root={data}", "data.resolution=16", *words, f"run_dir={tmp_path / 'run'}")
+    gantrain("train", DIGITS, *TINY, *words, f"run_dir={tmp_path / 'own'}")
+    said = [gantrain("evaluate", tmp_path / run, "--average", "live", "--reference", DIGITS).stdout for run in ("run", "own")]
+    assert ["the scored images are not known to be digits" in one for one in said] == [True, False]
 
 
 def test_the_function_has_no_extractor_of_its_own_accord(digits, tmp_path):
@@ -231,7 +278,7 @@ def test_unknown_classes_of_a_reference_are_said(tmp_path):
     np.savez(tmp_path / "part.npz", images, np.array([0] * 36 + [1] * 4), mu=np.zeros(64), sigma=np.eye(64))
     np.savez(tmp_path / "wrong.npz", mu=np.zeros(64), sigma=np.eye(64), class_counts=np.array([-1, 5]))
     files = [tmp_path / f"{name}.npz" for name in ("short", "part", "wrong")]
-    assert {one: said_of(one) for one in (flat, parts, loose, *files)} == dict.fromkeys((flat, parts, loose, *files), [UNKNOWN])
+    assert {one: said_of(one) for one in (flat, parts, loose, *files)} == {one: [UNKNOWN] for one in (flat, parts, loose, *files)}
     assert said_of(tmp_path / "wrong.npz", 1) == []
 
 

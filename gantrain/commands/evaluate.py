@@ -99,7 +99,7 @@ def evaluate_images(
     config = load_eval_config(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
     )
-    evaluator = Evaluator(config, None, accelerator, shape=pictures.shape)
+    evaluator = Evaluator(config, None, accelerator, shape=pictures.shape, scored=pictures.some)
     evaluator.remarks.require_enough()
     scores = {pictures.name: score_images(evaluator, sample_of(pictures, total, config.seed), total, f"score {pictures.name}")}
     if not accelerator.is_main_process:

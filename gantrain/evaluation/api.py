@@ -31,6 +31,7 @@ from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
+from gantrain.images import to_uint8
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
 from gantrain.metrics.statistics import MOST_CLASSES, read_statistics
@@ -117,7 +118,16 @@ def score_source(
     with open_source(source, config, device) as (images, fit):
         with isolate(device):
             channels, height, width = fixed.shape if fixed else images(0, 1).shape[1:]
-        evaluator = Evaluator(config, real, accelerator, shape=(channels, height, width), device=device, num_classes=labels)
+
+        def some() -> Tensor:
+            if fixed:
+                return fixed.some()
+            with isolate(device):
+                found = images(0, min(config.eval.num_samples, config.eval.batch_size))
+            return to_uint8(found) if found.is_floating_point() else found
+
+        shape = channels, height, width
+        evaluator = Evaluator(config, real, accelerator, shape=shape, device=device, num_classes=labels, scored=some)
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
         scores = score_images(evaluator, images, config.eval.num_samples, "score")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from gantrain.config.sections import Eval
@@ -18,6 +19,9 @@ from gantrain.metrics import Counts, Metric
 
 LOOKED_AT = 64  # images that are compared with the digits
 DIGITS = "digits"  # as `made_for` of an extractor
+GREY = 16  # levels of 255: mean difference of the channels of RGB images up to which they count as grey, as JPEG and networks leave them
+ALIKE = 0.3  # correlation with the digits' mean image; any single digit has at least 0.41, noise about 0
+SCORED = "the scored images"
 
 
 def describe_features(settings: Eval, foreign: Sequence[str], what: str = "scores") -> list[str]:
@@ -31,7 +35,7 @@ def describe_features(settings: Eval, foreign: Sequence[str], what: str = "score
     made_for, prefix = settings.features.made_for, settings.features.metric_prefix
     if not foreign:
         return []
-    are, measure = "is" if len(foreign) == 1 else "are", "quality" if what == "scores" else "likeness"
+    are, measure = "is" if len(foreign) == 1 and SCORED not in foreign else "are", "quality" if what == "scores" else "likeness"
     return [
         f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} {are} not known to be {made_for}; of other images they do"
         f" not measure {measure}: set eval.features.name=inception"
@@ -61,6 +65,27 @@ def are_digits(take: Callable[[int, int], Tensor], count: int, shape: tuple[int,
     images = take(0, min(LOOKED_AT, count)).cpu()
     grey = images[:, :1]
     return bool((images == grey).all()) and {one.numpy().tobytes() for one in grey} <= known_digits(shape[1])
+
+
+def resemble_digits(images: Tensor) -> bool:
+    """Whether images, generated ones perhaps, may be digits: square, grey, and with a mean image like that of the digits.
+
+    Args:
+        images: uint8 `[N, C, H, W]`; a few, of several classes if possible.
+    """
+    levels = images.cpu().float()
+    if images.shape[2] != images.shape[3] or (levels.amax(1) - levels.amin(1)).mean() > GREY:
+        return False
+    both = torch.stack([levels.mean((0, 1)).flatten(), mean_digit(images.shape[2]).flatten()])
+    return bool(torch.corrcoef(both)[0, 1] >= ALIKE)  # nan, of a constant image, is not
+
+
+@functools.lru_cache(maxsize=2)
+def mean_digit(resolution: int) -> Tensor:
+    """The mean image of the digits `[H, W]`."""
+    pixels = Digits(resolution=resolution).build().pixels
+    assert pixels is not None, "the digits are in memory"
+    return pixels.float().mean((0, 1))
 
 
 @functools.lru_cache(maxsize=2)
@@ -102,6 +127,7 @@ class Remarks:
         trained_on: the data set of the run, if the reference is another.
         num_classes: classes of the generator, whose labels are drawn uniformly; 1 for images as they are.
         widths: returns the numbers of features and logits per image.
+        scored: returns some of the scored images, uint8; None if they are not looked at, since they are of a run whose data are.
     """
 
     settings: Eval
@@ -110,15 +136,18 @@ class Remarks:
     trained_on: ImageSet | None
     num_classes: int
     widths: Callable[[], tuple[int, int]]
+    scored: Callable[[], Tensor] | None = None
 
     @cached_property
     def foreign(self) -> list[str]:
-        """Names of the real images that are not known to be what the features are made for."""
+        """Names of the real images, and of the scored ones, that are not known to be what the features are made for."""
         made_for = self.settings.features.made_for
         if made_for is None:
             return []
         real = [self.real, *([wrap_dataset(self.trained_on, None)] if self.trained_on else [])]
-        return list(dict.fromkeys(one.name for one in real if not shows(made_for, one)))
+        found = list(dict.fromkeys(one.name for one in real if not shows(made_for, one)))
+        strange = made_for == DIGITS and self.scored is not None and not resemble_digits(self.scored())
+        return [*found, SCORED] if strange else found
 
     @property
     def on_features(self) -> list[str]:
