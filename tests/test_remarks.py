@@ -403,6 +403,9 @@ def test_a_sample_is_not_the_one_that_references_take(digits):
 # ---- collapse --------------------------------------------------------------------------------------------------------
 
 
+COMPARED = "; 4 of 10 classes compared"
+
+
 class Given(nn.Module):
     """A generator of pictures that depend on z and y as far as it is told, in levels of 255."""
 
@@ -422,12 +425,12 @@ class Given(nn.Module):
     ("of_z", "of_y", "base", "words"),
     [
         (50, 50, 0, ""), (2, 2, 0, ""), (1.5, 30, 0, ""),
-        (0, 0, 0, "the output is constant (the same picture for every z and y)"),
-        (0.3, 0.3, 0, "the output is constant (the same picture for every z and y)"),
-        (0, 50, 0, "the output does not depend on z (one picture per class)"),
-        (50, 0, 0, "the output does not depend on y (the same picture for every class)"),
-        (1e6, 0, 0, "the output does not depend on y (the same picture for every class) and saturated (every value is -1 or 1)"),
-        (0, 0, 1e9, "the output is constant (the same picture for every z and y) and saturated (every value is -1 or 1)"),
+        (0, 0, 0, f"the output is constant (the same picture for every z and y{COMPARED})"),
+        (0.3, 0.3, 0, f"the output is constant (the same picture for every z and y{COMPARED})"),
+        (0, 50, 0, f"the output does not depend on z (one picture per class{COMPARED})"),
+        (50, 0, 0, f"the output does not depend on y (the same picture for every class{COMPARED})"),
+        (1e6, 0, 0, f"the output does not depend on y (the same picture for every class{COMPARED}) and saturated (every value is -1 or 1)"),
+        (0, 0, 1e9, f"the output is constant (the same picture for every z and y{COMPARED}) and saturated (every value is -1 or 1)"),
         (math.nan, 0, 0, ""),
     ],
 )  # fmt: skip
@@ -452,11 +455,33 @@ def test_without_classes_nothing_is_said_of_y():
     assert describe_collapse(Single(0, 0), 0, CPU, 64) == "the output is constant (the same picture for every z)"
 
 
+def test_the_check_says_how_many_classes_it_compares_and_what_it_does_not_see():
+    """With 10 classes, 0, 2, 5 and 7 are compared; with up to 4 classes, all."""
+
+    class Only(Given):
+        def __init__(self, different: int, num_classes: int = 10):
+            super().__init__(50, 0)
+            self.different, self.num_classes = different, num_classes
+
+        def forward(self, z: Tensor, y: Tensor) -> Tensor:
+            return super().forward(z, torch.where(y == self.different, 1, 0)) + (y == self.different)[:, None, None, None] * 0.5
+
+    seen = [different for different in range(10) if not describe_collapse(Only(different), 0, CPU, 64)]
+    assert seen == [0, 2, 5, 7]
+    words = "the output does not depend on y (the same picture for every class{})"
+    assert describe_collapse(Only(1), 0, CPU, 64) == words.format(COMPARED)
+    assert describe_collapse(Only(5, 4), 0, CPU, 64) == words.format("")
+    assert describe_collapse(Only(1, 2000), 0, CPU, 64) == words.format("; 4 of 2,000 classes compared")
+    text = " ".join((ROOT / "docs" / "scores.md").read_text().split())
+    assert "Eight latents are compared, each with up to 4 of the classes, spread evenly over all of them (0, 2, 5 and 7 of 10)" in text
+    assert "The check does not see a single class that ignores z" in text
+
+
 def test_every_evaluation_looks_and_scores_stay_as_they_are():
     """Of the live weights and of each average; the digits' generator is healthy at its start in either of BatchNorm's policies."""
     this, generator = evaluator_of(images=prepare(Digits(), CPU)), Given(0, 0)
     this.score(["live", "ema"], lambda *words: None, generator)
-    assert in_one_line(this.collapsed) == "live, ema: the output is constant (the same picture for every z and y)"
+    assert in_one_line(this.collapsed) == f"live, ema: the output is constant (the same picture for every z and y{COMPARED})"
     torch.manual_seed(0)
     network, _ = load(DIGITS, TINY).model.build(16, 1, 10)
     for mode in (network.eval, network.train):
