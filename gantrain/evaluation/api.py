@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -43,6 +44,7 @@ from gantrain.score_names import doubts
 from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
+LAST_3, LAST_4 = ".permute(2, 0, 1)", ".permute(0, 3, 1, 2)"  # of channels that come last
 YAML = (".yaml", ".yml")
 GENERATOR_KEYS = ("eval/batchnorm", "eval/batchnorm_batches", "eval/truncation")  # of a protocol; they mean nothing for images
 Images = Callable[[int, int], Tensor]  # (start, count) to `[count, C, H, W]`, uint8 or float in [-1, 1]
@@ -194,6 +196,7 @@ def open_images(source: Any) -> Pictures | None:
     """Open images that exist already, a tensor or a path; None for anything that generates them."""
     if isinstance(source, Tensor):
         return wrap_tensor("images", source)
+    refuse_array("generator", source)
     return open_pictures(Path(source)) if isinstance(source, (str, Path)) else None
 
 
@@ -314,18 +317,73 @@ def wrap_reference(reference: Any) -> Reference:
         return wrap_dataset(reference, None)
     if isinstance(reference, Tensor):
         return wrap_pictures(wrap_tensor("tensor", reference))
+    refuse_array("reference", reference)
+    name = type(reference).__name__
     if not (hasattr(reference, "__getitem__") and hasattr(reference, "__len__")):
-        raise UserError(
-            f"reference: must be a path, a uint8 tensor [N, C, H, W] or a data set of (image, label), got {type(reference).__name__}"
-        )
-    name, items = type(reference).__name__, [reference[i] for i in range(len(reference))]
-    images = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
-    strange = next((x for x in images if not isinstance(x, Tensor) or x.shape != images[0].shape), None)
-    if strange is not None:
-        what = list(strange.shape) if isinstance(strange, Tensor) else type(strange).__name__
-        raise UserError(f"reference: {name} must give uint8 images [C, H, W] of one size, got {what}")
+        raise UserError(f"reference: must be a path, a uint8 tensor [N, C, H, W] or a data set of (image, label), got {name}")
+    try:
+        items = [reference[i] for i in range(len(reference))]
+    except (KeyError, TypeError):
+        raise UserError(f"reference: {name} has no items 0, 1, 2, ...; pass a uint8 tensor [N, C, H, W] of its images") from None
+    images = [item[0] if isinstance(item, (tuple, list)) and item else item for item in items]
+    require_images(name, images)
     found = wrap_pictures(wrap_tensor(name, torch.stack(images) if images else torch.empty(0)))
     return replace(found, class_counts=count_labels(items, getattr(reference, "classes", ())))
+
+
+def require_images(name: str, images: Sequence[Any]) -> None:
+    """Refuse items of a data set that are not uint8 tensors `[C, H, W]` of one size, with the way to convert the first strange one.
+
+    Raises:
+        UserError: names the item, what it is, and the conversion.
+    """
+    for number, x in enumerate(images):
+        given, remedy = describe_item(x)
+        if remedy:
+            raise UserError(f"reference: {name} must give uint8 tensors [C, H, W], but its image {number} is {given}; {remedy}")
+        if x.shape != images[0].shape:
+            raise UserError(
+                f"reference: {name} must give images of one size, but its image {number} is {list(x.shape)} and image 0"
+                f" {list(images[0].shape)}; resize them to one size"
+            )
+
+
+def describe_item(x: Any) -> tuple[str, str]:
+    """(What an item of a data set is, how to convert it to a uint8 tensor `[C, H, W]`; "" if it is one)."""
+    if isinstance(x, Image.Image):
+        return "a PIL image", "give the data set transform=torchvision.transforms.PILToTensor()"
+    if isinstance(x, np.ndarray):
+        last = x.ndim == 3 and x.shape[2] in (1, 3) and x.shape[0] not in (1, 3)
+        return f"a NumPy array, {x.dtype} {list(x.shape)}", f"convert it{bytes_first(x.dtype)}: torch.from_numpy(x){LAST_3 if last else ''}"
+    if not isinstance(x, Tensor):
+        return f"of type {type(x).__name__}", "write a data set whose items are (image, label)"
+    given = f"a tensor, {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    if x.dtype != torch.uint8:
+        return given, "use torchvision.transforms.PILToTensor() instead of ToTensor(), or convert it to 0..255 and uint8"
+    if x.dim() == 3 and x.shape[0] in (1, 3):
+        return given, ""
+    if x.dim() == 3 and x.shape[2] in (1, 3):
+        return given, f"convert it: x{LAST_3}"
+    return given, "convert it to 1 or 3 channels" if x.dim() == 3 else "add the channels: x[None]" if x.dim() == 2 else "convert it"
+
+
+def refuse_array(argument: str, x: Any) -> None:
+    """Refuse a NumPy array of images, whose axes nobody knows, with the way to convert it.
+
+    Raises:
+        UserError: names the argument, its type and shape, and the conversion.
+    """
+    if isinstance(x, np.ndarray):
+        last = x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3)
+        raise UserError(
+            f"{argument}: is a NumPy array, {x.dtype} {list(x.shape)}; pass a uint8 tensor [N, C, H, W]{bytes_first(x.dtype)}:"
+            f" torch.from_numpy(x){LAST_4 if last else ''}"
+        )
+
+
+def bytes_first(dtype: np.dtype) -> str:
+    """What to do first with an array that is not uint8; "" for uint8."""
+    return "" if dtype == np.uint8 else " (values 0..255, as uint8)"
 
 
 def count_labels(items: Sequence[Any], names: Any) -> tuple[int, ...]:
