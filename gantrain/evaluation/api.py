@@ -32,6 +32,7 @@ from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
+from gantrain.evaluation.score_notes import LOOKED_AT
 from gantrain.images import to_uint8
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
@@ -121,18 +122,23 @@ def score_source(
         with isolate(device):
             channels, height, width = fixed.shape if fixed else images(0, 1).shape[1:]
 
+        seen: list[Tensor] = []
+
+        def remembered(start: int, count: int) -> Tensor:
+            x = images(start, count)
+            if not seen:  # what notes look at: a function is not asked again for it
+                seen.append(x[:LOOKED_AT].cpu())
+            return x
+
         def some() -> Tensor:
-            if fixed:
-                return fixed.some()
-            with isolate(device):
-                found = images(0, min(config.eval.num_samples, config.eval.batch_size))
+            found = fixed.some(LOOKED_AT) if fixed else seen[0]
             return to_uint8(found) if found.is_floating_point() else found
 
         shape = channels, height, width
         evaluator = Evaluator(config, real, accelerator, shape=shape, device=device, num_classes=labels, scored=some)
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
-        scores = score_images(evaluator, images, config.eval.num_samples, "score")
+        scores = score_images(evaluator, remembered, config.eval.num_samples, "score")
         about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
         about += [f"reference: {note}" for note in evaluator.real.notes]
         notes = [*evaluator.remarks.notes, *doubts({"images": scores})]

@@ -58,7 +58,7 @@ class Pictures:
     def __len__(self) -> int:
         return self.count
 
-    def some(self, most: int = 64) -> Tensor:
+    def some(self, most: int) -> Tensor:
         """A few images from the whole of them, uint8 `[n, C, H, W]`; in order, images are often sorted by class."""
         return self.take([i * len(self) // most for i in range(most)] if most < len(self) else range(len(self)))
 

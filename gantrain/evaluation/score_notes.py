@@ -17,7 +17,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation.references import Reference, wrap_dataset
 from gantrain.metrics import Counts, Metric
 
-LOOKED_AT = 64  # images that are compared with the digits
+LOOKED_AT = 64  # images that are compared with the digits, of the real and of the scored ones
 DIGITS = "digits"  # as `made_for` of an extractor
 GREY = 16  # levels of 255: mean difference of the channels of RGB images up to which they count as grey, as JPEG and networks leave them
 ALIKE = 0.3  # correlation with the digits' mean image; any single digit has at least 0.41, noise about 0
