@@ -18,6 +18,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation.image_files import decode, sample_of, wrap_tensor
 from gantrain.images import to_float, to_uint8
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
+from gantrain.python_words import in_python
 from gantrain.sampling.latents import draw
 from gantrain.sampling.sheets import to_pil
 
@@ -272,7 +273,11 @@ def test_a_runs_generator_scores_as_in_its_run(gantrain, tmp_path):
         (Noisy(), {"num_samples": 3}, "num_samples: must be at least 16, got 3"),
         (Noisy(), {"reference": 7}, "reference: must be a path, a uint8 tensor .* or a data set of .image, label., got int"),
         (Noisy(), {"reference": "nowhere"}, "nowhere: there is no such file or folder"),
-        (Noisy(), {"reference": "nowhere", "features": None}, "nowhere: there is no such file or folder"),
+        (
+            Noisy(),
+            {"reference": "nowhere", "features": None},
+            "nowhere: there is no such file or folder; pass an .npz of statistics or images, a folder or zip of images,",
+        ),
         (Noisy(), {"features": None}, "features: pass features='inception' for FID as published .*, or features='digits' for images of"),
     ],
 )
@@ -280,3 +285,88 @@ def test_impossible_calls_are_refused(generator, arguments, words, halves):
     with pytest.raises(UserError, match=words) as caught:
         package.evaluate(generator, **{"reference": halves[1], "features": "digits", **arguments})
     assert "\n" not in str(caught.value)
+
+
+BYTES = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+ITEM = "reference: list must give uint8 tensors [C, H, W], but its image {} is {}; {}"
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (
+            BYTES.permute(0, 2, 3, 1).numpy(),
+            "reference: is a NumPy array, uint8 [20, 8, 8, 3]; pass a uint8 tensor [N, C, H, W]: torch.from_numpy(x).permute(0, 3, 1, 2)",
+        ),
+        (BYTES.numpy(), "reference: is a NumPy array, uint8 [20, 3, 8, 8]; pass a uint8 tensor [N, C, H, W]: torch.from_numpy(x)"),
+        (
+            BYTES.double().numpy(),
+            "reference: is a NumPy array, float64 [20, 3, 8, 8]; pass a uint8 tensor [N, C, H, W] (values 0..255, as uint8):"
+            " torch.from_numpy(x)",
+        ),
+        (
+            [(to_pil(x), 0) for x in BYTES],
+            ITEM.format(0, "a PIL image", "give the data set transform=torchvision.transforms.PILToTensor()"),
+        ),
+        (
+            [BYTES[0], BYTES[0].permute(1, 2, 0).numpy()],
+            ITEM.format(1, "a NumPy array, uint8 [8, 8, 3]", "convert it: torch.from_numpy(x).permute(2, 0, 1)"),
+        ),
+        (
+            [(x / 255, 0) for x in BYTES],
+            ITEM.format(
+                0,
+                "a tensor, float32 [3, 8, 8]",
+                "use torchvision.transforms.PILToTensor() instead of ToTensor(), or convert it to 0..255 and uint8",
+            ),
+        ),
+        ([*BYTES.permute(0, 2, 3, 1)], ITEM.format(0, "a tensor, uint8 [8, 8, 3]", "convert it: x.permute(2, 0, 1)")),
+        ([*BYTES[:, 0]], ITEM.format(0, "a tensor, uint8 [8, 8]", "add the channels: x[None]")),
+        ([{"image": x} for x in BYTES], ITEM.format(0, "of type dict", "write a data set whose items are (image, label)")),
+        (["a.png"] * 20, ITEM.format(0, "of type str", "write a data set whose items are (image, label)")),
+        (
+            [BYTES[0], BYTES[0, :, :4]],
+            "reference: list must give images of one size, but its image 1 is [3, 4, 8] and image 0 [3, 8, 8]; resize them to one size",
+        ),
+        ({"x": BYTES}, "reference: dict has no items 0, 1, 2, ...; pass a uint8 tensor [N, C, H, W] of its images"),
+    ],
+)
+def test_images_of_another_kind_are_refused_with_the_conversion(reference, words):
+    with pytest.raises(UserError) as caught:
+        package.evaluate(BYTES, reference, features="digits")
+    assert str(caught.value) == words
+    if isinstance(reference, np.ndarray):
+        with pytest.raises(UserError) as caught:
+            package.evaluate(reference, BYTES, features="digits")
+        assert str(caught.value) == words.replace("reference", "generator")
+
+
+@pytest.mark.parametrize(
+    ("command", "python"),
+    [
+        ("do not measure quality: set eval.features.name=inception", 'do not measure quality: pass features="inception"'),
+        ("eval.metrics: kid of 64 features needs 100, got 20; use 100", "metrics: kid of 64 features needs 100, got 20; use 100"),
+        ("need features; set eval.metrics=[fid,is], or write a file", "need features; pass metrics=['fid', 'is'], or write a file"),
+        (
+            "set eval.features.name=digits or eval.features={name: inception, layer: '64'}, or use another file",
+            'pass features="digits" or features=InceptionFeatures(layer="64"), or use another file',
+        ),
+        ("put it into hub, or set eval.features.weights=PATH", "put it into hub, or pass features=InceptionFeatures(weights=PATH)"),
+        ("but eval.features is inception", "but features is inception"),
+        ("use --average ema --kimg 2.5", 'use average="ema" kimg=2.5'),
+        ("--kimg: short was rebuilt at 2 kimg; omit --kimg", "kimg: short was rebuilt at 2 kimg; omit kimg"),
+        ("checkpoint.keep_best=[eval/ema/fid] keeps them", "checkpoint.keep_best=[eval/ema/fid] keeps them"),  # of training
+    ],
+)
+def test_remedies_are_those_of_the_language_of_the_call(command, python):
+    assert in_python(command) == python
+
+
+def test_warnings_and_errors_of_evaluate_name_its_arguments(halves, tmp_path):
+    with pytest.warns(UserWarning) as said:
+        package.evaluate(255 - halves[0][:32], 255 - halves[1][:32], metrics=("fid",), features="digits")
+    words = [str(one.message) for one in said]
+    assert any('not measure quality: pass features="inception"' in one for one in words) and not any("eval." in one for one in words)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UserError, match='but features has .*; pass features="inception", or use another file'):
+        package.evaluate(halves[0], tmp_path / "wide.npz", metrics=("fid",), features="digits")

@@ -31,6 +31,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.latents import draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
 from gantrain.text_table import align, join_columns
@@ -71,6 +72,7 @@ class Bench:
                 raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use the run's own value")
         _, path = open_run(run, kimg)
         self.path, self.config, self.nimg = path, load(Path(run) / CONFIG_FILE, overrides), int(path.name)
+        require_images_of(Path(run), self.config, overrides, reads_data=True)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
         if average not in known:
             raise UserError(f"--average: {run} has no average {average!r} at {self.nimg / 1000:g} kimg{did_you_mean(average, known)}")

@@ -21,6 +21,7 @@ from gantrain.reporting.score_table import in_lines
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.provenance import utc_now, versions
 from gantrain.run_folder.recognition import is_run_folder
+from gantrain.run_folder.start_folder import require_images_of
 from gantrain.shipped import find_config
 
 
@@ -54,6 +55,8 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     saved = there / CONFIG_FILE if is_run_folder(there) else there
     if saved.suffix.lower() in YAML:
         config = load(saved, [*overrides, "eval.reference=null"])
+        if is_run_folder(there):
+            require_images_of(there, config, overrides)
         real = main_first(
             accelerator, lambda: wrap_dataset(prepare(config.data, accelerator.device, local_processes()), config.eval.reference_samples)
         )
@@ -71,6 +74,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     facts: dict[str, object] = {
         "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
         "made": utc_now(), "versions": versions(), "data": DIGITS if shows(DIGITS, real) else "",
+        **({"class_counts": list(real.class_counts)} if len(real.class_counts) > 1 else {}),
     }  # fmt: skip
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"
