@@ -28,8 +28,9 @@ from gantrain.errors import UserError
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
-from gantrain.run_folder.forking import open_origin
+from gantrain.run_folder.forking import forked_state, open_origin
 from gantrain.run_folder.ownership import look_into, write_rollback
+from gantrain.training.facts import how_images_changed
 from gantrain.training.guard import Trouble
 from gantrain.training.inputs import Inputs
 from gantrain.training.trainer import Trainer
@@ -467,6 +468,27 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
     draw(tmp_path / "moved" / "birds", 1)
     with pytest.raises(UserError, match="data: folder/moved has classes 3, and the networks of this run were trained with 2; use"):
         resume(inputs_of(tmp_path / "moved", changed_data=True), state)
+
+
+FOLDER_KEYS = {"workers": 0, "keep_in": "disk", "on_error": "skip", "flip": True, "filter": "box", "root": "{other}"}
+
+
+@pytest.mark.parametrize("key", FOLDER_KEYS)
+def test_a_fork_checks_its_images_unless_other_ones_are_meant(tmp_path, key):
+    """Whether a key changes the images is seen from the images themselves; only then does a fork take what it finds."""
+    draw(tmp_path / "b", 1)
+    here = [f"run_dir={tmp_path}", "data.name=folder", f"data.root={draw(tmp_path / 'a', 0)}", "data.resolution=8"]
+    value = str(FOLDER_KEYS[key]).replace("{other}", str(tmp_path / "b"))
+    old, new = (load(DIGITS, [*here, *more]) for more in ([], [f"data.{key}={value}"]))
+    before, after = (prepare(config.data, CPU) for config in (old, new))
+    state = {"guard": {}, "averages": {}, "averages_d": {}, "data_listing": before.listing, "data_content": before.fingerprint}
+    forked = forked_state(state, old, new, AT, {"g": [], "d": []})
+    assert (forked["data_listing"] is None) == (before.fingerprint != after.fingerprint), key
+    words = how_images_changed(after, forked["data_listing"], Path("000000000128"))
+    if forked["data_listing"] is None:
+        assert re.search("^this fork trains on other images than its origin: folder/[ab], as its configuration says$", words), words
+    else:
+        assert words.startswith("the content of folder/a has changed since 000000000128; its names and labels have not")
 
 
 def test_a_file_that_has_become_unreadable_does_not_end_a_run_that_skips_it(tmp_path):

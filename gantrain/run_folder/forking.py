@@ -29,7 +29,8 @@ from gantrain.version import __version__
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
 TRIES = 5  # a run that trains deletes its older checkpoints, perhaps while they are read
 SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `model` that decide the shapes of the networks
-SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download")}  # how images are read, not which
+# How images are read or shown, not which they are. `root` is not among them: a fork with another one is meant to train on what lies there.
+SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download", "flip")}
 NETWORKS = (("g", "averages"), ("d", "averages_d"))
 
 
