@@ -28,7 +28,7 @@ from gantrain.errors import UserError
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
-from gantrain.run_folder.forking import forked_state, open_origin
+from gantrain.run_folder.forking import average_alike, forked_state, open_origin, require_free, write_fork
 from gantrain.run_folder.ownership import look_into, write_rollback
 from gantrain.training.facts import how_images_changed
 from gantrain.training.guard import Trouble
@@ -291,6 +291,26 @@ def test_a_fork_that_cannot_be_is_one_line_and_leaves_nothing(saved, gantrain, t
     line = error_of(gantrain("fork", saved, "--out", tmp_path / "new", *arguments, check=False))
     assert re.search(words, line), line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fork_does_not_lie_in_a_run(saved, tmp_path):
+    (tmp_path / "link").symlink_to(saved)
+    for folder in (saved / "new", saved / "checkpoints" / "new", saved / "a" / "b", tmp_path / "link" / "new", saved / "new" / ".." / "x"):
+        with pytest.raises(UserError, match=f"--out: .* is inside the run folder {saved.resolve()}; use a folder outside it"):
+            require_free(folder)
+    require_free(saved.parent / "new")
+    require_free(tmp_path / "new" / "deeper")
+
+
+def test_an_average_that_moves_to_main_memory_keeps_its_past(saved, tmp_path):
+    origin, old = open_origin(saved), load(saved / "config.yaml")
+    moved = ["averagers.ema.offload=true", "averagers.ema_short={offload: true, half_life_kimg: 7}", f"run_dir={tmp_path / 'fork'}"]
+    fork = write_fork(origin, old, load(saved / "config.yaml", moved), tmp_path / "fork")
+    assert fork.event["averages"] == {"kept": ["ema", "swa"], "begin": ["ema_short"], "dropped": []}
+    with begun(tmp_path / "fork" / "config.yaml") as trainer:
+        shadows = trainer.players.bank["ema"].shadows
+        assert all(torch.equal(tensor, shadows[name]) for name, tensor in origin.snapshot.tensors["average.ema"].items())
+    assert not average_alike(Swa(), Ema()) and not average_alike(Swa(), Swa(networks="gd")) and average_alike(Swa(), Swa(offload=True))
 
 
 @pytest.mark.slow
