@@ -22,12 +22,12 @@ from PIL import Image
 from gantrain.averaging import Bema, Ema, Lookahead, Power, Swa
 from gantrain.averaging.birth import since_birth
 from gantrain.commands.train import refuse_moved
-from gantrain.config.loading import load
+from gantrain.config.loading import differing_keys, load
 from gantrain.data import Folder, prepare
 from gantrain.errors import UserError
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
-from gantrain.run_folder.changes import find_changes, require_late_start, require_passive
+from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
 from gantrain.run_folder.forking import average_alike, forked_state, open_origin, require_free, write_fork
 from gantrain.run_folder.ownership import look_into, write_rollback
 from gantrain.training.facts import how_images_changed
@@ -147,7 +147,7 @@ def test_an_added_average_begins_here_and_touches_nothing_that_is_trained(run, s
         everything = copies(trainer.players.tensors())
     events = [line for line in lines_of(run) if line.get("event") == "average_added"]
     assert [(line["average"], line["nimg"]) for line in events] == [("late", AT), ("short", AT), ("bema", AT)]
-    assert what_happened(events[1]) == "average short added: ema with networks g, offload False, half_life_kimg 0.016"
+    assert what_happened(events[1]) == "average short added: ema with networks g, half_life_kimg 0.016"
     assert events[0]["settings"]["start_kimg"] == 0.128
     assert on_console(events[0]).endswith("; it begins at 0.128 kimg with the weights of that moment")
     # The same command resumes it, and it continues.
@@ -249,7 +249,7 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
         "loss.name=relativistic",
     ]  # fmt: skip
     done = gantrain("fork", run, "--kimg", 0.064, "--out", one, *settings)
-    assert f"forked from {run} at 0.064 kimg: seed 0 -> 3, " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
+    assert f"forked from {run} at 0.064 kimg: seed 0 -> 3; " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
     assert "averages: ema_short continue; ema, late, look begin here with the live weights; swa are dropped" in done.stdout
     assert "batch: the policy begins anew with 32 images (the checkpoint has 16)" in done.stdout
     at = checkpoint.read(one / "checkpoints" / f"{64:012d}")
@@ -311,6 +311,35 @@ def test_an_average_that_moves_to_main_memory_keeps_its_past(saved, tmp_path):
         shadows = trainer.players.bank["ema"].shadows
         assert all(torch.equal(tensor, shadows[name]) for name, tensor in origin.snapshot.tensors["average.ema"].items())
     assert not average_alike(Swa(), Ema()) and not average_alike(Swa(), Swa(networks="gd")) and average_alike(Swa(), Swa(offload=True))
+
+
+CHANGES = [
+    # overrides, the words of a fork, those of a resume that is refused
+    (["penalties.r1={name: r1, gamma: 2}"], "penalties.r1 added: r1 with gamma 2.0, ", "penalties.r1 (absent there, 'r1 with gamma 2.0, "),
+    (
+        ["averagers.ema=null", "averagers.new={name: ema, half_life_kimg: 1}"],
+        "averagers.ema removed; averagers.new added: ema with networks g, half_life_kimg 1.0, ramp_up 0.05",
+        "averagers.ema ('ema with networks g, half_life_kimg 3.0' there, absent now), averagers.new (absent there, 'ema with networks g, ",
+    ),
+    (["averagers.ema.half_life_kimg=2", "seed=1"], "seed 0 -> 1; averagers.ema.half_life_kimg 3.0 -> 2.0", "(3.0 there, 2.0 now)"),
+    (["averagers.ema.ramp_up=0.1"], "averagers.ema.ramp_up null -> 0.1", "averagers.ema.ramp_up (null there, 0.1 now)"),
+    (["averagers.ema={name: swa, start_kimg: 7}"], "averagers.ema.name ema -> swa with start_kimg 7.0", "ema.name ('ema' there, "),
+    (["data.flip=true"], "data.flip false -> true", "data.flip (False there, True now)"),
+    (["tracking.wandb.name=b"], "tracking.wandb.name null -> b", "tracking.wandb.name (null there, 'b' now)"),
+    ([f"averagers.a{i}.name=ema" for i in range(10)], "a7 added: ema with networks g, half_life_kimg 10.0, ramp_up 0.05 and 2 more", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides, words, refused", CHANGES, ids=[" ".join(o)[:40] for o, _, _ in CHANGES])
+def test_changes_are_told_by_whole_entries(overrides, words, refused, tmp_path):
+    there = tmp_path / "a.yaml"
+    there.write_text("averagers: {ema: {name: ema, half_life_kimg: 3, ramp_up: null}}\n")
+    changed = differing_keys(load(there), load(there, overrides))
+    line = json.loads(json.dumps({"event": "fork", "nimg": 128, "from": "runs/a", "changed": changed}))
+    told = what_happened(line)
+    assert told.startswith("forked from runs/a at 0.128 kimg: ") and words in told, told
+    assert "absent" not in told and "None" not in told and "{}" not in told and told.count(";") <= 7
+    assert refused in describe_changes(changed), describe_changes(changed)
 
 
 @pytest.mark.slow

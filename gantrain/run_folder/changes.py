@@ -13,11 +13,11 @@ from gantrain.config.config import Config
 from gantrain.config.plugins import name_of
 from gantrain.config.schema import may_change
 from gantrain.config.sections import AUTO
-from gantrain.errors import UserError
+from gantrain.errors import UserError, shown
 from gantrain.run_folder.best_average import BEST
+from gantrain.run_folder.change_words import ABSENT, bounded, whole_entries
 
 Values = tuple[Any, Any]
-NAMED = 8  # keys that one message names
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ def find_changes(saved: Config, config: Config, begun: Collection[str]) -> Chang
 
 def describe_changes(values: Mapping[str, Values]) -> str:
     """Keys with both values, for a message; at most eight."""
-    named = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in list(values.items())[:NAMED])
-    return named + (f" and {len(values) - NAMED} more" if len(values) > NAMED else "")
+
+    def say(value: Any) -> str:
+        return ABSENT if value == ABSENT else shown(value)
+
+    return bounded([f"{key} ({say(old)} there, {say(new)} now)" for key, (old, new) in whole_entries(values).items()], ", ")
 
 
 def refuse_reserved(names: Iterable[str]) -> None:
