@@ -215,6 +215,13 @@ FILE_REFUSALS = [
     ("optim: {<<: 3}\n", r"run.yaml: is not YAML: expected a mapping or list of mappings for merging"),
     ("optim: {<<: {lr_gg: 1}}\n", r"run.yaml: optim.lr_gg=1: no such key; did you mean 'lr_g'\?"),
     ("optimizer: {lr_g: 1, lr_d: 2}\n", r"run.yaml: optimizer.lr_g=1: no such key; did you mean optim.lr_g\?"),
+    (
+        "x: &b {lr_g: 1}\noptim: {<<: *b}\n",
+        r"run.yaml: x.lr_g=1: no such key; a template for `<<` needs a name that begins with x-, such as x-x",
+    ),
+    ("base: &b\n  lr_g: 1\noptim:\n  <<: *b\n", r"run.yaml: base.lr_g=1: no such key; a template .*, such as x-base"),
+    ("rate: &r 1\noptim: {lr_g: *r}\n", r"run.yaml: rate=1: no such key; a template .*, such as x-rate"),
+    ("optim: {x-a: {lr_g: 1}}\n", r"run.yaml: optim.x-a=\{'lr_g': 1\}: no such key"),
     ("data: {name: !!python/object/apply:os.system [echo]}\n", r"run.yaml: is not YAML"),
 ]
 
@@ -270,6 +277,30 @@ averagers:
     deep = "penalties: {a: &a {name: r1, gamma: 1}, b: &b {<<: *a, gamma: 2}}\n"
     assert load(written(tmp_path, f"{deep}averagers: {{x: {{name: ema}}}}")).penalties["b"].gamma == 2
     assert parse_yaml("a: {b: &b {x: 1}, c: &c {<<: *b, x: 2}}\nd: {<<: *c}", "test")["d"] == {"x": 2}
+
+
+@pytest.mark.parametrize("name", ["x-base", ".base", "x-"])
+def test_templates_at_the_top_of_a_file_have_no_effect_of_their_own(tmp_path, name):
+    """As in Compose (`x-`) and GitLab (`.`): merge keys and references take from them."""
+    text = f"""
+{name}: &base {{lr_g: 1e-3, lr_d: 2e-3}}
+x-rate: &rate 3e-3
+x-list: [1, {{unknown: 3}}]
+x-averages: &averages
+  long: &long {{name: ema, half_life_kimg: 50}}
+  longer: {{<<: *long, ramp_up: 0.1}}
+optim: {{<<: *base, lr_d: *rate}}
+averagers: {{<<: *averages, swa: {{name: swa, start_kimg: "${{x-list[0]}}"}}}}
+"""
+    plain = """
+optim: {lr_g: 1e-3, lr_d: 3e-3}
+averagers: {long: {name: ema, half_life_kimg: 50}, longer: {name: ema, half_life_kimg: 50, ramp_up: 0.1}, swa: {name: swa, start_kimg: 1}}
+"""
+    found = load(written(tmp_path, text), ["optim.lr_g=5e-3"])
+    assert found == load(written(tmp_path, plain), ["optim.lr_g=5e-3"])
+    assert load(written(tmp_path, configuration.to_yaml(found))) == found and "x-" not in configuration.to_yaml(found)
+    with pytest.raises(ConfigError, match=r"command line: x-rate=1: x- begins the name of a template of a file, .*; override the keys"):
+        load(written(tmp_path, text), ["x-rate=1"])
 
 
 def test_other_names_lead_to_keys_that_exist():
