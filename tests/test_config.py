@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from gantrain.averaging import Ema, EmaSteps, Swa
 from gantrain.config import loading as configuration
 from gantrain.config.config import Config
-from gantrain.config.hints import ALSO_CALLED
+from gantrain.config.hints import ALSO_CALLED, IN_SECTION, NO_KEY
 from gantrain.config.loading import load
 from gantrain.config.notes import notes
 from gantrain.config.schema import walk_sections
@@ -121,6 +121,36 @@ REFUSALS = [
     (["ema=0.999"], r"ema=0.999: no such key; did you mean averagers.ema\?"),
     (["fid=true"], r"fid=True: no such key; did you mean eval.metrics\?"),
     (["resolution=32"], r"resolution=32: no such key; did you mean data.resolution\?"),
+    (
+        ["averagers.ema.beta=0.9"],
+        r"ema.beta=0.9: no such key of ema; did you mean half_life_kimg\? A decay d .*; or choose name: ema_steps",
+    ),
+    (["averagers.ema.decay=0.999"], r"did you mean half_life_kimg\? A decay d per update of B images has half_life_kimg = B / 1000 \* ln"),
+    (["averagers.ema.half_life=3"], r"did you mean averagers.ema.half_life_kimg\?"),
+    (["averagers.s={name: swa, start: 3}"], r"no such key of swa; did you mean averagers.s.start_kimg\?"),
+    (["averagers.s={name: swa, beta: 3}"], r"no such key of swa; known: every_kimg, networks, offload"),
+    (["averagers.s={name: ema_steps, beta: 0.9}"], r"no such key of ema_steps; did you mean averagers.s.decay\?"),
+    (["ema_decay=0.999"], r"did you mean averagers.ema.half_life_kimg\?"),
+    (["data.folder=x"], r"data.folder='x': no such key of digits; did you mean data.root, with data.name=folder, archive or packed\?"),
+    (["data.name=folder", "data.folder=x"], r"no such key of folder; did you mean data.root\?"),
+    (["data.name=archive", "data.path=x"], r"no such key of archive; did you mean data.root\?"),
+    (["data.name=folder", "data.dir=x"], r"no such key of folder; did you mean data.root\?"),
+    (["data_dir=x"], r"data_dir='x': no such key; did you mean data.root\?"),
+    (["penalties.p={name: r1, weight: 3}"], r"no such key of r1; did you mean penalties.p.gamma\?"),
+    (["lr_G=1"], r"lr_G=1: no such key; did you mean optim.lr_g\?"),
+    (["optim.lr_D=1"], r"optim.lr_D=1: no such key; did you mean lr_d\?"),
+    (["max_iter=3"], r"did you mean total_kimg\?"),
+    (
+        ["device=cuda"],
+        r"device='cuda': no such key; Accelerate chooses the device: set ACCELERATE_TORCH_DEVICE=cuda:1 or ACCELERATE_USE_CPU=1",
+    ),
+    (["performance.gpus=2"], r"no such key; Accelerate chooses the device: .* `accelerate launch --num_processes N"),
+    (["augment=ada"], r"augment='ada': no such key; gantrain does not augment images, besides mirroring them \(data.flip\)"),
+    (["data.augment.p=1"], r"gantrain does not augment images"),
+    (["resume=runs/a"], r"a run resumes by itself where run_dir has checkpoints"),
+    (["tracking.wandb.tags=a"], r"tracking.wandb.tags must be a list of strings, got 'a'; write \[a\]"),
+    (["eval.metrics=fid,kid"], r"eval.metrics must be a list of strings, got 'fid,kid'; write \[fid, kid\]"),
+    (["checkpoint.keep_best=eval/ema/digits_fid"], r"keep_best must be a list of strings, .*; write \[eval/ema/digits_fid\]"),
     (["total_kimg=1:30"], r"command line: total_kimg must be a number, got '1:30'"),
     (["seed=1:30"], r"command line: seed must be a whole number, got '1:30'"),
     (["seed=0b11"], r"command line: seed must be a whole number, got '0b11'"),
@@ -306,6 +336,9 @@ averagers: {long: {name: ema, half_life_kimg: 50}, longer: {name: ema, half_life
 def test_other_names_lead_to_keys_that_exist():
     known = {key for section in walk_sections() for key, _, _ in section.fields()} | set(configuration.default_keys())
     assert {key for keys in ALSO_CALLED.values() for key in keys} <= known
+    names = {key.rpartition(".")[2] for key in known}
+    assert not NO_KEY.keys() & (names | ALSO_CALLED.keys())
+    assert {key for words in IN_SECTION.values() for keys in words.values() for key in keys} <= names
     assert not {word for word in ALSO_CALLED if word in {f.name for f in dataclasses.fields(Config)}}
 
 

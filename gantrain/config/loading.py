@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +38,9 @@ from gantrain.config.yaml_files import (
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
 from gantrain.shipped import find_config
-from gantrain.type_words import describe_type
+from gantrain.type_words import PLURALS, describe_type
+
+LONGEST = 80  # characters of a list that a message spells out
 
 
 @dataclass(frozen=True)
@@ -355,7 +358,15 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             converted: Any = OmegaConf.to_object(holder)
             return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}") from None
+        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else ""
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}{remedy}") from None
+
+
+def as_list(value: Any) -> str:
+    """How a message goes on where a list of strings is asked for and a single value was written, perhaps with commas."""
+    words = [] if value is None else [word for word in re.split(r"[\s,;]+", str(value).strip("()[] ")) if word]
+    text = ", ".join(words)
+    return "" if isinstance(value, (list, Mapping)) or len(text) > LONGEST else f"; write [{text}]"
 
 
 def check_across(config: Config, sources: Sources) -> None:
