@@ -32,7 +32,7 @@ from gantrain.run_folder.forking import average_alike, forked_state, open_origin
 from gantrain.run_folder.ownership import look_into, write_rollback
 from gantrain.training.facts import how_images_changed
 from gantrain.training.guard import Trouble
-from gantrain.training.inputs import Inputs
+from gantrain.training.inputs import Inputs, require_shape
 from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -515,7 +515,7 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
         resume(inputs_of(tmp_path / "moved"), state)
     assert resume(inputs_of(tmp_path / "moved", changed_data=True), state).changed
     draw(tmp_path / "moved" / "birds", 1)
-    with pytest.raises(UserError, match="data: folder/moved has classes 3, and the networks of this run were trained with 2; use"):
+    with pytest.raises(UserError, match="data: folder/moved has 3 classes, and the networks of this run were trained with 2 classes; use"):
         resume(inputs_of(tmp_path / "moved", changed_data=True), state)
 
 
@@ -538,6 +538,26 @@ def test_a_fork_checks_its_images_unless_other_ones_are_meant(tmp_path, key):
         assert re.search("^this fork trains on other images than its origin: folder/[ab], as its configuration says$", words), words
     else:
         assert words.startswith("the content of folder/a has changed since 000000000128; its names and labels have not")
+
+
+@pytest.mark.parametrize(
+    "shape, has, wanted",
+    [
+        ([16, 3, 2], "images of 8 x 8 pixels", "images of 16 x 16 pixels"),
+        ([8, 1, 2], "images with 3 channels", "images with 1 channel"),
+        ([8, 3, 1], "2 classes", "1 class"),
+        ([8, 3, 5], "2 classes", "5 classes"),
+    ],
+)
+def test_images_of_another_shape_are_refused_in_english(shape, has, wanted):
+    images = SimpleNamespace(name="folder/a", resolution=8, channels=3, num_classes=2)
+    require_shape(images, [8, 3, 2])
+    with pytest.raises(UserError) as refusal:
+        require_shape(images, shape)
+    assert str(refusal.value) == (
+        f"data: folder/a has {has}, and the networks of this run were trained with {wanted}; use a data set with {wanted},"
+        " or train a new run"
+    )
 
 
 def test_a_file_that_has_become_unreadable_does_not_end_a_run_that_skips_it(tmp_path):
