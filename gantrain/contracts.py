@@ -14,6 +14,7 @@ import numbers
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -217,6 +218,23 @@ def proxy_class(plugin: Any, base: type, parts: Sequence[str]) -> type:
 def origin_of(cls: type) -> dict[str, Any]:
     """Attributes that give a generated class the name of another class."""
     return {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+
+
+def require_numbers(section: Any) -> None:
+    """Refuse text, a tensor or a boolean where a dataclass has a field for a number, and anything but a bool where it has one for that.
+
+    A tensor may be changed later, text cannot be compared, and True would count as 1. Other types of fields are left alone.
+
+    Raises:
+        InvalidField: for the first such field.
+    """
+    with suppress(NameError):  # an annotation of somebody's class that is no name here
+        hints = typing.get_type_hints(type(section))
+        for field in dataclasses.fields(section):
+            hint, value = hints[field.name], getattr(section, field.name)
+            kinds = set(typing.get_args(hint) or (hint,))
+            if kinds & {int, float, bool} and kinds <= {int, float, bool, type(None)} and not fits(value, hint):
+                raise InvalidField(field.name, value, f"must be {describe_type(hint)}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 LIVE = "live"  # the name of the weights that are trained, among the averages
 # Whether a higher score is better, for tables that mark the best.
 HIGHER_IS_BETTER = {"fid": False, "is": True, "kid": False, "precision": True, "recall": True, "fid_infinity": False}
 INTERVAL_SUFFIX = "_ci95"  # of the name of a score's half-width: half of its 95% interval
 SPREADS = ("_std", INTERVAL_SUFFIX)  # ends of names that are not scores but say how sure one is
+EXTRAPOLATED = "fid_infinity"  # a score that noise can make negative; its `_std` is a standard error
+UNSURE = 0.25  # share of a score from which on its standard error is said beside it
 Scores = dict[str, dict[str, float]]  # average -> metric -> value
 
 
@@ -25,6 +27,29 @@ def better_when_higher(key: str) -> bool | None:
         if name == metric or name.endswith("_" + metric):
             return higher
     return None
+
+
+def doubts(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What must be said beside extrapolated scores: those that are negative, or whose standard error is not small against them.
+
+    Args:
+        scores: average -> metric -> value; records made before there was a standard error have none.
+
+    Returns:
+        A sentence for each such score, with its value and standard error.
+    """
+    found = []
+    for name, row in scores.items():
+        for metric, value in row.items():
+            if metric != EXTRAPOLATED and not metric.endswith("_" + EXTRAPOLATED):
+                continue
+            error = row.get(metric + "_std", math.nan)
+            of = f"{metric} of {name}: {value:.4f}" + (f" with a standard error of {error:.4f}" if math.isfinite(error) else "")
+            if value < 0:
+                found.append(f"{of} is negative, which no distance is: noise and the bias removed in excess outweigh it; use more images")
+            elif error > UNSURE * value:
+                found.append(f"{of} is uncertain: smaller differences mean nothing; use more images")
+    return found
 
 
 def can_be_best(nimg: int) -> bool:

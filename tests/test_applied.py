@@ -157,6 +157,8 @@ def test_calls_that_need_the_live_weights_are_refused_inside():
                 with pytest.raises(UserError, match=words):
                     call(one)
         bank.state_dict()  # reads the averages alone
+        with pytest.raises(UserError, match="AverageBank: the network holds the average 'ema'; leave the `with"):
+            AverageBank(network, {"new": Ema()})
     bank.update(9)
     other.update(9)
     assert not torch.equal(bank["ema"].shadows["last.bias"], before["last.bias"])
@@ -176,10 +178,23 @@ def add(network: nn.Module) -> None:
     network.extra = nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize("change", [step_of, replace, add])
+def replace_layer(network: nn.Module) -> None:
+    network.last_norm = nn.BatchNorm2d(network.last_norm.num_features)
+
+
+def remove(network: nn.Module) -> None:
+    del network.last_norm.bias
+
+
+def assign(network: nn.Module) -> None:
+    network.load_state_dict({n: t.clone() for n, t in network.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("change", [step_of, replace, add, replace_layer, remove, assign])
 def test_training_inside_is_undone_and_said(change):
+    """The modules and tensors of before come back, which an optimizer holds, and not only their values."""
     network, bank = trained()
-    before = everything(network)
+    before, held = everything(network), [*network.named_modules(), *network.named_parameters(), *network.named_buffers()]
     with (
         pytest.raises(
             UserError, match=r"bank.applied: weight '\S+' was changed inside the block, and that change is undone; train outside"
@@ -187,8 +202,10 @@ def test_training_inside_is_undone_and_said(change):
         bank.applied("ema"),
     ):
         change(network)
-    after = network.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before[0].items())
+    assert_as_before(network, before)
+    now = [*network.named_modules(), *network.named_parameters(), *network.named_buffers()]
+    assert [name for name, _ in now] == [name for name, _ in held] and all(a is b for (_, a), (_, b) in zip(now, held))
+    bank.update(9)
 
 
 @pytest.mark.parametrize("convert", [lambda n: n.half(), lambda n: n.double(), lambda n: n.to(memory_format=torch.channels_last)])

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gantrain.averaging import AVERAGERS, Average, AverageBank, Bema, Ema, EmaSteps, Lawa, Lookahead, Power, Swa, weight_profile
 from gantrain.averaging.power import gamma_of, sigma_rel_of
-from gantrain.errors import UserError
+from gantrain.errors import InvalidField, UserError
 
 # One of each, with hyper-parameters that make something happen within a few dozen updates.
 RULES = {
@@ -883,3 +884,51 @@ def test_impossible_hyper_parameters_are_refused(make, words):
 def test_who_follows_whom():
     """The generator alone by default; Lookahead both players, since a game spirals in both at once."""
     assert {name: cls().networks for name, cls in AVERAGERS.items()} == {name: "gd" if name == "lookahead" else "g" for name in AVERAGERS}
+
+
+# ---- fields ----------------------------------------------------------------------------------------------------------
+
+
+def numbers_of_rules() -> list[tuple[str, str, str]]:
+    """(rule, field, its type) of every field of a rule that is a number or a bool."""
+    return [(n, f.name, str(f.type)) for n, rule in AVERAGERS.items() for f in dataclasses.fields(rule) if f.name != "networks"]
+
+
+@pytest.mark.parametrize(("name", "field", "kind"), numbers_of_rules())
+def test_fields_of_rules_are_numbers(name, field, kind):
+    """A tensor could change later; text and True are no numbers."""
+    start = "true or false" if "bool" in kind else "a whole number" if "int" in kind else "a number"
+    words = re.escape(f"{field}: must be {start}{' or null' if 'None' in kind else ''}, got ")
+    wrong = [torch.tensor(1.0), "1", torch.tensor([True]), np.array([0.5, 1.0]), 1 if "bool" in kind else True]
+    for value in wrong:
+        with pytest.raises(InvalidField, match=words) as caught:
+            AVERAGERS[name](**{field: value})
+        assert "\n" not in str(caught.value)
+    if kind in ("int", "float", "bool"):
+        with pytest.raises(InvalidField, match=words):
+            AVERAGERS[name](**{field: None})
+
+
+def test_fields_of_rules_may_be_numbers_of_numpy():
+    assert Ema(half_life_kimg=np.float32(1.5), ramp_up=None).half_life(0) == 1500 and Lawa(k=np.int64(3), every_kimg=1).k == 3
+
+
+def test_rules_from_outside_keep_fields_of_other_types():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Ema):
+        name: str = "a"
+        table: dict[str, float] = dataclasses.field(default_factory=dict)
+        share: float = 0.5
+
+    assert Mine(name="b", table={"c": 1.0}).share == 0.5
+    with pytest.raises(InvalidField, match="share: must be a number, got 'x'"):
+        Mine(share="x")
+
+
+@pytest.mark.parametrize("alpha", [True, np.bool_(True), torch.tensor(True), "0.5", None])
+def test_the_fraction_of_a_write_back_is_a_number(alpha):
+    network = nn.Linear(2, 2)
+    bank = AverageBank(network, {"e": Ema()})
+    bank.update(9)
+    with pytest.raises(UserError, match=r"alpha: must be a number in \[0, 1\], got "):
+        bank.write_back("e", alpha)

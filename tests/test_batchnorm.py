@@ -345,3 +345,60 @@ def test_an_empty_batch_counts_nothing():
     network.forward = lambda x: network[1](x) if len(x) else network[0](x)
     recalibrate(network, numbered([(x,), (x[:0],)]), 2)
     assert_statistics(network[1], x)
+
+
+def on_meta() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: nn.Sequential(nn.LazyBatchNorm1d()),
+            "recalibrate: BatchNorm '0' has no shape yet; run one forward pass of the lazy network",
+        ),
+        (lambda: nn.Sequential(nn.BatchNorm1d(2), nn.LazyBatchNorm1d()), "recalibrate: BatchNorm '1' has no shape yet"),
+        (on_meta, "recalibrate: BatchNorm '0' is on the meta device and has no values; materialise the network first"),
+    ],
+)
+def test_a_norm_without_values_is_refused_by_name(build, words):
+    network = build()
+    with pytest.raises(UserError, match=words):
+        recalibrate(network, numbered([(torch.randn(4, 2),)]), 1)
+    assert network.training
+
+
+def test_a_norm_that_does_not_count_its_batches_is_measured():
+    torch.manual_seed(0)
+    data = [torch.randn(5, 2), torch.randn(9, 2) * 3 + 1]
+    network = nn.Sequential(nn.BatchNorm1d(2))
+    network[0].num_batches_tracked = None
+    recalibrate(network, numbered([(x,) for x in data]), 2)
+    assert_statistics(network[0], torch.cat(data))
+    assert network[0].num_batches_tracked is None
+
+
+def test_a_norm_that_does_not_count_its_batches_is_not_used_behind_our_back():
+    """Its statistics tell."""
+
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+            self.norm.num_batches_tracked = None
+
+        def forward(self, x):
+            return self.norm.forward(x)
+
+    network = Direct()
+    with pytest.raises(UserError, match="recalibrate: norm is used without its hooks"):
+        recalibrate(network, numbered([(torch.randn(4, 2),)]), 1)
+    assert torch.equal(network.norm.running_mean, torch.zeros(2))
+
+
+def test_a_norm_with_half_of_the_statistics_is_left_alone():
+    network = nn.Sequential(nn.BatchNorm1d(2))
+    network[0].running_var = None
+    recalibrate(network, numbered([(torch.randn(4, 2),)]), 1)
+    assert torch.equal(network[0].running_mean, torch.zeros(2))

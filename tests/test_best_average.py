@@ -115,7 +115,10 @@ def test_a_run_without_scores_has_no_best(run, tmp_path):
         find_best(run, 60.0)
     early = run_of(tmp_path / "early", line(0, SCORES[0]))
     saved(early, 0)
-    with pytest.raises(UserError, match="--average best: .*early has no scores yet to choose by; name an average, such as --average ema"):
+    words = "average{}best{}: .*early has no scores yet to choose by; name an average, such as {}average{}ema"
+    with pytest.raises(UserError, match=words.format(" ", "", "--", " ")):
+        find_best(early)
+    with pytest.raises(UserError, match=words.format('="', '"', "", '="')):
         library.load_generator(early, average="best")
 
 

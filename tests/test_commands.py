@@ -278,7 +278,7 @@ def test_other_pictures_under_the_same_name_are_refused(gantrain, pictures, tmp_
     train(gantrain, tmp_path / "run", *folder(pictures))
     (pictures / "dogs" / "3.png").unlink()
     line = error_of(train(gantrain, tmp_path / "run", *folder(pictures), "total_kimg=0.32", check=False))
-    assert "is not what" in line and "was trained on (other images or labels); restore the original images, or use another run_dir" in line
+    assert "is not what" in line and "was trained on (other images or labels: " in line and "; class 'dogs' has " in line
 
 
 # ---- other ways to train ---------------------------------------------------------------------------------------------

@@ -432,6 +432,7 @@ def test_cifar_is_resized_with_antialiasing(tmp_path, resolution):
     pictures = noise(5, 32, 32, 3)
     write_cifar10(tmp_path, pictures, np.arange(5) % 3, TRAIN_FILES)
     images = Cifar10(root=str(tmp_path), resolution=resolution).build()
+    assert images.origin == Cifar10(root=str(tmp_path)).build().origin != ""  # of the published pixels
     for picture, pixels in zip(pictures, images.pixels):
         expected = np.asarray(Image.fromarray(picture).resize((resolution, resolution), Image.Resampling.BILINEAR))
         assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1

@@ -18,6 +18,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation.image_files import decode, sample_of, wrap_tensor
 from gantrain.images import to_float, to_uint8
 from gantrain.metrics import METRICS, DigitsFeatures, FeatureSet
+from gantrain.python_words import in_python
 from gantrain.sampling.latents import draw
 from gantrain.sampling.sheets import to_pil
 
@@ -272,7 +273,11 @@ def test_a_runs_generator_scores_as_in_its_run(gantrain, tmp_path):
         (Noisy(), {"num_samples": 3}, "num_samples: must be at least 16, got 3"),
         (Noisy(), {"reference": 7}, "reference: must be a path, a uint8 tensor .* or a data set of .image, label., got int"),
         (Noisy(), {"reference": "nowhere"}, "nowhere: there is no such file or folder"),
-        (Noisy(), {"reference": "nowhere", "features": None}, "nowhere: there is no such file or folder"),
+        (
+            Noisy(),
+            {"reference": "nowhere", "features": None},
+            "nowhere: there is no such file or folder; pass an .npz of statistics or images, a folder or zip of images,",
+        ),
         (Noisy(), {"features": None}, "features: pass features='inception' for FID as published .*, or features='digits' for images of"),
     ],
 )
@@ -280,3 +285,34 @@ def test_impossible_calls_are_refused(generator, arguments, words, halves):
     with pytest.raises(UserError, match=words) as caught:
         package.evaluate(generator, **{"reference": halves[1], "features": "digits", **arguments})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "python"),
+    [
+        ("do not measure quality: set eval.features.name=inception", 'do not measure quality: pass features="inception"'),
+        ("eval.metrics: kid of 64 features needs 100, got 20; use 100", "metrics: kid of 64 features needs 100, got 20; use 100"),
+        ("need features; set eval.metrics=[fid,is], or write a file", "need features; pass metrics=['fid', 'is'], or write a file"),
+        (
+            "set eval.features.name=digits or eval.features={name: inception, layer: '64'}, or use another file",
+            'pass features="digits" or features=InceptionFeatures(layer="64"), or use another file',
+        ),
+        ("put it into hub, or set eval.features.weights=PATH", "put it into hub, or pass features=InceptionFeatures(weights=PATH)"),
+        ("but eval.features is inception", "but features is inception"),
+        ("use --average ema --kimg 2.5", 'use average="ema" kimg=2.5'),
+        ("--kimg: short was rebuilt at 2 kimg; omit --kimg", "kimg: short was rebuilt at 2 kimg; omit kimg"),
+        ("checkpoint.keep_best=[eval/ema/fid] keeps them", "checkpoint.keep_best=[eval/ema/fid] keeps them"),  # of training
+    ],
+)
+def test_remedies_are_those_of_the_language_of_the_call(command, python):
+    assert in_python(command) == python
+
+
+def test_warnings_and_errors_of_evaluate_name_its_arguments(halves, tmp_path):
+    with pytest.warns(UserWarning) as said:
+        package.evaluate(255 - halves[0][:32], 255 - halves[1][:32], metrics=("fid",), features="digits")
+    words = [str(one.message) for one in said]
+    assert any('not measure quality: pass features="inception"' in one for one in words) and not any("eval." in one for one in words)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UserError, match='but features has .*; pass features="inception", or use another file'):
+        package.evaluate(halves[0], tmp_path / "wide.npz", metrics=("fid",), features="digits")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +19,18 @@ import pytest
 import torch
 from conftest import ROOT, TINY, error_of, lines_of, slow_but
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from gantrain.averaging import Bema, Ema, Lookahead, Power, Swa
 from gantrain.averaging.birth import since_birth
 from gantrain.commands.train import refuse_moved
 from gantrain.config.loading import differing_keys, load
-from gantrain.data import Folder, prepare
+from gantrain.data import Digits, Folder, ImageSet, likeness, prepare
 from gantrain.errors import UserError
+from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
+from gantrain.run_folder.change_words import say_changes
 from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
 from gantrain.run_folder.forking import average_alike, forked_state, open_origin, require_free, write_fork
 from gantrain.run_folder.ownership import look_into, write_rollback
@@ -104,6 +108,53 @@ def run(saved, tmp_path) -> Path:
     text = (tmp_path / "run" / "config.yaml").read_text().replace(str(saved), str(tmp_path / "run"))
     (tmp_path / "run" / "config.yaml").write_text(text)
     return tmp_path / "run"
+
+
+# ---- another configuration -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "words"),
+    [
+        ([], ["optim.lr_g=1e-5", "sync_batchnorm=true"], "optim.lr_g (0.0004 there, 1e-05 now), sync_batchnorm (false there, true now)"),
+        (["averagers.late.name=swa"], ["seed=3"], "seed (0 there, 3 now), averagers.late (swa there, absent now)"),
+        ([], ["data={name: folder, root: x, resolution: 16}"], "data.name (digits there, folder now)"),
+        ([], ["loss.name=relativistic", "eval.features.name=inception"], "loss.name (hinge there, relativistic now)"),
+        ([], ["eval.metrics=[fid,is]"], ""),
+    ],
+)
+def test_another_configuration_is_described_key_by_key_as_yaml_spells_it(there, now, words):
+    """A plug-in that has come, gone or been replaced is one entry."""
+    old, new = load(DIGITS, there), load(DIGITS, now)
+    assert describe_changes(find_changes(old, new, list(old.averagers)).refused) == words
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"augment": (None, "absent"), "augment.name": ("absent", "a"), "augment.p": ("absent", 1.0)}, "augment (null there, a now)"),
+        ({"x.name": ("a", "b"), "x.p": (1, "absent"), "x.q": (1, 2)}, "x.name (a there, b now), x.q (1 there, 2 now)"),
+        ({"a": ("", "yes"), "b": ("a b", [1, None])}, "a ('' there, 'yes' now), b ('a b' there, [1, null] now)"),
+        ({f"k{i}": (i, {"a": True}) for i in range(9)}, "k7 (7 there, {a: true} now) and 1 more"),
+    ],
+)
+def test_values_are_spelled_as_in_a_configuration(values, words):
+    assert describe_changes(values).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"name": "folder"}, "; data.root, too, must be set"),
+        ({"name": "archive", "root": "gone.zip"}, "; data.root, too, needs a value: gone.zip does not exist"),
+        ({"name": "folder", "root": "/"}, "by `gantrain fork`"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_a_missing_root_is_named_too(run, data, words):
+    given = [f"data={json.dumps(data)}", *[one for one in SETTINGS if not one.startswith("data")], f"run_dir={run}"]
+    with pytest.raises(UserError, match="contains a run of another configuration: data.name .digits there, ") as caught:
+        look_into(run, load(DIGITS, given))
+    assert str(caught.value).endswith(words)
 
 
 # ---- an average more -------------------------------------------------------------------------------------------------
@@ -277,7 +328,7 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
 FORK_REFUSALS = [
     (["model.ch=4"], "model.ch: is 2 in the checkpoint and 4 in the fork, but its networks cannot change; remove it, or train a new run"),
     (["data.resolution=32"], "data.resolution: is 16 in the checkpoint and 32 in the fork"),
-    (["data.labels=false"], "data.labels: is True in the checkpoint and False in the fork"),
+    (["data.labels=false"], "data.labels: is true in the checkpoint and false in the fork"),
     (["total_kimg=0.1"], "total_kimg: must be above 0.128, the time of the checkpoint, or nothing is left to train, got 0.1"),
     (["averagers.p={name: power}"], "averagers.p: the weights of a power average count from the first image"),
     (["run_dir=x"], r"run_dir: is the folder of the fork, .*new \(--out\); remove it"),
@@ -315,17 +366,17 @@ def test_an_average_that_moves_to_main_memory_keeps_its_past(saved, tmp_path):
 
 CHANGES = [
     # overrides, the words of a fork, those of a resume that is refused
-    (["penalties.r1={name: r1, gamma: 2}"], "penalties.r1 added: r1 with gamma 2.0, ", "penalties.r1 (absent there, 'r1 with gamma 2.0, "),
+    (["penalties.r1={name: r1, gamma: 2}"], "penalties.r1 added: r1 with gamma 2.0, ", "penalties.r1 (absent there, r1 now)"),
     (
         ["averagers.ema=null", "averagers.new={name: ema, half_life_kimg: 1}"],
         "averagers.ema removed; averagers.new added: ema with networks g, half_life_kimg 1.0, ramp_up 0.05",
-        "averagers.ema ('ema with networks g, half_life_kimg 3.0' there, absent now), averagers.new (absent there, 'ema with networks g, ",
+        "averagers.ema (ema there, absent now), averagers.new (absent there, ema now)",
     ),
     (["averagers.ema.half_life_kimg=2", "seed=1"], "seed 0 -> 1; averagers.ema.half_life_kimg 3.0 -> 2.0", "(3.0 there, 2.0 now)"),
     (["averagers.ema.ramp_up=0.1"], "averagers.ema.ramp_up null -> 0.1", "averagers.ema.ramp_up (null there, 0.1 now)"),
-    (["averagers.ema={name: swa, start_kimg: 7}"], "averagers.ema.name ema -> swa with start_kimg 7.0", "ema.name ('ema' there, "),
-    (["data.flip=true"], "data.flip false -> true", "data.flip (False there, True now)"),
-    (["tracking.wandb.name=b"], "tracking.wandb.name null -> b", "tracking.wandb.name (null there, 'b' now)"),
+    (["averagers.ema={name: swa, start_kimg: 7}"], "averagers.ema.name ema -> swa with start_kimg 7.0", "ema.name (ema there, swa now)"),
+    (["data.flip=true"], "data.flip false -> true", "data.flip (false there, true now)"),
+    (["tracking.wandb.name=b"], "tracking.wandb.name null -> b", "tracking.wandb.name (null there, b now)"),
     ([f"averagers.a{i}.name=ema" for i in range(10)], "a7 added: ema with networks g, half_life_kimg 10.0, ramp_up 0.05 and 2 more", ""),
 ]  # fmt: skip
 
@@ -340,6 +391,8 @@ def test_changes_are_told_by_whole_entries(overrides, words, refused, tmp_path):
     assert told.startswith("forked from runs/a at 0.128 kimg: ") and words in told, told
     assert "absent" not in told and "None" not in told and "{}" not in told and told.count(";") <= 7
     assert refused in describe_changes(changed), describe_changes(changed)
+    back = {key: (new, old) for key, (old, new) in changed.items()}
+    assert "None" not in say_changes(back) and "absent" not in say_changes(back), say_changes(back)
 
 
 @pytest.mark.slow
@@ -480,12 +533,12 @@ def draw(root: Path, seed: int, count: int = 4) -> Path:
     return root
 
 
-def inputs_of(source, changed_data: bool = False, skip: bool = False) -> Inputs:
+def inputs_of(source, changed_data: bool = False, skip: bool = False, state: dict | None = None) -> Inputs:
     """The inputs of a run on a data set; only what knows the images is there."""
     if isinstance(source, Path):
         source = Folder(root=str(source), resolution=8, on_error="skip" if skip else "stop")
     context = SimpleNamespace(run_dir=Path("runs/x"), changed_data=changed_data, config=None)
-    return Inputs(context, None, prepare(source, CPU), None, None, None)
+    return Inputs(context, None, prepare(source, CPU, run_state=state), None, None, None)
 
 
 def resume(inputs: Inputs, state: dict, rolls_back: bool = False) -> Inputs:
@@ -506,7 +559,7 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
         resume(inputs_of(tmp_path / "moved"), state)
     assert resume(inputs_of(tmp_path / "moved", changed_data=True), state).changed
     assert not resume(inputs_of(tmp_path / "moved"), state, rolls_back=True).changed  # it was accepted at the start
-    old = {key: value for key, value in state.items() if key != "data_content"}  # of a checkpoint of an earlier version
+    old = {key: value for key, value in state.items() if key not in ("data_content", "data_parts")}  # of an earlier version
     assert not resume(inputs_of(tmp_path / "moved"), old).changed
     fork = {**state, "data_listing": None, "data_content": None}  # with other settings of the data
     assert resume(inputs_of(tmp_path / "moved"), fork).changed and not resume(inputs_of(tmp_path / "a"), fork).changed
@@ -560,6 +613,41 @@ def test_images_of_another_shape_are_refused_in_english(shape, has, wanted):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "dogs" / "1.png").unlink(), r"7 images now, 8 then; class 'dogs' has 3 now, 4 then\); restore"),
+        (
+            lambda root: (root / "dogs" / "1.png").rename(root / "cats" / "9.png"),
+            "8 images now, 8 then; class 'cats' has 5 now, 4 .*'dogs' has 3",
+        ),
+        (lambda root: (root / "dogs").rename(root / "wolves"), "8 then; class 'dogs' has 0 now, 4 then; class 'wolves' has 4 now, 0 then"),
+        (
+            lambda root: (root / "cats" / "0.png").rename(root / "cats" / "z.png"),
+            r"8 images now, 8 then, and as many in each class\); rest",
+        ),
+        (
+            lambda root: [shutil.copytree(root / "cats", root / f"c{i}") for i in range(5)],
+            "'c2' has 4 now, 0 then; and 2 more classes differ",
+        ),
+    ],
+)
+def test_other_images_are_refused_with_the_class_that_differs(tmp_path, change, words):
+    root = draw(tmp_path / "a", 0)
+    state = inputs_of(root).state()
+    change(root)
+    with pytest.raises(UserError, match=r"a is not what runs/x was trained on \(other images or labels: .*" + words):
+        resume(inputs_of(root), state)
+    with pytest.raises(UserError, match=r"\(other images or labels\); restore"):  # of an earlier version
+        resume(inputs_of(root), {**state, "class_counts": None})
+
+
+def test_counts_of_classes_without_names_are_told_by_label():
+    before, now = ({"class_names": None, "class_counts": [2, 3]}, ImageSet("x", torch.tensor([0, 0, 0, 1, 1, 1]), ["0", "1"], 1, 16))
+    assert likeness.count_difference(now, before) == ": 6 images now, 5 then; class '0' has 3 now, 2 then"
+    assert likeness.count_difference(now, {**before, "class_names": ["a", "b"]}) == ": 6 images now, 5 then"
+
+
 def test_a_file_that_has_become_unreadable_does_not_end_a_run_that_skips_it(tmp_path):
     state = inputs_of(draw(tmp_path / "a", 0), skip=True).state()
     whole = (tmp_path / "a" / "dogs" / "2.png").read_bytes()
@@ -567,7 +655,82 @@ def test_a_file_that_has_become_unreadable_does_not_end_a_run_that_skips_it(tmp_
     broken = resume(inputs_of(tmp_path / "a", skip=True), state).state()
     assert broken["data_content"] is None
     (tmp_path / "a" / "dogs" / "2.png").write_bytes(whole)
-    resume(inputs_of(tmp_path / "a", skip=True), {**broken, "data_listing": state["data_listing"]})
+    resume(inputs_of(tmp_path / "a", skip=True), broken)
+
+
+def test_other_pictures_are_refused_although_some_cannot_be_read(tmp_path, monkeypatch):
+    """Left out when the run began, broken since, repaired, and broken and then another picture; in parts of one and of five images."""
+    for parts in (4096, 4):
+        monkeypatch.setattr(likeness, "PARTS", parts)
+        root = draw(tmp_path / f"a{parts}", 0, count=10)
+        files = sorted(root.rglob("*.png"))
+        good = {path: path.read_bytes() for path in files}
+        another = good[files[7]]
+        for path in files[:2]:
+            path.write_bytes(b"broken")
+
+        def begin(state: dict | None, told: bool = False, root: Path = root) -> dict:
+            """A start of a run, new or resumed; returns the state of its next checkpoint."""
+            inputs = inputs_of(root, told, skip=True, state=state)
+            return (resume(inputs, state) if state else inputs).state()
+
+        state = begin(None)
+        assert begin(state)["data_parts"] == state["data_parts"] and "" not in state["data_parts"]
+        files[0].write_bytes(good[files[0]])  # repaired
+        files[1].write_bytes(another)  # it is not used
+        repaired = begin(state)
+        assert repaired["data_parts"] == state["data_parts"] and repaired["data_fingerprint"] == state["data_fingerprint"]
+        files[2].write_bytes(b"broken now")
+        later = begin(repaired)
+        assert later["data_parts"] == state["data_parts"]  # what is known of the broken one is kept
+        files[-1].write_bytes(another)
+        with pytest.raises(UserError, match="other contents under the same names"):
+            begin(later)
+        assert begin(later, told=True)["data_parts"] != state["data_parts"]
+        files[-1].write_bytes(good[files[-1]])
+        files[2].write_bytes(another)  # readable again, but not as it was
+        with pytest.raises(UserError, match="other contents under the same names"):
+            begin(later)
+        old = {key: value for key, value in later.items() if key not in ("data_parts", "data_content")}
+        begin(old)  # an earlier version kept no sums
+
+
+def test_scores_of_a_run_say_that_its_images_are_other_ones(tmp_path, monkeypatch):
+    from gantrain.evaluation import of_runs
+
+    root = draw(tmp_path / "a", 0)
+    state = inputs_of(root).state()
+    monkeypatch.setattr(of_runs, "read_state", lambda path: state)
+    monkeypatch.setattr(of_runs, "load_weights", lambda *_: SimpleNamespace(channels=3, resolution=8, num_classes=2))
+    monkeypatch.setattr(of_runs.performance, "place", lambda network, *_: network)
+    monkeypatch.setattr(of_runs, "Evaluator", lambda *_, **more: SimpleNamespace(remarks=SimpleNamespace(notes=[])))
+
+    def notes() -> list[str]:
+        scorer = RunScorer.__new__(RunScorer)
+        overrides = ["data={name: folder, resolution: 8}", f"data.root={root}", "eval.features.name=digits"]
+        scorer.run, scorer.path, scorer.strict, scorer.config = Path("runs/x"), tmp_path, False, load(DIGITS, overrides)
+        scorer.prepare()
+        return scorer.evaluator.remarks.notes
+
+    assert not notes()
+    shutil.copy(root / "cats" / "0.png", root / "dogs" / "0.png")
+    words = "folder/a is not what runs/x was trained on (other contents under the same names)"
+    assert notes() == [f"warning: {words}; the scores are against the images as they are now"]
+
+
+def test_a_published_set_is_known_by_its_images_before_they_are_resized(monkeypatch):
+    """As the digits are; a library that resizes a little differently changes nothing, other images do."""
+    state = inputs_of(Digits(resolution=8)).state()
+    assert state["data_content"] == hashlib.sha256(load_digits().images.astype(np.uint8).tobytes()).hexdigest()
+    built = Digits(resolution=8).build()
+
+    def made_of(images: ImageSet) -> Inputs:
+        monkeypatch.setattr(Digits, "build", lambda self: images)
+        return inputs_of(Digits(resolution=8))
+
+    resume(made_of(replace(built, pixels=built.pixels // 2 * 2)), {**state, "shape": [8, 1, 10]})
+    with pytest.raises(UserError, match="other contents under the same names"):
+        resume(made_of(replace(built, origin="0" * 64)), state)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from test_data import CPU, cats_and_dogs, noise, write_images, write_zip
 
 from gantrain.commands.evaluate import holds_images
 from gantrain.data import Archive, Folder, Packed, RealBatches, audit, decode_all, intake, listing as listings, pack, prepare
-from gantrain.data.decoding import traits_of, words_of_traits
+from gantrain.data.decoding import Traits, traits_of, words_of_traits
 from gantrain.data.listing import list_folder
 from gantrain.errors import UserError
 from gantrain.evaluation.image_files import open_folder, open_zip
@@ -103,6 +104,30 @@ def test_a_link_to_a_file_is_an_image_of_its_own_and_said_if_its_target_is_in_th
     os.link(root / "dog" / "1.png", root / "dog" / "hard.png")  # a file like any other
     assert len(folder(root).build()) == 11
     assert "links to a file that is also listed under another name: 2; each counts as an image" in notes(root)
+
+
+@pytest.mark.parametrize("deep", ["sub", "sub/deeper"])
+def test_a_folder_that_is_read_under_another_name_is_said(tmp_path, deep):
+    """Class d loses the images of its sub-folder to class c, whichever is inside the other."""
+    outside = write_images(tmp_path / "ext", ["0.png", *(f"{deep}/{i}.png" for i in range(4))])
+    root = write_images(tmp_path / "set", ["a/0.png"])
+    os.symlink(outside / "sub", root / "c")
+    os.symlink(outside, root / "d")
+    images = prepare(folder(root), CPU)
+    assert images.class_counts == [1, 4, 1]
+    assert "passed over: 4 in folders that are read under another name (d/sub, read as c 4)" in audit(images)
+
+
+def test_hard_links_are_said(tmp_path):
+    root = cats_and_dogs(tmp_path)
+    os.link(root / "cat" / "0.png", root / "dog" / "again.png")
+    os.link(root / "cat" / "0.png", root / "dog" / "third.png")
+    os.link(root / "cat" / "1.png", tmp_path / "outside.png")  # only one name is in the set
+    words = "further hard links to a file that is also listed under another name: 2; each counts as an image"
+    assert words in notes(root) and any(words in line for line in open_folder(root).notes) and len(folder(root).build()) == 9
+    (root / "dog" / "again.png").unlink()
+    (root / "dog" / "third.png").unlink()
+    assert not notes(root)
 
 
 def test_an_image_that_is_a_broken_link_is_one_that_cannot_be_read(tmp_path):
@@ -313,6 +338,17 @@ def tree(root: Path, *names: str) -> Path:
         (["ILSVRC/Data/CLS-LOC/train/n01", "ILSVRC/Data/CLS-LOC/train/n02", "ILSVRC/Data/CLS-LOC/val"], "ILSVRC/Data/CLS-LOC/train"),
         (["train2017/a", "val2017/a", "val2017/b"], "train2017"),
         (["images/train", "images/val"], "images/train"),  # of detectors, whose labels are files
+        (["seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog"], "seg_train"),
+        (["cifar-train/cat", "cifar-train/dog", "cifar-test/cat"], "cifar-train"),
+        (
+            ["ILSVRC2012_img_val/cat", "ILSVRC2012_img_val/dog", "ILSVRC2012_img_train/cat", "ILSVRC2012_img_train/dog"],
+            "ILSVRC2012_img_train",
+        ),
+        (["1_train/cat", "1_train/dog", "2_val/cat", "2_val/dog"], "1_train"),
+        (["imagesTr/cat", "imagesTr/dog", "imagesTs/cat", "imagesTs/dog"], "imagesTr"),
+        (["TestImages/cat", "TestImages/dog", "TrainImages/cat", "TrainImages/dog"], "TrainImages"),
+        (["hold-out/cat", "hold-out/dog", "train/cat", "train/dog"], "train"),
+        (["train/cat", "train/dog", "rest/cat", "rest/dog"], "train"),  # known by the same folders
     ],
 )
 def test_the_parts_of_a_data_set_are_not_its_classes(tmp_path, names, best):
@@ -352,6 +388,18 @@ def test_a_folder_around_the_classes_is_named(tmp_path):
         (["cat/train", "cat/test", "dog/train", "dog/test"], "warning: the classes contain 'test' and 'train'; images of all these parts"),
         (["images", "masks"], "warning: a class is named 'images' and 'masks'; the outermost folders are the classes"),
         (["cat/images", "dog/images"], ""),
+        (["cat/front", "cat/side", "dog/front", "dog/side"], "the class folders 'cat' and 'dog' contains 'front' and 'side'; if those are"),
+        (["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"], "warning: each of the class folders 'fold1' and 'fold2' contains 'cat' and"),
+        (
+            ["bus/front", "bus/side", "car/front", "car/side", "train/front", "train/side"],
+            "warning: each of the class folders 'bus', 'car' and",
+        ),
+        (
+            ["test_tube/day", "test_tube/night", "train_station/day", "train_station/night"],
+            "warning: each of the class folders 'test_tube' and",
+        ),
+        (["a/train/cat", "a/train/dog", "b/train/cat", "b/train/dog"], "warning: the classes contain 'train'; images of all these parts"),
+        (["tr/x", "te/x"], ""),  # languages
     ],
 )
 def test_doubtful_classes_are_said(tmp_path, names, words):
@@ -417,9 +465,69 @@ def test_labels_that_do_not_fit_are_refused_in_folder_and_zip_alike(tmp_path, co
     assert len(folder(root, labels=False).build()) == len(Archive(root=str(path), labels=False).build()) == len(open_zip(path)) == 8
 
 
+def zip_whole(path: Path, root: Path) -> Archive:
+    """A zip of all files of a folder."""
+    with zipfile.ZipFile(path, "w") as opened:
+        for file in sorted(root.rglob("*.*")):
+            opened.write(file, file.relative_to(root))
+    return Archive(root=str(path), resolution=8)
+
+
+@pytest.mark.parametrize(
+    "spell", [lambda name: f"./{name}", lambda name: name.replace("/", "\\"), lambda name: ".\\" + name, lambda n: f"/{n}"]
+)
+@pytest.mark.parametrize("called", ["dataset.json", "DATASET.JSON"])
+def test_other_spellings_of_the_labels_are_read(tmp_path, spell, called):
+    root = stylegan(tmp_path / "set", [[spell(name), label] for name, label in LABELS])
+    (root / "dataset.json").rename(root / called)
+    for source in (folder(root), zip_whole(tmp_path / "a.zip", root)):
+        images = source.build()
+        assert images.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and images.notes == ["labels come from dataset.json"]
+
+
+def test_folders_of_stylegans_tool_without_labels_are_not_classes_without_a_word(tmp_path):
+    root = stylegan(tmp_path / "set", LABELS)
+    (root / "dataset.json").unlink()
+    words = "warning: the classes are folders such as '00000' with 'img00000.png', as StyleGAN's data set tool numbers them, and those are"
+    for source in (folder(root), zip_whole(tmp_path / "a.zip", root)):
+        assert any(line.startswith(words.replace("img00000", "img000000")) for line in source.build().notes)
+    plain = tree(tmp_path / "plain", "00000", "00001")  # classes may be called so
+    assert not notes(plain)
+
+
+def test_labels_that_are_not_used_are_said(tmp_path):
+    """One folder down, in a folder that must be named; of two sets in one folder; and inside a set that has its own."""
+    stylegan(tmp_path / "one" / "mydata", LABELS)
+    with pytest.raises(UserError) as caught:
+        folder(tmp_path / "one").build()
+    assert "has its labels one folder or more below, in mydata/dataset.json; set data.root=" in str(caught.value)
+    assert zip_whole(tmp_path / "one.zip", tmp_path / "one").build().class_names == ["0", "1", "2"]
+    for name in ("x", "y"):
+        stylegan(tmp_path / "two" / name, LABELS)
+    words = "warning: 'x/dataset.json' and 'y/dataset.json' are not used for labels, because they are not beside the folders of all images"
+    for source in (folder(tmp_path / "two"), zip_whole(tmp_path / "two.zip", tmp_path / "two")):
+        images = source.build()
+        assert images.class_names == ["x", "y"] and words in images.notes
+    root = stylegan(tmp_path / "inner", LABELS)
+    shutil.copy(root / "dataset.json", root / "00000" / "dataset.json")
+    for source in (folder(root), zip_whole(tmp_path / "inner.zip", root)):
+        assert "warning: '00000/dataset.json' is not used for labels, because it is not beside the folders of all" in "\n".join(
+            source.build().notes
+        )
+
+
 def test_labels_without_images_are_said(tmp_path):
     root = stylegan(tmp_path / "set", [*LABELS, ["00001/gone.png", 2]])
     assert "warning: dataset.json has 1 label without an image" in notes(root)
+
+
+@pytest.mark.parametrize("root", [".", "../pets", "a/.."])
+def test_a_folder_has_its_name_however_it_is_written(root, tmp_path, monkeypatch):
+    at = tmp_path / "pets"
+    (at / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(at / "a" / "0.png")
+    monkeypatch.chdir(at)
+    assert folder(root, labels=False).build().name == "folder/pets"
 
 
 def test_a_relative_root_says_where_it_was_looked_for(tmp_path, monkeypatch):
@@ -501,9 +609,10 @@ def test_a_run_keeps_to_the_images_that_it_began_with(tmp_path):
     (root / "dog" / "3.png").write_bytes(b"broken now")
     again = prepare(source, CPU, run_state=state)
     assert again.left_out == began.left_out and torch.equal(again.labels, began.labels) and again.listing == began.listing
-    assert "left out: 60 images that cannot be read" in audit(again) and "replaced by other images of their classes: 1 image" in audit(
-        again
-    )
+    words = "left out: 60 images that could not be read when the run began; 1 can be now, and a new run would use it; still 59 images that"
+    text = audit(again)
+    assert f"{words} cannot be read ({root}/cat/011.png" in text and "and 56 more)" in text
+    assert "replaced by other images of their classes: 1 image" in text
     same = [i for i in range(40) if i != 33]
     assert torch.equal(decode_all(again, same), decode_all(began, same))
     in_memory = prepare(folder(root, on_error="skip"), CPU, run_state=state)
@@ -512,6 +621,40 @@ def test_a_run_keeps_to_the_images_that_it_began_with(tmp_path):
     earlier = prepare(source, CPU, run_state={"data_listing": began.listing})
     assert len(earlier) == 100 and earlier.replaced == [*range(11, 70), 93]
     assert prepare(source, CPU, run_state={"data_listing": "of other images", "data_left_out": [1, 2]}).left_out == [*range(11, 70), 93]
+
+
+def test_left_out_images_that_have_all_been_repaired(tmp_path):
+    root = with_broken(tmp_path / "set", cats=12, first=10, last=12)
+    began = prepare(folder(root, on_error="skip"), CPU)
+    for name in ("010.png", "011.png"):
+        shutil.copy(root / "cat" / "000.png", root / "cat" / name)
+    again = prepare(folder(root, on_error="skip"), CPU, run_state={"data_listing": began.listing, "data_left_out": began.left_out})
+    assert again.notes == ["left out: 2 images that could not be read when the run began; all can be now, and a new run would use them"]
+
+
+def test_an_unreadable_image_is_named_once_in_the_record_of_a_run(tmp_path):
+    """Also by a later start, and even if other lines are in the record, or its end is torn."""
+    from gantrain.training.inputs import Inputs
+
+    said, events = [], []
+
+    def record(nimg: int, event: str, image: str) -> dict:
+        events.append(image)
+        return {"nimg": nimg, "event": event, "image": image}
+
+    tracker = SimpleNamespace(say=said.append, event=record)
+
+    def start(*found: str) -> None:
+        run = SimpleNamespace(nimg=0)
+        Inputs(SimpleNamespace(tracker=tracker, run_dir=tmp_path), run, None, None, None, None).name_unreadable(list(found))
+
+    start("a: broken", "b: broken", "a: broken")
+    assert events == ["a: broken", "b: broken"] and len(said) == 2
+    lines = [json.dumps({"nimg": 0, "event": "skipped", "image": one}) for one in events]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(['{"nimg": 0, "data/skipped": 2}', *lines, '{"event": "skipped", "ima']))
+    start("a: broken", "c: broken", "b: broken")
+    start()
+    assert events[2:] == ["c: broken"] and said[2:] == ["data: skipped: c: broken"]
 
 
 def test_the_stream_of_a_set_with_images_left_out(tmp_path):
@@ -654,6 +797,48 @@ def test_16_bit_files_that_hold_fewer_bits_are_said(tmp_path, bits, factor, kind
         f"warning: the 16-bit files seem to hold {bits}-bit values, 0..{2**bits - 1:,}, so the images come out dark; multiply the values by"
     )
     assert (f"{words} {factor}, which spreads them over 16 bits" in text) if factor else "warning" not in text
+
+
+@pytest.mark.parametrize(
+    "highest, words",
+    [
+        ([4095] * 10 + [65535], "warning: 10 of 11 16-bit files stay below 4,096, as 12-bit values do, and come out dark; if they"),
+        ([900, 3000, 4000, 65535, 65535], "3 of 5 16-bit files stay below 4,096, as 12-bit values do"),
+        ([1023] * 3 + [20000], "3 of 4 16-bit files stay below 1,024, as 10-bit values do"),  # and not: all hold 15 bits
+        ([900, 3000, 4000], "the 16-bit files seem to hold 12-bit values, 0..4,000"),
+        ([20000, 65535], ""),  # a dark picture
+        ([], ""),
+    ],
+)
+def test_some_files_of_fewer_bits_are_counted(highest, words):
+    text = "\n".join(words_of_traits([Traits(one, False, False) for one in highest]))
+    assert words in text and ("warning" in text) == bool(words)
+
+
+@pytest.mark.parametrize("bits, colour", [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_a_value_that_a_png_declares_transparent_is_white(tmp_path, bits, colour):
+    """Values 0 to 7 (of one bit: 0 and 1) of which one is transparent; the others by the rule of PNG, value / (2^bits - 1)."""
+    levels = np.arange(8) % 2**bits
+    clear = 1 if bits < 3 else 5
+    values = levels * (2**bits // 8) if bits > 4 else levels
+    stored, width = values, values.max() // 7 or 1
+    if bits == 16:
+        packed = np.repeat(stored[:, None], 3 if colour else 1, 1).astype(">u2").tobytes()
+    elif bits == 8:
+        packed = np.repeat(stored[:, None], 3 if colour else 1, 1).astype(np.uint8).tobytes()
+    else:
+        packed = np.packbits(np.unpackbits(stored.astype(np.uint8)[:, None], axis=1)[:, -bits:].reshape(-1)).tobytes()
+    one = struct.pack(">H", int(clear * width if bits > 4 else clear)) * (3 if colour else 1)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, colour, 0, 0, 0)), (b"tRNS", one),
+        (b"IDAT", zlib.compress((b"\0" + packed) * 8)), (b"IEND", b""),
+    )  # fmt: skip
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    expected = np.where(levels == clear, 255, np.rint(values * 255 / (2**bits - 1)))
+    assert np.abs(decoded(tmp_path / "a.png")[0].astype(int) - expected).max() <= (1 if bits == 16 and colour else 0)
+    assert np.array_equal(open_folder(tmp_path).take([0]).numpy()[0, 0], decoded(tmp_path / "a.png"))
+    assert "1 with transparency, placed on white" in "\n".join(open_folder(tmp_path).notes)
 
 
 def test_transparency_and_orientation_are_counted_in_the_audit(tmp_path):

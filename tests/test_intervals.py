@@ -13,7 +13,7 @@ from gantrain.errors import UserError
 from gantrain.metrics import METRICS, PROTOCOLS, FeatureSet, half_widths
 from gantrain.metrics.featureset import of_moments
 from gantrain.reporting.score_table import list_scores, policy_tables, table
-from gantrain.score_names import better_when_higher
+from gantrain.score_names import better_when_higher, doubts
 
 DIGITS, CIFAR = ROOT / "configs" / "digits.yaml", ROOT / "configs" / "cifar10_biggan.yaml"
 
@@ -57,7 +57,7 @@ def test_fid_infinity_is_the_intercept_of_fids_against_one_over_n(monkeypatch):
     monkeypatch.setattr(fid_infinity, "distance", line)
     monkeypatch.setattr(FeatureSet, "moments", property(lambda self: {"n": len(self)}))
     found = METRICS["fid_infinity"]().compute(normal(700, 2, 0), normal(9, 2, 1))
-    assert found == {"fid_infinity": pytest.approx(3.0, rel=1e-9)}
+    assert found == {"fid_infinity": pytest.approx(3.0, rel=1e-9), "fid_infinity_std": pytest.approx(0.09 * 40 / 700, rel=1e-6)}
     assert sizes == np.linspace(70, 700, 15).astype(int).tolist()
     sizes.clear()
     monkeypatch.setattr(fid_infinity, "SMALLEST", 50)
@@ -105,6 +105,40 @@ def test_fid_infinity_takes_random_parts_of_features_in_any_order():
     assert METRICS["fid"]().compute(ascending.part(np.arange(200)), standard(4))["fid"] > 2
     for features in (fake, ascending):
         assert abs(METRICS["fid_infinity"]().compute(features, standard(4))["fid_infinity"]) < 0.02
+
+
+@pytest.mark.parametrize(("falling", "count"), [(0.0, 314), (0.0, 628), (0.5, 628), (1.0, 314)])
+def test_fid_infinity_says_how_far_off_it_is(falling, count):
+    """For Gaussians whose FID is known: the root mean square error is that of `fid_infinity_std`, from flat to falling spectra.
+
+    Scores below four times that error carry a note, and so do all negative ones; at ten times that error there is none.
+    """
+    d, metric = 64, METRICS["fid_infinity"]()
+    scale = np.arange(1.0, d + 1) ** -falling
+    real = of_moments({"mu": np.zeros(d), "sigma": np.diag(scale**2)})
+    for shift, certain in ((0.04, False), (1.0, True)):
+        found, errors, truth = [], [], shift**2 * (scale**2).sum()
+        for seed in range(8):
+            x = (np.random.default_rng(seed).standard_normal((count, d)) + shift) * scale
+            row = metric.compute(FeatureSet(torch.from_numpy(x).float(), torch.zeros(count, 1)), real)
+            found.append(row["fid_infinity"] - truth)
+            errors.append(row["fid_infinity_std"])
+            assert (doubts({"ema": row}) == []) is certain
+        assert 0.4 < np.sqrt(np.mean(np.square(found)) / np.mean(np.square(errors))) < 1.8
+
+
+def test_doubts_about_fid_infinity_stand_below_tables():
+    sure, unsure = (
+        {"digits_fid_infinity": 0.8, "digits_fid_infinity_std": 0.1},
+        {"digits_fid_infinity": 0.3, "digits_fid_infinity_std": 0.1},
+    )
+    below, nan = {"fid_infinity": -0.1, "fid_infinity_std": 0.2}, {"fid_infinity": float("nan"), "fid_infinity_std": float("nan")}
+    words = "\nnote: digits_fid_infinity of ema: 0.3000 with a standard error of 0.1000 is uncertain: smaller differences mean nothing;"
+    assert table({"live": sure, "ema": unsure}).endswith(f"{words} use more images") and "note" not in table({"live": sure, "ema": nan})
+    assert policy_tables({"copy": {"ema": unsure}, "batch": {"ema": sure}}).endswith(f"{words} use more images (policy copy)")
+    negative = "of swa: -0.1000{} is negative, which no distance is: noise and the bias removed in excess outweigh it; use more images"
+    assert doubts({"swa": below}) == ["fid_infinity " + negative.format(" with a standard error of 0.2000")]
+    assert doubts({"swa": {"fid_infinity": -0.1}, "kid": {"kid": -0.1, "kid_std": 0.2}}) == ["fid_infinity " + negative.format("")]
 
 
 def test_fid_infinity_has_its_own_direction():

@@ -301,8 +301,8 @@ def test_images_are_verified_once_and_not_at_every_start(many, tmp_path, monkeyp
     monkeypatch.setattr("gantrain.cache.FRESH", 0)  # nothing is kept of files that have just been written
     pack(many(), tmp_path / "p", "many")
     prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
-    sum_of = packing.sum_of
-    monkeypatch.setattr(packing, "sum_of", lambda array: "wrong" if array.ndim == 4 else sum_of(array))
+    sum_array = packing.sum_array
+    monkeypatch.setattr(packing, "sum_array", lambda array: "wrong" if array.ndim == 4 else sum_array(array))
     images = prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU)
     with pytest.raises(UserError, match="damaged"):
         packing.verify(tmp_path / "p", images, packing.read_head(tmp_path / "p"), lambda it, total: it, always=True)

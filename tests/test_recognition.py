@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ from PIL import Image
 
 from gantrain.commands.evaluate import holds_images
 from gantrain.commands.runs import find_runs
+from gantrain.config.config import Config
+from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.evaluation.image_files import open_folder
 from gantrain.evaluation.references import open_reference
 from gantrain.run_folder.contents import configuration_of
+from gantrain.run_folder.ownership import look_into
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_folder
 
 FOREIGN = {  # configurations of other programs; some are no YAML that a safe loader reads
@@ -79,3 +83,72 @@ def test_only_runs_are_listed(tmp_path):
     (tmp_path / "torn" / "metrics.jsonl").touch()
     (tmp_path / "lightning" / "checkpoints").mkdir()
     assert [path.name for path in find_runs(tmp_path)] == ["run", "torn"]
+
+
+# ---- a new run keeps out of other folders ----------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        (["train/a/0.png", "train/b/0.png"], "'train'"),
+        (["0.png", "1.jpg", "labels.txt"], "'0.png', '1.jpg'"),
+        (["head.json", "images.npy"], "'images.npy'"),
+        (["run_1/config.yaml", "run_2/config.yaml"], "'run_1', 'run_2'"),
+        (["config.yaml", "checkpoints/epoch=3.ckpt", "weights.bin"], "'weights.bin'"),  # of another program
+        ([f"{name}/0.png" for name in "abcdef"], "'a', 'b', 'c', 'd' and 2 more"),
+    ],
+)
+def test_a_new_run_among_other_files_is_refused(tmp_path, there, named):
+    for path in there:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    before, words = (
+        contents(tmp_path),
+        f"not the folder of a run, and it is not empty: it contains {named}; use a folder that is new or empty",
+    )
+    with pytest.raises(UserError, match=f"run_dir: .*{re.escape(words)}"):
+        look_into(tmp_path, Config())
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        [],
+        [".lock"],
+        [
+            ".lock",
+            "config.yaml",
+            "wandb/run-1/files/a",
+            "samples/000000000000.png",
+            ".config.writing.yaml",
+        ],  # what a start that failed has left
+        [".DS_Store", "train.log", "slurm-17.out", "nohup.out", "mine.yaml", "loss.py"],
+    ],
+)
+def test_a_new_run_begins_beside_what_a_run_or_its_job_leaves(tmp_path, there):
+    for path in there:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    assert look_into(tmp_path, Config()) == {} == look_into(tmp_path / "new", Config())
+
+
+def test_a_run_without_checkpoints_keeps_what_its_user_put_there(tmp_path):
+    (tmp_path / "config.yaml").write_text(OURS)
+    (tmp_path / ".lock").touch()
+    (tmp_path / "best.mp4").touch()
+    assert look_into(tmp_path, Config()) == {}
+
+
+@pytest.mark.parametrize("below", ["", "a", "run", "runs/a"])
+def test_a_new_run_inside_its_folder_of_images_is_refused(tmp_path, monkeypatch, below):
+    monkeypatch.chdir(tmp_path)
+    words = f"run_dir: {re.escape(below or '.')} is inside data.root, ., so the run's own pictures would count as images to train on; use a"
+    with pytest.raises(UserError, match=words):
+        look_into(Path(below), Config(data=Folder(root=".")))
+    assert look_into(Path("runs/a"), Config(data=Folder(root="images"))) == {} and contents(tmp_path) == []

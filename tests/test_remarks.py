@@ -209,6 +209,14 @@ def test_fid_infinity_of_too_few_images_is_refused_or_said(digits, gantrain, tmp
     assert math.isnan(scores["digits_fid_infinity"]) and math.isfinite(scores["digits_fid"])
 
 
+def test_an_uncertain_fid_infinity_is_a_warning_of_the_library(digits):
+    """One random part of the data against another: the distance is all but 0, and the standard error is not."""
+    mixed = digits[0][torch.randperm(len(digits[0]), generator=torch.Generator().manual_seed(0))]
+    with pytest.warns(UserWarning, match=r"digits_fid_infinity of images: \S+ with a standard error of \S+ is (uncertain|negative)"):
+        scores = library.evaluate(mixed[:400], mixed[400:], metrics=["fid_infinity"], features="digits")
+    assert scores["digits_fid_infinity_std"] > abs(scores["digits_fid_infinity"]) / 4
+
+
 # ---- rounding --------------------------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ LAYOUT = {
     "wandb_id": str,
     "data_fingerprint": str,
     "data_listing": str,
-    "data_content": type(None),
+    "data_content": str,
     "class_names": [str],
     "class_counts": [int],
     "collapsed": dict,
@@ -163,7 +163,7 @@ def test_other_images_are_refused(saved, monkeypatch):
         return snapshot
 
     monkeypatch.setattr(checkpoint, "read", other)
-    wrong = r"digits is not what .*run was trained on \(other images or labels\); restore the original images"
+    wrong = r"digits is not what .*run was trained on \(other images or labels: .* as many in each class\); restore the original images"
     with pytest.raises(UserError, match=wrong), begun(saved.parent.parent):
         pass
 

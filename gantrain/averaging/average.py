@@ -198,7 +198,7 @@ class Average:
 
     def _weight(self, nimg: int, previous_nimg: int, updates: int) -> float:
         weight = self.averager.weight(nimg, previous_nimg, self._num_averaged)
-        weight = fraction(f"averager {type(self.averager).__name__}: weight", weight)
+        weight = fraction(f"averager {type(self.averager).__name__}: weight", weight, or_boolean=True)  # `return nimg > 1000` is a rule
         if updates > 1 and self.averager.per_update:
             weight = 1.0 - (1.0 - weight) ** updates
         return weight

@@ -17,7 +17,7 @@ from gantrain.averaging.following import Followed
 from gantrain.averaging.precision import fraction, has_mean, whole_number
 from gantrain.averaging.processes import Processes
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
-from gantrain.averaging.set_aside import held_by, set_aside
+from gantrain.averaging.set_aside import require_live, set_aside
 from gantrain.devices import widest_float
 from gantrain.errors import InvalidField, UserError, did_you_mean
 from gantrain.score_names import LIVE
@@ -46,8 +46,8 @@ class AverageBank:
         nimg: images seen so far.
 
     Raises:
-        UserError: a name is "live", something is not a rule, more than one rule replaces the live weights, or a weight cannot
-            be averaged (it is sharded, quantised, or has no values yet).
+        UserError: a name is "live", something is not a rule, more than one rule replaces the live weights, an average is in the
+            network (`applied`), or a weight cannot be averaged (it is sharded, quantised, or has no values yet).
     """
 
     def __init__(self, network: nn.Module, averagers: Mapping[str, Averager], nimg: int = 0):
@@ -57,6 +57,7 @@ class AverageBank:
         writing = [name for name, rule in rules.items() if rule.writes_back]
         if len(writing) > 1:
             raise UserError(f"averagers: {' and '.join(writing)} each replace the live weights with their average; keep only one")
+        require_live(network, "AverageBank")
         self.network = network
         self._writes_back = writing[0] if writing else None
         self._followed: Followed | None = Followed(network)
@@ -72,8 +73,12 @@ class AverageBank:
         A rule that replaces the live weights with its average does so afterwards. Since that happens every few updates, spectral
         norms are left to the power iteration of the next forward pass.
 
+        With several processes, `nimg` must be the same on each: not the images of this process. That is not checked here, because a
+        check would be a collective call, and different numbers give different averages without an error, until `advance` is called.
+        Where processes may have batches of different sizes, use `advance`, which counts and checks.
+
         Args:
-            nimg: images seen by all processes together, the same number on each of them; `advance` counts it itself.
+            nimg: images seen by all processes together.
 
         Raises:
             UserError: `nimg` is not a whole number, or has decreased; the network has other weights than the averages; or an
@@ -126,9 +131,7 @@ class AverageBank:
 
     def _require_live(self, call: str) -> None:
         """Refuse a call that reads or changes the live weights while `applied` has put an average in their place."""
-        held = held_by(self.network)
-        if held is not None:
-            raise UserError(f"bank.{call}: the network holds the average {held!r}; leave the `with bank.applied({held!r})` block first")
+        require_live(self.network, f"bank.{call}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.averages)

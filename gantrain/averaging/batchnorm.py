@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from gantrain.averaging.average import match, plain_name, unwrapped
 from gantrain.devices import widest_float
@@ -34,7 +35,8 @@ def norms_of(network: nn.Module) -> dict[str, _BatchNorm]:
     In evaluation mode BatchNorm uses what it holds, whatever `track_running_stats` says later.
     """
     modules = unwrapped(network).named_modules()
-    return {plain_name(name): m for name, m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    norms = {plain_name(name): m for name, m in modules if isinstance(m, _BatchNorm)}
+    return {name: m for name, m in norms.items() if m.running_mean is not None and m.running_var is not None}
 
 
 def named_statistics(network: nn.Module) -> dict[str, Tensor]:
@@ -90,14 +92,16 @@ def recalibrate(
             result is the same to the last bit for any number of them.
 
     Raises:
-        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values; or one was used without its
-            hooks, as compiled code may.
+        UserError: the batches are not 0 .. num_batches - 1, each once; no BatchNorm saw any values; one was used without its hooks,
+            as compiled code may; or one has no statistics yet, as in a lazy network before its first forward pass.
     """
     warn_of_instance_statistics(network)
     frozen = frozen_norms(network)
     norms = {name: m for name, m in norms_of(network).items() if m not in frozen}
     if not norms:
         return
+    for name, m in norms.items():
+        require_statistics(name, m)
     rows: dict[nn.Module, Tensor] = {
         m: torch.zeros(num_batches, 2 + 2 * m.num_features, dtype=widest_float(device), device=device)
         for m, device in ((m, buffers_of(m)[0].device) for m in norms.values())
@@ -105,13 +109,13 @@ def recalibrate(
     with restored(network, list(norms.values())) as saved:
         measure(network, batches, rows)
         unused, hidden = [], []
-        for (name, m), (_, _, counter) in zip(norms.items(), saved):
+        for (name, m), before in zip(norms.items(), saved):
             total = reduce(rows[m])
             require_each_once(total[:, 0])
             if total[:, 1].any():
-                for buffer, value in zip(buffers_of(m), (*combine(total[:, 1:]), counter)):
+                for buffer, value in zip(buffers_of(m), (*combine(total[:, 1:]), *before[2:])):
                     buffer.copy_(value)
-            elif m.num_batches_tracked != counter:
+            elif not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in zip(buffers_of(m), before)):
                 hidden.append(name)
             else:
                 unused.append(name)
@@ -223,10 +227,21 @@ def restored(network: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[list[t
             module.training = training
 
 
-def buffers_of(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """Running mean `[C]`, running variance `[C]` and number of batches `[]` of a BatchNorm that keeps them."""
-    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-    return norm.running_mean, norm.running_var, norm.num_batches_tracked
+def buffers_of(norm: _BatchNorm) -> tuple[Tensor, ...]:
+    """Running mean `[C]`, running variance `[C]` and, where it is counted, the number of batches `[]` of a norm of `norms_of`."""
+    return tuple(one for one in (norm.running_mean, norm.running_var, norm.num_batches_tracked) if one is not None)
+
+
+def require_statistics(name: str, norm: _BatchNorm) -> None:
+    """Refuse a BatchNorm whose running statistics are not made yet.
+
+    Raises:
+        UserError: names it.
+    """
+    if any(is_lazy(one) for one in buffers_of(norm)):
+        raise UserError(f"recalibrate: BatchNorm {name!r} has no shape yet; run one forward pass of the lazy network first")
+    if any(one.is_meta for one in buffers_of(norm)):
+        raise UserError(f"recalibrate: BatchNorm {name!r} is on the meta device and has no values; materialise the network first")
 
 
 def combine(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,11 @@ def require_values(name: str, tensor: Tensor) -> None:
         raise UserError(f"weight {name!r} is {kind}, and such tensors cannot be averaged; average the network before it is converted")
 
 
+def is_boolean(value: Any) -> bool:
+    """Whether a value is a truth value: of Python, NumPy, or a tensor."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
 def whole_number(field: str, value: Any) -> int:
     """An integer as a Python int: of Python, NumPy, or a tensor of one element, which is read now (on a GPU this waits for it).
 
@@ -61,20 +66,27 @@ def whole_number(field: str, value: Any) -> int:
     if type(value) is int:
         return value
     try:
-        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        if is_boolean(value):
             raise TypeError
         return operator.index(value)
     except TypeError:
         raise UserError(f"{field}: must be a whole number, got {value!r}; pass an int") from None
 
 
-def fraction(field: str, value: Any) -> float:
+def fraction(field: str, value: Any, or_boolean: bool = False) -> float:
     """A number in [0, 1] as a Python float.
 
+    Args:
+        field: its name in the message.
+        value: of Python, NumPy, or a tensor of one element.
+        or_boolean: whether False and True are taken for 0 and 1.
+
     Raises:
-        UserError: it is not a number, or out of range.
+        UserError: it is not such a number.
     """
     try:
+        if is_boolean(value) and not or_boolean:
+            raise TypeError
         number = value if type(value) is float else float("nan" if isinstance(value, str) else value)
     except (TypeError, ValueError, RuntimeError):
         number = math.nan

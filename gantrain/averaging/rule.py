@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gantrain.contracts import Contract
+from gantrain.contracts import Contract, require_numbers
 from gantrain.errors import check
 
 Weights = Mapping[str, Tensor]
@@ -114,6 +114,7 @@ class Rule(Averager):
     update_every_kimg: float | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         every = self.update_every_kimg
         check(self, "update_every_kimg", every is None or 0 < every < float("inf"), "must be above 0, or null for every update")
 

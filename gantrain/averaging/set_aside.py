@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,17 +17,34 @@ from gantrain.errors import UserError
 HELD: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
+def require_live(network: nn.Module, call: str) -> None:
+    """Refuse a call that reads or changes the live weights while `AverageBank.applied` has put an average in their place.
+
+    Raises:
+        UserError: names the call and the average.
+    """
+    held = held_by(network)
+    if held is not None:
+        raise UserError(f"{call}: the network holds the average {held!r}; leave the `with bank.applied({held!r})` block first")
+
+
 def held_by(network: nn.Module) -> str | None:
     """The name of the average that has been put into a network, wrapped or not; None if it holds its own weights."""
     return HELD.get(unwrapped(network))
 
 
 class SetAside:
-    """Copies of all weights and buffers of a network, and the training modes of its parts."""
+    """Copies of all weights and buffers of a network, its parts, and their training modes."""
 
     def __init__(self, network: nn.Module):
         self.network = network
         self.modes = [(module, module.training) for module in network.modules()]
+        self.parts: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (holder, dict(holder))
+            for module in network.modules()
+            if not isinstance(module, torch.jit.ScriptModule)  # its parts are fixed
+            for holder in (module._modules, module._parameters, module._buffers)
+        ]
         self.parameters = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
         self.buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
         self._written: dict[str, tuple[Tensor, int]] = {}
@@ -46,7 +64,10 @@ class SetAside:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Write everything back."""
+        """Write everything back, into the modules and tensors of before: an optimizer has these, and not those that replaced them."""
+        for holder, parts in self.parts:
+            holder.clear()
+            holder.update(parts)
         for module, training in self.modes:
             module.training = training
         parameters, buffers = dict(self.network.named_parameters()), dict(self.network.named_buffers())

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from gantrain.cache import state_of_file
-from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
+from gantrain.data.classes import Labelled, label_by_folder, label_by_list, lists_around, note_splits, note_unused, read_labels
 from gantrain.data.decoding import Traits, decoded_image, traits_of
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
-from gantrain.data.listing import LABELS, Listing, list_members, zip_components
+from gantrain.data.listing import Listing, list_members, zip_components
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
 
@@ -140,15 +140,16 @@ def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: 
         UserError: the folders are not classes, or the labels are invalid.
         ValueError: `dataset.json` is too large.
     """
-    around = {name: parts[:-1] for name in opened.namelist() if (parts := zip_components(name))[-1] == LABELS}
-    above = [name for name, folders in around.items() if all(list(one[: len(folders)]) == folders for one in paths)]
-    if not above:
+    around = lists_around(listing, paths)
+    if not around:
         return label_by_folder(listing, paths, repr(str(path)), lambda folders: zip_remedy("/".join(folders)), unwraps=True)
-    name = min(above, key=lambda name: len(around[name]))
+    name = around[0]
     if opened.getinfo(name).file_size > MOST_BYTES:
         raise ValueError(f"{name} is larger than {MOST_BYTES:,} bytes")
-    files = ["/".join(one[len(around[name]) :]) for one in paths]
-    return label_by_list(str(path), files, read_labels(f"{path}: {name}", opened.read(name)))
+    depth = len(zip_components(name)) - 1
+    labelled = label_by_list(str(path), ["/".join(one[depth:]) for one in paths], read_labels(f"{path}: {name}", opened.read(name)))
+    labelled.notes += note_unused(listing, name)
+    return labelled
 
 
 def zip_remedy(folder: str) -> str:

@@ -7,6 +7,7 @@ are ignored.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes 
 UNDECODABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 HALF = 2**15  # 16-bit files whose values all stay below are taken for files of fewer bits
+DEPTHS = (8, 10, 12, 14, 15)  # bits that files of 16 bits may really have
 WHITE = (255, 255, 255, 255)
 
 
@@ -85,14 +87,35 @@ def upright(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: the pixels have 32 bits or a sign; their range is unknown, and Pillow's conversion would clip them.
     """
-    white = white_of_grey(image)
+    white, clear = white_of_grey(image), transparent_value(image)
     image = ImageOps.exif_transpose(image)
     if white is not None:
-        return Image.fromarray(np.rint(np.asarray(image) * (255 / white)).clip(0, 255).astype(np.uint8))
+        wide = np.asarray(image)
+        grey = np.rint(wide * (255 / white)).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey if clear is None else np.where(wide == clear, np.uint8(255), grey))
+    if clear is not None:
+        image.info["transparency"] = clear
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     return image
+
+
+def transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The one value, or colour, that a PNG declares transparent, on the scale of Pillow's pixels; None if there is none.
+
+    A PNG gives it on the scale of the file, and Pillow passes it on: of 4 bits as 0..15 although the pixels are 0..255. Of colours
+    with 16 bits, Pillow keeps the upper 8, so those that share them become transparent too.
+
+    Args:
+        image: not loaded yet, see `white_of_grey`.
+    """
+    value, stored = image.info.get("transparency"), stored_mode(image)
+    if image.format != "PNG" or image.mode == "P":
+        return None
+    if isinstance(value, tuple):
+        return tuple(one >> 8 for one in value) if ";16" in stored else value
+    return value * {"1": 255, "L;2": 85, "L;4": 17}.get(stored, 1) if isinstance(value, int) else None
 
 
 def white_of_grey(image: Image.Image) -> int | None:
@@ -154,10 +177,29 @@ def words_of_traits(found: Sequence[Traits]) -> list[str]:
     ]
     if parts:
         lines.append(f"of {len(found):,} files looked at: {'; '.join(parts)}")
-    if wide and max(wide) < HALF:
-        bits = next((bits for bits in (8, 10, 12, 14) if max(wide) < 2**bits), 15)
-        lines.append(
-            f"warning: the 16-bit files seem to hold {bits}-bit values, 0..{max(wide):,}, so the images come out dark;"
-            f" multiply the values by {2 ** (16 - bits)}, which spreads them over 16 bits, and save the files again"
-        )
-    return lines
+    return lines + words_of_depth(wide)
+
+
+def words_of_depth(highest: Sequence[int]) -> list[str]:
+    """The warning that 16-bit files hold values of fewer bits, some or all of them; empty if they do not seem to.
+
+    Args:
+        highest: value of each file.
+    """
+    low = Counter(next(bits for bits in DEPTHS if value < 2**bits) for value in highest if value < HALF)
+    if low.total() < len(highest):
+        del low[15]  # no camera has 15 bits, so this is a dark picture among others
+    if not low:
+        return []
+    bits = max(low, key=lambda one: (low[one], one))
+    below = [value for value in highest if value < 2**bits]
+    factor = 2 ** (16 - bits)
+    if len(below) < len(highest):
+        return [
+            f"warning: {len(below):,} of {len(highest):,} 16-bit files stay below {2**bits:,}, as {bits}-bit values do, and come out dark;"
+            f" if they hold such values, multiply them by {factor} and save the files again"
+        ]
+    return [
+        f"warning: the 16-bit files seem to hold {bits}-bit values, 0..{max(highest):,}, so the images come out dark;"
+        f" multiply the values by {factor}, which spreads them over 16 bits, and save the files again"
+    ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import ImageSet, Source, sum_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,4 +26,5 @@ class Digits(Source):
         size = (self.resolution, self.resolution)
         pixels = F.interpolate(grey, size=size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
         labels = torch.from_numpy(data.target).to(torch.int64)
-        return ImageSet("digits", labels, [str(d) for d in range(10)], 1, self.resolution, pixels, named=True)
+        names, origin = [str(d) for d in range(10)], sum_array(data.images.astype(np.uint8))
+        return ImageSet("digits", labels, names, 1, self.resolution, pixels, named=True, origin=origin)

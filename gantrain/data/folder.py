@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from gantrain.cache import state_of_file
-from gantrain.data.classes import Labelled, label_by_folder, label_by_list, note_splits, read_labels
+from gantrain.data.classes import Labelled, label_by_folder, label_by_list, lists_around, note_splits, note_unused, read_labels
 from gantrain.data.decoding import Traits, decoded_image, reason, traits_of
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
-from gantrain.data.listing import LABELS, Listing, components, list_folder
+from gantrain.data.listing import Listing, components, list_folder
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
 
@@ -62,7 +62,7 @@ class Folder(Source):
             listing.files = []
             listing.require(f"data.root: {self.root!r}", f"; put them in one sub-folder per class{flat}")
         return ImageSet(
-            name=f"folder/{root.name}",
+            name=f"folder/{os.path.basename(os.path.abspath(root))}",
             labels=torch.tensor(labelled.labels),
             class_names=labelled.names,
             channels=self.channels,
@@ -79,18 +79,28 @@ def label_files(root: Path, listing: Listing) -> Labelled:
     Raises:
         UserError: the sub-folders are not classes, or the labels are invalid.
     """
-    if (root / LABELS).is_file():
+    paths = [components(file) for file in listing.files]
+    around = lists_around(listing, paths)
+    if around and "/" not in around[0]:
+        path = root / around[0]
         try:
-            text = (root / LABELS).read_bytes()
+            text = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{root / LABELS}: cannot be read ({one_line(error)})") from None
+            raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
         listing.require(f"data.root: {str(root)!r}")
-        return label_by_list(str(root), listing.files, read_labels(str(root / LABELS), text))
+        labelled = label_by_list(str(root), listing.files, read_labels(str(path), text))
+        labelled.notes += note_unused(listing, around[0])
+        return labelled
+    if around and paths:
+        raise UserError(
+            f"data.root: {str(root)!r} has its labels one folder or more below, in {printable(around[0])};"
+            f" set data.root={root / around[0].rpartition('/')[0]}, or data.labels=false to train without labels"
+        )
 
     def into(folders: Sequence[str]) -> str:
         return f"set data.root={root.joinpath(*folders)}"
 
-    return label_by_folder(listing, [components(file) for file in listing.files], repr(str(root)), into, unwraps=False)
+    return label_by_folder(listing, paths, repr(str(root)), into, unwraps=False)
 
 
 def all_in_one(listing: Listing) -> Labelled:

@@ -189,6 +189,8 @@ class ImageSet(Dataset):
         pixels: uint8 `[N, C, H, W]`, or None when images are decoded one by one.
         decode: maps an index to uint8 `[C, H, W]` and raises `UserError` naming the file. Required when `pixels` is None.
         content: SHA-256 of the files that images are decoded from, once they have been read.
+        sums: uint64 `[N]`, the first 8 bytes of the SHA-256 of each file of the whole set, once they have been read; 0 if that failed.
+        origin: SHA-256 of a published set as it was read, before its images were resized; "" is not known.
         skips: whether the set does without unreadable images.
         skipped: why images could not be read before the run, by their numbers in the whole set, before any were left out.
         left_out: numbers of the images that were left out, in the whole set.
@@ -208,6 +210,8 @@ class ImageSet(Dataset):
     pixels: Tensor | None = None
     decode: ImageDecoder | None = None
     content: str = ""
+    sums: np.ndarray | None = field(default=None, repr=False)
+    origin: str = ""
     skips: bool = False
     skipped: dict[int, str] = field(default_factory=dict)
     mapped: bool = False
@@ -319,6 +323,16 @@ class ImageSet(Dataset):
             self.pixels = self.pixels[: len(kept)]
         self.labels, self.decode = self.labels[torch.from_numpy(kept)], Chosen(self.decode, kept)
 
+    @property
+    def kept_sums(self) -> np.ndarray:
+        """The sums of the images that are not left out."""
+        assert self.sums is not None, "the files have been read"
+        return np.delete(self.sums, self.left_out)
+
+    def index_of(self, numbers: Sequence[int]) -> list[int]:
+        """The indices of images that are not left out, given by their numbers in the whole set."""
+        return np.subtract(numbers, np.searchsorted(self.left_out, numbers)).astype(int).tolist()
+
     def unlabelled(self) -> ImageSet:
         """Makes all images one class, in place, and returns this set."""
         self.labels, self.class_names, self._listed = torch.zeros_like(self.labels), ["all"], []
@@ -343,13 +357,13 @@ class ImageSet(Dataset):
     def fingerprint(self) -> str:
         """SHA-256 of the images' content: of `content` if the images come from files, otherwise of the pixels.
 
-        It does not depend on whether the files have been decoded into memory.
+        Images that are left out do not count. It does not depend on whether the files have been decoded into memory.
         """
         if not self._fingerprint:
             digest = hashlib.sha256(f"{self.channels}x{self.resolution}x{self.resolution}".encode())
             digest.update(self.labels.cpu().numpy().astype(np.int64).tobytes())
             if self.decode is not None or self.content:
-                digest.update(self.content.encode())
+                digest.update(self.kept_sums.tobytes() if self.left_out and self.sums is not None else self.content.encode())
                 digest.update(f"replaced {self.replaced}".encode() if self.replaced else b"")
             else:
                 assert self.pixels is not None
@@ -357,6 +371,11 @@ class ImageSet(Dataset):
                     digest.update(chunk.cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def sum_array(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def numbered_classes(name: str, largest: int, count: int) -> list[str]:

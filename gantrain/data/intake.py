@@ -23,6 +23,7 @@ NAMED = 10  # how many broken files one message names
 NAMED_IN_NOTES = 3  # how many a note names
 LOOKED_AT = 256  # how many images on disk the audit samples
 LOOKED_INTO = 64  # how many files are searched for what decoding changes
+SUMS = np.dtype("<u8")
 BLOCK = 512  # images decoded at a time when the whole data set is read
 SHARE_OF_MEMORY = 0.5  # share of the available main memory that images may take
 SHARE_OF_DEVICE = 0.25  # share of the free accelerator memory that images may take; training needs the rest
@@ -153,7 +154,7 @@ def known_left_out(images: ImageSet, run_state: Mapping[str, Any] | None) -> lis
 def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int], Iterable]) -> None:
     """Read and decode every image once before a run, so that broken files are reported at the start and not days later.
 
-    Sets `images.content`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' states
+    Sets `images.content`, `images.sums`, `images.skipped`, and `images.pixels` if `keep`. The result is cached under the files' states
     (`state_of_file`), so the next run or scorer that leaves the images on disk need not read them.
 
     Raises:
@@ -162,11 +163,11 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     seen = images.state = look_name(images)
     if seen:
         known = None if keep else seen_before(seen)
-        if known and (images.skips or not known["skipped"]):
-            images.content = known["content"]
+        if known and "sums" in known and (images.skips or not known["skipped"]):
+            images.content, images.sums = known["content"], np.frombuffer(bytes.fromhex(known["sums"]), SUMS)
             images.skipped.update({int(index): words for index, words in known["skipped"].items()})
             return
-    content, number = hashlib.sha256(images.listing.encode()), 0
+    content, sums, number = hashlib.sha256(images.listing.encode()), np.zeros(len(images), SUMS), 0
     shape = (len(images), images.channels, images.resolution, images.resolution)
     pixels = torch.empty(shape, dtype=torch.uint8) if keep else None  # allocated only once: it may take half of the memory
     for block in read_blocks(images, range(len(images)), progress):
@@ -176,14 +177,15 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
                 content.update(b"unreadable")
             else:
                 content.update(item[1])
+                sums[number] = int.from_bytes(item[1][:8], "little")
                 if pixels is not None:
                     pixels[number] = item[0]
             number += 1
     if images.skipped and not images.skips:
         raise unreadable(list(images.skipped.values()))
-    images.content, images.pixels = content.hexdigest(), pixels
+    images.content, images.sums, images.pixels = content.hexdigest(), sums, pixels
     if seen and look_name(images) == seen:  # nothing has changed in the meantime
-        keep_file(seen, json.dumps({"content": images.content, "skipped": images.skipped}).encode())
+        keep_file(seen, json.dumps({"content": images.content, "sums": sums.tobytes().hex(), "skipped": images.skipped}).encode())
 
 
 def settle(images: ImageSet, left_out: Collection[int]) -> None:
@@ -195,8 +197,8 @@ def settle(images: ImageSet, left_out: Collection[int]) -> None:
     out = set(left_out)
     before = torch.bincount(images.labels, minlength=images.num_classes)
     images.replaced = [number for number in sorted(images.skipped) if number not in out]
-    index_of = dict(zip(images.replaced, np.subtract(images.replaced, np.searchsorted(sorted(out), images.replaced)).tolist()))
     images.leave_out(out)
+    index_of = dict(zip(images.replaced, images.index_of(images.replaced)))
     after = torch.bincount(images.labels, minlength=images.num_classes)
     for label in torch.nonzero((after == 0) & (before > 0))[:, 0].tolist():
         of_class = f" of class {printable(images.class_names[label])!r}" if images.num_classes > 1 else ""
@@ -211,19 +213,27 @@ def settle(images: ImageSet, left_out: Collection[int]) -> None:
                 raise UserError(f"data: {image}")
             images.pixels[index] = image
     if images.left_out:
-        lost = [images.skipped.get(number, "") for number in images.left_out]
-        images.notes.append(f"left out: {describe_unreadable([line for line in lost if line], len(lost))}")
+        images.notes.append(f"left out: {describe_left_out(images)}")
     if images.replaced:
         words = [images.skipped[number] for number in images.replaced]
-        images.notes.append(f"replaced by other images of their classes: {describe_unreadable(words, len(words))}")
+        images.notes.append(f"replaced by other images of their classes: {describe_unreadable(words)}")
 
 
-def describe_unreadable(reasons: list[str], count: int) -> str:
-    """How many images are meant, and the first of those that cannot be read, as "2 images that cannot be read (a.png: ...; b.png: ...)"."""
-    if not reasons:
-        return f"{counted(count, 'image')} that could not be read when the run began"
-    more = f"; and {count - NAMED_IN_NOTES:,} more" if count > NAMED_IN_NOTES else ""
-    return f"{counted(count, 'image')} that cannot be read ({'; '.join(reasons[:NAMED_IN_NOTES])}{more})"
+def describe_left_out(images: ImageSet) -> str:
+    """How many images are left out, and which can be read now although they could not when the run began."""
+    count, lost = len(images.left_out), [images.skipped[number] for number in images.left_out if number in images.skipped]
+    if len(lost) == count:
+        return describe_unreadable(lost)
+    now = f"{count - len(lost):,} can be now" if lost else "it can be now" if count == 1 else "all can be now"
+    rest = f"; still {describe_unreadable(lost)}" if lost else ""
+    them = "them" if count - len(lost) > 1 else "it"
+    return f"{counted(count, 'image')} that could not be read when the run began; {now}, and a new run would use {them}{rest}"
+
+
+def describe_unreadable(reasons: Sequence[str]) -> str:
+    """How many images cannot be read, and the first of them, as "2 images that cannot be read (a.png: ...; b.png: ...)"."""
+    more = f"; and {len(reasons) - NAMED_IN_NOTES:,} more" if len(reasons) > NAMED_IN_NOTES else ""
+    return f"{counted(len(reasons), 'image')} that cannot be read ({'; '.join(reasons[:NAMED_IN_NOTES])}{more})"
 
 
 def is_unchanged(images: ImageSet) -> bool | None:

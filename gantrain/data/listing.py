@@ -12,12 +12,14 @@ import re
 import stat
 import warnings
 import zipfile
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, features
 
 from gantrain.data.imageset import printable
@@ -35,6 +37,7 @@ NO_IMAGES = "without the extension of an image"
 SPECIAL = "neither file nor folder"
 BROKEN = "linked to nothing"
 COUNTED = "linked to a folder that is read anyway or that contains the link"
+READ_ELSEWHERE = "in folders that are read under another name"
 IN_ZIP = "linked in the zip, which is not followed"
 LOOSE = "outside the class folders"
 NAMED = 4  # how many kinds a note names for one reason
@@ -70,8 +73,10 @@ class Listing:
         passed: why files were passed over, and how many of each kind: reason -> {kind: count}.
         followed: how many links to folders were followed.
         same: how many images are links to a file that is listed under another name as well.
+        hard: how many images are further hard links to a file that is listed already.
         repeated: how many names a zip has several times; the last entry of each counts, as when it is unpacked.
         members: entries of a zip, in the order of `files`.
+        lists: paths of all files called dataset.json, in upper or lower case, which may have the labels.
     """
 
     files: list[str] = field(default_factory=list)
@@ -79,8 +84,10 @@ class Listing:
     passed: dict[str, Counter[str]] = field(default_factory=dict)
     followed: int = 0
     same: int = 0
+    hard: int = 0
     repeated: int = 0
     members: list[zipfile.ZipInfo] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
 
     def pass_over(self, reason: str, kind: str, count: int = 1) -> None:
         """Count files that are passed over."""
@@ -102,7 +109,9 @@ class Listing:
             self.pass_over(BROKEN, printable(name))
         elif extension in PLUGINS:
             self.pass_over(f"unreadable for this Pillow until you pip install {PLUGINS[extension]!r}", extension)
-        elif name != LABELS:
+        elif zip_components(name)[-1].lower() == LABELS:
+            self.lists.append(name)
+        else:
             self.pass_over(NO_IMAGES, printable(extension) or "no extension")
         return False
 
@@ -115,6 +124,8 @@ class Listing:
             lines.append(f"followed {counted(self.followed, 'link')} to folders elsewhere")
         if self.same:
             lines.append(f"links to a file that is also listed under another name: {self.same:,}; each counts as an image")
+        if self.hard:
+            lines.append(f"further hard links to a file that is also listed under another name: {self.hard:,}; each counts as an image")
         if self.repeated:
             lines.append(f"further entries of the zip under a name that it already has: {self.repeated:,}; the last of each name counts")
         return lines
@@ -177,7 +188,7 @@ def list_folder(root: Path) -> Listing:
             found.pass_over(COUNTED, printable(name))
             if name in found.folders:
                 found.folders.remove(name)
-    found.same = walk.count_same(found.files)
+    found.same, found.hard = walk.count_same(found.files), walk.count_hard(found.files)
     found.files.sort(key=components)
     found.folders.sort()
     return found
@@ -192,9 +203,10 @@ class Walk:
 
     def __init__(self, root: Path):
         self.root, self.real_root = str(root), os.path.realpath(root)
-        self.seen: set[object] = set()
+        self.seen: dict[object, str] = {}  # what tells a folder apart, to the relative path under which it was read
         self.real: dict[str, str] = {}  # relative path of a folder that has been read, to its path without links
         self.linked: list[str] = []
+        self.numbers = array("Q")  # inode of each image in the order of reading, which costs no further look at the file; 0 of links
 
     def path(self, name: str) -> str:
         """The path of a file or folder, given by its relative path."""
@@ -216,8 +228,10 @@ class Walk:
         while waiting:
             folder, real = waiting.pop()
             if (key := key_of(real)) in self.seen:
+                other = f"{printable(folder)}, read as {printable(self.seen[key]) or '.'}"
+                found.pass_over(READ_ELSEWHERE, other, count_files(self.path(folder)))
                 continue
-            self.seen.add(key)
+            self.seen[key] = folder
             self.real[folder] = real
             for entry in self.entries(folder):
                 name = f"{folder}/{entry.name}" if folder else entry.name
@@ -234,8 +248,10 @@ class Walk:
                         waiting.append((name, os.path.join(real, entry.name)))
                 elif kind == "special":
                     found.pass_over(SPECIAL, printable(name))
-                elif found.add(name, broken=kind == "nothing") and link:
-                    self.linked.append(name)
+                elif found.add(name, broken=kind == "nothing"):
+                    self.numbers.append(0 if link else entry.inode())
+                    if link:
+                        self.linked.append(name)
         return sorted(links, key=components)
 
     def entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -259,6 +275,19 @@ class Walk:
         plain = {os.path.join(self.real[folder], base) for folder, _, base in (f.rpartition("/") for f in files if f not in linked)}
         targets = Counter(os.path.realpath(self.path(name)) for name in self.linked)
         return sum(count if target in plain else count - 1 for target, count in targets.items())
+
+    def count_hard(self, files: list[str]) -> int:
+        """How many of the images, in the order of reading, are further hard links to one of them. Only suspects are looked at."""
+        numbers = np.array(self.numbers)
+        values, counts = np.unique(numbers, return_counts=True)
+        suspects = np.flatnonzero(np.isin(numbers, values[(counts > 1) & (values > 0)]))
+        found: Counter[object] = Counter()
+        for index in suspects.tolist():
+            with suppress(OSError):
+                status = os.stat(self.path(files[index]))
+                if status.st_nlink > 1:
+                    found[status.st_dev, status.st_ino] += 1
+        return sum(count - 1 for count in found.values())
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
@@ -312,8 +341,6 @@ def list_members(entries: Iterable[zipfile.ZipInfo]) -> Listing:
             found.pass_over(HIDDEN, printable(parts[-1]))
         elif stat.S_ISLNK(last[name].external_attr >> 16):
             found.pass_over(IN_ZIP, printable(name))
-        elif parts[-1] == LABELS:
-            continue
         else:
             found.add(name)
     found.members = [last[name] for name in found.files]

@@ -28,7 +28,7 @@ from gantrain import lock
 from gantrain.atomic_file import write_atomically
 from gantrain.cache import cache_folder, keep_file, state_of_file
 from gantrain.data.folder import seen_from
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
@@ -80,7 +80,7 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{folder}: is incomplete ({one_line(error)}); {AGAIN}") from None
     as_described = (pixels.shape, pixels.dtype, labels.shape, labels.dtype) == (shape, np.uint8, shape[:1], np.int64)
-    if not as_described or sum_of(labels) != head["labels_sha256"]:
+    if not as_described or sum_array(labels) != head["labels_sha256"]:
         raise UserError(f"{folder}: {IMAGES} or {LABELS} does not match {HEAD}; {AGAIN}")
     strange = labels[(labels < 0) | (labels >= len(head["classes"]))]
     if len(strange):
@@ -172,7 +172,7 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
     pixels = images.pixels.numpy()
     blocks = range(len(head["sha256"]))
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # reading and hashing both release the GIL
-        sums = pool.map(lambda i: sum_of(pixels[i * BLOCK : (i + 1) * BLOCK]), blocks)
+        sums = pool.map(lambda i: sum_array(pixels[i * BLOCK : (i + 1) * BLOCK]), blocks)
         wrong = [i for i, (found, wanted) in enumerate(progress(zip(sums, head["sha256"]), len(blocks))) if found != wanted]
     if wrong:
         some = ", ".join(f"{i * BLOCK}..{min((i + 1) * BLOCK, len(images)) - 1}" for i in wrong[:5]) + (
@@ -181,11 +181,6 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
         raise UserError(f"{folder / IMAGES}: is damaged: images {some} do not match their checksums; {AGAIN}")
     if state is not None and state_of_file(folder / IMAGES) == state:  # nothing has changed in the meantime
         keep_file(seen, b"")
-
-
-def sum_of(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def sum_of_head(head: dict[str, Any]) -> str:
@@ -224,7 +219,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
         "classes": images.class_names,
         "source": source,
         "listing": images.listing,
-        "labels_sha256": sum_of(images.labels.numpy()),
+        "labels_sha256": sum_array(images.labels.numpy()),
         **({} if images.named is None else {"named": images.named}),  # whether the classes are names, even if they look like numbers
     }
     refuse_small_disk(images, draft)
@@ -312,7 +307,7 @@ def leave_gaps_out(images: ImageSet, draft: Path, head: dict[str, Any]) -> dict[
     for start in range(0, len(kept), BLOCK):
         block = array[kept[start : start + BLOCK]]  # a copy; an image only ever moves towards the beginning
         array[start : start + len(block)] = block
-        sums.append(sum_of(block))
+        sums.append(sum_array(block))
     array.flush()
     begin, size = array.offset, array[0].nbytes
     del array
@@ -323,7 +318,7 @@ def leave_gaps_out(images: ImageSet, draft: Path, head: dict[str, Any]) -> dict[
         file.flush()
         os.fsync(file.fileno())
     whole = {key: head[key] for key in ("images", "labels_sha256")}
-    return {"images": len(kept), "labels_sha256": sum_of(images.labels.numpy()), "sha256": sums, "whole": whole}
+    return {"images": len(kept), "labels_sha256": sum_array(images.labels.numpy()), "sha256": sums, "whole": whole}
 
 
 def write_shape(file: IO[bytes], shape: tuple[int, ...]) -> None:

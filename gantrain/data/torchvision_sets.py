@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
-from gantrain.data.imageset import ImageSet, Source
+from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
 from gantrain.field_marks import INCIDENTAL
@@ -126,7 +126,7 @@ class Stl10(Source):
         labels = torch.from_numpy(np.maximum(data.labels, 0).astype(np.int64))
         names = names if self.split != "unlabeled" else ["all"]
         pixels = resized(torch.from_numpy(data.data), self.resolution)
-        return ImageSet(f"stl10/{self.split}", labels, names, 3, self.resolution, pixels)
+        return ImageSet(f"stl10/{self.split}", labels, names, 3, self.resolution, pixels, origin=sum_array(data.data))
 
 
 def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
@@ -160,8 +160,10 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     labels = torch.from_numpy(np.concatenate(label_parts).astype(np.int64))
     if int(labels.max()) >= len(names):
         raise UserError(f"{folder}: label {int(labels.max())} has no name in {release.names}; delete {folder} and download it again")
-    pixels = resized(torch.from_numpy(np.concatenate(image_parts)), source.resolution)
-    return ImageSet(f"{release.title.lower()}/{source.split}", labels, names, 3, source.resolution, pixels)
+    published = np.concatenate(image_parts)
+    pixels = resized(torch.from_numpy(published), source.resolution)
+    name = f"{release.title.lower()}/{source.split}"
+    return ImageSet(name, labels, names, 3, source.resolution, pixels, origin=sum_array(published))
 
 
 def fetch(url: str, md5: str, root: str) -> None:

@@ -32,13 +32,16 @@ from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
 from gantrain.metrics.statistics import read_statistics
 from gantrain.models.architecture import is_latent_generator
+from gantrain.python_words import in_python, python_remedies
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.sampling.latents import draw
+from gantrain.score_names import doubts
 from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
 YAML = (".yaml", ".yml")
+REFERENCES = "an .npz of statistics or images, a folder or zip of images, a run folder, a CONFIG, or a tensor of images"
 GENERATOR_KEYS = ("eval/batchnorm", "eval/batchnorm_batches", "eval/truncation")  # of a protocol; they mean nothing for images
 Images = Callable[[int, int], Tensor]  # (start, count) to `[count, C, H, W]`, uint8 or float in [-1, 1]
 
@@ -64,8 +67,8 @@ def evaluate(
         generator: `G(z, y)`, a module or function with attributes `dim_z` and `num_classes`; or a function `sample(start, count)`
             that returns images start .. start + count - 1; or images: a tensor (uint8 `[N, C, H, W]`) or the path of a folder,
             zip or .npz (`arr_0`, uint8 `[N, H, W, C]`). A generator returns uint8, or float in [-1, 1], which is rounded.
-        reference: a path (see `gantrain.evaluation.references`), such a tensor, or a torch data set of (uint8 `[C, H, W]`, label),
-            which is read into memory.
+        reference: the path of an .npz of statistics or images, of a folder or zip of images, of a run folder or of a CONFIG; such a
+            tensor; or a torch data set of (uint8 `[C, H, W]`, label), which is read into memory.
         num_samples: how many images; None scores all images, or 10,000 of a generator. Fewer than there are is a random sample of
             images that exist already, drawn without replacement by the seed.
         metrics: names from `gantrain.metrics.METRICS`, or `module:Class`.
@@ -86,17 +89,20 @@ def evaluate(
     Raises:
         UserError: something cannot be scored, or features is needed; one line with the reason.
     """
-    accelerator = Accelerator() if is_initialized() else make_accelerator()
-    device = accelerator.device if device is None else torch.device(device)
-    fixed = open_images(generator)
-    total = count_images(fixed, num_samples, "num_samples") if fixed else Eval.num_samples if num_samples is None else num_samples
-    real = None if isinstance(reference, (str, Path)) else wrap_reference(reference)
-    features = choose_features(reference) if features is None else features
-    config = build_config(total, metrics, features, seed, batch_size, truncation, batchnorm, resamples, reference if real is None else None)
-    source: Any = accelerator.unwrap_model(generator) if isinstance(generator, nn.Module) else fixed or generator
-    scores, notes = score_source(source, config, real, accelerator, device)
+    with python_remedies():
+        accelerator = Accelerator() if is_initialized() else make_accelerator()
+        device = accelerator.device if device is None else torch.device(device)
+        fixed = open_images(generator)
+        total = count_images(fixed, num_samples, "num_samples") if fixed else Eval.num_samples if num_samples is None else num_samples
+        real = None if isinstance(reference, (str, Path)) else wrap_reference(reference)
+        features = choose_features(reference) if features is None else features
+        config = build_config(
+            total, metrics, features, seed, batch_size, truncation, batchnorm, resamples, reference if real is None else None
+        )
+        source: Any = accelerator.unwrap_model(generator) if isinstance(generator, nn.Module) else fixed or generator
+        scores, notes = score_source(source, config, real, accelerator, device)
     for note in notes if accelerator.is_main_process else ():
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(in_python(note), stacklevel=2)
     return scores
 
 
@@ -119,7 +125,8 @@ def score_source(
         scores = score_images(evaluator, images, config.eval.num_samples, "score")
         about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
         about += [f"reference: {note}" for note in evaluator.real.notes]
-        return scores, [*about, *evaluator.remarks.notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
+        notes = [*evaluator.remarks.notes, *doubts({"images": scores})]
+        return scores, [*about, *notes, *([f"the generator has collapsed: {collapsed}"] if collapsed else [])]
 
 
 def choose_features(reference: Any) -> Any:
@@ -130,7 +137,7 @@ def choose_features(reference: Any) -> Any:
     """
     path = find_config(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else None
     if path is not None and not path.exists():
-        raise UserError(f"{path}: there is no such file or folder; pass a reference, see gantrain.evaluation.references")
+        raise UserError(f"{path}: there is no such file or folder; pass {REFERENCES}")
     if path is not None and (path / CONFIG_FILE).is_file():
         return configuration_of(path).eval.features
     if path is not None and path.suffix.lower() in YAML and path.is_file():

@@ -13,6 +13,7 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.config.loading import load
 from gantrain.data import prepare
+from gantrain.data.likeness import find_difference
 from gantrain.distributed import local_processes, main_first, make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
@@ -68,10 +69,12 @@ class RunScorer:
         def bar(items: Iterable, total: int) -> Iterable:
             return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
 
-        images = None  # with eval.reference, the run's own images are not needed and may be missing
+        other, images = None, None  # with eval.reference, the run's own images are not needed and may be missing
         if config.eval.reference is None:
             state = read_state(self.path)
             images = main_first(accelerator, lambda: prepare(config.data, accelerator.device, local_processes(), bar, state))
+            # Data may be overridden here, and a fork with other data has no listing yet.
+            other = find_difference(images, state, self.run) if state["data_listing"] is not None else None
         # The memory layout of training: another order of summation would change single pixels.
         switches = performance.pick(config.performance, accelerator.device)
         performance.set_up(switches, accelerator.device)
@@ -79,6 +82,8 @@ class RunScorer:
         self.generator = g
         shape = (g.channels, g.resolution, g.resolution)
         self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes)
+        if other:
+            self.evaluator.remarks.notes.insert(0, f"warning: {other}; the scores are against the images as they are now")
         if self.strict:
             self.evaluator.remarks.require_enough()
 

@@ -12,7 +12,7 @@ from gantrain.metrics.featureset import FeatureSet
 
 # Part of every file's name. Raise it when other features may belong to a fingerprint: when images are decoded in another way, or if
 # features may have been kept under a wrong fingerprint (as before 2, when the key of a folder was names, sizes and times).
-VERSION = 2
+VERSION = 3
 
 
 def fingerprint(images: str, count: int | None, extractor: str) -> str:

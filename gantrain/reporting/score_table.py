@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gantrain.score_names import INTERVAL_SUFFIX, SPREADS, Scores, best_value
+from gantrain.score_names import INTERVAL_SUFFIX, SPREADS, Scores, best_value, doubts
 from gantrain.text_table import align, join_columns
 
 
@@ -16,13 +16,14 @@ def list_scores(row: dict[str, float]) -> list[str]:
 def table(scores: Scores, title: str = "average", notes: Sequence[str] = ()) -> str:
     """Scores as text, a row per average. A star marks the best of each column, unless all are equal.
 
-    A score with a 95% interval is shown with its half-width, as 0.3541 ±0.0120. Notes, a line each, follow the table.
+    A score with a 95% interval is shown with its half-width, as 0.3541 ±0.0120. Notes, a line each, and what the scores themselves
+    raise doubts about follow the table.
     """
     metrics = list(dict.fromkeys(m for row in scores.values() for m in list_scores(row)))
     best = {m: best_value(m, [row.get(m) for row in scores.values()]) for m in metrics}
     columns = [[cell(row, m, best[m]) for row in scores.values()] for m in metrics]
     rows = join_columns([align([title, *scores]), *(score_column(m, column) for m, column in zip(metrics, columns))])
-    return rows + in_lines(notes)
+    return rows + in_lines([*notes, *doubts(scores)])
 
 
 def in_lines(notes: Sequence[str]) -> str:
@@ -56,4 +57,5 @@ def policy_tables(by_policy: dict[str, Scores], notes: Sequence[str] = ()) -> st
             for policy, scores in by_policy.items()
         ]
         blocks.append(join_columns([align([metric, *averages], least=width), *columns]))
-    return "\n\n".join(blocks) + in_lines(notes)
+    doubtful = [f"{words} (policy {policy})" for policy, scores in by_policy.items() for words in doubts(scores)]
+    return "\n\n".join(blocks) + in_lines([*notes, *doubtful])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gantrain.averaging import AVERAGERS
@@ -13,9 +14,10 @@ from gantrain.config.config import Config
 from gantrain.config.plugins import name_of
 from gantrain.config.schema import may_change
 from gantrain.config.sections import AUTO
-from gantrain.errors import UserError, shown
+from gantrain.data import Archive, Folder, Packed
+from gantrain.errors import UserError
 from gantrain.run_folder.best_average import BEST
-from gantrain.run_folder.change_words import ABSENT, bounded, whole_entries
+from gantrain.run_folder.change_words import bounded, spell, whole_entries
 
 Values = tuple[Any, Any]
 
@@ -54,12 +56,16 @@ def find_changes(saved: Config, config: Config, begun: Collection[str]) -> Chang
 
 
 def describe_changes(values: Mapping[str, Values]) -> str:
-    """Keys with both values, for a message; at most eight."""
+    """Keys with both values as YAML spells them, for a message; at most eight, and a plug-in of another name counts as one."""
+    return bounded([f"{key} ({old} there, {new} now)" for key, (old, new) in whole_entries(values).items()], ", ")
 
-    def say(value: Any) -> str:
-        return ABSENT if value == ABSENT else shown(value)
 
-    return bounded([f"{key} ({say(old)} there, {say(new)} now)" for key, (old, new) in whole_entries(values).items()], ", ")
+def describe_root(config: Config) -> str:
+    """The end of a message if `data.root` leads nowhere, which is then a mistake besides; otherwise ""."""
+    data: Any = config.data
+    if not isinstance(data, (Archive, Folder, Packed)) or (data.root and Path(data.root).expanduser().exists()):
+        return ""
+    return f"; data.root, too, needs a value: {spell(data.root)} does not exist" if data.root else "; data.root, too, must be set"
 
 
 def refuse_reserved(names: Iterable[str]) -> None:

@@ -14,10 +14,10 @@ from gantrain import clock, lock
 from gantrain.atomic_file import sync
 from gantrain.config.config import Config
 from gantrain.config.loading import differing_keys, to_dict
-from gantrain.errors import UserError, shown
+from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.change_words import spelled
+from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import refuse_reserved, require_late_start
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, link_checkpoint
 from gantrain.run_folder.contents import group_of, open_run
@@ -121,8 +121,8 @@ def require_same_networks(changed: Mapping[str, tuple[Any, Any]]) -> None:
     for key, (old, new) in changed.items():
         if key.startswith("model.") or (key in SHAPES and "absent" not in (old, new)):
             raise UserError(
-                f"{key}: is {shown(old)} in the checkpoint and {shown(new)} in the fork, but its networks cannot change;"
-                f" remove it, or train a new run with {key}={spelled(new)}"
+                f"{key}: is {spell(old)} in the checkpoint and {spell(new)} in the fork, but its networks cannot change;"
+                f" remove it, or train a new run with {key}={spell(new)}"
             )
 
 

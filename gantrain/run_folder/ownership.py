@@ -11,12 +11,15 @@ from gantrain import lock
 from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
+from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.changes import describe_changes, find_changes, refuse_reserved, require_late_start, require_passive
+from gantrain.run_folder.changes import describe_changes, describe_root, find_changes, refuse_reserved, require_late_start, require_passive
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.recognition import find_foreign, is_run_folder
 
+NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
 
 
@@ -29,7 +32,8 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         The keys that have changed and may change, with their old and new values.
 
     Raises:
-        UserError: the folder belongs to a run of another configuration; the differing keys are named.
+        UserError: the folder belongs to a run of another configuration; the differing keys are named. Or a new run would write among
+            files of another kind.
     """
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
@@ -37,6 +41,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     paths = CheckpointStore(run_dir / "checkpoints").paths()
     if not paths:
         refuse_reserved(config.averagers)  # an older run with such an average resumes
+        require_own_folder(run_dir, config)
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
@@ -53,11 +58,33 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         raise UserError(
             f"run_dir: {run_dir} contains a run of another configuration: {describe_changes(changes.refused)};"
             " restore these values, use another run_dir, or continue from its checkpoint in another folder by `gantrain fork`"
+            f"{describe_root(config)}"
         )
     refuse_reserved(changes.added)
     require_passive(config, changes.added)
     require_late_start(config, changes.added, int(paths[-1].name))
     return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}
+
+
+def require_own_folder(run_dir: Path, config: Config) -> None:
+    """Refuse a new run among other files: in a folder of images, its own folders would become classes.
+
+    Raises:
+        UserError: names what is in the folder, or the folder of images above it.
+    """
+    if foreign := find_foreign(run_dir):
+        named = ", ".join(map(repr, foreign[:NAMED])) + (f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else "")
+        raise UserError(
+            f"run_dir: {run_dir} is not the folder of a run, and it is not empty: it contains {named}; use a folder that is new or empty"
+        )
+    data: Any = config.data
+    root = data.root if isinstance(data, Folder) else ""
+    above = (run_dir.resolve(), *run_dir.resolve().parents)
+    if root and Path(root).expanduser().resolve() in above and not is_run_folder(run_dir):
+        raise UserError(
+            f"run_dir: {run_dir} is inside data.root, {root}, so the run's own pictures would count as images to train on;"
+            " use a folder elsewhere"
+        )
 
 
 def begun_averages(path: Path, config: Config) -> list[str]:

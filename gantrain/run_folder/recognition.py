@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
-from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 
 CHECKPOINT = f"{'[0-9]' * 12}/manifest.json"
+FOLDERS = {"checkpoints", "evaluations", "orbit", "samples", "scoring", "tensorboard", "wandb", AVERAGES_FOLDER, BEST_FOLDER}  # of a run
+FILES = {".err", ".json", ".jsonl", ".html", ".log", ".md", ".out", ".py", ".sh", ".txt", ".yaml", ".yml"}  # of a run, or of a job's script
 BESIDE = (METRICS_FILE, ".lock")  # a run folder has one of them next to its configuration, or checkpoints
 
 
@@ -37,3 +39,14 @@ def is_run_config(path: Path) -> bool:
     except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
         return False
     return isinstance(values, dict) and "total_kimg" in values
+
+
+def find_foreign(folder: Path) -> list[str]:
+    """Names in a folder that neither a run nor its job leaves there, such as folders of images, sorted; none in a run folder.
+
+    What a start that failed has left, a log and a configuration are not foreign, and hidden files are not.
+    """
+    if not folder.is_dir() or is_run_folder(folder):
+        return []
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path.name for path in inside if path.name not in FOLDERS and (path.is_dir() or path.suffix.lower() not in FILES)]

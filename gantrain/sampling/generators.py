@@ -15,6 +15,7 @@ from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
 from gantrain.models.architecture import build_networks
+from gantrain.python_words import python_remedies
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import resolve_best
 from gantrain.run_folder.contents import class_names_of, group_of, open_run, rebuilt_of, require_average, run_of
@@ -55,9 +56,10 @@ def load_generator(
     Raises:
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
-    (average,), kimg = resolve_best(run, [average], kimg)
-    config, path, policy = find_average(run, average, kimg, batchnorm)
-    return prepare_generator(config, path, average, policy, device, truncation)
+    with python_remedies():
+        (average,), kimg = resolve_best(run, [average], kimg)
+        config, path, policy = find_average(run, average, kimg, batchnorm)
+        return prepare_generator(config, path, average, policy, device, truncation)
 
 
 def find_average(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Path, str]:

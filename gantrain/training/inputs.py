@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from tqdm import tqdm
 from gantrain import performance
 from gantrain.batching import BatchController
 from gantrain.data import ImageSet, RealBatches, audit, prepare
+from gantrain.data.likeness import content_of, find_difference, join_parts, sum_parts
 from gantrain.distributed import local_processes, main_first
 from gantrain.errors import UserError, counted
 from gantrain.images import to_float
 from gantrain.reporting.event_words import on_console
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, read_state
+from gantrain.run_folder.layout import METRICS_FILE
+from gantrain.run_folder.record import parse
 from gantrain.sampling import latents
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -29,7 +32,6 @@ from gantrain.training.run_state import RunState
 from gantrain.training.update import Batch
 
 SHOWN = 5  # unreadable images named on the console at a time
-REREAD = 4  # images, about, that are read twice to see whether a data set gives the same ones again
 
 
 def open_images(context: Context) -> ImageSet:
@@ -82,7 +84,8 @@ class Inputs:
         self.real_batches: RealBatches | None = None
         self.data_wait = 0.0
         self.changed = False
-        self._unreadable: set[str] = set()
+        self._parts: list[str] | None = None  # sums of contents in the checkpoint that the run resumes from, see `sum_parts`
+        self._unreadable: set[str] | None = None  # those that the record names; None until it has been read
 
     @property
     def stream(self) -> RealBatches:
@@ -149,8 +152,12 @@ class Inputs:
         return {"data/skipped": len(found)}
 
     def name_unreadable(self, found: list[str]) -> None:
-        """Name each unreadable image once: it is left out, or other images of its class replace it."""
+        """Name each unreadable image once in the record of a run: it is left out, or other images of its class replace it."""
         tracker = self.context.tracker
+        if self._unreadable is None:
+            self._unreadable = named_in_record(self.context.run_dir) if found else None
+        if self._unreadable is None:
+            return
         new = [line for line in dict.fromkeys(found) if line not in self._unreadable]
         for i, line in enumerate(new):
             self._unreadable.add(line)
@@ -160,18 +167,14 @@ class Inputs:
         if len(new) > SHOWN:
             tracker.say(f"data: skipped: {len(new) - SHOWN} more, each named in metrics.jsonl")
 
-    @property
-    def content(self) -> str | None:
-        """The identity of the images' content: of files that were all read. None if a library resizes them, or some are unreadable."""
-        return self.images.fingerprint if self.images.content and not self.images.skipped else None
-
     def state(self) -> dict[str, Any]:
         """The identity of the images and the names of their classes, as JSON values."""
         images = self.images
         return {
             "data_fingerprint": images.fingerprint,
             "data_listing": images.listing,
-            "data_content": self.content,
+            "data_content": content_of(images),
+            **({} if (parts := join_parts(self._parts, sum_parts(images))) is None else {"data_parts": parts}),
             "class_names": images.known_names,
             "class_counts": images.class_counts,
             **({"data_left_out": images.left_out} if images.skips or images.left_out else {}),
@@ -188,27 +191,18 @@ class Inputs:
         if rolls_back:  # these images were accepted at the start
             return
         state, told = snapshot.state, self.context.changed_data or snapshot.state["data_listing"] is None  # None in a fork with other data
-        wrong = None if state["data_listing"] is None else self.difference(state)
+        wrong = None if state["data_listing"] is None else find_difference(self.images, state, self.context.run_dir)
         if wrong and not told:
             raise UserError(
                 f"data: {wrong}; restore the original images, or use another run_dir;"
                 " --changed-data continues on the images as they are now"
             )
         if not told:
+            self._parts = state.get("data_parts")
             self._require_classes(state.get("class_names"))
         self.changed = told and state["data_fingerprint"] != self.images.fingerprint
         if self.changed:
             require_shape(self.images, state["shape"])
-
-    def difference(self, state: Mapping[str, Any]) -> str | None:
-        """How the images certainly differ from those of a checkpoint; None if they do not, or if that cannot be known."""
-        images, run = self.images, self.context.run_dir
-        if state["data_listing"] != images.listing:
-            return f"{images.name} is not what {run} was trained on (other images or labels)"
-        before, now = state.get("data_content"), self.content  # checkpoints of earlier versions have none
-        if before is None or now is None or before == now or not reads_alike(images):
-            return None
-        return f"{images.name} is not what {run} was trained on (other contents under the same names)"
 
     def _require_classes(self, names: Sequence[str] | None) -> None:
         """Refuse classes of other names than a run's, if both are known.
@@ -229,11 +223,12 @@ class Inputs:
         )
 
 
-def reads_alike(images: ImageSet) -> bool:
-    """Whether images are the same when they are read again, which those of a data set from outside need not be."""
-    decode = images.decode
-    some = range(0, len(images), max(1, len(images) // REREAD))
-    return decode is None or all(decode.read(i)[1] == decode.read(i)[1] for i in some)
+def named_in_record(run_dir: Path) -> set[str]:
+    """The unreadable images that a run has named at earlier starts; empty if it has no record."""
+    with suppress(OSError), open(run_dir / METRICS_FILE, "rb") as file:
+        lines = [parse(line) for line in file if b'"skipped"' in line]
+        return {str(line["image"]) for line in lines if line and line.get("event") == "skipped" and "image" in line}
+    return set()
 
 
 def require_shape(images: ImageSet, shape: Sequence[int]) -> None:
