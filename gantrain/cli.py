@@ -6,13 +6,14 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
-from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
+from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.version import __version__
 
@@ -94,8 +95,12 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports an invalid command line in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with 2."""
-        complain(f"{message}; see `{self.prog} --help`")
+        """Print the error, with the word that was probably meant, and exit with 2."""
+        wrong = re.search(r"(invalid choice: '([^']*)') \(choose from (.*)\)", message)
+        hint = did_you_mean(wrong[2], re.findall(r"[\w-]+", wrong[3])) if wrong else ""
+        if wrong and hint.endswith("?"):
+            message = message.replace(wrong[0], wrong[1] + hint)
+        complain(f"{message}{' See' if message.endswith('?') else '; see'} `{self.prog} --help`")
         self.exit(USER_ERROR)
 
 

@@ -464,7 +464,10 @@ def test_completion_without_shtab_is_refused_in_one_line(gantrain, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian", "digits"], "invalid choice: 'trian'; did you mean 'train'? See `gantrain --help`"),
+        (["evalaute", "runs/none"], "invalid choice: 'evalaute'; did you mean 'evaluate'? See `gantrain --help`"),
+        (["runs", "--sort", "scroe"], "argument --sort: invalid choice: 'scroe'; did you mean 'score'? See `gantrain runs --help`"),
+        (["zzz"], "invalid choice: 'zzz' (choose from "),
         ([], "the following arguments are required: COMMAND"),
         (
             ["train", "configs/digits.yaml", "--seed", "3"],

@@ -194,6 +194,7 @@ def test_the_command_lists_all_keys_within_100_columns(gantrain, monkeypatch):
     text = gantrain("config", "--keys").stdout
     assert text == as_text(PARTS, 100)
     assert max(map(len, text.splitlines())) <= 100
+    assert text.endswith("Every other key must stay\nas it was; `gantrain fork` continues a run with other settings.\n")  # one paragraph
     for words in (
         "  lr_g: 0.0002 ", "(a number above 0)", "Learning rate of the generator.", "averagers: lookahead", "  NAME.name: required",
         "A key with * may change when a run is resumed", "  async*: false",

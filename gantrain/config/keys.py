@@ -239,7 +239,7 @@ def as_text(parts: Sequence[Part], width: int = 100) -> str:
             else:
                 lines += [head, *indented(f"({allowed_values(key)})", width), *indented(key.meaning, width)]
         blocks.append("\n".join(lines if part.keys else lines[:-1]))
-    return "\n\n".join([*blocks, *textwrap.wrap(LEGEND, width)]) + "\n"
+    return "\n\n".join([*blocks, textwrap.fill(LEGEND, width)]) + "\n"
 
 
 def indented(text: str, width: int) -> list[str]:

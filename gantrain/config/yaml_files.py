@@ -10,6 +10,7 @@ own reader allows YAML 1.1's numbers and reads a file that contains only a word 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from gantrain.errors import UserError, did_you_mean, one_line, shown
-from gantrain.shipped import hint_for, instead_of
+from gantrain.shipped import hint_for, instead_of, list_shipped
 
 TAG = "tag:yaml.org,2002:"
 # The core schema (YAML 1.2.2, section 10.3.2): tag, pattern, first characters. `<<` is of YAML 1.1's type repository.
@@ -214,7 +215,9 @@ def parse_override(text: str, loader: type[StrictLoader] = StrictLoader) -> dict
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"command line: {text!r} is not an override; write section.key=value")
+        second = text.lower().endswith((".yaml", ".yml")) or text in list_shipped() or os.path.exists(text)
+        more = "; the command takes one configuration or run, and this is another" if second else ""
+        raise ConfigError(f"command line: {text!r} is not an override; write section.key=value{more}")
     parts = key.split(".")
     if not all(re.fullmatch(r"[\w-]+", part) for part in parts):
         raise ConfigError(f"command line: {key!r} is not a key; write section.key=value, with words between the dots")
