@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from gantrain.averaging import Ema, EmaSteps, Swa
 from gantrain.config import loading as configuration
 from gantrain.config.config import Config
-from gantrain.config.hints import ALSO_CALLED
+from gantrain.config.hints import ALSO_CALLED, IN_SECTION, NO_KEY
 from gantrain.config.loading import load
 from gantrain.config.notes import notes
 from gantrain.config.schema import walk_sections
@@ -121,6 +121,36 @@ REFUSALS = [
     (["ema=0.999"], r"ema=0.999: no such key; did you mean averagers.ema\?"),
     (["fid=true"], r"fid=True: no such key; did you mean eval.metrics\?"),
     (["resolution=32"], r"resolution=32: no such key; did you mean data.resolution\?"),
+    (
+        ["averagers.ema.beta=0.9"],
+        r"ema.beta=0.9: no such key of ema; did you mean half_life_kimg\? A decay d .*; or choose name: ema_steps",
+    ),
+    (["averagers.ema.decay=0.999"], r"did you mean half_life_kimg\? A decay d per update of B images has half_life_kimg = B / 1000 \* ln"),
+    (["averagers.ema.half_life=3"], r"did you mean averagers.ema.half_life_kimg\?"),
+    (["averagers.s={name: swa, start: 3}"], r"no such key of swa; did you mean averagers.s.start_kimg\?"),
+    (["averagers.s={name: swa, beta: 3}"], r"no such key of swa; known: every_kimg, networks, offload"),
+    (["averagers.s={name: ema_steps, beta: 0.9}"], r"no such key of ema_steps; did you mean averagers.s.decay\?"),
+    (["ema_decay=0.999"], r"did you mean averagers.ema.half_life_kimg\?"),
+    (["data.folder=x"], r"data.folder='x': no such key of digits; did you mean data.root, with data.name=folder, archive or packed\?"),
+    (["data.name=folder", "data.folder=x"], r"no such key of folder; did you mean data.root\?"),
+    (["data.name=archive", "data.path=x"], r"no such key of archive; did you mean data.root\?"),
+    (["data.name=folder", "data.dir=x"], r"no such key of folder; did you mean data.root\?"),
+    (["data_dir=x"], r"data_dir='x': no such key; did you mean data.root\?"),
+    (["penalties.p={name: r1, weight: 3}"], r"no such key of r1; did you mean penalties.p.gamma\?"),
+    (["lr_G=1"], r"lr_G=1: no such key; did you mean optim.lr_g\?"),
+    (["optim.lr_D=1"], r"optim.lr_D=1: no such key; did you mean lr_d\?"),
+    (["max_iter=3"], r"did you mean total_kimg\?"),
+    (
+        ["device=cuda"],
+        r"device='cuda': no such key; Accelerate chooses the device: set ACCELERATE_TORCH_DEVICE=cuda:1 or ACCELERATE_USE_CPU=1",
+    ),
+    (["performance.gpus=2"], r"no such key; Accelerate chooses the device: .* `accelerate launch --num_processes N"),
+    (["augment=ada"], r"augment='ada': no such key; gantrain does not augment images, besides mirroring them \(data.flip\)"),
+    (["data.augment.p=1"], r"gantrain does not augment images"),
+    (["resume=runs/a"], r"a run resumes by itself where run_dir has checkpoints"),
+    (["tracking.wandb.tags=a"], r"tracking.wandb.tags must be a list of strings, got 'a'; write \[a\]"),
+    (["eval.metrics=fid,kid"], r"eval.metrics must be a list of strings, got 'fid,kid'; write \[fid, kid\]"),
+    (["checkpoint.keep_best=eval/ema/digits_fid"], r"keep_best must be a list of strings, .*; write \[eval/ema/digits_fid\]"),
     (["total_kimg=1:30"], r"command line: total_kimg must be a number, got '1:30'"),
     (["seed=1:30"], r"command line: seed must be a whole number, got '1:30'"),
     (["seed=0b11"], r"command line: seed must be a whole number, got '0b11'"),
@@ -218,6 +248,13 @@ FILE_REFUSALS = [
     ("optim: {<<: 3}\n", r"run.yaml: is not YAML: expected a mapping or list of mappings for merging"),
     ("optim: {<<: {lr_gg: 1}}\n", r"run.yaml: optim.lr_gg=1: no such key; did you mean 'lr_g'\?"),
     ("optimizer: {lr_g: 1, lr_d: 2}\n", r"run.yaml: optimizer.lr_g=1: no such key; did you mean optim.lr_g\?"),
+    (
+        "x: &b {lr_g: 1}\noptim: {<<: *b}\n",
+        r"run.yaml: x.lr_g=1: no such key; a template for `<<` needs a name that begins with x-, such as x-x",
+    ),
+    ("base: &b\n  lr_g: 1\noptim:\n  <<: *b\n", r"run.yaml: base.lr_g=1: no such key; a template .*, such as x-base"),
+    ("rate: &r 1\noptim: {lr_g: *r}\n", r"run.yaml: rate=1: no such key; a template .*, such as x-rate"),
+    ("optim: {x-a: {lr_g: 1}}\n", r"run.yaml: optim.x-a=\{'lr_g': 1\}: no such key"),
     ("data: {name: !!python/object/apply:os.system [echo]}\n", r"run.yaml: is not YAML"),
 ]
 
@@ -275,9 +312,36 @@ averagers:
     assert parse_yaml("a: {b: &b {x: 1}, c: &c {<<: *b, x: 2}}\nd: {<<: *c}", "test")["d"] == {"x": 2}
 
 
+@pytest.mark.parametrize("name", ["x-base", ".base", "x-"])
+def test_templates_at_the_top_of_a_file_have_no_effect_of_their_own(tmp_path, name):
+    """As in Compose (`x-`) and GitLab (`.`): merge keys and references take from them."""
+    text = f"""
+{name}: &base {{lr_g: 1e-3, lr_d: 2e-3}}
+x-rate: &rate 3e-3
+x-list: [1, {{unknown: 3}}]
+x-averages: &averages
+  long: &long {{name: ema, half_life_kimg: 50}}
+  longer: {{<<: *long, ramp_up: 0.1}}
+optim: {{<<: *base, lr_d: *rate}}
+averagers: {{<<: *averages, swa: {{name: swa, start_kimg: "${{x-list[0]}}"}}}}
+"""
+    plain = """
+optim: {lr_g: 1e-3, lr_d: 3e-3}
+averagers: {long: {name: ema, half_life_kimg: 50}, longer: {name: ema, half_life_kimg: 50, ramp_up: 0.1}, swa: {name: swa, start_kimg: 1}}
+"""
+    found = load(written(tmp_path, text), ["optim.lr_g=5e-3"])
+    assert found == load(written(tmp_path, plain), ["optim.lr_g=5e-3"])
+    assert load(written(tmp_path, configuration.to_yaml(found))) == found and "x-" not in configuration.to_yaml(found)
+    with pytest.raises(ConfigError, match=r"command line: x-rate=1: x- begins the name of a template of a file, .*; override the keys"):
+        load(written(tmp_path, text), ["x-rate=1"])
+
+
 def test_other_names_lead_to_keys_that_exist():
     known = {key for section in walk_sections() for key, _, _ in section.fields()} | set(configuration.default_keys())
     assert {key for keys in ALSO_CALLED.values() for key in keys} <= known
+    names = {key.rpartition(".")[2] for key in known}
+    assert not NO_KEY.keys() & (names | ALSO_CALLED.keys())
+    assert {key for words in IN_SECTION.values() for keys in words.values() for key in keys} <= names
     assert not {word for word in ALSO_CALLED if word in {f.name for f in dataclasses.fields(Config)}}
 
 

@@ -243,8 +243,8 @@ def test_wandb_has_each_event_in_words_and_as_a_mark(resumed):
 
 
 def cut(path: Path) -> list[Image.Image]:
-    """The sheets of a run folder's picture."""
-    return [sheet.picture for sheet in read_side_by_side(path)]
+    """The sheets of a run folder's picture, each below the names of its columns."""
+    return [sheet.headed for sheet in read_side_by_side(path)]
 
 
 def score_before(lines: list[dict], nimg: int, average: str, metric: str) -> float:
@@ -275,7 +275,7 @@ def test_wandb_has_a_picture_of_every_class(resumed):
     row = [row for row in resumed.parts[1].history if "samples/classes/filenames" in row][-1]
     assert row["samples/classes/captions"] == [f"class {name} at 0.32 kimg" for name in range(10)]
     picture = Image.open(resumed.folders[1] / "files" / row["samples/classes/filenames"][7])
-    sheet = cut(resumed.dir / "samples" / "000000000320.png")[1]
+    sheet = read_side_by_side(resumed.dir / "samples" / "000000000320.png")[1].picture
     step = 50  # 16 pixels three times, and a gap of two
     tile = picture.crop((picture.width - step, step + 2, picture.width - 2, 2 * step))
     assert tile.tobytes() == sheet.crop((7 * step + 2, step + 2, 8 * step, 2 * step)).convert("RGB").tobytes()

@@ -287,6 +287,60 @@ def test_impossible_calls_are_refused(generator, arguments, words, halves):
     assert "\n" not in str(caught.value)
 
 
+BYTES = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+ITEM = "reference: list must give uint8 tensors [C, H, W], but its image {} is {}; {}"
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (
+            BYTES.permute(0, 2, 3, 1).numpy(),
+            "reference: is a NumPy array, uint8 [20, 8, 8, 3]; pass a uint8 tensor [N, C, H, W]: torch.from_numpy(x).permute(0, 3, 1, 2)",
+        ),
+        (BYTES.numpy(), "reference: is a NumPy array, uint8 [20, 3, 8, 8]; pass a uint8 tensor [N, C, H, W]: torch.from_numpy(x)"),
+        (
+            BYTES.double().numpy(),
+            "reference: is a NumPy array, float64 [20, 3, 8, 8]; pass a uint8 tensor [N, C, H, W] (values 0..255, as uint8):"
+            " torch.from_numpy(x)",
+        ),
+        (
+            [(to_pil(x), 0) for x in BYTES],
+            ITEM.format(0, "a PIL image", "give the data set transform=torchvision.transforms.PILToTensor()"),
+        ),
+        (
+            [BYTES[0], BYTES[0].permute(1, 2, 0).numpy()],
+            ITEM.format(1, "a NumPy array, uint8 [8, 8, 3]", "convert it: torch.from_numpy(x).permute(2, 0, 1)"),
+        ),
+        (
+            [(x / 255, 0) for x in BYTES],
+            ITEM.format(
+                0,
+                "a tensor, float32 [3, 8, 8]",
+                "use torchvision.transforms.PILToTensor() instead of ToTensor(), or convert it to 0..255 and uint8",
+            ),
+        ),
+        ([*BYTES.permute(0, 2, 3, 1)], ITEM.format(0, "a tensor, uint8 [8, 8, 3]", "convert it: x.permute(2, 0, 1)")),
+        ([*BYTES[:, 0]], ITEM.format(0, "a tensor, uint8 [8, 8]", "add the channels: x[None]")),
+        ([{"image": x} for x in BYTES], ITEM.format(0, "of type dict", "write a data set whose items are (image, label)")),
+        (["a.png"] * 20, ITEM.format(0, "of type str", "write a data set whose items are (image, label)")),
+        (
+            [BYTES[0], BYTES[0, :, :4]],
+            "reference: list must give images of one size, but its image 1 is [3, 4, 8] and image 0 [3, 8, 8]; resize them to one size",
+        ),
+        ({"x": BYTES}, "reference: dict has no items 0, 1, 2, ...; pass a uint8 tensor [N, C, H, W] of its images"),
+    ],
+)
+def test_images_of_another_kind_are_refused_with_the_conversion(reference, words):
+    with pytest.raises(UserError) as caught:
+        package.evaluate(BYTES, reference, features="digits")
+    assert str(caught.value) == words
+    if isinstance(reference, np.ndarray):
+        with pytest.raises(UserError) as caught:
+            package.evaluate(reference, BYTES, features="digits")
+        assert str(caught.value) == words.replace("reference", "generator")
+
+
 @pytest.mark.parametrize(
     ("command", "python"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import json
 import pickle
 from fractions import Fraction
 
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gantrain.averaging import AVERAGERS, Average, AverageBank, Ema, EmaSteps, Lawa, Lookahead, Power, Swa
+from gantrain.averaging.saved_rules import require_same_rules
 from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
 from gantrain.orbit.recorder import OrbitRecorder
@@ -469,6 +471,52 @@ def test_a_complex_average_does_not_go_into_a_real_network():
         bank.materialize("ema", real)
     with pytest.raises(UserError, match="saved average: weight 'weight' is complex, expected a real one"):
         AverageBank(real, {"ema": Ema()}).load_state_dict(bank.state_dict())
+
+
+# ---- the rule of a saved average -------------------------------------------------------------------------------------
+
+
+class Half:
+    """A rule from outside, without fields."""
+
+    def weight(self, nimg, previous_nimg, num_averaged):
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    "saved, rule, words",
+    [
+        (Ema(), Swa(), "by Ema, and is Swa here"),
+        (Ema(), Power(), "by Ema, and is Power here"),
+        (Half(), EmaSteps(), "by Half, and is EmaSteps here"),
+        (Ema(half_life_kimg=10), Ema(half_life_kimg=20), "by Ema(half_life_kimg=10), and is Ema(half_life_kimg=20) here"),
+        (Ema(ramp_up=None), Ema(ramp_up=0.05), "by Ema(ramp_up=None), and is Ema(ramp_up=0.05) here"),
+        (Swa(start_kimg=0, every_kimg=1), Swa(start_kimg=5, every_kimg=2), "by Swa(start_kimg=0, every_kimg=1), and is Swa(start_kimg=5, "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_past_of_one_rule_does_not_continue_under_another(saved, rule, words, tmp_path):
+    bank, other = (AverageBank(nn.Linear(2, 1), {"same": Lawa(k=2, every_kimg=0.001), "a": one}) for one in (saved, rule))
+    bank.update(5)
+    torch.save(bank.state_dict(), tmp_path / "bank.pt")
+    state, before = torch.load(tmp_path / "bank.pt", weights_only=True), copy.deepcopy(other.state_dict())
+    with pytest.raises(UserError) as error:
+        other.load_state_dict(state)
+    assert str(error.value).startswith(f"average 'a' was saved {words}") and "make the bank with the saved rule" in str(error.value)
+    assert all(torch.equal(t, other["same"].shadows[n]) for n, t in before["tensors"]["same"].items())  # nothing was loaded
+    del state["rules"]["a"]  # on purpose
+    other.load_state_dict(state)
+    assert other["a"].nimg == 5
+    del state["rules"]  # of an older gantrain
+    other.load_state_dict(state)
+
+
+def test_where_an_average_is_and_when_it_looks_may_change():
+    bank = AverageBank(nn.Linear(2, 1), {"ema": Ema(half_life_kimg=10), "half": Half()})
+    bank.update(5)
+    state = json.loads(json.dumps(bank.state_dict()["rules"]))
+    moved = {"ema": Ema(half_life_kimg=10.0, offload=True, update_every_kimg=1, networks="gd"), "half": Half(), "new": Swa()}
+    require_same_rules(state, AverageBank(nn.Linear(2, 1), moved).averages)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import html
@@ -23,18 +24,23 @@ from sklearn.datasets import load_digits
 
 from gantrain.averaging import Bema, Ema, Lookahead, Power, Swa
 from gantrain.averaging.birth import since_birth
+from gantrain.commands.fork import call as fork_command
 from gantrain.commands.train import refuse_moved
-from gantrain.config.loading import load
+from gantrain.config.config import Config
+from gantrain.config.loading import differing_keys, load, set_keys
 from gantrain.data import Digits, Folder, ImageSet, likeness, prepare
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
+from gantrain.run_folder.change_words import say_changes
 from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
-from gantrain.run_folder.forking import open_origin
+from gantrain.run_folder.forking import average_alike, forked_state, open_origin, require_free, write_fork
 from gantrain.run_folder.ownership import look_into, write_rollback
+from gantrain.run_folder.starts import resolve_starts
+from gantrain.training.facts import how_images_changed
 from gantrain.training.guard import Trouble
-from gantrain.training.inputs import Inputs
+from gantrain.training.inputs import Inputs, require_shape
 from gantrain.training.trainer import Trainer
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -196,7 +202,7 @@ def test_an_added_average_begins_here_and_touches_nothing_that_is_trained(run, s
         everything = copies(trainer.players.tensors())
     events = [line for line in lines_of(run) if line.get("event") == "average_added"]
     assert [(line["average"], line["nimg"]) for line in events] == [("late", AT), ("short", AT), ("bema", AT)]
-    assert what_happened(events[1]) == "average short added: ema with networks g, offload False, half_life_kimg 0.016"
+    assert what_happened(events[1]) == "average short added: ema with networks g, half_life_kimg 0.016"
     assert events[0]["settings"]["start_kimg"] == 0.128
     assert on_console(events[0]).endswith("; it begins at 0.128 kimg with the weights of that moment")
     # The same command resumes it, and it continues.
@@ -255,6 +261,66 @@ def test_averages_that_cannot_be_added(overrides, words):
     require_late_start(config, ["new"], 0)
 
 
+# ---- when an added average begins ------------------------------------------------------------------------------------
+
+
+def resolved(config: Path | str, *overrides: str) -> Config:
+    """The configuration that `gantrain train` resumes a run with."""
+    return resolve_starts(load(config, overrides), set_keys(config, overrides))
+
+
+@pytest.mark.parametrize("rule, default", [("swa", 100), ("lawa", 0), ("bema", 0), ("ema_steps", 0)])
+def test_an_added_average_begins_at_once_unless_its_start_is_set(run, rule, default):
+    command = [*SETTINGS, f"run_dir={run}"]
+    assert resolved(DIGITS, *SETTINGS, f"run_dir={run}-new", f"averagers.late.name={rule}").averagers["late"].start_kimg == default
+    found = resolved(DIGITS, *command, f"averagers.late.name={rule}")
+    assert found.averagers["late"].start_kimg == AT / 1000 and found.averagers["swa"].start_kimg == 0.03
+    assert resolved(DIGITS, *command, f"averagers.late.name={rule}", "averagers.late.start_kimg=0.5").averagers["late"].start_kimg == 0.5
+    assert resolved(run / "config.yaml", f"averagers.late={{name: {rule}, start_kimg: 0}}").averagers["late"].start_kimg == 0
+
+
+def test_the_command_that_added_an_average_resumes_the_run(run):
+    command = [*SETTINGS, f"run_dir={run}", "averagers.late={name: swa, every_kimg: 0.016}"]
+    with contextlib.closing(Trainer(resolved(DIGITS, *command))) as trainer:
+        trainer.start()
+        trainer.update()
+        assert trainer.players.bank["late"].started
+        trainer.saving.save()
+        trainer.keeper.collect(trainer.run.nimg, wait=True)
+    again = resolved(DIGITS, *command)
+    assert again.averagers["late"].start_kimg == AT / 1000 == load(run / "config.yaml").averagers["late"].start_kimg
+    look_into(run, again)
+    with pytest.raises(UserError, match=r"averagers.late.start_kimg \(0.128 there, 0.5 now\)"):
+        look_into(run, resolved(DIGITS, *command, "averagers.late.start_kimg=0.5"))
+
+
+@pytest.mark.parametrize("total", [0.1, 0.128])
+@pytest.mark.parametrize("rule", ["{name: swa, start_kimg: 0}", "{name: ema}"])
+def test_an_average_added_to_a_finished_run_is_refused(saved, rule, total):
+    config = load(saved / "config.yaml", [f"averagers.l2={rule}", f"total_kimg={total}"])
+    words = (
+        f"averagers.l2: the run is at 0.128 kimg and total_kimg={total}: nothing is left to train, so the average would stay empty; raise"
+    )
+    with pytest.raises(UserError, match=words):
+        look_into(saved, config)
+    look_into(saved, load(saved / "config.yaml", [f"total_kimg={total}"]))  # without it, there is nothing to refuse
+    look_into(saved, load(saved / "config.yaml", [f"averagers.l2={rule}", "total_kimg=0.2"]))
+
+
+def test_a_fork_says_when_its_averages_begin(run, capsys, tmp_path):
+    out = tmp_path / "fork"
+    overrides = [
+        "averagers.late.name=swa", "averagers.later={name: swa, start_kimg: 0.5}", "averagers.never={name: lawa, start_kimg: 7}",
+        "averagers.ema=null",
+    ]  # fmt: skip
+    fork_command(argparse.Namespace(run=str(run), out=str(out), kimg=None, overrides=overrides))
+    assert (
+        "averages: ema_short, swa continue; late begins here with the live weights; later begins at 0.5 kimg with the weights of that"
+        " moment; never never begins: start_kimg=7 is not before total_kimg=0.96; ema is dropped\n"
+    ) in capsys.readouterr().out
+    assert load(out / "config.yaml").averagers["late"].start_kimg == AT / 1000
+
+
 def test_a_resume_that_would_lose_an_average_is_refused(run):
     words = "has the average swa, which this configuration lacks, and its past would be lost; add averagers.swa as in .*config.yaml, or"
     with pytest.raises(UserError, match=words):
@@ -298,8 +364,8 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
         "loss.name=relativistic",
     ]  # fmt: skip
     done = gantrain("fork", run, "--kimg", 0.064, "--out", one, *settings)
-    assert f"forked from {run} at 0.064 kimg: seed 0 -> 3, " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
-    assert "averages: ema_short continue; ema, late, look begin here with the live weights; swa are dropped" in done.stdout
+    assert f"forked from {run} at 0.064 kimg: seed 0 -> 3; " in done.stdout and "optim.lr_g 0.0004 -> 0.001" in done.stdout
+    assert "averages: ema_short continues; ema, late, look begin here with the live weights; swa is dropped" in done.stdout
     assert "batch: the policy begins anew with 32 images (the checkpoint has 16)" in done.stdout
     at = checkpoint.read(one / "checkpoints" / f"{64:012d}")
     there = checkpoint.read(run / "checkpoints" / f"{64:012d}")
@@ -326,7 +392,7 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
 FORK_REFUSALS = [
     (["model.ch=4"], "model.ch: is 2 in the checkpoint and 4 in the fork, but its networks cannot change; remove it, or train a new run"),
     (["data.resolution=32"], "data.resolution: is 16 in the checkpoint and 32 in the fork"),
-    (["data.labels=false"], "data.labels: is True in the checkpoint and False in the fork"),
+    (["data.labels=false"], "data.labels: is true in the checkpoint and false in the fork"),
     (["total_kimg=0.1"], "total_kimg: must be above 0.128, the time of the checkpoint, or nothing is left to train, got 0.1"),
     (["averagers.p={name: power}"], "averagers.p: the weights of a power average count from the first image"),
     (["run_dir=x"], r"run_dir: is the folder of the fork, .*new \(--out\); remove it"),
@@ -340,6 +406,76 @@ def test_a_fork_that_cannot_be_is_one_line_and_leaves_nothing(saved, gantrain, t
     line = error_of(gantrain("fork", saved, "--out", tmp_path / "new", *arguments, check=False))
     assert re.search(words, line), line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fork_of_a_finished_run_asks_for_a_larger_total(run, capsys, tmp_path):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("total_kimg: 0.96", "total_kimg: 0.12"))  # it ends with the batch that passes it
+    arguments = argparse.Namespace(run=str(run), out=str(tmp_path / "fork"), kimg=None, overrides=["optim.lr_g=1e-4"])
+    words = (
+        rf"^total_kimg: 0.12 is taken over from {run}, and the checkpoint is at 0.128 kimg, so nothing is left to train;"
+        r" add total_kimg=NUMBER above 0.128, or fork from an earlier checkpoint \(--kimg\)$"
+    )
+    with pytest.raises(UserError, match=words):
+        fork_command(arguments)
+    arguments.overrides.append("total_kimg=0.125")
+    with pytest.raises(UserError, match=r"^total_kimg: must be above 0.128, the time of the checkpoint, .*, got 0.125$"):
+        fork_command(arguments)
+    assert not (tmp_path / "fork").exists()
+    arguments.overrides[-1] = "total_kimg=0.2"
+    fork_command(arguments)
+    assert load(tmp_path / "fork" / "config.yaml").total_kimg == 0.2
+
+
+def test_a_fork_does_not_lie_in_a_run(saved, tmp_path):
+    (tmp_path / "link").symlink_to(saved)
+    for folder in (saved / "new", saved / "checkpoints" / "new", saved / "a" / "b", tmp_path / "link" / "new", saved / "new" / ".." / "x"):
+        with pytest.raises(UserError, match=f"--out: .* is inside the run folder {saved.resolve()}; use a folder outside it"):
+            require_free(folder)
+    require_free(saved.parent / "new")
+    require_free(tmp_path / "new" / "deeper")
+
+
+def test_an_average_that_moves_to_main_memory_keeps_its_past(saved, tmp_path):
+    origin, old = open_origin(saved), load(saved / "config.yaml")
+    moved = ["averagers.ema.offload=true", "averagers.ema_short={offload: true, half_life_kimg: 7}", f"run_dir={tmp_path / 'fork'}"]
+    fork = write_fork(origin, old, load(saved / "config.yaml", moved), tmp_path / "fork")
+    assert fork.event["averages"] == {"kept": ["ema", "swa"], "begin": ["ema_short"], "dropped": []}
+    with begun(tmp_path / "fork" / "config.yaml") as trainer:
+        shadows = trainer.players.bank["ema"].shadows
+        assert all(torch.equal(tensor, shadows[name]) for name, tensor in origin.snapshot.tensors["average.ema"].items())
+    assert not average_alike(Swa(), Ema()) and not average_alike(Swa(), Swa(networks="gd")) and average_alike(Swa(), Swa(offload=True))
+
+
+CHANGES = [
+    # overrides, the words of a fork, those of a resume that is refused
+    (["penalties.r1={name: r1, gamma: 2}"], "penalties.r1 added: r1 with gamma 2.0, ", "penalties.r1 (absent there, r1 now)"),
+    (
+        ["averagers.ema=null", "averagers.new={name: ema, half_life_kimg: 1}"],
+        "averagers.ema removed; averagers.new added: ema with networks g, half_life_kimg 1.0, ramp_up 0.05",
+        "averagers.ema (ema there, absent now), averagers.new (absent there, ema now)",
+    ),
+    (["averagers.ema.half_life_kimg=2", "seed=1"], "seed 0 -> 1; averagers.ema.half_life_kimg 3.0 -> 2.0", "(3.0 there, 2.0 now)"),
+    (["averagers.ema.ramp_up=0.1"], "averagers.ema.ramp_up null -> 0.1", "averagers.ema.ramp_up (null there, 0.1 now)"),
+    (["averagers.ema={name: swa, start_kimg: 7}"], "averagers.ema.name ema -> swa with start_kimg 7.0", "ema.name (ema there, swa now)"),
+    (["data.flip=true"], "data.flip false -> true", "data.flip (false there, true now)"),
+    (["tracking.wandb.name=b"], "tracking.wandb.name null -> b", "tracking.wandb.name (null there, b now)"),
+    ([f"averagers.a{i}.name=ema" for i in range(10)], "a7 added: ema with networks g, half_life_kimg 10.0, ramp_up 0.05 and 2 more", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides, words, refused", CHANGES, ids=[" ".join(o)[:40] for o, _, _ in CHANGES])
+def test_changes_are_told_by_whole_entries(overrides, words, refused, tmp_path):
+    there = tmp_path / "a.yaml"
+    there.write_text("averagers: {ema: {name: ema, half_life_kimg: 3, ramp_up: null}}\n")
+    changed = differing_keys(load(there), load(there, overrides))
+    line = json.loads(json.dumps({"event": "fork", "nimg": 128, "from": "runs/a", "changed": changed}))
+    told = what_happened(line)
+    assert told.startswith("forked from runs/a at 0.128 kimg: ") and words in told, told
+    assert "absent" not in told and "None" not in told and "{}" not in told and told.count(";") <= 7
+    assert refused in describe_changes(changed), describe_changes(changed)
+    back = {key: (new, old) for key, (old, new) in changed.items()}
+    assert "None" not in say_changes(back) and "absent" not in say_changes(back), say_changes(back)
 
 
 @pytest.mark.slow
@@ -416,7 +552,7 @@ def test_an_average_and_a_fork_by_the_whole_commands(gantrain, tmp_path):
     run, fork = tmp_path / "run", tmp_path / "fork"
     tiny = [*TINY, f"run_dir={run}", "tracking.wandb.mode=disabled"]
     gantrain("train", DIGITS, *tiny, "total_kimg=0.16")
-    done = gantrain("train", DIGITS, *tiny, "averagers.late={name: swa, start_kimg: 0.1, every_kimg: 0.016}")
+    done = gantrain("train", DIGITS, *tiny, "averagers.late={name: swa, every_kimg: 0.016}")
     assert "average late added: swa with networks g, offload False, start_kimg 0.16, every_kimg 0.016; it begins at 0.16" in done.stdout
     of = lambda line: {key.split("/")[1] for key in line if key.startswith("eval/") and key.count("/") == 2}  # noqa: E731
     assert [line["nimg"] for line in lines_of(run) if "late" in of(line)] == [320]
@@ -515,8 +651,49 @@ def test_other_contents_under_the_same_names_are_refused_unless_told(tmp_path):
         resume(inputs_of(tmp_path / "moved"), state)
     assert resume(inputs_of(tmp_path / "moved", changed_data=True), state).changed
     draw(tmp_path / "moved" / "birds", 1)
-    with pytest.raises(UserError, match="data: folder/moved has classes 3, and the networks of this run were trained with 2; use"):
+    with pytest.raises(UserError, match="data: folder/moved has 3 classes, and the networks of this run were trained with 2 classes; use"):
         resume(inputs_of(tmp_path / "moved", changed_data=True), state)
+
+
+FOLDER_KEYS = {"workers": 0, "keep_in": "disk", "on_error": "skip", "flip": True, "filter": "box", "root": "{other}"}
+
+
+@pytest.mark.parametrize("key", FOLDER_KEYS)
+def test_a_fork_checks_its_images_unless_other_ones_are_meant(tmp_path, key):
+    """Whether a key changes the images is seen from the images themselves; only then does a fork take what it finds."""
+    draw(tmp_path / "b", 1)
+    here = [f"run_dir={tmp_path}", "data.name=folder", f"data.root={draw(tmp_path / 'a', 0)}", "data.resolution=8"]
+    value = str(FOLDER_KEYS[key]).replace("{other}", str(tmp_path / "b"))
+    old, new = (load(DIGITS, [*here, *more]) for more in ([], [f"data.{key}={value}"]))
+    before, after = (prepare(config.data, CPU) for config in (old, new))
+    state = {"guard": {}, "averages": {}, "averages_d": {}, "data_listing": before.listing, "data_content": before.fingerprint}
+    forked = forked_state(state, old, new, AT, {"g": [], "d": []})
+    assert (forked["data_listing"] is None) == (before.fingerprint != after.fingerprint), key
+    words = how_images_changed(after, forked["data_listing"], Path("000000000128"))
+    if forked["data_listing"] is None:
+        assert re.search("^this fork trains on other images than its origin: folder/[ab], as its configuration says$", words), words
+    else:
+        assert words.startswith("the content of folder/a has changed since 000000000128; its names and labels have not")
+
+
+@pytest.mark.parametrize(
+    "shape, has, wanted",
+    [
+        ([16, 3, 2], "images of 8 x 8 pixels", "images of 16 x 16 pixels"),
+        ([8, 1, 2], "images with 3 channels", "images with 1 channel"),
+        ([8, 3, 1], "2 classes", "1 class"),
+        ([8, 3, 5], "2 classes", "5 classes"),
+    ],
+)
+def test_images_of_another_shape_are_refused_in_english(shape, has, wanted):
+    images = SimpleNamespace(name="folder/a", resolution=8, channels=3, num_classes=2)
+    require_shape(images, [8, 3, 2])
+    with pytest.raises(UserError) as refusal:
+        require_shape(images, shape)
+    assert str(refusal.value) == (
+        f"data: folder/a has {has}, and the networks of this run were trained with {wanted}; use a data set with {wanted},"
+        " or train a new run"
+    )
 
 
 @pytest.mark.parametrize(

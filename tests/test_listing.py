@@ -166,6 +166,51 @@ def test_names_are_shortened_on_a_terminal_only(tmp_path):
     assert "n...n" in listing.listing(rows, NOW, width=20)
 
 
+SAME = "live: the output is constant"
+
+
+def warn(folder: Path) -> None:
+    """Runs that have warned about something, each in a way of its own."""
+    collapse = [event(nimg, "collapse", words=SAME, averages={"live": SAME}) for nimg in (128, 256)]
+    scores = [score(nimg, 88.0) for nimg in (128, 256)]
+    by_hand(folder / "collapsed", event(0, "start"), scores[0], collapse[0], scores[1], collapse[1], event(256, "end", collapsed=SAME))
+    by_hand(folder / "recovered", event(0, "start"), scores[0], collapse[0], scores[1], event(256, "end"))
+    by_hand(folder / "left", event(0, "start"), scores[0], collapse[0], event(256, "rollback", kind="worse", words="fid is high", to=64))
+    saturated = [event(nimg, "warning", kind="saturation", words=f"loss/d is low since {nimg}") for nimg in (16, 32)]
+    by_hand(folder / "guarded", event(0, "start"), *saturated, event(48, "warning", kind="worse", words="fid 3 is above 2"), scores[0])
+    skipped = [event(0, "skipped", image=f"{name}.png: truncated") for name in "ab"]
+    by_hand(folder / "lossy", event(0, "start"), *skipped, event(16, "not_written", words="no space"), event(16, "not_written"))
+    by_hand(folder / "gave_up", event(0, "start"), event(16, "gave_up", kind="nonfinite", words="loss/d is not finite"))
+    by_hand(folder / "well", event(0, "start"), scores[0], event(128, "end"))
+
+
+MARKS = {
+    "collapsed": "collapsed",
+    "gave_up": "-",  # its status says so
+    "guarded": "guard: saturation, guard: worse",
+    "left": "1 rollback",  # the weights that had collapsed were abandoned
+    "lossy": "2 failed writes, 2 skipped images",
+    "recovered": "collapsed earlier",
+    "well": "-",
+}
+
+
+def test_what_a_run_warns_about_is_marked(tmp_path):
+    warn(tmp_path)
+    rows = listing.list_runs([str(tmp_path)])
+    head, *lines = listing.listing(rows, NOW).splitlines()
+    assert {line.split()[0]: line[head.index("warnings") :] for line in lines} == MARKS
+    found = {row.run: json.loads(text) for row, text in zip(rows, listing.as_json_lines(rows).splitlines())}
+    assert {name for name, one in found.items() if "collapsed" in one} == {"collapsed"} and found["collapsed"]["collapsed"] == SAME
+    assert found["collapsed"]["warnings"] == [
+        {"event": "collapse", "kind": None, "times": 2, "first_kimg": 0.128, "last_kimg": 0.256, "words": SAME}
+    ]
+    assert [(one["kind"], one["times"], one["words"]) for one in found["guarded"]["warnings"]] == [
+        ("saturation", 2, "loss/d is low since 32"), ("worse", 1, "fid 3 is above 2"),
+    ]  # fmt: skip
+    assert [one["event"] for one in found["gave_up"]["warnings"]] == ["gave_up"] and "warnings" not in found["well"]
+
+
 def test_mistakes_are_one_line(folder, tmp_path, gantrain):
     (tmp_path / "nothing").mkdir()
     for arguments, words in (

@@ -36,7 +36,7 @@ from gantrain.config.loading import load
 from gantrain.config.sections import Orbit
 from gantrain.errors import UserError
 from gantrain.orbit.analysis import analyse, coarsen, select_rows
-from gantrain.orbit.motion import build_motion, read_record
+from gantrain.orbit.motion import build_motion, number_regimes, read_record
 from gantrain.orbit.recorder import OrbitRecorder, build_line
 from gantrain.orbit.words import format_number
 from gantrain.run_folder.layout import is_narrow, narrow_variant
@@ -976,6 +976,15 @@ def test_the_recording_before_a_swap_is_not_repeated(tmp_path):
     assert [(line["nimg"], line.get("swap")) for line in lines] == [(16, None), (32, None), (32, True), (48, None), (60, None), (60, True)]
     motion = read_motion(tmp_path, "g")
     assert motion.swaps == [1, 4] and motion.regime.tolist() == [0, 0, 1, 1, 1, 2]
+    known, again = one.heads, OrbitRecorder(Orbit(every_kimg=0.25, size=8), banks, tmp_path, True)
+    again.open(one.state())
+    assert [(head["nimg"], head["swap"]) for head in again.heads] == [(line["nimg"], line.get("swap") is True) for line in lines]
+    assert number_regimes(again.heads).tolist() == number_regimes(known).tolist() == motion.regime.tolist()
+    again.record(76, FACTS)
+    again.record(76, FACTS)
+    assert [head["nimg"] for head in again.heads[6:]] == [76]
+    again.open()
+    assert again.heads == []
     assert np.array_equal(motion.sketches["live"][0], motion.sketches["live"][1]) and not np.array_equal(
         motion.sketches["live"][1], motion.sketches["live"][2]
     )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gantrain as library
+from gantrain.commands.evaluate import evaluate_images
+from gantrain.commands.reference import write_reference
 from gantrain.config.loading import load
 from gantrain.config.sections import Guard
 from gantrain.data import Digits, Folder, ImageSet, Packed, audit, pack, prepare
 from gantrain.data.class_balance import describe_mixture, is_unbalanced
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, readable
+from gantrain.evaluation.api import wrap_reference
 from gantrain.evaluation.collapse import describe_collapse, describe_levels, in_one_line
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.image_files import sample_of, wrap_tensor
 from gantrain.evaluation.references import open_reference, wrap_dataset, wrap_pictures
-from gantrain.evaluation.score_notes import shows
+from gantrain.evaluation.score_notes import resemble_digits, shows
 from gantrain.metrics import METRICS, Counts, DigitsFeatures, FeatureSet
 from gantrain.metrics.fid import distance, rounding
+from gantrain.metrics.statistics import read_statistics
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import best_generator, record
 from gantrain.training.guard import Watch
@@ -106,6 +111,52 @@ def test_the_protocol_names_features_that_were_made_for_other_images():
     assert against.remarks.foreign == ["photos"] and evaluator_of(f"eval.reference={DIGITS}", images=plain).remarks.foreign == []
 
 
+def strange_images(digits: Tensor) -> dict[str, Tensor]:
+    """Images that are not digits: colour, grey noise, inverted, bright at the rim only, not square, constant."""
+    noise = COLOUR[:, :1]
+    rim = torch.full((40, 1, 16, 16), 200, dtype=torch.uint8)
+    rim[:, :, 3:13, 3:13] = 0
+    return {"colour": COLOUR, "grey noise": noise.expand(-1, 3, -1, -1), "inverted": 255 - digits, "rim": rim, "wide": digits[..., :12, :],
+            "constant": torch.full_like(rim, 90)}  # fmt: skip
+
+
+def test_scored_images_that_are_no_digits_have_a_note(digits, tmp_path):
+    """By the function and the command, though the reference is digits; digits sorted by class, noisy or in colours of JPEG have none."""
+    assert {name: resemble_digits(one) for name, one in strange_images(digits[0]).items()} == dict.fromkeys(
+        strange_images(digits[0]), False
+    )
+    few = digits[0][digits[1] == 4][:20]
+    tinted = (digits[0][:64].int().expand(-1, 3, -1, -1) + torch.tensor([0, 8, 3])[:, None, None]).clamp(0, 255).to(torch.uint8)
+    assert all(resemble_digits(one) for one in (digits[0], few, tinted, *digits[0][:40].split(1)))
+    note = "digits_* scores are made for digits, and the scored images are not known to be digits"
+    with pytest.warns(UserWarning) as told:
+        library.evaluate(COLOUR, digits[0][:100], metrics=["is"], features="digits")
+    assert sum(str(one.message).startswith(f"{note}; of other images") for one in told) == 1
+    with pytest.warns(UserWarning) as told:
+        library.evaluate(digits[0][100:200], digits[0][:100], metrics=["is"], features="digits")
+    assert not [one for one in told if "made for" in str(one.message)]
+    with pytest.warns(UserWarning) as told:
+        library.evaluate(lambda start, count: COLOUR[start : start + count], COLOUR, 40, ["is"], "digits")
+    assert [one for one in told if "and tensor and the scored images are not known to be digits" in str(one.message)]
+    np.savez(tmp_path / "colour.npz", COLOUR.permute(0, 2, 3, 1).numpy())
+    np.savez(tmp_path / "digits.npz", digits[0][:40].permute(0, 2, 3, 1).numpy())
+    words = ["eval.features.name=digits", "eval.metrics=[is]"]
+    said = evaluate_images(tmp_path / "colour.npz", str(tmp_path / "digits.npz"), None, tmp_path / "out.json", words)[0]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert note in said and written["eval/notes"][0].startswith(note) and written["eval/features_made_for"] == "digits"
+
+
+@pytest.mark.slow
+def test_a_run_on_other_images_has_the_note_against_digits_too(gantrain, tmp_path):
+    """Its data are not read then, so that its own images say it; a run on digits has none."""
+    data = write_classes(tmp_path / "data", {"a": 20, "b": 20})
+    words = ["total_kimg=0.032", "eval.every_kimg=null", "tracking.samples_every_kimg=null"]
+    gantrain("train", DIGITS, *TINY, "data.name=folder", f"data.root={data}", "data.resolution=16", *words, f"run_dir={tmp_path / 'run'}")
+    gantrain("train", DIGITS, *TINY, *words, f"run_dir={tmp_path / 'own'}")
+    said = [gantrain("evaluate", tmp_path / run, "--average", "live", "--reference", DIGITS).stdout for run in ("run", "own")]
+    assert ["the scored images are not known to be digits" in one for one in said] == [True, False]
+
+
 def test_the_function_has_no_extractor_of_its_own_accord(digits, tmp_path):
     with pytest.raises(UserError, match="features: pass features='inception' for FID as published .*, or features='digits' for images of"):
         library.evaluate(digits[0][:64], digits[0][64:128])
@@ -163,11 +214,92 @@ def test_the_audit_and_the_protocol_name_the_mixture(digits, tmp_path):
     pack(images, tmp_path / "packed", "some")
     (tmp_path / "my.yaml").write_text(f"data: {{name: packed, root: {tmp_path / 'packed'}, resolution: 16}}\n")
     for reference in (tmp_path / "packed", tmp_path / "my.yaml"):
-        for classes, said in ((10, 1), (1, 0)):
+        for classes, said in ((2, 1), (1, 0)):
             some = evaluator_of(f"eval.reference={reference}", shape=(1, 16, 16), num_classes=classes)
             assert sum(note.startswith(words) for note in some.remarks.notes) == said
     assert "unbalanced" not in audit(prepare(Digits(), CPU))
     assert prepare(Packed(root=str(tmp_path / "packed"), resolution=16, labels=False), CPU).num_classes == 1
+
+
+def write_classes(folder: Path, counts: dict[str, int], size: int = 8) -> Path:
+    """Grey noise as PNGs in folders."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i, one in enumerate(torch.randint(0, 256, (count, size, size), dtype=torch.uint8)):
+            Image.fromarray(one.numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def said_of(reference: Path, num_classes: int = 2) -> list[str]:
+    """The notes on classes, of digits' features against a reference."""
+    notes = evaluator_of(f"eval.reference={reference}", shape=(1, 8, 8), num_classes=num_classes).remarks.notes
+    return [note for note in notes if "class" in note]
+
+
+UNBALANCED = (
+    "labels of generated images are uniform over 2 classes, while the real images keep the frequencies of the data (10.00% to 90.00% a"
+    " class, 9 to 1); a perfect generator of every class would not reach a FID of 0"
+)
+UNKNOWN = (
+    "the class frequencies of the reference are unknown, while labels of generated images are uniform over 2 classes; unless its classes"
+    " are balanced too, a perfect generator of every class would not reach a FID of 0"
+)
+
+
+def test_the_classes_of_any_reference_are_counted(tmp_path):
+    """A folder or zip of class folders, also inside another folder or with dataset.json, and labels beside images."""
+    folder = write_classes(tmp_path / "uneven", {"a": 36, "b": 4})
+    shutil.make_archive(str(tmp_path / "uneven"), "zip", folder)
+    shutil.make_archive(str(tmp_path / "around"), "zip", tmp_path, "uneven")
+    assert [said_of(tmp_path / name) for name in ("uneven", "uneven.zip", "around.zip")] == [[UNBALANCED]] * 3
+    listed = write_classes(tmp_path / "listed", {"x": 40})
+    labels = [[f"x/{i}.png", int(i >= 36)] for i in range(40)]
+    (listed / "dataset.json").write_text(json.dumps({"labels": labels}))
+    shutil.make_archive(str(tmp_path / "listed"), "zip", listed)
+    assert [said_of(tmp_path / name) for name in ("listed", "listed.zip")] == [[UNBALANCED]] * 2
+    images = COLOUR[:, :1, :8, :8].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "labelled.npz", images, np.array([0] * 36 + [1] * 4))
+    assert said_of(tmp_path / "labelled.npz") == [UNBALANCED]
+    assert said_of(write_classes(tmp_path / "even", {"a": 20, "b": 20})) == []
+    assert said_of(tmp_path / "uneven", 1) == []
+    assert said_of(tmp_path / "uneven", 10) == [
+        "the reference has 2 classes, while labels of generated images are uniform over 10 classes; a perfect generator of every class may"
+        " not reach a FID of 0"
+    ]
+
+
+def test_unknown_classes_of_a_reference_are_said(tmp_path):
+    """Images without classes, parts of a data set, images outside the class folders, other programs' statistics, wrong labels."""
+    flat, parts = write_classes(tmp_path / "flat", {".": 9}), write_classes(tmp_path / "parts", {"train/a": 5, "test/a": 5})
+    loose = write_classes(tmp_path / "loose", {"a": 5, "b": 5})
+    shutil.copy(loose / "a" / "0.png", loose / "0.png")
+    images = COLOUR[:, :1, :8, :8].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "short.npz", images, np.zeros(3, int))
+    np.savez(tmp_path / "part.npz", images, np.array([0] * 36 + [1] * 4), mu=np.zeros(64), sigma=np.eye(64))
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(64), sigma=np.eye(64), class_counts=np.array([-1, 5]))
+    files = [tmp_path / f"{name}.npz" for name in ("short", "part", "wrong")]
+    assert {one: said_of(one) for one in (flat, parts, loose, *files)} == {one: [UNKNOWN] for one in (flat, parts, loose, *files)}
+    assert said_of(tmp_path / "wrong.npz", 1) == []
+
+
+def test_a_file_by_reference_knows_the_classes_and_an_old_one_loads_as_before(tmp_path):
+    """The counts do not change the fingerprint of the content."""
+    folder = write_classes(tmp_path / "uneven", {"a": 36, "b": 4})
+    write_reference(folder, tmp_path / "new.npz", True, ["eval.features.name=digits"])
+    assert said_of(tmp_path / "new.npz") == [UNBALANCED]
+    with np.load(tmp_path / "new.npz") as file:
+        assert file["class_counts"].tolist() == [36, 4]
+        np.savez(tmp_path / "old.npz", **{key: file[key] for key in file.files if key != "class_counts"})
+    assert said_of(tmp_path / "old.npz") == [UNKNOWN]
+    assert read_statistics(tmp_path / "old.npz").content == read_statistics(tmp_path / "new.npz").content
+
+
+def test_labels_of_a_torch_data_set_are_counted():
+    items = [(one[:1], int(i >= 36)) for i, one in enumerate(COLOUR)]
+    assert wrap_reference(items).class_counts == (36, 4)
+    assert wrap_reference([(one, torch.tensor(label)) for one, label in items]).class_counts == (36, 4)
+    for strange in ([(one, 0.5) for one, _ in items], [(one, -1) for one, _ in items], [one for one, _ in items]):
+        assert wrap_reference(strange).class_counts == ()
 
 
 # ---- few images ------------------------------------------------------------------------------------------------------
@@ -271,6 +403,9 @@ def test_a_sample_is_not_the_one_that_references_take(digits):
 # ---- collapse --------------------------------------------------------------------------------------------------------
 
 
+COMPARED = "; 4 of 10 classes compared"
+
+
 class Given(nn.Module):
     """A generator of pictures that depend on z and y as far as it is told, in levels of 255."""
 
@@ -290,12 +425,12 @@ class Given(nn.Module):
     ("of_z", "of_y", "base", "words"),
     [
         (50, 50, 0, ""), (2, 2, 0, ""), (1.5, 30, 0, ""),
-        (0, 0, 0, "the output is constant (the same picture for every z and y)"),
-        (0.3, 0.3, 0, "the output is constant (the same picture for every z and y)"),
-        (0, 50, 0, "the output does not depend on z (one picture per class)"),
-        (50, 0, 0, "the output does not depend on y (the same picture for every class)"),
-        (1e6, 0, 0, "the output does not depend on y (the same picture for every class) and saturated (every value is -1 or 1)"),
-        (0, 0, 1e9, "the output is constant (the same picture for every z and y) and saturated (every value is -1 or 1)"),
+        (0, 0, 0, f"the output is constant (the same picture for every z and y{COMPARED})"),
+        (0.3, 0.3, 0, f"the output is constant (the same picture for every z and y{COMPARED})"),
+        (0, 50, 0, f"the output does not depend on z (one picture per class{COMPARED})"),
+        (50, 0, 0, f"the output does not depend on y (the same picture for every class{COMPARED})"),
+        (1e6, 0, 0, f"the output does not depend on y (the same picture for every class{COMPARED}) and saturated (every value is -1 or 1)"),
+        (0, 0, 1e9, f"the output is constant (the same picture for every z and y{COMPARED}) and saturated (every value is -1 or 1)"),
         (math.nan, 0, 0, ""),
     ],
 )  # fmt: skip
@@ -320,11 +455,33 @@ def test_without_classes_nothing_is_said_of_y():
     assert describe_collapse(Single(0, 0), 0, CPU, 64) == "the output is constant (the same picture for every z)"
 
 
+def test_the_check_says_how_many_classes_it_compares_and_what_it_does_not_see():
+    """With 10 classes, 0, 2, 5 and 7 are compared; with up to 4 classes, all."""
+
+    class Only(Given):
+        def __init__(self, different: int, num_classes: int = 10):
+            super().__init__(50, 0)
+            self.different, self.num_classes = different, num_classes
+
+        def forward(self, z: Tensor, y: Tensor) -> Tensor:
+            return super().forward(z, torch.where(y == self.different, 1, 0)) + (y == self.different)[:, None, None, None] * 0.5
+
+    seen = [different for different in range(10) if not describe_collapse(Only(different), 0, CPU, 64)]
+    assert seen == [0, 2, 5, 7]
+    words = "the output does not depend on y (the same picture for every class{})"
+    assert describe_collapse(Only(1), 0, CPU, 64) == words.format(COMPARED)
+    assert describe_collapse(Only(5, 4), 0, CPU, 64) == words.format("")
+    assert describe_collapse(Only(1, 2000), 0, CPU, 64) == words.format("; 4 of 2,000 classes compared")
+    text = " ".join((ROOT / "docs" / "scores.md").read_text().split())
+    assert "Eight latents are compared, each with up to 4 of the classes, spread evenly over all of them (0, 2, 5 and 7 of 10)" in text
+    assert "The check does not see a single class that ignores z" in text
+
+
 def test_every_evaluation_looks_and_scores_stay_as_they_are():
     """Of the live weights and of each average; the digits' generator is healthy at its start in either of BatchNorm's policies."""
     this, generator = evaluator_of(images=prepare(Digits(), CPU)), Given(0, 0)
     this.score(["live", "ema"], lambda *words: None, generator)
-    assert in_one_line(this.collapsed) == "live, ema: the output is constant (the same picture for every z and y)"
+    assert in_one_line(this.collapsed) == f"live, ema: the output is constant (the same picture for every z and y{COMPARED})"
     torch.manual_seed(0)
     network, _ = load(DIGITS, TINY).model.build(16, 1, 10)
     for mode in (network.eval, network.train):

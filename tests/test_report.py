@@ -18,11 +18,14 @@ import pytest
 import scipy.stats
 from conftest import ROOT, error_of, lines_of
 from PIL import Image
+from test_listing import MARKS, SAME, warn
 from test_swapping import TINY
 
 from gantrain.reporting.comparison import half_width, match_times
 from gantrain.reporting.drawn_pictures import pick_evenly
+from gantrain.reporting.page import render_page
 from gantrain.reporting.page_figures import ladder
+from gantrain.run_folder import record
 
 DIGITS = ROOT / "configs" / "digits_swap.yaml"
 # Two swaps, two growths, four evaluations of five averages, pictures, noise scale.
@@ -516,6 +519,27 @@ def test_names_are_text_and_no_markup(gantrain, one, tmp_path):
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_warns_about_is_on_the_page(tmp_path):
+    """In words in the notes, and as badges at the title of a page of one run and in the table of several."""
+    warn(tmp_path)
+    (tmp_path / "lossy" / "config.yaml").write_text("total_kimg: 2\n")  # not of the same configuration and seed as the other
+    page = tmp_path / "page.html"
+    page.write_text(render_page([record.read(tmp_path / "collapsed")]), encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert '<span class="badge collapsed">collapsed</span>' in text and f"<b>collapsed has collapsed: {SAME}.</b>" in text
+    assert f"<li>Collapse, 2 times from 0.128 to 0.256 kimg; the last: {SAME}.</li>" in text
+    page.write_text(render_page([record.read(tmp_path / name) for name in ("guarded", "lossy")]), encoding="utf-8")
+    _, rows = Page(page).table("run")
+    marks = {row[0][0]: row[1][0].split("cut short")[1].strip() for row in rows}
+    assert marks == {name: MARKS[name].replace(", ", " ") for name in ("guarded", "lossy")}
+    for words in (
+        "guarded: Guard warning (saturation), 2 times from 0.016 to 0.032 kimg; the last: loss/d is low since 32.",
+        "guarded: Guard warning (worse) at 0.048 kimg: fid 3 is above 2.",
+        "lossy: Skipped image, 2 times at 0 kimg; the last: b.png: truncated.",
+    ):
+        assert words in Page(page).text
 
 
 def test_what_cannot_be_reported_is_said_in_one_line(gantrain, runs, tmp_path):

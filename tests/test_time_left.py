@@ -11,9 +11,11 @@ from conftest import slow_but
 
 from gantrain.batching import BatchController
 from gantrain.config import loading
+from gantrain.orbit.motion import TooFewRecordings
 from gantrain.reporting.console import Progress, console_line
 from gantrain.reporting.event_words import Teller
-from gantrain.reporting.time_left import CHECKPOINTS, SAMPLES, SCORING, SNAPSHOTS, Costs, Pace
+from gantrain.reporting.time_left import CHECKPOINTS, ORBIT_LINES, ORBIT_PICTURES, SAMPLES, SCORING, SNAPSHOTS, Costs, Pace
+from gantrain.training import pictures
 from gantrain.training.forecast import Forecast
 from gantrain.training.run_state import RunState
 from gantrain.training.swapper import Swapper
@@ -21,6 +23,7 @@ from gantrain.training.trainer import Trainer
 
 # Seconds of every piece of work. No two are multiples of each other, so that a wrong count shows.
 PER_IMAGE, PER_WEIGHTS, PER_SHEET, PER_CHECKPOINT, PER_SWAP, PER_SNAPSHOT = 0.013, 3.1, 0.71, 0.37, 1.9, 0.23
+PER_RECORDING, PER_PICTURE = 0.017, 5.3
 
 
 class Clock:
@@ -59,6 +62,7 @@ class Scores:
         if trainer.config.eval.asynchronous and not trainer.run.done:
             return
         self._score(1 + len(trainer.bank.started()))
+        trainer.show_orbit()
         self.scored_at = trainer.run.nimg
 
     def live(self) -> dict[str, float]:
@@ -91,20 +95,43 @@ class Simulated:
         nothing = lambda *a, **b: {}  # noqa: E731
         tracker = SimpleNamespace(event=lambda nimg, name, **fields: {"nimg": nimg, "event": name, **fields}, say=nothing, tell=nothing)
         players = {key: SimpleNamespace(optimizer=None) for key in "gd"}
+        self.orbit = SimpleNamespace(heads=[])
+        self.longest = self.length = self.pictures_drawn = 0  # recordings without a jump
         self.swapper = Swapper(
-            config.swap, players, dict.fromkeys("gd", self.bank), self.batching, self.scoreboard.live, dict, self._settle, nothing,
-            lambda value: value, tracker,
+            config.swap, players, dict.fromkeys("gd", self.bank), self.batching, self.scoreboard.live, dict, self._settle,
+            self._record_orbit, lambda value: value, tracker,
         )  # fmt: skip
-        forecast = Forecast(context, run, SimpleNamespace(bank=self.bank), self.batching, self.swapper)
+        forecast = Forecast(context, run, SimpleNamespace(bank=self.bank), self.batching, self.swapper, self.orbit)
         progress = Progress(run.total, 0, forecast.plan, context.costs)
         self.measurements = SimpleNamespace(log=self._log, progress=progress)
         self.guard = SimpleNamespace(check_losses=nothing)
-        self.pictures = SimpleNamespace(record_orbit=nothing, draw_samples=self._draw)
+        self.pictures = SimpleNamespace(record_orbit=self._record_orbit, draw_samples=self._draw)
         self.saving = SimpleNamespace(keep_snapshots=self._snapshots, save=self._save, wanted=False)
         self.tracker = tracker
 
     def _settle(self) -> None:
         self.clock.spend(PER_SWAP)
+
+    def _record_orbit(self, swapped: bool = False) -> None:
+        heads, batch = self.orbit.heads, self.batching.batch_size
+        if self.config.orbit.every_kimg is None or (not swapped and heads and heads[-1]["nimg"] == self.run.nimg):
+            return
+        rate = 1.0 if self.config.optim.lr_tail.kind == "none" or self.run.nimg <= 1000 else 0.5
+        head = {"nimg": self.run.nimg, "batch_size": batch, "lr": {"g": rate, "d": rate}, "swap": swapped}
+        jumps = bool(heads) and (swapped or batch != heads[-1]["batch_size"] or rate != heads[-1]["lr"]["g"])
+        self.length = 1 if jumps else self.length + 1
+        self.longest = max(self.longest, self.length)
+        heads.append(head)
+        with self.context.costs.measure(ORBIT_LINES):
+            self.clock.spend(PER_RECORDING)
+
+    def show_orbit(self) -> None:
+        """As `Pictures.show_orbit`: forty recordings without a jump are drawn."""
+        if self.config.orbit.every_kimg is not None:
+            with self.context.costs.measure(ORBIT_PICTURES) as work:
+                work.units = int(self.longest >= 40)
+                self.pictures_drawn += work.units
+                self.clock.spend(PER_PICTURE * work.units)
 
     def _log(self) -> None:
         if self.run.updates:
@@ -193,6 +220,58 @@ def test_what_is_announced_is_what_passes(what, clock):
     for passed, times in lines:
         if "throughput/left_excludes" in times:
             assert times["throughput/left_s"] < passed
+
+
+ORBITS = {  # settings; whether there are ever forty recordings without a jump, and so pictures
+    "a short run": (("orbit.every_kimg=0.5", BATCH), False),
+    "enough in the middle": (("orbit.every_kimg=0.04", BATCH), True),
+    "enough at the end": (("orbit.every_kimg=0.053", BATCH), True),
+    "swaps too close to each other": (
+        ("orbit.every_kimg=0.04", GROWS, "swap={source: ema, start_kimg: 0.6, every_kimg: 0.7, growth: 2, after_kimg: 0.15}"), False,
+    ),
+    "swaps far from each other": (
+        ("orbit.every_kimg=0.02", GROWS, "swap={source: ema, start_kimg: 0.3, every_kimg: 1.6, growth: 2, after_kimg: 0.15}"), True,
+    ),
+    "a batch that grows": (
+        (
+            "orbit.every_kimg=0.04",
+            "batching={name: schedule, batch_size: 16, micro_batch: 16, max_batch: 64, milestones: [[0.8, 32], [1.5, 64]]}",
+        ), False,
+    ),
+    "rates that fall": (("orbit.every_kimg=0.04", BATCH, "optim.lr_tail={kind: constant, start_kimg: 1, high: 0.5}"), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", slow_but(["a short run", "enough in the middle", "swaps far from each other"], ORBITS))
+def test_pictures_of_the_orbit_are_due_once_there_is_enough_to_draw(what, clock):
+    """A run that draws none is never said to lack their cost; before the first, a line is short by exactly those that come."""
+    settings, draws = ORBITS[what]
+    run = Simulated(clock, EMAS, *EVERY, *settings)
+    lines = run.train()
+    assert bool(run.pictures_drawn) == draws
+    excludes = [str(times.get("throughput/left_excludes", "")) for _, times in lines]
+    assert any(ORBIT_PICTURES in one for one in excludes) == draws
+    for (passed, times), unknown in zip(lines, excludes):
+        if unknown in ("", ORBIT_PICTURES):
+            lacks = PER_PICTURE * run.pictures_drawn if unknown else 0
+            assert times["throughput/left_s"] + lacks == pytest.approx(passed, rel=1e-9, abs=1e-6)
+    assert any(unknown in ("", ORBIT_PICTURES) for unknown in excludes)
+
+
+@pytest.mark.parametrize("error, cost", [(TooFewRecordings("forty"), None), (OSError("disk full"), PER_PICTURE)])
+def test_a_picture_that_fails_costs_what_the_next_one_will(error, cost, clock, monkeypatch):
+    """Otherwise its cost would be unknown forever; one that was not tried yet says nothing about it."""
+
+    def fail(*_):
+        clock.spend(PER_PICTURE)
+        raise error
+
+    monkeypatch.setattr(pictures, "read_record", fail)
+    tracker = SimpleNamespace(say=lambda words: None)
+    context, players = SimpleNamespace(costs=Costs(), run_dir=None, tracker=tracker), SimpleNamespace(banks={})
+    orbit = SimpleNamespace(on=True, flush=lambda: None)
+    pictures.Pictures(context, None, players, None, None, None, orbit).show_orbit()  # type: ignore[arg-type]  # what it uses
+    assert context.costs.per_unit(ORBIT_PICTURES) == cost
 
 
 def test_the_issues_case_scoring_and_sampling_are_counted(clock):

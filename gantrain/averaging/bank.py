@@ -17,6 +17,7 @@ from gantrain.averaging.following import Followed
 from gantrain.averaging.precision import fraction, has_mean, whole_number
 from gantrain.averaging.processes import Processes
 from gantrain.averaging.rule import AVERAGER, Averager, Weights
+from gantrain.averaging.saved_rules import describe_rules, require_same_rules
 from gantrain.averaging.set_aside import require_live, set_aside
 from gantrain.devices import widest_float
 from gantrain.errors import InvalidField, UserError, did_you_mean
@@ -243,8 +244,7 @@ class AverageBank:
         """Squared Euclidean distance between the live weights and an average, a scalar on the live weights' device."""
         self._require_live("distance")
         self._follow()
-        average = self[name]
-        live_tensors, shadows = average.live, average.shadows
+        live_tensors, shadows = self[name].live, self[name].shadows
         with torch.no_grad():
             pairs = ((live_tensors[n], shadows[n]) for n in self.weight_names if has_mean(shadows[n]))
             apart = (real_parts(live - shadow.to(live.device)) for live, shadow in pairs)
@@ -274,7 +274,7 @@ class AverageBank:
     def load(self, tensors: Mapping[str, Weights], state: Mapping[str, Any], slots: Mapping[str, Weights] | None = None) -> None:
         """Continue every average from saved values: what `tensors`, `state` and `slot_tensors` gave.
 
-        Saved averages that this bank does not have are ignored.
+        Saved averages that this bank does not have are ignored. Rules are compared by `load_state_dict` alone.
 
         Raises:
             UserError: an average is missing, or a tensor of it is missing, extra, or of another shape.
@@ -289,10 +289,15 @@ class AverageBank:
 
     def state_dict(self) -> dict[str, Any]:
         """All of this in one dictionary, for `torch.save` or Accelerate's `register_for_checkpointing`: tensors and plain values."""
-        return {"tensors": self.tensors(), "slots": self.slot_tensors(), "state": self.state()}
+        return {"tensors": self.tensors(), "slots": self.slot_tensors(), "state": self.state(), "rules": describe_rules(self.averages)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; the values are copied into the existing tensors, whatever their device."""
+        """Continue from `state_dict`; the values are copied into the existing tensors, whatever their device.
+
+        Raises:
+            UserError: as `load`; or an average was saved by another rule, or with other hyper-parameters.
+        """
+        require_same_rules(state_dict.get("rules", {}), self.averages)
         self.load(state_dict["tensors"], state_dict["state"], state_dict["slots"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AverageBank:

@@ -9,6 +9,21 @@ from gantrain.averaging.bank import AverageBank
 from gantrain.averaging.rule import AVERAGER, Averager
 
 
+def has_start(averager: Averager) -> bool:
+    """Whether a rule has a field `start_kimg` that says when the average begins.
+
+    False for a rule that replaces the live weights: its start is the origin of its intervals.
+    """
+    field = getattr(type(averager), "__dataclass_fields__", {}).get("start_kimg")
+    return field is not None and field.init and not averager.writes_back
+
+
+def starting_at(averager: Averager, nimg: int) -> Averager:
+    """The same rule with its start at `nimg` images; only for rules with `has_start`."""
+    rule: Any = averager
+    return AVERAGER.adapt(dataclasses.replace(rule, start_kimg=nimg / 1000))
+
+
 def since_birth(averager: Averager, nimg: int) -> Averager:
     """The rule of an average that was created at `nimg` images: its start is not before that moment.
 
@@ -19,11 +34,9 @@ def since_birth(averager: Averager, nimg: int) -> Averager:
         averager: the rule as configured.
         nimg: images seen when the average was created.
     """
-    rule: Any = averager
-    field = getattr(type(rule), "__dataclass_fields__", {}).get("start_kimg")
-    if field is None or not field.init or rule.writes_back or nimg <= round(rule.start_kimg * 1000):
+    if not has_start(averager) or nimg <= round(averager.start_kimg * 1000):
         return averager
-    return AVERAGER.adapt(dataclasses.replace(rule, start_kimg=nimg / 1000))
+    return starting_at(averager, nimg)
 
 
 def begin(bank: AverageBank, name: str, nimg: int) -> AverageBank:

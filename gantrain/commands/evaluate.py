@@ -20,6 +20,7 @@ from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.image_files import sample_of
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.evaluation.score_notes import LOOKED_AT
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.checkpoint import Damaged, read_manifest
 from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
@@ -99,7 +100,7 @@ def evaluate_images(
     config = load_eval_config(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
     )
-    evaluator = Evaluator(config, None, accelerator, shape=pictures.shape)
+    evaluator = Evaluator(config, None, accelerator, shape=pictures.shape, scored=lambda: pictures.some(LOOKED_AT))
     evaluator.remarks.require_enough()
     scores = {pictures.name: score_images(evaluator, sample_of(pictures, total, config.seed), total, f"score {pictures.name}")}
     if not accelerator.is_main_process:

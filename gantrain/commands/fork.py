@@ -6,13 +6,15 @@ import argparse
 import shlex
 from pathlib import Path
 
-from gantrain.config.loading import load
+from gantrain.config.config import Config
+from gantrain.config.loading import load, set_keys
 from gantrain.config.yaml_files import as_override
 from gantrain.errors import UserError
 from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.contents import configuration_of
-from gantrain.run_folder.forking import Fork, open_origin, write_fork
+from gantrain.run_folder.forking import Fork, kept_averages, open_origin, write_fork
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.starts import begin_at_once
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -25,16 +27,40 @@ def call(arguments: argparse.Namespace) -> None:
     if any(text.partition("=")[0].strip() == "run_dir" for text in arguments.overrides):
         raise UserError(f"run_dir: is the folder of the fork, {arguments.out} (--out); remove it")
     old = configuration_of(run)
-    new = load(run / CONFIG_FILE, [*arguments.overrides, as_override("run_dir", arguments.out)])
-    print(describe(write_fork(open_origin(run, arguments.kimg), old, new, Path(arguments.out).expanduser())))
+    overrides = [*arguments.overrides, as_override("run_dir", arguments.out)]
+    new, origin = load(run / CONFIG_FILE, overrides), open_origin(run, arguments.kimg)
+    kept = kept_averages(old, new, origin.snapshot.state)["g"]
+    begin = [name for name in new.averagers if name not in kept]
+    new = begin_at_once(new, begin, set_keys(run / CONFIG_FILE, overrides), origin.snapshot.nimg)
+    print(describe(write_fork(origin, old, new, Path(arguments.out).expanduser()), new))
 
 
-def describe(fork: Fork) -> str:
+def describe_averages(fork: Fork, config: Config) -> str:
+    """Which averages continue, which begin and when, and which are dropped."""
+    averages, now = fork.event["averages"], fork.nimg / 1000
+    told: dict[str, list[str]] = {}
+    for name in averages["kept"]:
+        told.setdefault("continue", []).append(name)
+    for name in averages["begin"]:
+        start = config.averagers[name].start_kimg
+        what = "begin here with the live weights" if start <= now else f"begin at {start:g} kimg with the weights of that moment"
+        if start >= config.total_kimg:
+            what = f"never begin: start_kimg={start:g} is not before total_kimg={config.total_kimg:g}"
+        told.setdefault(what, []).append(name)
+    for name in averages["dropped"]:
+        told.setdefault("are dropped", []).append(name)
+    alone = {"continue": "continues", "are dropped": "is dropped"}
+    words = []
+    for what, names in told.items():
+        if len(names) == 1:
+            what = alone.get(what, what.replace("begin", "begins", 1))
+        words.append(f"{', '.join(names)} {what}")
+    return "; ".join(words) or "none"
+
+
+def describe(fork: Fork, config: Config) -> str:
     """The fork in words: its origin, what happens to averages and rates, and how to train it."""
-    averages = fork.event["averages"]
-    words = {"kept": "continue", "begin": "begin here with the live weights", "dropped": "are dropped"}
-    told = [f"{', '.join(averages[key])} {what}" for key, what in words.items() if averages[key]]
-    lines = [f"{fork.folder}: {what_happened(fork.event)}", f"averages: {'; '.join(told) or 'none'}"]
+    lines = [f"{fork.folder}: {what_happened(fork.event)}", f"averages: {describe_averages(fork, config)}"]
     was, now = fork.event["batch"]
     if was != now:
         lines.append(f"batch: the policy begins anew with {now} images (the checkpoint has {was})")

@@ -95,7 +95,8 @@ class Bench:
         performance.set_up(self.performance, self.device)
         state = self.saved.state
         images = prepare(c.data, self.device, 1, bar, state)
-        if images.listing != state["data_listing"] or [images.resolution, images.channels, images.num_classes] != state["shape"]:
+        known = state["data_listing"] in (None, images.listing)  # None in a fork with other data that has not been trained yet
+        if not known or [images.resolution, images.channels, images.num_classes] != state["shape"]:
             raise UserError(
                 f"data: {images.name} is not what the run was trained on (other images, labels or resolution);"
                 " set data.root to the path of its data on this machine"

@@ -74,6 +74,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     facts: dict[str, object] = {
         "identity": evaluator.extractor.identity, "name": real.name, "fingerprint": evaluator.reference_fingerprint,
         "made": utc_now(), "versions": versions(), "data": DIGITS if shows(DIGITS, real) else "",
+        **({"class_counts": list(real.class_counts)} if len(real.class_counts) > 1 else {}),
     }  # fmt: skip
     write_statistics(out, found, moments_only, facts)
     held = "mean and covariance" if moments_only else "mean, covariance, features and logits"

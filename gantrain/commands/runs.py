@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gantrain.errors import UserError, did_you_mean
+from gantrain.reporting.run_warnings import RunWarning, find_collapse, find_warnings, marks_of
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.recognition import BESIDE, holds_checkpoints
@@ -46,6 +47,8 @@ class Row:
         error: why a damaged run cannot be read.
         origin: the run that it was forked from; None if it is not a fork.
         made_for: the data set that the features of the scores were made for, if the images are not known to be of it.
+        warnings: what its record warns about.
+        collapse: how its generators had collapsed at the last evaluation; empty if they had not.
     """
 
     run: str
@@ -61,6 +64,8 @@ class Row:
     error: str | None = None
     origin: str | None = None
     made_for: str | None = None
+    warnings: tuple[RunWarning, ...] = ()
+    collapse: str = ""
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
@@ -93,6 +98,7 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     return Row(
         name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
         origin=origin, made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
+        warnings=tuple(find_warnings(found)), collapse=find_collapse(found),
     ), known  # fmt: skip
 
 
@@ -167,6 +173,9 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
         align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
+    marks = [", ".join(marks_of(row.warnings, row.collapse)) for row in rows]
+    if any(marks):
+        columns.append(align(["warnings", *(mark or "-" for mark in marks)]))
     if any(row.origin for row in rows):
         columns.append(align(["forked from", *(row.origin or "-" for row in rows)]))
     room = None if width is None else max(NARROWEST, width - sum(2 + len(column[0]) for column in columns))
@@ -225,7 +234,9 @@ def as_json_lines(rows: Sequence[Row]) -> str:
                 **({"features_made_for": row.made_for} if row.made_for else {}),
             }
         )
-        more = {key: value for key, value in (("forked_from", row.origin), ("error", row.error)) if value}
+        warnings = [one.values for one in row.warnings]
+        known = {"forked_from": row.origin, "collapsed": row.collapse, "warnings": warnings, "error": row.error}
+        more = {key: value for key, value in known.items() if value}
         return {"run": row.path, "status": row.status, **reached, "changed": changed, **more}
 
     return "\n".join(json.dumps(of(row), allow_nan=False) for row in rows)

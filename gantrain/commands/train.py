@@ -19,12 +19,15 @@ def call(arguments: argparse.Namespace) -> int:
         from gantrain.config import loading
 
         config = loading.load(arguments.config, overrides_of(arguments))
+        given = loading.set_keys(arguments.config, overrides_of(arguments))
         refuse_moved(find_config(arguments.config), config.run_dir, arguments.overrides)
         if (choice := explain_choice(arguments.config)) and os.environ.get("RANK", "0") == "0":
             print(choice, flush=True)
         from gantrain.distributed import finish
+        from gantrain.run_folder.starts import resolve_starts
         from gantrain.training.trainer import Trainer
 
+        config = resolve_starts(config, given)
         trainer = Trainer(config, interruption=interruption, changed_data=arguments.changed_data)
         try:
             trainer.train()

@@ -19,17 +19,43 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size"), ("batching.batch_size",)),
     **dict.fromkeys(("batch_gpu", "microbatch", "per_device_batch_size"), ("batching.micro_batch",)),
     **dict.fromkeys(
-        ("epochs", "epoch", "num_epochs", "kimg", "steps", "iters", "iterations", "max_steps", "max_iters", "n_iter", "total_steps"),
+        (
+            "epochs",
+            "epoch",
+            "num_epochs",
+            "kimg",
+            "steps",
+            "iters",
+            "iterations",
+            "max_steps",
+            "max_iters",
+            "n_iter",
+            "total_steps",
+            "max_iter",
+            "max_epochs",
+            "n_epochs",
+            "num_iters",
+            "total_iters",
+            "train_steps",
+            "num_steps",
+            "max_kimg",
+            "duration",
+        ),
         ("total_kimg",),
     ),
-    **dict.fromkeys(("ema", "ema_kimg", "ema_decay"), ("averagers.ema",)),
+    **dict.fromkeys(("ema",), ("averagers.ema",)),
+    **dict.fromkeys(("ema_kimg", "ema_decay", "ema_beta", "ema_half_life"), ("averagers.ema.half_life_kimg",)),
     **dict.fromkeys(("average", "averages", "averager", "averaging", "swa", "weight_averaging"), ("averagers",)),
     **dict.fromkeys(("fid", "kid", "is", "metric", "metrics", "prc", "precision_recall"), ("eval.metrics",)),
     **dict.fromkeys(("evaluation", "evaluate", "scoring"), ("eval",)),
     **dict.fromkeys(("num_fid_samples", "fid_samples", "n_samples"), ("eval.num_samples",)),
     **dict.fromkeys(("resolution", "res", "image_size", "img_size", "imsize", "size"), ("data.resolution",)),
     **dict.fromkeys(("dataset", "datasets", "data_set"), ("data.name",)),
-    **dict.fromkeys(("data_root", "data_dir", "data_path", "dataroot"), ("data.root",)),
+    **dict.fromkeys(
+        ("data_root", "data_dir", "data_path", "dataroot", "dataset_path", "dataset_dir", "image_dir", "img_dir", "train_dir"),
+        ("data.root",),
+    ),
+    **dict.fromkeys(("path", "dir", "folder", "directory"), ("data.root",)),
     **dict.fromkeys(("num_workers", "n_workers"), ("data.workers",)),
     **dict.fromkeys(("mirror", "hflip", "xflip"), ("data.flip",)),
     **dict.fromkeys(("out", "outdir", "out_dir", "output_dir", "output", "logdir", "log_dir", "save_dir", "run", "name"), ("run_dir",)),
@@ -48,6 +74,66 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sync_bn", "syncbn"), ("sync_batchnorm",)),
 }
 
+# In one section, a word can stand for another key than elsewhere: section -> word -> the keys that it may be called there.
+IN_SECTION: dict[str, dict[str, tuple[str, ...]]] = {
+    "averagers": {
+        **dict.fromkeys(("half_life", "halflife", "horizon", "window", "ema_kimg"), ("half_life_kimg", "every_kimg")),
+        **dict.fromkeys(("start", "begin", "start_iter", "start_step", "start_epoch", "from"), ("start_kimg",)),
+        **dict.fromkeys(("every", "interval", "freq", "frequency", "period", "update_every"), ("every_kimg", "update_every_kimg")),
+        **dict.fromkeys(("warmup", "rampup", "ema_rampup"), ("ramp_up", "start_kimg")),
+        **dict.fromkeys(("beta", "ema_beta", "ema_decay", "momentum"), ("decay", "alpha")),
+        "device": ("offload",),
+    },
+    "data": dict.fromkeys(
+        (
+            "folder",
+            "path",
+            "dir",
+            "directory",
+            "location",
+            "source",
+            "file",
+            "zip",
+            "archive",
+            "images",
+            "data_dir",
+            "data_path",
+            "train_dir",
+        ),
+        ("root",),
+    ),
+    "penalties": {
+        **dict.fromkeys(("weight", "lambda", "lam", "coef", "coefficient", "strength", "r1_gamma"), ("gamma",)),
+        **dict.fromkeys(("interval", "lazy", "d_reg_every", "every_k", "freq"), ("every",)),
+    },
+}
+DECAY = ("decay", "beta", "betas", "ema_decay", "ema_beta", "momentum", "alpha", "gamma")
+PER_UPDATE = (
+    "; did you mean half_life_kimg? A decay d per update of B images has half_life_kimg = B / 1000 * ln(0.5) / ln(d);"
+    " or choose name: ema_steps, which has a decay per update"
+)
+# What is not a key at all, and where it is chosen.
+NO_KEY: dict[str, str] = {
+    **dict.fromkeys(
+        ("device", "devices", "gpu", "gpus", "num_gpus", "n_gpu", "n_gpus", "ngpu", "gpu_ids", "cuda", "use_cuda", "cpu", "accelerator"),
+        "; Accelerate chooses the device: set ACCELERATE_TORCH_DEVICE=cuda:1 or ACCELERATE_USE_CPU=1 in the environment,"
+        " or use several GPUs by `accelerate launch --num_processes N -m gantrain train ...`",
+    ),
+    **dict.fromkeys(
+        ("world_size", "nproc", "num_processes", "num_nodes", "local_rank", "distributed", "ddp", "multi_gpu"),
+        "; Accelerate starts the processes: `accelerate launch --num_processes N -m gantrain train ...`",
+    ),
+    **dict.fromkeys(
+        ("augment", "augmentation", "augmentations", "augment_p", "aug", "ada", "ada_target", "diffaug", "diffaugment",
+         "transform", "transforms"),
+        "; gantrain does not augment images, besides mirroring them (data.flip)",
+    ),
+    **dict.fromkeys(
+        ("resume", "resume_from", "pretrained", "init_from", "load", "load_from", "checkpoint_path", "ckpt_path"),
+        "; a run resumes by itself where run_dir has checkpoints, and `gantrain fork` continues from those of another run",
+    ),
+}  # fmt: skip
+
 
 def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
     """A hint such as `; did you mean optim.lr_g or optim.lr_d?`.
@@ -59,10 +145,17 @@ def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
     """
     section, _, word = key.rpartition(".")
     first = key.partition(".")[0]
+    elsewhere = [] if first in known else [fold(first)]
+    told = hint_of_section(section, first, word, there) or next((NO_KEY[one] for one in (*elsewhere, fold(word)) if one in NO_KEY), "")
+    if told:
+        return told
     if section and first not in known:  # a section that does not exist
         meant = [f"{one}{key[len(first) :]}" for one in (*also_called(first), *near(first, there))]
         found = [one for one in dict.fromkeys(meant) if one in known] or same_name(word, known)
         return said(found) if found else said(also_called(first)) or did_you_mean(first, there)
+    alike = [one for one in there if fold(one) == fold(word)]
+    if alike or first == "averagers":  # each average has keys of its own, which those of other sections do not stand for
+        return said(alike) or did_you_mean(word, there)
     called = also_called(word)
     here = [one for one in called if one.rpartition(".")[0] == section and section]
     if here or (section and near(word, there)):
@@ -70,14 +163,30 @@ def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
     return said(same_name(word, known)) or said(called) or did_you_mean(word, there)
 
 
+def hint_of_section(section: str, first: str, word: str, there: Sequence[str]) -> str:
+    """The hint that a word has in a section alone; empty if it has none there."""
+    if first == "averagers" and "half_life_kimg" in there and fold(word) in DECAY:
+        return PER_UPDATE
+    meant = IN_SECTION.get(first, {}).get(fold(word), ()) if section else ()
+    found = [f"{section}.{one}" for one in meant if one in there][:1]
+    if not found and meant and section == "data":
+        return "; did you mean data.root, with data.name=folder, archive or packed?"
+    return said(found)
+
+
+def fold(word: str) -> str:
+    """A word without regard to capitals and hyphens."""
+    return word.lower().replace("-", "_")
+
+
 def also_called(word: str) -> tuple[str, ...]:
     """The keys that another trainer's word stands for."""
-    return ALSO_CALLED.get(word.lower().replace("-", "_"), ())
+    return ALSO_CALLED.get(fold(word), ())
 
 
 def same_name(word: str, known: Iterable[str]) -> list[str]:
     """Full keys that end in this name; none if there are too many to name."""
-    found = [one for one in known if one.endswith(f".{word}")]
+    found = [one for one in known if one.endswith(f".{fold(word)}")]
     return found if len(found) <= MOST else []
 
 

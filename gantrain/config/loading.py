@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +26,10 @@ from gantrain.config.plugins import find, name_of
 from gantrain.config.yaml_files import (
     ConfigError,
     TextLoader,
+    anchored_keys,
     escape_references,
     first_line,
+    is_template,
     parse_override,
     parse_yaml,
     quote_value,
@@ -35,7 +38,9 @@ from gantrain.config.yaml_files import (
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
 from gantrain.metrics import PROTOCOLS
 from gantrain.shipped import find_config
-from gantrain.type_words import describe_type
+from gantrain.type_words import PLURALS, describe_type
+
+LONGEST = 80  # characters of a list that a message spells out
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class Layer:
         source: its name in messages.
         values: what it sets.
         as_written: parses it again, and returns what it sets as the texts that are written there.
+        anchored: its keys at the top whose value has an anchor, which may be meant as templates.
     """
 
     source: str
     values: dict[str, Any]
     as_written: Callable[[], dict[str, Any]]
+    anchored: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             f"{source}: {key}{': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value"
         ) from None
     assert isinstance(values, dict)
-    return build({str(key): value for key, value in values.items()}, Sources(of_key, base, layers))
+    return build({str(key): value for key, value in values.items() if not is_template(str(key))}, Sources(of_key, base, layers))
 
 
 def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
@@ -140,8 +147,25 @@ def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
     layers = []
     if path is not None:
         text = read_file(path)
-        layers.append(Layer(str(path), parse_yaml(text, str(path)), lambda: parse_yaml(text, str(path), TextLoader)))
-    return layers + [Layer("command line", parse_override(one), functools.partial(parse_override, one, TextLoader)) for one in overrides]
+        layers.append(Layer(str(path), parse_yaml(text, str(path)), lambda: parse_yaml(text, str(path), TextLoader), anchored_keys(text)))
+    for one in overrides:
+        if one.lstrip().startswith("x-"):  # merge keys have been resolved in the file, so nothing would follow
+            raise ConfigError(
+                f"command line: {one}: x- begins the name of a template of a file, which cannot be overridden;"
+                " override the keys that take its values"
+            )
+        layers.append(Layer("command line", parse_override(one), functools.partial(parse_override, one, TextLoader)))
+    return layers
+
+
+def set_keys(path: str | Path | None, overrides: Iterable[str] = ()) -> set[str]:
+    """Full keys that a YAML file or its overrides set; all others have their defaults. The arguments are those of `load`.
+
+    Raises:
+        ConfigError: something is not YAML, or not an override.
+    """
+    layers = read_layers(None if path is None else find_config(path), overrides)
+    return {key for layer in layers for key, _ in leaves(layer.values)}
 
 
 def standing_keys(values: DictConfig) -> list[str]:
@@ -255,9 +279,10 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
             if not path and isinstance(value, Mapping) and value:  # a section that does not exist: name a key in it
                 full, value = next((f"{key}.{inner}", one) for inner, one in leaves(value))
-            raise ConfigError(
-                f"{sources(full)}: {full}={quote_value(value)}: no such key{owner}{hint_for(full, list(fields), default_keys())}"
-            )
+            hint = hint_for(full, list(fields), default_keys())
+            if not path and any(key in layer.anchored for layer in sources.layers):
+                hint = f"; a template for `<<` needs a name that begins with x-, such as x-{key}"
+            raise ConfigError(f"{sources(full)}: {full}={quote_value(value)}: no such key{owner}{hint}")
         arguments[fields[key].name] = field_value(fields[key], hints[fields[key].name], value, full, sources)
     if hasattr(cls, "decided"):  # one key of the section sets others; from the command line, it also overrides those of a file
         by, decided = cls.decided(arguments)
@@ -343,7 +368,15 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             converted: Any = OmegaConf.to_object(holder)
             return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}") from None
+        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else ""
+        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}{remedy}") from None
+
+
+def as_list(value: Any) -> str:
+    """How a message goes on where a list of strings is asked for and a single value was written, perhaps with commas."""
+    words = [] if value is None else [word for word in re.split(r"[\s,;]+", str(value).strip("()[] ")) if word]
+    text = ", ".join(words)
+    return "" if isinstance(value, (list, Mapping)) or len(text) > LONGEST else f"; write [{text}]"
 
 
 def check_across(config: Config, sources: Sources) -> None:

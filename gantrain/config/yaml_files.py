@@ -186,6 +186,16 @@ def holds_itself(value: Any, inside: tuple[int, ...] = ()) -> bool:
     return id(value) in inside or any(holds_itself(part, (*inside, id(value))) for part in parts)
 
 
+def is_template(key: str) -> bool:
+    """Whether a key at the top of a file is a template, of which only what is taken by merge keys or references has an effect."""
+    return key.startswith(("x-", "."))
+
+
+def anchored_keys(text: str) -> list[str]:
+    """The keys at the top of a YAML text whose value has an anchor, written `key: &anchor`."""
+    return re.findall(r"^([\w-]+)[ \t]*:[ \t]+&", text, re.MULTILINE)
+
+
 def string_keys(values: dict, source: str, where: str = "") -> dict[str, Any]:
     """The same mapping, refused if a key is not a string."""
     for key, value in values.items():

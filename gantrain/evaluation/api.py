@@ -9,12 +9,16 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -28,9 +32,11 @@ from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
+from gantrain.evaluation.score_notes import LOOKED_AT
+from gantrain.images import to_uint8
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
-from gantrain.metrics.statistics import read_statistics
+from gantrain.metrics.statistics import MOST_CLASSES, read_statistics
 from gantrain.models.architecture import is_latent_generator
 from gantrain.python_words import in_python, python_remedies
 from gantrain.run_folder.contents import configuration_of
@@ -40,6 +46,7 @@ from gantrain.score_names import doubts
 from gantrain.shipped import find_config
 
 FEWEST_SCORED = 16  # images, as for eval.num_samples
+LAST_3, LAST_4 = ".permute(2, 0, 1)", ".permute(0, 3, 1, 2)"  # of channels that come last
 YAML = (".yaml", ".yml")
 REFERENCES = "an .npz of statistics or images, a folder or zip of images, a run folder, a CONFIG, or a tensor of images"
 GENERATOR_KEYS = ("eval/batchnorm", "eval/batchnorm_batches", "eval/truncation")  # of a protocol; they mean nothing for images
@@ -119,10 +126,24 @@ def score_source(
     with open_source(source, config, device) as (images, fit):
         with isolate(device):
             channels, height, width = fixed.shape if fixed else images(0, 1).shape[1:]
-        evaluator = Evaluator(config, real, accelerator, shape=(channels, height, width), device=device, num_classes=labels)
+
+        seen: list[Tensor] = []
+
+        def remembered(start: int, count: int) -> Tensor:
+            x = images(start, count)
+            if not seen:  # what notes look at: a function is not asked again for it
+                seen.append(x[:LOOKED_AT].cpu())
+            return x
+
+        def some() -> Tensor:
+            found = fixed.some(LOOKED_AT) if fixed else seen[0]
+            return to_uint8(found) if found.is_floating_point() else found
+
+        shape = channels, height, width
+        evaluator = Evaluator(config, real, accelerator, shape=shape, device=device, num_classes=labels, scored=some)
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
-        scores = score_images(evaluator, images, config.eval.num_samples, "score")
+        scores = score_images(evaluator, remembered, config.eval.num_samples, "score")
         about = [f"{fixed.name}: {note}" for note in fixed.notes] if fixed else []
         about += [f"reference: {note}" for note in evaluator.real.notes]
         notes = [*evaluator.remarks.notes, *doubts({"images": scores})]
@@ -186,6 +207,7 @@ def open_images(source: Any) -> Pictures | None:
     """Open images that exist already, a tensor or a path; None for anything that generates them."""
     if isinstance(source, Tensor):
         return wrap_tensor("images", source)
+    refuse_array("generator", source)
     return open_pictures(Path(source)) if isinstance(source, (str, Path)) else None
 
 
@@ -306,17 +328,89 @@ def wrap_reference(reference: Any) -> Reference:
         return wrap_dataset(reference, None)
     if isinstance(reference, Tensor):
         return wrap_pictures(wrap_tensor("tensor", reference))
+    refuse_array("reference", reference)
+    name = type(reference).__name__
     if not (hasattr(reference, "__getitem__") and hasattr(reference, "__len__")):
+        raise UserError(f"reference: must be a path, a uint8 tensor [N, C, H, W] or a data set of (image, label), got {name}")
+    try:
+        items = [reference[i] for i in range(len(reference))]
+    except (KeyError, TypeError):
+        raise UserError(f"reference: {name} has no items 0, 1, 2, ...; pass a uint8 tensor [N, C, H, W] of its images") from None
+    images = [item[0] if isinstance(item, (tuple, list)) and item else item for item in items]
+    require_images(name, images)
+    found = wrap_pictures(wrap_tensor(name, torch.stack(images) if images else torch.empty(0)))
+    return replace(found, class_counts=count_labels(items, getattr(reference, "classes", ())))
+
+
+def require_images(name: str, images: Sequence[Any]) -> None:
+    """Refuse items of a data set that are not uint8 tensors `[C, H, W]` of one size, with the way to convert the first strange one.
+
+    Raises:
+        UserError: names the item, what it is, and the conversion.
+    """
+    for number, x in enumerate(images):
+        given, remedy = describe_item(x)
+        if remedy:
+            raise UserError(f"reference: {name} must give uint8 tensors [C, H, W], but its image {number} is {given}; {remedy}")
+        if x.shape != images[0].shape:
+            raise UserError(
+                f"reference: {name} must give images of one size, but its image {number} is {list(x.shape)} and image 0"
+                f" {list(images[0].shape)}; resize them to one size"
+            )
+
+
+def describe_item(x: Any) -> tuple[str, str]:
+    """(What an item of a data set is, how to convert it to a uint8 tensor `[C, H, W]`; "" if it is one)."""
+    if isinstance(x, Image.Image):
+        return "a PIL image", "give the data set transform=torchvision.transforms.PILToTensor()"
+    if isinstance(x, np.ndarray):
+        last = x.ndim == 3 and x.shape[2] in (1, 3) and x.shape[0] not in (1, 3)
+        return f"a NumPy array, {x.dtype} {list(x.shape)}", f"convert it{bytes_first(x.dtype)}: torch.from_numpy(x){LAST_3 if last else ''}"
+    if not isinstance(x, Tensor):
+        return f"of type {type(x).__name__}", "write a data set whose items are (image, label)"
+    given = f"a tensor, {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    if x.dtype != torch.uint8:
+        return given, "use torchvision.transforms.PILToTensor() instead of ToTensor(), or convert it to 0..255 and uint8"
+    if x.dim() == 3 and x.shape[0] in (1, 3):
+        return given, ""
+    if x.dim() == 3 and x.shape[2] in (1, 3):
+        return given, f"convert it: x{LAST_3}"
+    return given, "convert it to 1 or 3 channels" if x.dim() == 3 else "add the channels: x[None]" if x.dim() == 2 else "convert it"
+
+
+def refuse_array(argument: str, x: Any) -> None:
+    """Refuse a NumPy array of images, whose axes nobody knows, with the way to convert it.
+
+    Raises:
+        UserError: names the argument, its type and shape, and the conversion.
+    """
+    if isinstance(x, np.ndarray):
+        last = x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3)
         raise UserError(
-            f"reference: must be a path, a uint8 tensor [N, C, H, W] or a data set of (image, label), got {type(reference).__name__}"
+            f"{argument}: is a NumPy array, {x.dtype} {list(x.shape)}; pass a uint8 tensor [N, C, H, W]{bytes_first(x.dtype)}:"
+            f" torch.from_numpy(x){LAST_4 if last else ''}"
         )
-    items = (reference[i] for i in range(len(reference)))
-    images = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
-    strange = next((x for x in images if not isinstance(x, Tensor) or x.shape != images[0].shape), None)
-    if strange is not None:
-        what = list(strange.shape) if isinstance(strange, Tensor) else type(strange).__name__
-        raise UserError(f"reference: {type(reference).__name__} must give uint8 images [C, H, W] of one size, got {what}")
-    return wrap_pictures(wrap_tensor(type(reference).__name__, torch.stack(images) if images else torch.empty(0)))
+
+
+def bytes_first(dtype: np.dtype) -> str:
+    """What to do first with an array that is not uint8; "" for uint8."""
+    return "" if dtype == np.uint8 else " (values 0..255, as uint8)"
+
+
+def count_labels(items: Sequence[Any], names: Any) -> tuple[int, ...]:
+    """Images per class of a data set of (image, label); empty if the labels are not numbers of classes.
+
+    Args:
+        items: of the data set.
+        names: its `classes`, as torchvision's data sets have them; one without an image counts too.
+    """
+    try:
+        labels = [index(item[1]) for item in items if isinstance(item, (tuple, list)) and len(item) > 1]
+    except TypeError:  # not whole numbers
+        return ()
+    if len(labels) < len(items) or min(labels) < 0 or max(labels) >= MOST_CLASSES:
+        return ()
+    return tuple(np.bincount(labels, minlength=len(names) if isinstance(names, (list, tuple)) else 0).tolist())
 
 
 def load_eval_config(overrides: Sequence[str], what: str) -> Config:

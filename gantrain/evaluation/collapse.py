@@ -1,7 +1,8 @@
 """Whether a generator has collapsed although its weights are finite: a constant output, or one that ignores z or y.
 
-A few images say so: eight latents, each with up to four classes. Two images count as the same picture if no value differs by more than
-one level of 255, which is what rounding to bytes alone can do; nothing that is visible is below it.
+A few images say so: eight latents, each with up to four classes, spread evenly over all. A single class that ignores z, two classes that
+look alike, or a few pictures that are repeated (mode collapse) are not seen. Two images count as the same picture if no value differs by
+more than one level of 255, which is what rounding to bytes alone can do; nothing that is visible is below it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gantrain.data.stream import sent
 from gantrain.images import to_uint8
 from gantrain.sampling.latents import GeneratorModule
 
-LATENTS, CLASSES = 8, 4
+LATENTS, CLASSES = 8, 4  # docs/scores.md names them
 SAME = 1  # level of 255
 SATURATED = 0.99  # share of real values at the ends of the range, as in drawings, beyond which generated ones may be there too
 
@@ -44,18 +45,19 @@ def describe_collapse(
     if images.is_floating_point() and not torch.isfinite(images).all():
         return ""
     levels = (to_uint8(images) if images.is_floating_point() else images).int().reshape(LATENTS, count, -1)
-    return describe_levels(levels, real)
+    return describe_levels(levels, real, generator.num_classes)
 
 
-def describe_levels(levels: Tensor, real: Callable[[], Tensor] | None) -> str:
-    """The same for images `[latents, classes, values]`, in levels of 0..255."""
-    classes = levels.shape[1] > 1
+def describe_levels(levels: Tensor, real: Callable[[], Tensor] | None, num_classes: int | None = None) -> str:
+    """The same for images `[latents, classes, values]`, in levels of 0..255, of `num_classes` classes; None if these are all."""
+    classes, compared = levels.shape[1] > 1, levels.shape[1]
+    some = f"; {compared} of {num_classes:,} classes compared" if num_classes is not None and num_classes > compared else ""
     if spread(levels.flatten(0, 1), 0) <= SAME:
-        found = f"the output is constant (the same picture for every z{' and y' if classes else ''})"
+        found = f"the output is constant (the same picture for every z{' and y' if classes else ''}{some})"
     elif spread(levels, 0) <= SAME:
-        found = "the output does not depend on z (one picture per class)"
+        found = f"the output does not depend on z (one picture per class{some})"
     elif classes and spread(levels, 1) <= SAME:
-        found = "the output does not depend on y (the same picture for every class)"
+        found = f"the output does not depend on y (the same picture for every class{some})"
     else:
         found = ""
     if share_at_ends(levels) == 1 and (found if real is None else share_at_ends(real()) < SATURATED):

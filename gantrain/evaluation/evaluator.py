@@ -63,6 +63,7 @@ class Evaluator:
         shape: (C, H, W) of generated images; None takes that of the real ones.
         device: where features are computed; None takes the accelerator's.
         num_classes: classes of the generator, whose labels are drawn uniformly; None takes those of a data set, else 1.
+        scored: returns some of the scored images, uint8; see `Remarks`.
 
     Attributes:
         collapsed: how each generator of the last `score` has collapsed, in words; "" if it has not.
@@ -75,6 +76,7 @@ class Evaluator:
     def __init__(
         self, config: Config, images: ImageSet | Reference | None, accelerator: Accelerator, show_progress: bool = True,
         shape: tuple[int, int, int] | None = None, device: torch.device | None = None, num_classes: int | None = None,
+        scored: Callable[[], Tensor] | None = None,
     ):  # fmt: skip
         self.config, self.accelerator, self.device = config, accelerator, device or accelerator.device
         self.show_progress = show_progress and accelerator.is_main_process
@@ -104,7 +106,7 @@ class Evaluator:
         self.real.require(wanted)
         trained_on = images if isinstance(images, ImageSet) else None
         labels = num_classes or (trained_on.num_classes if trained_on else 1)
-        self.remarks = Remarks(e, self.metrics, self.real, trained_on if e.reference else None, labels, lambda: self.widths)
+        self.remarks = Remarks(e, self.metrics, self.real, trained_on if e.reference else None, labels, lambda: self.widths, scored)
 
     # ---- reference and protocol ----
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from gantrain import randomness
 from gantrain.cache import cache_folder, keep_file, state_of_file
-from gantrain.data.archive import UNREADABLE, ZipDecoder, read_zip
-from gantrain.data.classes import note_splits
+from gantrain.data.archive import UNREADABLE, ZipDecoder, label_members, opened_zip, read_zip
+from gantrain.data.classes import Labelled, note_splits
 from gantrain.data.decoding import UNDECODABLE, Traits, reason, refuse_bomb, traits_of, upright, words_of_traits
+from gantrain.data.folder import label_files
 from gantrain.data.intake import LOOKED_INTO
-from gantrain.data.listing import components, list_folder, zip_components
+from gantrain.data.listing import Listing, components, list_folder, zip_components
 from gantrain.data.stream import permuted
 from gantrain.errors import UserError, one_line, readable
 from gantrain.run_folder.layout import CONFIG_FILE
@@ -43,6 +44,7 @@ class Pictures:
         content: computes the SHA-256 of all images; slow, so it is called only when needed.
         take: reads images by number: uint8 `[n, C, H, W]` on the CPU; raises UserError naming an image that is unreadable.
         notes: what the user should know about the files, a line each: what was passed over, and what decoding changes.
+        count_classes: images per class; empty if the classes are not known.
     """
 
     name: str
@@ -51,9 +53,14 @@ class Pictures:
     content: Callable[[], str]
     take: Callable[[Sequence[int]], Tensor]
     notes: tuple[str, ...] = ()
+    count_classes: Callable[[], tuple[int, ...]] = tuple
 
     def __len__(self) -> int:
         return self.count
+
+    def some(self, most: int) -> Tensor:
+        """A few images from the whole of them, uint8 `[n, C, H, W]`; in order, images are often sorted by class."""
+        return self.take([i * len(self) // most for i in range(most)] if most < len(self) else range(len(self)))
 
     @property
     def fingerprint(self) -> str:
@@ -129,7 +136,8 @@ def open_folder(folder: Path) -> Pictures:
     files = sorted(str(folder / name) for name in listing.files)  # as text, not by component: the order of torch-fidelity's KID and IS
     notes = listing.notes() + note_splits([components(name) for name in listing.files])
 
-    return open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file, notes)
+    found = open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file, notes)
+    return replace(found, count_classes=lambda: count_classes(lambda: label_files(folder, listing), listing))
 
 
 def open_zip(path: Path) -> Pictures:
@@ -143,13 +151,35 @@ def open_zip(path: Path) -> Pictures:
     members = listing.members
     decoder = ZipDecoder(path, members, 1, 3, "box")
     numbers = {f"{path}: {member.filename}": i for i, member in enumerate(members)}
-    return open_files(
+
+    def labelled() -> Labelled:
+        with opened_zip(path) as opened:
+            return label_members(path, opened, listing, [zip_components(name) for name in listing.files])
+
+    found = open_files(
         readable(path.name),
         list(numbers),
         lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
         lambda name: decoder.state(numbers[name]),
         listing.notes() + note_splits([zip_components(name) for name in listing.files]),
     )
+    return replace(found, count_classes=lambda: count_classes(labelled, listing))
+
+
+def count_classes(label: Callable[[], Labelled], listing: Listing) -> tuple[int, ...]:
+    """Images per class, of the classes that training would find; empty if there are none, or if some image has no class.
+
+    Args:
+        label: finds the classes of a listing's images.
+        listing: all images.
+    """
+    try:
+        found = label()
+    except UserError:  # the folders are not classes; as images without classes they are still good
+        return ()
+    if len(found.labels) < len(listing.files):
+        return ()
+    return tuple(np.bincount(found.labels, minlength=len(found.names)).tolist())
 
 
 def open_files(

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gantrain import performance
 from gantrain.averaging import LIVE
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.config.loading import load
-from gantrain.data import prepare
+from gantrain.data import Digits, prepare
 from gantrain.data.likeness import find_difference
 from gantrain.distributed import local_processes, main_first, make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
+from gantrain.images import to_uint8
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_run
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.generators import load_weights
-from gantrain.sampling.latents import GeneratorModule
+from gantrain.sampling.latents import GeneratorModule, draw
 from gantrain.score_names import Scores
 
 ASKED = ("eval.metrics=", "eval.num_samples=", "eval.features=", "eval.features.")
@@ -84,11 +86,21 @@ class RunScorer:
         g: GeneratorModule = performance.place(load_weights(config, self.path, LIVE), switches, accelerator.device)
         self.generator = g
         shape = (g.channels, g.resolution, g.resolution)
-        self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes)
+        # Without the run's data, its images say whether features fit them.
+        scored = self.some if images is None and not isinstance(config.data, Digits) else None
+        self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes, scored=scored)
         if other:
             self.evaluator.remarks.notes.insert(0, f"warning: {other}; the scores are against the images as they are now")
         if self.strict:
             self.evaluator.remarks.require_enough()
+
+    def some(self) -> Tensor:
+        """A few images of the live weights, uint8; the generator may hold any other weights afterwards."""
+        e, g, device = self.config.eval, self.generator, self.accelerator.device
+        self.materialize(LIVE, g)
+        with torch.no_grad(), self.evaluator.isolated():
+            g.eval()  # with the statistics of training: recalibration would need all processes, and a look needs no better ones
+            return to_uint8(g(*draw(self.config.seed, "eval", 0, e.batch_size, g.dim_z, g.num_classes, device, e.truncation)))
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
         """Score the named averages ("live" among them); see `Evaluator.score`."""

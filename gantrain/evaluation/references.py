@@ -43,7 +43,7 @@ class Reference:
         take: reads images: (start, count) to uint8 `[count, C, H, W]`; None if there are only statistics.
         taken: how many images `take` can read.
         statistics: contents of a file; None for images.
-        class_counts: images per class of the data set; empty if the images have no labels.
+        class_counts: images per class; fewer than two entries if the classes are not known.
         is_unchanged: reads the content again and says whether it is still `content`, None if that cannot be known.
         notes: what the user should know about the images, a line each: what was passed over, left out or converted.
     """
@@ -167,7 +167,7 @@ def wrap_pictures(pictures: Pictures, most: int | None = None) -> Reference:
 
     return Reference(
         pictures.name, content, count, pictures.shape, lambda start, n: pictures.take(order[start : start + n]), count,
-        is_unchanged=is_unchanged,
+        class_counts=pictures.count_classes(), is_unchanged=is_unchanged,
         notes=pictures.notes,
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def wrap_statistics(file: Statistics, with_images: bool, most: int | None) -> Re
     if file.images is not None and (file.width is None or (with_images and file.features is None)):
         found = wrap_pictures(wrap_array(name, file.images, file.content), most)
         count = found.count if file.moments is None else file.count
-        return Reference(name, file.content, count, found.shape, found.take, found.taken, file)
+        return Reference(name, file.content, count, found.shape, found.take, found.taken, file, file.class_counts)
     if file.features is not None and len(file.features) < FEWEST_REAL:
         raise UserError(f"{file.path}: has features of {len(file.features)} images; scores need at least {FEWEST_REAL}")
-    return Reference(name, file.content, file.count, statistics=file)
+    return Reference(name, file.content, file.count, statistics=file, class_counts=file.class_counts)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from gantrain.config.sections import Eval
@@ -16,8 +17,11 @@ from gantrain.errors import UserError
 from gantrain.evaluation.references import Reference, wrap_dataset
 from gantrain.metrics import Counts, Metric
 
-LOOKED_AT = 64  # images that are compared with the digits
+LOOKED_AT = 64  # images that are compared with the digits, of the real and of the scored ones
 DIGITS = "digits"  # as `made_for` of an extractor
+GREY = 16  # levels of 255: mean difference of the channels of RGB images up to which they count as grey, as JPEG and networks leave them
+ALIKE = 0.3  # correlation with the digits' mean image; any single digit has at least 0.41, noise about 0
+SCORED = "the scored images"
 
 
 def describe_features(settings: Eval, foreign: Sequence[str], what: str = "scores") -> list[str]:
@@ -31,7 +35,7 @@ def describe_features(settings: Eval, foreign: Sequence[str], what: str = "score
     made_for, prefix = settings.features.made_for, settings.features.metric_prefix
     if not foreign:
         return []
-    are, measure = "is" if len(foreign) == 1 else "are", "quality" if what == "scores" else "likeness"
+    are, measure = "is" if len(foreign) == 1 and SCORED not in foreign else "are", "quality" if what == "scores" else "likeness"
     return [
         f"{prefix}* {what} are made for {made_for}, and {' and '.join(foreign)} {are} not known to be {made_for}; of other images they do"
         f" not measure {measure}: set eval.features.name=inception"
@@ -63,12 +67,53 @@ def are_digits(take: Callable[[int, int], Tensor], count: int, shape: tuple[int,
     return bool((images == grey).all()) and {one.numpy().tobytes() for one in grey} <= known_digits(shape[1])
 
 
+def resemble_digits(images: Tensor) -> bool:
+    """Whether images, generated ones perhaps, may be digits: square, grey, and with a mean image like that of the digits.
+
+    Args:
+        images: uint8 `[N, C, H, W]`; a few, of several classes if possible.
+    """
+    levels = images.cpu().float()
+    if images.shape[2] != images.shape[3] or (levels.amax(1) - levels.amin(1)).mean() > GREY:
+        return False
+    both = torch.stack([levels.mean((0, 1)).flatten(), mean_digit(images.shape[2]).flatten()])
+    return bool(torch.corrcoef(both)[0, 1] >= ALIKE)  # nan, of a constant image, is not
+
+
+@functools.lru_cache(maxsize=2)
+def mean_digit(resolution: int) -> Tensor:
+    """The mean image of the digits `[H, W]`."""
+    pixels = Digits(resolution=resolution).build().pixels
+    assert pixels is not None, "the digits are in memory"
+    return pixels.float().mean((0, 1))
+
+
 @functools.lru_cache(maxsize=2)
 def known_digits(resolution: int) -> frozenset[bytes]:
     """The pixels of every digit at a resolution."""
     pixels = Digits(resolution=resolution).build().pixels
     assert pixels is not None, "the digits are in memory"
     return frozenset(one.contiguous().numpy().tobytes() for one in pixels)
+
+
+def describe_classes(counts: Sequence[int], num_classes: int) -> str:
+    """What scores compare if generated and real images have, or may have, other frequencies of classes; empty if they have the same.
+
+    Args:
+        counts: images per class of the reference; fewer than two if its classes are not known.
+        num_classes: of the generator; with 1, nothing is said.
+    """
+    if num_classes == 1:
+        return ""
+    if len(counts) == num_classes:
+        return describe_mixture(counts)
+    uniform = f"labels of generated images are uniform over {num_classes} classes"
+    if len(counts) < 2:
+        return (
+            f"the class frequencies of the reference are unknown, while {uniform}; unless its classes are balanced too, a perfect"
+            " generator of every class would not reach a FID of 0"
+        )
+    return f"the reference has {len(counts)} classes, while {uniform}; a perfect generator of every class may not reach a FID of 0"
 
 
 @dataclass(frozen=True)
@@ -82,6 +127,7 @@ class Remarks:
         trained_on: the data set of the run, if the reference is another.
         num_classes: classes of the generator, whose labels are drawn uniformly; 1 for images as they are.
         widths: returns the numbers of features and logits per image.
+        scored: returns some of the scored images, uint8; None if they are not looked at, since they are of a run whose data are.
     """
 
     settings: Eval
@@ -90,15 +136,18 @@ class Remarks:
     trained_on: ImageSet | None
     num_classes: int
     widths: Callable[[], tuple[int, int]]
+    scored: Callable[[], Tensor] | None = None
 
     @cached_property
     def foreign(self) -> list[str]:
-        """Names of the real images that are not known to be what the features are made for."""
+        """Names of the real images, and of the scored ones, that are not known to be what the features are made for."""
         made_for = self.settings.features.made_for
         if made_for is None:
             return []
         real = [self.real, *([wrap_dataset(self.trained_on, None)] if self.trained_on else [])]
-        return list(dict.fromkeys(one.name for one in real if not shows(made_for, one)))
+        found = list(dict.fromkeys(one.name for one in real if not shows(made_for, one)))
+        strange = made_for == DIGITS and self.scored is not None and not resemble_digits(self.scored())
+        return [*found, SCORED] if strange else found
 
     @property
     def on_features(self) -> list[str]:
@@ -136,7 +185,7 @@ class Remarks:
     def notes(self) -> list[str]:
         """Everything, a sentence each."""
         counts, prefix = self.counts, self.settings.features.metric_prefix
-        mixture = describe_mixture(self.real.class_counts) if self.num_classes > 1 else ""
+        mixture = describe_classes(self.real.class_counts, self.num_classes)
         able = [metric for metric in self.metrics if metric.fewest(counts.width) <= counts.fake]
         return [
             *self.on_features,

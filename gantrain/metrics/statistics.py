@@ -5,6 +5,7 @@
     features [N, d] (logits [N, c])     gantrain; clean-fid's KID calls them feats
     arr_0 [N, H, W, C] uint8            images: guided-diffusion's batches, which may also contain mu and sigma of more images
 
+Two more arrays say how often each class occurs: class_counts [c] (gantrain), or arr_1 [N], the labels of arr_0 (guided-diffusion).
 Covariances are used as stored: TTUR and most others divide by N - 1, StyleGAN by N. Nothing is unpickled.
 """
 
@@ -32,6 +33,8 @@ BROKEN = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedEr
 AGAIN = "create the file again"
 ASYMMETRY = 1e-3  # tolerance relative to the largest entry: float32 covariances are symmetric only up to rounding
 KEPT = ("mu", "sigma", "raw_mean", "raw_cov", "num_items", "num_images", "features", "feats", "logits", "arr_0", "identity", "name", "data")
+OF_CLASSES = ("class_counts", "arr_1")  # not part of the content: scores are the same with and without them
+MOST_CLASSES = 10**6  # in arr_1; larger numbers are not classes
 WIDTHS = {64: "eval.features.name=digits or eval.features={name: inception, layer: '64'}", 2048: "eval.features.name=inception"} | {
     d: f"eval.features={{name: inception, layer: '{d}'}}" for d in (192, 768)
 }
@@ -52,6 +55,7 @@ class Statistics:
         identity: identity of the extractor, if the file contains it.
         name: name of the images, if the file contains it.
         data: the data set that the images were found to be of ("digits"), or "" for others; None in files that do not say.
+        class_counts: images per class, if the file contains them; else empty.
     """
 
     path: Path
@@ -64,6 +68,7 @@ class Statistics:
     identity: str | None = None
     name: str | None = None
     data: str | None = None
+    class_counts: tuple[int, ...] = ()
 
     @property
     def width(self) -> int | None:
@@ -122,7 +127,7 @@ def read_statistics(path: str | Path) -> Statistics:
         raise UserError(f"{path}: is not a file; pass an .npz of statistics, or write one with `gantrain reference`")
     arrays = read_arrays(path)
     digest = hashlib.sha256()
-    for key in sorted(arrays):
+    for key in sorted(arrays.keys() - OF_CLASSES):
         digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}\n".encode() + np.ascontiguousarray(arrays[key]).tobytes())
     features, logits = features_of(path, arrays)
     images = images_of(path, arrays)
@@ -137,7 +142,7 @@ def read_statistics(path: str | Path) -> Statistics:
         assert images is not None  # features would have given the count
         count = len(images)
     said = {key: str(arrays[key]) for key in ("identity", "name", "data") if key in arrays and arrays[key].dtype.kind == "U"}
-    return Statistics(path, digest.hexdigest(), moments, features, logits, images, count, **said)
+    return Statistics(path, digest.hexdigest(), moments, features, logits, images, count, **said, class_counts=classes_of(arrays))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -146,7 +151,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("a single array")
-            names = [key for key in file.files if key in KEPT]
+            names = [key for key in file.files if key in (*KEPT, *OF_CLASSES)]
             return {key: file[key] for key in names} if names else {key: np.empty(0) for key in file.files}
     except BROKEN as error:
         reason = "it contains pickled objects, which can run code" if "allow_pickle" in str(error) else one_line(error)
@@ -235,6 +240,19 @@ def images_of(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     return images
 
 
+def classes_of(arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
+    """Returns images per class; empty if the file does not contain them, or if its labels are those of only some of the images."""
+    counts, labels = (arrays.get(key, np.empty(0)) for key in OF_CLASSES)
+    if counts.ndim == 1 and counts.dtype.kind in "iu" and (counts >= 0).all():
+        return tuple(counts.tolist())
+    of_all = "arr_0" in arrays and not arrays.keys() & {"mu", "raw_mean", "features", "feats"}
+    if not of_all or labels.dtype.kind not in "iu" or labels.shape != arrays["arr_0"].shape[:1]:
+        return ()
+    if not len(labels) or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        return ()
+    return tuple(np.bincount(labels.astype(np.int64)).tolist())
+
+
 def write_statistics(path: Path, features: FeatureSet, moments_only: bool, facts: dict[str, object]) -> None:
     """Atomically writes a file for `read_statistics` and for every program that reads TTUR's files.
 
@@ -243,7 +261,7 @@ def write_statistics(path: Path, features: FeatureSet, moments_only: bool, facts
         features: the features to write.
         moments_only: write no features and logits. The size of the file is then independent of the number of images: 32 MiB for
             2048 dimensions, and kilobytes for 64.
-        facts: additional text, numbers, or mappings (written as JSON).
+        facts: additional text, numbers, lists of numbers, or mappings (written as JSON).
     """
     arrays: dict[str, Any] = {**features.moments, "num_images": np.array(len(features))}
     if not moments_only:

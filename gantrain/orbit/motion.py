@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,21 +103,26 @@ def build_motion(lines: list[dict[str, Any]], player: str) -> Motion:
     names = list(dict.fromkeys(name for of in sketched for name in of))
     sketches = {name: np.stack([of.get(name, nothing) for of in sketched]).astype(np.float32) for name in names}
     distances = {n: np.array([float(line["distances"][player].get(n, "nan")) for line in lines]) for n in names if n != LIVE}
-    batch, rates = [line["batch_size"] for line in lines], [tuple(line["lr"].values()) for line in lines]
     swapped = [line.get("swap") is True for line in lines]
-    new = [False] * len(lines)
-    begin = 0  # the first recording of the current regime
-    for i in range(1, len(lines)):
-        new[i] = swapped[i] or batch[i] != batch[begin] or is_jump(rates[i], rates[begin])
-        begin = i if new[i] else begin
     return Motion(
         nimg=np.array([line["nimg"] for line in lines]),
         sketches=sketches,
         distances=distances,
-        regime=np.cumsum(new),
+        regime=number_regimes(lines),
         swaps=[i - 1 for i, after in enumerate(swapped) if after and i],
-        batch_size=np.array(batch),
+        batch_size=np.array([line["batch_size"] for line in lines]),
     )
+
+
+def number_regimes(lines: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """`[n]`, the regime of each recording, see `Motion`; of a line, only `batch_size`, `lr` and `swap` are used."""
+    batch, rates = [line["batch_size"] for line in lines], [tuple(line["lr"].values()) for line in lines]
+    new = [False] * len(lines)
+    begin = 0  # the first recording of the current regime
+    for i in range(1, len(lines)):
+        new[i] = lines[i].get("swap") is True or batch[i] != batch[begin] or is_jump(rates[i], rates[begin])
+        begin = i if new[i] else begin
+    return np.cumsum(new)
 
 
 def is_jump(some: tuple[float, ...], others: tuple[float, ...]) -> bool:

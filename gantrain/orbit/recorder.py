@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -58,12 +59,14 @@ class OrbitRecorder:
         self.nimg = -1  # of the last recording
         self.latest: dict[str, float] = {}  # distances of the last recording written, for a line of metrics.jsonl
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
+        self._heads: list[dict[str, Any]] | None = None  # None until somebody asks
 
     def open(self, state: Mapping[str, Any] | None = None) -> None:
         """Continue from `state`, or start afresh: later lines of the file are removed, and will be recorded again."""
         keep_bytes = state["bytes"] if state else 0
         self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
         self.nimg = state["nimg"] if state else -1
+        self._heads = None
         self._pending = []  # after a rollback these belong to the abandoned path
         if not self.writes or not (self.on or self.path.exists()):  # a run that no longer records still removes later lines
             return
@@ -83,6 +86,18 @@ class OrbitRecorder:
             os.fsync(file.fileno())
             # `latest` is a list because JSON in a checkpoint is sorted by key.
             return {"bytes": file.tell(), "nimg": self.nimg, "latest": as_json(list(self.latest.items()))}
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """The recordings so far, without the numbers; a damaged line is left out. The file is read at most once after `open`."""
+        if self._heads is None:
+            self._heads = []
+            for text in self.path.read_bytes().splitlines() if self.on and self.writes and self.path.is_file() else []:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    line = json.loads(text)
+                    self._heads.append({**{key: line[key] for key in ("nimg", "batch_size", "lr")}, "swap": line.get("swap") is True})
+            self._heads += [head for head, _, _ in self._pending]
+        return self._heads
 
     def record(self, nimg: int, facts: Mapping[str, Any], swapped: bool = False) -> None:
         """Record where all weights are, at most once per moment. Waits for the device only if averages are offloaded.
@@ -109,6 +124,8 @@ class OrbitRecorder:
                     names.append(("distances", key, name))
                     values.append(bank.distance(name).view(1))
         self._pending.append((head, names, torch.cat(values)))
+        if self._heads is not None:
+            self._heads.append(head)
 
     def flush(self) -> None:
         """Write pending recordings to the file."""

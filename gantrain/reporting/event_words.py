@@ -14,6 +14,7 @@ from gantrain import clock
 from gantrain.errors import counted
 from gantrain.reporting.console import console_line, time_left
 from gantrain.reporting.score_table import table
+from gantrain.run_folder.change_words import name_and_settings, say_changes
 from gantrain.run_folder.record import ENDS, Record, evaluation, goes_back
 
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -73,14 +74,14 @@ def rollback(line: Line) -> str:
 
 def fork(line: Line) -> str:
     """The run and the checkpoint that a run continues from, and what was changed."""
-    changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in line.get("changed", {}).items())
+    changes = say_changes(line.get("changed", {}))
     return f"forked from {line['from']} at {line['nimg'] / 1000:g} kimg{f': {changes}' if changes else ''}"
 
 
 def average_added(line: Line) -> str:
     """The name and the settings of an average that begins in the middle of a run."""
-    settings = ", ".join(f"{key} {value}" for key, value in line["settings"].items() if key != "name" and value is not None)
-    return f"average {line['average']} added: {line['settings']['name']}{f' with {settings}' if settings else ''}"
+    settings = {key: value for key, value in line["settings"].items() if key != "name"}
+    return f"average {line['average']} added: {name_and_settings(line['settings']['name'], settings)}"
 
 
 def data_changed(line: Line) -> str:
@@ -92,6 +93,7 @@ def changes_of(record: Record) -> dict[str, str]:
     """What became of a run after it was configured, for the facts of a page: its origin, averages and images; empty if there is none."""
     told = {"Fork": "fork", "Added averages": "average_added", "Changed data": "data_changed"}
     found = {title: [f"{what_happened(line)}, at {kimg(line)}" for line in record.events(name)] for title, name in told.items()}
+    found["Fork"] = [what_happened(line) for line in record.events("fork")]  # its words have the time
     return {title: "; ".join(lines) for title, lines in found.items() if lines}
 
 

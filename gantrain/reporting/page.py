@@ -29,6 +29,7 @@ from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.event_words import changes_of
 from gantrain.reporting.page_figures import stack
 from gantrain.reporting.page_tables import means_table, swap_table, tables
+from gantrain.reporting.run_warnings import find_collapse, find_warnings, marks_of
 from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.run_folder.provenance import utc_now
 from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, FORKED, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
@@ -139,7 +140,8 @@ def head(record: Record, name: str) -> dict[str, Any]:
         "Classes": list_classes(facts.get("class_names", ())),
     }
     return {
-        "name": name, "status": record.status, "words": IN_WORDS[record.status], "rows": {k: v for k, v in rows.items() if v},
+        "name": name, "status": record.status, "words": IN_WORDS[record.status], "collapse": find_collapse(record),
+        "marks": marks_of(find_warnings(record), find_collapse(record)), "rows": {k: v for k, v in rows.items() if v},
         "no_score": no_score(record), "score_notes": notes_on_scores(record),
         "best": [best for metric in record.metrics if (best := best_of(record, metric))], "config": loading.to_yaml(config),
     }  # fmt: skip
@@ -231,8 +233,8 @@ def notes_on_scores(record: Record) -> list[str]:
 
 
 def notes(record: Record) -> list[str]:
-    """What is incomplete about a run, and what the page leaves out."""
-    found = []
+    """What a run has warned about, what is incomplete about it, and what the page leaves out."""
+    found = [warning.sentence for warning in find_warnings(record)]
     apart = len(record.evaluations) - len(record.comparable)
     if apart:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")

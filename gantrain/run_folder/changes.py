@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gantrain import clock
 from gantrain.averaging import AVERAGERS
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.config import loading
@@ -16,13 +16,11 @@ from gantrain.config.plugins import name_of
 from gantrain.config.schema import may_change
 from gantrain.config.sections import AUTO
 from gantrain.data import Archive, Folder, Packed
-from gantrain.errors import UserError, shown
+from gantrain.errors import UserError
 from gantrain.run_folder.best_average import BEST
+from gantrain.run_folder.change_words import bounded, spell, whole_entries
 
 Values = tuple[Any, Any]
-NAMED = 8  # keys that one message names
-ABSENT = "absent"  # as `differing_keys` says it
-PLAIN = re.compile(r"[A-Za-z_/~][\w./:~-]*")  # a string without quotes
 
 
 @dataclass(frozen=True)
@@ -60,38 +58,7 @@ def find_changes(saved: Config, config: Config, begun: Collection[str]) -> Chang
 
 def describe_changes(values: Mapping[str, Values]) -> str:
     """Keys with both values as YAML spells them, for a message; at most eight, and a plug-in of another name counts as one."""
-    merged = merge_plugins(values)
-    named = ", ".join(f"{key} ({spell(old)} there, {spell(new)} now)" for key, (old, new) in list(merged.items())[:NAMED])
-    return named + (f" and {len(merged) - NAMED} more" if len(merged) > NAMED else "")
-
-
-def merge_plugins(values: Mapping[str, Values]) -> dict[str, Values]:
-    """The same keys, but one entry for a plug-in that only one side has, and no fields that only one of two plug-ins has."""
-    merged = dict(values)
-    for key in [key for key in values if key.endswith(".name")]:
-        owner = key.removesuffix(".name")
-        if ABSENT in values[key]:
-            fields = {field for field in merged if field.startswith(f"{owner}.")}
-            old, new = (one if other == ABSENT else other for one, other in zip(values.get(owner, (ABSENT, ABSENT)), values[key]))
-            merged = {
-                (owner if field == key else field): at for field, at in merged.items() if field == key or field not in fields | {owner}
-            }
-            merged[owner] = (old, new)
-        else:
-            merged = {field: at for field, at in merged.items() if not (field.startswith(f"{owner}.") and ABSENT in at)}
-    return merged
-
-
-def spell(value: Any) -> str:
-    """A value as YAML spells it, on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {spell(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(spell, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    plain = isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in ("null", "true", "false", "yes", "no", "on", "off")
-    return value if plain else shown(value)
+    return bounded([f"{key} ({old} there, {new} now)" for key, (old, new) in whole_entries(values).items()], ", ")
 
 
 def describe_root(config: Config) -> str:
@@ -124,6 +91,19 @@ def require_late_start(config: Config, added: Collection[str], nimg: int) -> Non
                 f"averagers.{name}: the weights of a {name_of(AVERAGERS, config.averagers[name])} average count from the first image,"
                 f" so it cannot begin at {nimg / 1000:g} kimg; add an ema or swa, or train a new run with it"
             )
+
+
+def require_time_left(config: Config, missing: Iterable[str], nimg: int) -> None:
+    """Refuse averages that a run at `nimg` images does not have, if it trains no further.
+
+    Raises:
+        UserError: names the average and the remedy.
+    """
+    for name in missing if nimg >= clock.images(config.total_kimg) else ():
+        raise UserError(
+            f"averagers.{name}: the run is at {nimg / 1000:g} kimg and total_kimg={config.total_kimg:g}: nothing is left to train, so the"
+            f" average would stay empty; raise total_kimg, or remove averagers.{name}"
+        )
 
 
 def require_passive(config: Config, added: Collection[str]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from gantrain import clock, lock
 from gantrain.atomic_file import sync
 from gantrain.config.config import Config
-from gantrain.config.loading import differing_keys
+from gantrain.config.loading import differing_keys, to_dict
 from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
+from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import refuse_reserved, require_late_start
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, link_checkpoint
 from gantrain.run_folder.contents import group_of, open_run
@@ -24,12 +25,15 @@ from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
 from gantrain.run_folder.ownership import is_abandoned, read_rollback, write_config
 from gantrain.run_folder.provenance import new_run_id, utc_now
+from gantrain.run_folder.recognition import is_run_folder
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
 TRIES = 5  # a run that trains deletes its older checkpoints, perhaps while they are read
 SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `model` that decide the shapes of the networks
-SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download")}  # how images are read, not which
+# How images are read or shown, not which they are. `root` is not among them: a fork with another one is meant to train on what lies there.
+SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download", "flip")}
+PLACES = {"offload"}  # keys of an average that say where its tensors are kept; their values do not depend on them
 NETWORKS = (("g", "averages"), ("d", "averages_d"))
 
 
@@ -117,21 +121,31 @@ def require_same_networks(changed: Mapping[str, tuple[Any, Any]]) -> None:
     for key, (old, new) in changed.items():
         if key.startswith("model.") or (key in SHAPES and "absent" not in (old, new)):
             raise UserError(
-                f"{key}: is {old!r} in the checkpoint and {new!r} in the fork, but its networks cannot change;"
-                f" remove it, or train a new run with {key}={new}"
+                f"{key}: is {spell(old)} in the checkpoint and {spell(new)} in the fork, but its networks cannot change;"
+                f" remove it, or train a new run with {key}={spell(new)}"
             )
 
 
 def kept_averages(old: Config, new: Config, state: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the averages that continue, by network: those with equal settings, of every network that they follow."""
+    """Names of the averages that continue, by network: those with equal settings, of every network that they follow.
+
+    Where an average is kept may change.
+    """
     same = [
         name
         for name in new.averagers
         if name in state["averages"]
-        and old.averagers.get(name) == new.averagers[name]
+        and name in old.averagers
+        and average_alike(old.averagers[name], new.averagers[name])
         and (name not in new.followed("d") or name in state["averages_d"])
     ]
     return {"g": same, "d": [name for name in same if name in new.followed("d")]}
+
+
+def average_alike(one: Any, other: Any) -> bool:
+    """Whether two averagers give the same averages: they may only differ in where those are kept."""
+    settings, others = ({key: value for key, value in to_dict(each).items() if key not in PLACES} for each in (one, other))
+    return type(one) is type(other) and settings == others
 
 
 def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, kept: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -196,10 +210,7 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     nimg, state = origin.snapshot.nimg, origin.snapshot.state
     changed = {key: values for key, values in differing_keys(old, new).items() if key != "run_dir"}
     require_same_networks(changed)
-    if nimg >= clock.images(new.total_kimg):
-        raise UserError(
-            f"total_kimg: must be above {nimg / 1000:g}, the time of the checkpoint, or nothing is left to train, got {new.total_kimg:g}"
-        )
+    require_time(origin, old, new)
     kept = kept_averages(old, new, state)
     saved = forked_state(state, old, new, nimg, kept)
     begin = [name for name in new.averagers if name not in kept["g"]]
@@ -221,12 +232,34 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     return Fork(folder, nimg, event, state["swaps"]["lr_scale"] * state["guard"]["lr_scale"])
 
 
+def require_time(origin: Origin, old: Config, new: Config) -> None:
+    """Refuse a fork that would have nothing to train.
+
+    Raises:
+        UserError: `total_kimg` is not after the checkpoint; says whether it is the origin's.
+    """
+    nimg = origin.snapshot.nimg
+    if nimg < clock.images(new.total_kimg):
+        return
+    if new.total_kimg == old.total_kimg:
+        raise UserError(
+            f"total_kimg: {new.total_kimg:g} is taken over from {origin.run}, and the checkpoint is at {nimg / 1000:g} kimg, so nothing is"
+            f" left to train; add total_kimg=NUMBER above {nimg / 1000:g}, or fork from an earlier checkpoint (--kimg)"
+        )
+    raise UserError(
+        f"total_kimg: must be above {nimg / 1000:g}, the time of the checkpoint, or nothing is left to train, got {new.total_kimg:g}"
+    )
+
+
 def require_free(folder: Path) -> None:
-    """Refuse a folder that exists and is not empty.
+    """Refuse a folder that exists and is not empty, or that lies in the folder of a run.
 
     Raises:
         UserError: names it.
     """
+    above = next((path for path in folder.resolve().parents if is_run_folder(path)), None)
+    if above is not None:
+        raise UserError(f"--out: {folder} is inside the run folder {above}; use a folder outside it")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--out: {folder} already exists and is not empty; use another folder")
     if folder.exists() and not folder.is_dir():

@@ -14,7 +14,15 @@ from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.lock import InUse
-from gantrain.run_folder.changes import describe_changes, describe_root, find_changes, refuse_reserved, require_late_start, require_passive
+from gantrain.run_folder.changes import (
+    describe_changes,
+    describe_root,
+    find_changes,
+    refuse_reserved,
+    require_late_start,
+    require_passive,
+    require_time_left,
+)
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
@@ -46,7 +54,8 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
     earlier = loading.load(saved)
-    changes = find_changes(earlier, config, begun_averages(paths[-1], earlier))
+    begun = begun_averages(paths[-1], earlier)
+    changes = find_changes(earlier, config, begun)
     lost = tuple(f"averagers.{name}." for name in changes.removed)
     if lost and all(key.startswith(lost) for key in changes.refused):
         raise UserError(
@@ -63,6 +72,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     refuse_reserved(changes.added)
     require_passive(config, changes.added)
     require_late_start(config, changes.added, int(paths[-1].name))
+    require_time_left(config, [name for name in config.averagers if name not in begun], int(paths[-1].name))
     return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}
 
 

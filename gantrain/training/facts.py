@@ -59,8 +59,7 @@ class Facts:
         batching, world, total = self.batching, self.context.world, self.context.config.total_kimg
         self.data_before = state["data_fingerprint"]
         if self.data_before != self.images.fingerprint:
-            kept = "its names and labels have not" if state["data_listing"] == self.images.listing else "and so have its names or labels"
-            self.notes.append(f"the content of {self.images.name} has changed since {path.name}; {kept}")
+            self.notes.append(how_images_changed(self.images, state["data_listing"], path))
         seen = state["batching"]["micro_batch"]
         if seen != batching.micro_batch:
             self.notes.append(
@@ -199,6 +198,14 @@ class Facts:
             f" x {counted(facts['processes'], 'process', 'es')} x {counted(b.rounds, 'round')};"
             f" {facts['device']}, {config.mixed_precision}; averages: {', '.join(self.players.bank) or 'none'}"
         )
+
+
+def how_images_changed(images: ImageSet, listing: str | None, path: Path) -> str:
+    """How images differ from those of the checkpoint at `path`, whose listing is None in a fork with other data."""
+    if listing is None:
+        return f"this fork trains on other images than its origin: {images.name}, as its configuration says"
+    kept = "its names and labels have not" if listing == images.listing else "and so have its names or labels"
+    return f"the content of {images.name} has changed since {path.name}; {kept}"
 
 
 def count(network: nn.Module) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gantrain import clock
 from gantrain.batching import BatchController, BatchState
 from gantrain.batching.state import proposal_of
+from gantrain.orbit.motion import number_regimes
+from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.time_left import CHECKPOINTS, ORBIT_LINES, ORBIT_PICTURES, SAMPLES, SCORING, SNAPSHOTS, SWAPS, Plan
+from gantrain.theory.orbit_fit import FEWEST_RECORDINGS
 from gantrain.training.context import Context
 from gantrain.training.players import Players
 from gantrain.training.run_state import RunState
@@ -32,10 +37,14 @@ class Forecast:
         players: their averages are scored, once they have started.
         batching: the batch as it is, and its policy.
         swapper: knows which scores the last swap still lacks.
+        orbit: knows what has been recorded, and so from when on there is enough to draw.
     """
 
-    def __init__(self, context: Context, run: RunState, players: Players, batching: BatchController, swapper: Swapper):
+    def __init__(
+        self, context: Context, run: RunState, players: Players, batching: BatchController, swapper: Swapper, orbit: OrbitRecorder
+    ):  # fmt: skip
         self.context, self.run, self.players, self.batching, self.swapper = context, run, players, batching, swapper
+        self.orbit = orbit
 
     def plan(self) -> Plan:
         """What is still to come."""
@@ -54,7 +63,8 @@ class Forecast:
             CHECKPOINTS: len(np.union1d(due(c.checkpoint.every_kimg), last)),
         }
         if c.orbit.every_kimg is not None:
-            work |= {ORBIT_LINES: len(np.union1d(due(c.orbit.every_kimg), evaluations)), ORBIT_PICTURES: len(evaluations)}
+            recordings = self.recordings(np.union1d(due(c.orbit.every_kimg), evaluations), swaps, stretches)
+            work |= {ORBIT_LINES: len(recordings), ORBIT_PICTURES: self.orbit_pictures(evaluations, recordings)}
         return Plan([(stop - start, batch) for start, stop, batch in stretches], work)
 
     # ---- training ------------------------------------------------------------------------------------------------------
@@ -141,6 +151,39 @@ class Forecast:
         rules = [self.players.bank[name].averager for name in self.players.bank]
         kept = [rule.snapshot_every_kimg for rule in rules if rule.snapshot_every_kimg is not None and rule.exponent is not None]
         return sum(int(np.sum(np.union1d(self.firings(every, stretches), last) > 0)) for every in kept)
+
+    # ---- the orbit ----------------------------------------------------------------------------------------------------
+
+    def recordings(self, times: Times, swaps: Times, stretches: Sequence[Stretch]) -> list[dict[str, Any]]:
+        """The heads of the orbit's recordings that are still to come, as `OrbitRecorder.heads` has those of the past.
+
+        Args:
+            times: at which recordings are due.
+            swaps: just before and just after which the weights are recorded as well.
+        """
+        past, tail = self.orbit.heads, self.context.config.optim.lr_tail
+        last: Mapping[str, Any] = past[-1] if past else {"nimg": -1, "lr": {"g": 1.0, "d": 1.0}}
+        batch_at = lambda moment: next((b for _, stop, b in stretches if moment <= stop), self.batching.batch_size)  # noqa: E731
+        factor = lambda moment: tail.multiplier(max(0, moment - batch_at(moment)), moment)  # noqa: E731
+        before = factor(last["nimg"]) or 1.0
+        found = []
+        for moment in map(int, np.union1d(times, swaps)):
+            rates = {key: rate * factor(moment) / before for key, rate in last["lr"].items()}
+            head = {"nimg": moment, "batch_size": batch_at(moment), "lr": rates}
+            found += [head] if moment > last["nimg"] else []  # at most one per moment
+            found += [{**head, "batch_size": batch_at(moment + 1), "swap": True}] if moment in swaps else []
+        return found
+
+    def orbit_pictures(self, evaluations: Times, recordings: Sequence[Mapping[str, Any]]) -> int:
+        """How many evaluations draw the orbit: from the first on by which there are enough recordings without a jump."""
+        if self.context.costs.per_unit(ORBIT_PICTURES) is not None:  # there were enough already
+            return len(evaluations)
+        heads, counts = [*self.orbit.heads, *recordings], Counter[int]()
+        for head, regime in zip(heads, map(int, number_regimes(heads))):
+            counts[regime] += 1
+            if counts[regime] >= FEWEST_RECORDINGS:
+                return int(np.sum(evaluations >= head["nimg"]))
+        return 0
 
     # ---- swaps ---------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gantrain.batching import BatchController
 from gantrain.data import ImageSet, RealBatches, audit, prepare
 from gantrain.data.likeness import content_of, find_difference, join_parts, sum_parts
 from gantrain.distributed import local_processes, main_first
-from gantrain.errors import UserError
+from gantrain.errors import UserError, counted
 from gantrain.images import to_float
 from gantrain.reporting.event_words import on_console
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, read_state
@@ -241,9 +241,14 @@ def require_shape(images: ImageSet, shape: Sequence[int]) -> None:
         UserError: names what differs, with both values.
     """
     now = (images.resolution, images.channels, images.num_classes)
-    for what, old, new in zip(("resolution", "channels", "classes"), shape, now):
+    words: tuple[Callable[[int], str], ...] = (
+        lambda pixels: f"images of {pixels} x {pixels} pixels",
+        lambda channels: f"images with {counted(channels, 'channel')}",
+        lambda classes: counted(classes, "class", "es"),
+    )
+    for say, old, new in zip(words, shape, now):
         if old != new:
             raise UserError(
-                f"data: {images.name} has {what} {new}, and the networks of this run were trained with {old}; use images with {what} {old},"
-                " or train a new run"
+                f"data: {images.name} has {say(new)}, and the networks of this run were trained with {say(old)}; use a data set with"
+                f" {say(old)}, or train a new run"
             )

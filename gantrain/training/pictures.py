@@ -94,10 +94,10 @@ class Pictures:
         """Draw the motion recorded so far, and print its analysis; nothing if too little was recorded. Main process only."""
         if self.orbit.on:
             with self.context.costs.measure(ORBIT_PICTURES) as work:
-                work.units = int(self._show_orbit())
+                work.units = int(self._show_orbit())  # too little to show costs next to nothing, and says nothing about a picture
 
     def _show_orbit(self) -> bool:
-        """Whether there was enough to show."""
+        """Whether there was enough to show. A picture that failed has cost its time, and so will the next one."""
         context, banks = self.context, self.players.banks
         self.orbit.flush()
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
@@ -111,7 +111,7 @@ class Pictures:
             return False
         except Exception as error:
             context.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {context.run_dir}` tries again")
-            return False
+            return True
         words = [summarise(one) for one in found]
         context.tracker.image(self.run.nimg, "orbit", path, "; ".join(words))
         for line in words:

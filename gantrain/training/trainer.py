@@ -91,7 +91,7 @@ class Trainer:
             lambda: players.settle_batchnorm(evaluator), pictures.record_orbit, context.from_main, self.tracker,
         )  # fmt: skip
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
-        measurements.forecast = Forecast(context, run, players, batching, swapper).plan
+        measurements.forecast = Forecast(context, run, players, batching, swapper, orbit).plan
         self.facts = Facts(context, run, players, batching, images, measurements)
         if config.eval.reference is not None:
             self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
