@@ -584,14 +584,14 @@ def test_reference_is_kept_and_found_again(cache):
     assert reference.cached("abc") is None
     reference.keep("abc", FeatureSet(some.features.t().contiguous().t(), some.logits))  # in any memory order
     assert same(reference.cached("abc"), some) and reference.cached("abd") is None
-    assert [p.name for p in cache.iterdir()] == ["reference-abc-2.safetensors"]
+    assert [p.name for p in cache.iterdir()] == [reference.file_of("abc")]
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "other tensors", "folder"])
 def test_damaged_cache_file_counts_as_absent_and_is_replaced(damage, cache):
     some = random_features(30, 5, 1)
     reference.keep("abc", some)
-    path = cache / "reference-abc-2.safetensors"
+    path = cache / reference.file_of("abc")
     if damage == "other tensors":
         save_file({"features": some.features}, path)
     elif damage == "folder":
