@@ -108,6 +108,7 @@ def test_samples_show_every_average_side_by_side(finished):
         assert part.std() > 10 and len(np.unique(part)) > 50
 
 
+@pytest.mark.slow
 def test_the_same_command_on_a_finished_run_repeats_its_table(finished, gantrain):
     run, said = finished
     before = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")}
@@ -162,6 +163,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(finished, gantr
     assert events[0] == "start" and events[-1] == "end" and "resume" in events
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(gantrain, tmp_path):
     run, before = tmp_path / "run", []
 
@@ -241,7 +243,7 @@ def folder(root: Path) -> list[str]:
     return [f"data={{name: folder, root: '{root}', resolution: 16}}", "eval.reference_samples=16", "total_kimg=0.16"]
 
 
-@pytest.mark.parametrize("keep_in", slow_but(["disk"], ["auto", "disk"]))
+@pytest.mark.parametrize("keep_in", slow_but([], ["auto", "disk"]))
 def test_a_folder_of_pictures_trains(gantrain, pictures, tmp_path, keep_in):
     done = train(gantrain, tmp_path / "run", *folder(pictures), f"data.keep_in={keep_in}", "data.flip=true", "data.workers=1")
     assert "folder/pictures: 16 images, 2 classes (8 each), 3 x 16 x 16" in done.stdout
@@ -294,7 +296,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", slow_but(["unconditional"], WAYS))
+@pytest.mark.parametrize("way", slow_but([], WAYS))
 def test_other_ways_train_and_resume(gantrain, tmp_path, way):
     """Each trains, is killed by a shorter total, and goes on to finite weights."""
     run = tmp_path / "run"

@@ -413,7 +413,7 @@ def load_or_refuse(path, overrides=()) -> None:
         assert isinstance(error, ConfigError) and "\n" not in str(error) and str(error).strip()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(st.tuples(keys, messes), min_size=1, max_size=3))
 def test_no_override_gives_a_traceback(values):
     load_or_refuse(DIGITS, [f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...')}" for key, value in values])

@@ -269,7 +269,7 @@ def resolved(config: Path | str, *overrides: str) -> Config:
     return resolve_starts(load(config, overrides), set_keys(config, overrides))
 
 
-@pytest.mark.parametrize("rule, default", [("swa", 100), ("lawa", 0), ("bema", 0), ("ema_steps", 0)])
+@pytest.mark.parametrize("rule, default", slow_but([("swa", 100)], [("swa", 100), ("lawa", 0), ("bema", 0), ("ema_steps", 0)]))
 def test_an_added_average_begins_at_once_unless_its_start_is_set(run, rule, default):
     command = [*SETTINGS, f"run_dir={run}"]
     assert resolved(DIGITS, *SETTINGS, f"run_dir={run}-new", f"averagers.late.name={rule}").averagers["late"].start_kimg == default
@@ -294,7 +294,7 @@ def test_the_command_that_added_an_average_resumes_the_run(run):
         look_into(run, resolved(DIGITS, *command, "averagers.late.start_kimg=0.5"))
 
 
-@pytest.mark.parametrize("total", [0.1, 0.128])
+@pytest.mark.parametrize("total", slow_but([0.128], [0.1, 0.128]))
 @pytest.mark.parametrize("rule", ["{name: swa, start_kimg: 0}", "{name: ema}"])
 def test_an_average_added_to_a_finished_run_is_refused(saved, rule, total):
     config = load(saved / "config.yaml", [f"averagers.l2={rule}", f"total_kimg={total}"])
@@ -321,6 +321,7 @@ def test_a_fork_says_when_its_averages_begin(run, capsys, tmp_path):
     assert load(out / "config.yaml").averagers["late"].start_kimg == AT / 1000
 
 
+@pytest.mark.slow
 def test_a_resume_that_would_lose_an_average_is_refused(run):
     words = "has the average swa, which this configuration lacks, and its past would be lost; add averagers.swa as in .*config.yaml, or"
     with pytest.raises(UserError, match=words):

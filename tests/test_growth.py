@@ -623,7 +623,7 @@ def test_a_checkpoint_that_the_run_replaces_meanwhile_is_no_error(plain, gantrai
     assert "at 0.24 kimg, live weights" in gantrain("noise-scale", run, "--updates", 8).stdout
 
 
-@pytest.mark.parametrize("override", slow_but(["data.labels=false"], ["data.labels=false", "data.resolution=32", "data.name=folder"]))
+@pytest.mark.parametrize("override", slow_but([], ["data.labels=false", "data.resolution=32", "data.name=folder"]))
 def test_it_wants_the_data_that_the_run_was_trained_on(gantrain, tmp_path, override):
     run = tmp_path / "run"
     settings = [*TINY, "eval.every_kimg=null", "tracking.samples_every_kimg=null", "total_kimg=0.032", "checkpoint.every_kimg=1"]
@@ -676,6 +676,7 @@ def test_what_it_cannot_measure_is_one_line(plain, gantrain, arguments, words):
     assert words in error_of(gantrain("noise-scale", plain, *arguments, check=False))
 
 
+@pytest.mark.slow
 def test_gradients_that_are_no_numbers_are_one_line(plain, gantrain, tmp_path):
     import shutil
 

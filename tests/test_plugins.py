@@ -142,6 +142,7 @@ def test_every_command_takes_a_run_of_outside_plugins(gantrain, run, words, tmp_
     assert "SmallGenerator takes labels only" in line
 
 
+@pytest.mark.slow
 def test_a_policy_that_only_proposes_is_a_part_of_largest(gantrain, words, tmp_path):
     more = [MANY, "noise_scale={measure_every: 2, window: 8}", f"run_dir={tmp_path / 'run'}", "total_kimg=0.16"]
     gantrain(*words, *more)

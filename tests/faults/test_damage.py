@@ -199,6 +199,7 @@ def test_where_none_is_whole_one_line_says_so(run, gantrain, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_is_sampled_and_a_damaged_one_refused(run, gantrain, tmp_path):
     """It is the only one of its time that is kept."""
     copy = tmp_path / "run"

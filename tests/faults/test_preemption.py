@@ -124,6 +124,7 @@ def test_in_an_evaluation_it_does_not_wait_for_the_scores(undisturbed, gantrain,
     same_run(undisturbed, run)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     """In an evaluation that the first would have to wait for; the last checkpoint stands."""
     run, begun = tmp_path / "run", tmp_path / "begun"
@@ -138,6 +139,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert err == "gantrain: error: interrupted; run the same command to resume from the last checkpoint, if there is one\n"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_when_it_is_asked_to_stop_is_done(tmp_path):
     """Status 0, or a scheduler's script would run it again."""
     run = tmp_path / "run"

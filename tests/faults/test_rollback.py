@@ -104,7 +104,7 @@ def test_it_gives_up_after_as_many_attempts_as_it_may_make(tmp_path):
     assert rates[960] == pytest.approx(4e-4 / 8)
 
 
-@pytest.mark.parametrize("action, status", [("stop", 3), pytest.param("warn", 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("action, status", slow_but([], [("stop", 3), ("warn", 0)]))
 def test_stop_and_warn(tmp_path, action, status):
     run = tmp_path / "run"
     done = faulty(run, "loss", *FEW, f"guard.on_nonfinite={action}", "total_kimg=0.48", FAULT_UPDATE="22", check=status)

@@ -74,7 +74,7 @@ def record(run: Path) -> list[dict]:
         pytest.param(
             "later", "wandb: stopped (W&B cannot be reached); training continues; metrics.jsonl is complete", marks=pytest.mark.slow
         ),
-        ("hangs", "wandb: did not finish within 1 seconds; giving up; metrics.jsonl is complete"),
+        pytest.param("hangs", "wandb: did not finish within 1 seconds; giving up; metrics.jsonl is complete", marks=pytest.mark.slow),
     ],
 )
 def test_training_goes_on_and_nothing_is_lost(alone, tmp_path, fault, words):

@@ -103,6 +103,7 @@ def test_data_that_would_run_code_is_refused(gantrain, tmp_path, marker):
     assert str(tmp_path / "tag.yaml") in error_of(gantrain("config", tmp_path / "tag.yaml", check=False))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_would_run_code_is_refused(gantrain, tmp_path, marker):
     """Each kind replaces the weights, the state and the manifest of the only checkpoint, and a rebuilt average."""
     run = tmp_path / "run"
