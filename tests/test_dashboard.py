@@ -399,7 +399,7 @@ def test_wandb_summary_has_the_best_of_the_whole_run(resumed):
                 (line[f"eval/{name}/{metric}"], name, line["nimg"] / 1000)
                 for line in scored
                 for name in ("live", "ema", "ema_short", "swa")
-                if f"eval/{name}/{metric}" in line and line["nimg"] <= until
+                if f"eval/{name}/{metric}" in line and 0 < line["nimg"] <= until  # never untrained weights
             ]
             value, average, kimg = better(keys, key=lambda one: one[0])
             assert [part.summary[f"best/{metric}{end}"] for end in ("", "_average", "_kimg")] == [value, average, kimg]

@@ -476,7 +476,7 @@ def test_a_run_in_two_goes_is_the_run_in_one(switch, gantrain, packed_digits, tm
     one, two = (tensors_of(tmp_path / run) for run in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     scores = [
-        [(line["nimg"], k, v) for line in lines_of(tmp_path / run) for k, v in line.items() if k.startswith("eval/")]
+        [(line["nimg"], k, str(v)) for line in lines_of(tmp_path / run) for k, v in line.items() if k.startswith("eval/")]
         for run in ("one", "two")
     ]
     assert scores[0] and set(scores[0]) <= set(scores[1])

@@ -28,6 +28,7 @@ def fail(*arguments, **kwargs):
     if os.environ["FAULT"] == "raises" or os.environ["FAULT"] == "later":
         raise ConnectionError("W&B cannot be reached")
     time.sleep(10**6)
+fail.update = fail  # as of run.summary
 class Run:
     dir = "nowhere/files"
     url = "https://nowhere"
