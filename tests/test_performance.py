@@ -482,6 +482,7 @@ def test_a_run_in_two_goes_is_the_run_in_one(switch, gantrain, packed_digits, tm
     assert scores[0] and set(scores[0]) <= set(scores[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switch", switches("packed", all=[name for name in SWITCHES if name != "bf16"])
 )  # whose rounding is of another size

@@ -61,6 +61,7 @@ def scores_at(path: Path) -> dict:
 # ---- a file that gantrain writes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_against_the_file_are_those_against_the_data(gantrain, run, file, tmp_path, monkeypatch):
     """Bit for bit, also with moments alone; the data set is not opened; the record names the reference."""
     gantrain("reference", run, "--out", tmp_path / "moments.npz", "--moments-only")
