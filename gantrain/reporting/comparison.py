@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
@@ -188,11 +189,22 @@ def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tupl
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last gap may be shorter
     rows: list[list[tuple[int, float]]] = []
     for nimg, _ in fewest:
-        row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
+        row = [nearest(one, nimg) for one in points if one]
         again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point is used once
         if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row) and not again:
             rows.append(row)
     return rows
+
+
+def nearest(points: Sequence[tuple[int, float]], nimg: int) -> tuple[int, float]:
+    """The point nearest to a time; of two, the earlier one.
+
+    Args:
+        points: at least one, in order of time.
+        nimg: the time.
+    """
+    after = bisect.bisect_left(points, nimg, key=lambda point: point[0])
+    return min(points[max(0, after - 1) : after + 1], key=lambda point: abs(point[0] - nimg))
 
 
 def half_width(values: Sequence[float]) -> float:
