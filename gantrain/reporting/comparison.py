@@ -182,8 +182,8 @@ def describe_gaps(group: Group, metrics: Sequence[str]) -> list[str]:
 
 def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
     """Times that all runs have, as rows of one point per run. Growing batches shift an evaluation by less than its period."""
-    if not points:
-        return []
+    if len(points) < 2:
+        return [[point] for one in points for point in one]
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in itertools.pairwise(fewest)]
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last gap may be shorter

@@ -325,8 +325,8 @@ def add_range(
     found = envelope(x, y)
     band_x, band_y = (one.tolist() for one in found.band)
     made.line(
-        row, name, band_x, band_y, colour, "range", group, named=False, fill="toself", fillcolor=faint(colour, 0.25), hoverinfo="skip",
-        line={"width": 0}, meta=meta,
+        row, name, band_x, band_y, colour, "range", group, named=False, fill="toself", fillcolor=faint(colour, 0.2), hoverinfo="skip",
+        line={"width": 1, "color": faint(colour, 0.5)}, meta=meta,  # without a line, a single high value is too narrow to be seen
     )  # fmt: skip
     of = lambda values: list(map(drawable, values.tolist()))  # noqa: E731
     return found.x.tolist(), of(found.mean), [list(one) for one in zip(of(found.low), of(found.high))]
