@@ -167,8 +167,8 @@ def typed(found: dict[str, Any], has_words: bool) -> Line | None:
         found: of the file.
         has_words: whether it has "nan", "inf" or "-inf", which are numbers again unless a text belongs there, such as the name of a class.
     """
-    event = found.get("event")
-    own = OF_EVENTS.get(event, NOTHING) if type(event) is str else NOTHING
+    event = found["event"] if type(found.get("event")) is str else ""
+    own = OF_EVENTS.get(event, NOTHING)
     line: Line = {}
     for key, value in found.items():
         check = own.get(key) or CHECKS[key]
@@ -219,8 +219,8 @@ def stream(run: Path, until: int | None = None) -> Iterator[Line | None]:
         run: the run folder.
         until: read only so many bytes.
 
-    Yields:
-        A line, or None for one that cannot be read.
+    Returns:
+        Lines, and None for each that cannot be read.
 
     Raises:
         UserError: the file cannot be read.
