@@ -42,7 +42,7 @@ from gantrain.run_folder.manifest import (
     seal,
     verify,
 )
-from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, discard, put_in_place, settle, settle_replaced
+from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, put_in_place, remove, settle, settle_replaced
 
 COMPLEX = ":complex"  # behind the name of a tensor that is stored as real and imaginary parts
 TRIES = 10  # a run that trains deletes its older checkpoints, perhaps while they are read
@@ -271,8 +271,7 @@ def draft_of(target: Path) -> Iterator[Path]:
         yield draft
         put_in_place(draft, target)
     except OSError:
-        with contextlib.suppress(OSError):
-            discard(draft)
+        remove(draft)
         raise
 
 
