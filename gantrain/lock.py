@@ -18,7 +18,8 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 AVAILABLE = fcntl is not None  # without it, nothing is locked
-TRIES = 5  # a tenth of a second apart, since `owner` holds the lock for a moment while it asks
+TRIES = 5  # since `owner` holds the lock for a moment while it asks
+WAIT = 0.1  # seconds between two tries
 
 
 class InUse(Exception):
@@ -72,7 +73,7 @@ def lock_file(path: Path) -> IO[str]:
             break
         except BlockingIOError:
             if left:
-                time.sleep(0.1)
+                time.sleep(WAIT)
                 continue
             file.seek(0)
             name = file.read().strip() or "another process"

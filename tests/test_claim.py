@@ -7,6 +7,7 @@ import functools
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,13 @@ from conftest import TINY
 from gantrain import lock
 from gantrain.config.config import Config
 from gantrain.config.loading import load
+from gantrain.data import Digits, pack
+from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
-from gantrain.run_folder import checkpoint, ownership
+from gantrain.run_folder import checkpoint, forking, snapshots
 from gantrain.run_folder.claim import claim_folder, examine
 from gantrain.run_folder.ownership import write_config
+from gantrain.training.saving import Saving
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -62,10 +66,16 @@ def meanwhile(monkeypatch):
     return set_up
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """A lock that is held is not waited for."""
+    monkeypatch.setattr(lock, "WAIT", 0.001)
+
+
 # ---- the lock --------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_whose_file_was_removed_or_replaced_is_taken_anew(tmp_path):
+def test_a_lock_whose_file_was_removed_or_replaced_is_taken_anew(tmp_path, impatient):
     """Else two processes would each hold a file of that name."""
     first = lock.acquire(tmp_path)
     assert lock.holds(first, tmp_path)
@@ -143,10 +153,15 @@ def test_files_of_another_kind_that_came_meanwhile_are_noticed(tmp_path, meanwhi
     assert names_in(run) == {"cats"}
 
 
-def test_a_second_training_of_a_folder_is_refused(tmp_path):
+def test_a_second_training_of_a_folder_is_refused(tmp_path, impatient):
     claim = claim_folder(digits(tmp_path / "run"))
     with pytest.raises(UserError, match=r"is being trained by process \d+ on .*; wait for it"):
         claim_folder(digits(tmp_path / "run", "seed=1"))
+    trained(digits(tmp_path / "run"))
+    with pytest.raises(UserError, match="is being trained by process"):  # what it writes while it is looked at does not matter
+        claim_folder(digits(tmp_path / "run", "seed=1"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "config.yaml").unlink()
     claim.release()
     assert names_in(tmp_path) == set()  # no run has begun there
 
@@ -191,11 +206,6 @@ def test_a_new_run_inside_the_folder_of_another_is_refused(tmp_path):
 @pytest.fixture
 def saving(tmp_path):
     """The part of a trainer that takes the folder, of a run that was prepared while the folder was empty."""
-    from types import SimpleNamespace
-
-    from gantrain.distributed import make_accelerator
-    from gantrain.training.saving import Saving
-
     config = digits(tmp_path / "run")
     context = SimpleNamespace(config=config, accelerator=make_accelerator(), run_dir=tmp_path / "run", main=True)
     saving = Saving(context, *[None] * 6)
@@ -228,3 +238,104 @@ def test_a_trainer_takes_its_folder_again_if_it_was_removed_while_it_read_its_im
     trained(saving.context.config)
     with pytest.raises(UserError, match="has changed while"):
         saving.lock()
+
+
+# ---- forks, averages and data sets that two commands write at once ---------------------------------------------------
+
+
+def write_forked(folder: Path, seed: int = 0) -> None:
+    """Write a fork, as far as two of them or a training can collide."""
+    config = digits(folder, f"seed={seed}")
+    origin = SimpleNamespace(path=Path("000000000160"), snapshot=SimpleNamespace(nimg=160))
+    forking.write_whole(folder, origin, {"g": {"w": torch.ones(1)}}, {"averages": {}}, "{}\n", dataclasses.replace(config, averagers={}))
+
+
+@pytest.mark.parametrize("stage", ["link_snapshots", "write_config", "sync", "move_into_place"])
+def test_two_forks_at_once_into_one_folder_leave_one_whole_fork(tmp_path, monkeypatch, impatient, stage):
+    """The second comes at any stage of the first, and is refused, or finds the first complete."""
+    does = getattr(forking, stage)
+
+    def with_another(*arguments):
+        monkeypatch.setattr(forking, stage, does)
+        with pytest.raises(UserError, match=r"--out: .*new is being written by process"):
+            write_forked(tmp_path / "new", seed=1)
+        return does(*arguments)
+
+    monkeypatch.setattr(forking, stage, with_another)
+    write_forked(tmp_path / "new")
+    assert "seed: 0" in (tmp_path / "new" / "config.yaml").read_text()
+    checkpoint.verify(tmp_path / "new" / "checkpoints" / "000000000160")
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        write_forked(tmp_path / "new", seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and not (tmp_path / "new" / ".lock").exists()
+
+
+def test_a_fork_that_waited_for_another_does_not_replace_it(tmp_path, meanwhile):
+    """The first ends while the second takes the lock of the draft."""
+    meanwhile(lambda: write_forked(tmp_path / "new"))
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        write_forked(tmp_path / "new", seed=1)
+    assert "seed: 0" in (tmp_path / "new" / "config.yaml").read_text() and [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_fork_into_a_folder_in_which_a_training_begins_is_refused(tmp_path, monkeypatch):
+    claims, move = [], forking.move_into_place
+
+    def with_a_training(draft, folder):
+        claims.append(claim_folder(digits(folder)))
+        move(draft, folder)
+
+    monkeypatch.setattr(forking, "move_into_place", with_a_training)
+    with pytest.raises(UserError, match="new already exists and is not empty; use another folder"):
+        write_forked(tmp_path / "new")
+    assert names_in(tmp_path) == {"new", ".lock"} and claims[0].holds()
+    claims[0].release()
+
+
+def test_a_training_that_waits_while_a_fork_comes_finds_it(tmp_path, meanwhile):
+    meanwhile(lambda: write_forked(tmp_path / "new", seed=1))
+    with pytest.raises(UserError, match=r"another configuration.*seed \(1 there, 0 now\)"):
+        claim_folder(dataclasses.replace(digits(tmp_path / "new"), averagers={}))
+    checkpoint.verify(tmp_path / "new" / "checkpoints" / "000000000160")
+
+
+def rebuilt(sigma_rel: float = 0.1, value: float = 1.0) -> snapshots.Rebuilt:
+    weights = {"w": torch.full((2,), value)}
+    return snapshots.Rebuilt(sigma_rel, 320, 0.0, {}, weights, {"b": torch.zeros(1)}, [16, 1, 10])
+
+
+def test_an_average_is_written_by_one_command_at_a_time(tmp_path, monkeypatch, impatient):
+    folder, write = tmp_path / "averages", checkpoint.write
+    folder.mkdir()
+
+    def with_another(*arguments):
+        with pytest.raises(UserError, match=r"--name: mine is being written by process \d+"):
+            snapshots.store(rebuilt(0.2), tmp_path, "mine")
+        monkeypatch.setattr(checkpoint, "write", write)
+        snapshots.store(rebuilt(), tmp_path, "other")
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write", with_another)
+    path = snapshots.store(rebuilt(), tmp_path, "mine")
+    checkpoint.verify(path)
+    assert {one.name for one in folder.iterdir()} == {"mine", "other"}
+
+
+def test_an_average_that_another_command_has_written_meanwhile_is_not_replaced(tmp_path, meanwhile):
+    (tmp_path / "averages").mkdir()
+    meanwhile(lambda: snapshots.store(rebuilt(0.2), tmp_path, "mine"))
+    with pytest.raises(UserError, match="'mine' is already an average of sigma_rel 0.2 at 0.32 kimg; choose another name"):
+        snapshots.store(rebuilt(), tmp_path, "mine")
+    snapshots.store(rebuilt(0.2, 3.0), tmp_path, "mine")  # the same one
+    (tmp_path / "averages" / "mine" / "state.json").write_text("{}")
+    snapshots.store(rebuilt(), tmp_path, "mine")  # a damaged one is nobody's
+    assert checkpoint.read(tmp_path / "averages" / "mine", ["average"]).tensors["average"]["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_data_set_that_another_command_has_prepared_meanwhile_is_not_replaced(tmp_path, meanwhile):
+    images = Digits().build()
+    meanwhile(lambda: pack(images, tmp_path / "data", "first"))
+    with pytest.raises(UserError, match="data: already exists; delete it, or pass another --out"):
+        pack(images, tmp_path / "data", "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"images.npy", "labels.npy", "head.json"}

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from gantrain import lock
 from gantrain.config.config import Config
+from gantrain.errors import UserError
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.checkpoint import MANIFEST, CheckpointStore
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
@@ -82,7 +83,11 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
         UserError: another process trains there, or see `look_into`. The folder is then as it was.
     """
     folder = Path(config.run_dir).expanduser()
-    examine(config, given)  # refuses before anything is written
+    try:
+        examine(config, given)  # refuses before anything is written
+    except UserError:
+        if lock.owner(folder) is None:  # else files may have changed while they were read
+            raise
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     locked_before = (folder / lock.NAME).exists()
     file = acquire_lock(folder)
