@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gantrain import other_processes
 from gantrain.commands.arguments import overrides_of
+from gantrain.config import loading
+from gantrain.distributed import finish
 from gantrain.errors import UserError
 from gantrain.interruption import Interruption, exit_status
+from gantrain.launch_environment import process_rank, read_place
+from gantrain.run_folder.recognition import holds_checkpoints
+from gantrain.run_folder.starts import resolve_starts
 from gantrain.shipped import explain_choice, find_config
+from gantrain.training.trainer import Trainer
 
 
 def call(arguments: argparse.Namespace) -> int:
     """Train the configured run to its end; the exit status."""
-    with Interruption() as interruption:  # before torch is imported: an early signal gets its exit status too
-        from gantrain.config import loading
-
+    with Interruption() as interruption:
+        other_processes.join(read_place())  # so that the others hear if this process fails from here on
         config = loading.load(arguments.config, overrides_of(arguments))
         given = loading.set_keys(arguments.config, overrides_of(arguments))
         refuse_moved(find_config(arguments.config), config.run_dir, arguments.overrides)
-        if (choice := explain_choice(arguments.config)) and os.environ.get("RANK", "0") == "0":
+        if (choice := explain_choice(arguments.config)) and process_rank() == 0:
             print(choice, flush=True)
-        from gantrain.distributed import finish
-        from gantrain.run_folder.starts import resolve_starts
-        from gantrain.training.trainer import Trainer
-
         config = resolve_starts(config, given)
         trainer = Trainer(config, interruption=interruption, changed_data=arguments.changed_data)
         try:
             trainer.train()
         except BaseException as error:
+            other_processes.stand_down()
             trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
             raise
         accelerator, stopping = trainer.accelerator, trainer.stopping
@@ -48,8 +50,6 @@ def refuse_moved(config: Path, run_dir: str, overrides: Sequence[str]) -> None:
     Raises:
         UserError: with both remedies.
     """
-    from gantrain.run_folder.recognition import holds_checkpoints
-
     folder = config.parent
     chosen = any(text.partition("=")[0].strip() == "run_dir" for text in overrides)
     if chosen or folder.resolve() == Path(run_dir).expanduser().resolve() or not holds_checkpoints(folder):
