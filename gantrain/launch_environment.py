@@ -15,6 +15,13 @@ AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun and `accelerate 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 REMEDY = "start the processes with `accelerate launch` or `torchrun`, or set all of " + ", ".join(VARIABLES)
 ALONE = "to train with one process, unset it"
+# Variables of MPI that Accelerate reads on a CPU.
+OF_MPI = {
+    "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "LOCAL_WORLD_SIZE": ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+}
 HIGHEST_PORT = 2**16 - 1
 
 
@@ -27,7 +34,7 @@ class Place:
         world: number of processes.
         local_rank: number of this process on its machine.
         local_world: number of processes on this machine.
-        address, port: where the main process listens; None and 0 without a group.
+        address, port: where the main process listens; empty and 0 without a group.
         launched: a launcher that watches the processes has started them.
     """
 
@@ -35,14 +42,14 @@ class Place:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    address: str | None = None
+    address: str = ""
     port: int = 0
     launched: bool = False
 
     @property
     def grouped(self) -> bool:
         """Whether the process belongs to a group, which may have a single process."""
-        return self.address is not None
+        return bool(self.address)
 
 
 def process_rank() -> int:
@@ -54,8 +61,16 @@ def process_rank() -> int:
     return rank if rank is not None and world is not None and 0 < rank < world else 0
 
 
-def read_place() -> Place:
+def process_world() -> int:
+    """The number of processes that WORLD_SIZE names; 1 unless it is a number. Never raises."""
+    return max(_number_or_none(os.environ.get("WORLD_SIZE", "")) or 1, 1)
+
+
+def read_place(cpu: bool = False) -> Place:
     """Read and check this process's place in its group. Empty variables count as unset, and are removed.
+
+    Args:
+        cpu: whether variables of MPI count where WORLD_SIZE and LOCAL_RANK are not set, as Accelerate does on a CPU.
 
     Raises:
         UserError: a variable is missing, is not a number, or contradicts another; the message names it and its value.
@@ -63,6 +78,8 @@ def read_place() -> Place:
     for name in VARIABLES:
         if not os.environ.get(name, "-").strip():
             del os.environ[name]  # torch and Accelerate fail to parse an empty value
+    if cpu and "WORLD_SIZE" not in os.environ and "LOCAL_RANK" not in os.environ:
+        _adopt_mpi()
     world = _number("WORLD_SIZE", 1, "the number of processes", ALONE)
     rank = _number("RANK", 0, "the number of this process, from 0", ALONE)
     local_rank = _number("LOCAL_RANK", 0, "the number of this process on its machine, from 0", ALONE)
@@ -113,9 +130,17 @@ def require_devices(place: Place, available: int, kind: str) -> None:
     """
     if place.grouped and place.local_rank >= available:
         raise UserError(
-            f"LOCAL_RANK: {place.local_rank} needs {counted(place.local_rank + 1, f'{kind} device')} on this machine, which has {available};"
+            f"LOCAL_RANK: {place.local_rank} needs {counted(place.local_rank + 1, f'{kind} device')} on this machine, not {available};"
             f" start at most {counted(available, 'process', 'es')} on it, or set ACCELERATE_USE_CPU=1 to train on the CPU"
         )
+
+
+def _adopt_mpi() -> None:
+    """Set this module's variables to those of MPI, if it has started several processes."""
+    found = {name: next((os.environ[one] for one in others if os.environ.get(one)), None) for name, others in OF_MPI.items()}
+    if (_number_or_none(found["WORLD_SIZE"] or "") or 1) > 1:
+        given = {name: value for name, value in found.items() if value is not None} | {"MASTER_PORT": "29500"}
+        os.environ.update({name: os.environ.get(name, value) for name, value in given.items()})
 
 
 def _require(name: str, holds: bool, why: str) -> None:

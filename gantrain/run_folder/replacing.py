@@ -90,8 +90,8 @@ def discard(path: Path) -> Path:
     name = path.name
     for prefix in (WRITING, REPLACED):
         name = name.removeprefix(prefix)
-    names = (path.parent / f"{DELETING}{name}{suffix}" for suffix in ("", *(f"-{i}" for i in itertools.count(2))))
-    trash = next(one for one in names if not os.path.lexists(one))
+    names = itertools.chain([f"{DELETING}{name}"], (f"{DELETING}{name}-{i}" for i in itertools.count(2)))
+    trash = next(path.parent / one for one in names if not os.path.lexists(path.parent / one))
     os.rename(path, trash)
     with suppress(OSError):
         sync(path.parent)  # or a power failure could undo the rename, and not what follows
