@@ -17,6 +17,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -224,8 +225,12 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     }
     refuse_small_disk(images, draft)
     images.notes += describe_traits(images)
-    draft.mkdir(parents=True, exist_ok=True)
-    with locked(draft):
+    with locked(draft) as held:
+        if folder.exists():  # another call has completed it meanwhile
+            lock.discard(held, draft)
+            with suppress(OSError):  # an unfinished data set stays
+                draft.rmdir()
+            raise UserError(f"{folder}: already exists; delete it, or pass another --out")
         if begun(draft) not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
@@ -244,8 +249,8 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
                 shutil.rmtree(draft, ignore_errors=True)
             raise UserError(f"{draft}: {error.strerror}; free some space and run the same command again to continue") from None
         draft.rename(folder)
-        for name in (DONE, ".lock"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / DONE).unlink(missing_ok=True)
+        lock.discard(held, folder)
     return made
 
 
@@ -270,7 +275,7 @@ def locked(draft: Path) -> IO[str]:
         UserError: another process is writing it.
     """
     try:
-        return lock.acquire(draft)
+        return lock.acquire(draft, create=True)
     except InUse as owner:
         raise UserError(f"{draft}: is being written by {owner}; wait for it or stop it, or pass another --out") from None
 
