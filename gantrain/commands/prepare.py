@@ -26,6 +26,7 @@ from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
+from gantrain.home import expand_user
 from gantrain.interruption import Interruption, Stopped, exit_status
 
 BUILT_IN = ("cifar10", "cifar100", "stl10", "digits")
@@ -124,7 +125,7 @@ def source_of(arguments: argparse.Namespace) -> ImageSet:
     Raises:
         UserError: the source does not exist or is unreadable.
     """
-    source, path = arguments.source, Path(arguments.source).expanduser()
+    source, path = arguments.source, expand_user(arguments.source)
     how: dict[str, Any] = {"resolution": arguments.resolution, "labels": not arguments.no_labels}
     pictures: dict[str, Any] = {**how, "root": str(path), "channels": arguments.channels, "filter": arguments.filter}
     try:

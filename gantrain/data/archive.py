@@ -27,6 +27,7 @@ from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
 from gantrain.data.listing import Listing, list_members, zip_components
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 
 MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
 LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
@@ -68,7 +69,7 @@ class Archive(Source):
         """
         if not self.root:
             raise UserError("data.root must be the path of a zip of images, got ''")
-        path = Path(self.root).expanduser()
+        path = expand_user(self.root, "data.root")
         if not path.is_file():
             raise UserError(f"data.root: {self.root!r} is not a file{seen_from(path)}; pass the path of a zip of images")
         with opened_zip(path) as opened:

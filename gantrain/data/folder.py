@@ -20,6 +20,7 @@ from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
 from gantrain.data.listing import Listing, components, list_folder
 from gantrain.errors import UserError, check, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Folder(Source):
         """
         if not self.root:
             raise UserError("data.root must be the path of a folder of images, got ''")
-        root = Path(self.root).expanduser()
+        root = expand_user(self.root, "data.root")
         if not root.is_dir():
             raise UserError(f"data.root: {self.root!r} is not a folder{seen_from(root)}; pass the folder that contains the images")
         listing = list_folder(root)
