@@ -49,7 +49,7 @@ class StrictComposer(yaml.composer.Composer):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        yaml.composer.Composer.__init__(self)
         self._values = 0  # that the text means so far
         self._values_of: dict[int, int] = {}  # by the id of a node that is complete
         self._depth = 0
