@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,12 @@ from gantrain.lock import owner
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
+from gantrain.run_folder.training_columns import columns_of
 from gantrain.score_names import better_when_higher, can_be_best
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
+    from gantrain.run_folder.training_columns import TrainingColumns
 
 # Parts of a protocol, with their values in older records, which do not state them. Scores that differ in one are not comparable.
 STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
@@ -99,6 +101,9 @@ class Record:
             unnoticed.
         running: whether a process is training there now.
         elsewhere: whether a process may be training there on another machine, see `goes_on_elsewhere`.
+        columns: if the record is condensed (`gantrain.run_folder.condensed`), the numbers of its training lines, which `lines` lacks.
+        places: if it is condensed, the position in the file of each of `lines`.
+        num_abandoned: number of lines of abandoned paths; None is that of `abandoned`, which has no training lines if it is condensed.
     """
 
     run: Path
@@ -108,6 +113,9 @@ class Record:
     unreadable: int = 0
     running: bool = False
     elsewhere: bool = False
+    columns: TrainingColumns | None = None
+    places: Sequence[int] | None = None
+    num_abandoned: int | None = None
 
     @property
     def full_config(self) -> Config:
@@ -119,6 +127,16 @@ class Record:
     def training(self) -> list[dict[str, Any]]:
         """Lines with losses, batch size and learning rates."""
         return [line for line in self.lines if "loss/d" in line]
+
+    @cached_property
+    def numbers(self) -> TrainingColumns:
+        """The numbers of all training lines, whether the record is condensed or not."""
+        return self.columns if self.columns is not None else columns_of(enumerate(self.lines))
+
+    @property
+    def placed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(position, line) of all `lines`; positions compare with those in `numbers`."""
+        return zip(range(len(self.lines)) if self.places is None else self.places, self.lines)
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Lines of events: of these names, or of all."""
@@ -157,9 +175,12 @@ class Record:
     @cached_property
     def nimg(self) -> int:
         """Images seen at the end of the path. A rollback goes back; a score of a background evaluation, which arrives late, does not."""
-        nimg = 0
-        for line in self.lines:
+        nimg, since = 0, -1
+        for place, line in self.placed:
             nimg = line["to"] if goes_back(line) else max(nimg, line["nimg"])
+            since = place if goes_back(line) else since
+        if self.columns is not None:
+            nimg = max([nimg, *self.columns.nimg[self.columns.places > since].tolist()])
         return nimg
 
     @property
@@ -174,7 +195,7 @@ class Record:
             return RUNNING
         told = [line["event"] for line in self.events(*ENDS, "start", "resume", "fork")]
         if not told:
-            return CUT_SHORT if self.lines else DAMAGED if self.unreadable else EMPTY
+            return CUT_SHORT if self.lines or self.columns else DAMAGED if self.unreadable else EMPTY
         if told[-1] == "fork":
             return FORKED
         if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # extended since, and not resumed yet

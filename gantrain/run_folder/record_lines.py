@@ -7,13 +7,12 @@ Keys that older versions did not write may be missing, except those in `REQUIRED
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import re
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +157,10 @@ class Checks(dict[str, Check]):
 
 
 CHECKS = Checks()
+# Keys and types of a line -> its keys, and the keys whose values have to be checked.
+SHAPES: dict[tuple[tuple[str, ...], tuple[type, ...]], tuple[list[str], list[tuple[str, Check]]]] = {}
+MOST_SHAPES, MOST_IN_SHAPE = 1000, 1000  # remembered, and keys of each
+DECIDED: dict[type, tuple[Check, ...]] = {float: (is_number, is_anything), str: (is_text, is_anything)}  # checks that a type always passes
 
 
 def typed(found: dict[str, Any], has_words: bool) -> Line | None:
@@ -167,6 +170,8 @@ def typed(found: dict[str, Any], has_words: bool) -> Line | None:
         found: of the file.
         has_words: whether it has "nan", "inf" or "-inf", which are numbers again unless a text belongs there, such as the name of a class.
     """
+    if not has_words and "event" not in found and len(found) <= MOST_IN_SHAPE:
+        return numbers_of(found)
     event = found["event"] if type(found.get("event")) is str else ""
     own = OF_EVENTS.get(event, NOTHING)
     line: Line = {}
@@ -179,6 +184,26 @@ def typed(found: dict[str, Any], has_words: bool) -> Line | None:
         line[sys.intern(key)] = value  # the same few keys on each of 100,000 lines
     known = is_count(line.get("nimg")) and all(key in line for key in REQUIRED.get(event, ()))
     return line if known else None
+
+
+def numbers_of(found: dict[str, Any]) -> Line | None:
+    """The same as `typed` for a line that is not an event. Nearly all lines of a record are such, and most have the same keys with values of
+    the same types: what those are is found once, and then only values are checked whose type alone does not decide it."""
+    shape = (tuple(found), tuple(map(type, found.values())))
+    known = SHAPES.get(shape)
+    if known is None:
+        if len(SHAPES) >= MOST_SHAPES:
+            SHAPES.clear()
+        checks = [(key, CHECKS[key]) for key in found]
+        open_to = [(key, check) for key, check in checks if check not in DECIDED.get(type(found[key]), (is_anything,))]
+        known = SHAPES[shape] = ([sys.intern(key) for key in found], open_to)
+    keys, left = known
+    if not is_count(found.get("nimg")):
+        return None
+    for key, check in left:
+        if not check(found[key]):
+            return None
+    return dict(zip(keys, found.values()))  # the same few strings on each of 100,000 lines
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -274,48 +299,47 @@ class Splitter:
 
     def __init__(self) -> None:
         self.mask = bytearray()
-        self._times: list[int] = []  # heap of the negated times below
-        self._at: dict[int, Moment] = {}  # images seen -> lines that a rollback may abandon
+        # Lines that a rollback may abandon: their index, their time, and the latest time up to them. Times are in order but for late scores.
+        self._indices, self._times, self._latest = array("q"), array("q"), array("q")
+        self._scores: set[int] = set()  # indices of those with scores
+        self._saved: dict[int, int] = {}  # images seen -> index of the last checkpoint
 
     def add(self, line: Line) -> None:
         """Add the next line of the file."""
         index, nimg, event = len(self.mask), line["nimg"], line.get("event")
         self.mask.append(1)
-        if goes_back(line):
+        if event is None:
+            if "loss/d" not in line:
+                self._scores.add(index)
+        elif goes_back(line):
             self._go_back(line["to"])
         if event in ("start", "resume", "rollback"):
             return
-        if nimg not in self._at:
-            self._at[nimg] = Moment()
-            heapq.heappush(self._times, -nimg)
-        (self._at[nimg].scores if has_scores(line) else self._at[nimg].others).append(index)
+        self._append(index, nimg)
         if event == "checkpoint":
-            self._at[nimg].saved = index
+            self._saved[nimg] = index
+
+    def _append(self, index: int, nimg: int) -> None:
+        self._indices.append(index)
+        self._times.append(nimg)
+        self._latest.append(max(nimg, self._latest[-1]) if self._latest else nimg)
 
     def _go_back(self, to: int) -> None:
         """Abandon the lines after the last checkpoint at `to` images."""
-        while self._times and -self._times[0] > to:
-            left = self._at.pop(-heapq.heappop(self._times))
-            for index in left.scores + left.others:
-                self.mask[index] = 0
-        here = self._at.get(to)
-        while here and here.saved is not None and here.others[-1] > here.saved:
-            self.mask[here.others.pop()] = 0
-
-
-@dataclass
-class Moment:
-    """Lines of one time that a rollback may abandon, by their index.
-
-    Attributes:
-        scores: those with scores.
-        others: all others.
-        saved: the last that is a checkpoint; None if there is none.
-    """
-
-    scores: list[int] = field(default_factory=list)
-    others: list[int] = field(default_factory=list)
-    saved: int | None = None
+        stay: list[tuple[int, int]] = []
+        saved = self._saved.get(to, len(self.mask))
+        while self._indices and (self._latest[-1] > to or (self._latest[-1] == to and self._indices[-1] > saved)):
+            index, nimg = self._indices.pop(), self._times.pop()
+            self._latest.pop()
+            if nimg < to or (nimg == to and (index <= saved or index in self._scores)):
+                stay.append((index, nimg))
+                continue
+            self.mask[index] = 0
+            self._scores.discard(index)
+            if self._saved.get(nimg) == index:
+                del self._saved[nimg]
+        for index, nimg in reversed(stay):
+            self._append(index, nimg)
 
 
 def split_abandoned(lines: Iterable[Line]) -> tuple[list[Line], list[Line]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from gantrain import lock
 from gantrain.averaging.posthoc import LARGEST_ERROR, Profile, coefficients, combine
 from gantrain.averaging.power import WIDEST, gamma_of
 from gantrain.config.config import FREE_NAME, RESERVED_NAMES
 from gantrain.config.loading import load
 from gantrain.errors import UserError
+from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
@@ -180,17 +183,37 @@ def store(rebuilt: Rebuilt, run: Path, name: str) -> Path:
     """Write an average into the run's folder, where `sample` and `evaluate` find it by name.
 
     Raises:
-        UserError: it could not be written.
+        UserError: another average has this name, another process is writing one, or it could not be written.
     """
     target = run / AVERAGES_FOLDER / name
     state = {"sigma_rel": rebuilt.sigma_rel, "profile_error": rebuilt.error, "coefficients": rebuilt.coefficients, "shape": rebuilt.shape}
     try:
-        checkpoint.write(target, rebuilt.nimg, {"average": rebuilt.tensors, "buffers": rebuilt.buffers}, state)
+        with writing(target):
+            require_free(target, rebuilt)
+            checkpoint.write(target, rebuilt.nimg, {"average": rebuilt.tensors, "buffers": rebuilt.buffers}, state)
     except OSError as error:
         raise UserError(
             f"{target}: the average could not be written ({error.strerror or error}); free some space and run the same command again"
         ) from error
     return target
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Within this context, only this process writes the average at `target`; a training beside it does not matter.
+
+    Raises:
+        UserError: another process is writing it.
+    """
+    name = f".lock-{target.name}"
+    try:
+        held = lock.acquire(target.parent, name)
+    except InUse as owner:
+        raise UserError(f"--name: {target.name} is being written by {owner}; wait for it, or choose another name") from None
+    try:
+        yield
+    finally:
+        lock.discard(held, target.parent, name)
 
 
 def default_name(sigma_rel: float, nimg: int) -> str:
@@ -220,7 +243,10 @@ def require_free(target: Path, rebuilt: Rebuilt) -> None:
     """
     if not (target / checkpoint.MANIFEST).is_file():
         return
-    there = checkpoint.read(target, groups=[])
+    try:
+        there = checkpoint.read(target, groups=[])
+    except Damaged:
+        return  # nothing can be read of it: it is written anew
     if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
         raise UserError(
             f"--name: {target.name!r} is already an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg;"
