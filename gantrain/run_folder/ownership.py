@@ -12,6 +12,7 @@ from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.lock import InUse
+from gantrain.regular_file import read_regular
 from gantrain.run_folder.changes import (
     describe_changes,
     describe_root,
@@ -23,12 +24,14 @@ from gantrain.run_folder.changes import (
 )
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.manifest import is_missing
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.stores import require_known_formats, settle_run
 
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
+LARGEST = 64 << 20  # bytes of it
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
@@ -134,19 +137,24 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
     """What the last rollback has changed; None if there was none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
     path = run_dir / ROLLBACK_FILE
+    damaged = f"{path}: is damaged; delete it to continue as if the run had not been rolled back"
     try:
-        data = path.read_bytes()
+        data = read_regular(path, LARGEST)
         body = json.loads(data)
         if seal({key: value for key, value in body.items() if key != "seal"}) != data:
             raise ValueError
         return body
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged; delete it to continue as if the run had not been rolled back") from error
+    except OSError as error:
+        if not is_missing(error):
+            raise UserError(f"{path}: cannot be read ({error.strerror}), and the run depends on it; make it readable") from error
+        raise UserError(damaged) from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(damaged) from error
 
 
 def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
