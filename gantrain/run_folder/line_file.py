@@ -36,7 +36,7 @@ class LineFile:
 
     Args:
         path: the file, created if it does not exist.
-        keep_bytes: how much to keep, up to the last complete line in it; `move_rest` removes the rest. None keeps all.
+        keep_bytes: how much to keep, up to the last complete line in it; `move_rest` or `cut` removes the rest. None keeps all.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -67,7 +67,11 @@ class LineFile:
                 target.position()
             finally:
                 target.close()
-            self._file.truncate(self._size)
+            self.cut()
+
+    def cut(self) -> None:
+        """Remove what is not kept."""
+        self._file.truncate(self._size)
 
     def append(self, text: str) -> None:
         """Write whole lines.
@@ -140,6 +144,25 @@ def read_fully(file: IO[bytes], start: int, end: int) -> bytes:
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)
+
+
+def stream_back(file: IO[bytes]) -> Iterator[bytes]:
+    """Iterate over the lines of a file from the last to the first, without their ends, holding about one piece.
+
+    The first is what follows the last end of a line. A line that is too long is empty.
+    """
+    start = file.seek(0, os.SEEK_END)
+    rest, skips = b"", False  # the end of a line that begins in an earlier piece; whether it is too long
+    while start > 0:
+        end, start = start, max(0, start - PIECE)
+        first, *lines = (read_fully(file, start, end) + (b"" if skips else rest)).split(b"\n")
+        if lines:
+            lines[-1] = b"" if skips else lines[-1]
+            yield from reversed(lines)
+            skips = False
+        rest = first
+        skips = skips or len(rest) > LONGEST_LINE
+    yield b"" if skips else rest
 
 
 def stream_lines(file: IO[bytes], until: int | None = None) -> Iterator[TextLine]:

@@ -170,10 +170,10 @@ def typed(found: dict[str, Any], has_words: bool) -> Line | None:
         found: of the file.
         has_words: whether it has "nan", "inf" or "-inf", which are numbers again unless a text belongs there, such as the name of a class.
     """
-    event = found.get("event")
-    own = OF_EVENTS.get(event, NOTHING) if type(event) is str else NOTHING
-    if not has_words and event is None and len(found) <= MOST_IN_SHAPE:
+    if not has_words and "event" not in found and len(found) <= MOST_IN_SHAPE:
         return numbers_of(found)
+    event = found["event"] if type(found.get("event")) is str else ""
+    own = OF_EVENTS.get(event, NOTHING)
     line: Line = {}
     for key, value in found.items():
         check = own.get(key) or CHECKS[key]
@@ -244,8 +244,8 @@ def stream(run: Path, until: int | None = None) -> Iterator[Line | None]:
         run: the run folder.
         until: read only so many bytes.
 
-    Yields:
-        A line, or None for one that cannot be read.
+    Returns:
+        Lines, and None for each that cannot be read.
 
     Raises:
         UserError: the file cannot be read.
