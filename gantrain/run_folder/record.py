@@ -47,6 +47,7 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = 
 )
 # Event -> the status of a run whose record ends with it.
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
+TELLING = (*ENDS, "start", "resume", "fork")  # events that say how a run goes
 NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
 LARGEST_CONFIG = 2**24  # bytes
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
@@ -193,7 +194,7 @@ class Record:
         "forked" (`gantrain fork` has prepared it, and it was not trained yet),
         or "running?" if this machine cannot tell.
         """
-        told = [line["event"] for line in self.events(*ENDS, "start", "resume", "fork")]
+        told = [line["event"] for line in self.events(*TELLING)]
         return status_of(self, told[-1] if told else None, self.nimg, bool(self.lines or self.columns))
 
     def best(
