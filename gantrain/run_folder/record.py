@@ -48,7 +48,7 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = 
 # Event -> the status of a run whose record ends with it.
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
 TELLING = (*ENDS, "start", "resume", "fork")  # events that say how a run goes
-NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
+EVENT, SCORE = b'"event"', b'"eval/'  # in lines that show the progress and the scores of a run
 LARGEST_CONFIG = 2**24  # bytes
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
@@ -273,24 +273,28 @@ def read(run: str | Path) -> Record:
     return read_with(configuration_of(Path(run)), Path(run))
 
 
-def outline(run: Path) -> Record:
-    """A record without lines of losses, except a last one, and with only `total_kimg` of the configuration: fast, and without torch.
+def outline(run: Path, sections: bool = True) -> Record:
+    """A record without lines of losses, except a last one, and with the configuration as plain values: fast, and without torch.
+
+    Args:
+        run: the run folder.
+        sections: whether the configuration has its sections, and not `total_kimg` alone, which is faster.
 
     Raises:
         UserError: the configuration or the record cannot be read.
     """
-    return read_with(outline_config(run), run, brief=True)
+    return read_with(outline_config(run, sections), run, brief=True)
 
 
-def outline_config(run: Path) -> Outline:
-    """The part of a run's configuration that `outline` reads.
+def outline_config(run: Path, sections: bool = True) -> Outline:
+    """The part of a run's configuration that `outline` reads; arguments as there.
 
     Raises:
         UserError: it cannot be read.
     """
     path = run / CONFIG_FILE
     try:
-        config = load_plain(read_regular(path, LARGEST_CONFIG))
+        config = load_plain(read_regular(path, LARGEST_CONFIG), shallow=not sections)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -304,7 +308,7 @@ def outline_config(run: Path) -> Outline:
     if not is_number(total_kimg) or not 0 < total_kimg < math.inf:
         got = "a section or a list" if isinstance(total_kimg, (dict, list)) else quoted(total_kimg)
         raise UserError(f"{path}: is not the configuration of a run (total_kimg must be a number above 0, got {got})")
-    return Outline(float(total_kimg), config)
+    return Outline(float(total_kimg), config if sections else {})
 
 
 def quoted(value: Any) -> str:
@@ -338,7 +342,7 @@ def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Recor
 
 def is_of_losses(line: bytes) -> bool:
     """Whether a line begins and ends as every line does, and is neither an event nor scores; it may be damaged in between."""
-    return line.startswith(b'{"nimg": ') and line.endswith(b"}\n") and not any(word in line for word in NEEDED)
+    return line.startswith(b'{"nimg": ') and line.endswith(b"}\n") and EVENT not in line and SCORE not in line
 
 
 def goes_on_elsewhere(run: Path) -> bool:
