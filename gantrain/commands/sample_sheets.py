@@ -17,11 +17,11 @@ from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.evaluation.neighbours import NEAREST, SHOWN, draw_neighbours
 from gantrain.models.architecture import accepts_mixtures
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import averages_of, rebuilt_of, require_average, run_of
+from gantrain.run_folder.contents import averages_of, look_again, rebuilt_of, require_average, run_of, times_of_rebuilt
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.classes import Classes
-from gantrain.sampling.generators import generate
+from gantrain.sampling.generators import generate, hold_rebuilt
 from gantrain.sampling.interpolation import interpolate, mix_classes
 from gantrain.sampling.latents import GeneratorModule
 from gantrain.sampling.output import Output, choose_columns, save_picture
@@ -120,6 +120,8 @@ def draw_sheet(
         averages = list_averages(source.path)
     for name in averages:
         require_average(source.config, source.path, name, choice.kimg)
+    shown = averages
+    look_again(lambda: hold_rebuilt(source.held, shown))
     require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
     accelerator = make_accelerator()
     main_first(accelerator, out.make_folders)
@@ -139,7 +141,7 @@ def require_two_classes(kind: str, labels: Sequence[int] | None, known: Classes)
 def list_averages(path: Path) -> list[str]:
     """List live and all averages of a checkpoint, without those rebuilt at another time."""
     run = run_of(path)
-    rebuilt = {name: checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] for name in rebuilt_of(run)}
+    rebuilt = times_of_rebuilt(run)
     return [name for name in averages_of(path) if rebuilt.get(name, int(path.name)) == int(path.name)]
 
 

@@ -20,8 +20,9 @@ from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
 from gantrain.run_folder.checkpoint import read_state
-from gantrain.run_folder.contents import open_run
+from gantrain.run_folder.contents import open_held
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.manifest import hold
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.generators import load_weights
 from gantrain.sampling.latents import GeneratorModule, draw
@@ -57,7 +58,9 @@ class RunScorer:
         self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
-        self.path = open_run(run, kimg)[1] if path is None else path
+        # A run that trains may delete the checkpoint long before everything in it is scored.
+        self.held = open_held(run, kimg)[1] if path is None else hold(path)
+        self.path = self.held.folder
         self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
         if path is None:
             require_images_of(self.run, self.config, overrides)

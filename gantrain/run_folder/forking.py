@@ -20,8 +20,9 @@ from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import refuse_reserved, require_late_start
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, link_checkpoint
-from gantrain.run_folder.contents import group_of, open_run
+from gantrain.run_folder.checkpoint import CheckpointStore, Snapshot, link_checkpoint
+from gantrain.run_folder.contents import group_of, look_again, open_held
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
 from gantrain.run_folder.ownership import is_abandoned, read_rollback, write_config
@@ -30,7 +31,6 @@ from gantrain.run_folder.recognition import is_run_folder
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
-TRIES = 5  # a run that trains deletes its older checkpoints, perhaps while they are read
 SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `model` that decide the shapes of the networks
 # How images are read or shown, not which they are. `root` is not among them: a fork with another one is meant to train on what lies there.
 SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download", "flip")}
@@ -78,18 +78,16 @@ def open_origin(run: Path, kimg: float | None = None) -> Origin:
     Raises:
         UserError: not a run folder, or no such checkpoint.
     """
+    return look_again(lambda: read_origin(run, kimg))
+
+
+def read_origin(run: Path, kimg: float | None) -> Origin:
+    """What `open_origin` returns; raises `Gone` if the run deletes the checkpoint meanwhile."""
     rollback = read_rollback(run)
-    for left in range(TRIES - 1, -1, -1):
-        path = newest_kept(run, rollback) if kimg is None else open_run(run, kimg)[1]
-        try:
-            snapshot, seal = checkpoint.read(path), checkpoint.read_manifest(path)["seal"]
-        except Damaged:
-            if left and not path.exists():  # deleted by the run meanwhile
-                continue
-            raise
-        apply_rollback(snapshot, rollback)
-        return Origin(run, path, seal, snapshot)
-    raise AssertionError("the last try returns or raises")
+    held = held_newest_kept(run, rollback) if kimg is None else open_held(run, kimg)[1]
+    snapshot, seal = checkpoint.read(held.folder), checkpoint.read_manifest(held.folder)["seal"]
+    apply_rollback(snapshot, rollback)
+    return Origin(run, held.folder, seal, snapshot)
 
 
 def newest_kept(run: Path, rollback: dict[str, Any] | None) -> Path:
@@ -98,10 +96,15 @@ def newest_kept(run: Path, rollback: dict[str, Any] | None) -> Path:
     Raises:
         UserError: there is none.
     """
+    return held_newest_kept(run, rollback).folder
+
+
+def held_newest_kept(run: Path, rollback: dict[str, Any] | None) -> Held:
+    """The same, with its files open."""
     store = CheckpointStore(run / "checkpoints")
     later = [int(path.name) for path in store.paths() if rollback and is_abandoned(path, rollback)]
-    found = store.newest(until=min(later) - 1) if later else None
-    return found or open_run(run)[1]
+    found = store.newest_held(until=min(later) - 1) if later else None
+    return found or open_held(run)[1]
 
 
 def apply_rollback(snapshot: Snapshot, rollback: dict[str, Any] | None) -> None:
@@ -322,4 +325,9 @@ def link_snapshots(origin: Origin, draft: Path, kept: Sequence[Any]) -> None:
         return
     for path in CheckpointStore(origin.run / AVERAGES_FOLDER).paths():
         if int(path.name) <= origin.snapshot.nimg:
-            link_checkpoint(path, draft / AVERAGES_FOLDER / path.name)
+            try:
+                link_checkpoint(path, draft / AVERAGES_FOLDER / path.name)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+                # otherwise the run has gone back to before it

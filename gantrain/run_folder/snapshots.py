@@ -23,6 +23,7 @@ from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import group_of, not_a_run
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.manifest import Gone
 
 HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
 
@@ -74,6 +75,7 @@ class Snapshots:
 
     Raises:
         UserError: not a run folder, no snapshots, or none near that time.
+        Gone: the run has deleted some while they were read, as after a rollback.
     """
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
@@ -93,6 +95,8 @@ class Snapshots:
         for path in [p for p in paths if int(p.name) <= self.nimg]:
             try:
                 state = checkpoint.read(path, groups=[]).state
+            except Gone:
+                raise
             except Damaged as error:
                 self.say(f"{error}; skipped")
                 continue
@@ -104,6 +108,8 @@ class Snapshots:
             try:
                 checkpoint.verify(path)
                 return int(path.name)
+            except Gone:
+                raise
             except Damaged as error:
                 self.say(f"{error}; skipped")
         raise UserError(f"{self.run}: all of its {len(paths)} snapshots are damaged")
@@ -154,6 +160,7 @@ class Snapshots:
 
         Raises:
             UserError: the snapshots cannot give it.
+            Gone: the run has deleted one meanwhile.
         """
         while True:
             self.require(sigma_rel)
@@ -162,6 +169,8 @@ class Snapshots:
                 kept = tqdm(self.kept, desc=f"rebuild {sigma_rel:g}", leave=False, disable=None if self.show_progress else True)
                 tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
                 last = checkpoint.read(self.kept[-1].path, ["buffers"])
+            except Gone:
+                raise  # not damaged: the run has gone back to before it
             except Damaged as damage:
                 self.say(f"{damage}; skipped")
                 self.kept = [k for k in self.kept if k.path not in damage_in(damage, self.kept)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ from gantrain.models.architecture import build_networks
 from gantrain.python_words import python_remedies
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import resolve_best
-from gantrain.run_folder.contents import class_names_of, group_of, open_run, rebuilt_of, require_average, run_of
+from gantrain.run_folder.contents import class_names_of, group_of, look_again, open_held, rebuilt_of, require_average, run_of
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.manifest import hold
 from gantrain.sampling.latents import GeneratorModule, calibration_batches
 from gantrain.spectral_norm import refresh_spectral_norms
 
@@ -57,23 +60,43 @@ def load_generator(
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
     """
     with python_remedies():
-        (average,), kimg = resolve_best(run, [average], kimg)
-        config, path, policy = find_average(run, average, kimg, batchnorm)
-        return prepare_generator(config, path, average, policy, device, truncation)
+
+        def load() -> nn.Module:
+            (name,), time = resolve_best(run, [average], kimg)
+            config, held, policy = find_average(run, name, time, batchnorm)
+            return prepare_generator(config, held.folder, name, policy, device, truncation)
+
+        return look_again(load)
 
 
-def find_average(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Path, str]:
-    """Find what an average is loaded from: the run's configuration, the checkpoint, and the BatchNorm policy.
+def find_average(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Held, str]:
+    """Find what an average is loaded from: the run's configuration, the open files of the checkpoint, and the BatchNorm policy.
 
     Raises:
         UserError: see `load_generator`.
     """
-    config, path = open_run(run, kimg)
-    require_average(config, path, average, kimg)
+    config, held = open_held(run, kimg)
+    require_average(config, held.folder, average, kimg)
+    hold_rebuilt(held, [average])
     policy = config.eval.batchnorm if batchnorm is None else batchnorm
     if policy not in POLICIES:
         raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
-    return config, path, policy
+    return config, held, policy
+
+
+def hold_rebuilt(held: Held, averages: Sequence[str]) -> None:
+    """Open the files of rebuilt averages, for as long as those of a checkpoint of their run are open.
+
+    Args:
+        held: the files of the checkpoint.
+        averages: names; those that were not rebuilt are in the checkpoint itself.
+
+    Raises:
+        Gone: one was deleted or replaced meanwhile.
+    """
+    run = run_of(held.folder)
+    there = rebuilt_of(run)
+    held.others += [hold(run / AVERAGES_FOLDER / name) for name in averages if name in there]
 
 
 def prepare_generator(
