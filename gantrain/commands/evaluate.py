@@ -22,9 +22,7 @@ from gantrain.evaluation.image_files import sample_of
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.evaluation.score_notes import LOOKED_AT
 from gantrain.reporting.score_table import policy_tables, table
-from gantrain.run_folder.contents import averages_of, look_again, require_time, times_of_rebuilt
-from gantrain.run_folder.layout import AVERAGES_FOLDER
-from gantrain.run_folder.manifest import read_manifest
+from gantrain.run_folder.contents import averages_of, look_again, moment_of_rebuilt, require_time, times_of_rebuilt
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.sampling.generators import hold_rebuilt
@@ -212,7 +210,7 @@ def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float 
     times = times_of_rebuilt(run)
     for name in names or ():
         if times.get(name) == -1:
-            read_manifest(run / AVERAGES_FOLDER / name)  # says how it is damaged
+            moment_of_rebuilt(run, name)  # says how it is damaged
     if kimg is not None:
         for name in names or ():
             require_time(name, times.get(name, int(path.name)), kimg)

@@ -16,9 +16,15 @@ from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.evaluation.neighbours import NEAREST, SHOWN, draw_neighbours
 from gantrain.models.architecture import accepts_mixtures
-from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import averages_of, look_again, rebuilt_of, require_average, run_of, times_of_rebuilt
-from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.contents import (
+    averages_of,
+    look_again,
+    moment_of_rebuilt,
+    rebuilt_of,
+    require_average,
+    run_of,
+    times_of_rebuilt,
+)
 from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate, hold_rebuilt
@@ -182,7 +188,7 @@ def draw_averages(task: Task) -> str:
     for name in task.averages:
         generator = source.load_generator(task.accelerator.device, name)
         images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num))
-        at = checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] if name in rebuilt else int(source.path.name)
+        at = moment_of_rebuilt(run, name) if name in rebuilt else int(source.path.name)
         sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns, scale=task.scale), heads))
     with open_draft(task.out.path) as draft:
         save_side_by_side(sheets, draft)

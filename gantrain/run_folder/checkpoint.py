@@ -42,9 +42,10 @@ from gantrain.run_folder.manifest import (
     read_checked,
     read_manifest,
     seal,
+    unlistable,
     verify,
 )
-from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, discard, put_in_place, settle, settle_replaced
+from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, put_in_place, remove, settle, settle_replaced
 
 COMPLEX = ":complex"  # behind the name of a tensor that is stored as real and imaginary parts
 TRIES = 10  # a run that trains deletes its older checkpoints, perhaps while they are read
@@ -97,7 +98,7 @@ class CheckpointStore:
         except OSError as error:
             if is_missing(error):
                 return []
-            raise Unreadable(f"{self.folder}: cannot be listed ({error.strerror}); make it readable, or use another run_dir") from error
+            raise unlistable(self.folder, error) from error
         return sorted(self.folder / name for name, is_folder in there.items() if is_folder and name.isdecimal())
 
     def _list(self) -> dict[str, bool]:
@@ -279,8 +280,7 @@ def draft_of(target: Path) -> Iterator[Path]:
         yield draft
         put_in_place(draft, target)
     except OSError:
-        with contextlib.suppress(OSError):
-            discard(draft)
+        remove(draft)
         raise
 
 

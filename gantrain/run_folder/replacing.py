@@ -37,7 +37,8 @@ def begin_draft(target: Path) -> Path:
         OSError: it could not be created.
     """
     draft = target.parent / f"{WRITING}{target.name}"
-    if os.path.lexists(draft):
+    remove(draft)
+    if os.path.lexists(draft):  # a file in it may not be deleted
         discard(draft)
     make_folder(target.parent)
     draft.mkdir()
@@ -93,14 +94,12 @@ def discard(path: Path) -> Path:
     names = itertools.chain([f"{DELETING}{name}"], (f"{DELETING}{name}-{i}" for i in itertools.count(2)))
     trash = next(path.parent / one for one in names if not os.path.lexists(path.parent / one))
     os.rename(path, trash)
-    with suppress(OSError):
-        sync(path.parent)  # or a power failure could undo the rename, and not what follows
     remove(trash)
     return trash
 
 
 def remove(path: Path) -> None:
-    """Delete a folder, a file or a link as far as that is possible."""
+    """Delete a folder, a file or a link as far as that is possible; nothing happens if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -115,7 +114,7 @@ def delete(path: Path) -> None:
         if os.path.lexists(aside):  # otherwise it would come back in its place
             discard(aside)
         trash = discard(path)
-        if is_complete(trash):
+        if os.path.lexists(trash) and is_complete(trash):
             os.rename(trash, path)
 
 
@@ -177,11 +176,11 @@ def settle(folder: Path) -> None:
     settle_replaced(folder)
     for draft in sorted(folder.glob(f"{WRITING}{BY_TIME}")):
         target = folder / draft.name.removeprefix(WRITING)
-        with suppress(OSError):
-            if not os.path.lexists(target) and is_whole(draft):
+        if not os.path.lexists(target) and is_whole(draft):
+            with suppress(OSError):  # it stays a draft
                 put_in_place(draft, target)
-            else:
-                discard(draft)
+        else:
+            remove(draft)
     for aside in sorted(folder.glob(f"{REPLACED}*")):  # its successor is in place
         with suppress(OSError):
             discard(aside)
