@@ -157,7 +157,7 @@ def test_a_folder_with_more_files_than_may_be_open_is_read_by_name(run, monkeypa
 def trained(gantrain, tmp_path_factory) -> Path:
     """A tiny run with scores, a best checkpoint, snapshots and an orbit."""
     run = tmp_path_factory.mktemp("vanishing") / "run"
-    gantrain("train", ROOT / "configs" / "digits.yaml", *TINY, f"run_dir={run}", *MORE)
+    gantrain("train", ROOT / "configs" / "digits.yaml", *TINY, f"run_dir={run}", *MORE, "total_kimg=0.8", "eval.every_kimg=0.4")
     return run
 
 

@@ -28,6 +28,7 @@ from gantrain.images import to_float
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, look_again, open_held, rebuilt_of
+from gantrain.run_folder.finite import require_finite
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.start_folder import require_images_of
@@ -80,6 +81,12 @@ class Bench:
         groups = {key: group_of(average, key) for key in ("g", "d")}
         self.averaged = {key for key, group in groups.items() if average != LIVE and group in checkpoint.groups_of(path)}
         self.saved = checkpoint.read(path, ["g", "d", *(groups[key] for key in self.averaged)])
+        for key in ("d", "g"):
+            averaged = key in self.averaged
+            tensors = self.saved.tensors[groups[key] if averaged else key]
+            weights = {name: tensor for name, tensor in tensors.items() if "running_" not in name}  # of BatchNorm, which are not read here
+            whose = f"weights of {average} of {key.upper()}" if averaged else f"live weights of {key.upper()}"
+            require_finite(path, average if averaged else LIVE, weights, whose)
         self.micro_batch, self.batch_size = (self.saved.state["batching"][key] for key in ("micro_batch", "batch_size"))
         self.rounds = max(2, self.batch_size // self.micro_batch)  # the estimate compares at least two micro-batches
 

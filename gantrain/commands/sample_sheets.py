@@ -61,9 +61,14 @@ class Task:
         """Load the chosen generator onto this process's device."""
         return self.source.load_generator(self.accelerator.device)
 
-    def generate(self, generator: GeneratorModule, z: Tensor, y: Tensor) -> Tensor:
-        """Generate images uint8 `[N, C, H, W]`, on the CPU, from latents and labels on any device."""
-        return generate(generator, z.to(self.accelerator.device), y.to(self.accelerator.device))
+    def generate(self, generator: GeneratorModule, z: Tensor, y: Tensor, average: str | None = None) -> Tensor:
+        """Generate images uint8 `[N, C, H, W]`, on the CPU, from latents and labels on any device.
+
+        Raises:
+            NotFinite: images are not finite; the message names `average`, by default the chosen one.
+        """
+        device = self.accelerator.device
+        return generate(generator, z.to(device), y.to(device), name=average or self.source.average)
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def draw_averages(task: Task) -> str:
     heads = tuple(map(source.known.heading, source.labels(columns).tolist())) if named else ()
     for name in task.averages:
         generator = source.load_generator(task.accelerator.device, name)
-        images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num))
+        images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num), name)
         at = moment_of_rebuilt(run, name) if name in rebuilt else int(source.path.name)
         sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns, scale=task.scale), heads))
     with open_draft(task.out.path) as draft:

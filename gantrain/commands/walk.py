@@ -96,7 +96,7 @@ def draw_frames(source: ImageSource, num: int, frames: int, scale: int | None = 
     y, latents = source.labels(num).to(device), source.latents(generator, 2 * num)
     for frame in range(frames):
         z = rotate(latents[::2], latents[1::2], frame / frames, source.choice.truncation)
-        yield make_grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5), scale=scale)
+        yield make_grid(generate(generator, z.to(device), y, CHUNK, source.average), math.ceil(num**0.5), scale=scale)
 
 
 def write_gif(pictures: Iterator[Image.Image], frames: int, fps: int, path: Path) -> None:

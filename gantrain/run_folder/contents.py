@@ -124,10 +124,10 @@ def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -
     """
     store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
     if kimg is None:
-        found = store.newest_held()
-        if found is None:
+        newest = store.newest_held()
+        if newest is None:
             raise UserError(f"{run}: has no checkpoint yet")
-        return found
+        return newest
     there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
     if path is None:

@@ -22,6 +22,7 @@ from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import refuse_reserved, require_late_start
 from gantrain.run_folder.checkpoint import CheckpointStore, Snapshot, link_checkpoint
 from gantrain.run_folder.contents import group_of, look_again, open_held
+from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.held import Held
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
@@ -200,6 +201,25 @@ def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]]) -> dict[st
     return {group: named for group, named in snapshot.tensors.items() if group not in gone}
 
 
+def refuse_nonfinite(origin: Origin, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to continue from nan or infinity, which training never gets rid of.
+
+    Raises:
+        NotFinite: names the first of them, and the remedy.
+    """
+    owners = {group_of(name, network): name for network, key in NETWORKS for name in origin.snapshot.state[key]}
+    for group, named in tensors.items():
+        if group.startswith("slots"):  # a rule's own business, which may wait for its first look
+            continue
+        if words := count_nonfinite({name: tensor for name, tensor in named.items() if "running_" not in name}):
+            name = owners.get(group)
+            what = f"the average {name}" if name else f"the live {group.upper()}" if group in ("g", "d") else f"the state of {group}"
+            way = f"--kimg K of an earlier one, or drop the average: averagers.{name}=null" if name else "--kimg K of an earlier one"
+            raise NotFinite(
+                f"{origin.run}: its checkpoint at {origin.snapshot.nimg / 1000:g} kimg is not finite: in {what}, {words}; use {way}"
+            )
+
+
 def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     """Write the folder of a fork, completely or not at all.
 
@@ -227,11 +247,13 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
         "batch": [state["batching"]["batch_size"], saved["batching"]["batch_size"]],
         "averages": {"kept": kept["g"], "begin": begin, "dropped": [name for name in state["averages"] if name not in new.averagers]},
     }  # fmt: skip
+    tensors = forked_tensors(origin.snapshot, kept)
+    refuse_nonfinite(origin, tensors)
     line = json.dumps(as_json(event), allow_nan=False) + "\n"
     saved["metrics_bytes"] = len(line.encode())
     require_free(folder)
     try:
-        write_whole(folder, origin, forked_tensors(origin.snapshot, kept), saved, line, new)
+        write_whole(folder, origin, tensors, saved, line, new)
     except OSError as error:
         raise UserError(f"--out: {folder} could not be written ({error.strerror or error}); nothing is left of it") from error
     return Fork(folder, nimg, event, state["swaps"]["lr_scale"] * state["guard"]["lr_scale"])

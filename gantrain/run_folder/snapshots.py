@@ -21,6 +21,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import group_of, not_a_run
+from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
 from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.own_config import load_config
@@ -175,8 +176,26 @@ class Snapshots:
                 self.say(f"{damage}; skipped")
                 self.kept = [k for k in self.kept if k.path not in damage_in(damage, self.kept)]
                 continue
+            self._require_finite(tensors, sigma_rel)
             named = {f"{k.average}@{k.profile.nimg}": float(c) for c, k in zip(shares, self.kept)}
             return Rebuilt(sigma_rel, self.nimg, error, named, tensors, last.tensors["buffers"], last.state["shape"])
+
+    def _require_finite(self, tensors: dict[str, Tensor], sigma_rel: float) -> None:
+        """Refuse an average that is not finite.
+
+        Raises:
+            NotFinite: names the first snapshot that is not, and the last time before it.
+        """
+        words = count_nonfinite(tensors)
+        if not words:
+            return
+        wrong = next((k for k in self.kept if count_nonfinite(self._read(k))), None)
+        before = max((k.profile.nimg for k in self.kept if wrong and k.profile.nimg < wrong.profile.nimg), default=None)
+        where = f"{self.run}: the average of sigma_rel {sigma_rel:g} at {self.nimg / 1000:g} kimg is not finite ({words})"
+        if wrong is None:
+            raise NotFinite(f"{where}, although its snapshots are; use another --sigma-rel")
+        last = f"use --at-kimg {before / 1000:g}, the last one before it" if before else "no earlier one is left"
+        raise NotFinite(f"{where}, as is the snapshot of {wrong.average} at {wrong.profile.nimg / 1000:g} kimg; {last}")
 
     def _read(self, kept: Kept) -> dict[str, Tensor]:
         group = group_of(kept.average)

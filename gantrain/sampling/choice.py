@@ -16,6 +16,7 @@ from gantrain.images import to_uint8
 from gantrain.run_folder.best_average import resolve_best
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import look_again
+from gantrain.run_folder.finite import require_finite_images
 from gantrain.run_folder.held import Held
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import find_average, prepare_generator
@@ -115,9 +116,9 @@ class ImageSource:
         return lambda start, count: generator(self.latents(generator, count, start).to(device), self.labels(count, start).to(device))
 
     def image_sampler(self, generator: GeneratorModule) -> Callable[[int, int], Tensor]:
-        """The same function, giving images uint8 `[count, C, H, W]` on the CPU."""
+        """The same function, giving images uint8 `[count, C, H, W]` on the CPU; it raises `NotFinite` for images that are not finite."""
         sample = self.float_sampler(generator)
-        return lambda start, count: to_uint8(sample(start, count)).cpu()
+        return lambda start, count: to_uint8(require_finite_images(sample(start, count), self.average)).cpu()
 
 
 def require_truncation(truncation: float | None, option: str = "--truncation") -> None:

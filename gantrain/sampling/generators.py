@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gantrain.averaging import LIVE, recalibrate
-from gantrain.averaging.average import named_weights, write_buffers, write_weights
+from gantrain.averaging.average import named_buffers, named_weights, write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch, write_statistics
 from gantrain.config.config import Config
@@ -29,6 +29,7 @@ from gantrain.run_folder.contents import (
     require_average,
     run_of,
 )
+from gantrain.run_folder.finite import require_finite, require_finite_images
 from gantrain.run_folder.held import Held
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.manifest import hold
@@ -66,7 +67,8 @@ def load_generator(
         `resolution`, `channels` and `class_names`: the names of the classes, by label, or None if the run does not know them.
 
     Raises:
-        UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
+        UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint; or weights with nan or infinity in them,
+            since all images of such a generator are black as bytes, which no later step notices.
     """
     with python_remedies():
 
@@ -112,13 +114,17 @@ def prepare_generator(
     config: Config, path: Path, average: str, policy: str, device: torch.device | str = "cpu", truncation: float | None = None
 ) -> nn.Module:
     """Load a generator from a checkpoint and apply a BatchNorm policy; the result is that of `load_generator`."""
-    generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
+    generator = load_weights(config, path, average, policy == "average")
+    require_finite(path, average, named_weights(generator))
+    generator.to(device).requires_grad_(False)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
         recalibrate(generator, calibration_batches(config, generator, cut), config.eval.recalibration_batches)
     generator.eval()
     if policy == "batch":
         normalise_by_batch(generator)
+    else:
+        require_finite(path, average, named_buffers(generator), f"BatchNorm statistics for {average}")
     return generator
 
 
@@ -159,6 +165,17 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Tensor:
-    """Generate images from latents `[N, dim_z]` and labels `[N]` batch by batch: uint8 `[N, C, H, W]` on the CPU."""
-    return torch.cat([to_uint8(generator(*part)).cpu() for part in zip(z.split(batch_size), y.split(batch_size))])
+def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64, name: str | None = None) -> Tensor:
+    """Generate images from latents `[N, dim_z]` and labels `[N]` batch by batch: uint8 `[N, C, H, W]` on the CPU.
+
+    Args:
+        generator: called as `generator(z, y)`.
+        z, y: of the images.
+        batch_size: images generated at a time.
+        name: whose images they are; None draws images with nan or infinity in them as they come, which is black.
+
+    Raises:
+        NotFinite: images of `name` are not finite.
+    """
+    drawn = (generator(*part) for part in zip(z.split(batch_size), y.split(batch_size)))
+    return torch.cat([to_uint8(x if name is None else require_finite_images(x, name)).cpu() for x in drawn])
