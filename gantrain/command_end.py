@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -11,7 +12,9 @@ from typing import NoReturn
 
 from gantrain import command_signals
 from gantrain.errors import GaveUp, UserError
+from gantrain.home import settle_home
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
+from gantrain.launch_environment import process_rank
 
 USER_ERROR = 2
 GAVE_UP = 3
@@ -20,6 +23,7 @@ STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, BrokenPipeError: 0, OSError:
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit status. The other processes of a group hear how it ends."""
+    settle_home(note)  # before the imports, since libraries look for it
     verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
     try:
         with command_signals.Raising():
@@ -31,6 +35,13 @@ def call(arguments: argparse.Namespace) -> int:
     if group := _group():
         group.end(None, status)
     return status
+
+
+def note(line: str) -> None:
+    """Say a line about the environment on standard error, once for all processes."""
+    if process_rank() == 0:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"gantrain: note: {line}\n")
 
 
 def status_of(error: BaseException) -> int:

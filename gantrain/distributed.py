@@ -96,6 +96,7 @@ def join_group(place: Place, backend: str | None) -> None:
         port = watch.wait_for_store(note)
         store = dist.TCPStore(place.address, port, None, is_master=False, timeout=ANSWER, wait_for_workers=False)
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=PATIENCE)
+    watch.formed = True
 
 
 def asked_device() -> str | None:

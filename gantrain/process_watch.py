@@ -25,6 +25,7 @@ JOIN = "GANTRAIN_JOIN_SECONDS"  # how long processes wait for each other at the 
 DEFAULT_JOIN = 600.0
 NOTE_AFTER = 15.0  # seconds of waiting until a process says whom it waits for
 GRACE = 30.0  # seconds that a process has to end by itself after another has failed
+EARLY_GRACE = 2.0  # the same while the group forms, when there is nothing to finish
 LINGER = 5.0  # seconds that a process which fails at its start waits for those that it has to tell
 NEWS = 3.0  # seconds between a broken connection of torch and the message that says why
 RETRY = 0.25  # seconds between two attempts to connect
@@ -75,6 +76,7 @@ class ProcessWatch:
         self._gone: set[int] = set()  # those that have ended in order
         self._store = 0
         self._standing_down = self._closed = False
+        self.formed = False  # whether torch's group has been formed, which its maker says
         self._server: socket.socket | None = None
         if place.rank == 0:
             resolve_address(place)
@@ -199,7 +201,7 @@ class ProcessWatch:
         threading.Thread(target=self._end_process, args=(failure,), daemon=True).start()
 
     def _end_process(self, failure: Failure) -> None:
-        time.sleep(GRACE)
+        time.sleep(GRACE if self.formed else EARLY_GRACE)
         if not self._standing_down and owns_process():  # a script that uses gantrain decides for itself
             sys.stderr.write(f"gantrain: error: process {self.place.rank}: {failure.in_words()}\n")
             sys.stderr.flush()

@@ -21,6 +21,7 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.image_files import sample_of
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.evaluation.score_notes import LOOKED_AT
+from gantrain.home import expand_user
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.contents import averages_of, look_again, moment_of_rebuilt, require_time, times_of_rebuilt
 from gantrain.run_folder.recognition import is_run_folder
@@ -61,7 +62,7 @@ def call(arguments: argparse.Namespace) -> None:
 
 def holds_images(target: str | Path) -> bool:
     """Whether a path contains images and is not a run folder."""
-    path = Path(target).expanduser()
+    path = expand_user(target)
     if path.suffix.lower() in (".npz", ".zip"):
         return True
     if not path.is_dir() or is_run_folder(path):
@@ -94,7 +95,7 @@ def evaluate_images(
     config = load_eval_config(overrides, "images")
     where = None if out is None else target_of(out, Path(), "")
     accelerator = make_accelerator()
-    pictures = main_first(accelerator, lambda: open_pictures(Path(target).expanduser()))
+    pictures = main_first(accelerator, lambda: open_pictures(expand_user(target)))
     total = count_images(pictures, num, "--num")
     config = load_eval_config(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"

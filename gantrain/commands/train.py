@@ -16,6 +16,7 @@ from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.distributed import finish, from_main, make_accelerator, on_main
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.interruption import Interruption, exit_status
 from gantrain.launch_environment import process_rank, read_place
 from gantrain.run_folder.claim import Claim, claim_folder
@@ -84,7 +85,7 @@ def refuse_moved(config: Path, run_dir: str, overrides: Sequence[str]) -> None:
     """
     folder = config.parent
     chosen = any(text.partition("=")[0].strip() == "run_dir" for text in overrides)
-    if chosen or folder.resolve() == Path(run_dir).expanduser().resolve() or not holds_checkpoints(folder):
+    if chosen or folder.resolve() == expand_user(run_dir, "run_dir").resolve() or not holds_checkpoints(folder):
         return
     here = folder.resolve() if folder == Path(".") else folder
     raise UserError(

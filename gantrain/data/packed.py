@@ -33,6 +33,7 @@ from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
@@ -57,7 +58,7 @@ class Packed(Source):
         """Map the images into memory; raises as `read_packed`."""
         if not self.root:
             raise UserError("data.root must be the folder of a prepared data set, got ''; make one with `gantrain prepare`")
-        return read_packed(Path(self.root).expanduser(), self.resolution)
+        return read_packed(expand_user(self.root, "data.root"), self.resolution)
 
 
 def read_packed(folder: Path, resolution: int) -> ImageSet:

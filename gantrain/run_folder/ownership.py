@@ -11,6 +11,7 @@ from gantrain.atomic_file import write_atomically
 from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.lock import InUse
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.changes import (
@@ -98,7 +99,7 @@ def require_own_folder(run_dir: Path, config: Config) -> None:
     data: Any = config.data
     root = data.root if isinstance(data, Folder) else ""
     above = (resolved, *resolved.parents)
-    if root and Path(root).expanduser().resolve() in above and not is_run_folder(run_dir):
+    if root and expand_user(root, "data.root").resolve() in above and not is_run_folder(run_dir):
         raise UserError(
             f"run_dir: {run_dir} is inside data.root, {root}, so the run's own pictures would count as images to train on;"
             " use a folder elsewhere"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -15,6 +14,7 @@ from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
 from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
+from gantrain.home import expand_user
 from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.event_words import on_console
@@ -305,6 +305,6 @@ def prepared(config: Config, accelerator: Accelerator, changed_data: bool = Fals
             "sync_batchnorm: torch synchronises BatchNorm on GPUs only; set sync_batchnorm=false, or a larger batching.micro_batch"
         )
     require_views(config.tracking)
-    run_dir = Path(config.run_dir).expanduser()
+    run_dir = expand_user(config.run_dir, "run_dir")
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
     return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device), changed_data)
