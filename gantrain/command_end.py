@@ -18,7 +18,7 @@ from gantrain.launch_environment import process_rank
 
 USER_ERROR = 2
 GAVE_UP = 3
-STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, BrokenPipeError: 0, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
+STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
 def call(arguments: argparse.Namespace) -> int:

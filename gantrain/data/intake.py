@@ -258,7 +258,7 @@ def look_name(images: ImageSet) -> str:
 def seen_before(name: str) -> dict[str, Any] | None:
     """Returns the cached result of an earlier `read_files`, or None."""
     try:
-        return json.loads((cache_folder() / name).read_text())
+        return json.loads((cache_folder() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -114,7 +114,7 @@ def read_head(folder: Path) -> dict[str, Any]:
         hint = f"run the command that began {draft} again to finish it" if draft.is_dir() else "make one with `gantrain prepare`"
         raise UserError(f"data.root: {str(folder)!r} is not a prepared data set (it has no {HEAD}); {hint}")
     try:
-        head = json.loads((folder / HEAD).read_text())
+        head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
     except PermissionError as error:
         raise may_not_be_read(error, folder / HEAD) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -288,7 +288,7 @@ def begun(draft: Path) -> dict[str, Any] | None:
         UserError: the head is unreadable.
     """
     try:
-        head = json.loads((draft / HEAD).read_text())
+        head = json.loads((draft / HEAD).read_text(encoding="utf-8"))
         return {key: value for key, value in {**head, **head.get("whole", {})}.items() if key not in AT_THE_END}
     except FileNotFoundError:
         return None
@@ -364,7 +364,7 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
                 os.posix_fallocate(file.fileno(), 0, begin + count * size)  # fails now if the disk is too small
             indices = [index for i in todo for index in range(i * BLOCK, min((i + 1) * BLOCK, count))]
             whole = progress(in_blocks(images, todo, indices), len(todo))
-            with open(draft / DONE, "a") as record:
+            with open(draft / DONE, "a", encoding="utf-8") as record:
                 for i, data, gaps[i] in whole:
                     file.seek(begin + i * BLOCK * size)
                     file.write(data)
@@ -421,7 +421,7 @@ def read_done(path: Path) -> dict[int, str]:
 def read_record(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of the record of finished blocks, up to one that is truncated."""
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             one = json.loads(line)
             types = {"block": int, "sha256": str, "unreadable": dict}
             if not all(isinstance({"unreadable": {}, **one}[key], kind) for key, kind in types.items()):

@@ -157,7 +157,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
         data = data.reshape(-1, record)
         label_parts.append(data[:, release.label_bytes - 1])
         image_parts.append(data[:, release.label_bytes :].reshape(-1, 3, 32, 32))
-    names = (folder / release.names).read_text().split()
+    names = (folder / release.names).read_text(encoding="utf-8").split()
     labels = torch.from_numpy(np.concatenate(label_parts).astype(np.int64))
     if int(labels.max()) >= len(names):
         raise UserError(f"{folder}: label {int(labels.max())} has no name in {release.names}; delete {folder} and download it again")

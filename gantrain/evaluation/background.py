@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from gantrain import streams
 from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
 from gantrain.errors import UserError
@@ -82,10 +83,10 @@ class BackgroundEvaluation:
             time.sleep(POLL)
         self._process = None
         if status:
-            words = out.with_suffix(".log").read_text(errors="replace").splitlines()
+            words = out.with_suffix(".log").read_text(encoding="utf-8", errors="replace").splitlines()
             why = f"ended by {signal.Signals(-status).name}" if status < 0 else words[-1] if words else f"status {status}"
             raise UserError(f"eval.async: {self.path(nimg)} could not be scored ({why}); set eval.async=false to score in the run itself")
-        return json.loads(out.read_text())
+        return json.loads(out.read_text(encoding="utf-8"))
 
     def clear(self, but: int | None = None) -> None:
         """Delete checkpoints and scores, except those of the checkpoint at `but` images."""
@@ -154,6 +155,7 @@ def exit_with(parent: int) -> None:
 
 def main() -> None:
     """Run the command line; status 2 and one line if the checkpoint cannot be scored."""
+    streams.secure()  # of a log in the run folder, which may be on a full disk
     run, nimg, out, parent = sys.argv[1:]
     threading.Thread(target=exit_with, args=(int(parent),), daemon=True).start()
     try:
@@ -161,7 +163,7 @@ def main() -> None:
             os.nice(5)  # training has priority on shared cores
         score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:
-        sys.stdout.write(" ".join(str(error).split()) + "\n")
+        print(" ".join(str(error).split()))
         sys.exit(2)
 
 

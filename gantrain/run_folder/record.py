@@ -15,16 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from gantrain import clock
 from gantrain.errors import UserError
 from gantrain.lock import owner
-from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
 from gantrain.run_folder.training_columns import columns_of
 from gantrain.score_names import better_when_higher, can_be_best
+from gantrain.strict_yaml import read_values
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
@@ -46,7 +44,6 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = 
 # Event -> the status of a run whose record ends with it.
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
 NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
-LARGEST_CONFIG = 2**24  # bytes
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
 
@@ -275,14 +272,14 @@ def outline_config(run: Path) -> Outline:
     """
     path = run / CONFIG_FILE
     try:
-        config = yaml.safe_load(read_regular(path, LARGEST_CONFIG))
+        config = read_values(path)
         total_kimg = float(config["total_kimg"])
         if not 0 < total_kimg < math.inf:
             raise ValueError
         return Outline(total_kimg, config)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)") from None
 
 
@@ -321,7 +318,7 @@ def goes_on_elsewhere(run: Path) -> bool:
     (or there is none) and the record has changed within `QUIET` seconds.
     """
     try:
-        last = (run / ".lock").read_text(errors="replace")
+        last = (run / ".lock").read_text(encoding="utf-8", errors="replace")
         changed = (run / METRICS_FILE).stat().st_mtime
     except OSError:
         return False
