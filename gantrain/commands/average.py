@@ -26,9 +26,10 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
 from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
+from gantrain.run_folder.contents import default_name
 from gantrain.run_folder.layout import narrow_variant
 from gantrain.run_folder.result_file import target_of, write
-from gantrain.run_folder.snapshots import Rebuilt, Snapshots, default_name, require_name, store
+from gantrain.run_folder.snapshots import Rebuilt, Snapshots, require_name, store
 from gantrain.score_names import Scores, better_when_higher
 from gantrain.spectral_norm import refresh_spectral_norms
 

@@ -23,9 +23,8 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.evaluation.score_notes import LOOKED_AT
 from gantrain.home import expand_user
 from gantrain.reporting.score_table import policy_tables, table
-from gantrain.run_folder.checkpoint import Damaged, read_manifest
-from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
-from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.checkpoint import Damaged
+from gantrain.run_folder.contents import averages_of, moment_of_rebuilt, rebuilt_of, require_time
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores
@@ -201,7 +200,7 @@ def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float 
     times: dict[str, int] = {}
     for name in rebuilt_of(run):
         try:
-            times[name] = read_manifest(run / AVERAGES_FOLDER / name)["nimg"]
+            times[name] = moment_of_rebuilt(run, name)
         except Damaged:
             if name in (names or ()):
                 raise

@@ -40,6 +40,7 @@ from gantrain.run_folder.manifest import (
     read_checked,
     read_manifest,
     seal,
+    unlistable,
     verify,
 )
 from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, put_in_place, remove, settle, settle_replaced
@@ -95,7 +96,7 @@ class CheckpointStore:
         except OSError as error:
             if is_missing(error):
                 return []
-            raise Unreadable(f"{self.folder}: cannot be listed ({error.strerror}); make it readable, or use another run_dir") from error
+            raise unlistable(self.folder, error) from error
         return sorted(self.folder / name for name, is_folder in there.items() if is_folder and name.isdecimal())
 
     def _list(self) -> dict[str, bool]:

@@ -24,7 +24,8 @@ from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, l
 from gantrain.run_folder.contents import group_of, open_run
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
-from gantrain.run_folder.ownership import is_abandoned, read_rollback, write_config
+from gantrain.run_folder.own_config import write_config
+from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.version import __version__

@@ -59,6 +59,11 @@ def unreadable(path: Path, error: OSError) -> Unreadable:
     )
 
 
+def unlistable(folder: Path, error: OSError) -> Unreadable:
+    """The error of a folder of checkpoints that exists and cannot be listed."""
+    return Unreadable(f"{folder}: cannot be listed ({error.strerror or error}); make it readable, or use another run folder")
+
+
 def is_missing(error: OSError) -> bool:
     """Whether an error of reading says that there is no such file, rather than that it cannot be read."""
     return error.errno in MISSING or isinstance(error, (NotAFile, TooLarge))

@@ -114,7 +114,7 @@ def delete(path: Path) -> None:
         if os.path.lexists(aside):  # otherwise it would come back in its place
             discard(aside)
         trash = discard(path)
-        if is_complete(trash):
+        if os.path.lexists(trash) and is_complete(trash):
             os.rename(trash, path)
 
 

@@ -15,7 +15,6 @@ from gantrain import lock
 from gantrain.averaging.posthoc import LARGEST_ERROR, Profile, coefficients, combine
 from gantrain.averaging.power import WIDEST, gamma_of
 from gantrain.config.config import FREE_NAME, RESERVED_NAMES
-from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
@@ -23,6 +22,7 @@ from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import group_of, not_a_run
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.own_config import load_config
 
 HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
 
@@ -73,7 +73,7 @@ class Snapshots:
         say: receives a line about each damaged snapshot, which is then ignored.
 
     Raises:
-        UserError: not a run folder, no snapshots, or none near that time.
+        UserError: not a run folder, no snapshots, or none near that time; or one that may be whole cannot be read.
     """
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
@@ -81,7 +81,7 @@ class Snapshots:
         self.show_progress = True  # on a terminal
         if not (self.run / CONFIG_FILE).is_file():
             raise not_a_run(self.run)
-        self.config = load(self.run / CONFIG_FILE)
+        self.config = load_config(self.run)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
             raise UserError(
@@ -214,11 +214,6 @@ def writing(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.discard(held, target.parent, name)
-
-
-def default_name(sigma_rel: float, nimg: int) -> str:
-    """The name of a rebuilt average that was not given one."""
-    return f"sigma_rel_{sigma_rel:g}_at_{nimg / 1000:g}"
 
 
 def require_name(name: str, taken: Sequence[str]) -> None:

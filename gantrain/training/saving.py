@@ -16,7 +16,8 @@ from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.claim import Claim, Traces, claim_folder
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.layout import BEST_FOLDER
-from gantrain.run_folder.ownership import read_rollback, write_config
+from gantrain.run_folder.own_config import write_config
+from gantrain.run_folder.ownership import read_rollback
 from gantrain.run_folder.provenance import new_run_id
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
