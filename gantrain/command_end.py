@@ -19,7 +19,7 @@ from gantrain.memory import explain_allocation
 
 USER_ERROR = 2
 GAVE_UP = 3
-STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, BrokenPipeError: 0, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
+STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
 def call(arguments: argparse.Namespace) -> int:

@@ -397,7 +397,7 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
                 os.posix_fallocate(file.fileno(), 0, begin + count * size)  # fails now if the disk is too small
             indices = [index for i in todo for index in range(i * BLOCK, min((i + 1) * BLOCK, count))]
             whole = progress(in_blocks(images, todo, indices), len(todo))
-            with open(draft / DONE, "a") as record:
+            with open(draft / DONE, "a", encoding="utf-8") as record:
                 for i, data, gaps[i] in whole:
                     file.seek(begin + i * BLOCK * size)
                     file.write(data)

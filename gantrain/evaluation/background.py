@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from gantrain import streams
 from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
 from gantrain.errors import UserError, one_line
@@ -171,6 +172,7 @@ def exit_with(parent: int) -> None:
 
 def main() -> None:
     """Run the command line; status 2 and one line if the checkpoint cannot be scored."""
+    streams.secure()  # of a log in the run folder, which may be on a full disk
     run, nimg, out, parent = sys.argv[1:]
     threading.Thread(target=exit_with, args=(int(parent),), daemon=True).start()
     try:
@@ -178,7 +180,7 @@ def main() -> None:
             os.nice(5)  # training has priority on shared cores
         score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:
-        sys.stdout.write(" ".join(str(error).split()) + "\n")
+        print(" ".join(str(error).split()))
         sys.exit(2)
 
 

@@ -90,7 +90,7 @@ class DigitsFeatures(FeatureExtractor):
             UserError: the installed weights are damaged.
         """
         data = DIGITS_WEIGHTS.read_bytes()
-        digest, wanted = hashlib.sha256(data).hexdigest(), json.loads(DIGITS_RECORD.read_text())["sha256"]
+        digest, wanted = hashlib.sha256(data).hexdigest(), json.loads(DIGITS_RECORD.read_text(encoding="utf-8"))["sha256"]
         if digest != wanted:
             raise UserError(f"{DIGITS_WEIGHTS}: is damaged: its SHA-256 is {digest}, not {wanted}; reinstall gantrain")
         network = DigitsClassifier()

@@ -313,7 +313,7 @@ def write_whole(
             for left in draft.iterdir():  # of a fork that was killed
                 if left.name != lock.NAME:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            (draft / METRICS_FILE).write_text(line)
+            (draft / METRICS_FILE).write_text(line, encoding="utf-8")
             link_snapshots(origin, draft, [one for key, one in config.averagers.items() if key in state["averages"]])
             checkpoint.write(draft / "checkpoints" / name, origin.snapshot.nimg, tensors, state)
             write_config(config, draft)
