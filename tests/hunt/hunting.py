@@ -9,8 +9,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import importlib
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -26,6 +29,8 @@ import areas_of_files
 import areas_of_texts
 import material
 from supervised import ACCEPTED, FAILED, REFUSED, Case, Limits, Supervisor, Verdict, emptied, read_case, write_case
+
+import gantrain
 
 AREAS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
     "configurations": areas_of_texts.configurations,
@@ -167,16 +172,31 @@ def copy_or_make(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+def import_everything() -> None:
+    """Import what the cases would import, each in its worker."""
+    for module in pkgutil.walk_packages(gantrain.__path__, "gantrain."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("torch._dynamo", "torch.distributed.tensor", "torchvision", "torch_fidelity", "scipy.optimize", "scipy.linalg",
+    "scipy.stats",
+                 "matplotlib.pyplot", "plotly.graph_objects", "jinja2", "sklearn.datasets", "PIL.AvifImagePlugin"):  # fmt: skip
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def main() -> int:
     """Hunt, or judge one case again; 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
     parser.add_argument("--areas", default=",".join(AREAS), help=f"default: all, {', '.join(AREAS)}")
-    parser.add_argument("--failures", type=Path, default=Path("hunt-failures"), help="folder that receives the failures (default: hunt-failures)")
+    parser.add_argument(
+        "--failures", type=Path, default=Path("hunt-failures"), help="folder that receives the failures (default: hunt-failures)"
+    )
     parser.add_argument("--material", type=Path, help="folder that keeps the material for the next hunt (default: a new one each time)")
     parser.add_argument("--case", type=Path, metavar="FOLDER", help="judge this failure again")
     arguments = parser.parse_args()
+    import_everything()
     gc.collect()
     gc.freeze()
     if arguments.case is not None:
