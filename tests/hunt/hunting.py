@@ -9,11 +9,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
-import importlib
 import os
-import pkgutil
 import random
 import re
 import shutil
@@ -28,9 +24,8 @@ import actions
 import areas_of_files
 import areas_of_texts
 import material
+from everything import import_everything
 from supervised import ACCEPTED, FAILED, REFUSED, Case, Limits, Supervisor, Verdict, emptied, read_case, write_case
-
-import gantrain
 
 AREAS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
     "configurations": areas_of_texts.configurations,
@@ -172,18 +167,6 @@ def copy_or_make(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def import_everything() -> None:
-    """Import what the cases would import, each in its worker."""
-    for module in pkgutil.walk_packages(gantrain.__path__, "gantrain."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    for name in ("torch._dynamo", "torch.distributed.tensor", "torchvision", "torch_fidelity", "scipy.optimize", "scipy.linalg",
-    "scipy.stats",
-                 "matplotlib.pyplot", "plotly.graph_objects", "jinja2", "sklearn.datasets", "PIL.AvifImagePlugin"):  # fmt: skip
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-
-
 def main() -> int:
     """Hunt, or judge one case again; 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,8 +180,6 @@ def main() -> int:
     parser.add_argument("--case", type=Path, metavar="FOLDER", help="judge this failure again")
     arguments = parser.parse_args()
     import_everything()
-    gc.collect()
-    gc.freeze()
     if arguments.case is not None:
         return int(rerun(arguments.case).outcome == FAILED)
     areas = arguments.areas.split(",")

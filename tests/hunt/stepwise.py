@@ -1,4 +1,4 @@
-"""The `gantrain` command counted step by step, and killed at one: `stepwise.py SPEC ARGUMENTS...`, SPEC as JSON.
+"""The `gantrain` command counted step by step, and killed at one: `stepwise.py SPEC ARGUMENTS...`, SPEC as JSON; or many, forked.
 
 A step is whatever changes the disk or the weights: a file opened for writing, written, truncated or synced, a name made, moved or
 removed, in the run's folder; an update; images drawn for scores. Steps are counted below gantrain, in Python's calls of the system, so
@@ -22,6 +22,8 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from everything import import_everything
 
 from gantrain import cli
 from gantrain.evaluation.evaluator import Evaluator
@@ -154,9 +156,32 @@ def stop_in_evaluation(run: Path, nimg: int) -> None:
     before(Evaluator, "generate_features", ask)
 
 
-if __name__ == "__main__":
-    spec = json.loads(sys.argv[1])
+def run(spec: dict[str, Any], argv: list[str]) -> None:
+    """The command, counted."""
     if "term" in spec:
         stop_in_evaluation(Path(spec["run"]), spec["term"])
     count(Steps(Path(spec["run"]), spec.get("trace"), spec.get("kill")))
-    cli.main(sys.argv[2:])
+    cli.main(argv)
+
+
+def serve() -> None:
+    """Fork a process for each line of standard input, and say what it has ended with; in such a process this returns by SystemExit."""
+    import_everything()
+    for line in sys.stdin:
+        task = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            for number in (1, 2):
+                os.dup2(log, number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            run(task["spec"], task["argv"])
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        run(json.loads(sys.argv[1]), sys.argv[2:])

@@ -6,15 +6,18 @@ densely where the second checkpoint of one moment replaces the first, of which t
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import spawning
 from conftest import ROOT, TESTS, lines_of
 
 SCRIPT = TESTS / "hunt" / "stepwise.py"
@@ -24,41 +27,63 @@ SETTINGS = [
     "averagers={ema_short: null, swa: null}", "averagers.power={name: power, sigma_rel: 0.1, snapshot_every_kimg: 0.08}",
     "swap={source: ema, every_kimg: 0.16, start_kimg: 0.16, growth: 2, after_kimg: 0.08}", "eval.every_kimg=0.16", "eval.num_samples=32",
     "eval.batch_size=32", "eval.reference_samples=64", "eval.recalibration_batches=1", "eval.metrics=[fid]", "eval.is_splits=1",
-    "checkpoint={every_kimg: 0.08, keep_last: 1, keep_best: [eval/ema/digits_fid]}",
+    "checkpoint={every_kimg: 0.08, keep_last: 1}",
     "tracking={every_kimg: 0.08, samples_every_kimg: 0.16, sample_rows: 1}",
     "orbit.every_kimg=0.032",
 ]  # fmt: skip
-SAME = rf"checkpoints/\S*{TWICE:012d}"
+SAME = rf"^(?!open|write|fsync).*checkpoints/\S*{TWICE:012d}"  # what moves and removes whole files and folders
 WORK = r"^(update|generate_features)"
 TIMES = ("throughput/", "memory/", "time", "eta", "wait/", "costs/")
 TOLD = ("swap", "growth", "rollback", "end")
 
 
+@functools.cache
+def server() -> subprocess.Popen:
+    """The process that has imported everything, and forks the runs."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
+    command = [sys.executable, str(SCRIPT), "--serve"]
+    one = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    atexit.register(one.stdin.close)
+    return one
+
+
 def process(run: Path, **spec: object) -> int:
     """One start of the run; its exit status."""
-    command = [SCRIPT, json.dumps({"run": str(run), **spec}), "train", ROOT / "configs" / "digits.yaml", f"run_dir={run}", *SETTINGS]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
-    done = spawning.run(command, environment)
-    assert done.returncode in (0, 75, -signal.SIGKILL), done.stdout[-2000:] + done.stderr
-    return done.returncode
+    argv = ["train", str(ROOT / "configs" / "digits.yaml"), f"run_dir={run}", *SETTINGS]
+    log = run.with_name("log")
+    print(json.dumps({"spec": {"run": str(run), **spec}, "argv": argv, "log": str(log)}), file=server().stdin, flush=True)
+    status = int(server().stdout.readline())
+    assert status in (0, 75, -signal.SIGKILL), log.read_text()[-4000:]
+    return status
 
 
 def finished(run: Path, trace: Path, kills: list[tuple[int, dict]]) -> int:
-    """Start the run until it ends; return how many kills came.
+    """Start the run until it ends; return how many kills came. Each start must go on where the one before has saved, or later.
 
     Args:
         kills: (number of the start that it hits, what `stepwise` is told).
     """
-    killed = start = 0
+    killed = start = saved = 0
     planned = dict(kills)
     while True:
         spec = {"kill": planned[start]} if start in planned else {}
         status = process(run, term=TWICE, trace=f"{trace}-{start}", **spec)
+        begun = re.search(r"resumed at ([0-9.]+) of|from (0) of", run.with_name("log").read_text())
+        if begun:
+            at = round(1000 * float(begun[1] or begun[2]))
+            assert at >= saved, f"start {start} goes on at {at} images, but {saved} were saved before"
+        saved = max(saved, last_saved(Path(f"{trace}-{start}")))
         killed += status == -signal.SIGKILL
         start += 1
         if status == 0:
             return killed
         assert start < len(kills) + 4, "it does not come to an end"
+
+
+def last_saved(trace: Path) -> int:
+    """The newest checkpoint that stood under its name when the process ended; the last step was not taken if it was killed there."""
+    steps = trace.read_text().splitlines()[:-1] if trace.exists() else []
+    return max((int(found[1]) for step in steps if (found := re.fullmatch(r"rename .* checkpoints/(\d{12})", step))), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +115,19 @@ def plan(traces: list[list[str]], count: int) -> list[list[tuple[int, dict]]]:
     """Where a run is killed, for each of `count` runs: (start, what to count).
 
     A third over all steps of both processes, a third over their updates and scores, and a third where the second checkpoint of a
-    moment replaces the first; every fourth of the runs is killed once more where it goes on.
+    moment replaces the first, those next to a renaming first; every fourth of the runs is killed once more where it goes on.
     """
     found: list[tuple[int, dict]] = []
     third = count // 3
-    for only, starts, some in (("", (0, 1), count - 2 * third), (WORK, (0, 1), third), (SAME, (1,), third)):
-        lengths = [sum(bool(re.search(only, line)) for line in traces[start]) if start in starts else 0 for start in (0, 1)]
+    for only, some in (("", count - 2 * third), (WORK, third)):
+        lengths = [sum(bool(re.search(only, line)) for line in lines) for lines in traces]
         for at in spread(some, sum(lengths) - 2):  # two threads may change places at the very end
             start, within = (0, at) if at <= lengths[0] else (1, at - lengths[0])
             found.append((start, {"only": only, "at": within, "torn": bool(at % 2)}))
+    replacing = [line for line in traces[1] if re.search(SAME, line)]
+    renamings = [at for at, line in enumerate(replacing, 1) if line.startswith("rename")]
+    order = sorted(range(1, len(replacing) + 1), key=lambda at: min((abs(at - one) for one in renamings), default=0))
+    found += [(1, {"only": SAME, "at": at, "torn": False}) for at in (order * third)[:third]]
     plans = [[one] for one in found]
     for i, one in enumerate(plans):
         if i % 4 == 3:
@@ -108,7 +137,7 @@ def plan(traces: list[list[str]], count: int) -> list[list[tuple[int, dict]]]:
 
 def same(one: Path, other: Path) -> None:
     """Weights, averages, orbit and pictures to the bit; the record without times and without what tells of the stops."""
-    for folder in ("checkpoints", "averages", "best", "orbit", "samples"):
+    for folder in ("checkpoints", "averages", "orbit", "samples"):
         files = [
             sorted(str(path.relative_to(run / folder)) for path in (run / folder).rglob("*") if path.is_file()) for run in (one, other)
         ]
