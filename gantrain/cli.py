@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import os
 import re
@@ -13,12 +12,13 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
+from gantrain import command_signals
+from gantrain.command_end import GAVE_UP, USER_ERROR, call, leave
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
+from gantrain.launch_environment import process_rank
 from gantrain.version import __version__
 
-USER_ERROR = 2
-GAVE_UP = 3
 REFERENCE_HELP = (
     "score against this instead of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG"
     " (eval.reference)"
@@ -34,12 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command again), 130 after Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is not UTF-8 is printed as in \xff, as on standard error
         sys.stdout.reconfigure(errors="backslashreplace")
+    command_signals.listen()
     status = run(argv)
-    if getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None):  # W&B's own exit handler would hang as well
-        flush_output()
-        os._exit(status)
     flush_output()
-    sys.exit(status)
+    leave(status)
 
 
 def flush_output() -> None:
@@ -55,13 +53,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        return importlib.import_module(f"gantrain.commands.{arguments.verb}").call(arguments) or 0
+        return call(arguments)
     except GaveUp as error:
         complain(str(error))
         return GAVE_UP
     except UserError as error:
         complain(str(error))
-        return USER_ERROR
+        return getattr(error, "exit_status", USER_ERROR)  # of the process that has failed, where it is another one
     except BrokenPipeError:  # for example, `| head` has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -85,7 +83,7 @@ def how_to_resume(verb: str) -> str:
 
 def complain(text: str) -> None:
     """Print one line on standard error. Other processes than the main one wait first, so they print only errors of their own."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = process_rank()
     if rank:
         time.sleep(SECONDS_FOR_MAIN)
     print(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", file=sys.stderr, flush=True)

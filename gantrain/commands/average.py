@@ -26,9 +26,10 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
 from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
-from gantrain.run_folder.layout import AVERAGES_FOLDER, narrow_variant
+from gantrain.run_folder.contents import default_name
+from gantrain.run_folder.layout import narrow_variant
 from gantrain.run_folder.result_file import target_of, write
-from gantrain.run_folder.snapshots import Rebuilt, Snapshots, default_name, require_free, require_name, store
+from gantrain.run_folder.snapshots import Rebuilt, Snapshots, require_name, store
 from gantrain.score_names import Scores, better_when_higher
 from gantrain.spectral_norm import refresh_spectral_norms
 
@@ -63,8 +64,6 @@ def average_run(run: str | Path, sigma_rel: float, at_kimg: float | None, name: 
     if name is not None:
         require_name(name, list(snapshots.config.averagers))
     rebuilt = snapshots.rebuild(sigma_rel)
-    if name is not None:
-        require_free(Path(run) / AVERAGES_FOLDER / name, rebuilt)
     name = name if name is not None else default_name(sigma_rel, snapshots.nimg)
     store(rebuilt, Path(run), name)
     return (
@@ -107,7 +106,6 @@ def sweep_run(
         return "", accelerator
     metric, best = choose_length(scores, given, f"{run} at {snapshots.nimg / 1000:g} kimg")
     name = default_name(best, snapshots.nimg)
-    store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)
     record: dict[str, Any] = {
         "nimg": snapshots.nimg, "sigma_rel": given, "scores": scores, "profile_error": {f"{s:g}": snapshots.error(s) for s in given},
         "best": best, "by": metric, **scorer.evaluator.protocol(),
@@ -117,6 +115,7 @@ def sweep_run(
     title = f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {samples} samples"
     draw_sweep(given, scores, metric, best, title, picture)
     draw_sweep(given, scores, metric, best, textwrap.fill(title, 40), narrow_variant(picture), columns=1)
+    store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)  # last: the scores stay if its name is taken
     return (
         f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples per length,"
         f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"

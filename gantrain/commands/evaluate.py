@@ -21,10 +21,10 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.image_files import sample_of
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.evaluation.score_notes import LOOKED_AT
+from gantrain.home import expand_user
 from gantrain.reporting.score_table import policy_tables, table
-from gantrain.run_folder.checkpoint import Damaged, read_manifest
-from gantrain.run_folder.contents import averages_of, rebuilt_of, require_time
-from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.checkpoint import Damaged
+from gantrain.run_folder.contents import averages_of, moment_of_rebuilt, rebuilt_of, require_time
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.score_names import Scores
@@ -62,7 +62,7 @@ def call(arguments: argparse.Namespace) -> None:
 
 def holds_images(target: str | Path) -> bool:
     """Whether a path contains images and is not a run folder."""
-    path = Path(target).expanduser()
+    path = expand_user(target)
     if path.suffix.lower() in (".npz", ".zip"):
         return True
     if not path.is_dir() or is_run_folder(path):
@@ -95,7 +95,7 @@ def evaluate_images(
     config = load_eval_config(overrides, "images")
     where = None if out is None else target_of(out, Path(), "")
     accelerator = make_accelerator()
-    pictures = main_first(accelerator, lambda: open_pictures(Path(target).expanduser()))
+    pictures = main_first(accelerator, lambda: open_pictures(expand_user(target)))
     total = count_images(pictures, num, "--num")
     config = load_eval_config(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
@@ -200,7 +200,7 @@ def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float 
     times: dict[str, int] = {}
     for name in rebuilt_of(run):
         try:
-            times[name] = read_manifest(run / AVERAGES_FOLDER / name)["nimg"]
+            times[name] = moment_of_rebuilt(run, name)
         except Damaged:
             if name in (names or ()):
                 raise

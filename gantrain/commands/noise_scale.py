@@ -21,7 +21,6 @@ from gantrain.averaging.bank import split
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST_MEASUREMENTS, as_numbers
 from gantrain.commands.arguments import averages_of_choice
-from gantrain.config.loading import load
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
@@ -29,7 +28,7 @@ from gantrain.images import to_float
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.latents import draw
@@ -71,7 +70,7 @@ class Bench:
             if not override.startswith(("data.", "mixed_precision=")):
                 raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use the run's own value")
         _, path = open_run(run, kimg)
-        self.path, self.config, self.nimg = path, load(Path(run) / CONFIG_FILE, overrides), int(path.name)
+        self.path, self.config, self.nimg = path, load_config(Path(run), overrides), int(path.name)
         require_images_of(Path(run), self.config, overrides, reads_data=True)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
         if average not in known:

@@ -46,8 +46,8 @@ def orbit_run(
     config, checkpoints = configuration_of(run), checkpoint.CheckpointStore(run / "checkpoints")
     if out is not None and Path(out).suffix != ".png":
         raise UserError(f"--out: {str(out)!r} must end in .png; the numbers are written next to it as .json")
-    lines = read_record(run)
-    motions = {key: build_motion(lines, key) for key in networks}
+    recordings = read_record(run)
+    motions = {key: build_motion(recordings, key) for key in networks}
     some = motions[networks[0]]  # both players are recorded at the same moments
     last = int(some.nimg[select_rows(some, start_kimg, end_kimg)[-1]])
     newest = checkpoints.newest()
@@ -64,4 +64,6 @@ def orbit_run(
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} is a folder or inside a file; choose another path")
     record = save_analyses(found, target, run.absolute().name)
-    return "\n\n".join([*(format_report(a, run) for a in found), f"picture: {target}, numbers: {record}"])
+    left_out = recordings.describe_unreadable(run)
+    notes = [f"note: {left_out}"] if left_out else []
+    return "\n\n".join([*(format_report(a, run) for a in found), *notes, f"picture: {target}, numbers: {record}"])

@@ -21,11 +21,14 @@ from tqdm import tqdm
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
-from gantrain.data.decoding import resized_image
+from gantrain.data.decoding import MOST_PIXELS, Undecodable, as_undecodable, refuse_bomb, resized_image
 from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
+from gantrain.data.listing import is_folder
 from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
+from gantrain.data.room import ROOM
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
+from gantrain.home import expand_user
 from gantrain.interruption import Interruption, Stopped, exit_status
 
 BUILT_IN = ("cifar10", "cifar100", "stl10", "digits")
@@ -124,13 +127,13 @@ def source_of(arguments: argparse.Namespace) -> ImageSet:
     Raises:
         UserError: the source does not exist or is unreadable.
     """
-    source, path = arguments.source, Path(arguments.source).expanduser()
+    source, path = arguments.source, expand_user(arguments.source)
     how: dict[str, Any] = {"resolution": arguments.resolution, "labels": not arguments.no_labels}
     pictures: dict[str, Any] = {**how, "root": str(path), "channels": arguments.channels, "filter": arguments.filter}
     try:
         if source.startswith("torchvision:"):
             return of_torchvision(source.removeprefix("torchvision:"), arguments)
-        if path.is_dir():
+        if is_folder(path):
             return Folder(**pictures).build()
         if path.suffix.lower() == ".zip":
             return Archive(**pictures).build()
@@ -166,9 +169,12 @@ class Resizing(ImageDecoder):
 
     def __call__(self, index: int) -> torch.Tensor:
         try:
-            return resized_image(self.items[index], self.mode, self.resolution, self.filter)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self.name}: image {index} does not decode ({one_line(error)})") from error
+            with as_undecodable():  # of torchvision or h5py
+                picture = self.items[index]
+            with ROOM.take(refuse_bomb(picture)):
+                return resized_image(picture, self.mode, self.resolution, self.filter)
+        except Undecodable as error:
+            raise UserError(f"{self.name}: image {index} does not decode ({error})") from error
 
 
 class Pictures:

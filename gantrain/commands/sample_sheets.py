@@ -16,9 +16,7 @@ from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.evaluation.neighbours import NEAREST, SHOWN, draw_neighbours
 from gantrain.models.architecture import accepts_mixtures
-from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import averages_of, rebuilt_of, require_average, run_of
-from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.contents import averages_of, moment_of_rebuilt, rebuilt_of, require_average, run_of
 from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate
@@ -139,7 +137,7 @@ def require_two_classes(kind: str, labels: Sequence[int] | None, known: Classes)
 def list_averages(path: Path) -> list[str]:
     """List live and all averages of a checkpoint, without those rebuilt at another time."""
     run = run_of(path)
-    rebuilt = {name: checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] for name in rebuilt_of(run)}
+    rebuilt = {name: moment_of_rebuilt(run, name) for name in rebuilt_of(run)}
     return [name for name in averages_of(path) if rebuilt.get(name, int(path.name)) == int(path.name)]
 
 
@@ -180,7 +178,7 @@ def draw_averages(task: Task) -> str:
     for name in task.averages:
         generator = source.load_generator(task.accelerator.device, name)
         images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num))
-        at = checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] if name in rebuilt else int(source.path.name)
+        at = moment_of_rebuilt(run, name) if name in rebuilt else int(source.path.name)
         sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns, scale=task.scale), heads))
     with open_draft(task.out.path) as draft:
         save_side_by_side(sheets, draft)

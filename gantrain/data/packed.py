@@ -17,6 +17,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,7 @@ from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 from gantrain.lock import InUse
 
 FORMAT = "gantrain-packed-1"
@@ -56,7 +58,7 @@ class Packed(Source):
         """Map the images into memory; raises as `read_packed`."""
         if not self.root:
             raise UserError("data.root must be the folder of a prepared data set, got ''; make one with `gantrain prepare`")
-        return read_packed(Path(self.root).expanduser(), self.resolution)
+        return read_packed(expand_user(self.root, "data.root"), self.resolution)
 
 
 def read_packed(folder: Path, resolution: int) -> ImageSet:
@@ -224,8 +226,12 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     }
     refuse_small_disk(images, draft)
     images.notes += describe_traits(images)
-    draft.mkdir(parents=True, exist_ok=True)
-    with locked(draft):
+    with locked(draft) as held:
+        if folder.exists():  # another call has completed it meanwhile
+            lock.discard(held, draft)
+            with suppress(OSError):  # an unfinished data set stays
+                draft.rmdir()
+            raise UserError(f"{folder}: already exists; delete it, or pass another --out")
         if begun(draft) not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
@@ -244,8 +250,8 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
                 shutil.rmtree(draft, ignore_errors=True)
             raise UserError(f"{draft}: {error.strerror}; free some space and run the same command again to continue") from None
         draft.rename(folder)
-        for name in (DONE, ".lock"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / DONE).unlink(missing_ok=True)
+        lock.discard(held, folder)
     return made
 
 
@@ -270,7 +276,7 @@ def locked(draft: Path) -> IO[str]:
         UserError: another process is writing it.
     """
     try:
-        return lock.acquire(draft)
+        return lock.acquire(draft, create=True)
     except InUse as owner:
         raise UserError(f"{draft}: is being written by {owner}; wait for it or stop it, or pass another --out") from None
 

@@ -17,6 +17,7 @@ from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Stl10(Source):
         if self.split == "unlabeled" and self.labels:
             raise UserError("data.labels: STL-10's unlabeled split has no classes; set data.labels=false")
         try:
-            if self.download and not (Path(self.root).expanduser() / STL10.base_folder).is_dir():
+            if self.download and not (expand_user(self.root, "data.root") / STL10.base_folder).is_dir():
                 fetch(STL10.url, STL10.tgz_md5, self.root)
             data = STL10(self.root, split=self.split)
             names = list(data.classes)
@@ -135,7 +136,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     Raises:
         UserError: the release is missing and cannot be downloaded, or one of its files is damaged.
     """
-    folder = Path(source.root).expanduser() / release.folder
+    folder = expand_user(source.root, "data.root") / release.folder
     needed = [*release.files[source.split], release.names]
     if source.download and not all((folder / name).is_file() for name in needed):
         try:
@@ -175,7 +176,7 @@ def fetch(url: str, md5: str, root: str) -> None:
     """
     from torchvision.datasets.utils import download_url
 
-    folder = Path(root).expanduser()
+    folder = expand_user(root, "data.root")
     download_url(url, str(folder), md5=md5)
     unpack(folder / Path(url).name, folder)
 

@@ -25,14 +25,13 @@ import torch
 
 from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
-from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Interrupted
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.run_folder.checkpoint import CheckpointStore, read_state
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.layout import SCORING_FOLDER
+from gantrain.run_folder.own_config import load_config
 
-FOLDER = "scoring"
 POLL = 0.2  # seconds between two checks of a process
 # Variables of the run's process group, which the scorer does not join.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "NODE_RANK")
@@ -48,7 +47,7 @@ class BackgroundEvaluation:
 
     def __init__(self, run_dir: Path, warn: Callable[[str], None]):
         self.run_dir = run_dir
-        self.store = CheckpointStore(run_dir / FOLDER, None, warn)
+        self.store = CheckpointStore(run_dir / SCORING_FOLDER, None, warn)
         self._process: subprocess.Popen | None = None
 
     def path(self, nimg: int) -> Path:
@@ -132,9 +131,9 @@ class BackgroundEvaluation:
 
 def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
     """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ..., "collapsed": ...} to `out`."""
-    path = run / FOLDER / f"{nimg:012d}"
+    path = run / SCORING_FOLDER / f"{nimg:012d}"
     # The reference's features are usually in the cache, so that the images need not be loaded.
-    data: Any = load(run / CONFIG_FILE).data
+    data: Any = load_config(run).data
     on_disk = ["data.keep_in=disk"] if "keep_in" in {f.name for f in fields(data)} else []
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()

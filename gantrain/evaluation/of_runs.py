@@ -12,7 +12,6 @@ from tqdm import tqdm
 from gantrain import performance
 from gantrain.averaging import LIVE
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
-from gantrain.config.loading import load
 from gantrain.data import Digits, prepare
 from gantrain.data.likeness import find_difference
 from gantrain.distributed import local_processes, main_first, make_accelerator
@@ -21,7 +20,7 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_run
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.generators import load_weights
 from gantrain.sampling.latents import GeneratorModule, draw
@@ -58,7 +57,7 @@ class RunScorer:
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
         self.path = open_run(run, kimg)[1] if path is None else path
-        self.config = load(self.run / CONFIG_FILE, [*overrides, *number])
+        self.config = load_config(self.run, [*overrides, *number])
         if path is None:
             require_images_of(self.run, self.config, overrides)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from gantrain.errors import UserError, check, one_line
+from gantrain.home import expand_user
 from gantrain.metrics.metric import Extractor, FeatureExtractor
 
 HERE = Path(__file__).parent
@@ -121,7 +122,7 @@ def inception_weights_path(weights: str | None) -> Path:
         UserError: the given file is missing, or the download failed; the message names the URL, the target and the key to set.
     """
     if weights is not None:
-        path = Path(weights).expanduser()
+        path = expand_user(weights, "eval.features.weights")
         if not path.is_file():
             raise UserError(f"eval.features.weights: {weights!r} is not a file; pass the path of the weights, or null to download them")
         return path

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError, one_line
+from gantrain.home import expand_user
 from gantrain.metrics.featureset import FeatureSet, Moments
 
 KINDS = "mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0 (uint8 images)"
@@ -117,7 +118,7 @@ def read_statistics(path: str | Path) -> Statistics:
     Raises:
         UserError: the file is missing or invalid.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.suffix.lower() in (".pkl", ".pickle", ".pt", ".pth"):
         raise UserError(
             f"{path}: is a pickle, which can run code, so gantrain does not load it; if you trust it, load it yourself and save its"

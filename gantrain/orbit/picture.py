@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gantrain.atomic_file import open_draft, write_atomically
 from gantrain.orbit.analysis import PLAYERS, Analysis
-from gantrain.orbit.recorder import FOLDER
+from gantrain.orbit.recordings import FOLDER
 from gantrain.orbit.words import build_record, summarise
 from gantrain.palette import COLOURS, FAINT, MARKS, style_of
 from gantrain.run_folder.json_values import as_json

@@ -49,11 +49,7 @@ class Tracker:
         if not self.enabled:
             return
         self._file = LineFile(self.path, keep_bytes)
-        tail = self._file.removed
-        if tail:
-            with open(self.run_dir / SUPERSEDED_FILE, "ab") as superseded:
-                superseded.write(tail if tail.endswith(b"\n") else tail + b"\n")
-            self._file.cut()
+        self._file.move_rest(self.run_dir / SUPERSEDED_FILE)
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far, including lines still in memory; the others are on disk now. At a resume `open` needs it."""

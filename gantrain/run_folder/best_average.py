@@ -93,7 +93,7 @@ def find_best(run: Path, kimg: float | None = None) -> BestAverage:
     )
     keep = f"eval/{best.average}/{best.metric}"
     raise UserError(
-        f"--average best: {run} no longer has the weights of its best score, {best.words}; {remedy};"
+        f"--average best: {run} no longer has the weights of its best score, {best.words}{damage_in(there.get(best.nimg))}; {remedy};"
         f" checkpoint.keep_best=[{keep}] keeps them"
     )
 
@@ -122,6 +122,16 @@ def holds(found: Record, path: Path | None, best: BestAverage) -> bool:
     if state.get("scores_of", state["scored_at"]) != best.nimg:
         return True
     return dict(dict(state["scores"]).get(best.average, ())).get(best.metric) == best.score
+
+
+def damage_in(path: Path | None) -> str:
+    """The damage of a checkpoint in words, for the middle of a message; empty if there is none."""
+    try:
+        if path is not None:
+            read_state(path)
+    except Damaged as error:
+        return f" ({error})"
+    return ""
 
 
 def exported_there(there: dict[int, Path], times: Sequence[int] | None) -> BestAverage | None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from gantrain.averaging import LIVE
 from gantrain.config.config import FREE_NAME, Config
-from gantrain.config.loading import load
 from gantrain.errors import UserError, did_you_mean
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE
-from gantrain.run_folder.recognition import is_run_config
+from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.manifest import Damaged
+from gantrain.run_folder.own_config import load_config, require_whole_config
+from gantrain.run_folder.recognition import holds_checkpoints, is_run_config
+from gantrain.run_folder.replacing import delete, settle_replaced
+from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders
+
+BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
 
 def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
@@ -30,7 +35,7 @@ def require_average(config: Config, path: Path, average: str, kimg: float | None
     if average not in names:
         raise UserError(f"{run}: no average {average!r} at {int(path.name) / 1000:g} kimg{did_you_mean(average, names)}")
     if kimg is not None and average in rebuilt_of(run):
-        require_time(average, checkpoint.read_manifest(run / AVERAGES_FOLDER / average)["nimg"], kimg)
+        require_time(average, moment_of_rebuilt(run, average), kimg)
 
 
 def configuration_of(run: Path) -> Config:
@@ -46,8 +51,10 @@ def configuration_of(run: Path) -> Config:
             kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
             raise UserError(f"{run}: is not a run folder but part of one; pass {above}{kimg}")
         raise not_a_run(run)
+    if (run / METRICS_FILE).exists() or holds_checkpoints(run):
+        require_whole_config(run)
     try:
-        return load(run / CONFIG_FILE)
+        return load_config(run)
     except UserError:
         if is_run_config(run / CONFIG_FILE):
             raise
@@ -74,7 +81,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     """A run's configuration and one of its checkpoints: that at `kimg`, or the newest undamaged one.
 
     Raises:
-        UserError: not a run folder, or no such checkpoint.
+        UserError: not a run folder, or no such checkpoint; or another version of gantrain wrote it, or it cannot be read.
     """
     run = Path(run)
     config = configuration_of(run)
@@ -94,8 +101,8 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
 
 def checkpoints_of(run: Path) -> dict[int, Path]:
     """Everything in a run that `--kimg` chooses from: images seen -> a checkpoint, in `checkpoints/` or else in `best/`."""
-    best = [checkpoint.CheckpointStore(folder) for folder in sorted((run / BEST_FOLDER).glob("*"))]
-    return {int(path.name): path for one in [*best, checkpoint.CheckpointStore(run / "checkpoints")] for path in one.paths()}
+    folders = [*best_folders(run), run / CHECKPOINTS_FOLDER]
+    return {int(path.name): path for folder in folders for path in checkpoint.CheckpointStore(folder).paths()}
 
 
 def run_of(path: Path) -> Path:
@@ -128,16 +135,36 @@ def class_names_of(path: Path) -> tuple[str, ...] | None:
 def rebuilt_of(run: Path) -> list[str]:
     """Names of the averages that `gantrain average` has written into a run's folder."""
     folder = run / AVERAGES_FOLDER
+    settle_replaced(folder)
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
+
+
+def default_name(sigma_rel: float, nimg: int) -> str:
+    """The name of a rebuilt average that was not given one."""
+    return f"sigma_rel_{sigma_rel:g}_at_{nimg / 1000:g}"
+
+
+def moment_of_rebuilt(run: Path, name: str) -> int:
+    """Images seen by a rebuilt average.
+
+    Raises:
+        Damaged: it is damaged, or its name is that of another one; a name that was chosen says nothing.
+    """
+    path = run / AVERAGES_FOLDER / name
+    found = checkpoint.read(path, groups=[])
+    right = default_name(found.state["sigma_rel"], found.nimg)
+    if BY_DEFAULT.fullmatch(name) and name != right:
+        raise Damaged(f"{path}: its name is not that of the average in it, which is {right}; rename the folder to {right}")
+    return found.nimg
 
 
 def forget_rebuilt_after(run: Path, nimg: int) -> None:
     """Delete rebuilt averages that are later than `nimg`, from where a run resumes."""
     for name in rebuilt_of(run):
-        with contextlib.suppress(checkpoint.Damaged):
+        with contextlib.suppress(Damaged):
             if checkpoint.read_manifest(run / AVERAGES_FOLDER / name)["nimg"] > nimg:
-                shutil.rmtree(run / AVERAGES_FOLDER / name, ignore_errors=True)
+                delete(run / AVERAGES_FOLDER / name)
 
 
 def require_time(name: str, nimg: int, kimg: float) -> None:

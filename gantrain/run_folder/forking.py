@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, l
 from gantrain.run_folder.contents import group_of, open_run
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
-from gantrain.run_folder.ownership import is_abandoned, read_rollback, write_config
+from gantrain.run_folder.own_config import write_config
+from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.version import __version__
@@ -272,33 +274,47 @@ def write_whole(
     """Write a run folder under another name, and rename it.
 
     Raises:
-        UserError: another process is writing it.
+        UserError: another process is writing it, or has written it.
         OSError: it could not be written; nothing is left.
     """
     draft, name = folder.parent / f"{DRAFT}{folder.name}", origin.path.name
-    draft.mkdir(parents=True, exist_ok=True)
     try:
-        held = lock.acquire(draft)
+        held = lock.acquire(draft, create=True)
     except InUse as owner:
         raise UserError(f"--out: {folder} is being written by {owner}; wait for it, or use another folder") from None
     with held:
         try:
+            require_free(folder)  # again: another fork may have written it meanwhile, or a training may have begun there
             for left in draft.iterdir():  # of a fork that was killed
-                if left.name != ".lock":
+                if left.name != lock.NAME:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             (draft / METRICS_FILE).write_text(line)
             link_snapshots(origin, draft, [one for key, one in config.averagers.items() if key in state["averages"]])
             checkpoint.write(draft / "checkpoints" / name, origin.snapshot.nimg, tensors, state)
             write_config(config, draft)
-            (draft / ".lock").unlink()
             sync(draft)
-            if folder.is_dir():
-                folder.rmdir()  # it is empty
-            os.rename(draft, folder)
-            sync(folder.parent)
-        except OSError:
+            move_into_place(draft, folder)
+        except (OSError, UserError):
             shutil.rmtree(draft, ignore_errors=True)
             raise
+        lock.discard(held, folder)  # it has moved along: without it, another fork could have written into the draft
+        sync(folder.parent)
+
+
+def move_into_place(draft: Path, folder: Path) -> None:
+    """Rename a draft to a folder that does not exist or is empty.
+
+    Raises:
+        UserError: it is no longer empty.
+        OSError: it cannot be renamed.
+    """
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        require_free(folder)
+        with contextlib.suppress(OSError):  # some systems replace no folder, not even an empty one
+            folder.rmdir()
+        os.rename(draft, folder)
 
 
 def link_snapshots(origin: Origin, draft: Path, kept: Sequence[Any]) -> None:

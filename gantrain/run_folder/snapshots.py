@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from gantrain import lock
 from gantrain.averaging.posthoc import LARGEST_ERROR, Profile, coefficients, combine
 from gantrain.averaging.power import WIDEST, gamma_of
 from gantrain.config.config import FREE_NAME, RESERVED_NAMES
-from gantrain.config.loading import load
 from gantrain.errors import UserError
+from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import group_of, not_a_run
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.own_config import load_config
 
 HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
 
@@ -70,7 +73,7 @@ class Snapshots:
         say: receives a line about each damaged snapshot, which is then ignored.
 
     Raises:
-        UserError: not a run folder, no snapshots, or none near that time.
+        UserError: not a run folder, no snapshots, or none near that time; or one that may be whole cannot be read.
     """
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
@@ -78,7 +81,7 @@ class Snapshots:
         self.show_progress = True  # on a terminal
         if not (self.run / CONFIG_FILE).is_file():
             raise not_a_run(self.run)
-        self.config = load(self.run / CONFIG_FILE)
+        self.config = load_config(self.run)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
             raise UserError(
@@ -180,12 +183,14 @@ def store(rebuilt: Rebuilt, run: Path, name: str) -> Path:
     """Write an average into the run's folder, where `sample` and `evaluate` find it by name.
 
     Raises:
-        UserError: it could not be written.
+        UserError: another average has this name, another process is writing one, or it could not be written.
     """
     target = run / AVERAGES_FOLDER / name
     state = {"sigma_rel": rebuilt.sigma_rel, "profile_error": rebuilt.error, "coefficients": rebuilt.coefficients, "shape": rebuilt.shape}
     try:
-        checkpoint.write(target, rebuilt.nimg, {"average": rebuilt.tensors, "buffers": rebuilt.buffers}, state)
+        with writing(target):
+            require_free(target, rebuilt)
+            checkpoint.write(target, rebuilt.nimg, {"average": rebuilt.tensors, "buffers": rebuilt.buffers}, state)
     except OSError as error:
         raise UserError(
             f"{target}: the average could not be written ({error.strerror or error}); free some space and run the same command again"
@@ -193,9 +198,22 @@ def store(rebuilt: Rebuilt, run: Path, name: str) -> Path:
     return target
 
 
-def default_name(sigma_rel: float, nimg: int) -> str:
-    """The name of a rebuilt average that was not given one."""
-    return f"sigma_rel_{sigma_rel:g}_at_{nimg / 1000:g}"
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Within this context, only this process writes the average at `target`; a training beside it does not matter.
+
+    Raises:
+        UserError: another process is writing it.
+    """
+    name = f".lock-{target.name}"
+    try:
+        held = lock.acquire(target.parent, name)
+    except InUse as owner:
+        raise UserError(f"--name: {target.name} is being written by {owner}; wait for it, or choose another name") from None
+    try:
+        yield
+    finally:
+        lock.discard(held, target.parent, name)
 
 
 def require_name(name: str, taken: Sequence[str]) -> None:
@@ -220,7 +238,10 @@ def require_free(target: Path, rebuilt: Rebuilt) -> None:
     """
     if not (target / checkpoint.MANIFEST).is_file():
         return
-    there = checkpoint.read(target, groups=[])
+    try:
+        there = checkpoint.read(target, groups=[])
+    except Damaged:
+        return  # nothing can be read of it: it is written anew
     if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
         raise UserError(
             f"--name: {target.name!r} is already an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg;"

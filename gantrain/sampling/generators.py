@@ -18,7 +18,7 @@ from gantrain.models.architecture import build_networks
 from gantrain.python_words import python_remedies
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import resolve_best
-from gantrain.run_folder.contents import class_names_of, group_of, open_run, rebuilt_of, require_average, run_of
+from gantrain.run_folder.contents import class_names_of, group_of, moment_of_rebuilt, open_run, rebuilt_of, require_average, run_of
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.sampling.latents import GeneratorModule, calibration_batches
 from gantrain.spectral_norm import refresh_spectral_norms
@@ -100,12 +100,14 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
         averaged_statistics: load the average's own BatchNorm statistics instead of the live ones.
 
     Raises:
-        Damaged: a file is missing, truncated or altered.
+        Damaged: a file is missing, truncated or altered, or a rebuilt average has the name of another one.
     """
     rebuilt = average in rebuilt_of(run_of(path))
     group = "average" if rebuilt else group_of(average)
     folder = run_of(path) / AVERAGES_FOLDER / average if rebuilt else path
     buffers_group = "buffers" if rebuilt else "g"
+    if rebuilt:
+        moment_of_rebuilt(run_of(path), average)  # its name may be that of another one
     snapshot = checkpoint.read(folder, [buffers_group] if average == LIVE else [buffers_group, group])
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
         built, _ = build_networks(config.model, *snapshot.state["shape"])

@@ -9,7 +9,7 @@ from gantrain.data import ImageSet
 from gantrain.errors import one_line
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.orbit.analysis import PlayerKey, analyse
-from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
+from gantrain.orbit.motion import TooFewRecordings, build_motion, require_recordings
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.orbit.words import summarise
@@ -102,9 +102,9 @@ class Pictures:
         self.orbit.flush()
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
         try:
-            lines = read_record(context.run_dir)
+            recordings = require_recordings(self.orbit.recordings, context.run_dir)
             both: tuple[PlayerKey, ...] = ("g", "d")
-            found = [analyse(context.run_dir, context.config, key, build_motion(lines, key), profiles[key]) for key in both]
+            found = [analyse(context.run_dir, context.config, key, build_motion(recordings, key), profiles[key]) for key in both]
             path = picture_path(context.run_dir, found)
             save_analyses(found, path, context.run_dir.name)
         except TooFewRecordings:
