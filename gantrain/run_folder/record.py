@@ -352,7 +352,7 @@ def goes_on_elsewhere(run: Path) -> bool:
     (or there is none) and the record has changed within `QUIET` seconds.
     """
     try:
-        last = (run / ".lock").read_text(errors="replace")
+        last = (run / ".lock").read_text(encoding="utf-8", errors="replace")
         changed = (run / METRICS_FILE).stat().st_mtime
     except OSError:
         return False
