@@ -358,6 +358,6 @@ def test_the_tool_prints_a_table(tool, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["long_records.py", "--lines", "3", "--runs", "2", "--folder", str(tmp_path)])
     tool.main()
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("record of 3 training lines") and [line.split()[1] for line in said[2:]] == ["report", "watch", "runs"]
+    assert said[0].startswith("record of 3 training lines") and [line.split()[1] for line in said[3:]] == ["report", "watch", "runs"]
     with contextlib.suppress(FileNotFoundError):
         assert len(list((tmp_path / "many").rglob("config.yaml"))) == 2

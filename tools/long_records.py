@@ -187,9 +187,8 @@ def main() -> None:
             if not path.exists():
                 write()
         size = (long / "metrics.jsonl").stat().st_size / 1e6
-        print(
-            f"record of {arguments.lines:,} training lines and {arguments.rollbacks:,} rollbacks, {size:.0f} MB; {arguments.runs} runs; best of {arguments.repeat}"
-        )
+        print(f"record of {arguments.lines:,} training lines and {arguments.rollbacks:,} rollbacks, {size:.0f} MB")
+        print(f"{arguments.runs} runs; best of {arguments.repeat}")
         print(f"{'command':<24} {'seconds':>8} {'CPU s':>8} {'MiB':>8}")
         for command in (["report", str(long)], ["watch", str(long)], ["runs", str(many)]):
             seconds, cpu, mib = measure(command, arguments.code.resolve(), arguments.repeat)
