@@ -33,6 +33,7 @@ from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, un
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
 from gantrain.lock import InUse
+from gantrain.version import __version__
 
 FORMAT = "gantrain-packed-1"
 IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
@@ -123,11 +124,21 @@ def read_head(folder: Path) -> dict[str, Any]:
             f"data.root: {folder} is unfinished (made from {head.get('source')});"
             f" run the same `gantrain prepare` command with --out {whole} again to finish it, then set data.root={whole}"
         )
+    if isinstance(head, dict) and is_other_format(head.get("format")):
+        raise UserError(
+            f"{folder / HEAD}: has format {head['format']}, and gantrain {__version__} reads format {FORMAT};"
+            " use the version that prepared it, or prepare the images again into another folder"
+        )
     if not is_head(head):
         raise UserError(f"{folder / HEAD}: is not a head in the format {FORMAT}; {AGAIN}")
     if head.get("head_sha256", sum_of_head(head)) != sum_of_head(head):  # heads written before head_sha256 existed lack it
         raise UserError(f"{folder / HEAD}: does not match its checksum; {AGAIN}")
     return head
+
+
+def is_other_format(found: Any) -> bool:
+    """Whether the format of a head is one of another version of gantrain."""
+    return isinstance(found, str) and found != FORMAT and found.startswith(FORMAT.rstrip("0123456789"))
 
 
 def is_head(head: Any) -> bool:
@@ -226,7 +237,10 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     images.notes += describe_traits(images)
     draft.mkdir(parents=True, exist_ok=True)
     with locked(draft):
-        if begun(draft) not in (None, head):
+        earlier = begun(draft)
+        if earlier and is_other_format(earlier.get("format")):
+            raise UserError(f"{draft}: was begun by another version of gantrain; finish it with that version, or pass another --out")
+        if earlier not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
             write_atomically(draft / HEAD, json.dumps(head), durable=True, only_writer=True)

@@ -18,7 +18,7 @@ from gantrain.run_folder.manifest import Damaged
 from gantrain.run_folder.own_config import load_config, require_whole_config
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_config
 from gantrain.run_folder.replacing import delete, settle_replaced
-from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders
+from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
@@ -85,6 +85,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     """
     run = Path(run)
     config = configuration_of(run)
+    require_known_formats(run)
     store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
     if kimg is None:
         path = store.newest()

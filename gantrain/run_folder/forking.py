@@ -27,6 +27,7 @@ from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
+from gantrain.run_folder.stores import require_known_formats
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
@@ -78,6 +79,7 @@ def open_origin(run: Path, kimg: float | None = None) -> Origin:
     Raises:
         UserError: not a run folder, or no such checkpoint.
     """
+    require_known_formats(run)
     rollback = read_rollback(run)
     for left in range(TRIES - 1, -1, -1):
         path = newest_kept(run, rollback) if kimg is None else open_run(run, kimg)[1]

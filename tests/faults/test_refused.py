@@ -16,6 +16,7 @@ import torch
 from conftest import every_third, slow_but
 
 from gantrain.config.config import Config
+from gantrain.data.packed import is_other_format, read_head
 from gantrain.errors import UserError
 from gantrain.run_folder.best_average import find_best
 from gantrain.run_folder.checkpoint import CheckpointStore, link_checkpoint, read, read_manifest, read_state, verify, write
@@ -433,3 +434,14 @@ def test_a_configuration_is_written_durably(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "replace", lambda *names: (told.append("renamed"), replace(*names)))
     write_config(Config(), tmp_path / "run")
     assert told == [".config.writing.yaml", "renamed", "run"]
+
+
+def test_a_prepared_data_set_of_another_format(tmp_path):
+    """Named by its format, and not to be deleted."""
+    head = tmp_path / "head.json"
+    head.write_text('{"format": "gantrain-packed-2", "anything": "else"}')
+    with pytest.raises(
+        UserError, match=r"head.json: has format gantrain-packed-2, and gantrain .* reads format gantrain-packed-1; use the"
+    ):
+        read_head(tmp_path)
+    assert is_other_format("gantrain-packed-2") and not any(map(is_other_format, ("gantrain-packed-1", "mine", None, 5)))
