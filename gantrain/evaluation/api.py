@@ -27,12 +27,14 @@ from gantrain.config.loading import load
 from gantrain.config.plugins import find
 from gantrain.config.sections import Eval
 from gantrain.data import ImageSet
+from gantrain.data.listing import is_folder
 from gantrain.distributed import from_main, make_accelerator
 from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
 from gantrain.evaluation.score_notes import LOOKED_AT
+from gantrain.home import expand_user
 from gantrain.images import to_uint8
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
@@ -156,7 +158,7 @@ def choose_features(reference: Any) -> Any:
     Raises:
         UserError: it names none.
     """
-    path = find_config(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else None
+    path = find_config(expand_user(reference, "reference")) if isinstance(reference, (str, Path)) else None
     if path is not None and not path.exists():
         raise UserError(f"{path}: there is no such file or folder; pass {REFERENCES}")
     if path is not None and (path / CONFIG_FILE).is_file():
@@ -217,9 +219,9 @@ def open_pictures(path: Path) -> Pictures:
     Raises:
         UserError: there are none.
     """
-    if path.is_dir():
+    if is_folder(path):
         return open_folder(path)
-    if path.suffix.lower() == ".zip" and path.is_file():
+    if path.suffix.lower() == ".zip" and path.exists():
         return open_zip(path)
     if path.suffix.lower() != ".npz":
         problem = "is not" if path.exists() else "does not exist; pass"

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
+from gantrain.run_folder.held import Held, find_held, keep_open
 from gantrain.version import __version__
 
 FORMAT = 4
@@ -87,7 +88,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        data = read_regular(file, LARGEST_MANIFEST)
+        with open_file(file, LARGEST_MANIFEST) as opened:
+            data = opened.read()
     except FileNotFoundError as error:
         if not os.path.lexists(path):
             raise Gone(f"{path}: has gone") from error
@@ -186,12 +188,50 @@ def notice_replacement(path: Path) -> Iterator[None]:
 
 
 def identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes if a folder is replaced, or anything in it is deleted; None if it cannot be known."""
+    """What changes if a folder is replaced, or anything in it is deleted; None if it cannot be known, or if its files are held."""
+    if find_held(path) is not None:
+        return None
     try:
         found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def hold(path: Path) -> Held:
+    """Open all files of a checkpoint, so that everything here reads it to the end even if the run deletes or replaces it meanwhile.
+
+    Returns:
+        What must be kept as long as the checkpoint is read. For a damaged one it has the files that are there.
+
+    Raises:
+        Gone: it was deleted or replaced before all files were open.
+        OtherFormat, Unreadable: as in `read_manifest`.
+    """
+    if (found := find_held(path)) is not None:
+        return found
+    before, names = identity(path), [MANIFEST]
+    with contextlib.suppress(Damaged), notice_replacement(path):
+        names += read_manifest(path)["files"]
+    try:
+        held = Held(path, names)
+    except OSError:  # too many open files, or a file that may not be read: what reads it says so
+        held = Held(path, [])
+    if before is None or identity(path) != before:
+        raise Gone(f"{path}: was deleted or replaced while it was read")
+    return keep_open(held) if len(held) else held
+
+
+def open_file(file: Path, at_most: int | None = None) -> IO[bytes]:
+    """Open a file of a checkpoint; arguments and errors as in `open_regular`. One that is held need not exist any longer."""
+    held = find_held(file.parent)
+    return (held.open(file.name) if held else None) or open_regular(file, at_most)
+
+
+def path_of(file: Path) -> Path:
+    """The path under which a library finds a file of a checkpoint; one that is held need not exist under its own."""
+    held = find_held(file.parent)
+    return (held.path(file.name) if held else None) or file
 
 
 def verify(path: Path) -> None:
@@ -206,7 +246,7 @@ def verify(path: Path) -> None:
             for _ in checked_pieces(path, name, manifest):
                 pass
             if name.endswith(TENSORS):  # a checksum does not prove the format: the manifest may be forged too
-                require_tensors(path / name)
+                require_tensors(path_of(path / name))
 
 
 def require_tensors(path: Path) -> None:
@@ -259,7 +299,7 @@ def checked_pieces(path: Path, name: str, manifest: Mapping[str, Any]) -> Iterat
         raise Damaged(f"{path}: does not contain {name}")
     total, size = hashlib.sha256(), 0
     try:
-        with open_regular(file) as opened:
+        with open_file(file) as opened:
             there = os.fstat(opened.fileno()).st_size
             if there != wanted["bytes"]:
                 raise Damaged(f"{file}: has {there} bytes; the manifest has {wanted['bytes']}")
@@ -272,6 +312,8 @@ def checked_pieces(path: Path, name: str, manifest: Mapping[str, Any]) -> Iterat
                 size += len(piece)
                 yield piece
     except OSError as error:
+        if error.errno == errno.ESTALE:  # another machine has deleted it
+            raise Gone(f"{path}: was deleted or replaced while it was read") from error
         if is_missing(error):
             raise Damaged(f"{file}: cannot be read ({error.strerror})") from error
         raise unreadable(file, error) from error

@@ -11,6 +11,7 @@ from gantrain.atomic_file import write_atomically
 from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.lock import InUse
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.changes import (
@@ -81,20 +82,24 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
 
 
 def require_own_folder(run_dir: Path, config: Config) -> None:
-    """Refuse a new run among other files: in a folder of images, its own folders would become classes.
+    """Refuse a new run among other files, such as those of another run: in a folder of images, its own folders would become classes.
 
     Raises:
-        UserError: names what is in the folder, or the folder of images above it.
+        UserError: names what is in the folder, or the run folder or folder of images above it.
     """
     if foreign := find_foreign(run_dir):
         named = ", ".join(map(repr, foreign[:NAMED])) + (f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else "")
         raise UserError(
             f"run_dir: {run_dir} is not the folder of a run, and it is not empty: it contains {named}; use a folder that is new or empty"
         )
+    resolved = run_dir.resolve()
+    around = None if is_run_folder(run_dir) else next((path for path in resolved.parents if is_run_folder(path)), None)
+    if around is not None:
+        raise UserError(f"run_dir: {run_dir} is inside the run folder {around}; use a folder outside it")
     data: Any = config.data
     root = data.root if isinstance(data, Folder) else ""
-    above = (run_dir.resolve(), *run_dir.resolve().parents)
-    if root and Path(root).expanduser().resolve() in above and not is_run_folder(run_dir):
+    above = (resolved, *resolved.parents)
+    if root and expand_user(root, "data.root").resolve() in above and not is_run_folder(run_dir):
         raise UserError(
             f"run_dir: {run_dir} is inside data.root, {root}, so the run's own pictures would count as images to train on;"
             " use a folder elsewhere"
@@ -110,13 +115,15 @@ def begun_averages(path: Path, config: Config) -> list[str]:
 
 
 def acquire_lock(run_dir: Path) -> IO[str]:
-    """Take the run folder's lock, which is held as long as the returned file is open, and complete what a kill has interrupted there.
+    """Create the run folder if it does not exist, take its lock, and complete what a kill has interrupted there.
+
+    The lock is held as long as the returned file is open.
 
     Raises:
         UserError: another process trains there, or another version of gantrain wrote some of it, or it cannot be read.
     """
     try:
-        held = lock.acquire(run_dir)
+        held = lock.acquire(run_dir, create=True)
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
     try:
