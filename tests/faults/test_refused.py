@@ -367,7 +367,7 @@ def test_sizes_and_moments_that_are_no_numbers_are_damage(wrong, run):
 
 # ---- a configuration that is not whole -------------------------------------------------------------------------------
 
-REMEDY = "restore it from a copy, or copy there the configuration that the run was started with"
+REMEDY = "restore it from a copy, or write it again from what the run was started with: gantrain config CONFIG OVERRIDES > "
 
 
 CUTS = [lambda end, size: range(0, end, 400), lambda end, size: range(end), lambda end, size: range(end, size - 1)]
