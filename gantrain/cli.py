@@ -14,6 +14,7 @@ from typing import NoReturn, TypeAlias
 
 from gantrain import command_signals
 from gantrain.command_end import GAVE_UP, USER_ERROR, call, leave
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
@@ -53,6 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
+        refuse_missing(arguments)
         return call(arguments)
     except GaveUp as error:
         complain(str(error))
