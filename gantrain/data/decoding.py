@@ -139,12 +139,11 @@ def file_bytes(path: str | os.PathLike) -> Iterator[bytes]:
     Raises:
         OSError: it cannot be read, is not a regular file, or is too large for an image; see `regular_file`.
     """
-    with open_regular(path, MOST_FILE) as file:
-        with room_for_file(os.fstat(file.fileno()).st_size):
-            data = file.read(MOST_FILE + 1)
-            if len(data) > MOST_FILE:  # a file that grows, or one of /proc
-                raise too_large(len(data), path, MOST_FILE)
-            yield data
+    with open_regular(path, MOST_FILE) as file, room_for_file(os.fstat(file.fileno()).st_size):
+        data = file.read(MOST_FILE + 1)
+        if len(data) > MOST_FILE:  # a file that grows, or one of /proc
+            raise too_large(len(data), path, MOST_FILE)
+        yield data
 
 
 @contextmanager
