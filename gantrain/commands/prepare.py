@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
-from gantrain.data.decoding import MOST_PIXELS, Undecodable, as_undecodable, refuse_bomb, resized_image
+from gantrain.data.decoding import Undecodable, as_undecodable, refuse_bomb, resized_image
 from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.listing import is_folder
