@@ -11,7 +11,8 @@ from gantrain.averaging import LIVE
 from gantrain.errors import UserError
 from gantrain.run_folder import record
 from gantrain.run_folder.checkpoint import Damaged, read_state
-from gantrain.run_folder.contents import checkpoints_of, configuration_of, rebuilt_of
+from gantrain.run_folder.contents import checkpoints_of, configuration_of, look_again, rebuilt_of
+from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.record import Record
 from gantrain.run_folder.record_lines import describe_unreadable
 
@@ -62,7 +63,13 @@ def resolve_best(
     """
     if BEST not in names:
         return list(names), kimg
-    run = Path(run)
+    return look_again(lambda: resolve(Path(run), names, kimg, say))
+
+
+def resolve(
+    run: Path, names: Sequence[str], kimg: float | None, say: Callable[[str], None]
+) -> tuple[list[str], float | None]:  # fmt: skip
+    """What `resolve_best` returns; raises `Gone` if a checkpoint is deleted while it is looked at."""
     if BEST in configuration_of(run).averagers or BEST in rebuilt_of(run):
         say(f"best: the average of this name that {run} has, not the average with the best score")
         return list(names), kimg
@@ -117,6 +124,8 @@ def holds(found: Record, path: Path | None, best: BestAverage) -> bool:
         return False
     try:
         state = read_state(path)
+    except Gone:
+        raise
     except Damaged:
         return False
     swapped = best.average == LIVE and any(line.get("swap_nimg") == best.nimg for line in found.events("swap"))

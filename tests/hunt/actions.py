@@ -82,9 +82,16 @@ def start(path: str, overrides: Sequence[str]) -> None:
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
-def read_record(run: str) -> None:
-    """Everything that a record can be asked."""
-    for one in (record.outline(Path(run)), record.read(run)):
+def read_record(run: str, whole: bool = True) -> None:
+    """Everything that a record can be asked.
+
+    Args:
+        whole: with its configuration too, which takes as long as ten records of that size.
+    """
+    for one in (
+        record.outline(Path(run)),
+        *([record.read(run)] if whole else [record.read_with(record.outline_config(Path(run)), Path(run))]),
+    ):
         _ = one.status, one.nimg, one.metrics, one.averages, one.evaluations, one.comparable, one.facts, one.training
         one.events()
         one.events("swap", "growth", "rollback")

@@ -88,7 +88,7 @@ def records(dice: random.Random, world: Path, folder: Path) -> Case:
     if dice.random() < 0.1:
         damage(dice, folder / "run" / "config.yaml")
     if not verb:
-        return Case("read_record", {"run": "run"}, OF_RUN)
+        return Case("read_record", {"run": "run", "whole": dice.random() < LIGHT}, OF_RUN)
     argv = {"runs": ["runs", ".", *dice.choice([[], ["--json"], ["--sort", "score"], ["--by", "digits_is"]])], "watch": ["watch", "run"],
             "report": ["report", "run"], "train": resumed("run", RUN, dice)}[verb]  # fmt: skip
     return Case("command", {"argv": argv}, [*OF_RUN, ".: ", *names_of_keys()], {"report": ["run/report.html"]}.get(verb, ["stdout"]))
@@ -110,7 +110,9 @@ def orbits(dice: random.Random, world: Path, folder: Path) -> Case:
     if dice.random() < 0.1:
         damage(dice, folder / "run" / "metrics.jsonl", mutate_lines)
     if train:
-        return Case("command", {"argv": ["train", DIGITS, "run_dir=run", *LONG_ORBIT, "total_kimg=0.832"]}, [*OF_RUN, *names_of_keys()], ["stdout"])
+        return Case(
+            "command", {"argv": ["train", DIGITS, "run_dir=run", *LONG_ORBIT, "total_kimg=0.832"]}, [*OF_RUN, *names_of_keys()], ["stdout"]
+        )
     if kind < HEAVY:
         return Case("command", {"argv": ["orbit", "run"]}, OF_RUN, ["stdout"])
     return Case("read_orbit", {"run": "run"}, OF_RUN)
@@ -131,14 +133,16 @@ def checkpoints(dice: random.Random, world: Path, folder: Path) -> Case:
         if not paths:
             break
         chosen = paths[-1] if dice.random() < 0.7 else dice.choice(paths)
-        forged |= dice.choice([flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers])(
-            dice, chosen, paths
-        )
+        forged |= dice.choice(
+            [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
+        )(dice, chosen, paths)
     if not heavy:
         return Case("read_checkpoints", {"folder": "run/checkpoints", "forged": forged}, OF_RUN)
     verb, wants = dice.choice([
-        (["sample", "run", "--num", "2", "--out", "x.png"], ["x.png"]), (["sample", "run", "--kimg", "0.24", "--num", "1", "--out", "x.png"], ["x.png"]),
-        (["evaluate", "run", "--num", "32", "eval.metrics=[fid]"], ["stdout"]), (["evaluate", "run", "--kimg", "0.24", "--num", "32"], ["stdout"]),
+        (["sample", "run", "--num", "2", "--out", "x.png"], ["x.png"]), (["sample", "run", "--kimg", "0.24", "--num", "1", "--out",
+        "x.png"], ["x.png"]),
+        (["evaluate", "run", "--num", "32", "eval.metrics=[fid]"], ["stdout"]), (["evaluate", "run", "--kimg", "0.24", "--num", "32"],
+        ["stdout"]),
         (["average", "run", "--sigma-rel", "0.1", "--name", "mine"], ["stdout"]), (["fork", "run", "--out", "new"], ["new"]),
         (["fork", "run", "--out", "new", "optim.lr_g=0.1"], ["new"]), (resumed("run", RUN, dice), ["stdout"]),
         (["walk", "run", "--num", "1", "--frames", "2", "--out", "x.gif"], ["x.gif"]), (["report", "run"], ["run/report.html"]),
@@ -200,7 +204,20 @@ def exchange_folders(dice: random.Random, path: Path, paths: list[Path]) -> bool
 
 def rename(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """A checkpoint under another moment, or under a name that is none."""
-    name = dice.choice(["000000000400", "000000000001", "999999999999", "400", "0" * 40, "x", "-1", "\u0661\u0662", "000000000320.old", ".writing-000000000400"])
+    name = dice.choice(
+        [
+            "000000000400",
+            "000000000001",
+            "999999999999",
+            "400",
+            "0" * 40,
+            "x",
+            "-1",
+            "\u0661\u0662",
+            "000000000320.old",
+            ".writing-000000000400",
+        ]
+    )
     if not (path.parent / name).exists():
         path.rename(path.parent / name)
     return False
@@ -316,12 +333,26 @@ def damage_zip(dice: random.Random, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for info, data in members:
             if dice.random() < 0.1:
-                info.filename = dice.choice(["../x.png", "/x.png", "a\\b.png", "\u00e9/\u4e2d.png", "x" * 300 + ".png", "a//b.png", "./a/0.png", info.filename + "/", "x.PNG"])
+                info.filename = dice.choice(
+                    [
+                        "../x.png",
+                        "/x.png",
+                        "a\\b.png",
+                        "\u00e9/\u4e2d.png",
+                        "x" * 300 + ".png",
+                        "a//b.png",
+                        "./a/0.png",
+                        info.filename + "/",
+                        "x.PNG",
+                    ]
+                )
             if dice.random() < 0.1:
                 data = dice.choice([b"", mutate_bytes(dice, data), b"\0" * (300 << 20) if dice.random() < 0.05 else b"\0" * 1000])
             if info.filename.endswith("dataset.json"):
                 data = mutate_document(dice, data)
-            info.compress_type = dice.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+            info.compress_type = dice.choice(
+                [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+            )
             archive.writestr(info, data)
 
 
@@ -334,7 +365,12 @@ def archives(dice: random.Random, world: Path, folder: Path) -> Case:
         if dice.random() < 0.3:
             return Case("read_reference", {"path": "hunt.zip"}, ["hunt.zip"])
         if dice.random() < 0.05:
-            return Case("command", {"argv": ["prepare", "hunt.zip", "--out", "new", "--resolution", "8", "--on-error", dice.choice(["stop", "skip"])]}, ["hunt.zip"], ["new"])
+            return Case(
+                "command",
+                {"argv": ["prepare", "hunt.zip", "--out", "new", "--resolution", "8", "--on-error", dice.choice(["stop", "skip"])]},
+                ["hunt.zip"],
+                ["new"],
+            )
         return Case("read_set", {"kind": "archive", "root": "hunt.zip", **settings_of_set(dice)}, ["hunt.zip", "data"])
     if kind == "packed":
         shutil.copytree(world / "sets" / "packed", folder / "packed")
@@ -365,7 +401,12 @@ def archives(dice: random.Random, world: Path, folder: Path) -> Case:
 
 
 def settings_of_set(dice: random.Random) -> dict[str, Any]:
-    return {"on_error": dice.choice(["stop", "skip"]), "keep_in": dice.choice(["host", "disk"]), "labels": dice.random() < 0.7, "workers": 0}
+    return {
+        "on_error": dice.choice(["stop", "skip"]),
+        "keep_in": dice.choice(["host", "disk"]),
+        "labels": dice.random() < 0.7,
+        "workers": 0,
+    }
 
 
 def mutate_npy(dice: random.Random, data: bytes) -> bytes:
@@ -377,10 +418,16 @@ def mutate_npy(dice: random.Random, data: bytes) -> bytes:
 
 def odd_npy(dice: random.Random, array: np.ndarray, data: bytes = b"") -> bytes:
     """A .npy file whose head tells of another shape or type than its numbers have."""
-    shape = dice.choice([(2**40,), (2**31, 2**31), (-1,), (), (0,), array.shape[::-1], (*array.shape, 2**30), (*array.shape, 1), ("x",), array.shape[:1]])
+    shape = dice.choice(
+        [(2**40,), (2**31, 2**31), (-1,), (), (0,), array.shape[::-1], (*array.shape, 2**30), (*array.shape, 1), ("x",), array.shape[:1]]
+    )
     descr = dice.choice(["|u1", "<f8", "<f4", "<i8", ">f8", "|O", "<U9", "<c16", "<M8[s]", "|b1", "<f2", "|V99999999", [("a", "<f8")], "x"])
     held = io.BytesIO()
-    head = {"descr": descr if dice.random() < 0.6 else np.lib.format.dtype_to_descr(array.dtype), "fortran_order": dice.random() < 0.3, "shape": shape}
+    head = {
+        "descr": descr if dice.random() < 0.6 else np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": dice.random() < 0.3,
+        "shape": shape,
+    }
     text = repr(head).encode() + b"\n"
     held.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + (data[128:] or array.tobytes()))
     return held.getvalue()
@@ -398,11 +445,16 @@ def fit_head(path: Path) -> None:
 
 
 ODD_ARRAYS: list[Callable[[random.Random, np.ndarray], np.ndarray]] = [
-    lambda dice, a: a.astype(dice.choice([np.float16, np.float32, np.float64, np.int8, np.int64, np.uint64, np.complex128, np.bool_, "U9", "S3"])),
-    lambda dice, a: a * dice.choice([0, -1, 1e30, 1e300, 1e-320, np.nan, np.inf]), lambda dice, a: a[..., None], lambda dice, a: a.reshape(-1),
-    lambda dice, a: a[:0], lambda dice, a: a[:1], lambda dice, a: np.concatenate([a, a], -1) if a.ndim else a, lambda dice, a: a.T, lambda dice, a: a.sum(),
-    lambda dice, a: np.array(["x", "2", "", "1e999"][dice.randrange(4)]), lambda dice, a: np.array(dice.choice([np.nan, np.inf, -1, 0, 2.5, 1e30, 2**63 - 1, 2**64 - 1])),
-    lambda dice, a: np.array([1, 2, 3]), lambda dice, a: np.where(np.arange(a.size).reshape(a.shape) == 0, dice.choice([np.nan, np.inf, 1e300, -1e300, 5e38]), a),
+    lambda dice, a: a.astype(dice.choice([np.float16, np.float32, np.float64, np.int8, np.int64, np.uint64, np.complex128, np.bool_,
+    "U9", "S3"])),
+    lambda dice, a: a * dice.choice([0, -1, 1e30, 1e300, 1e-320, np.nan, np.inf]), lambda dice, a: a[..., None],
+    lambda dice, a: a.reshape(-1),
+    lambda dice, a: a[:0], lambda dice, a: a[:1], lambda dice, a: np.concatenate([a, a], -1) if a.ndim else a, lambda dice, a: a.T,
+    lambda dice, a: a.sum(),
+    lambda dice, a: np.array(["x", "2", "", "1e999"][dice.randrange(4)]),
+    lambda dice, a: np.array(dice.choice([np.nan, np.inf, -1, 0, 2.5, 1e30, 2**63 - 1, 2**64 - 1])),
+    lambda dice, a: np.array([1, 2, 3]),
+    lambda dice, a: np.where(np.arange(a.size).reshape(a.shape) == 0, dice.choice([np.nan, np.inf, 1e300, -1e300, 5e38]), a),
     lambda dice, a: np.zeros((1 << 20, 8)), lambda dice, a: np.zeros((2, 2), "datetime64[s]"),
 ]  # fmt: skip
 
@@ -425,7 +477,9 @@ def statistics(dice: random.Random, world: Path, folder: Path) -> Case:
             for key, array in arrays.items():
                 write_array(dice, archive, key, array, key in changed)
     if dice.random() < 0.03:
-        return Case("command", {"argv": ["reference", "digits", "--out", "x.npz", "eval.reference=hunt.npz"]}, ["hunt.npz", *names_of_keys()])
+        return Case(
+            "command", {"argv": ["reference", "digits", "--out", "x.npz", "eval.reference=hunt.npz"]}, ["hunt.npz", *names_of_keys()]
+        )
     return Case("read_reference", {"path": "hunt.npz"}, ["hunt.npz"])
 
 
@@ -484,7 +538,13 @@ def notes(dice: random.Random, world: Path, folder: Path) -> Case:
     values = yaml.safe_load((run / "config.yaml").read_text())
     values = mutate_json(dice, values, dice.choice([1, 2])) if dice.random() < 0.8 else yaml.safe_load(dice.choice(CONFIGS).read_text())
     (run / "config.yaml").write_bytes(as_text(values))
-    verb = dice.choice([["runs", "."], ["watch", "run"], ["sample", "run", "--num", "1", "--out", "x.png"], ["fork", "run", "--out", "new"], ["orbit", "run"]])
+    verb = dice.choice(
+        [
+            ["runs", "."],
+            ["watch", "run"],
+            ["sample", "run", "--num", "1", "--out", "x.png"],
+            ["fork", "run", "--out", "new"],
+            ["orbit", "run"],
+        ]
+    )
     return Case("command", {"argv": verb}, [*OF_RUN, ".: ", *names_of_keys()], ["stdout"])
-
-

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import random
 import re
@@ -25,6 +24,7 @@ import actions
 import areas_of_files
 import areas_of_texts
 import material
+from everything import import_everything
 from supervised import ACCEPTED, FAILED, REFUSED, Case, Limits, Supervisor, Verdict, emptied, read_case, write_case
 
 AREAS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
@@ -173,12 +173,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
     parser.add_argument("--areas", default=",".join(AREAS), help=f"default: all, {', '.join(AREAS)}")
-    parser.add_argument("--failures", type=Path, default=Path("hunt-failures"), help="folder that receives the failures (default: hunt-failures)")
+    parser.add_argument(
+        "--failures", type=Path, default=Path("hunt-failures"), help="folder that receives the failures (default: hunt-failures)"
+    )
     parser.add_argument("--material", type=Path, help="folder that keeps the material for the next hunt (default: a new one each time)")
     parser.add_argument("--case", type=Path, metavar="FOLDER", help="judge this failure again")
     arguments = parser.parse_args()
-    gc.collect()
-    gc.freeze()
+    import_everything()
     if arguments.case is not None:
         return int(rerun(arguments.case).outcome == FAILED)
     areas = arguments.areas.split(",")

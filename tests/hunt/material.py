@@ -88,9 +88,11 @@ def build_images(folder: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     variants: dict[str, dict] = {
-        "progressive.jpg": {"progressive": True}, "turned.jpg": {"exif": turned}, "turned.png": {"exif": turned}, "turned.webp": {"exif": turned},
+        "progressive.jpg": {"progressive": True}, "turned.jpg": {"exif": turned}, "turned.png": {"exif": turned},
+        "turned.webp": {"exif": turned},
         "lossless.webp": {"lossless": True}, "icc.jpg": {"icc_profile": b"x" * 3000}, "subsampled.jpg": {"subsampling": 2},
-        **{f"{name}.tiff": {"compression": name} for name in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "zstd", "lzma", "webp")},
+        **{f"{name}.tiff": {"compression": name} for name in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "zstd", "lzma",
+        "webp")},
         **{f"animated.{suffix}": {"save_all": True, "append_images": [colours.rotate(90 * i) for i in range(3)]}
            for suffix in ("gif", "webp", "png", "tiff", "avif", "pdf")},
     }  # fmt: skip
