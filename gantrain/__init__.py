@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gantrain.version import __version__
+
+TYPE_CHECKING = False  # `typing` is not imported for it: a signal during the first imports of the command is a traceback
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["__version__", "evaluate", "load_generator"]
 

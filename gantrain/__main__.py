@@ -1,4 +1,4 @@
-from gantrain.cli import main
+from gantrain.entry import main
 
 if __name__ == "__main__":
     main()

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from gantrain.atomic_file import write_atomically
+from gantrain.home import expand_user, home_folder, is_writable, replacement
 
+logger = logging.getLogger(__name__)
 FRESH = 2.0  # seconds; the coarsest time stamps of file systems in use (FAT)
 STAMPED = os.name == "posix"  # elsewhere st_ctime is the time of creation, which a change of content leaves as it is
 
 
 def cache_folder() -> Path:
-    """`$GANTRAIN_CACHE`, or `~/.cache/gantrain`."""
-    return Path(os.environ.get("GANTRAIN_CACHE") or Path.home() / ".cache" / "gantrain")
+    """`$GANTRAIN_CACHE`, or `~/.cache/gantrain`; without a writable home folder `$XDG_CACHE_HOME/gantrain`, or one in the folder for
+    temporary files.
+
+    Raises:
+        UserError: GANTRAIN_CACHE begins with a user who does not exist.
+    """
+    if chosen := os.environ.get("GANTRAIN_CACHE"):
+        return expand_user(chosen, "GANTRAIN_CACHE")
+    return default_cache_folder()
+
+
+@functools.cache
+def default_cache_folder() -> Path:
+    """The cache folder of this process if GANTRAIN_CACHE is not set."""
+    home = home_folder()
+    usual = home / ".cache" / "gantrain" if home else None
+    if usual and (usual.is_dir() or is_writable(usual)):
+        return usual
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg and os.path.isabs(xdg) and is_writable(Path(xdg)):
+        return Path(xdg) / "gantrain"
+    folder = replacement() / "cache"
+    if usual:  # without a home folder, `settle_home` has told it
+        logger.warning(f"gantrain: {usual} cannot be written; the cache is {folder}: set GANTRAIN_CACHE to choose another")
+    return folder
 
 
 def keep_file(name: str, data: bytes) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import io
-import os
+import errno
 import re
 import sys
 import time
@@ -13,12 +11,13 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
+from gantrain import command_signals, streams
+from gantrain.command_end import GAVE_UP, USER_ERROR, call, leave
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
+from gantrain.launch_environment import process_rank
 from gantrain.version import __version__
 
-USER_ERROR = 2
-GAVE_UP = 3
 REFERENCE_HELP = (
     "score against this instead of the data set: an .npz of statistics, a folder or zip of images, a run folder or a CONFIG"
     " (eval.reference)"
@@ -32,39 +31,44 @@ SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when done, 2 on a user error, 3 if the guard gave up, 75 after SIGTERM or SIGUSR1 (run the
     command again), 130 after Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is not UTF-8 is printed as in \xff, as on standard error
-        sys.stdout.reconfigure(errors="backslashreplace")
-    status = run(argv)
-    if getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None):  # W&B's own exit handler would hang as well
-        flush_output()
-        os._exit(status)
-    flush_output()
-    sys.exit(status)
-
-
-def flush_output() -> None:
-    """Flush standard output. If the disk is full, the rest is lost, and the exit status stays the same."""
+    streams.secure()
+    command_signals.listen()
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = run(argv)
+    except SystemExit as end:  # of the parser
+        status = output_status(int(end.code or 0))
+    streams.flush()
+    leave(status)
+
+
+def output_status(status: int) -> int:
+    """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it.
+
+    A reader that has gone, such as `| head`, has what it wanted.
+    """
+    streams.flush()
+    lost = streams.LOST.get("stdout")
+    if status != 0 or lost is None or lost.errno == errno.EPIPE:
+        return status
+    complain(f"cannot write to standard output ({lost.strerror})")
+    return 1
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
+    trains = arguments.verb == "train"  # its result is the run folder
+    streams.Told.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        return importlib.import_module(f"gantrain.commands.{arguments.verb}").call(arguments) or 0
+        status = call(arguments)
+        return status if trains else output_status(status)
     except GaveUp as error:
         complain(str(error))
         return GAVE_UP
     except UserError as error:
         complain(str(error))
-        return USER_ERROR
-    except BrokenPipeError:  # for example, `| head` has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return getattr(error, "exit_status", USER_ERROR)  # of the process that has failed, where it is another one
     except OSError as error:
         if error.errno not in OF_THE_MACHINE and error.filename is None:
             raise
@@ -85,10 +89,10 @@ def how_to_resume(verb: str) -> str:
 
 def complain(text: str) -> None:
     """Print one line on standard error. Other processes than the main one wait first, so they print only errors of their own."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = process_rank()
     if rank:
         time.sleep(SECONDS_FOR_MAIN)
-    print(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", file=sys.stderr, flush=True)
+    streams.print_safely(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -10,16 +11,21 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, broadcast_object_list
 from torch import Tensor
 
+from gantrain import launch_environment, other_processes
 from gantrain.errors import UserError, one_line
+from gantrain.launch_environment import Place
 
 T = TypeVar("T")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names -> Accelerate's
 # Metrics of many samples keep one process busy while the others wait.
 PATIENCE = timedelta(hours=2)
+ANSWER = timedelta(minutes=5)  # until torch's store answers
+logger = logging.getLogger(__name__)
 
 
 DEVICE = "ACCELERATE_TORCH_DEVICE"  # Accelerate's own variable for the device
@@ -32,24 +38,65 @@ def make_accelerator(mixed_precision: str = "fp32") -> Accelerator:
     device by name. Apple's GPU ("mps") is used only where it is asked for in this way.
 
     Raises:
-        UserError: the device is not available, or does not support this precision.
+        UserError: the device is not available, or does not support this precision; or the processes cannot form a group.
     """
     asked = asked_device()
+    cpu = asked == "cpu" or (asked is None and not torch.cuda.is_available())
+    place = launch_environment.read_place(cpu)
+    if not cpu and torch.cuda.is_available():
+        launch_environment.require_devices(place, torch.cuda.device_count(), "CUDA")
+    join_group(place, "gloo" if cpu else "nccl" if torch.cuda.is_available() else None)
     # Each rank keeps its own BatchNorm statistics while training; they are averaged where they are read.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     # Accelerate cannot pass the argument that replaces broadcast_buffers in newer releases of torch yet.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     try:
         accelerator = Accelerator(
-            cpu=asked == "cpu" or (asked is None and not torch.cuda.is_available()),
+            cpu=cpu,
             mixed_precision=PRECISIONS[mixed_precision],
             kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
-        raise UserError(f"mixed_precision: {mixed_precision} does not run here ({one_line(error)}); use fp32 or bf16") from error
+        if "precision" in str(error):
+            raise UserError(f"mixed_precision: {mixed_precision} does not run here ({one_line(error)}); use fp32 or bf16") from error
+        wrong = f"Accelerate cannot start ({one_line(error)})"
+        raise UserError(f"{wrong}; check the environment variables whose names begin with ACCELERATE_, or unset them") from error
     if mixed_precision != "fp32" and not accelerator.native_amp:  # Accelerate silently ignores fp16 on a CPU
         raise UserError(f"mixed_precision: {mixed_precision} does not run on {accelerator.device.type}; use fp32 or bf16")
     return accelerator
+
+
+def join_group(place: Place, backend: str | None) -> None:
+    """Form the group of processes; `Accelerator` then finds it. It does so itself where a launcher watches the processes.
+
+    torch waits for as long as an operation of the group may take until all processes are there. This waits for minutes, and names those
+    that are missing.
+
+    Args:
+        place: of this process.
+        backend: of torch.distributed; None for a device of which only Accelerate knows the backend.
+
+    Raises:
+        UserError: a process does not come, or does not fit the others.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return
+    watch = other_processes.join(place)
+    if watch is None or backend is None:
+        return
+
+    def note(line: str) -> None:
+        logger.warning(f"gantrain: process {place.rank}: {line}")
+
+    if place.rank == 0:
+        watch.wait_for_all(note)
+        store = dist.TCPStore(place.address, 0, None, is_master=True, timeout=ANSWER, wait_for_workers=False)
+        watch.publish_store(store.port)
+    else:
+        port = watch.wait_for_store(note)
+        store = dist.TCPStore(place.address, port, None, is_master=False, timeout=ANSWER, wait_for_workers=False)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=PATIENCE)
+    watch.formed = True
 
 
 def asked_device() -> str | None:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
-INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
-# Those that the system has: Windows has no SIGUSR1.
-SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if name in signal.Signals.__members__)
+from gantrain.command_signals import INTERRUPTED, PREEMPTED, SIGNALS
+
+__all__ = ["INTERRUPTED", "PREEMPTED", "SIGNALS", "Interruption", "Stopped", "exit_status"]
 # A launcher forwards Ctrl-C to processes that already got it from the terminal: one that comes so soon is not a second one.
 ECHO = 1.0  # seconds
 

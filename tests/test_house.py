@@ -20,10 +20,10 @@ ORDER = [
     {"evaluation", "reporting"},
     {"training"},
     {"commands"},
-    {"cli", "__main__"},
+    {"cli", "entry", "__main__"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(ORDER, 1) for name in names}
-BESIDE = {("averaging", "theory"), ("__main__", "cli")}  # who may know a neighbour
+BESIDE = {("averaging", "theory"), ("entry", "cli"), ("__main__", "entry")}  # who may know a neighbour
 SOURCES = sorted((ROOT / "gantrain").rglob("*.py"))
 
 

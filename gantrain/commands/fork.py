@@ -10,6 +10,7 @@ from gantrain.config.config import Config
 from gantrain.config.loading import load, set_keys
 from gantrain.config.yaml_files import as_override
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.forking import Fork, kept_averages, open_origin, write_fork
@@ -32,7 +33,7 @@ def call(arguments: argparse.Namespace) -> None:
     kept = kept_averages(old, new, origin.snapshot.state)["g"]
     begin = [name for name in new.averagers if name not in kept]
     new = begin_at_once(new, begin, set_keys(run / CONFIG_FILE, overrides), origin.snapshot.nimg)
-    print(describe(write_fork(origin, old, new, Path(arguments.out).expanduser()), new))
+    print(describe(write_fork(origin, old, new, expand_user(arguments.out, "--out")), new))
 
 
 def describe_averages(fork: Fork, config: Config) -> str:

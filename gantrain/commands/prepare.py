@@ -30,6 +30,7 @@ from gantrain.data.listing import is_folder
 from gantrain.data.packed import drafts, read_head, read_packed, verify
 from gantrain.data.room import ROOM
 from gantrain.errors import InvalidField, UserError, did_you_mean, in_words, one_line
+from gantrain.home import expand_user
 from gantrain.interruption import Interruption, Stopped, exit_status
 from gantrain.regular_file import check_regular
 
@@ -130,7 +131,7 @@ def source_of(arguments: argparse.Namespace) -> ImageSet:
     Raises:
         UserError: the source does not exist or is unreadable.
     """
-    source, path = arguments.source, Path(arguments.source).expanduser()
+    source, path = arguments.source, expand_user(arguments.source)
     how: dict[str, Any] = {"resolution": arguments.resolution, "labels": not arguments.no_labels}
     pictures: dict[str, Any] = {**how, "root": str(path), "channels": arguments.channels, "filter": arguments.filter}
     try:

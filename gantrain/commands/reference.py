@@ -16,6 +16,7 @@ from gantrain.evaluation.api import YAML, load_eval_config
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.references import open_reference, wrap_dataset
 from gantrain.evaluation.score_notes import DIGITS, describe_features, shows
+from gantrain.home import expand_user
 from gantrain.metrics.statistics import write_statistics
 from gantrain.reporting.score_table import in_lines
 from gantrain.run_folder.layout import CONFIG_FILE
@@ -48,7 +49,7 @@ def write_reference(target: str | Path, out: str | Path, moments_only: bool, ove
     Raises:
         UserError: a path is invalid, or the target has no images.
     """
-    out, there = Path(out), find_config(Path(target).expanduser())
+    out, there = Path(out), find_config(expand_user(target))
     if out.suffix.lower() != ".npz" or out.is_dir() or not all(parent.is_dir() for parent in out.parents if parent.exists()):
         raise UserError(f"--out: {str(out)!r} must be an .npz file")
     accelerator = make_accelerator()

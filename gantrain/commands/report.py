@@ -11,15 +11,13 @@ from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError, counted
 from gantrain.reporting.comparison import require_comparable
 from gantrain.reporting.page import render_page
-from gantrain.run_folder.record import read
+from gantrain.run_folder.condensed import read_condensed
 
 REPORT_FILE = "report.html"
 
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if os.environ.get("RANK", "0") != "0":  # one process is enough
-        return
     print(report_runs(arguments.runs, arguments.out))
 
 
@@ -43,7 +41,7 @@ def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> st
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
         beside = target if target.is_dir() else target.parent
         raise UserError(f"--out: {str(target)!r} is not an .html file; write for example {str(beside) + os.sep + REPORT_FILE!r}")
-    records = [read(shown[folder]) for folder in folders]
+    records = [read_condensed(shown[folder]) for folder in folders]
     require_comparable(records)
     text = render_page(records)
     try:

@@ -42,7 +42,7 @@ def find(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
             missing or has the wrong type.
     """
     if not isinstance(name, str):
-        raise UserError(f"a {kind} is chosen by a name, got {name!r}")
+        raise UserError(f"{kind}: must be chosen by a name, got {name!r}")
     if ":" not in name:
         if name not in table:
             raise UserError(f"no {kind} {name!r}{did_you_mean(name, table)}")

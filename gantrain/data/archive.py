@@ -36,6 +36,7 @@ from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
 from gantrain.data.listing import Listing, is_folder, list_members, zip_components
 from gantrain.errors import UserError, check, in_words
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 from gantrain.regular_file import check_regular, open_regular
 
 MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
@@ -75,7 +76,7 @@ class Archive(Source):
         """
         if not self.root:
             raise UserError("data.root must be the path of a zip of images, got ''")
-        path = Path(self.root).expanduser()
+        path = expand_user(self.root, "data.root")
         if is_folder(path, "data.root: ") or not path.exists():
             raise UserError(f"data.root: {self.root!r} is not a file{seen_from(path)}; pass the path of a zip of images")
         with opened_zip(path) as opened:

@@ -30,6 +30,7 @@ from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
 from gantrain.data.listing import Listing, components, is_folder, list_folder
 from gantrain.errors import UserError, check
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 from gantrain.regular_file import read_regular
 
 
@@ -62,7 +63,7 @@ class Folder(Source):
         """
         if not self.root:
             raise UserError("data.root must be the path of a folder of images, got ''")
-        root = Path(self.root).expanduser()
+        root = expand_user(self.root, "data.root")
         if not is_folder(root, "data.root: "):
             raise UserError(f"data.root: {self.root!r} is not a folder{seen_from(root)}; pass the folder that contains the images")
         listing = list_folder(root)

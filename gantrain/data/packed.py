@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,7 @@ from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, un
 from gantrain.data.listing import is_folder
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 from gantrain.lock import InUse
 from gantrain.regular_file import open_regular, read_text
 
@@ -61,7 +63,7 @@ class Packed(Source):
         """Map the images into memory; raises as `read_packed`."""
         if not self.root:
             raise UserError("data.root must be the folder of a prepared data set, got ''; make one with `gantrain prepare`")
-        return read_packed(Path(self.root).expanduser(), self.resolution)
+        return read_packed(expand_user(self.root, "data.root"), self.resolution)
 
 
 def read_packed(folder: Path, resolution: int) -> ImageSet:
@@ -256,8 +258,12 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     }
     refuse_small_disk(images, draft)
     images.notes += describe_traits(images)
-    draft.mkdir(parents=True, exist_ok=True)
-    with locked(draft):
+    with locked(draft) as held:
+        if folder.exists():  # another call has completed it meanwhile
+            lock.discard(held, draft)
+            with suppress(OSError):  # an unfinished data set stays
+                draft.rmdir()
+            raise UserError(f"{folder}: already exists; delete it, or pass another --out")
         if begun(draft) not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
@@ -276,8 +282,8 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
                 shutil.rmtree(draft, ignore_errors=True)
             raise UserError(f"{draft}: {error.strerror}; free some space and run the same command again to continue") from None
         draft.rename(folder)
-        for name in (DONE, ".lock"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / DONE).unlink(missing_ok=True)
+        lock.discard(held, folder)
     return made
 
 
@@ -302,7 +308,7 @@ def locked(draft: Path) -> IO[str]:
         UserError: another process is writing it.
     """
     try:
-        return lock.acquire(draft)
+        return lock.acquire(draft, create=True)
     except InUse as owner:
         raise UserError(f"{draft}: is being written by {owner}; wait for it or stop it, or pass another --out") from None
 
@@ -390,7 +396,7 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
                 os.posix_fallocate(file.fileno(), 0, begin + count * size)  # fails now if the disk is too small
             indices = [index for i in todo for index in range(i * BLOCK, min((i + 1) * BLOCK, count))]
             whole = progress(in_blocks(images, todo, indices), len(todo))
-            with open(draft / DONE, "a") as record:
+            with open(draft / DONE, "a", encoding="utf-8") as record:
                 for i, data, gaps[i] in whole:
                     file.seek(begin + i * BLOCK * size)
                     file.write(data)

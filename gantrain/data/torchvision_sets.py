@@ -17,6 +17,7 @@ from gantrain.data.imageset import ImageSet, Source, require_memory, sum_array
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
 from gantrain.field_marks import INCIDENTAL
+from gantrain.home import expand_user
 from gantrain.regular_file import check_regular, read_regular
 
 STL10_PAGE = "https://ai.stanford.edu/~acoates/stl10/"
@@ -122,7 +123,7 @@ class Stl10(Source):
         if self.split == "unlabeled" and self.labels:
             raise UserError("data.labels: STL-10's unlabeled split has no classes; set data.labels=false")
         try:
-            if self.download and not is_there(Path(self.root).expanduser() / STL10.base_folder):
+            if self.download and not is_there(expand_user(self.root, "data.root") / STL10.base_folder):
                 fetch(STL10.url, STL10.tgz_md5, self.root)
         except (RuntimeError, OSError) as error:
             raise not_there("STL-10", self.root, "stl10_binary", STL10_PAGE, error) from error
@@ -143,7 +144,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     Raises:
         UserError: the release is missing and cannot be downloaded, or one of its files is damaged.
     """
-    folder = Path(source.root).expanduser() / release.folder
+    folder = expand_user(source.root, "data.root") / release.folder
     needed = [*release.files[source.split], release.names]
     if source.download and not all(is_there(folder / name) for name in needed):
         try:
@@ -202,7 +203,7 @@ def fetch(url: str, md5: str, root: str) -> None:
     """
     from torchvision.datasets.utils import download_url
 
-    folder = Path(root).expanduser()
+    folder = expand_user(root, "data.root")
     if is_there(folder / Path(url).name):
         check_regular(folder / Path(url).name)
     download_url(url, str(folder), md5=md5)

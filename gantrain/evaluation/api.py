@@ -34,6 +34,7 @@ from gantrain.evaluation.evaluator import Evaluator, isolate
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, sample_of, wrap_array, wrap_tensor
 from gantrain.evaluation.references import Reference, wrap_dataset, wrap_pictures
 from gantrain.evaluation.score_notes import LOOKED_AT
+from gantrain.home import expand_user
 from gantrain.images import to_uint8
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
@@ -157,7 +158,7 @@ def choose_features(reference: Any) -> Any:
     Raises:
         UserError: it names none.
     """
-    path = find_config(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else None
+    path = find_config(expand_user(reference, "reference")) if isinstance(reference, (str, Path)) else None
     if path is not None and not path.exists():
         raise UserError(f"{path}: there is no such file or folder; pass {REFERENCES}")
     if path is not None and (path / CONFIG_FILE).is_file():

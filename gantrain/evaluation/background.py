@@ -23,17 +23,17 @@ from typing import Any
 
 import torch
 
+from gantrain import streams
 from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
-from gantrain.config.loading import load
 from gantrain.errors import UserError, one_line
 from gantrain.evaluation.evaluator import Interrupted
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.regular_file import open_regular, read_text
 from gantrain.run_folder.checkpoint import CheckpointStore, read_state
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.layout import SCORING_FOLDER
+from gantrain.run_folder.own_config import load_config
 
-FOLDER = "scoring"
 MOST_SCORES = 2**26  # bytes of the scores of one checkpoint
 TAIL = 2**16  # bytes at the end of the scorer's output in which its last line is looked for
 POLL = 0.2  # seconds between two checks of a process
@@ -51,7 +51,7 @@ class BackgroundEvaluation:
 
     def __init__(self, run_dir: Path, warn: Callable[[str], None]):
         self.run_dir = run_dir
-        self.store = CheckpointStore(run_dir / FOLDER, None, warn)
+        self.store = CheckpointStore(run_dir / SCORING_FOLDER, None, warn)
         self._process: subprocess.Popen | None = None
 
     def path(self, nimg: int) -> Path:
@@ -149,9 +149,9 @@ def last_lines(log: Path) -> list[str]:
 
 def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
     """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ..., "collapsed": ...} to `out`."""
-    path = run / FOLDER / f"{nimg:012d}"
+    path = run / SCORING_FOLDER / f"{nimg:012d}"
     # The reference's features are usually in the cache, so that the images need not be loaded.
-    data: Any = load(run / CONFIG_FILE).data
+    data: Any = load_config(run).data
     on_disk = ["data.keep_in=disk"] if "keep_in" in {f.name for f in fields(data)} else []
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()
@@ -172,6 +172,7 @@ def exit_with(parent: int) -> None:
 
 def main() -> None:
     """Run the command line; status 2 and one line if the checkpoint cannot be scored."""
+    streams.secure()  # of a log in the run folder, which may be on a full disk
     run, nimg, out, parent = sys.argv[1:]
     threading.Thread(target=exit_with, args=(int(parent),), daemon=True).start()
     try:
@@ -179,7 +180,7 @@ def main() -> None:
             os.nice(5)  # training has priority on shared cores
         score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:
-        sys.stdout.write(" ".join(str(error).split()) + "\n")
+        print(" ".join(str(error).split()))
         sys.exit(2)
 
 

@@ -23,6 +23,7 @@ from gantrain.data.packed import HEAD, read_head, read_packed
 from gantrain.distributed import local_processes
 from gantrain.errors import UserError, readable
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array
+from gantrain.home import expand_user
 from gantrain.metrics.statistics import Statistics, read_statistics
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.recognition import is_run_folder
@@ -98,7 +99,7 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
     Raises:
         UserError: the path does not exist, or is not a reference.
     """
-    there = find_config(Path(path).expanduser())
+    there = find_config(expand_user(path, "reference"))
     if there.suffix.lower() in (".yaml", ".yml"):
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
     if is_folder(there):

@@ -17,6 +17,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from gantrain.errors import UserError, check, in_words, one_line
+from gantrain.home import expand_user
 from gantrain.metrics.metric import Extractor, FeatureExtractor
 from gantrain.regular_file import check_regular, read_regular
 
@@ -89,7 +90,7 @@ class DigitsFeatures(FeatureExtractor):
             UserError: the installed weights are damaged.
         """
         data = DIGITS_WEIGHTS.read_bytes()
-        digest, wanted = hashlib.sha256(data).hexdigest(), json.loads(DIGITS_RECORD.read_text())["sha256"]
+        digest, wanted = hashlib.sha256(data).hexdigest(), json.loads(DIGITS_RECORD.read_text(encoding="utf-8"))["sha256"]
         if digest != wanted:
             raise UserError(f"{DIGITS_WEIGHTS}: is damaged: its SHA-256 is {digest}, not {wanted}; reinstall gantrain")
         network = DigitsClassifier()
@@ -126,7 +127,7 @@ def inception_weights_path(weights: str | None) -> Path:
         UserError: the given file is missing, or the download failed; the message names the URL, the target and the key to set.
     """
     if weights is not None:
-        path = Path(weights).expanduser()
+        path = expand_user(weights, "eval.features.weights")
         try:
             check_regular(path, MOST_BYTES)
         except (OSError, ValueError) as error:  # ValueError: a zero byte

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError, in_words, one_line
+from gantrain.home import expand_user
 from gantrain.metrics.featureset import FeatureSet, Moments
 from gantrain.metrics.npz import NAMED, Header, opened_npz
 
@@ -124,7 +125,7 @@ def read_statistics(path: str | Path) -> Statistics:
     Raises:
         UserError: the file is missing or invalid.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.suffix.lower() in (".pkl", ".pickle", ".pt", ".pth"):
         raise UserError(
             f"{path}: is a pickle, which can run code, so gantrain does not load it; if you trust it, load it yourself and save its"

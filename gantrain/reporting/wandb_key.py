@@ -20,11 +20,12 @@ def has_key() -> bool:
     import wandb
 
     saved = configparser.ConfigParser()
-    saved.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    saved.read(Path(os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"))) / "settings")
     url = os.environ.get("WANDB_BASE_URL") or saved.get("default", "base_url", fallback=wandb.Settings().base_url)
     hosts: list[str] = [urlparse(str(url)).netloc, *(["api.wandb.ai"] if url == wandb.Settings().base_url else [])]
-    candidates = [Path(os.environ["NETRC"])] if os.environ.get("NETRC") else [Path("~/.netrc"), Path("~/_netrc")]
-    path = next((path for path in (one.expanduser() for one in candidates) if path.exists()), None)
+    usual = ("~/.netrc", "~/_netrc")
+    candidates = [Path(os.path.expanduser(one)) for one in ([os.environ["NETRC"]] if os.environ.get("NETRC") else usual)]
+    path = next((path for path in candidates if path.exists()), None)
     try:
         known = netrc.netrc(path) if path else None
     except (netrc.NetrcParseError, OSError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gantrain import clock
@@ -17,6 +16,7 @@ from gantrain.config.schema import may_change
 from gantrain.config.sections import AUTO
 from gantrain.data import Archive, Folder, Packed
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.change_words import bounded, spell, whole_entries
 
@@ -64,7 +64,7 @@ def describe_changes(values: Mapping[str, Values]) -> str:
 def describe_root(config: Config) -> str:
     """The end of a message if `data.root` leads nowhere, which is then a mistake besides; otherwise ""."""
     data: Any = config.data
-    if not isinstance(data, (Archive, Folder, Packed)) or (data.root and Path(data.root).expanduser().exists()):
+    if not isinstance(data, (Archive, Folder, Packed)) or (data.root and expand_user(data.root, "data.root").exists()):
         return ""
     return f"; data.root, too, needs a value: {spell(data.root)} does not exist" if data.root else "; data.root, too, must be set"
 

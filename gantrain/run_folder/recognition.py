@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
+from gantrain.strict_yaml import read_values
 
 CHECKPOINT = f"{'[0-9]' * 12}/manifest.json"
 FOLDERS = {"checkpoints", "evaluations", "orbit", "samples", "scoring", "tensorboard", "wandb", AVERAGES_FOLDER, BEST_FOLDER}  # of a run
@@ -35,8 +33,8 @@ def holds_checkpoints(folder: Path) -> bool:
 def is_run_config(path: Path) -> bool:
     """Whether a YAML file can be the configuration in a run folder; False if it cannot be read."""
     try:
-        values: Any = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        values = read_values(path)
+    except (OSError, ValueError):
         return False
     return isinstance(values, dict) and "total_kimg" in values
 

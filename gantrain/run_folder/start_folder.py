@@ -10,6 +10,7 @@ from typing import Any
 from gantrain.config.config import Config
 from gantrain.data import Archive, Folder, Packed
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.run_folder.contents import configuration_of
 from gantrain.shipped import find_config
 
@@ -30,7 +31,7 @@ def require_images_of(run: Path, config: Config, overrides: Sequence[str] | None
     root = data.root if isinstance(data, (Archive, Folder, Packed)) else ""
     key, text = ("data.root", root) if reads_data or config.eval.reference is None else ("eval.reference", config.eval.reference)
     asked = any(one.partition("=")[0].strip() in (key, key.partition(".")[0]) for one in overrides or ())
-    path = Path(text).expanduser()
+    path = expand_user(text, key)
     if not text or asked or path.is_absolute() or find_config(path).exists():
         return
     start = find_start(run)

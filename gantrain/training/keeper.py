@@ -15,7 +15,8 @@ from gantrain.config.sections import Checkpoint
 from gantrain.errors import UserError
 from gantrain.evaluation.background import BackgroundEvaluation
 from gantrain.reporting.tracker import Tracker
-from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
+from gantrain.run_folder.background_writer import BackgroundWriter
+from gantrain.run_folder.checkpoint import CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
 from gantrain.run_folder.contents import forget_rebuilt_after
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER
 from gantrain.run_folder.ownership import forget_abandoned

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -15,6 +14,7 @@ from gantrain.distributed import PRECISIONS, make_accelerator, mean_of_processes
 from gantrain.errors import UserError
 from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
+from gantrain.home import expand_user
 from gantrain.interruption import Interruption
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.event_words import on_console
@@ -22,7 +22,7 @@ from gantrain.reporting.score_table import table
 from gantrain.reporting.time_left import SWAPS
 from gantrain.reporting.tracker import Tracker
 from gantrain.reporting.views import open_views, require_views
-from gantrain.run_folder.ownership import look_into
+from gantrain.run_folder.claim import Claim, examine
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
 from gantrain.training.additions import report_added
@@ -39,6 +39,7 @@ from gantrain.training.recovery import Recovery, dispensable
 from gantrain.training.run_state import RunState
 from gantrain.training.saving import KeyedPart, Saving
 from gantrain.training.scoreboard import Scoreboard
+from gantrain.training.sizes import require_room_for_scores
 from gantrain.training.swapper import Swapper
 from gantrain.training.update import Batch, Stats, discriminator_phase, generator_phase, penalties_due
 
@@ -54,19 +55,23 @@ class Trainer:
         accelerator: of the program; None makes one.
         interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
         changed_data: whether a run that is resumed may continue on other images than before.
+        claim: to the run folder, on the main process; the trainer releases it. None takes it when training starts, and then refuses a
+            folder that has changed since.
 
     Raises:
         UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
     def __init__(
-        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False
+        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False,
+        claim: Claim | None = None,
     ):  # fmt: skip
         self.config, self.interruption = config, interruption or Interruption()
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         self.context = context = prepared(config, self.accelerator, changed_data)
         self.tracker = context.tracker
-        self.changed = context.from_main(look_into(context.run_dir, config) if context.main else {})
+        found = None if not context.main else claim.found if claim else examine(config)
+        self.changed = context.from_main(found.changed if found else {})
         performance.set_up(context.performance, context.device)
         self.images = images = open_images(context)
         self.run = run = RunState(clock.images(config.total_kimg))
@@ -84,6 +89,7 @@ class Trainer:
         self.inputs = inputs = Inputs(context, run, images, players, batching, guard)
         self.measurements = measurements = Measurements(context, run, players, batching, inputs, guard, orbit, probes, noise)
         self.saving = saving = Saving(context, run, players, measurements, guard, keeper, orbit)
+        saving.claim, saving.traces = claim, found.traces if found else {}
         self.pictures = pictures = Pictures(context, run, players, batching, images, evaluator, orbit)
         self.scoreboard = scoreboard = Scoreboard(context, run, players, guard, keeper, evaluator, saving, pictures)
         self.swapper = swapper = Swapper(
@@ -189,7 +195,7 @@ class Trainer:
         """Resume from the newest undamaged checkpoint if there is one, and open the record and the views."""
         saving, facts = self.saving, self.facts
         saving.lock()
-        self.evaluator.extractor  # noqa: B018 - weights that cannot be loaded fail here, not after training
+        require_room_for_scores(self.config, self.evaluator.widths)  # it loads the extractor, which may fail here, but not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
         few = self.evaluator.remarks.too_few()
@@ -300,6 +306,6 @@ def prepared(config: Config, accelerator: Accelerator, changed_data: bool = Fals
             "sync_batchnorm: torch synchronises BatchNorm on GPUs only; set sync_batchnorm=false, or a larger batching.micro_batch"
         )
     require_views(config.tracking)
-    run_dir = Path(config.run_dir).expanduser()
+    run_dir = expand_user(config.run_dir, "run_dir")
     tracker = Tracker(run_dir, accelerator.is_main_process, persistent=config.checkpoint.on_error == "continue")
     return Context(config, accelerator, run_dir, tracker, performance.pick(config.performance, device), changed_data)

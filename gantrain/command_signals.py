@@ -1,0 +1,75 @@
+"""Signals that come while no command listens to them: during the first imports, and at the exit.
+
+A KeyboardInterrupt there would end in a traceback, and inside the import of a compiled library in an abort. Nothing is open then that
+could be lost, so the process says what happened and ends at once. This file is imported before anything else, and imports little.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
+# Those that the system has: Windows has no SIGUSR1.
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if name in signal.Signals.__members__)
+
+
+class State:
+    """What the handler knows.
+
+    Attributes:
+        owner: number of the process that is a `gantrain` command; 0 where gantrain is used as a library.
+        ended_with: exit status of the command once it has ended; None before.
+    """
+
+    owner = 0
+    ended_with: int | None = None
+
+
+def listen() -> None:
+    """End the process at a signal, from now on. Signals that the process was started to ignore, as by nohup, stay ignored."""
+    State.owner, State.ended_with = os.getpid(), None
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            try:
+                signal.signal(number, _end)
+            except ValueError:  # not in the main thread, where no signals arrive
+                return
+
+
+def owns_process() -> bool:
+    """Whether this process is a `gantrain` command, and not a script that uses gantrain or a worker."""
+    return os.getpid() == State.owner
+
+
+class Raising:
+    """A context in which Ctrl-C raises KeyboardInterrupt, so that what is open is closed."""
+
+    def __enter__(self) -> None:
+        self._before = signal.getsignal(signal.SIGINT)
+        self._set = self._before is _end
+        if self._set:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._set:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if not owns_process():  # a forked worker
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    if State.ended_with is not None:
+        os._exit(State.ended_with)
+    words = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    try:
+        os.write(2, f"gantrain: error: {words}\n".encode())
+    finally:
+        os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
