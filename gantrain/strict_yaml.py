@@ -151,7 +151,7 @@ def construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text, BASES.get(text[:2], 10))
 
 
-def quick_loader() -> type:
+def quick_loader() -> Any:
     """The same loader eight times as fast, where PyYAML has libyaml; its errors have other words."""
     if not yaml.__with_libyaml__:
         return StrictLoader
@@ -169,7 +169,8 @@ def quick_loader() -> type:
 
 
 QUICK = quick_loader()
-for known, schema in ((StrictLoader, CORE), (QUICK, CORE), (TextLoader, TEXT_ALONE)):
+loaders: Any = ((StrictLoader, CORE), (QUICK, CORE), (TextLoader, TEXT_ALONE))
+for known, schema in loaders:
     known.add_constructor(f"{TAG}int", construct_int)
     known.add_constructor(f"{TAG}merge", StrictLoader.construct_yaml_str)  # `<<` as a value
     for tag, pattern, first in schema if known.yaml_implicit_resolvers == {} else ():
