@@ -15,12 +15,16 @@ from gantrain.errors import UserError, one_line
 from gantrain.interruption import Stopped
 
 SHOW_TRACEBACK = "GANTRAIN_TRACEBACK"  # environment variable: print the traceback, too
+MOST_NAMES = 2  # that one message has
 LONGEST_TEXT = 300  # characters of an exception's text
 # What a worker process of torch's DataLoader has caught reaches the training process as a text.
 IN_WORKER = re.compile(r"Caught \w+ in .* worker process")
 LINE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
-KNOWN: dict[str, str] = {}  # file of a plug-in from outside -> its name in messages, such as "loss 'my_losses:Margin'"
+Place = tuple[str, int, str]  # file, line, function
+# File of plug-ins from outside -> name in messages, such as "loss 'my_losses:Margin'" -> first and last line of the class.
+KNOWN: dict[str, dict[str, tuple[int, int]]] = {}
+NAMES: dict[tuple[str, str], str] = {}  # (module, qualified name) of a class -> its name in messages
 
 
 class State:
@@ -53,11 +57,36 @@ class WrongResult(PluginError):
     """A method of a plug-in has returned something that its contract does not allow."""
 
 
-def know(name: str, *files: str | None) -> None:
-    """Remember the files of a plug-in, for `blame`."""
+def know(name: str, cls: type, *files: str | None) -> None:
+    """Remember a plug-in and its files, for messages.
+
+    Args:
+        name: in messages.
+        cls: its class.
+        files: in which its code lies.
+    """
+    NAMES[cls.__module__, cls.__qualname__] = name
+    lines = (0, 0)
+    with suppress(OSError, TypeError):  # a class without a source
+        source, first = inspect.getsourcelines(cls)
+        lines = first, first + len(source) - 1
     for file in files:
         if file and not is_own(file):
-            KNOWN.setdefault(os.path.realpath(file), name)
+            KNOWN.setdefault(os.path.realpath(file), {})[name] = lines
+
+
+def name_at(place: Place) -> str:
+    """The plug-in that a place in a known file belongs to; outside of their classes, those of that file that were found last."""
+    names = KNOWN[os.path.realpath(place[0])]
+    inside = [name for name, (first, last) in names.items() if first <= place[1] <= last]
+    return inside[-1] if inside else " or ".join([*names][-MOST_NAMES:])
+
+
+def name_in(error: BaseException) -> str | None:
+    """The plug-in whose method an exception has come through, the innermost if there are several."""
+    objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [NAMES.get((type(one).__module__, type(one).__qualname__)) for one in objects]
+    return next((name for name in reversed(names) if name), None)
 
 
 def blame(error: BaseException) -> PluginFailed | None:
@@ -71,7 +100,7 @@ def blame(error: BaseException) -> PluginFailed | None:
     if place is None:
         return None
     show(error)
-    return PluginFailed(f"{KNOWN[os.path.realpath(place[0])]} failed at {in_words(place)} ({describe(error)})")
+    return PluginFailed(f"{name_in(error) or name_at(place)} failed at {in_words(place)} ({describe(error)})")
 
 
 def show(error: BaseException) -> None:
@@ -90,9 +119,6 @@ def require_exit(error: BaseException) -> NoReturn:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {in_words((frames[-1].filename, frames[-1].lineno or 0, frames[-1].name))}" if frames else ""
     raise PluginFailed(f"the program was asked to exit{where} ({describe(error)})") from error
-
-
-Place = tuple[str, int, str]  # file, line, function
 
 
 def find_place(error: BaseException) -> Place | None:
@@ -164,12 +190,17 @@ def refuse_result(plugin: Any, method: str, must: str, value: Any) -> NoReturn:
     Raises:
         WrongResult: names the class, the method and its place.
     """
-    cls = plugin if isinstance(plugin, type) else type(plugin)
-    where = ""
+    cls = type(plugin)
+    who = NAMES.get((cls.__module__, cls.__qualname__), f"{cls.__module__}:{cls.__qualname__}")
+    raise WrongResult(f"{who}: {method} must return {must}, got {describe_value(value)}{place_of(plugin, method)}")
+
+
+def place_of(plugin: Any, method: str) -> str:
+    """Where a method of a plug-in from outside is defined, for the end of a message: " (FILE, line N)"; "" for gantrain's own."""
     with suppress(Exception):
-        code = inspect.unwrap(getattr(cls, method)).__code__
-        where = "" if is_own(code.co_filename) else f" ({in_words((code.co_filename, code.co_firstlineno, '<>'))})"
-    raise WrongResult(f"{cls.__module__}:{cls.__qualname__}.{method}{where} must return {must}, got {describe_value(value)}")
+        code = inspect.unwrap(getattr(type(plugin), method)).__code__
+        return "" if is_own(code.co_filename) else f" ({in_words((code.co_filename, code.co_firstlineno, '<>'))})"
+    return ""
 
 
 def describe_value(value: Any) -> str:

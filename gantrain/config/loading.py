@@ -293,14 +293,14 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         full = f"{path}.{error.field}" if path else error.field
         raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {quote_value(error.value)}") from None
     except UserError as error:  # a plug-in's own words
-        raise ConfigError(f"{sources(path)}: {path}: {error}") from None
+        raise ConfigError(f"{sources(path)}: {path}: {error}" if path else str(error)) from None
     except (KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:
         failed = blame(error)
         if failed is None and not isinstance(error, TypeError):
             raise
-        raise ConfigError(f"{sources(path)}: {path}: {failed or one_line(error)}") from error
+        raise ConfigError(f"{sources(path)}: {path}: {failed or one_line(error)}" if path else str(failed or one_line(error))) from error
 
 
 def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources: Sources) -> Any:

@@ -46,7 +46,7 @@ def compute_metric(metric: Metric, fake: FeatureSet, real: FeatureSet) -> dict[s
     found: Any = metric.compute(fake, real)
     if not (isinstance(found, dict) and all(isinstance(name, str) and isinstance(value, numbers.Real) for name, value in found.items())):
         refuse_result(metric, "compute", "a dict of numbers by name", found)
-    return found
+    return {name: value if isinstance(value, (int, float)) else float(value) for name, value in found.items()}  # JSON has no NumPy
 
 
 class Words:
