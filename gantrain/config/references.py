@@ -22,7 +22,7 @@ from gantrain.errors import UserError
 
 MOST_TEXT = 10_000  # characters of all values with references; OmegaConf parses 10,000 a second
 MOST_REFERENCES = 500  # in all values
-MOST_RESULT = 50_000  # characters that all references together stand for
+MOST_RESULT = 20_000  # characters that all references together stand for
 OF_NODE = 20  # characters that a value counts besides its text: OmegaConf makes some thousand nodes a second
 INNERMOST = re.compile(r"(\\*)\$\{([^${}]*)\}")  # a reference with no other inside it, and the backslashes before it
 NODE = re.compile(r"\s*(\.*)([\w.\[\]$-]+)\s*")  # a key, from the top or, after dots, from the section
