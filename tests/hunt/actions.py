@@ -203,7 +203,7 @@ def read_picture(path: str) -> None:
     try:
         read_side_by_side(Path(path))
     except OSError as error:  # its callers say so, and go on
-        raise UserError(str(error)) from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def unpack_archive(path: str) -> None:
@@ -216,8 +216,14 @@ def read_weights(path: str) -> None:
     features.read_weights(Path(path))
 
 
+def own_fault(text: str) -> None:
+    """The hunt could not make a case."""
+    raise AssertionError(f"a fault of the hunt's own: {text.strip().splitlines()[-1]}\n{text}")
+
+
 ACTIONS: Mapping[str, Callable[..., None]] = {
     "command": command, "load_config": load_config, "start": start, "read_record": read_record, "read_orbit": read_orbit,
     "read_checkpoints": read_checkpoints, "decode_image": decode_image, "read_set": read_set, "read_reference": read_reference,
     "read_picture": read_picture, "build_config": build_config, "unpack_archive": unpack_archive, "read_weights": read_weights,
+    "own_fault": own_fault,
 }  # fmt: skip

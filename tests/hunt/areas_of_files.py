@@ -64,7 +64,7 @@ def mutate_document(dice: random.Random, data: bytes) -> bytes:
     """A JSON file with other values, or other bytes."""
     try:
         value = json.loads(data)
-    except ValueError:  # it has been damaged before
+    except (ValueError, RecursionError):  # it has been damaged before
         value = None
     if value is None or dice.random() < 0.25:
         return mutate_bytes(dice, data)
@@ -491,7 +491,7 @@ def write_array(dice: random.Random, archive: zipfile.ZipFile, key: str, array: 
     with np.errstate(all="ignore"):
         try:
             np.save(held, dice.choice(ODD_ARRAYS)(dice, array) if changed else array, allow_pickle=False)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, IndexError):
             np.save(held, array)
     data = held.getvalue()
     if changed and dice.random() < 0.3:

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -106,7 +107,10 @@ class Hunt:
 
     def make(self, area: str, number: int, folder: Path) -> Case:
         """A case, from the area and its number alone."""
-        return AREAS[area](random.Random(f"{self.seed}/{area}/{number}"), self.world, folder)
+        try:
+            return AREAS[area](random.Random(f"{self.seed}/{area}/{number}"), self.world, folder)
+        except Exception:  # a fault of the hunt's own, which must not end it
+            return Case("own_fault", {"text": traceback.format_exc()})
 
     def note(self, area: str, number: int, verdict: Verdict) -> None:
         """Count a verdict, and keep what failed: its files as they were before the case."""
