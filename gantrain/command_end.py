@@ -15,10 +15,11 @@ from gantrain.errors import GaveUp, UserError
 from gantrain.home import settle_home
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
+from gantrain.memory import explain_allocation
 
 USER_ERROR = 2
 GAVE_UP = 3
-STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, BrokenPipeError: 0, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
+STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -29,8 +30,11 @@ def call(arguments: argparse.Namespace) -> int:
         with command_signals.Raising():
             status = verb.call(arguments) or 0
     except BaseException as error:
+        memory = explain_allocation(error)
         if group := _group():
-            group.end(error, status_of(error))
+            group.end(error, USER_ERROR if memory else status_of(error))
+        if memory:
+            raise UserError(memory) from error
         raise
     if group := _group():
         group.end(None, status)

@@ -106,7 +106,7 @@ def test_every_byte_of_a_manifest_counts(store):
 def test_nothing_whole_is_said_and_not_started_over(store):
     path = store.save(1000, tensors(1.0), {})
     (path / "g.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="all of its 1 checkpoints are damaged; delete the folder to start over"):
+    with pytest.raises(UserError, match="all of its 1 checkpoints are damaged; restore one of them from a copy"):
         store.newest()
 
 

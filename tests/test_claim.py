@@ -21,7 +21,7 @@ from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint, forking, snapshots
 from gantrain.run_folder.claim import claim_folder, examine
-from gantrain.run_folder.ownership import write_config
+from gantrain.run_folder.own_config import write_config
 from gantrain.training.saving import Saving
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gantrain.errors import UserError
+from gantrain.launch_environment import process_rank
 
 if TYPE_CHECKING:
+    from gantrain.run_folder.held import Held
     from gantrain.sampling.choice import Choice
+
+HELD: deque[Held] = deque(maxlen=1)  # the open files of the checkpoint that `best` stands for, until the command ends
 
 
 def choice_of(arguments: argparse.Namespace) -> Choice:
@@ -37,15 +41,26 @@ def choice_of(arguments: argparse.Namespace) -> Choice:
 
 
 def averages_of_choice(run: str, names: Sequence[str], kimg: float | None) -> tuple[list[str], float | None]:
-    """Replace `best` among averages, and print what was taken; see `resolve_best`."""
-    from gantrain.run_folder.best_average import resolve_best
+    """Replace `best` among averages, and print what was taken; see `resolve_best`. A run that trains may then replace its best one."""
+    from gantrain.run_folder.best_average import BEST, resolve_best
+    from gantrain.run_folder.contents import look_again, open_held
 
-    return resolve_best(run, names, kimg, say)
+    def resolve() -> tuple[list[str], float | None, list[str]]:
+        told: list[str] = []
+        found, time = resolve_best(run, names, kimg, told.append)
+        if BEST in names and time is not None:
+            HELD.append(open_held(run, time)[1])
+        return found, time, told
+
+    found, time, told = look_again(resolve)
+    for line in told:
+        say(line)
+    return found, time
 
 
 def say(line: str) -> None:
     """Print a line, on the main process."""
-    if os.environ.get("RANK", "0") == "0":
+    if process_rank() == 0:
         print(line, flush=True)
 
 

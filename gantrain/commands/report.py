@@ -18,8 +18,6 @@ REPORT_FILE = "report.html"
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if os.environ.get("RANK", "0") != "0":  # one process is enough
-        return
     print(report_runs(arguments.runs, arguments.out))
 
 

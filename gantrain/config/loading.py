@@ -151,7 +151,9 @@ def resolved(merged: DictConfig, sources: Sources) -> dict[str, Any]:
         known, within = default_keys(), error.missing.rpartition(".")[0]
         there = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == within]
         hint = hint_for(error.missing, there, known) if error.missing and error.missing not in known else ""
-        raise ConfigError(f"{sources(error.key)}: {error.key}: {error.words}{hint}; write ${{section.key}} for another key's value") from None
+        raise ConfigError(
+            f"{sources(error.key)}: {error.key}: {error.words}{hint}; write ${{section.key}} for another key's value"
+        ) from None
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
         raise ConfigError(

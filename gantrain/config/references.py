@@ -55,9 +55,9 @@ class TextBudget:
     def add(self, value: Any) -> bool:
         """Count a value and everything in it. Whether the sum is still within the bounds."""
         if isinstance(value, Mapping):
-            return all([self.add(one) for one in value.values()])
+            return all(self.add(one) for one in value.values())
         if isinstance(value, list):
-            return all([self.add(one) for one in value])
+            return all(self.add(one) for one in value)
         if isinstance(value, str) and "${" in value:
             self.text += len(value)
             self.references += value.count("${")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -26,19 +27,24 @@ import numpy as np
 import torch
 
 from gantrain import lock
+from gantrain.array_header import read_header
 from gantrain.atomic_file import write_atomically
 from gantrain.cache import cache_folder, keep_file, state_of_file
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
+from gantrain.data.listing import is_folder
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
 from gantrain.lock import InUse
+from gantrain.regular_file import open_regular, read_regular, read_text
 
 FORMAT = "gantrain-packed-1"
 IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
 AT_THE_END = ("sha256", "head_sha256", "notes", "whole")  # keys of the head that are only known at the end
+MOST_HEAD = 2**26  # bytes of a head: of 100 million images it has 13 MB
+MOST_RECORD = 2**30  # bytes of the record of finished blocks, each of which names its unreadable images
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
 AGAIN = "rebuild it with `gantrain prepare`"
 Progress = Callable[[Iterable, int], Iterable]
@@ -74,16 +80,16 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
             f" set data.resolution={head['resolution']}, or prepare the images again at {resolution}"
         )
     shape = tuple(head[key] for key in ("images", "channels", "resolution", "resolution"))
+    unlike = UserError(f"{folder}: {IMAGES} or {LABELS} does not match {HEAD}; {AGAIN}")
+    require_form(folder, IMAGES, shape, np.dtype(np.uint8), unlike)
+    require_form(folder, LABELS, shape[:1], np.dtype(np.int64), unlike)
     try:
         pixels = np.load(folder / IMAGES, mmap_mode="c", allow_pickle=False)  # copy-on-write: a stray write cannot reach the file
         labels = np.load(folder / LABELS, allow_pickle=False)
-    except PermissionError as error:
-        raise may_not_be_read(error, folder) from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise UserError(f"{folder}: is incomplete ({one_line(error)}); {AGAIN}") from None
-    as_described = (pixels.shape, pixels.dtype, labels.shape, labels.dtype) == (shape, np.uint8, shape[:1], np.int64)
-    if not as_described or sum_array(labels) != head["labels_sha256"]:
-        raise UserError(f"{folder}: {IMAGES} or {LABELS} does not match {HEAD}; {AGAIN}")
+    if sum_array(labels) != head["labels_sha256"]:
+        raise unlike
     strange = labels[(labels < 0) | (labels >= len(head["classes"]))]
     if len(strange):
         raise UserError(
@@ -98,6 +104,32 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
     return images
 
 
+def require_form(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, unlike: UserError) -> None:
+    """Refuse an array of another type or shape, or of another size than its header says, before it is read.
+
+    Args:
+        unlike: raised for another type or shape.
+
+    Raises:
+        UserError: it is that, or incomplete, damaged or not readable.
+    """
+    try:
+        with open_regular(folder / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            found = read_header(file)
+            whole = file.tell() + math.prod(found[0]) * found[1].itemsize
+    except PermissionError as error:
+        raise may_not_be_read(error, folder) from None
+    except OSError as error:
+        raise UserError(f"{folder}: is incomplete ({name}: {error.strerror or one_line(error)}); {AGAIN}") from None
+    except ValueError as error:
+        raise UserError(f"{folder}: is incomplete ({name}: {one_line(error)}); {AGAIN}") from None
+    if found != (shape, dtype):
+        raise unlike
+    if size < whole:
+        raise UserError(f"{folder}: is incomplete ({name} has {in_words(size)} of {in_words(whole)}); {AGAIN}")
+
+
 def read_head(folder: Path) -> dict[str, Any]:
     """Reads the head of a prepared data set.
 
@@ -105,20 +137,21 @@ def read_head(folder: Path) -> dict[str, Any]:
         UserError: the head is missing, unreadable or damaged, or the data set is unfinished.
     """
     draft = drafts(folder)
-    if not folder.exists() and not draft.is_dir():
+    if not is_folder(folder, "data.root: ") and not folder.exists() and not draft.is_dir():
         raise UserError(
             f"data.root: {str(folder)!r} does not exist{seen_from(folder)}; pass the folder of a prepared data set,"
             " or make one with `gantrain prepare`"
         )
-    if not (folder / HEAD).is_file():
+    if is_folder(folder / HEAD) or not (folder / HEAD).exists():
         hint = f"run the command that began {draft} again to finish it" if draft.is_dir() else "make one with `gantrain prepare`"
         raise UserError(f"data.root: {str(folder)!r} is not a prepared data set (it has no {HEAD}); {hint}")
     try:
-        head = json.loads((folder / HEAD).read_text())
+        head = json.loads(read_text(folder / HEAD, MOST_HEAD))
     except PermissionError as error:
         raise may_not_be_read(error, folder / HEAD) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / HEAD}: cannot be read ({one_line(error)}); {AGAIN}") from None
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{folder / HEAD}: cannot be read ({why}); {AGAIN}") from None
     if folder.suffix == ".part" and isinstance(head, dict) and "sha256" not in head:
         whole = folder.with_suffix("")
         raise UserError(
@@ -288,7 +321,7 @@ def begun(draft: Path) -> dict[str, Any] | None:
         UserError: the head is unreadable.
     """
     try:
-        head = json.loads((draft / HEAD).read_text())
+        head = json.loads(read_text(draft / HEAD, MOST_HEAD))
         return {key: value for key, value in {**head, **head.get("whole", {})}.items() if key not in AT_THE_END}
     except FileNotFoundError:
         return None
@@ -364,7 +397,7 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
                 os.posix_fallocate(file.fileno(), 0, begin + count * size)  # fails now if the disk is too small
             indices = [index for i in todo for index in range(i * BLOCK, min((i + 1) * BLOCK, count))]
             whole = progress(in_blocks(images, todo, indices), len(todo))
-            with open(draft / DONE, "a") as record:
+            with open(draft / DONE, "a", encoding="utf-8") as record:
                 for i, data, gaps[i] in whole:
                     file.seek(begin + i * BLOCK * size)
                     file.write(data)
@@ -421,11 +454,11 @@ def read_done(path: Path) -> dict[int, str]:
 def read_record(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of the record of finished blocks, up to one that is truncated."""
     try:
-        for line in path.read_text().splitlines():
+        for line in read_regular(path, MOST_RECORD).decode().splitlines():
             one = json.loads(line)
             types = {"block": int, "sha256": str, "unreadable": dict}
             if not all(isinstance({"unreadable": {}, **one}[key], kind) for key, kind in types.items()):
                 return
             yield one
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return

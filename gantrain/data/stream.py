@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from gantrain import randomness
+from gantrain import randomness, streams
 from gantrain.data.imageset import ImageSet, collate
 from gantrain.errors import UserError
 from gantrain.interruption import SIGNALS
@@ -99,6 +99,7 @@ def steadfast(worker: int) -> None:
 
     The training process still needs the worker to finish its update, and ends the worker itself.
     """
+    streams.secure()  # a worker that is not forked has streams of its own
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # Windows has none, and ends a process at once

@@ -19,7 +19,9 @@ from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
 from gantrain.run_folder.checkpoint import read_state
-from gantrain.run_folder.contents import open_run
+from gantrain.run_folder.contents import open_held
+from gantrain.run_folder.finite import count_nonfinite, require_finite
+from gantrain.run_folder.manifest import hold
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.generators import load_weights
@@ -56,7 +58,10 @@ class RunScorer:
         self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
-        self.path = open_run(run, kimg)[1] if path is None else path
+        self.nonfinite: dict[str, str] = {}  # what is not finite in each average that was loaded
+        # A run that trains may delete the checkpoint long before everything in it is scored.
+        self.held = open_held(run, kimg)[1] if path is None else hold(path)
+        self.path = self.held.folder
         self.config = load_config(self.run, [*overrides, *number])
         if path is None:
             require_images_of(self.run, self.config, overrides)
@@ -101,12 +106,25 @@ class RunScorer:
             g.eval()  # with the statistics of training: recalibration would need all processes, and a look needs no better ones
             return to_uint8(g(*draw(self.config.seed, "eval", 0, e.batch_size, g.dim_z, g.num_classes, device, e.truncation)))
 
+    def require_finite(self, names: Iterable[str]) -> None:
+        """Refuse averages whose weights are not finite, for a command of which nothing would be left.
+
+        Raises:
+            NotFinite: names the first of them, and weights that are finite.
+        """
+        for name in names:
+            require_finite(self.path, name, named_weights(load_weights(self.config, self.path, name)))
+
     def score(self, names: list[str], policy: str | None = None) -> Scores:
-        """Score the named averages ("live" among them); see `Evaluator.score`."""
-        return self.evaluator.score(names, self.materialize, self.generator, policy)
+        """Score the named averages ("live" among them); see `Evaluator.score`. Those that are not finite are named in its notes."""
+        scores, notes = self.evaluator.score(names, self.materialize, self.generator, policy), self.evaluator.remarks.notes
+        said = [f"{name}: its weights are not finite ({words}), so its scores are nan" for name in names if (words := self.nonfinite[name])]
+        notes += [note for note in said if note not in notes]
+        return scores
 
     def materialize(self, name: str, into: nn.Module, averaged_statistics: bool = False) -> None:
         """Write the named weights of the folder into a generator; see `load_weights`."""
         source = load_weights(self.config, self.path, name, averaged_statistics)
+        self.nonfinite[name] = count_nonfinite(named_weights(source))
         write_weights(named_weights(source), into)
         write_buffers(source.named_buffers(), into)

@@ -23,7 +23,9 @@ from gantrain.reporting.wandb_key import has_key
 from gantrain.reporting.wandb_panels import Rows, best_scores, events_table, overview, read_for_charts, scores_table, without_training
 from gantrain.run_folder.best_generator import Candidate, candidates, export
 from gantrain.run_folder.checkpoint import Damaged
+from gantrain.run_folder.contents import look_again
 from gantrain.run_folder.json_values import as_json
+from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.record import Record
 from gantrain.sampling.sheets import read_side_by_side, regroup_by_class
 from gantrain.score_names import SPREADS, better_when_higher, can_be_best
@@ -169,16 +171,25 @@ class WandbRun:
             self._log_made(told.nimg, {}, found)
             self.summary(best_scores(told))
         interrupted = [line["event"] for line in told.events("start", "resume", "end", "gave_up", "interrupted")][-1:] == ["interrupted"]
-        exported = None if interrupted else self._made("generator", lambda: self._export(told))  # a preempted run has no time for it
+        again = lambda: look_again(lambda: self._export(told))  # noqa: E731
+        exported = None if interrupted else self._made("generator", again)  # a preempted run has no time for it
         if exported:
             self._exported = exported[1]
             self._log_generator(*exported)
 
     def _export(self, told: Record) -> tuple[Candidate, Path] | None:
-        """Export the best generator with an undamaged checkpoint into a folder; None if there is none."""
+        """Export the best generator with an undamaged checkpoint into a folder; None if there is none.
+
+        Raises:
+            Gone: a checkpoint was replaced meanwhile.
+        """
         for chosen in candidates(told):
-            with contextlib.suppress(Damaged):
+            try:
                 return chosen, export(told.run, chosen, told.run / GENERATORS_FOLDER)
+            except Gone:
+                raise
+            except Damaged:
+                continue
         return None
 
     def _log_generator(self, chosen: Candidate, folder: Path) -> None:

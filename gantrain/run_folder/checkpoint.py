@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gantrain import clock
 from gantrain.errors import UserError, in_words
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import (
     FORMAT,
     KEPT,
@@ -35,6 +36,7 @@ from gantrain.run_folder.manifest import (
     Gone,
     Unreadable,
     canonical,
+    hold,
     is_missing,
     notice_replacement,
     read_checked,
@@ -166,6 +168,11 @@ class CheckpointStore:
             Unreadable: the newest that is not damaged cannot be read, or the folder cannot be listed.
             UserError: there are checkpoints, and all are damaged.
         """
+        found = self.newest_held(until)
+        return found.folder if found else None
+
+    def newest_held(self, until: int | None = None) -> Held | None:
+        """The same checkpoint with its files open, so that it can be read even if a run deletes it; arguments and errors as in `newest`."""
         said: set[str] = set()
         for _ in range(TRIES):
             paths = [path for path in self.paths() if until is None or int(path.name) <= until]
@@ -174,19 +181,20 @@ class CheckpointStore:
             except Gone:
                 continue  # deleted by the run that trains, which has written another one before
             if found is None and paths and until is None:
-                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; delete the folder to start over")
+                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; restore one of them from a copy")
             return found
         raise Gone(f"{self.folder}: its checkpoints are replaced faster than they can be read; use a larger checkpoint.every_kimg")
 
-    def _first_whole(self, paths: list[Path], said: set[str]) -> Path | None:
+    def _first_whole(self, paths: list[Path], said: set[str]) -> Held | None:
         """The last of some checkpoints that is whole; `said` are the lines about damage that were said already."""
         for path in paths:
             with contextlib.suppress(Damaged, Unreadable):
                 read_manifest(path)  # raises OtherFormat
         for path in reversed(paths):
             try:
+                held = hold(path)  # or a run that saves faster than files are summed would never be read
                 verify(path)
-                return path
+                return held
             except Gone:
                 raise
             except Damaged as error:

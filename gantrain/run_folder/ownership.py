@@ -115,8 +115,9 @@ def begun_averages(path: Path, config: Config) -> list[str]:
 
 
 def acquire_lock(run_dir: Path) -> IO[str]:
-    """Create the run folder if it does not exist, take its lock, which is held as long as the returned file is open, and complete what a
-    kill has interrupted there.
+    """Create the run folder if it does not exist, take its lock, and complete what a kill has interrupted there.
+
+    The lock is held as long as the returned file is open.
 
     Raises:
         UserError: another process trains there, or another version of gantrain wrote some of it, or it cannot be read.
