@@ -56,7 +56,7 @@ def spoil(run: Path, group: str, value: float = NAN, nimg: int = 320, count: int
     """Put a value into the first weight of a group; its name."""
     path = run / "checkpoints" / f"{nimg:012d}"
     snapshot = checkpoint.read(path)
-    name = next(name for name, tensor in snapshot.tensors[group].items() if name.endswith("weight") and tensor.numel() > count)
+    name = next(name for name, tensor in snapshot.tensors[group].items() if "weight" in name and tensor.numel() > count)
     snapshot.tensors[group][name].view(-1)[:count] = value
     checkpoint.write(path, nimg, snapshot.tensors, snapshot.state)
     return name

@@ -42,7 +42,7 @@ class Stack:
         total = inner + GAP * (len(rows) - 1)
         self.figure = make_subplots(
             rows=len(rows), cols=1, shared_xaxes=True,
-            vertical_spacing=GAP / total, row_heights=[height / inner for _, height in rows],
+            vertical_spacing=GAP / total if len(rows) > 1 else 0, row_heights=[height / inner for _, height in rows],
             subplot_titles=[title for title, _ in rows],
         )  # fmt: skip
         self.rows = {title: i + 1 for i, (title, _) in enumerate(rows)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.manifest import Damaged, Gone, hold
 from gantrain.run_folder.own_config import load_config, require_whole_config
-from gantrain.run_folder.recognition import holds_checkpoints, is_run_config
+from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
 from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
 
@@ -75,20 +74,6 @@ def is_readable(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def not_a_run(run: Path) -> UserError:
-    """The error for a path that is no run folder: it does not exist, is a file, or has no configuration."""
-    remedy = "pass the run_dir of a `gantrain train`"
-    if run.is_dir():
-        return UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); {remedy}")
-    if run.exists():
-        return UserError(f"{run}: is a file, not a run folder; {remedy}")
-    with contextlib.suppress(OSError):
-        beside = {path.name for path in run.parent.iterdir() if (path / CONFIG_FILE).is_file()}
-        near = difflib.get_close_matches(run.name, sorted(beside), n=1)
-        remedy = f"did you mean {run.with_name(near[0])}?" if near else remedy
-    return UserError(f"{run}: does not exist; {remedy}")
 
 
 def look_again(read: Callable[[], T]) -> T:
