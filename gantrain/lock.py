@@ -62,7 +62,7 @@ def lock_file(path: Path) -> IO[str]:
         InUse: another process holds it.
         OSError: it cannot be opened.
     """
-    file: IO[str] = open(path, "a+")  # noqa: SIM115 - returned open
+    file: IO[str] = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - returned open
     if not AVAILABLE:
         return file
     here: weakref.ref[IO[str]] = weakref.ref(file)
@@ -115,7 +115,7 @@ def owner(folder: Path) -> str | None:
     if not AVAILABLE:
         return None
     try:
-        with open(folder / NAME) as file:
+        with open(folder / NAME, encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
+import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from gantrain.errors import UserError, did_you_mean
+from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.reporting.run_warnings import RunWarning, find_collapse, find_warnings, marks_of
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
@@ -27,7 +30,7 @@ NARROWEST = 16  # characters of a run's name that are shown even on a narrow ter
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    rows = list_runs(arguments.folders, arguments.by, arguments.sort)
+    rows = list_runs(arguments.folders, arguments.by, arguments.sort, lambda line: print(f"gantrain: {line}", file=sys.stderr))
     print(as_json_lines(rows) if arguments.json else listing(rows, width=terminal_width()))
 
 
@@ -68,25 +71,52 @@ class Row:
     collapse: str = ""
 
 
-def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further."""
+def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int = DEEPEST) -> Iterator[Path]:
+    """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further.
+
+    Args:
+        folder: where to search.
+        unlisted: receives the folders that may not be listed, and why; None forgets them.
+        depth: levels of folders below it that are searched.
+    """
     try:
-        begun = any((folder / name).exists() for name in BESIDE) or holds_checkpoints(folder)
-        is_run = (folder / CONFIG_FILE).exists() and begun
-        inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
-    except OSError:  # for example, it belongs to another user
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry for entry in entries}
+    except OSError as error:  # for example, it belongs to another user
+        if unlisted is not None:
+            unlisted[str(folder)] = error.strerror or str(error)
         return
-    if is_run:
+    if CONFIG_FILE in found and (any(name in found for name in BESIDE) or holds_checkpoints(folder)):
         yield folder
-    for one in inside:
-        yield from find_runs(one, depth - 1)
+        return
+    for name in sorted(found) if depth else ():
+        if not name.startswith(".") and is_folder(found[name]):
+            yield from find_runs(folder / name, unlisted, depth - 1)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def last_change(run: Path) -> float | None:
+    """When the record of a run changed, in seconds since 1970; of one without a record, when its configuration did."""
+    for name in (METRICS_FILE, CONFIG_FILE):
+        with contextlib.suppress(OSError):
+            found = os.stat(run / name)
+            if stat.S_ISREG(found.st_mode):
+                return found.st_mtime
+    return None
 
 
 def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[str]]:
     """(the row of a run, the names of its metrics)."""
-    changed = next((path.stat().st_mtime for path in (run / METRICS_FILE, run / CONFIG_FILE) if path.is_file()), None)
+    changed = last_change(run)
     try:
-        found = record.outline(run)
+        found = record.outline(run, sections=False)
     except UserError as error:
         return Row(name, str(run), "damaged", changed=changed, error=str(error)), []
     if found.status == record.DAMAGED:
@@ -102,27 +132,30 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     ), known  # fmt: skip
 
 
-def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path") -> list[Row]:
-    """All runs in some folders.
+def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path", say: Callable[[str], None] = lambda line: None) -> list[Row]:
+    """All runs in some folders. One that cannot be read has a row that says why.
 
     Args:
         folders: a run's name is its path below its folder; with several folders it starts with the folder's own path.
         by: the metric whose best score is shown; None is each run's first.
         order: "path"; "score", best first; "kimg", longest first; "time", most recently changed first.
+        say: receives a line about the folders that may not be listed, if there are any.
 
     Raises:
         UserError: a folder does not exist, they contain no run, no run has such a score, or scores of different metrics would be sorted.
     """
-    rows, known = [], set()
+    rows, known, unlisted = [], set(), dict[str, str]()
     for folder in map(Path, folders):
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder}: {what}; pass the folder that contains the runs (run_dir of a `gantrain train`)")
-        for run in find_runs(folder):
+        for run in find_runs(folder, unlisted):
             name = str(run) if len(folders) > 1 or run == folder else str(run.relative_to(folder))
             row, metrics = row_of(run, name, by)
             rows.append(row)
             known |= set(metrics)
+    if unlisted:
+        say(describe_unlisted(unlisted))
     if not rows:
         where = ", ".join(map(str, folders))
         raise UserError(
@@ -132,6 +165,13 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
     if by is not None and by not in known:
         raise UserError(f"--by: no run has a score {by!r}{did_you_mean(by, known)}")
     return in_order(rows, order)
+
+
+def describe_unlisted(unlisted: Mapping[str, str]) -> str:
+    """Which folders may not be listed, in a line."""
+    some = ", ".join(f"{folder} ({reason})" for folder, reason in list(unlisted.items())[:3])
+    more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
+    return f"{counted(len(unlisted), 'folder')} could not be listed; runs in there are missing here: {some}{more}"
 
 
 def in_order(rows: list[Row], order: str) -> list[Row]:

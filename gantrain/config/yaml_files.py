@@ -25,7 +25,7 @@ CONTINUE = ("second occurrence", "but found another document")  # errors of PyYA
 
 
 class ConfigError(UserError):
-    """A mistake in a configuration. A long text, such as a value of a thousand words, is cut in its middle: the remedy stands at the end."""
+    """A mistake in a configuration. A long text, such as a value of a thousand words, loses its middle: the remedy stands at the end."""
 
     def __init__(self, text: str):
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 500]} ... {text[-400:]}")

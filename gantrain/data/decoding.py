@@ -175,7 +175,10 @@ def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.
 
 
 def reason(error: Exception) -> str:
-    """Why an image does not decode, or a file cannot be read. Pillow's own text for an unknown format contains a memory address, so it is replaced."""
+    """Why an image does not decode, or a file cannot be read.
+
+    Pillow's own text for an unknown format contains a memory address, so it is replaced.
+    """
     if isinstance(error, Undecodable):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
@@ -189,7 +192,7 @@ def reason(error: Exception) -> str:
 
 
 def displayed(image: Image.Image, mode: str) -> Image.Image:
-    """Returns a picture as it is displayed, in a mode of 8 bits: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
+    """Returns a picture as it is displayed: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
 
     A picture that needs no conversion is returned itself. Large ones are converted in bands, so that they are not in memory several times.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
@@ -181,18 +182,29 @@ def describe_gaps(group: Group, metrics: Sequence[str]) -> list[str]:
 
 def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
     """Times that all runs have, as rows of one point per run. Growing batches shift an evaluation by less than its period."""
-    if not points:
-        return []
+    if len(points) < 2:
+        return [[point] for one in points for point in one]
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in itertools.pairwise(fewest)]
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last gap may be shorter
     rows: list[list[tuple[int, float]]] = []
     for nimg, _ in fewest:
-        row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
+        row = [nearest(one, nimg) for one in points if one]
         again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point is used once
         if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row) and not again:
             rows.append(row)
     return rows
+
+
+def nearest(points: Sequence[tuple[int, float]], nimg: int) -> tuple[int, float]:
+    """The point nearest to a time; of two, the earlier one.
+
+    Args:
+        points: at least one, in order of time.
+        nimg: the time.
+    """
+    after = bisect.bisect_left(points, nimg, key=lambda point: point[0])
+    return min(points[max(0, after - 1) : after + 1], key=lambda point: abs(point[0] - nimg))
 
 
 def half_width(values: Sequence[float]) -> float:

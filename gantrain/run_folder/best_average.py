@@ -14,6 +14,7 @@ from gantrain.run_folder.checkpoint import Damaged, read_state
 from gantrain.run_folder.contents import checkpoints_of, configuration_of, look_again, rebuilt_of
 from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.record import Record
+from gantrain.run_folder.record_lines import describe_unreadable
 
 BEST = "best"  # instead of the name of an average
 
@@ -72,18 +73,20 @@ def resolve(
     if BEST in configuration_of(run).averagers or BEST in rebuilt_of(run):
         say(f"best: the average of this name that {run} has, not the average with the best score")
         return list(names), kimg
-    found = find_best(run, kimg)
+    found = find_best(run, kimg, say)
     say(f"best: {found.average} at {found.nimg / 1000:g} kimg, {found.metric} {found.score:.4f}")
     return list(dict.fromkeys(found.average if name == BEST else name for name in names)), found.nimg / 1000
 
 
-def find_best(run: Path, kimg: float | None = None) -> BestAverage:
-    """The best score of a run, or of a time in it, whose checkpoint is there.
+def find_best(run: Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> BestAverage:
+    """The best score of a run, or of a time in it, whose checkpoint is there; `say` receives a note if its record is damaged.
 
     Raises:
         UserError: nothing was scored, or the checkpoint of the best score is gone.
     """
     found, there = record.outline(run), checkpoints_of(run)
+    if found.unreadable:
+        say(f"note: {describe_unreadable(found.unreadable, run)}")
     times = None if kimg is None else [round(kimg * 1000)]
     best = best_of(found, times)
     if best is None:

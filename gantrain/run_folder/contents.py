@@ -19,7 +19,7 @@ from gantrain.run_folder.manifest import Damaged, Gone, hold
 from gantrain.run_folder.own_config import load_config, require_whole_config
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
-from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders
+from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
@@ -97,6 +97,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
 def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Held]:
     """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it."""
     config = configuration_of(Path(run))
+    require_known_formats(Path(run))
     return config, look_again(lambda: hold_checkpoint(Path(run), kimg, say))
 
 

@@ -30,6 +30,7 @@ from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
+from gantrain.run_folder.stores import require_known_formats
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
@@ -80,6 +81,7 @@ def open_origin(run: Path, kimg: float | None = None) -> Origin:
     Raises:
         UserError: not a run folder, or no such checkpoint.
     """
+    require_known_formats(run)
     return look_again(lambda: read_origin(run, kimg))
 
 
@@ -313,7 +315,7 @@ def write_whole(
             for left in draft.iterdir():  # of a fork that was killed
                 if left.name != lock.NAME:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            (draft / METRICS_FILE).write_text(line)
+            (draft / METRICS_FILE).write_text(line, encoding="utf-8")
             link_snapshots(origin, draft, [one for key, one in config.averagers.items() if key in state["averages"]])
             checkpoint.write(draft / "checkpoints" / name, origin.snapshot.nimg, tensors, state)
             write_config(config, draft)

@@ -30,7 +30,8 @@ KEPT = "kept"  # an empty file in a checkpoint that is kept permanently, whateve
 LARGEST_MANIFEST = 64 << 20  # bytes
 LARGEST_STATE = 1 << 30  # bytes
 LARGE = 1 << 30  # bytes: above, a file's head is looked at before the file is read
-NAMED_BY_TIME = re.compile(r"(?:\.[a-z]+-)?(\d{12})(?:-\d+)?")  # a checkpoint, also while it is written, replaced or deleted
+LARGEST_HEAD = 100_000_000  # bytes, of a safetensors file; as the library has it
+HIDDEN = re.compile(r"\.[a-z]+-(\d{12})(?:-\d+)?")  # a checkpoint that is being written, replaced or deleted
 TENSORS = ".safetensors"
 # The file or folder is not there, or it is something else: all other errors say that it may not or cannot be read now.
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
@@ -72,7 +73,7 @@ def is_missing(error: OSError) -> bool:
 
 def moment_in(name: str) -> int | None:
     """Images seen, as the name of a checkpoint's folder says; None for other names."""
-    found = NAMED_BY_TIME.fullmatch(name)
+    found = HIDDEN.fullmatch(name)
     return int(found[1]) if found else int(name) if name.isdecimal() else None
 
 
@@ -263,6 +264,19 @@ def require_tensors(path: Path) -> None:
         raise (Damaged(f"{path}: cannot be read ({one_line(error)})") if is_missing(error) else unreadable(path, error)) from error
 
 
+def size_in_head(file: IO[bytes]) -> int | None:
+    """The size of a safetensors file by its head, in bytes; None if that cannot be read. The file is then at its beginning."""
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length)) if length <= LARGEST_HEAD else {}
+        ends = [one["data_offsets"][1] for name, one in head.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+    finally:
+        file.seek(0)
+
+
 def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     """A file's bytes.
 
@@ -291,8 +305,8 @@ def checked_pieces(path: Path, name: str, manifest: Mapping[str, Any]) -> Iterat
                 raise Damaged(f"{file}: has {there} bytes; the manifest has {wanted['bytes']}")
             if name == STATE and there > LARGEST_STATE:
                 raise Damaged(f"{file}: has {in_words(there)}, and {in_words(LARGEST_STATE)} is the most")
-            if there > LARGE and name.endswith(TENSORS):  # a hole of any size costs nothing on a disk
-                require_tensors(path_of(file))
+            if there > LARGE and name.endswith(TENSORS) and size_in_head(opened) != there:  # a hole of any size costs nothing on a disk
+                raise Damaged(f"{file}: is not a safetensors file (its head says another size)")
             while size < there and (piece := opened.read(min(PIECE, there - size))):
                 total.update(piece)
                 size += len(piece)
