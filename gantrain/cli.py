@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import sys
 import time
@@ -43,16 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def output_status(status: int) -> int:
-    """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it.
-
-    A reader that has gone, such as `| head`, has what it wanted.
-    """
-    streams.flush()
-    lost = streams.LOST.get("stdout")
-    if status != 0 or lost is None or lost.errno == errno.EPIPE:
-        return status
-    complain(f"cannot write to standard output ({lost.strerror})")
-    return 1
+    """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it."""
+    lost = streams.find_loss()
+    if lost and status == 0:
+        complain(f"cannot write to standard output ({lost.strerror})")
+    return 1 if lost and status == 0 else status
 
 
 def run(argv: Sequence[str] | None = None) -> int:

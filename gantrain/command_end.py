@@ -32,7 +32,7 @@ def call(arguments: argparse.Namespace) -> int:
             status = verb.call(arguments) or 0
     except BaseException as error:
         memory = explain_allocation(error)
-        failed = UserError(memory) if memory else plugin_errors.blame(error)
+        failed = UserError(memory) if memory else plugin_errors.blame(error) or unencodable(error)
         if group := _group():
             group.end(error, status_of(failed or error))
         if failed:
@@ -43,6 +43,16 @@ def call(arguments: argparse.Namespace) -> int:
     if group := _group():
         group.end(None, status)
     return status
+
+
+def unencodable(error: BaseException) -> UserError | None:
+    """The error to raise instead of one about a file name that this locale cannot have; None if it is not about one."""
+    if not isinstance(error, UnicodeEncodeError) or error.encoding != sys.getfilesystemencoding():
+        return None
+    name = error.object.encode("ascii", "backslashreplace").decode()
+    return UserError(
+        f"{name}: is not a file name in the encoding of this locale ({error.encoding}); set PYTHONUTF8=1, or choose another name"
+    )
 
 
 def note(line: str) -> None:

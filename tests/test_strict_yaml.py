@@ -13,8 +13,8 @@ from gantrain.config import loading
 from gantrain.config.loading import load
 from gantrain.config.yaml_files import ConfigError, parse_yaml
 from gantrain.errors import UserError
-from gantrain.run_folder.record import outline_config
 from gantrain.run_folder.recognition import is_run_config
+from gantrain.run_folder.record import outline_config
 from gantrain.strict_yaml import LARGEST, read_values
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -42,7 +42,10 @@ BOMBS = {
     "float": ("seed: " + "9" * 5000 + ".5e3", r"a number of 5004 characters"),
     "many": ("".join(f"k{i}: [1, 2]\n" for i in range(2_000)), r"has more than 5000 values \(line"),
     "long key": ("k" * 300 + ": 1\n", r"has a key of 300 characters, 'kkkkkk.*, and 200 is the most"),
-    "same hash": ("".join(f"{i * (2**61 - 1)}: 1\n" for i in range(1, 3000)), r"run.yaml: 2305843009213693951: a key must be a string, got 2305843009213693951"),
+    "same hash": (
+        "".join(f"{i * (2**61 - 1)}: 1\n" for i in range(1, 3000)),
+        r"run.yaml: 230584\d+: a key must be a string",
+    ),
     "key in a list": ("x-a: [{1: 2}]\n", r"run.yaml: 1: a key must be a string, got 1; put it in quotes"),
     "nested references": ("run_dir: " + "${" * 3000, r"have more than 10000 characters or 500 references in all; write values out"),
     "large": ("#" * (LARGEST + 1), r"run.yaml: is too large \(a configuration has at most 256 KiB\); pass a YAML file"),
@@ -141,7 +144,9 @@ def test_a_reference_finds_what_stands_at_its_default():
         if value != "KEY":
             assert load(None, [f"run_dir={text}"]).run_dir == value
     assert load(None, ["run_dir='a${optim.${tracking.wandb.project}}'", "tracking.wandb.project=d_steps"]).run_dir == "a1"
-    assert load(None, ["run_dir=r/${batching.factor}", "batching={name: noise_scale, max_batch: 64}", "noise_scale.measure_every=1"]).run_dir
+    assert load(
+        None, ["run_dir=r/${batching.factor}", "batching={name: noise_scale, max_batch: 64}", "noise_scale.measure_every=1"]
+    ).run_dir
     assert load(None, ["penalties.p={name: r1}", "run_dir=r${penalties.p.gamma}"]).run_dir == "r0.1"
     assert load(None, ["checkpoint={every_kimg: '${eval.every_kimg}'}"]).checkpoint.every_kimg == load(None).eval.every_kimg
     short = load(None, ["averagers.a={name: swa, every_kimg: '${.start_kimg}', start_kimg: 3}"])
@@ -167,7 +172,10 @@ UNRESOLVED = {
     ("run_dir=${totl_kimg}",): r"command line: run_dir: the reference \$\{totl_kimg\} leads to no key; did you mean 'total_kimg'\?; write",
     ("run_dir=${optim.lr}",): r"the reference \$\{optim.lr\} leads to no key; did you mean optim.lr_g or optim.lr_d\?",
     ("run_dir=${run_dir}",): r"the reference \$\{run_dir\} leads back to itself",
-    ("run_dir=${tracking.wandb.name}", "tracking.wandb.name=x${run_dir}"): r"tracking.wandb.name: the reference \$\{run_dir\} leads back to itself",
+    (
+        "run_dir=${tracking.wandb.name}",
+        "tracking.wandb.name=x${run_dir}",
+    ): r"tracking.wandb.name: .*\{run_dir\} leads back",
     ("optim.lr_g=${optim}",): r"optim.lr_g: the reference \$\{optim\} leads back to itself",
     ("averagers.b=${averagers}",): r"leads back to itself",
     ("averagers.swa=null", "run_dir=${averagers.swa.start_kimg}"): r"\$\{averagers.swa.start_kimg\} leads to no key",
@@ -176,7 +184,8 @@ UNRESOLVED = {
 }
 
 
-@pytest.mark.parametrize("overrides", every_third([*UNRESOLVED]), ids=" ".join)
-def test_a_reference_that_leads_nowhere_is_one_line(overrides):
-    with pytest.raises(ConfigError, match=UNRESOLVED[overrides]):
+@pytest.mark.parametrize("words", every_third([" ".join(overrides) for overrides in UNRESOLVED]))
+def test_a_reference_that_leads_nowhere_is_one_line(words):
+    overrides = words.split(" ")
+    with pytest.raises(ConfigError, match=UNRESOLVED[tuple(overrides)]):
         load(DIGITS, overrides)

@@ -23,6 +23,7 @@ except ImportError:  # Windows: processes do not wait for each other
 
 SIZE = 2**30  # bytes that the decoders of a process may take together; an image that needs more is decoded alone
 WAIT = 60.0  # seconds that a large image waits for other processes; one that was stopped must not stop the others
+FREE = 2**22  # bytes of an image that is so small that it need not ask
 TRIMMED = 2**26  # bytes of decoding after which memory is given back to the system
 POLL = 0.05  # seconds between two looks
 
@@ -47,9 +48,9 @@ class Room:
     def take(self, amount: int) -> Iterator[None]:
         """Hold so many bytes within this context; wait until they are free. More than `size` counts as all of it.
 
-        A thread that holds all of it already may ask again, and gets it at once.
+        A thread that holds all of it already may ask again, and gets it at once. Less than `FREE` does not count.
         """
-        if getattr(self.own, "holds_all", False):
+        if amount < FREE or getattr(self.own, "holds_all", False):
             yield
             return
         amount = min(amount, self.size)

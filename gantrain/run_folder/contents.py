@@ -12,6 +12,7 @@ from typing import TypeVar
 from gantrain.averaging import LIVE
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
+from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
@@ -59,11 +60,20 @@ def configuration_of(run: Path) -> Config:
     try:
         return load_config(run)
     except UserError:
-        if is_run_config(run / CONFIG_FILE):
+        if is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
         raise UserError(
             f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"
         ) from None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file can be opened."""
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return True
 
 
 def look_again(read: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import slow_but
 
+from gantrain.averaging import Swa
 from gantrain.config.config import Config
 from gantrain.data.packed import is_other_format, read_head
 from gantrain.errors import UserError
@@ -447,3 +449,17 @@ def test_a_prepared_data_set_of_another_format(tmp_path):
     ):
         read_head(tmp_path)
     assert is_other_format("gantrain-packed-2") and not any(map(is_other_format, ("gantrain-packed-1", "mine", None, 5)))
+
+
+def test_a_configuration_that_cannot_be_read_is_not_another_programs(run, monkeypatch):
+    fail(monkeypatch, "open", "config.yaml", errno.EACCES)
+    with pytest.raises(UserError, match=re.escape(f"{run / 'config.yaml'}: cannot be read (Permission denied)")):
+        configuration_of(run)
+
+
+def test_the_moment_of_a_misnamed_checkpoint_is_not_believed_at_the_start(run):
+    """An average that is added later than the newest checkpoint, and not than the name."""
+    (run / "checkpoints" / f"{160:012d}").rename(run / "checkpoints" / f"{150_000:012d}")
+    config = load_config(run)
+    late = dataclasses.replace(config, averagers={**config.averagers, "late": Swa(start_kimg=100.0)})
+    assert "averagers.late.start_kimg" in look_into(run, late)

@@ -153,7 +153,9 @@ def read_checkpoints(folder: str, forged: bool) -> None:
         snapshot = checkpoint.read(newest)
         assert forged or digests(snapshot) == truth.get(str(snapshot.nimg)), "accepted with other values than were written"
     for refusal in refusals:
-        assert "\n" not in str(refusal), "refused in more than one line"
+        assert "\n" not in str(refusal) and folder in str(refusal), f"refused without a file, or in more than one line: {refusal}"
+    if refusals:
+        raise UserError(str(refusals[0]))
 
 
 # ---- images, archives, statistics ------------------------------------------------------------------------------------

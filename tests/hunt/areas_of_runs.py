@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 from areas_of_texts import CONFIGS, copy_run, names_of_keys
-from damages import damage, files_in, mutate_document, odd_file
+from damages import damage, files_in, mutate_document, odd_file, read_plain
 from material import LONG_ORBIT, ROOT, RUN
 from mutations import as_text, like, mutate_bytes, mutate_json, mutate_lines, some_value
 from PIL import Image, PngImagePlugin
@@ -84,9 +85,9 @@ def checkpoints(dice: random.Random, world: Path, folder: Path) -> Case:
         if not paths:
             break
         chosen = paths[-1] if dice.random() < 0.7 else dice.choice(paths)
-        forged |= dice.choice(
-            [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
-        )(dice, chosen, paths)
+        damages = [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
+        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error):  # on top of an earlier damage
+            forged |= dice.choice(damages)(dice, chosen, paths)
     if not heavy:
         return Case("read_checkpoints", {"folder": "run/checkpoints", "forged": forged}, OF_RUN)
     verb, wants = dice.choice([
@@ -128,8 +129,9 @@ def remove(dice: random.Random, path: Path, paths: list[Path]) -> bool:
 def exchange_files(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """A file of the same name from another moment, or two files within one."""
     one = dice.choice(files_in(path))
-    other = dice.choice([*(file for file in files_in(path) if file != one), *(there / one.name for there in paths if there != path)])
-    if other.is_file():
+    others = [file for there in paths for file in files_in(there) if file != one and (there == path or file.name == one.name)]
+    if others:
+        other = dice.choice(others)
         held = one.read_bytes()
         one.write_bytes(other.read_bytes())
         if dice.random() < 0.5:
@@ -190,7 +192,7 @@ def seal(path: Path, manifest: dict[str, Any]) -> None:
 
 def forge(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """Another format, moment, size or list of files, sealed as it should be."""
-    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest = json.loads(read_plain(path / "manifest.json"))
     how = dice.randrange(4)
     if how == 0:
         manifest["format"] = dice.choice([5, 3, 99, 0, "4", 4.0, None, [4]])
@@ -209,15 +211,15 @@ def forge(dice: random.Random, path: Path, paths: list[Path]) -> bool:
 
 def refit(path: Path, name: str, data: bytes) -> None:
     """Replace a file, and let the manifest say so."""
+    manifest = json.loads(read_plain(path / "manifest.json"))
     (path / name).write_bytes(data)
-    manifest = json.loads((path / "manifest.json").read_bytes())
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     seal(path, manifest)
 
 
 def forge_state(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """Other values in state.json, with a seal that fits."""
-    refit(path, "state.json", mutate_document(dice, (path / "state.json").read_bytes()))
+    refit(path, "state.json", mutate_document(dice, read_plain(path / "state.json")))
     return True
 
 

@@ -10,9 +10,29 @@ from pathlib import Path
 
 from mutations import as_text, mutate_bytes, mutate_json
 
+LARGE = 1 << 28  # bytes
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a regular file that can be read whole: an earlier damage may have left a pipe, a device or holes."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_size < LARGE
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of such a file.
+
+    Raises:
+        OSError: it is none.
+    """
+    if not is_plain(path):
+        raise OSError(f"{path} was damaged before")
+    return path.read_bytes()
+
 
 def odd_file(dice: random.Random, path: Path) -> None:
     """Put something that is not a regular file, or is far too large, where a file was."""
+    if path.is_dir() and not path.is_symlink():
+        return
     path.unlink(missing_ok=True)
     how = dice.randrange(8)
     if how == 0:
@@ -35,7 +55,7 @@ def odd_file(dice: random.Random, path: Path) -> None:
 
 def damage(dice: random.Random, path: Path, mutate: Callable[[random.Random, bytes], bytes] = mutate_bytes) -> None:
     """Change a file, or put something odd in its place."""
-    if dice.random() < 0.05:
+    if dice.random() < 0.05 or not is_plain(path):
         odd_file(dice, path)
     else:
         path.write_bytes(mutate(dice, path.read_bytes()))
@@ -53,4 +73,5 @@ def mutate_document(dice: random.Random, data: bytes) -> bytes:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """The regular files below a folder that can be read whole."""
+    return sorted(path for path in folder.rglob("*") if is_plain(path))
