@@ -270,7 +270,10 @@ def test_a_run_that_is_trained_to_its_end_meanwhile_keeps_its_configuration(gant
     last = run / "checkpoints" / "000000000320"
     before, record = (last / "manifest.json").read_bytes(), (run / "metrics.jsonl").read_bytes()
     done = gantrain("train", *tiny, "seed=1", "optim.lr_g=1e-3", "total_kimg=0.4")
-    assert "resumed at 0.32 of 0.4 kimg" in done.stdout and (run / "metrics.jsonl").read_bytes().startswith(record)
+    assert "resumed at 0.32 of 0.4 kimg" in done.stdout
+    assert (run / "metrics.jsonl").read_bytes().splitlines()[:3] == record.splitlines()[:3] and "\nseed: 1\n" in (
+        run / "config.yaml"
+    ).read_text()
     shutil.rmtree(run)
     meanwhile(lambda: gantrain("train", *tiny, env=own))
     done = gantrain("train", *tiny)

@@ -176,8 +176,7 @@ def evaluate_run(
     text = table(by_policy[chosen[0]], notes=notes) if len(chosen) == 1 else policy_tables(by_policy, notes)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
-    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}"
-    return f"{head}\n{text}", accelerator
+    return f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}\n{text}", accelerator
 
 
 def hold_averages(scorer: RunScorer, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:
