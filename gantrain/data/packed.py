@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -272,7 +271,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     with locked(draft) as held:
         if folder.exists():  # another call has completed it meanwhile
             lock.discard(held, draft)
-            with suppress(OSError):  # an unfinished data set stays
+            if not any(draft.iterdir()):  # an unfinished data set stays
                 draft.rmdir()
             raise UserError(f"{folder}: already exists; delete it, or pass another --out")
         earlier = begun(draft)
