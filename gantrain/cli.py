@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import re
 import sys
 import time
@@ -12,8 +10,9 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
-from gantrain import command_signals
+from gantrain import command_signals, streams
 from gantrain.command_end import GAVE_UP, USER_ERROR, call, leave
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
@@ -32,37 +31,40 @@ SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 when done, 2 on a user error, 3 if the guard gave up, 75 after SIGTERM or SIGUSR1 (run the
     command again), 130 after Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is not UTF-8 is printed as in \xff, as on standard error
-        sys.stdout.reconfigure(errors="backslashreplace")
+    streams.secure()
     command_signals.listen()
-    status = run(argv)
-    flush_output()
+    try:
+        status = run(argv)
+    except SystemExit as end:  # of the parser
+        status = output_status(int(end.code or 0))
+    streams.flush()
     leave(status)
 
 
-def flush_output() -> None:
-    """Flush standard output. If the disk is full, the rest is lost, and the exit status stays the same."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def output_status(status: int) -> int:
+    """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it."""
+    lost = streams.find_loss()
+    if lost and status == 0:
+        complain(f"cannot write to standard output ({lost.strerror})")
+    return 1 if lost and status == 0 else status
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
+    trains = arguments.verb == "train"  # its result is the run folder
+    streams.Told.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        return call(arguments)
+        refuse_missing(arguments)
+        status = call(arguments)
+        return status if trains else output_status(status)
     except GaveUp as error:
         complain(str(error))
         return GAVE_UP
     except UserError as error:
         complain(str(error))
         return getattr(error, "exit_status", USER_ERROR)  # of the process that has failed, where it is another one
-    except BrokenPipeError:  # for example, `| head` has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in OF_THE_MACHINE and error.filename is None:
             raise
@@ -86,7 +88,7 @@ def complain(text: str) -> None:
     rank = process_rank()
     if rank:
         time.sleep(SECONDS_FOR_MAIN)
-    print(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", file=sys.stderr, flush=True)
+    streams.print_safely(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):

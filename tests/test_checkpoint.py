@@ -17,7 +17,8 @@ import torch
 
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, Damaged, NotWritten, link_checkpoint, read, save_under, verify
+from gantrain.run_folder.background_writer import BackgroundWriter
+from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, NotWritten, link_checkpoint, read, save_under, verify
 from gantrain.run_folder.ownership import ROLLBACK_FILE, forget_abandoned, read_rollback, write_rollback
 
 
@@ -105,7 +106,7 @@ def test_every_byte_of_a_manifest_counts(store):
 def test_nothing_whole_is_said_and_not_started_over(store):
     path = store.save(1000, tensors(1.0), {})
     (path / "g.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="all of its 1 checkpoints are damaged; delete the folder to start over"):
+    with pytest.raises(UserError, match="all of its 1 checkpoints are damaged; restore one of them from a copy"):
         store.newest()
 
 
@@ -329,7 +330,7 @@ def test_a_second_name_that_cannot_be_had_is_named_and_the_first_is_whole(store,
     best[1].folder.write_text("a file")
     with pytest.raises(
         NotWritten,
-        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); free some space and run",
+        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); fix this and run",
     ):
         save_under([store, *best], 1000, tensors(1.0), {})
     verify(store.newest())
@@ -401,7 +402,7 @@ def test_what_went_wrong_is_raised_once(how, error, writer):
 
 def test_a_process_that_ends_does_not_wait_for_what_is_written():
     code = (
-        "import time\nfrom gantrain.run_folder.checkpoint import BackgroundWriter\n"
+        "import time\nfrom gantrain.run_folder.background_writer import BackgroundWriter\n"
         "BackgroundWriter().submit(lambda: time.sleep(3600))\nprint('gone')\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout == "gone\n"

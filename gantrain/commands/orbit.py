@@ -14,7 +14,7 @@ from gantrain.orbit.motion import build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.words import format_report
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import configuration_of
+from gantrain.run_folder.contents import configuration_of, look_again
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -46,12 +46,17 @@ def orbit_run(
     config, checkpoints = configuration_of(run), checkpoint.CheckpointStore(run / "checkpoints")
     if out is not None and Path(out).suffix != ".png":
         raise UserError(f"--out: {str(out)!r} must end in .png; the numbers are written next to it as .json")
-    lines = read_record(run)
-    motions = {key: build_motion(lines, key) for key in networks}
+    recordings = read_record(run)
+    motions = {key: build_motion(recordings, key) for key in networks}
     some = motions[networks[0]]  # both players are recorded at the same moments
     last = int(some.nimg[select_rows(some, start_kimg, end_kimg)[-1]])
-    newest = checkpoints.newest()
-    profiles: dict[PlayerKey, dict[str, Profile]] = load_profiles(newest, config, last) if newest else {key: {} for key in networks}
+    none: dict[PlayerKey, dict[str, Profile]] = {key: {} for key in networks}
+
+    def profiles_of_newest() -> dict[PlayerKey, dict[str, Profile]]:
+        newest = checkpoints.newest_held()
+        return load_profiles(newest.folder, config, last) if newest else none
+
+    profiles = look_again(profiles_of_newest)
     if names is not None:
         names = [name for name in dict.fromkeys(names) if name != LIVE]
         known = {name for motion in motions.values() for name in motion.distances}
@@ -64,4 +69,6 @@ def orbit_run(
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} is a folder or inside a file; choose another path")
     record = save_analyses(found, target, run.absolute().name)
-    return "\n\n".join([*(format_report(a, run) for a in found), f"picture: {target}, numbers: {record}"])
+    left_out = recordings.describe_unreadable(run)
+    notes = [f"note: {left_out}"] if left_out else []
+    return "\n\n".join([*(format_report(a, run) for a in found), *notes, f"picture: {target}, numbers: {record}"])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from gantrain import other_processes
+from accelerate import Accelerator
+
+from gantrain import other_processes, plugin_errors
+from gantrain.averaging.birth import starting_at
 from gantrain.commands.arguments import overrides_of
 from gantrain.config import loading
-from gantrain.distributed import finish
+from gantrain.config.config import Config
+from gantrain.distributed import finish, from_main, make_accelerator, on_main
 from gantrain.errors import UserError
 from gantrain.home import expand_user
 from gantrain.interruption import Interruption, exit_status
 from gantrain.launch_environment import process_rank, read_place
+from gantrain.run_folder.claim import Claim, claim_folder
 from gantrain.run_folder.recognition import holds_checkpoints
-from gantrain.run_folder.starts import resolve_starts
 from gantrain.shipped import explain_choice, find_config
 from gantrain.training.trainer import Trainer
 
@@ -29,18 +34,46 @@ def call(arguments: argparse.Namespace) -> int:
         refuse_moved(find_config(arguments.config), config.run_dir, arguments.overrides)
         if (choice := explain_choice(arguments.config)) and process_rank() == 0:
             print(choice, flush=True)
-        config = resolve_starts(config, given)
-        trainer = Trainer(config, interruption=interruption, changed_data=arguments.changed_data)
+        accelerator = make_accelerator(config.mixed_precision)
+        config, claim = take_folder(config, given, accelerator)
         try:
-            trainer.train()
-        except BaseException as error:
-            other_processes.stand_down()
-            trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
-            raise
-        accelerator, stopping = trainer.accelerator, trainer.stopping
+            trainer = Trainer(config, accelerator, interruption, arguments.changed_data, claim)
+            try:
+                trainer.train()
+            except BaseException as error:
+                plugin_errors.State.training = interruption.patient
+                other_processes.stand_down()
+                trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
+                raise
+        finally:
+            if claim is not None:
+                claim.release()
+        stopping = trainer.stopping
         del trainer  # or it would hold the process group
         finish(accelerator)
     return exit_status(stopping) if stopping else 0
+
+
+def take_folder(config: Config, given: Collection[str], accelerator: Accelerator) -> tuple[Config, Claim | None]:
+    """Take the run folder, on the main process, before anything is decided about it.
+
+    Args:
+        config: as loaded.
+        given: full keys that the user has set.
+        accelerator: of the program.
+
+    Returns:
+        The configuration, with the start of every average that is added to the run, the same on every process; and the claim to the
+        folder, on the main process only.
+
+    Raises:
+        UserError: see `claim_folder`; on every process.
+    """
+    claim = on_main(accelerator, lambda: claim_folder(config, given))
+    decided = {name: one.start_kimg for name, one in claim.found.config.averagers.items()} if claim else {}
+    starts = from_main(accelerator, {name: kimg for name, kimg in decided.items() if kimg != config.averagers[name].start_kimg})
+    moved = {name: starting_at(config.averagers[name], round(kimg * 1000)) for name, kimg in starts.items()}
+    return dataclasses.replace(config, averagers={**config.averagers, **moved}), claim
 
 
 def refuse_moved(config: Path, run_dir: str, overrides: Sequence[str]) -> None:

@@ -22,10 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
 from gantrain.config.hints import hint_for
-from gantrain.config.plugins import find, name_of
+from gantrain.config.plain import key_of, leaves, sections_of, to_dict
+from gantrain.config.plugins import find, require_values
+from gantrain.config.references import MOST_REFERENCES, MOST_TEXT, TextBudget, Unresolved, resolve
 from gantrain.config.yaml_files import (
     ConfigError,
-    TextLoader,
     anchored_keys,
     escape_references,
     first_line,
@@ -35,12 +36,16 @@ from gantrain.config.yaml_files import (
     quote_value,
     read_file,
 )
-from gantrain.errors import InvalidField, UserError, did_you_mean, one_line, shown
+from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
+from gantrain.interruption import Stopped
 from gantrain.metrics import PROTOCOLS
+from gantrain.plugin_errors import blame
 from gantrain.shipped import find_config
+from gantrain.strict_yaml import TextLoader
 from gantrain.type_words import PLURALS, describe_type
 
 LONGEST = 80  # characters of a list that a message spells out
+MOST_OVERRIDES = 1000
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,17 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         ConfigError: one line naming source, full key, value and remedy.
     """
     of_key: dict[str, str] = {}
+    budget = TextBudget()
     base = "defaults" if path is None else str(find_config(path))
     layers = read_layers(None if path is None else Path(base), overrides)
     merged = OmegaConf.create({})
     assert isinstance(merged, DictConfig)
     for source, layer in ((one.source, one.values) for one in layers):
+        if not budget.add(layer):
+            raise ConfigError(
+                f"{source}: values with references ${{...}} have more than {MOST_TEXT} characters or {MOST_REFERENCES} references in all;"
+                " write values out"
+            )
         for key, value in leaves(layer):
             standing = select(merged, key)
             if value == {} and isinstance(standing, DictConfig) and len(standing):
@@ -126,16 +137,30 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             raise ConfigError(
                 f"{source}: {key}={quote_value(of_layer.get(key))} does not fit the value that it would replace ({one_line(error)})"
             ) from None
+    values = resolved(merged, Sources(of_key, base))
+    return build({key: value for key, value in values.items() if not is_template(key)}, Sources(of_key, base, layers))
+
+
+def resolved(merged: DictConfig, sources: Sources) -> dict[str, Any]:
+    """The values with every reference replaced.
+
+    Raises:
+        ConfigError: a reference leads to no key, to itself, or to too much, or cannot be read.
+    """
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
+        return resolve(merged)
+    except Unresolved as error:
+        known, within = default_keys(), error.missing.rpartition(".")[0]
+        there = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == within]
+        hint = hint_for(error.missing, there, known) if error.missing and error.missing not in known else ""
+        raise ConfigError(
+            f"{sources(error.key)}: {error.key}: {error.words}{hint}; write ${{section.key}} for another key's value"
+        ) from None
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
-        source = Sources(of_key, base)(key)
         raise ConfigError(
-            f"{source}: {key}{': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value"
+            f"{sources(key)}: {key}{': ' if key else ''}{first_line(error)}; write ${{section.key}} for another key's value"
         ) from None
-    assert isinstance(values, dict)
-    return build({str(key): value for key, value in values.items() if not is_template(str(key))}, Sources(of_key, base, layers))
 
 
 def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
@@ -148,6 +173,9 @@ def read_layers(path: Path | None, overrides: Iterable[str]) -> list[Layer]:
     if path is not None:
         text = read_file(path)
         layers.append(Layer(str(path), parse_yaml(text, str(path)), lambda: parse_yaml(text, str(path), TextLoader), anchored_keys(text)))
+    overrides = list(overrides)
+    if len(overrides) > MOST_OVERRIDES:
+        raise ConfigError(f"command line: has {len(overrides)} overrides, and {MOST_OVERRIDES} are the most; write them into a file")
     for one in overrides:
         if one.lstrip().startswith("x-"):  # merge keys have been resolved in the file, so nothing would follow
             raise ConfigError(
@@ -194,28 +222,6 @@ def build(values: Mapping[str, Any], sources: Sources | None = None) -> Config:
     return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested values that `build` turns back into an equal configuration."""
-    result: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        table: dict[str, type] | None = f.metadata.get("table")
-        if table is not None and f.metadata.get("mapping"):
-            result[f.name] = {name: {"name": name_of(table, one), **to_dict(one)} for name, one in value.items()}
-        elif table is not None:
-            result[f.name] = {"name": name_of(table, value), **to_dict(value)}
-        elif dataclasses.is_dataclass(value):
-            result[f.name] = to_dict(value)
-        else:
-            result[key_of(f)] = list(value) if isinstance(value, tuple) else value
-    return result
-
-
-def key_of(f: dataclasses.Field) -> str:
-    """The name of a field in files."""
-    return f.metadata.get("key", f.name)
-
-
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that loads back equal."""
     return yaml_files.to_yaml(to_dict(config))
@@ -226,15 +232,6 @@ def differing_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     flat_a, flat_b = dict(leaves(to_dict(a))), dict(leaves(to_dict(b)))
     keys = [*flat_a, *(k for k in flat_b if k not in flat_a)]
     return {k: (flat_a.get(k, "absent"), flat_b.get(k, "absent")) for k in keys if flat_a.get(k, "absent") != flat_b.get(k, "absent")}
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(full key, value) of everything that is not a section."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def select(values: DictConfig, key: str) -> Any:
@@ -294,9 +291,16 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
         return cls(**arguments)
     except InvalidField as error:
         full = f"{path}.{error.field}" if path else error.field
-        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {shown(error.value)}") from None
-    except TypeError as error:
-        raise ConfigError(f"{sources(path)}: {path}: {one_line(error)}") from None
+        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {quote_value(error.value)}") from None
+    except UserError as error:  # a plug-in's own words
+        raise ConfigError(f"{sources(path)}: {path}: {error}" if path else str(error)) from None
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:
+        failed = blame(error)
+        if failed is None and not isinstance(error, TypeError):
+            raise
+        raise ConfigError(f"{sources(path)}: {path}: {failed or one_line(error)}" if path else str(failed or one_line(error))) from error
 
 
 def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources: Sources) -> Any:
@@ -327,19 +331,19 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
         cls = default if name is None and default is not None else find(kind, table, name)
     except UserError as error:
         raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
-    return section(cls, value, full, sources, table_name=True)
+    made = section(cls, value, full, sources, table_name=True)
+    if isinstance(name, str) and ":" in name:
+        try:
+            require_values(made, kind, name)
+        except UserError as error:
+            raise ConfigError(f"{sources(full)}: {full}: {error}") from None
+    return made
 
 
 def default_keys() -> list[str]:
     """Full keys of the default configuration, and of its sections."""
     keys = [key for key, _ in leaves(to_dict(Config()))]
     return list(dict.fromkeys(part for key in keys for part in (*sections_of(key), key)))
-
-
-def sections_of(key: str) -> list[str]:
-    """The sections that a full key is in, outermost first: "a", "a.b" of "a.b.c"."""
-    parts = key.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def plural(kind: str) -> str:
@@ -360,8 +364,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     wants_bool = bool in (hint, *typing.get_args(hint))
     if wants_bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf reads any number as true
         raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}")
-    holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
     try:
+        holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of OmegaConf's conversions, which are wanted here
             holder.value = escape_references(value)

@@ -20,23 +20,30 @@ import torch
 from PIL import Image
 
 from gantrain.cache import state_of_file
-from gantrain.data.classes import Labelled, label_by_folder, label_by_list, lists_around, note_splits, note_unused, read_labels
-from gantrain.data.decoding import Traits, decoded_image, traits_of
+from gantrain.data.classes import (
+    Labelled,
+    label_by_folder,
+    label_by_list,
+    lists_around,
+    most_label_bytes,
+    note_splits,
+    note_unused,
+    read_labels,
+)
+from gantrain.data.decoding import Traits, Undecodable, as_undecodable, decoded_image, reason, room_for_file, traits_of
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
-from gantrain.data.listing import Listing, list_members, zip_components
-from gantrain.errors import UserError, check, one_line
+from gantrain.data.listing import Listing, is_folder, list_members, zip_components
+from gantrain.errors import UserError, check, in_words
 from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
+from gantrain.regular_file import check_regular, open_regular
 
 MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
 LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
 SEEKING = threading.Lock()
 ENCRYPTED = -1  # stored instead of the compression method
-# zipfile raises RuntimeError for encrypted members and NotImplementedError for unknown compression methods.
-BROKEN = (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError)
-
-UNREADABLE = (OSError, ValueError, struct.error, zlib.error)  # what reading a member raises
+REPLACE = "replace the file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +77,10 @@ class Archive(Source):
         if not self.root:
             raise UserError("data.root must be the path of a zip of images, got ''")
         path = expand_user(self.root, "data.root")
-        if not path.is_file():
+        if is_folder(path, "data.root: ") or not path.exists():
             raise UserError(f"data.root: {self.root!r} is not a file{seen_from(path)}; pass the path of a zip of images")
         with opened_zip(path) as opened:
-            listing = list_images(opened)
+            listing = list_images(path, opened)
             listing.require(f"data.root: {self.root!r}")
             paths = [zip_components(name) for name in listing.files]
             if self.labels:
@@ -97,18 +104,21 @@ def read_zip(path: Path) -> Listing:
         UserError: the file is not a zip.
     """
     with opened_zip(path) as opened:
-        return list_images(opened)
+        return list_images(path, opened)
 
 
-def list_images(opened: zipfile.ZipFile) -> Listing:
+def list_images(path: Path, opened: zipfile.ZipFile) -> Listing:
     """Lists the images of an open zip.
 
+    Args:
+        path: of the zip, for messages.
+
     Raises:
-        ValueError: a number in its index is impossible.
+        UserError: a number in its index is impossible.
     """
     listing = list_members(opened.infolist())
     if any(not 0 <= n < 2**63 for m in listing.members for n in (m.header_offset, m.compress_size, m.file_size)):
-        raise ValueError("its index is damaged")
+        raise unreadable_zip(path, "its index is damaged")
     return listing
 
 
@@ -117,15 +127,25 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens a zip for reading its index.
 
     Raises:
-        UserError: it is not a zip, or an error of reading it is raised inside.
+        UserError: it is not a regular file, or not a zip.
     """
     try:
-        with zipfile.ZipFile(path) as opened:
+        file = open_regular(path)
+    except OSError as error:
+        raise unreadable_zip(path, reason(error)) from None
+    with file:
+        try:
+            with as_undecodable():  # zipfile raises nearly anything at a damaged index
+                opened = zipfile.ZipFile(file)
+        except Undecodable as error:
+            raise unreadable_zip(path, str(error)) from None
+        with opened:
             yield opened
-    except UserError:
-        raise
-    except BROKEN as error:
-        raise UserError(f"{path}: cannot be read as a zip of images ({one_line(error)}); replace the file") from None
+
+
+def unreadable_zip(path: Path, why: str) -> UserError:
+    """The error for a zip that is damaged."""
+    return UserError(f"{printable(str(path))}: cannot be read as a zip of images ({why}); {REPLACE}")
 
 
 def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: Sequence[Sequence[str]]) -> Labelled:
@@ -138,17 +158,22 @@ def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: 
         paths: components of their names.
 
     Raises:
-        UserError: the folders are not classes, or the labels are invalid.
-        ValueError: `dataset.json` is too large.
+        UserError: the folders are not classes, or the labels are invalid, damaged or too large.
     """
     around = lists_around(listing, paths)
     if not around:
         return label_by_folder(listing, paths, repr(str(path)), lambda folders: zip_remedy("/".join(folders)), unwraps=True)
     name = around[0]
-    if opened.getinfo(name).file_size > MOST_BYTES:
-        raise ValueError(f"{name} is larger than {MOST_BYTES:,} bytes")
+    size, most = opened.getinfo(name).file_size, most_label_bytes(len(paths))
+    if size > most:
+        raise unreadable_zip(path, f"its {printable(name)} has {in_words(size)}, and {in_words(most)} is the most")
+    try:
+        with as_undecodable():
+            text = opened.read(name)
+    except Undecodable as error:
+        raise unreadable_zip(path, f"{printable(name)}: {error}") from None
     depth = len(zip_components(name)) - 1
-    labelled = label_by_list(str(path), ["/".join(one[depth:]) for one in paths], read_labels(f"{path}: {name}", opened.read(name)))
+    labelled = label_by_list(str(path), ["/".join(one[depth:]) for one in paths], read_labels(f"{path}: {printable(name)}", text))
     labelled.notes += note_unused(listing, name)
     return labelled
 
@@ -159,9 +184,12 @@ def zip_remedy(folder: str) -> str:
 
 
 def read_at(file: int, size: int, offset: int) -> bytes:
-    """`size` bytes of an open file from `offset` on."""
+    """`size` bytes of an open file from `offset` on; fewer at its end."""
     if hasattr(os, "pread"):
-        return os.pread(file, size, offset)
+        data = os.pread(file, size, offset)
+        while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):  # a network may give less
+            data += more
+        return data
     with SEEKING:  # Windows: every process has opened the file itself, but its threads share the position
         os.lseek(file, offset, os.SEEK_SET)
         return os.read(file, size)
@@ -186,6 +214,7 @@ class ZipDecoder(ImageDecoder):
         self._open()
 
     def _open(self) -> None:
+        check_regular(self.path)
         self.file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self.file)
 
@@ -219,23 +248,41 @@ class ZipDecoder(ImageDecoder):
         """Returns (the image, the SHA-256 of the member)."""
         name = f"{self.path}: {printable(bytes(self.names[index]).decode(errors='surrogateescape'))}"
         try:
-            data = self.unpacked(*self.index[index].tolist())
-        except UNREADABLE as error:
-            raise UserError(f"{name} cannot be read ({one_line(error)})") from error
-        return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+            with self.member(index) as data:
+                return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({reason(error)})") from error
 
     def traits(self, index: int) -> Traits | None:
         """What decoding changes in a member."""
         try:
-            return traits_of(self.unpacked(*self.index[index].tolist()))
-        except UNREADABLE:
+            with self.member(index) as data:
+                return traits_of(data)
+        except OSError:
             return None
+
+    @contextmanager
+    def member(self, index: int) -> Iterator[bytes]:
+        """A member's bytes. Large ones are read one at a time; the room lasts as long as the context.
+
+        Raises:
+            OSError: the bytes do not match the index, or the member is too large or encrypted; or the zip cannot be read.
+        """
+        entry = self.index[index].tolist()
+        with room_for_file(max(entry[1:3])):
+            try:
+                data = self.unpacked(*entry)
+            except (ValueError, struct.error, zlib.error, OverflowError) as error:
+                raise OSError(reason(error)) from error
+            yield data
 
     def unpacked(self, offset: int, packed_size: int, size: int, crc: int, method: int) -> bytes:
         """Returns a member's bytes.
 
         Raises:
-            ValueError, struct.error, zlib.error: the bytes do not match the index, or the member is too large or encrypted.
+            ValueError, struct.error, zlib.error, OverflowError: the bytes do not match the index, or the member is too large or
+                encrypted.
+            OSError: the zip cannot be read.
         """
         if max(size, packed_size) > MOST_BYTES:
             raise ValueError(f"larger than {MOST_BYTES:,} bytes")

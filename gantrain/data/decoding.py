@@ -1,29 +1,50 @@
 """From a file's bytes to pixels, and what a file has that 8-bit RGB has not: 16 bits, transparency, an orientation.
 
 Every picture is read as it is displayed: turned as its EXIF data says, transparency over white, 16 bits divided by 257. Colour profiles
-are ignored.
+are ignored. Of several frames, the first is decoded. What decoding takes is known from the header, and is bounded, see `room`.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gantrain.errors import UserError, one_line
+from gantrain.data.room import ROOM
+from gantrain.errors import UserError, in_words, one_line
+from gantrain.regular_file import open_regular, too_large
 
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
-# What Pillow raises for a file that does not decode.
-UNDECODABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+MOST_FILE = 2**30  # bytes of the largest file: the pixels of the largest image with 16 bits fit in without compression
+LARGE_FILE = 2**24  # bytes from which files are read one at a time
+LARGE_IMAGE = 2**28  # bytes of decoding from which it is looked whether the memory is there
+# JPEG files have about ten scans, and each takes time for all pixels: a file of 100 kB may hold a thousand.
+MOST_SCANS, SCANNED_PIXELS = 100, 2_000_000_000
+SCAN = b"\xff\xda"  # begins a scan; in the data of one, 0xff is followed by 0
+# Formats that Pillow reads without a bound: of EPS another program draws the picture, and FITS is unpacked before it is measured.
+REFUSED = ("EPS", "FITS")
+# Bytes a pixel takes in Pillow's memory, by mode (4 in all others), and in decoders besides, by format (4 in all others).
+IN_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+IN_DECODER = {"JPEG": 0, "MPO": 0, "PNG": 0, "BMP": 0, "DIB": 0, "PPM": 0, "GIF": 1, "TIFF": 4, "WEBP": 12, "AVIF": 12, "JPEG2000": 16}
+IN_PROGRESSIVE = 6  # the coefficients of a progressive JPEG
+CONVERTED = 4  # bytes a pixel takes once more, as RGB
+BAND = 2**22  # pixels converted at a time
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 HALF = 2**15  # 16-bit files whose values all stay below are taken for files of fewer bits
 DEPTHS = (8, 10, 12, 14, 15)  # bits that files of 16 bits may really have
 WHITE = (255, 255, 255, 255)
+
+
+class Undecodable(ValueError):
+    """Why a picture does not decode; completes "does not decode as an image (...)"."""
 
 
 @dataclass(frozen=True)
@@ -48,57 +69,174 @@ def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Im
         UserError: the bytes do not decode; the message begins with `name`.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            refuse_bomb(opened)
-            return resized_image(opened, mode, resolution, filter)
-    except UNDECODABLE as error:
-        raise UserError(f"{name}: does not decode as an image ({reason(error)})") from error
+        with opened_image(data) as image:
+            return resized_image(image, mode, resolution, filter)
+    except Undecodable as error:
+        raise UserError(f"{name}: does not decode as an image ({error})") from error
 
 
-def refuse_bomb(image: Image.Image) -> None:
-    """Refuse an image that would fill the memory; its size is known from the file's header.
+@contextmanager
+def as_undecodable() -> Iterator[None]:
+    """Within this context, around calls of Pillow or another library that decodes, everything raised becomes `Undecodable`.
+
+    At a damaged file decoders raise almost anything: KeyError, IndexError, RuntimeError, NotImplementedError, struct.error, zlib.error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise Undecodable(reason(error)) from error
+
+
+@contextmanager
+def opened_image(data: bytes) -> Iterator[Image.Image]:
+    """A picture of which the header has been read, within this context with room for decoding it.
 
     Raises:
-        ValueError: it has too many pixels.
+        Undecodable: it is of no known format, or too large.
     """
-    if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
+    with as_undecodable():
+        image = Image.open(io.BytesIO(data))
+    with image, ROOM.take(refuse_bomb(image, data)):
+        try:
+            yield image
+        finally:
+            image.close()  # while the room is still held
+
+
+def refuse_bomb(image: Image.Image, data: bytes = b"") -> int:
+    """Refuse an image that would fill the memory; its size is known from the file's header.
+
+    Args:
+        image: not loaded yet.
+        data: the file's bytes, if they are known.
+
+    Returns:
+        About how many bytes decoding takes.
+
+    Raises:
+        Undecodable: it has too many pixels, or more than the memory holds, or the format has no bound.
+    """
+    pixels = image.width * image.height
+    if image.format in REFUSED:
+        raise Undecodable(f"the format is {image.format}, which is not read")
+    if pixels > MOST_PIXELS:
+        raise Undecodable(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
+    needed = IN_MODE.get(image.mode, 4) + IN_DECODER.get(image.format or "", 4) + CONVERTED
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        needed += IN_PROGRESSIVE
+        scans = data.count(SCAN)
+        if scans > MOST_SCANS and scans * pixels > SCANNED_PIXELS:
+            raise Undecodable(f"{scans:,} scans of {image.width} x {image.height} pixels would take too long")
+    if pixels * needed > LARGE_IMAGE and pixels * needed > (free := psutil.virtual_memory().available):
+        raise Undecodable(f"{image.width} x {image.height} pixels need {in_words(pixels * needed)}, and only {in_words(free)} are free")
+    return pixels * needed
+
+
+@contextmanager
+def file_bytes(path: str | os.PathLike) -> Iterator[bytes]:
+    """The bytes of an image file. Large files are read one at a time; the room lasts as long as the context.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is too large for an image; see `regular_file`.
+    """
+    with open_regular(path, MOST_FILE) as file, room_for_file(size := os.fstat(file.fileno()).st_size):
+        data = file.read(size + 1)  # not MOST_FILE, which Python would allocate
+        if len(data) > size:  # a file that grows, or one of /proc
+            data += file.read(MOST_FILE + 1 - len(data))
+        if len(data) > MOST_FILE:
+            raise too_large(len(data), path, MOST_FILE)
+        yield data
+
+
+@contextmanager
+def room_for_file(size: int) -> Iterator[None]:
+    """Within this context, a file of so many bytes may be read and decoded: a large one alone."""
+    if size < LARGE_FILE:
+        yield
+    else:
+        with ROOM.take(ROOM.size):
+            yield
 
 
 def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:
-    """Converts a picture to uint8 `[C, resolution, resolution]`, centre-cropped to a square. Pillow's errors are passed on."""
-    image = upright(image).convert(mode)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Crop first: `resize(box=...)` lets the filter read pixels outside the box.
-    image = image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
-    pixels = torch.from_numpy(np.array(image))
+    """Converts a picture to uint8 `[C, resolution, resolution]`, centre-cropped to a square. The picture is closed.
+
+    Raises:
+        Undecodable: it does not decode.
+    """
+    shown = displayed(image, mode)
+    if shown is not image:
+        image.close()  # a large one is in memory once and not twice
+    side = min(shown.size)
+    left, top = (shown.width - side) // 2, (shown.height - side) // 2
+    with as_undecodable():
+        # Crop first: `resize(box=...)` lets the filter read pixels outside the box.
+        square = shown if shown.size == (side, side) else shown.crop((left, top, left + side, top + side))
+        pixels = torch.from_numpy(np.array(square.resize((resolution, resolution), filter)))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def reason(error: Exception) -> str:
-    """Why an image does not decode. Pillow's own text for an unknown format contains a memory address, so it is replaced."""
-    return "not a format that Pillow knows" if isinstance(error, UnidentifiedImageError) else one_line(error)
+    """Why an image does not decode, or a file cannot be read.
+
+    Pillow's own text for an unknown format contains a memory address, so it is replaced.
+    """
+    if isinstance(error, Undecodable):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not a format that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "the memory is too small"
+    plain = isinstance(error, (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)) or not str(error)
+    return one_line(error) if plain else f"{type(error).__name__}: {one_line(error)}"
 
 
-def upright(image: Image.Image) -> Image.Image:
+def displayed(image: Image.Image, mode: str) -> Image.Image:
     """Returns a picture as it is displayed: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
 
+    A picture that needs no conversion is returned itself. Large ones are converted in bands, so that they are not in memory several times.
+
+    Args:
+        image: not loaded yet. It is changed.
+        mode: "RGB" or "L".
+
     Raises:
-        ValueError: the pixels have 32 bits or a sign; their range is unknown, and Pillow's conversion would clip them.
+        Undecodable: it does not decode; or the pixels have 32 bits or a sign: their range is unknown, and Pillow would clip them.
     """
     white, clear = white_of_grey(image), transparent_value(image)
-    image = ImageOps.exif_transpose(image)
-    if white is not None:
-        wide = np.asarray(image)
-        grey = np.rint(wide * (255 / white)).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey if clear is None else np.where(wide == clear, np.uint8(255), grey))
-    if clear is not None:
-        image.info["transparency"] = clear
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-    return image
+    with as_undecodable():
+        if image.format in IN_DECODER:
+            ImageOps.exif_transpose(image, in_place=True)
+        else:  # of containers such as ICNS, which load another size after a change
+            image = ImageOps.exif_transpose(image)
+        if clear is not None and white is None:
+            image.info["transparency"] = clear
+        if white is None and not image.has_transparency_data:
+            return image if image.mode == mode else image.convert(mode)
+        if image.width * image.height <= BAND:
+            return without_depth(image, white, clear).convert(mode)
+        whole, rows = Image.new(mode, image.size), max(1, BAND // image.width)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            whole.paste(without_depth(band, white, clear).convert(mode), (0, top))
+        return whole
+
+
+def without_depth(band: Image.Image, white: int | None, clear: int | tuple[int, ...] | None) -> Image.Image:
+    """A loaded picture, or a band of its rows, without its transparency or its 16 bits.
+
+    Args:
+        white: the value of white in grey of more than 8 bits; None for pixels that have transparency instead.
+        clear: the value that is transparent in grey of more than 8 bits, if there is one.
+    """
+    if white is None:
+        band = band.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", band.size, WHITE), band)
+    wide = np.asarray(band)
+    grey = np.rint(wide * (255 / white)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(grey if clear is None else np.where(wide == clear, np.uint8(255), grey))
 
 
 def transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
@@ -125,7 +263,7 @@ def white_of_grey(image: Image.Image) -> int | None:
         image: not loaded yet, since Pillow then forgets how the file stores the pixels.
 
     Raises:
-        ValueError: the pixels have 32 bits or a sign.
+        Undecodable: the pixels have 32 bits or a sign.
     """
     stored = stored_mode(image)
     if image.mode.startswith("I;16"):
@@ -134,7 +272,7 @@ def white_of_grey(image: Image.Image) -> int | None:
     if image.mode == "I" and (image.format == "PPM" or (stored.startswith("I;16") and not stored.endswith("S"))):
         return 65535
     if image.mode in ("I", "F"):
-        raise ValueError("signed 16-bit pixels" if stored.startswith("I;16") else "32-bit pixels")
+        raise Undecodable("signed 16-bit pixels" if stored.startswith("I;16") else "32-bit pixels")
     return None
 
 
@@ -149,18 +287,24 @@ def stored_mode(image: Image.Image) -> str:
 def traits_of(data: bytes) -> Traits | None:
     """Returns the traits of a file, given by its bytes; None if it does not decode."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            refuse_bomb(image)
+        with opened_image(data) as image, as_undecodable():
             stored, white = stored_mode(image), white_of_grey(image)  # before `getexif`, which loads some formats
             transparent, turned = image.has_transparency_data, image.getexif().get(ORIENTATION, 1) not in (0, 1)
             highest = None
             if white == 65535:
-                highest = int(np.asarray(image).max())
+                highest = highest_value(image)
             elif ";16" in stored and white is None:  # colour: Pillow has dropped the lower 8 bits
-                highest = int(np.asarray(image.convert("RGB")).max()) << 8 | 255
+                highest = highest_value(image if image.mode == "RGB" else image.convert("RGB")) << 8 | 255
             return Traits(highest, transparent, turned)
-    except UNDECODABLE:
+    except Undecodable:
         return None
+
+
+def highest_value(image: Image.Image) -> int:
+    """The highest value of a picture in all its bands. It is read in bands of rows, so that a large one is not in memory twice."""
+    rows = max(1, BAND // image.width)
+    tops = range(0, image.height, rows)
+    return max(int(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).max()) for top in tops)
 
 
 def words_of_traits(found: Sequence[Traits]) -> list[str]:

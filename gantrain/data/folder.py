@@ -14,13 +14,24 @@ import torch
 from PIL import Image
 
 from gantrain.cache import state_of_file
-from gantrain.data.classes import Labelled, label_by_folder, label_by_list, lists_around, note_splits, note_unused, read_labels
-from gantrain.data.decoding import Traits, decoded_image, reason, traits_of
+from gantrain.data.classes import (
+    UNLABELLED,
+    Labelled,
+    label_by_folder,
+    label_by_list,
+    lists_around,
+    most_label_bytes,
+    note_splits,
+    note_unused,
+    read_labels,
+)
+from gantrain.data.decoding import Traits, decoded_image, file_bytes, reason, traits_of
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
-from gantrain.data.listing import Listing, components, list_folder
-from gantrain.errors import UserError, check, one_line
+from gantrain.data.listing import Listing, components, is_folder, list_folder
+from gantrain.errors import UserError, check
 from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
+from gantrain.regular_file import read_regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,7 @@ class Folder(Source):
         if not self.root:
             raise UserError("data.root must be the path of a folder of images, got ''")
         root = expand_user(self.root, "data.root")
-        if not root.is_dir():
+        if not is_folder(root, "data.root: "):
             raise UserError(f"data.root: {self.root!r} is not a folder{seen_from(root)}; pass the folder that contains the images")
         listing = list_folder(root)
         labelled = label_files(root, listing) if self.labels else all_in_one(listing)
@@ -85,9 +96,11 @@ def label_files(root: Path, listing: Listing) -> Labelled:
     if around and "/" not in around[0]:
         path = root / around[0]
         try:
-            text = path.read_bytes()
+            text = read_regular(path, most_label_bytes(len(listing.files)))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
+            raise UserError(
+                f"{path}: cannot be read ({reason(error)}); replace it, delete it if the folders are the classes, or {UNLABELLED}"
+            ) from None
         listing.require(f"data.root: {str(root)!r}")
         labelled = label_by_list(str(root), listing.files, read_labels(str(path), text))
         labelled.notes += note_unused(listing, around[0])
@@ -163,20 +176,23 @@ class Decoder(ImageDecoder):
         path = self.path(index)
         name = printable(str(path))
         try:
-            data = path.read_bytes()
+            with file_bytes(path) as data:
+                return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
         except OSError as error:
-            why = f"a link to {printable(os.readlink(path))}, which does not exist" if is_broken(path) else reason(error)
-            raise UserError(f"{name}: does not decode as an image ({why})") from error
-        return decoded_image(data, name, self.mode, self.resolution, self.filter), hashlib.sha256(data).digest()
+            raise UserError(f"{name}: does not decode as an image ({link_to_nothing(path) or reason(error)})") from error
 
     def traits(self, index: int) -> Traits | None:
         """What decoding changes in a file."""
         try:
-            return traits_of(self.path(index).read_bytes())
+            with file_bytes(self.path(index)) as data:
+                return traits_of(data)
         except OSError:
             return None
 
 
-def is_broken(path: Path) -> bool:
-    """Whether a path is a link that leads nowhere."""
-    return path.is_symlink() and not path.exists()
+def link_to_nothing(path: Path) -> str:
+    """Where a link that leads nowhere points to, in words; "" for anything else."""
+    try:
+        return f"a link to {printable(os.readlink(path))}, which does not exist" if path.is_symlink() and not path.exists() else ""
+    except OSError:  # a folder on the way may not be read
+        return ""

@@ -7,6 +7,7 @@ file, the notes say so. What other programs leave behind (hidden files, `__MACOS
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -40,6 +41,7 @@ COUNTED = "linked to a folder that is read anyway or that contains the link"
 READ_ELSEWHERE = "in folders that are read under another name"
 IN_ZIP = "linked in the zip, which is not followed"
 LOOSE = "outside the class folders"
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link to something that does not exist, or to itself
 NAMED = 4  # how many kinds a note names for one reason
 
 
@@ -105,12 +107,12 @@ class Listing:
         if extension in EXTENSIONS:
             self.files.append(name)
             return True
-        if broken:
+        if zip_components(name)[-1].lower() == LABELS:
+            self.lists.append(name)  # a broken link, too: reading it says so, while classes of folders would be wrong ones
+        elif broken:
             self.pass_over(BROKEN, printable(name))
         elif extension in PLUGINS:
             self.pass_over(f"unreadable for this Pillow until you pip install {PLUGINS[extension]!r}", extension)
-        elif zip_components(name)[-1].lower() == LABELS:
-            self.lists.append(name)
         else:
             self.pass_over(NO_IMAGES, printable(extension) or "no extension")
         return False
@@ -222,7 +224,7 @@ class Walk:
         """Lists the images in a folder and in the folders below it that are not links. Returns the links to folders, sorted.
 
         Raises:
-            UserError: a folder cannot be listed.
+            UserError: a folder cannot be listed, or it cannot be known whether something in it is a folder.
         """
         links, waiting = [], [(start, os.path.realpath(self.path(start)))]
         while waiting:
@@ -235,7 +237,7 @@ class Walk:
             self.real[folder] = real
             for entry in self.entries(folder):
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                kind, link = kind_of(entry), entry.is_symlink()
+                kind, link = self.kind_of(entry)
                 if is_left_behind(entry.name):
                     count = count_files(entry.path) if kind == "folder" and not link else 1
                     found.pass_over(IN_FOLDERS if kind == "folder" else HIDDEN, printable(entry.name), count)
@@ -246,7 +248,7 @@ class Walk:
                         links.append(name)
                     else:
                         waiting.append((name, os.path.join(real, entry.name)))
-                elif kind == "special":
+                elif kind == "special" and entry.name.lower() != LABELS:
                     found.pass_over(SPECIAL, printable(name))
                 elif found.add(name, broken=kind == "nothing"):
                     self.numbers.append(0 if link else entry.inode())
@@ -266,6 +268,22 @@ class Walk:
         except OSError as error:
             path = printable(self.path(folder))
             raise UserError(f"{path}: cannot be listed ({error.strerror or one_line(error)}); make it readable or move it away") from None
+
+    def kind_of(self, entry: os.DirEntry[str]) -> tuple[str, bool]:
+        """(What a folder's entry is, see `kind_of`; whether it is a link).
+
+        Raises:
+            UserError: it cannot be known, and it may be a folder of images. An image or a hidden entry is taken for a file.
+        """
+        try:
+            return kind_of(entry), entry.is_symlink()
+        except OSError as error:
+            if is_left_behind(entry.name) or os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                return "file", True  # reading an image says why it cannot be read
+            raise UserError(
+                f"{printable(entry.path)}: cannot be looked at ({error.strerror or one_line(error)}), and may be a folder of images;"
+                " make it and the folder that it leads to readable, or move it away"
+            ) from None
 
     def count_same(self, files: list[str]) -> int:
         """How many of the images are links to a file that is listed under another name as well."""
@@ -291,16 +309,42 @@ class Walk:
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
-    """What a folder's entry is, after following links: "folder", "file", "special" (a socket, say), or "nothing" for a broken link."""
+    """What a folder's entry is, after following links: "folder", "file", "special" (a socket, say), or "nothing" for a broken link.
+
+    Raises:
+        OSError: it cannot be known, since a folder on the way may not be read, or the disk or the network fails.
+    """
     try:
         if entry.is_dir():
             return "folder"
         if entry.is_file():
             return "file"
         entry.stat()
-    except OSError:  # missing, or a circle of links
-        return "nothing"
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return "nothing"
+        raise
     return "special"
+
+
+def is_folder(path: Path, key: str = "") -> bool:
+    """Whether a path that a user gave is a folder.
+
+    Args:
+        key: the beginning of the message.
+
+    Raises:
+        UserError: it cannot be known, since a folder on the way may not be read, or the disk or the network fails.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return False
+        why = error.strerror or one_line(error)
+        raise UserError(f"{key}{printable(str(path))}: cannot be looked at ({why}); make it and the folders above it readable") from None
+    except ValueError:  # a zero byte
+        return False
 
 
 def key_of(path: str) -> object:
@@ -318,8 +362,9 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def count_files(folder: str) -> int:
-    """How many files lie in a folder that is passed over."""
-    return sum(len(names) for _, _, names in os.walk(folder))
+    """How many files lie in a folder that is passed over. A folder that cannot be listed counts as one."""
+    closed: list[OSError] = []
+    return sum(len(names) for _, _, names in os.walk(folder, onerror=closed.append)) + len(closed)
 
 
 # ---- zips ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from gantrain import randomness
+from gantrain import randomness, streams
 from gantrain.data.imageset import ImageSet, collate
 from gantrain.data.worker_processes import PREFETCH, SteadyWorkers, bytes_of_batch, require_workers
 from gantrain.errors import UserError
@@ -102,6 +102,7 @@ def steadfast(worker: int) -> None:
 
     The training process still needs the worker to finish its update, and ends the worker itself.
     """
+    streams.secure()  # a worker that is not forked has streams of its own
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # Windows has none, and ends a process at once

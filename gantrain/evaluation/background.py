@@ -23,16 +23,19 @@ from typing import Any
 
 import torch
 
+from gantrain import streams
 from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
-from gantrain.config.loading import load
-from gantrain.errors import UserError
+from gantrain.errors import UserError, one_line
 from gantrain.evaluation.evaluator import Interrupted
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.regular_file import open_regular, read_text
 from gantrain.run_folder.checkpoint import CheckpointStore, read_state
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.layout import SCORING_FOLDER
+from gantrain.run_folder.own_config import load_config
 
-FOLDER = "scoring"
+MOST_SCORES = 2**26  # bytes of the scores of one checkpoint
+TAIL = 2**16  # bytes at the end of the scorer's output in which its last line is looked for
 POLL = 0.2  # seconds between two checks of a process
 # Variables of the run's process group, which the scorer does not join.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "NODE_RANK")
@@ -48,7 +51,7 @@ class BackgroundEvaluation:
 
     def __init__(self, run_dir: Path, warn: Callable[[str], None]):
         self.run_dir = run_dir
-        self.store = CheckpointStore(run_dir / FOLDER, None, warn)
+        self.store = CheckpointStore(run_dir / SCORING_FOLDER, None, warn)
         self._process: subprocess.Popen | None = None
 
     def path(self, nimg: int) -> Path:
@@ -83,10 +86,14 @@ class BackgroundEvaluation:
             time.sleep(POLL)
         self._process = None
         if status:
-            words = out.with_suffix(".log").read_text(errors="replace").splitlines()
+            words = last_lines(out.with_suffix(".log"))
             why = f"ended by {signal.Signals(-status).name}" if status < 0 else words[-1] if words else f"status {status}"
             raise UserError(f"eval.async: {self.path(nimg)} could not be scored ({why}); set eval.async=false to score in the run itself")
-        return json.loads(out.read_text())
+        try:
+            return json.loads(read_text(out, MOST_SCORES))
+        except (OSError, ValueError, RecursionError) as error:
+            why = getattr(error, "strerror", None) or one_line(error)
+            raise UserError(f"eval.async: {out}: cannot be read ({why}); set eval.async=false to score in the run itself") from None
 
     def clear(self, but: int | None = None) -> None:
         """Delete checkpoints and scores, except those of the checkpoint at `but` images."""
@@ -127,14 +134,24 @@ class BackgroundEvaluation:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
+def last_lines(log: Path) -> list[str]:
+    """The last lines that the scorer has written; none if its output is gone."""
+    try:
+        with open_regular(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            return file.read(TAIL).decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 # ---- in the process that scores --------------------------------------------------------------------------------------
 
 
 def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
     """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ..., "collapsed": ...} to `out`."""
-    path = run / FOLDER / f"{nimg:012d}"
+    path = run / SCORING_FOLDER / f"{nimg:012d}"
     # The reference's features are usually in the cache, so that the images need not be loaded.
-    data: Any = load(run / CONFIG_FILE).data
+    data: Any = load_config(run).data
     on_disk = ["data.keep_in=disk"] if "keep_in" in {f.name for f in fields(data)} else []
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()
@@ -155,6 +172,7 @@ def exit_with(parent: int) -> None:
 
 def main() -> None:
     """Run the command line; status 2 and one line if the checkpoint cannot be scored."""
+    streams.secure()  # of a log in the run folder, which may be on a full disk
     run, nimg, out, parent = sys.argv[1:]
     threading.Thread(target=exit_with, args=(int(parent),), daemon=True).start()
     try:
@@ -162,7 +180,7 @@ def main() -> None:
             os.nice(5)  # training has priority on shared cores
         score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:
-        sys.stdout.write(" ".join(str(error).split()) + "\n")
+        streams.print_safely(" ".join(str(error).split()), sys.stdout)
         sys.exit(2)
 
 

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import psutil
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from gantrain import randomness
 from gantrain.cache import cache_folder, keep_file, state_of_file
-from gantrain.data.archive import UNREADABLE, ZipDecoder, label_members, opened_zip, read_zip
+from gantrain.data.archive import ZipDecoder, label_members, opened_zip, read_zip
 from gantrain.data.classes import Labelled, note_splits
-from gantrain.data.decoding import UNDECODABLE, Traits, reason, refuse_bomb, traits_of, upright, words_of_traits
+from gantrain.data.decoding import LARGE_IMAGE, Traits, Undecodable, displayed, file_bytes, opened_image, reason, traits_of, words_of_traits
 from gantrain.data.folder import label_files
 from gantrain.data.intake import LOOKED_INTO
 from gantrain.data.listing import Listing, components, list_folder, zip_components
 from gantrain.data.stream import permuted
-from gantrain.errors import UserError, one_line, readable
+from gantrain.errors import UserError, in_words, readable
+from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import is_run_folder
 
 THREADS = 8  # Pillow releases the interpreter lock while it decodes
+KEPT_BYTES = 2**10  # of a cached digest
+T = TypeVar("T")
+Read = Callable[[str], AbstractContextManager[bytes]]  # a file's bytes, by its name; raises OSError
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,16 @@ def open_folder(folder: Path) -> Pictures:
     Raises:
         UserError: there are none, the first one does not decode, or the folder contains run folders.
     """
-    run = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if is_run_folder(path.parent)), None)
+    listing = list_folder(folder)  # first, since it refuses folders that may not be read
+    inside = [folder / name for name in listing.folders]
+    run = next((path for path in inside if (path / CONFIG_FILE).exists() and is_run_folder(path)), None)
     if run is not None:
         raise UserError(f"{folder}: contains run folders, not images to score; pass one of them, such as {run}")
-    listing = list_folder(folder)
     listing.require(f"{folder}:")
     files = sorted(str(folder / name) for name in listing.files)  # as text, not by component: the order of torch-fidelity's KID and IS
     notes = listing.notes() + note_splits([components(name) for name in listing.files])
 
-    found = open_files(readable(folder.name or folder), files, lambda file: Path(file).read_bytes(), state_of_file, notes)
+    found = open_files(readable(folder.name or folder), files, file_bytes, state_of_file, notes)
     return replace(found, count_classes=lambda: count_classes(lambda: label_files(folder, listing), listing))
 
 
@@ -159,7 +164,7 @@ def open_zip(path: Path) -> Pictures:
     found = open_files(
         readable(path.name),
         list(numbers),
-        lambda name: decoder.unpacked(*decoder.index[numbers[name]].tolist()),
+        lambda name: decoder.member(numbers[name]),
         lambda name: decoder.state(numbers[name]),
         listing.notes() + note_splits([zip_components(name) for name in listing.files]),
     )
@@ -182,15 +187,13 @@ def count_classes(label: Callable[[], Labelled], listing: Listing) -> tuple[int,
     return tuple(np.bincount(found.labels, minlength=len(found.names)).tolist())
 
 
-def open_files(
-    name: str, files: list[str], read: Callable[[str], bytes], state: Callable[[str], str | None], notes: Sequence[str] = ()
-) -> Pictures:
+def open_files(name: str, files: list[str], read: Read, state: Callable[[str], str | None], notes: Sequence[str] = ()) -> Pictures:
     """Open files by name.
 
     Args:
         name: for messages and records.
         files: names of the files.
-        read: reads a file's bytes.
+        read: reads a file's bytes, which are used within its context.
         state: a text that changes when a file does, None if nothing is known; the digest of all files is cached under it.
         notes: what the user should know about the files, a line each.
 
@@ -198,46 +201,83 @@ def open_files(
         UserError: the first file does not decode.
     """
 
-    def data_of(file: str) -> bytes:
+    def use(file: str, work: Callable[[bytes], T]) -> T:
+        """What `work` returns for a file's bytes."""
         try:
-            return read(file)
-        except UNREADABLE as error:
-            raise UserError(f"{file}: is unreadable ({one_line(error)}); replace it, or remove it from {name}") from None
+            with read(file) as data:
+                return work(data)
+        except OSError as error:
+            raise UserError(f"{file}: is unreadable ({reason(error)}); replace it, or remove it from {name}") from None
 
-    first = decode(data_of(files[0]), files[0])
+    first = use(files[0], lambda data: decode(data, files[0]))
 
     def one(number: int) -> Tensor:
-        image = decode(data_of(files[number]), files[number])
+        image = use(files[number], lambda data: decode(data, files[number]))
         if image.shape != first.shape:
             two = " and ".join(f"{x.shape[2]}x{x.shape[1]}" for x in (image, first))
             raise UserError(f"{files[number]}: differs in size from {files[0]}, {two}; images are not resized, so convert them to one size")
         return image
 
+    channels, height, width = first.shape
+
     def take(numbers: Sequence[int]) -> Tensor:
+        refuse_many(name, len(numbers), first)
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, numbers)))
 
     def content() -> str:
-        return digest_of(name, files, data_of, state)
+        return digest_of(name, files, lambda file: use(file, lambda data: hashlib.sha256(data).digest()), state)
 
-    channels, height, width = first.shape
     return Pictures(name, len(files), (channels, height, width), content, take, (*notes, *describe_decoding(files, read)))
 
 
-def digest_of(name: str, files: Sequence[str], data_of: Callable[[str], bytes], state: Callable[[str], str | None]) -> str:
-    """SHA-256 of the contents of files, cached as long as their states stay the same; arguments as `open_files`."""
+def refuse_many(name: str, count: int, image: Tensor) -> None:
+    """Refuse to decode more images at a time than the memory holds.
+
+    Args:
+        count: of images.
+        image: one of them.
+
+    Raises:
+        UserError: the memory is too small for two copies.
+    """
+    needed = 2 * count * image.numel()
+    if needed > LARGE_IMAGE and needed > (free := psutil.virtual_memory().available):
+        raise UserError(
+            f"{name}: {count} images of {image.shape[2]}x{image.shape[1]} pixels need {in_words(needed)} at a time, and only"
+            f" {in_words(free)} are free; set a smaller eval.batch_size, or make the images smaller"
+        )
+
+
+def digest_of(name: str, files: Sequence[str], sum_of: Callable[[str], bytes], state: Callable[[str], str | None]) -> str:
+    """SHA-256 of the contents of files, cached as long as their states stay the same.
+
+    Args:
+        name: of all files, for the progress bar.
+        files: their names.
+        sum_of: the SHA-256 of a file.
+        state: as of `open_files`.
+    """
     seen = key_of(files, state)
-    with suppress(OSError, ValueError):
-        if seen:
-            return json.loads((cache_folder() / seen).read_text())
+    if seen and (known := kept_digest(seen)):
+        return known
     digest = hashlib.sha256()
     with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing both release the interpreter lock
         shown = tqdm(files, desc=f"checksum of {name}", leave=False, disable=None)
-        for one in pool.map(lambda file: hashlib.sha256(data_of(file)).digest(), shown):
+        for one in pool.map(sum_of, shown):
             digest.update(one)
     if seen and key_of(files, state) == seen:  # nothing has changed in the meantime
         keep_file(seen, json.dumps(digest.hexdigest()).encode())
     return digest.hexdigest()
+
+
+def kept_digest(seen: str) -> str | None:
+    """The digest kept in the cache under a name; None if there is none, or if the file is damaged."""
+    try:
+        known = json.loads(read_regular(cache_folder() / seen, KEPT_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return known if isinstance(known, str) and len(known) == 64 else None
 
 
 def key_of(files: Sequence[str], state: Callable[[str], str | None]) -> str:
@@ -254,13 +294,14 @@ def key_of(files: Sequence[str], state: Callable[[str], str | None]) -> str:
     return f"pictures-{states.hexdigest()[:32]}.json"
 
 
-def describe_decoding(files: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
+def describe_decoding(files: Sequence[str], read: Read) -> list[str]:
     """What decoding changes in a sample of the files, a line each; arguments as `open_files`."""
 
     def traits(file: str) -> Traits | None:
         try:
-            return traits_of(read(file))
-        except UNREADABLE:
+            with read(file) as data:
+                return traits_of(data)
+        except OSError:
             return None
 
     some = files[:: max(1, len(files) // LOOKED_INTO)][:LOOKED_INTO]
@@ -275,8 +316,7 @@ def decode(data: bytes, name: str) -> Tensor:
         UserError: they do not decode; the message starts with `name`.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            refuse_bomb(opened)
-            return torch.from_numpy(np.array(upright(opened).convert("RGB"))).permute(2, 0, 1).contiguous()
-    except UNDECODABLE as error:
-        raise UserError(f"{name}: does not decode as an image ({reason(error)}); replace or remove it") from None
+        with opened_image(data) as opened:
+            return torch.from_numpy(np.array(displayed(opened, "RGB"))).permute(2, 0, 1).contiguous()
+    except Undecodable as error:
+        raise UserError(f"{name}: does not decode as an image ({error}); replace or remove it") from None

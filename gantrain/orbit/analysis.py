@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +18,12 @@ from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.orbit.motion import Motion, TooFewRecordings
+from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.layout import METRICS_FILE
+from gantrain.run_folder.line_file import stream_back
+from gantrain.run_folder.record import Evaluation, evaluation
+from gantrain.run_folder.record_lines import parse
 from gantrain.theory.displacement import Parts, displacement_of, parts_of
 from gantrain.theory.orbit_fit import FEWEST_RECORDINGS, OrbitFit, fit_orbit
 from gantrain.theory.two_emas import TwoEmas, fit_two_emas
@@ -228,18 +232,19 @@ def read_scores(run: Path, start: int, end: int) -> tuple[str, dict[str, float],
 
     An evaluation at `start` itself is left out: if a swap begins the stretch, it was made before the swap.
     """
-    path = run / METRICS_FILE
-    last: dict[str, Any] = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        if '"eval/live/' in text and text.endswith("}"):  # the last line may be incomplete
-            line = json.loads(text)
-            last = line if start < line["nimg"] <= end else last
-    taken = [key.split("/") for key in last if key.startswith("eval/")]
-    scores = [(name, metric, float(last[f"eval/{name}/{metric}"])) for name, metric in (parts[1:] for parts in taken if len(parts) == 3)]
-    if not scores:
+    last = next((one for one in stream_evaluations_back(run) if start < one.nimg <= end), None)
+    if last is None:
         return "", {}, None
-    first = scores[0][1]
-    return first, {name: score for name, metric, score in scores if metric == first}, last["nimg"]
+    first = next(metric for row in last.scores.values() for metric in row)
+    return first, {name: row[first] for name, row in last.scores.items() if first in row}, last.nimg
+
+
+def stream_evaluations_back(run: Path) -> Iterator[Evaluation]:
+    """Iterate over a run's evaluations from the last to the first in the file, without reading more than is needed."""
+    with contextlib.suppress(FileNotFoundError), open_regular(run / METRICS_FILE) as file:
+        lines = (parse(text) for text in stream_back(file) if b'"eval/live/' in text)
+        found = (evaluation(line) for line in lines if line is not None)
+        yield from (one for one in found if one is not None)
 
 
 def load_profiles(path: Path, config: Config, last: int) -> dict[PlayerKey, dict[str, Profile]]:

@@ -15,9 +15,9 @@ import base64
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -28,13 +28,10 @@ from gantrain.averaging.average import named_weights
 from gantrain.config.sections import Orbit
 from gantrain.devices import widest_float
 from gantrain.errors import OF_THE_MACHINE
+from gantrain.orbit.recordings import FOLDER, RECORD_FILE, Recordings
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.line_file import LineFile
 from gantrain.theory.sketch import Sketch
-
-FOLDER = "orbit"
-RECORD_FILE = "record.jsonl"
-LONGEST_LINE = 2**24  # bytes; enough for thousands of averages
 
 
 class OrbitRecorder:
@@ -59,23 +56,21 @@ class OrbitRecorder:
         self.nimg = -1  # of the last recording
         self.latest: dict[str, float] = {}  # distances of the last recording written, for a line of metrics.jsonl
         self._pending: list[tuple[dict[str, Any], list[tuple[str, str, str]], Tensor]] = []
-        self._heads: list[dict[str, Any]] | None = None  # None until somebody asks
+        self._recordings: Recordings | None = None  # None until somebody asks
 
     def open(self, state: Mapping[str, Any] | None = None) -> None:
         """Continue from `state`, or start afresh: later lines of the file are removed, and will be recorded again."""
         keep_bytes = state["bytes"] if state else 0
         self.latest = {key: float(value) for key, value in state["latest"]} if state and self.on else {}
         self.nimg = state["nimg"] if state else -1
-        self._heads = None
+        self._recordings = None
         self._pending = []  # after a rollback these belong to the abandoned path
         if not self.writes or not (self.on or self.path.exists()):  # a run that no longer records still removes later lines
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+") as file:
-            end = min(keep_bytes, file.seek(0, os.SEEK_END))
-            start = max(0, end - LONGEST_LINE)
-            file.seek(start)
-            file.truncate(start + file.read(end - start).rfind(b"\n") + 1)  # after a power failure the last line may be incomplete
+        file = LineFile(self.path, keep_bytes)  # after a power failure the last line may be incomplete
+        file.cut()
+        file.close()
 
     def state(self) -> dict[str, Any]:
         """Flush to disk and return what `open` needs after a resume, as JSON values."""
@@ -88,16 +83,25 @@ class OrbitRecorder:
             return {"bytes": file.tell(), "nimg": self.nimg, "latest": as_json(list(self.latest.items()))}
 
     @property
-    def heads(self) -> list[dict[str, Any]]:
-        """The recordings so far, without the numbers; a damaged line is left out. The file is read at most once after `open`."""
-        if self._heads is None:
-            self._heads = []
-            for text in self.path.read_bytes().splitlines() if self.on and self.writes and self.path.is_file() else []:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    line = json.loads(text)
-                    self._heads.append({**{key: line[key] for key in ("nimg", "batch_size", "lr")}, "swap": line.get("swap") is True})
-            self._heads += [head for head, _, _ in self._pending]
-        return self._heads
+    def recordings(self) -> Recordings:
+        """What the file has so far. A line is read once after `open`: the first call reads all of them, later calls the new ones.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if self._recordings is None:
+            self._recordings = Recordings(self.path)
+        self._recordings.read_new()
+        return self._recordings
+
+    @property
+    def heads(self) -> Sequence[Mapping[str, Any]]:
+        """The recordings so far, also those not in the file yet, without the numbers; a damaged line is left out."""
+        if not (self.on and self.writes):
+            return ()
+        with contextlib.suppress(OSError):  # then those that have been read, since this only serves a forecast
+            return Heads(self.recordings, [head for head, _, _ in self._pending])
+        return Heads(self._recordings or Recordings(self.path), [head for head, _, _ in self._pending])
 
     def record(self, nimg: int, facts: Mapping[str, Any], swapped: bool = False) -> None:
         """Record where all weights are, at most once per moment. Waits for the device only if averages are offloaded.
@@ -124,8 +128,6 @@ class OrbitRecorder:
                     names.append(("distances", key, name))
                     values.append(bank.distance(name).view(1))
         self._pending.append((head, names, torch.cat(values)))
-        if self._heads is not None:
-            self._heads.append(head)
 
     def flush(self) -> None:
         """Write pending recordings to the file."""
@@ -145,6 +147,29 @@ class OrbitRecorder:
         finally:
             file.close()
         self._pending = []
+
+
+class Heads(Sequence[Mapping[str, Any]]):
+    """What the motion depended on at each recording: those of the file, which are kept as arrays, and later ones."""
+
+    def __init__(self, recordings: Recordings, later: list[dict[str, Any]]):
+        self._recordings, self._later = recordings, later
+
+    def __len__(self) -> int:
+        return len(self._recordings) + len(self._later)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]  # raises IndexError, and counts from the end
+        stored = len(self._recordings)
+        return self._recordings.head(row) if row < stored else self._later[row - stored]
 
 
 def build_line(head: dict[str, Any], names: list[tuple[str, str, str]], values: np.ndarray, size: int) -> dict[str, Any]:

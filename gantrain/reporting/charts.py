@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from plotly import graph_objects as go
 
 from gantrain.palette import MARKS, PLAYERS, Style, style_of
 from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.record import Record
+from gantrain.run_folder.record_lines import goes_back
 from gantrain.score_names import better_when_higher
 
 TEXT = "#808080"
@@ -41,31 +43,37 @@ def marks(record: Record) -> list[tuple[int, str, str]]:
 def batches(record: Record) -> list[tuple[int, int, int]]:
     """(images seen, batch, rounds) wherever they change, and at the last line; each holds until the next."""
     found: list[tuple[int, int, int]] = []
-    for line in record.lines:
+    for line in batch_lines(record):
         if line.get("event") == "growth":
-            point = (line["nimg"], line["to"], line["rounds"])
-            found = found or [(0, line["from"], line["from"] * line["rounds"] // line["to"])]
-        elif line.get("event") == "rollback":
-            point = (line["to"], line["batch/size"], line["batch/rounds"])
-        elif "loss/d" in line:
-            point = (line["nimg"], line["batch/size"], line["batch/rounds"])
+            rounds = line.get("rounds", 1)
+            point = (line["nimg"], line["to"], rounds)
+            found = found or [(0, line["from"], max(1, line["from"] * rounds // line["to"]))]
+        elif "batch/size" in line and "batch/rounds" in line:
+            point = (line["to"] if goes_back(line) else line["nimg"], line["batch/size"], line["batch/rounds"])
         else:
             continue
         found = found or [(0, *point[1:])]
         if point[1:] != found[-1][1:]:
             found.append(point)
-    return [*found, (max(record.training[-1]["nimg"], found[-1][0]), *found[-1][1:])] if found and record.training else found
+    numbers = record.numbers
+    return [*found, (max(int(numbers.nimg[-1]), found[-1][0]), *found[-1][1:])] if found and len(numbers) else found
+
+
+def batch_lines(record: Record) -> list[dict[str, Any]]:
+    """Growths, rollbacks, and the training lines whose batch may differ from that of the line before them, in order."""
+    told = [(place, line) for place, line in record.placed if line.get("event") in ("growth", "rollback")]
+    numbers = record.numbers
+    if numbers.has("batch/size") and numbers.has("batch/rounds"):
+        sizes = np.stack([numbers.values["batch/size"], numbers.values["batch/rounds"]])
+        changes = np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(axis=0)) + 1
+        after = np.searchsorted(numbers.places, [place for place, _ in told])  # the first line after each event
+        told += [(int(numbers.places[i]), numbers.row(i)) for i in sorted({0, *changes.tolist(), *after.tolist()}) if i < len(numbers)]
+    return [line for _, line in sorted(told, key=lambda one: one[0])]
 
 
 def drawable(value: Any) -> float | int | None:
     """The value if it is a finite number; None, which leaves a gap, otherwise."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
-    """At most `most` of the lines, evenly spaced, including the last."""
-    step = -(-len(lines) // most) if lines else 1
-    return list(lines[::-1][::step][::-1])
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------------
@@ -93,7 +101,7 @@ def scores_figure(record: Record, metric: str) -> go.Figure:
 def batch_figure(record: Record) -> go.Figure:
     """Three panels over kimg: the batch and both players' noise scales with their intervals; rounds; learning rates."""
     figure = make_panels(["images", "rounds", "learning rate"], weights=[2, 1, 1])
-    batch, lines = batches(record), thinned(record.training)
+    batch, lines = batches(record), record.numbers.rows(POINTS)
     kimg = [line["nimg"] / 1000 for line in lines]
     add = lambda panel, name, x, y, line, **more: figure.add_scatter(  # noqa: E731
         x=x,

@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from PIL import Image
 
 from gantrain.config import loading
 from gantrain.errors import counted
+from gantrain.regular_file import read_regular
 from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, build_curves, describe_gaps, differences, group_runs, names_of
 from gantrain.reporting.console import duration, time_left
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.event_words import changes_of
-from gantrain.reporting.page_figures import stack
+from gantrain.reporting.page_figures import describe_bins, describe_marks, stack
 from gantrain.reporting.page_tables import means_table, swap_table, tables
 from gantrain.reporting.run_warnings import find_collapse, find_warnings, marks_of
 from gantrain.run_folder.layout import is_narrow, narrow_variant
@@ -42,6 +44,7 @@ TEMPLATE = Path(__file__).parent / "page.html"
 MOST_MOMENTS = 40  # of sample pictures in a page, including the first and the last
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
 MOST_PICTURES = 20  # of orbits, sweeps and truncation curves
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged pictures, besides ours
 MOST_CLASSES = 12  # names of classes in a run's head
 WIDEST = 1200  # pixels of a sheet
 IN_WORDS = {
@@ -116,16 +119,19 @@ def head(record: Record, name: str) -> dict[str, Any]:
     """The facts of a run and its progress."""
     facts, config = record.facts, record.full_config
     parameters = facts.get("parameters", {})
-    rates = sorted(line["throughput/img_per_s"] for line in record.training if "throughput/img_per_s" in line)
-    batch = record.training[-1] if record.training else {}
+    _, rates = record.numbers.points("throughput/img_per_s")
+    rates = np.sort(rates[np.isfinite(rates)])
+    batch = record.numbers.last()
     rows = {
         "Images": f"{record.nimg / 1000:g} of {config.total_kimg:g} kimg",
         **changes_of(record),
         "Took": took(record),
-        "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if rates else "",
-        "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/size" in batch else "",
+        "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if len(rates) else "",
+        "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end"
+        if "batch/rounds" in batch and "batch/size" in batch
+        else "",
         "Device": f"{facts['device']}, {config.mixed_precision}, {counted(facts['processes'], 'process', 'es')}"
-        if "processes" in facts
+        if "processes" in facts and "device" in facts
         else "",
         "Parameters": f"G {parameters['g']:,}, D {parameters['d']:,}" if parameters else "",
         "Seed": str(config.seed),
@@ -164,9 +170,9 @@ def best_of(record: Record, metric: str) -> dict[str, Any] | None:
 
 def left_in_words(record: Record) -> str:
     """The time left of a run that is still training, as it announced it with its last line; empty for others."""
-    if record.status not in (RUNNING, MAYBE) or not record.training:
+    if record.status not in (RUNNING, MAYBE):
         return ""
-    left, besides = time_left(record.training[-1])
+    left, besides = time_left(record.numbers.last())
     return "" if left == "?" else f"{left}{' ' if besides else ''}{besides}, by its last line"
 
 
@@ -181,19 +187,19 @@ def no_score(record: Record) -> str:
 
 def took(record: Record) -> str:
     """The time from the first start to the last end in words; empty if it is unknown."""
-    told = [line for line in record.events() if isinstance(line.get("time"), str)]
+    told = [(place, line) for place, line in record.placed if "event" in line and "time" in line]
     try:
-        begun, last = (datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ") for line in (told[0], told[-1]))
+        begun, last = (datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ") for _, line in (told[0], told[-1]))
     except (IndexError, ValueError):
         return ""
-    seconds, end = (last - begun).total_seconds(), told[-1]["time"]
-    if told[-1]["event"] in ("start", "resume"):  # it is running, or was killed before it could record its end
-        since = record.lines[record.lines.index(told[-1]) :]
-        seconds += max((line.get("throughput/elapsed_s", 0.0) for line in since if "loss/d" in line), default=0.0)
+    place, end = told[-1][0], told[-1][1]["time"]
+    seconds = (last - begun).total_seconds()
+    if told[-1][1]["event"] in ("start", "resume"):  # it is running, or was killed before it could record its end
+        seconds += record.numbers.highest("throughput/elapsed_s", place)
         end = "its last line"
     resumes = len(record.events("resume"))
     again = f", resumed {counted(resumes, 'time')}" if resumes else ""
-    return f"{duration(seconds)} from {told[0]['time']} to {end}{again}"
+    return f"{duration(seconds)} from {told[0][1]['time']} to {end}{again}"
 
 
 def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
@@ -240,8 +246,9 @@ def notes(record: Record) -> list[str]:
         found.append(f"{counted(apart, 'earlier evaluation')} left out: eval was changed at a resume, so the scores are not comparable.")
     if record.status in (CUT_SHORT, INTERRUPTED, GAVE_UP):
         found.append(f"The run is incomplete: it ends at {record.nimg / 1000:g} of {record.config.total_kimg:g} kimg ({record.status}).")
-    if record.abandoned:
-        found.append(f"{len(record.abandoned)} lines of paths abandoned by rollbacks are not drawn.")
+    abandoned = len(record.abandoned) if record.num_abandoned is None else record.num_abandoned
+    if abandoned:
+        found.append(f"{abandoned} lines of paths abandoned by rollbacks are not drawn.")
     if record.unreadable:
         found.append(f"{record.unreadable} lines of metrics.jsonl cannot be read and are left out.")
     return found
@@ -257,11 +264,11 @@ def chart_lacks(record: Record) -> list[str]:
     rows = [row for one in record.comparable for row in one.scores.values()]
     sick = [metric for metric in record.metrics if any(not math.isfinite(row.get(metric, 0.0)) for row in rows)]
     found += [f"{metric} is not finite at some evaluations; these points, and means over them, are not drawn." for metric in sick]
-    if not record.training:
+    if not len(record.numbers):
         found.append("No training line has been written yet, so batch, learning rates and noise scale are not drawn.")
-    elif not any("noise_scale/G/measurements" in line or "noise_scale/D/measurements" in line for line in record.training):
+    elif not record.numbers.has("noise_scale/G/measurements", "noise_scale/D/measurements"):
         found.append("The gradient noise scale was not measured (noise_scale.measure_every is null).")
-    return found
+    return found + describe_bins(record) + describe_marks(record)
 
 
 def say_of_runs(said: Mapping[str, Sequence[str]]) -> list[str]:
@@ -287,13 +294,13 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
     for record in records:
         paths = pictures_in(record.run / "samples")
         chosen = pick_evenly(paths, most)
-        sizes = sum(path.stat().st_size for path in chosen)
+        sizes = sum(map(size_of, chosen))
         if sizes > room:
             chosen = pick_evenly(chosen, max(2, int(len(chosen) * room / sizes)))
         found.left_out += len(paths) - len(chosen)
         by_name: dict[str, list[dict[str, Any]]] = {}
         for path in chosen:
-            with contextlib.suppress(OSError):  # damaged
+            with contextlib.suppress(*UNREADABLE):  # damaged, or deleted meanwhile
                 for sheet in read_side_by_side(path):
                     by_name.setdefault(sheet.name or "all", []).append(
                         {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.headed)}
@@ -351,14 +358,14 @@ def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[
     orbits = [path for record in records for path in pictures_in(record.run / "orbit")[-1:]]
     others = sorted(
         (path for record in records for path in (record.run / "evaluations").glob("[!.]*.png") if not is_narrow(path)),
-        key=lambda path: path.stat().st_mtime,
+        key=changed_at,
     )
     found: list[dict[str, Any]] = []
     size = 0
     for path in [*orbits, *reversed(others)][:MOST_PICTURES]:
-        with contextlib.suppress(OSError):
-            data, narrow = path.read_bytes(), narrow_variant(path)
-            small = narrow.read_bytes() if narrow.is_file() else b""
+        with contextlib.suppress(*UNREADABLE):
+            data, narrow = read_regular(path, MOST_BYTES), narrow_variant(path)
+            small = read_regular(narrow, MOST_BYTES) if narrow.is_file() else b""
             size += len(data) + len(small)
             if size > MOST_BYTES:
                 break
@@ -373,6 +380,22 @@ def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[
                 }
             )  # fmt: skip
     return found
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; 0 if it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def changed_at(path: Path) -> float:
+    """When a file changed, in seconds since 1970; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def png_uri(data: bytes) -> str:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
 from gantrain.reporting.event_words import what_happened
 from gantrain.reporting.view_thread import ViewThread
 from gantrain.run_folder.layout import METRICS_FILE
-from gantrain.run_folder.record import goes_back, parse, split_abandoned
+from gantrain.run_folder.record_lines import Splitter, goes_back, stream
 from gantrain.sampling.sheets import read_side_by_side
 
 FOLDER = "tensorboard"  # of a run
@@ -106,16 +107,18 @@ class TensorBoardRun:
         known_bytes: size of metrics.jsonl when the view was opened; later lines come by calls.
 
     Raises:
-        OSError: a file cannot be read or written. All methods raise it too.
+        OSError: a file cannot be written. All methods raise it too.
+        UserError: the record cannot be read.
     """
 
     name = "tensorboard"
 
     def __init__(self, run_dir: Path, known_bytes: int):
         self._run_dir = run_dir
-        with open(run_dir / METRICS_FILE, "rb") as record:
-            lines = list(filter(None, map(parse, record.read(known_bytes).splitlines())))
-        here = next((line["nimg"] for line in reversed(lines) if line.get("event") in ("start", "resume")), 0)
+        lines = functools.partial(self._read, known_bytes)
+        here = 0
+        for line in lines():
+            here = line["nimg"] if line.get("event") in ("start", "resume") else here
         self._rewrite(lines, here)
 
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
@@ -153,35 +156,45 @@ class TensorBoardRun:
 
     def _go_back(self, rollback: dict[str, Any]) -> None:
         """Rewrite the file up to a rollback. The record already has its line, and perhaps later ones."""
-        rollbacks, lines = 0, []
-        with open(self._run_dir / METRICS_FILE, "rb") as record:
-            for line in filter(None, map(parse, record)):
-                if goes_back(line):
-                    if rollbacks == self._rollbacks:  # this rollback; later lines come by other calls
-                        break
-                    rollbacks += 1
-                lines.append(line)
+        lines = functools.partial(self._read, None, self._rollbacks)  # later lines come by other calls
         self._file.close()
-        self._rewrite([*lines, rollback], rollback["to"])
+        self._rewrite(lambda: itertools.chain(lines(), [rollback]), rollback["to"])
 
-    def _rewrite(self, lines: list[dict[str, Any]], here: int) -> None:
+    def _read(self, until: int | None, rollbacks: int | None = None) -> Iterator[dict[str, Any]]:
+        """Iterate over the lines of the record that can be read.
+
+        Args:
+            until: read only so many bytes.
+            rollbacks: stop before the rollback after so many.
+        """
+        seen = 0
+        for line in filter(None, stream(self._run_dir, until)):
+            if goes_back(line):
+                if seen == rollbacks:
+                    return
+                seen += 1
+            yield line
+
+    def _rewrite(self, lines: Callable[[], Iterator[dict[str, Any]]], here: int) -> None:
         """Replace the existing files by a new one.
 
         Args:
-            lines: the lines of the record that the file will contain.
+            lines: returns the lines of the record that the file will contain; they are read twice, so that none has to be held.
             here: images seen now; later pictures are of an abandoned path.
         """
         folder = self._run_dir / FOLDER
         older = list(folder.glob("*tfevents*.gantrain"))
         self._file = file = EventFile(folder)
         file.purge(0)  # for a TensorBoard that has read an older file
-        kept, _ = split_abandoned(lines)
-        for line in kept:
+        splitter, self._rollbacks = Splitter(), 0  # rollbacks in the file
+        for line in lines():
+            splitter.add(line)
+            self._rollbacks += goes_back(line)
+        for line in itertools.compress(lines(), splitter.mask):
             if "event" not in line:
                 file.add_scalars(line["nimg"], select_numbers({key: value for key, value in line.items() if key != "nimg"}))
             elif words := what_happened(line):
                 file.add_text(line["nimg"], f"event/{line['event']}", words)
-        self._rollbacks = sum(map(goes_back, lines))  # in the file
         self._drawn: set[tuple[str, int]] = set()  # pictures in the file: (key, images seen)
         for key in ("samples", "orbit"):
             drawn = [path for path in pictures_in(self._run_dir / key) if int(path.stem) <= here]

@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gantrain.errors import OF_THE_MACHINE
+from gantrain.errors import OF_THE_MACHINE, one_line
 from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.reporting.view import View, describe_failure
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import METRICS_FILE, SUPERSEDED_FILE
 from gantrain.run_folder.line_file import LineFile
+from gantrain.streams import print_safely
 
 
 class Tracker:
@@ -39,6 +39,7 @@ class Tracker:
         self._file: LineFile | None = None
         self._waiting = ""  # lines that are not on disk yet
         self.views: list[View] = []
+        self._mute = False  # standard output has failed
 
     def open(self, keep_bytes: int = 0) -> None:
         """Open metrics.jsonl for appending after its first `keep_bytes` bytes.
@@ -49,27 +50,21 @@ class Tracker:
         if not self.enabled:
             return
         self._file = LineFile(self.path, keep_bytes)
-        tail = self._file.removed
-        if tail:
-            with open(self.run_dir / SUPERSEDED_FILE, "ab") as superseded:
-                superseded.write(tail if tail.endswith(b"\n") else tail + b"\n")
-            self._file.cut()
+        self._file.move_rest(self.run_dir / SUPERSEDED_FILE)
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far, including lines still in memory; the others are on disk now. At a resume `open` needs it."""
         return self._file.position() + len(self._waiting.encode()) if self._file else 0
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print a line. Whatever standard output does with it, training continues; the first line that it does not take is reported."""
         if not self.enabled:
             return
-        try:
-            print(f"{text}\n", end="", flush=True)  # in one piece, since the threads of views print too
-        except BrokenPipeError:  # the reader is gone; training continues
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            if error.errno not in OF_THE_MACHINE:  # a log on a full disk does not end the training
-                raise
+        problem = print_safely(text, sys.stdout)  # in one piece, since the threads of views print too
+        if problem and not self._mute:
+            self._mute = True
+            goes_on = f"training continues, and {METRICS_FILE} is complete"
+            print_safely(f"gantrain: note: cannot write to standard output ({one_line(problem)}); {goes_on}", sys.stderr)
 
     def log(self, nimg: int, values: Mapping[str, Any]) -> None:
         """Record a line of numbers at `nimg` images."""
@@ -127,9 +122,9 @@ class Tracker:
         for view in list(self.views):
             try:
                 call(view)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # no view, and no library behind it, ends a training
                 self.views.remove(view)
-                self.say(describe_failure(view.name, error))
+                self.say(describe_failure(getattr(view, "name", type(view).__name__), error))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file:

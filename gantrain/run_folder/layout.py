@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SCORING_FOLDER = "scoring"  # of a run folder: checkpoints that are scored in the background
 CONFIG_FILE = "config.yaml"  # of a run folder: the resolved configuration
 METRICS_FILE = "metrics.jsonl"  # of a run folder: its record
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import IO, Any
 
 from gantrain import lock
 from gantrain.atomic_file import write_atomically
-from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.home import expand_user
 from gantrain.lock import InUse
+from gantrain.regular_file import read_regular
 from gantrain.run_folder.changes import (
     describe_changes,
     describe_root,
@@ -26,10 +26,14 @@ from gantrain.run_folder.changes import (
 )
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.manifest import is_missing, read_manifest
+from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
+from gantrain.run_folder.stores import require_known_formats, settle_run
 
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
+LARGEST = 64 << 20  # bytes of it
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
@@ -42,11 +46,12 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: the folder belongs to a run of another configuration; the differing keys are named. Or a new run would write among
-            files of another kind.
+            files of another kind. Or another version of gantrain wrote some of it, or it cannot be read.
     """
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
+    require_known_formats(run_dir)
     paths = CheckpointStore(run_dir / "checkpoints").paths()
     if not paths:
         refuse_reserved(config.averagers)  # an older run with such an average resumes
@@ -54,8 +59,9 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
-    earlier = loading.load(saved)
-    begun = begun_averages(paths[-1], earlier)
+    earlier = load_config(run_dir)
+    newest = last_readable(paths)
+    begun = begun_averages(newest, earlier)
     changes = find_changes(earlier, config, begun)
     lost = tuple(f"averagers.{name}." for name in changes.removed)
     if lost and all(key.startswith(lost) for key in changes.refused):
@@ -72,30 +78,43 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         )
     refuse_reserved(changes.added)
     require_passive(config, changes.added)
-    require_late_start(config, changes.added, int(paths[-1].name))
-    require_time_left(config, [name for name in config.averagers if name not in begun], int(paths[-1].name))
+    require_late_start(config, changes.added, int(newest.name))
+    require_time_left(config, [name for name in config.averagers if name not in begun], int(newest.name))
     return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}
 
 
 def require_own_folder(run_dir: Path, config: Config) -> None:
-    """Refuse a new run among other files: in a folder of images, its own folders would become classes.
+    """Refuse a new run among other files, such as those of another run: in a folder of images, its own folders would become classes.
 
     Raises:
-        UserError: names what is in the folder, or the folder of images above it.
+        UserError: names what is in the folder, or the run folder or folder of images above it.
     """
     if foreign := find_foreign(run_dir):
         named = ", ".join(map(repr, foreign[:NAMED])) + (f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else "")
         raise UserError(
             f"run_dir: {run_dir} is not the folder of a run, and it is not empty: it contains {named}; use a folder that is new or empty"
         )
+    resolved = run_dir.resolve()
+    around = None if is_run_folder(run_dir) else next((path for path in resolved.parents if is_run_folder(path)), None)
+    if around is not None:
+        raise UserError(f"run_dir: {run_dir} is inside the run folder {around}; use a folder outside it")
     data: Any = config.data
     root = data.root if isinstance(data, Folder) else ""
-    above = (run_dir.resolve(), *run_dir.resolve().parents)
+    above = (resolved, *resolved.parents)
     if root and expand_user(root, "data.root").resolve() in above and not is_run_folder(run_dir):
         raise UserError(
             f"run_dir: {run_dir} is inside data.root, {root}, so the run's own pictures would count as images to train on;"
             " use a folder elsewhere"
         )
+
+
+def last_readable(paths: list[Path]) -> Path:
+    """The last of some checkpoints whose manifest is whole and that has its right name; the last one if there is none."""
+    for path in reversed(paths):
+        with contextlib.suppress(Damaged):
+            read_manifest(path)
+            return path
+    return paths[-1]
 
 
 def begun_averages(path: Path, config: Config) -> list[str]:
@@ -107,21 +126,24 @@ def begun_averages(path: Path, config: Config) -> list[str]:
 
 
 def acquire_lock(run_dir: Path) -> IO[str]:
-    """Take the run folder's lock, which is held as long as the returned file is open.
+    """Create the run folder if it does not exist, take its lock, and complete what a kill has interrupted there.
+
+    The lock is held as long as the returned file is open.
 
     Raises:
-        UserError: another process trains there.
+        UserError: another process trains there, or another version of gantrain wrote some of it, or it cannot be read.
     """
     try:
-        return lock.acquire(run_dir)
+        held = lock.acquire(run_dir, create=True)
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
-
-
-def write_config(config: Config, run_dir: Path) -> None:
-    """Create the run folder and write the resolved configuration into it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), only_writer=True)
+    try:
+        require_known_formats(run_dir)
+        settle_run(run_dir)
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def write_rollback(run_dir: Path, body: dict[str, Any]) -> None:
@@ -133,26 +155,31 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
     """What the last rollback has changed; None if there was none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
     path = run_dir / ROLLBACK_FILE
+    damaged = f"{path}: is damaged; delete it to continue as if the run had not been rolled back"
     try:
-        data = path.read_bytes()
+        data = read_regular(path, LARGEST)
         body = json.loads(data)
         if seal({key: value for key, value in body.items() if key != "seal"}) != data:
             raise ValueError
         return body
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged; delete it to continue as if the run had not been rolled back") from error
+    except OSError as error:
+        if not is_missing(error):
+            raise UserError(f"{path}: cannot be read ({error.strerror}), and the run depends on it; make it readable") from error
+        raise UserError(damaged) from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(damaged) from error
 
 
 def forget_abandoned(store: CheckpointStore, rollback: dict[str, Any]) -> None:
     """Delete checkpoints of the path that a rollback abandoned: later than its target, and made before it."""
-    for path in store.paths():
+    for path in reversed(store.paths()):
         if is_abandoned(path, rollback):
-            shutil.rmtree(path, ignore_errors=True)
+            store.forget(path)
 
 
 def is_abandoned(path: Path, rollback: dict[str, Any]) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from gantrain.errors import UserError
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
+from gantrain.strict_yaml import read_values
 
 CHECKPOINT = f"{'[0-9]' * 12}/manifest.json"
 FOLDERS = {"checkpoints", "evaluations", "orbit", "samples", "scoring", "tensorboard", "wandb", AVERAGES_FOLDER, BEST_FOLDER}  # of a run
@@ -35,8 +36,8 @@ def holds_checkpoints(folder: Path) -> bool:
 def is_run_config(path: Path) -> bool:
     """Whether a YAML file can be the configuration in a run folder; False if it cannot be read."""
     try:
-        values: Any = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        values = read_values(path)
+    except (OSError, ValueError):
         return False
     return isinstance(values, dict) and "total_kimg" in values
 
@@ -50,3 +51,17 @@ def find_foreign(folder: Path) -> list[str]:
         return []
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return [path.name for path in inside if path.name not in FOLDERS and (path.is_dir() or path.suffix.lower() not in FILES)]
+
+
+def not_a_run(run: Path) -> UserError:
+    """The error for a path that is no run folder: it does not exist, is a file, or has no configuration."""
+    remedy = "pass the run_dir of a `gantrain train`"
+    if run.is_dir():
+        return UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); {remedy}")
+    if run.exists():
+        return UserError(f"{run}: is a file, not a run folder; {remedy}")
+    with contextlib.suppress(OSError):
+        beside = {path.name for path in run.parent.iterdir() if (path / CONFIG_FILE).is_file()}
+        near = difflib.get_close_matches(run.name, sorted(beside), n=1)
+        remedy = f"did you mean {run.with_name(near[0])}?" if near else remedy
+    return UserError(f"{run}: does not exist; {remedy}")

@@ -6,12 +6,11 @@ lists show the path that led to the weights.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import platform
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +19,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gantrain import clock
-from gantrain.errors import UserError
+from gantrain.errors import UserError, shown
 from gantrain.lock import owner
-from gantrain.run_folder.json_values import WORDS, restored
+from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.plain_yaml import load_plain
+from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
+from gantrain.run_folder.training_columns import columns_of
 from gantrain.score_names import better_when_higher, can_be_best
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
+    from gantrain.run_folder.training_columns import TrainingColumns
 
 # Parts of a protocol, with their values in older records, which do not state them. Scores that differ in one are not comparable.
 STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
@@ -44,7 +47,9 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = 
 )
 # Event -> the status of a run whose record ends with it.
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
-NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
+TELLING = (*ENDS, "start", "resume", "fork")  # events that say how a run goes
+EVENT, SCORE = b'"event"', b'"eval/'  # in lines that show the progress and the scores of a run
+LARGEST_CONFIG = 2**24  # bytes
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
 
@@ -63,7 +68,7 @@ class Outline:
     @property
     def averagers(self) -> list[str]:
         """Names of the run's averages, as the configuration lists them."""
-        return list(self.section("averagers"))
+        return list(map(str, self.section("averagers")))
 
     def section(self, name: str) -> dict[str, Any]:
         """A section's keys; empty if the file does not have it."""
@@ -95,9 +100,13 @@ class Record:
         config: the run's configuration; from `outline`, an `Outline`.
         lines: lines of the path that led to the weights, oldest first; nan and infinities are floats again.
         abandoned: lines of paths that rollbacks have abandoned.
-        unreadable: number of lines that are not JSON.
+        unreadable: number of lines that cannot be read, see `record_lines.parse`. In an outline, damage within a line of losses may go
+            unnoticed.
         running: whether a process is training there now.
         elsewhere: whether a process may be training there on another machine, see `goes_on_elsewhere`.
+        columns: if the record is condensed (`gantrain.run_folder.condensed`), the numbers of its training lines, which `lines` lacks.
+        places: if it is condensed, the position in the file of each of `lines`.
+        num_abandoned: number of lines of abandoned paths; None is that of `abandoned`, which has no training lines if it is condensed.
     """
 
     run: Path
@@ -107,6 +116,9 @@ class Record:
     unreadable: int = 0
     running: bool = False
     elsewhere: bool = False
+    columns: TrainingColumns | None = None
+    places: Sequence[int] | None = None
+    num_abandoned: int | None = None
 
     @property
     def full_config(self) -> Config:
@@ -118,6 +130,16 @@ class Record:
     def training(self) -> list[dict[str, Any]]:
         """Lines with losses, batch size and learning rates."""
         return [line for line in self.lines if "loss/d" in line]
+
+    @cached_property
+    def numbers(self) -> TrainingColumns:
+        """The numbers of all training lines, whether the record is condensed or not."""
+        return self.columns if self.columns is not None else columns_of(enumerate(self.lines))
+
+    @property
+    def placed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(position, line) of all `lines`; positions compare with those in `numbers`."""
+        return zip(range(len(self.lines)) if self.places is None else self.places, self.lines)
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Lines of events: of these names, or of all."""
@@ -156,9 +178,12 @@ class Record:
     @cached_property
     def nimg(self) -> int:
         """Images seen at the end of the path. A rollback goes back; a score of a background evaluation, which arrives late, does not."""
-        nimg = 0
-        for line in self.lines:
+        nimg, since = 0, -1
+        for place, line in self.placed:
             nimg = line["to"] if goes_back(line) else max(nimg, line["nimg"])
+            since = place if goes_back(line) else since
+        if self.columns is not None:
+            nimg = max([nimg, *self.columns.nimg[self.columns.places > since].tolist()])
         return nimg
 
     @property
@@ -169,16 +194,8 @@ class Record:
         "forked" (`gantrain fork` has prepared it, and it was not trained yet),
         or "running?" if this machine cannot tell.
         """
-        if self.running:
-            return RUNNING
-        told = [line["event"] for line in self.events(*ENDS, "start", "resume", "fork")]
-        if not told:
-            return CUT_SHORT if self.lines else DAMAGED if self.unreadable else EMPTY
-        if told[-1] == "fork":
-            return FORKED
-        if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # extended since, and not resumed yet
-            return INTERRUPTED
-        return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
+        told = [line["event"] for line in self.events(*TELLING)]
+        return status_of(self, told[-1] if told else None, self.nimg, bool(self.lines or self.columns))
 
     def best(
         self, metric: str | None = None, averages: Iterable[str] | None = None, times: Iterable[int] | None = None
@@ -205,14 +222,29 @@ class Record:
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
 
 
+def status_of(found: Record, told: str | None, nimg: int, has_lines: bool) -> str:
+    """The state of a run in a word or two, see `Record.status`.
+
+    Args:
+        found: says whether the run goes on, how long it is to be, and how many lines cannot be read.
+        told: the last event that says how the run goes; None if there is none.
+        nimg: images seen.
+        has_lines: whether a line of the record can be read.
+    """
+    if found.running:
+        return RUNNING
+    if told is None:
+        return CUT_SHORT if has_lines else DAMAGED if found.unreadable else EMPTY
+    if told == "fork":
+        return FORKED
+    if told == "end" and nimg < clock.images(found.config.total_kimg):  # extended since, and not resumed yet
+        return INTERRUPTED
+    return ENDS.get(told, MAYBE if found.elsewhere else CUT_SHORT)
+
+
 def stated(one: Evaluation) -> dict[str, Any]:
     """The part of a protocol that must be equal for scores to be comparable."""
     return {key: one.protocol.get(key, default) for key, default in STATED.items()}
-
-
-def has_scores(line: dict[str, Any]) -> bool:
-    """Whether a line may be an evaluation; an event that quotes scores, such as a swap, is not one."""
-    return "event" not in line and "loss/d" not in line
 
 
 def evaluation(line: dict[str, Any]) -> Evaluation | None:
@@ -225,7 +257,7 @@ def evaluation(line: dict[str, Any]) -> Evaluation | None:
         average, slash, metric = key.removeprefix("eval/").rpartition("/")
         if not slash:
             protocol[metric] = value
-        elif isinstance(value, (int, float)):
+        elif is_number(value):
             scores.setdefault(average, {})[metric] = value
     return Evaluation(line["nimg"], scores, protocol) if scores else None
 
@@ -241,52 +273,76 @@ def read(run: str | Path) -> Record:
     return read_with(configuration_of(Path(run)), Path(run))
 
 
-def outline(run: Path) -> Record:
-    """A record without lines of losses, except a last one, and with only `total_kimg` of the configuration: fast, and without torch.
+def outline(run: Path, sections: bool = True) -> Record:
+    """A record without lines of losses, except a last one, and with the configuration as plain values: fast, and without torch.
+
+    Args:
+        run: the run folder.
+        sections: whether the configuration has its sections, and not `total_kimg` alone, which is faster.
 
     Raises:
         UserError: the configuration or the record cannot be read.
     """
-    return read_with(outline_config(run), run, brief=True)
+    return read_with(outline_config(run, sections), run, brief=True)
 
 
-def outline_config(run: Path) -> Outline:
-    """The part of a run's configuration that `outline` reads.
+def outline_config(run: Path, sections: bool = True) -> Outline:
+    """The part of a run's configuration that `outline` reads; arguments as there.
 
     Raises:
         UserError: it cannot be read.
     """
     path = run / CONFIG_FILE
     try:
-        config = yaml.safe_load(path.read_bytes())
-        return Outline(float(config["total_kimg"]), config)
+        config = load_plain(read_regular(path, LARGEST_CONFIG), shallow=not sections)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or "total_kimg" not in config:
+        raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)")
+    total_kimg = config["total_kimg"]
+    if isinstance(total_kimg, str):  # YAML 1.1 takes 1e3 for a text
+        with contextlib.suppress(ValueError):
+            total_kimg = float(total_kimg)
+    if not is_number(total_kimg) or not 0 < total_kimg < math.inf:
+        got = "a section or a list" if isinstance(total_kimg, (dict, list)) else quoted(total_kimg)
+        raise UserError(f"{path}: is not the configuration of a run (total_kimg must be a number above 0, got {got})")
+    return Outline(float(total_kimg), config if sections else {})
+
+
+def quoted(value: Any) -> str:
+    """A value for a message, at most 40 characters long."""
+    text = shown(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Record:
-    """The record of a run whose configuration is known."""
+    """The record of a run whose configuration is known; with `brief`, as `outline` describes it."""
     running, elsewhere = owner(run) is not None, goes_on_elsewhere(run)
-    path, parsed, last = run / METRICS_FILE, [], b""
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n") and parse(line) is None:  # incomplete: still being written, or cut by a power failure
-                    break
-                needed = not brief or any(word in line for word in NEEDED)
-                last = b"" if needed else line
-                if needed:
-                    parsed.append(parse(line))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); fix this, or omit this run") from error
+    lines: list[dict[str, Any]] = []
+    unreadable, last = 0, b""
+    for data, whole in stream_bytes(run):
+        if brief and whole and is_of_losses(data):
+            last = data
+            continue
+        line = parse(data)
+        if line is not None:
+            lines.append(line)
+            last = b""
+        elif whole:
+            unreadable += 1
     if last:
-        parsed.append(parse(last))
-    lines, abandoned = split_abandoned(line for line in parsed if line is not None)
-    return Record(run, config, lines, abandoned, sum(line is None for line in parsed), running, elsewhere)
+        line = parse(last)
+        lines += [line] if line is not None else []
+        unreadable += line is None
+    kept, abandoned = split_abandoned(lines)
+    return Record(run, config, kept, abandoned, unreadable, running, elsewhere)
+
+
+def is_of_losses(line: bytes) -> bool:
+    """Whether a line begins and ends as every line does, and is neither an event nor scores; it may be damaged in between."""
+    return line.startswith(b'{"nimg": ') and line.endswith(b"}\n") and EVENT not in line and SCORE not in line
 
 
 def goes_on_elsewhere(run: Path) -> bool:
@@ -296,54 +352,8 @@ def goes_on_elsewhere(run: Path) -> bool:
     (or there is none) and the record has changed within `QUIET` seconds.
     """
     try:
-        last = (run / ".lock").read_text(errors="replace")
+        last = read_regular(run / ".lock", LARGEST_CONFIG).decode("utf-8", "replace")
         changed = (run / METRICS_FILE).stat().st_mtime
     except OSError:
         return False
     return not last.endswith(f" on {platform.node()}") and time.time() - changed < QUIET
-
-
-def parse(line: bytes | str) -> dict[str, Any] | None:
-    """A line of the file; None if it is not a JSON object with `nimg`, which a power cut may leave."""
-    try:
-        text = line.decode() if isinstance(line, bytes) else line
-        found = json.loads(text)
-        if type(found["nimg"]) is not int:
-            return None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if any(f'"{word}"' in text for word in WORDS):
-        found = restored(found)
-    return {sys.intern(key): value for key, value in found.items()}  # the same few keys on each of 100,000 lines
-
-
-def goes_back(line: dict[str, Any]) -> bool:
-    """Whether a line is a rollback."""
-    return line.get("event") == "rollback" and type(line.get("to")) is int
-
-
-def split_abandoned(lines: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Separate the lines of the path that led to the weights from those that rollbacks have abandoned.
-
-    Rollbacks, starts and resumes always stay. At the time that a rollback returns to, lines after the checkpoint were abandoned as well
-    and come again, such as a growth of the batch; scores of that time stay, since those of a background evaluation come late.
-
-    Returns:
-        (lines that stay, lines that were abandoned).
-    """
-    kept: list[dict[str, Any]] = []
-    left: list[dict[str, Any]] = []
-    for line in lines:
-        if goes_back(line):
-            to = line["to"]
-            saved = max((i for i, one in enumerate(kept) if one["nimg"] == to and one.get("event") == "checkpoint"), default=len(kept))
-            stays = [
-                one.get("event") in ("start", "resume", "rollback")
-                or one["nimg"] < to
-                or (one["nimg"] == to and (i <= saved or has_scores(one)))
-                for i, one in enumerate(kept)
-            ]
-            left += [one for one, stay in zip(kept, stays) if not stay]
-            kept = [one for one, stay in zip(kept, stays) if stay]
-        kept.append(line)
-    return kept, left

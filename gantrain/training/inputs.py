@@ -22,8 +22,7 @@ from gantrain.errors import UserError, counted
 from gantrain.images import to_float
 from gantrain.reporting.event_words import on_console
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, read_state
-from gantrain.run_folder.layout import METRICS_FILE
-from gantrain.run_folder.record import parse
+from gantrain.run_folder.record_lines import parse, stream_bytes
 from gantrain.sampling import latents
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -225,9 +224,9 @@ class Inputs:
 
 def named_in_record(run_dir: Path) -> set[str]:
     """The unreadable images that a run has named at earlier starts; empty if it has no record."""
-    with suppress(OSError), open(run_dir / METRICS_FILE, "rb") as file:
-        lines = [parse(line) for line in file if b'"skipped"' in line]
-        return {str(line["image"]) for line in lines if line and line.get("event") == "skipped" and "image" in line}
+    with suppress(UserError):
+        lines = (parse(data) for data, _ in stream_bytes(run_dir) if b'"skipped"' in data)
+        return {line["image"] for line in lines if line and line.get("event") == "skipped" and "image" in line}
     return set()
 
 

@@ -15,7 +15,8 @@ from gantrain.config.sections import Checkpoint
 from gantrain.errors import UserError
 from gantrain.evaluation.background import BackgroundEvaluation
 from gantrain.reporting.tracker import Tracker
-from gantrain.run_folder.checkpoint import BackgroundWriter, CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
+from gantrain.run_folder.background_writer import BackgroundWriter
+from gantrain.run_folder.checkpoint import CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
 from gantrain.run_folder.contents import forget_rebuilt_after
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER
 from gantrain.run_folder.ownership import forget_abandoned
@@ -132,8 +133,9 @@ class Keeper:
         """Keep the checkpoint that was scored in the background as the best of some scores.
 
         Raises:
-            NotWritten: it could not be kept, and the settings then end the run.
+            NotWritten: it could not be kept, or the previous write failed, and the settings then end the run.
         """
+        self.collect(nimg, wait=True)  # it may be writing into the same store
         try:
             for name in best_of:
                 keep_also(self.scoring.path(nimg), self.best[name])

@@ -9,7 +9,7 @@ from gantrain.data import ImageSet
 from gantrain.errors import one_line
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.orbit.analysis import PlayerKey, analyse
-from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
+from gantrain.orbit.motion import TooFewRecordings, build_motion, require_recordings
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.orbit.words import summarise
@@ -43,6 +43,7 @@ class Pictures:
     ):  # fmt: skip
         self.context, self.run, self.players, self.batching = context, run, players, batching
         self.images, self.evaluator, self.orbit = images, evaluator, orbit
+        self._left_out = ""  # what has been said about damaged lines of the orbit's record
 
     def draw_samples(self, scores: Scores, scored_at: int) -> None:
         """Draw the same latents through the live weights and every average, side by side, into `samples/`.
@@ -102,9 +103,9 @@ class Pictures:
         self.orbit.flush()
         profiles = {key: {name: bank.weight_profile(name) for name in bank.started()} for key, bank in banks.items()}
         try:
-            lines = read_record(context.run_dir)
+            recordings = require_recordings(self.orbit.recordings, context.run_dir)
             both: tuple[PlayerKey, ...] = ("g", "d")
-            found = [analyse(context.run_dir, context.config, key, build_motion(lines, key), profiles[key]) for key in both]
+            found = [analyse(context.run_dir, context.config, key, build_motion(recordings, key), profiles[key]) for key in both]
             path = picture_path(context.run_dir, found)
             save_analyses(found, path, context.run_dir.name)
         except TooFewRecordings:
@@ -112,6 +113,10 @@ class Pictures:
         except Exception as error:
             context.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {context.run_dir}` tries again")
             return True
+        left_out = recordings.describe_unreadable(context.run_dir)
+        if left_out not in ("", self._left_out):
+            self._left_out = left_out
+            context.tracker.say(f"orbit: {left_out}")
         words = [summarise(one) for one in found]
         context.tracker.image(self.run.nimg, "orbit", path, "; ".join(words))
         for line in words:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from gantrain.averaging.posthoc import compact
+from gantrain.distributed import on_main
+from gantrain.errors import UserError
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.time_left import CHECKPOINTS, SNAPSHOTS
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.checkpoint import Snapshot
+from gantrain.run_folder.claim import Claim, Traces, claim_folder
 from gantrain.run_folder.contents import group_of
 from gantrain.run_folder.layout import BEST_FOLDER
-from gantrain.run_folder.ownership import acquire_lock, read_rollback, write_config
+from gantrain.run_folder.own_config import write_config
+from gantrain.run_folder.ownership import read_rollback
 from gantrain.run_folder.provenance import new_run_id
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
@@ -68,6 +72,8 @@ class Saving:
         best_of: scores for which the next checkpoint is the best.
         to_score: whether the next checkpoint will be scored in the background.
         wandb_id: the run's identity in W&B.
+        claim: to the run folder, on the main process; None before `lock`, unless it was taken before this run was prepared.
+        traces: of the folder as it was when this run was prepared.
     """
 
     def __init__(
@@ -80,25 +86,36 @@ class Saving:
         self.best_of: list[str] = []
         self.to_score = False
         self.wandb_id = new_run_id()
-        self._lock: IO[str] | None = None
+        self.claim: Claim | None = None
+        self.traces: Traces = {}
 
     # ---- the run folder ----------------------------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Create the run folder and lock it, on the main process.
+        """Take the run folder on the main process, unless whoever made this run has taken it already.
 
         Raises:
-            UserError: another process trains there.
+            UserError: another process trains there, or the folder is not as it was when this run was prepared.
         """
-        if self.context.main:
-            self.context.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = acquire_lock(self.context.run_dir)
+        on_main(self.context.accelerator, self._take)
+
+    def _take(self) -> None:
+        if self.claim is not None and self.claim.holds():
+            return
+        self.unlock()  # of a folder that was removed
+        claim = claim_folder(self.context.config)
+        if claim.found.traces != self.traces:
+            claim.release()
+            raise UserError(
+                f"run_dir: {self.context.run_dir} has changed while this run was being prepared: another process has trained there, or"
+                " files were removed; run the same command again"
+            )
+        self.claim = claim
 
     def unlock(self) -> None:
         """Release the run folder."""
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        if self.claim is not None:
+            self.claim.release()
 
     def find(self) -> tuple[dict[str, Any] | None, Path | None]:
         """(the record of the last rollback, the checkpoint to resume from), each None if there is none; on every process.

@@ -22,7 +22,7 @@ from gantrain.reporting.score_table import table
 from gantrain.reporting.time_left import SWAPS
 from gantrain.reporting.tracker import Tracker
 from gantrain.reporting.views import open_views, require_views
-from gantrain.run_folder.ownership import look_into
+from gantrain.run_folder.claim import Claim, examine
 from gantrain.run_folder.provenance import utc_now
 from gantrain.score_names import Scores, as_keys
 from gantrain.training.additions import report_added
@@ -55,19 +55,23 @@ class Trainer:
         accelerator: of the program; None makes one.
         interruption: knows when the process is asked to stop; None listens for signals while `train` runs.
         changed_data: whether a run that is resumed may continue on other images than before.
+        claim: to the run folder, on the main process; the trainer releases it. None takes it when training starts, and then refuses a
+            folder that has changed since.
 
     Raises:
         UserError: the folder contains another run, the data set is invalid, or the batch does not divide over the processes.
     """
 
     def __init__(
-        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False
+        self, config: Config, accelerator: Accelerator | None = None, interruption: Interruption | None = None, changed_data: bool = False,
+        claim: Claim | None = None,
     ):  # fmt: skip
         self.config, self.interruption = config, interruption or Interruption()
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         self.context = context = prepared(config, self.accelerator, changed_data)
         self.tracker = context.tracker
-        self.changed = context.from_main(look_into(context.run_dir, config) if context.main else {})
+        found = None if not context.main else claim.found if claim else examine(config)
+        self.changed = context.from_main(found.changed if found else {})
         performance.set_up(context.performance, context.device)
         self.images = images = open_images(context)
         self.run = run = RunState(clock.images(config.total_kimg))
@@ -85,6 +89,7 @@ class Trainer:
         self.inputs = inputs = Inputs(context, run, images, players, batching, guard)
         self.measurements = measurements = Measurements(context, run, players, batching, inputs, guard, orbit, probes, noise)
         self.saving = saving = Saving(context, run, players, measurements, guard, keeper, orbit)
+        saving.claim, saving.traces = claim, found.traces if found else {}
         self.pictures = pictures = Pictures(context, run, players, batching, images, evaluator, orbit)
         self.scoreboard = scoreboard = Scoreboard(context, run, players, guard, keeper, evaluator, saving, pictures)
         self.swapper = swapper = Swapper(

@@ -1,0 +1,49 @@
+"""Configurations as plain nested values, as YAML files have them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gantrain.config.plugins import name_of
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values that `gantrain.config.loading.build` turns back into an equal configuration."""
+    result: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        result[key_of(f)] = plain_value(f, getattr(config, f.name))
+    return result
+
+
+def plain_value(f: dataclasses.Field, value: Any) -> Any:
+    """The value of a field as plain nested values."""
+    table: dict[str, type] | None = f.metadata.get("table")
+    if table is not None and f.metadata.get("mapping"):
+        return {name: {"name": name_of(table, one), **to_dict(one)} for name, one in value.items()}
+    if table is not None:
+        return {"name": name_of(table, value), **to_dict(value)}
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def key_of(f: dataclasses.Field) -> str:
+    """The name of a field in files."""
+    return f.metadata.get("key", f.name)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(full key, value) of everything that is not a section."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def sections_of(key: str) -> list[str]:
+    """The sections that a full key is in, outermost first: "a", "a.b" of "a.b.c"."""
+    parts = key.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]

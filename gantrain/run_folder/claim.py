@@ -1,0 +1,123 @@
+"""The claim to a run folder: its lock, and what is decided about the folder while the lock is held.
+
+Whether a run starts or resumes, and whether it may, depends on what is in its folder. Another training may write there, from its start to
+its end, while this process imports torch or reads its images. So what is decided before the lock is taken is decided again behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from gantrain import lock
+from gantrain.config.config import Config
+from gantrain.errors import UserError
+from gantrain.home import expand_user
+from gantrain.regular_file import read_regular
+from gantrain.run_folder.checkpoint import MANIFEST, CheckpointStore
+from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, look_into
+from gantrain.run_folder.starts import resolve_starts
+
+LARGEST = 2**26  # bytes of a file that is compared
+Traces = dict[str, bytes | None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run folder means for a configuration.
+
+    Attributes:
+        config: the configuration, with the start of every average that is added to the run.
+        changed: the keys that have changed and may change, with their old and new values.
+        traces: the contents of the files on which this depends, by path; None for one that cannot be read.
+    """
+
+    config: Config
+    changed: dict[str, Any]
+    traces: Traces
+
+
+@dataclass
+class Claim:
+    """A run folder that this process alone may train in, until it releases it.
+
+    Attributes:
+        folder: the run folder.
+        found: what is in it.
+    """
+
+    folder: Path
+    found: Findings
+    _file: IO[str] = field(repr=False)
+    _made: list[Path] = field(default_factory=list)  # folders that did not exist before, the deepest first
+    _locked_before: bool = False  # whether an earlier process has left the file of a lock
+
+    def holds(self) -> bool:
+        """Whether the folder is still the one that was locked; False if it was removed or replaced."""
+        return lock.holds(self._file, self.folder)
+
+    def release(self) -> None:
+        """Release the folder. One in which no run has begun is left as it was found."""
+        if self._file.closed:
+            return
+        if self._locked_before or any((self.folder / name).exists() for name in (CONFIG_FILE, METRICS_FILE, "checkpoints")):
+            self._file.close()
+            return
+        lock.discard(self._file, self.folder)
+        with contextlib.suppress(OSError):  # not empty, or gone
+            for folder in self._made:
+                folder.rmdir()
+
+
+def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
+    """Take the lock of a configuration's `run_dir`, and find out behind it what the folder means for this configuration.
+
+    Args:
+        config: as loaded.
+        given: full keys that the user has set; None takes the start of every average as it is.
+
+    Raises:
+        UserError: another process trains there, or see `look_into`. The folder is then as it was.
+    """
+    folder = expand_user(config.run_dir, "run_dir")
+    try:
+        examine(config, given)  # refuses before anything is written
+    except UserError:
+        if lock.owner(folder) is None:  # else files may have changed while they were read
+            raise
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    locked_before = (folder / lock.NAME).exists()
+    file = acquire_lock(folder)
+    claim = Claim(folder, Findings(config, {}, {}), file, made, locked_before)
+    try:
+        claim.found = examine(config, given)  # again: another training may have begun or ended since
+    except BaseException:
+        claim.release()
+        raise
+    return claim
+
+
+def examine(config: Config, given: Collection[str] | None = None) -> Findings:
+    """What a run folder means for a configuration; arguments and errors as in `claim_folder`. Writes nothing."""
+    folder = expand_user(config.run_dir, "run_dir")
+    traces = read_traces(folder)
+    resolved = config if given is None else resolve_starts(config, given)
+    return Findings(resolved, look_into(folder, resolved), traces)
+
+
+def read_traces(folder: Path) -> Traces:
+    """The contents of the files from which a run starts or resumes, by path."""
+    manifests = [path / MANIFEST for path in CheckpointStore(folder / "checkpoints").paths()]
+    return {str(path): read_if_there(path) for path in (folder / CONFIG_FILE, folder / ROLLBACK_FILE, *manifests)}
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """The content of a file; None if it cannot be read."""
+    try:
+        return read_regular(path, LARGEST)
+    except OSError:
+        return None

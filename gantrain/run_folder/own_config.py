@@ -1,0 +1,79 @@
+"""The configuration in a run folder: written durably, and refused if it is not whole.
+
+Missing keys have defaults, so half of a configuration is one of other settings. A file that a power failure has cut must therefore be
+recognised before it is read as a configuration.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from gantrain.atomic_file import write_atomically
+from gantrain.config import loading
+from gantrain.config.config import Config
+from gantrain.errors import UserError
+from gantrain.regular_file import read_regular
+from gantrain.run_folder.layout import CONFIG_FILE
+
+LARGEST = 16 << 20  # bytes
+FIRST = ["run_dir", "seed", "total_kimg"]  # how every version begins a configuration
+LAST = re.compile(r"^performance:\n +\S.*\n", re.MULTILINE)  # the last section that every version has written
+BY_HAND = re.compile(r"^[^'\"\n]*(?:(?:^|\s)#|: \{[^}])", re.MULTILINE)  # comments, and sections in one line, which gantrain does not write
+
+
+def write_config(config: Config, run_dir: Path) -> None:
+    """Create the run folder and write the resolved configuration into it, such that no power failure leaves half of it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), durable=True, only_writer=True)
+
+
+def load_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of a run, with overrides.
+
+    Raises:
+        UserError: the file is damaged, with a remedy; or see `gantrain.config.loading.load`.
+    """
+    require_whole_config(run_dir)
+    return loading.load(run_dir / CONFIG_FILE, overrides)
+
+
+def require_whole_config(run_dir: Path) -> None:
+    """Refuse a run's configuration of which a part is missing.
+
+    Raises:
+        UserError: names the file, the damage and the remedy.
+    """
+    path = run_dir / CONFIG_FILE
+    damage = find_damage(path)
+    if damage:
+        raise UserError(
+            f"{path}: is damaged ({damage}); restore it from a copy, or write it again from what the run was started with:"
+            f" gantrain config CONFIG OVERRIDES > {shlex.quote(str(path))}"
+        )
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a configuration that gantrain has written, in words; None if it is whole, or cannot be read at all."""
+    try:
+        data = read_regular(path, LARGEST)
+    except OSError:
+        return None  # reading it says why
+    if not data.strip():
+        return "it is empty"
+    if b"\0" in data:  # space that a file system had reserved, and never filled
+        return "parts of it are zeros"
+    text = data.decode(errors="replace")
+    if not text.startswith(f"{FIRST[0]}:"[: len(text)]) or BY_HAND.search(text):
+        return None
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        return "it ends in the middle of a line" if not text.endswith("\n") else None
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    cut = not text.endswith("\n") or not LAST.search(text)
+    return "its end is missing" if cut and keys[:3] == FIRST[: len(keys)] else None

@@ -1,0 +1,69 @@
+"""All folders of checkpoints in a run folder, and what holds for them together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gantrain.run_folder.checkpoint import CheckpointStore
+from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, SCORING_FOLDER
+from gantrain.run_folder.manifest import MANIFEST, Damaged, Unreadable, is_missing, read_manifest, unlistable
+from gantrain.run_folder.replacing import settle
+
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+def folders_of(run: Path) -> Iterator[Path]:
+    """The folders of a run that may contain checkpoints: those it resumes from, snapshots and rebuilt averages, the best, and the scored.
+
+    Raises:
+        Unreadable: the folder of the best ones cannot be listed.
+    """
+    yield run / CHECKPOINTS_FOLDER
+    yield run / AVERAGES_FOLDER
+    yield run / SCORING_FOLDER
+    yield from best_folders(run)
+
+
+def best_folders(run: Path) -> list[Path]:
+    """The folders of a run's best checkpoints, one for each score.
+
+    Raises:
+        Unreadable: they cannot be listed.
+    """
+    folder = run / BEST_FOLDER
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        if is_missing(error):
+            return []
+        raise unlistable(folder, error) from error
+
+
+def settle_run(run: Path) -> None:
+    """Complete what a kill has interrupted in a run folder. The caller holds its lock.
+
+    Raises:
+        OtherFormat, Unreadable: a folder cannot be examined, or not be renamed.
+    """
+    for folder in folders_of(run):
+        settle(folder)
+
+
+def require_known_formats(run: Path) -> None:
+    """Refuse a run folder in which anything is of another format than this version writes, even if other checkpoints can be read.
+
+    Damaged and unreadable ones tell no format; whoever needs one of them reports it.
+
+    Raises:
+        OtherFormat: names one of another format.
+        Unreadable: a folder cannot be listed.
+    """
+    for folder in folders_of(run):
+        CheckpointStore(folder).paths()  # raises if it cannot be listed
+        for file in sorted(folder.glob(f"*/{MANIFEST}")):
+            with contextlib.suppress(Damaged, Unreadable):
+                read_manifest(file.parent)
