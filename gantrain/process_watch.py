@@ -368,7 +368,8 @@ def _listening(port: int) -> socket.socket:
             ("::" if both else "", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=1024
         )
     except OSError as error:
-        raise UserError(f"MASTER_PORT: cannot listen on {port} ({os.strerror(error.errno or 0)}); set it to a free port from 1024 to 65535") from None
+        why = os.strerror(error.errno or 0)
+        raise UserError(f"MASTER_PORT: cannot listen on {port} ({why}); set it to a free port from 1024 to 65535") from None
     return server
 
 

@@ -122,7 +122,7 @@ def test_the_others_end_with_the_status_of_a_process_that_failed(pair, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_is_named(pair, rank):
-    for one in pair[rank]._peers.values():  # as the system does
+    for one in list(pair[rank]._peers.values()):  # as the system does
         one.shutdown(socket.SHUT_RDWR)
     failure = pair[1 - rank].wait_for_news()
     assert failure and failure.exit_status == 1 and f"process {rank} was killed or crashed" in failure.in_words()
