@@ -12,6 +12,7 @@ from typing import NoReturn, TypeAlias
 
 from gantrain import command_signals, streams
 from gantrain.command_end import GAVE_UP, USER_ERROR, call, leave
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
@@ -55,6 +56,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     streams.Told.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
+        refuse_missing(arguments)
         status = call(arguments)
         return status if trains else output_status(status)
     except GaveUp as error:

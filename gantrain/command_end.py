@@ -15,6 +15,7 @@ from gantrain.errors import GaveUp, UserError
 from gantrain.home import settle_home
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
+from gantrain.memory import explain_allocation
 
 USER_ERROR = 2
 GAVE_UP = 3
@@ -30,7 +31,8 @@ def call(arguments: argparse.Namespace) -> int:
         with command_signals.Raising():
             status = verb.call(arguments) or 0
     except BaseException as error:
-        failed = plugin_errors.blame(error) or unencodable(error)
+        memory = explain_allocation(error)
+        failed = UserError(memory) if memory else plugin_errors.blame(error) or unencodable(error)
         if group := _group():
             group.end(error, status_of(failed or error))
         if failed:

@@ -47,6 +47,25 @@ TINY = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of `pytest -m hunt`."""
+    hunt = parser.getgroup("hunt")
+    minutes = os.environ.get("HUNT_MINUTES", "2")
+    hunt.addoption("--hunt-minutes", type=float, default=float(minutes), help="how long to hunt (default: $HUNT_MINUTES, or 2)")
+    hunt.addoption("--hunt-seed", type=int, help="seed of the hunt (default: a new one, which is printed)")
+    hunt.addoption("--hunt-areas", help="comma-separated areas (default: all)")
+    hunt.addoption("--hunt-failures", default="hunt-failures", help="folder for the failures (default: hunt-failures)")
+    hunt.addoption("--hunt-kills", type=int, default=100, help="how many runs are killed (default: 100)")
+    hunt.addoption("--hunt-case", metavar="FOLDER", help="run one failure of an earlier hunt again")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """`-m hunt` runs in one process, which shows how far the hunt is; pytest-xdist shows nothing before the end."""
+    if config.option.markexpr == "hunt" and hasattr(config.option, "numprocesses"):
+        config.option.numprocesses, config.option.dist, config.option.tx = 0, "no", []
+
+
 def slow_but(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     """The cases of a parametrized test, slow but for the quick ones."""
     quick = list(quick)

@@ -229,10 +229,11 @@ def test_a_line_is_in_the_file_whole_or_not_at_all(tmp_path_factory, lines, limi
     lines=st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")), max_size=8),
     cut=st.integers(0, 7),
     keep=st.one_of(st.none(), st.integers(0, 70)),
+    piece=st.integers(1, 9),
 )
-def test_what_is_kept_are_the_whole_lines_within_so_many_bytes(tmp_path_factory, lines, cut, keep):
-    """Of a file that may end in the middle of a line, and be shorter than what is to be kept. What stood behind them is in hand
-    before it is gone, and new lines follow those kept."""
+def test_what_is_kept_are_the_whole_lines_within_so_many_bytes(tmp_path_factory, lines, cut, keep, piece):
+    """Of a file that may end in the middle of a line, and be shorter than what is to be kept. What stood behind them is moved,
+    in pieces, and new lines follow those kept."""
     path = tmp_path_factory.mktemp("lines") / "lines.txt"
     data = b"".join(line + b"\n" for line in lines)
     data = data[: max(0, len(data) - cut)]
@@ -243,8 +244,13 @@ def test_what_is_kept_are_the_whole_lines_within_so_many_bytes(tmp_path_factory,
         whole = data[:keep]
         while whole and not whole.endswith(b"\n"):
             whole = whole[:-1]
-    assert file.removed == data[len(whole) :] and path.read_bytes() == data
-    file.cut()
+    assert path.read_bytes() == data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gantrain.run_folder.line_file.PIECE", piece)
+        file.move_rest(path.with_name("moved.txt"))
+    rest = data[len(whole) :]
+    moved = path.with_name("moved.txt").read_bytes() if rest else b""
+    assert moved == rest + b"\n" * bool(rest and not rest.endswith(b"\n"))
     assert path.read_bytes() == whole and file.position() == len(whole)
     file.append("new\n")
     file.append("two\nmore\n")

@@ -984,7 +984,7 @@ def test_the_recording_before_a_swap_is_not_repeated(tmp_path):
     again.record(76, FACTS)
     assert [head["nimg"] for head in again.heads[6:]] == [76]
     again.open()
-    assert again.heads == []
+    assert list(again.heads) == []
     assert np.array_equal(motion.sketches["live"][0], motion.sketches["live"][1]) and not np.array_equal(
         motion.sketches["live"][1], motion.sketches["live"][2]
     )
@@ -1229,7 +1229,7 @@ def test_two_emas_are_read_where_they_have_settled_in_the_stretch(tmp_path, conf
 
 
 @pytest.mark.parametrize("damage", ["no json", "no sketch", "bad base64", "another size", "odd bytes", "no live", "null"])
-def test_a_damaged_line_is_named(tmp_path, damage):
+def test_a_damaged_line_is_left_out(tmp_path, damage):
     run = written(tmp_path, orbit_path(6), distances={"ema": np.ones(6)})
     path = run / "orbit" / "record.jsonl"
     lines = path.read_text().splitlines()
@@ -1246,15 +1246,11 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         del line["sketch"]["g"]["live"]
     lines[3] = {"no json": lines[3][:50], "null": "null"}.get(damage) or json.dumps(line)
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match=r"record\.jsonl: line 4 is damaged \(.*\); delete the line to continue") as caught:
-        read_motion(run, "g")
-    assert "\n" not in str(caught.value)
-    path.write_text("\n".join(lines[:3] + lines[4:]) + "\n")
-    assert len(read_motion(run, "g").nimg) == 5  # the remedy works
+    assert len(read_motion(run, "g").nimg) == 5 and read_record(run).unreadable == 1
 
 
 @pytest.mark.parametrize("damage", ["no nimg", "no lr", "a list", "no distances", "no d", "not utf-8"])
-def test_a_line_that_lacks_more_is_named_too(tmp_path, damage):
+def test_a_line_that_lacks_more_is_left_out_too(tmp_path, damage):
     run = written(tmp_path, orbit_path(6), distances={"ema": np.ones(6)})
     path = run / "orbit" / "record.jsonl"
     lines = path.read_bytes().splitlines()
@@ -1266,8 +1262,7 @@ def test_a_line_that_lacks_more_is_named_too(tmp_path, damage):
         line["sketch"]["g"] = []
     lines[3] = lines[3][:30] + b"\xff\xfe" + lines[3][30:] if damage == "not utf-8" else json.dumps(line).encode()
     path.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(UserError, match=r"line 4 is damaged"):
-        read_motion(run, "d")
+    assert len(read_motion(run, "d").nimg) == 5 and read_record(run).unreadable == 1
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):

@@ -266,10 +266,10 @@ def test_a_picture_that_fails_costs_what_the_next_one_will(error, cost, clock, m
         clock.spend(PER_PICTURE)
         raise error
 
-    monkeypatch.setattr(pictures, "read_record", fail)
+    monkeypatch.setattr(pictures, "require_recordings", fail)
     tracker = SimpleNamespace(say=lambda words: None)
     context, players = SimpleNamespace(costs=Costs(), run_dir=None, tracker=tracker), SimpleNamespace(banks={})
-    orbit = SimpleNamespace(on=True, flush=lambda: None)
+    orbit = SimpleNamespace(on=True, flush=lambda: None, recordings=None)
     pictures.Pictures(context, None, players, None, None, None, orbit).show_orbit()  # type: ignore[arg-type]  # what it uses
     assert context.costs.per_unit(ORBIT_PICTURES) == cost
 

@@ -24,7 +24,7 @@ from spawning import Spawned
 from test_record import FEW, by_hand, environment, event, score, train
 
 from gantrain import cli, lock as locks
-from gantrain.commands.watch import Follower, find_first_batch, summarise, told_before, watch
+from gantrain.commands.watch import Follower, Past, summarise, watch
 from gantrain.reporting.console import console_line
 from gantrain.reporting.event_words import Teller
 from gantrain.run_folder import record
@@ -157,10 +157,18 @@ def test_the_head_leaves_out_what_is_unknown(sections, first, words):
     assert summarise(record.Outline(1.0, yaml.safe_load(f"{{{sections}}}")), first) == words
 
 
+def past_of(lines: list[bytes], last: int = 10) -> Past:
+    past = Past(Teller(200.0), last)
+    for line in lines:
+        past.add(line)
+    past.end()
+    return past
+
+
 def test_the_first_batch_is_that_before_the_first_growth():
     grown = event(112, "growth", **{"from": 16, "to": 32})
     lines = [json.dumps(line).encode() + b"\n" for line in (event(0, "start"), grown, {"nimg": 160, "batch/size": 32})]
-    assert [find_first_batch(some) for some in (lines, lines[2:], lines[:1])] == [16, 32, None]
+    assert [past_of(some).first_batch for some in (lines, lines[2:], lines[:1])] == [16, 32, None]
 
 
 def test_ctrl_c_is_130_and_no_word(tmp_path):
@@ -215,7 +223,7 @@ def test_what_a_run_writes_between_a_look_and_its_end_is_told(look, tmp_path, mo
     held, read, looks, said = locks.acquire(run), Follower.new, [], []
 
     def new(follower: Follower) -> list[bytes]:
-        lines = read(follower)
+        lines = list(read(follower))
         looks.append(len(lines))
         if len(looks) == look:
             write(run, train(32), event(1000, "end"))
@@ -262,7 +270,7 @@ def test_every_line_is_read_once_however_the_file_grows_and_is_cut(tmp_path_fact
     """Each step cuts off some lines, appends others, perhaps with a torn one behind, and perhaps looks."""
     path = tmp_path_factory.mktemp("follow") / "metrics.jsonl"
     follower, now, seen, count = Follower(path), [], [], 0
-    assert follower.new() == []
+    assert list(follower.new()) == []
     for cut, more, torn, look in steps:
         now = now[: max(0, len(now) - cut)]
         for _ in range(more):
@@ -271,7 +279,7 @@ def test_every_line_is_read_once_however_the_file_grows_and_is_cut(tmp_path_fact
         path.write_bytes(b"".join(now) + (b"torn" if torn else b""))
         if look:
             same = next((i for i, (a, b) in enumerate(zip(seen, now)) if a != b), min(len(seen), len(now)))
-            assert follower.new() == now[same:]
+            assert list(follower.new()) == now[same:]
             seen = list(now)
 
 
@@ -374,7 +382,7 @@ def test_the_last_things_said_are_the_last_of_all(last):
         ]
     raw = [json.dumps(line).encode() + b"\n" for line in lines]
     everything = list(filter(None, map(Teller(200.0).text, lines)))
-    assert told_before(raw, Teller(200.0), last) == everything[len(everything) - last :][-last or len(everything) :]
+    assert list(past_of(raw, last).texts) == everything[len(everything) - last :][-last or len(everything) :]
 
 
 # ---- bars ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,19 +43,20 @@ START = {
 }  # fmt: skip
 
 
-def record_lines(count: int, rollbacks: int = 20, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines of a record: at least `count` lines of training, with an evaluation after each 1,000 and a checkpoint after each 250,
-    swaps with growths of the batch, rollbacks, guard warnings, and a single loss that is far above all others.
+def record_lines(count: int, rollbacks: int = 20, seed: int = 0, score_every: int = 1000) -> Iterator[dict[str, Any]]:
+    """The lines of a record: `count` lines of training with a checkpoint after each 250, evaluations, swaps with growths of the batch,
+    rollbacks, and a single loss that is far above all others.
 
     Args:
         count: lines with losses, including those of abandoned paths.
         rollbacks: how often the path goes back to the last checkpoint, evenly spaced.
         seed: of the made-up numbers.
+        score_every: lines of training between two evaluations.
     """
     random = np.random.default_rng(seed)
     yield {"nimg": 0, "event": "start", "time": "2026-11-30T00:00:00Z", **START}
     yield scores(0, random)
-    nimg, saved, batch, spike = 0, 0, 16, count // 3
+    nimg, saved, batch, spike = 0, 0, 16, count * 2 // 5
     back = {round((i + 1) * count / (rollbacks + 1)) for i in range(rollbacks)}
     for i in range(1, count + 1):
         nimg += EVERY
@@ -64,7 +64,7 @@ def record_lines(count: int, rollbacks: int = 20, seed: int = 0) -> Iterator[dic
         if i % 250 == 0:
             saved = nimg
             yield {"nimg": nimg, "event": "checkpoint", "path": f"checkpoints/{nimg:012d}", "best_of": []}
-        if i % 1000 == 0:
+        if i % score_every == 0:
             yield scores(nimg, random)
         if i % max(1, count // 4) == 0 and batch < 256:
             yield from swap(nimg, batch, random)
@@ -119,12 +119,12 @@ def config_text(seed: int) -> str:
     return to_yaml(load(find_config("digits_swap"), ["run_dir=runs/made", f"seed={seed}"]))
 
 
-def make_run(folder: Path, count: int, seed: int = 0, rollbacks: int = 20, config: str | None = None) -> Path:
+def make_run(folder: Path, count: int, seed: int = 0, rollbacks: int = 20, config: str | None = None, score_every: int = 1000) -> Path:
     """Write a run folder with a configuration, a record of `record_lines`, and two folders of checkpoints without weights."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config or config_text(seed))
     with open(folder / "metrics.jsonl", "w") as file:
-        for line in record_lines(count, rollbacks, seed):
+        for line in record_lines(count, rollbacks, seed, score_every):
             file.write(json.dumps(line) + "\n")
     for nimg in (EVERY * count // 2, EVERY * count):
         checkpoint = folder / "checkpoints" / f"{nimg:012d}"
@@ -142,24 +142,29 @@ def make_runs(folder: Path, runs: int, count: int = 100) -> Path:
     return folder
 
 
+# Runs a command; a process that starts it from here would show this process's memory as its own largest.
+LAUNCH = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+seconds, cpu = time.perf_counter() - began, used.ru_utime + used.ru_stime
+print(json.dumps([seconds, cpu, used.ru_maxrss / 1024, done.returncode, done.stderr.decode()]))
+"""
+
+
 def measure(command: list[str], code: Path, repeat: int) -> tuple[float, float, float]:
     """(seconds, CPU seconds, largest MiB) of the fastest of `repeat` runs of a gantrain command."""
-    best = (float("inf"), float("inf"), float("inf"))
+    found = []
     environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    launched = [sys.executable, "-S", "-c", LAUNCH, sys.executable, "-m", "gantrain", *command]
     for _ in range(repeat):
-        began = time.perf_counter()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "gantrain", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=code, env=environment
-        )
-        assert child.stderr is not None
-        said = child.stderr.read()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        child.stderr.close()
-        if child.returncode:
-            raise UserError(f"gantrain {' '.join(command)}: ended with {child.returncode}: {said.decode()[-200:]}")
-        best = min(best, (time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024))
-    return best
+        done = subprocess.run(launched, capture_output=True, text=True, cwd=code, env=environment, check=True)
+        *used, status, said = json.loads(done.stdout)
+        if status:
+            raise UserError(f"gantrain {' '.join(command)}: ended with {status}: {said[-200:]}")
+        found.append(tuple(used))
+    return min(found)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ fewer than 8 measurements are available (at the start and after a swap). Bottom:
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import command
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 
 from gantrain.errors import UserError
 from gantrain.palette import PLAYERS
+from gantrain.run_folder.record_lines import describe_unreadable, stream
 
 
 def read(run: Path) -> list[dict]:
@@ -31,7 +31,14 @@ def read(run: Path) -> list[dict]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: is not a run folder (it has no metrics.jsonl); pass the run_dir of a `gantrain train`")
-    lines = [line for line in map(json.loads, path.read_text().splitlines()) if "noise_scale/D/tr_sigma" in line]
+    lines, unreadable = [], 0
+    for line in stream(run):
+        if line is None:
+            unreadable += 1
+        elif "noise_scale/D/tr_sigma" in line:
+            lines.append(line)
+    if unreadable:
+        print(f"note: {describe_unreadable(unreadable, run)}")
     if not lines:
         raise UserError(f"{run}: has not measured the noise scale; train with noise_scale.measure_every=10")
     return lines

@@ -10,7 +10,6 @@ the swaps, and plots the live score against the images seen.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from gantrain.config.config import Config
 from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.palette import LIVE_COLOUR, MARKS
+from gantrain.run_folder.record_lines import stream
 
 
 def arms_of(config: Config) -> dict[str, list[str]]:
@@ -60,8 +60,8 @@ def train(config: str, overrides: list[str], run: Path) -> None:
 
 
 def read(run: Path) -> list[dict]:
-    """Returns all lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """Returns all lines of a run's metrics.jsonl that can be read."""
+    return [line for line in stream(run) if line is not None]
 
 
 def final(lines: list[dict]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.metrics import SPREADS
 from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
-from gantrain.run_folder.contents import default_name
+from gantrain.run_folder.contents import default_name, look_again
 from gantrain.run_folder.layout import narrow_variant
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.snapshots import Rebuilt, Snapshots, require_name, store
@@ -46,8 +45,7 @@ def call(arguments: argparse.Namespace) -> None:
         ):
             if given:
                 raise UserError(f"{option}: only applies to --sweep; --sigma-rel stores an average without scoring it; remove it")
-        if os.environ.get("RANK", "0") == "0":  # one process is enough
-            say(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, say))
+        print(average_run(arguments.run, arguments.sigma_rel, arguments.at_kimg, arguments.name, print))
         return
     if arguments.name is not None:
         raise UserError(f"--name: {arguments.name!r} only applies to --sigma-rel; the best of a sweep is named after its length; remove it")
@@ -60,11 +58,15 @@ def call(arguments: argparse.Namespace) -> None:
 
 def average_run(run: str | Path, sigma_rel: float, at_kimg: float | None, name: str | None, say: Callable[[str], None]) -> str:
     """Rebuild one average and store it; returns a line with its error and how to use it."""
-    snapshots = Snapshots(run, at_kimg, say)
-    if name is not None:
-        require_name(name, list(snapshots.config.averagers))
-    rebuilt = snapshots.rebuild(sigma_rel)
-    name = name if name is not None else default_name(sigma_rel, snapshots.nimg)
+
+    def rebuild() -> tuple[Snapshots, Rebuilt]:
+        snapshots = Snapshots(run, at_kimg, say)
+        if name is not None:
+            require_name(name, list(snapshots.config.averagers))
+        return snapshots, snapshots.rebuild(sigma_rel)
+
+    snapshots, rebuilt = look_again(rebuild)
+    name = default_name(sigma_rel, snapshots.nimg) if name is None else name
     store(rebuilt, Path(run), name)
     return (
         f"{name}: sigma_rel {sigma_rel:g} at {rebuilt.nimg / 1000:g} kimg from {snapshots.name};"
@@ -90,7 +92,7 @@ def sweep_run(
         UserError: see `Snapshots`; or none of the lengths can be rebuilt from the snapshots.
     """
     scorer = RunScorer(run, num_samples, None, overrides)
-    snapshots = Snapshots(run, at_kimg, say)
+    snapshots = look_again(lambda: Snapshots(run, at_kimg, say))
     given = [s for s in lengths if snapshots.error(s) <= LARGEST_ERROR]
     left_out = [s for s in lengths if s not in given]
     if not given:

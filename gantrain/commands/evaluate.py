@@ -13,7 +13,7 @@ from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
 from gantrain.data.listing import list_folder
-from gantrain.distributed import finish, main_first, make_accelerator
+from gantrain.distributed import finish, from_main, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean, readable
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
 from gantrain.evaluation.collapse import in_one_line
@@ -23,10 +23,10 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.evaluation.score_notes import LOOKED_AT
 from gantrain.home import expand_user
 from gantrain.reporting.score_table import policy_tables, table
-from gantrain.run_folder.checkpoint import Damaged
-from gantrain.run_folder.contents import averages_of, moment_of_rebuilt, rebuilt_of, require_time
+from gantrain.run_folder.contents import averages_of, look_again, moment_of_rebuilt, require_time, times_of_rebuilt
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.result_file import target_of, write
+from gantrain.sampling.generators import hold_rebuilt
 from gantrain.score_names import Scores
 
 
@@ -143,11 +143,12 @@ def evaluate_run(
     scorer = RunScorer(run, num_samples, kimg, overrides)
     path, config = scorer.path, scorer.config
     target = target_of(out, Path(run) / "evaluations", path.name)
-    names, times = choose_averages(Path(run), path, names, kimg)
+    names, times = look_again(lambda: hold_averages(scorer, names, kimg))
     for policy in policies or ():
         if policy not in POLICIES:
             raise UserError(f"--batchnorm: there is no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
     scorer.prepare()
+    names = from_main(scorer.accelerator, names)
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
     collapsed: dict[str, str] = {}
@@ -179,6 +180,17 @@ def evaluate_run(
     return f"{head}\n{text}", accelerator
 
 
+def hold_averages(scorer: RunScorer, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:
+    """What `choose_averages` returns, with the files of rebuilt averages open, since they are scored one after another.
+
+    Raises:
+        Gone: one was deleted or replaced meanwhile.
+    """
+    names, times = choose_averages(scorer.run, scorer.path, names, kimg)
+    hold_rebuilt(scorer.held, names)
+    return names, times
+
+
 def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:
     """Choose the averages of a checkpoint to score.
 
@@ -197,14 +209,10 @@ def choose_averages(run: Path, path: Path, names: list[str] | None, kimg: float 
     for name in names or ():
         if name not in there:
             raise UserError(f"--average: {run} has no average {name!r} at {int(path.name) / 1000:g} kimg{did_you_mean(name, there)}")
-    times: dict[str, int] = {}
-    for name in rebuilt_of(run):
-        try:
-            times[name] = moment_of_rebuilt(run, name)
-        except Damaged:
-            if name in (names or ()):
-                raise
-            times[name] = -1  # unknown time: ignored if all averages are requested
+    times = times_of_rebuilt(run)
+    for name in names or ():
+        if times.get(name) == -1:
+            moment_of_rebuilt(run, name)  # says how it is damaged
     if kimg is not None:
         for name in names or ():
             require_time(name, times.get(name, int(path.name)), kimg)

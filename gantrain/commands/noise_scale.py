@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,11 @@ from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
+from gantrain.launch_environment import process_world
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import averages_of, group_of, open_run, rebuilt_of
+from gantrain.run_folder.contents import averages_of, group_of, look_again, open_held, rebuilt_of
+from gantrain.run_folder.finite import require_finite
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.result_file import target_of, write
 from gantrain.run_folder.start_folder import require_images_of
@@ -69,7 +70,8 @@ class Bench:
         for override in overrides:
             if not override.startswith(("data.", "mixed_precision=")):
                 raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use the run's own value")
-        _, path = open_run(run, kimg)
+        _, held = open_held(run, kimg)
+        path = held.folder
         self.path, self.config, self.nimg = path, load_config(Path(run), overrides), int(path.name)
         require_images_of(Path(run), self.config, overrides, reads_data=True)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
@@ -78,8 +80,13 @@ class Bench:
         self.average, self.overrides = average, list(overrides)
         groups = {key: group_of(average, key) for key in ("g", "d")}
         self.averaged = {key for key, group in groups.items() if average != LIVE and group in checkpoint.groups_of(path)}
-        # Read all at once, since a running training deletes its older checkpoints.
         self.saved = checkpoint.read(path, ["g", "d", *(groups[key] for key in self.averaged)])
+        for key in ("d", "g"):
+            averaged = key in self.averaged
+            tensors = self.saved.tensors[groups[key] if averaged else key]
+            weights = {name: tensor for name, tensor in tensors.items() if "running_" not in name}  # of BatchNorm, which are not read here
+            whose = f"weights of {average} of {key.upper()}" if averaged else f"live weights of {key.upper()}"
+            require_finite(path, average if averaged else LIVE, weights, whose)
         self.micro_batch, self.batch_size = (self.saved.state["batching"][key] for key in ("micro_batch", "batch_size"))
         self.rounds = max(2, self.batch_size // self.micro_batch)  # the estimate compares at least two micro-batches
 
@@ -195,9 +202,9 @@ def measure_run(
     """
     if updates < FEWEST_MEASUREMENTS:
         raise UserError(f"--updates: must be at least {FEWEST_MEASUREMENTS}, which an interval needs, got {updates}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_world() > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
-    bench = open_bench(run, average, kimg, overrides)
+    bench = look_again(lambda: Bench(run, average, kimg, overrides))
     target = target_of(out, Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
 
     def bar(items: Iterable, total: int) -> Iterable:
@@ -225,22 +232,6 @@ def measure_run(
         )
     layers = [f"\n{layer_table(player.upper(), of)}" for player, of in monitor.by_layer().items()]
     return "\n".join([head, estimate_table(found, bench.batch_size), *advice, *layers])
-
-
-def open_bench(run: str | Path, average: str, kimg: float | None, overrides: Sequence[str]) -> Bench:
-    """Open a `Bench`, even if a running training deletes the newest checkpoint while it is read.
-
-    Raises:
-        UserError: see `Bench`; or checkpoints are deleted too fast.
-    """
-    for _ in range(10):
-        _, path = open_run(run, kimg)
-        try:
-            return Bench(run, average, kimg, overrides)
-        except (checkpoint.Damaged, OSError):
-            if path.exists() or kimg is not None:
-                raise
-    raise UserError(f"{run}: replaces its checkpoints faster than they can be read; use a larger checkpoint.every_kimg")
 
 
 def record_of(bench: Bench, updates: int, found: dict[str, Estimate], layers: dict[str, dict[str, Estimate]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gantrain.orbit.motion import build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.words import format_report
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import configuration_of
+from gantrain.run_folder.contents import configuration_of, look_again
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -50,8 +50,13 @@ def orbit_run(
     motions = {key: build_motion(recordings, key) for key in networks}
     some = motions[networks[0]]  # both players are recorded at the same moments
     last = int(some.nimg[select_rows(some, start_kimg, end_kimg)[-1]])
-    newest = checkpoints.newest()
-    profiles: dict[PlayerKey, dict[str, Profile]] = load_profiles(newest, config, last) if newest else {key: {} for key in networks}
+    none: dict[PlayerKey, dict[str, Profile]] = {key: {} for key in networks}
+
+    def profiles_of_newest() -> dict[PlayerKey, dict[str, Profile]]:
+        newest = checkpoints.newest_held()
+        return load_profiles(newest.folder, config, last) if newest else none
+
+    profiles = look_again(profiles_of_newest)
     if names is not None:
         names = [name for name in dict.fromkeys(names) if name != LIVE]
         known = {name for motion in motions.values() for name in motion.distances}

@@ -7,6 +7,7 @@ training run on a machine.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import signal
 import sys
@@ -21,17 +22,20 @@ from tqdm import tqdm
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
+from gantrain.data.block_record import DONE, read_done
 from gantrain.data.decoding import MOST_PIXELS, Undecodable, as_undecodable, refuse_bomb, resized_image
 from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.listing import is_folder
-from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
+from gantrain.data.packed import drafts, read_head, read_packed, verify
 from gantrain.data.room import ROOM
-from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
+from gantrain.errors import InvalidField, UserError, did_you_mean, in_words, one_line
 from gantrain.home import expand_user
 from gantrain.interruption import Interruption, Stopped, exit_status
+from gantrain.regular_file import check_regular
 
 BUILT_IN = ("cifar10", "cifar100", "stl10", "digits")
+MOST_CHUNK = 2**30  # bytes of a part of an HDF5 file
 # torchvision's labelled image sets that can be read without unpickling, with the arguments of each.
 TORCHVISION: dict[str, dict[str, Any]] = {
     "Caltech101": {"target_type": "category"},
@@ -204,12 +208,12 @@ def of_torchvision(name: str, arguments: argparse.Namespace) -> ImageSet:
         )
     try:
         data = getattr(datasets, name)(arguments.data, download=True, **TORCHVISION[name])
-    except (RuntimeError, OSError) as error:
+        numbers = torch.tensor([int(n) for n in labels_of(data)])
+    except Exception as error:  # at damaged files torchvision fails in many ways
         raise UserError(
-            f"torchvision:{name}: is not under {arguments.data!r} and cannot be downloaded ({one_line(error)});"
+            f"torchvision:{name}: is not under {arguments.data!r}, or is damaged there, and cannot be downloaded ({one_line(error)});"
             " download it on a machine with network access"
         ) from None
-    numbers = torch.tensor([int(n) for n in labels_of(data)])
     classes = [str(c) for c in getattr(data, "classes", None) or range(int(numbers.max()) + 1)]
     return ImageSet(
         f"torchvision/{name}",
@@ -243,28 +247,58 @@ class Rows:
         return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
+def problem_of_hdf5(dtype: np.dtype, shape: tuple[int, ...], chunks: tuple[int, ...] | None, labels: Any) -> str:
+    """What is wrong with the images and labels of an HDF5 file, by their types and shapes, before they are read; "" if nothing.
+
+    Args:
+        chunks: the shape of the parts that the images are stored in, each of which is unpacked whole; None is one by one.
+        labels: (type, shape), or None without labels.
+    """
+    if dtype != np.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+        return f"imgs is {dtype} {shape}"
+    if shape[2] * shape[3] > MOST_PIXELS:
+        return f"imgs has images of {shape[3]} x {shape[2]} pixels, more than {MOST_PIXELS:,}"
+    if chunks is not None and math.prod(chunks) > MOST_CHUNK:
+        return f"imgs is stored in parts of {in_words(math.prod(chunks))}, and {in_words(MOST_CHUNK)} is the most"
+    if labels is None:
+        return ""
+    kind, places = labels
+    if kind.kind not in "iuf" or math.prod(places) != shape[0]:
+        return f"imgs is {dtype} {shape} and labels {kind} {places}"
+    return ""
+
+
 def of_hdf5(path: Path, arguments: argparse.Namespace) -> ImageSet:
     """Open BigGAN-PyTorch's HDF5 file: `imgs` uint8 `[N, 3, H, W]` and `labels` int64 `[N]`.
 
     Raises:
         UserError: the file is missing or has another format, or h5py is not installed.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: is not a file; pass the path of an HDF5 file")
+    not_hdf5 = "is not an HDF5 file written by BigGAN-PyTorch's make_hdf5.py"
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UserError(f"{path}: is not a file ({error.strerror}); pass the path of an HDF5 file") from None
     try:
         import h5py
     except ModuleNotFoundError:
         raise UserError(f"{path}: reading HDF5 requires h5py; pip install h5py") from None
     try:
         file = h5py.File(path, "r")
-        images, labelled = file["imgs"], not arguments.no_labels and "labels" in file
-        labels = torch.from_numpy(np.asarray(file["labels"] if labelled else np.zeros(len(images))).astype(np.int64).reshape(-1))
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(labels) != len(images) or not len(images):
-            raise ValueError(f"imgs is {images.dtype} {images.shape} and there are {len(labels)} labels")
-        if int(labels.min()) < 0:
-            raise ValueError(f"a label is {int(labels.min())}")
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is not an HDF5 file written by BigGAN-PyTorch's make_hdf5.py ({one_line(error)})") from None
+        images, stored = file["imgs"], file["labels"] if not arguments.no_labels and "labels" in file else None
+        form = images.dtype, images.shape, images.chunks, None if stored is None else (stored.dtype, stored.shape)
+        elsewhere = images.external or images.is_virtual or isinstance(file.get("imgs", getlink=True), h5py.ExternalLink)
+    except Exception as error:  # at a damaged file h5py fails in many ways
+        raise UserError(f"{path}: {not_hdf5} ({one_line(error)})") from None
+    if problem := "imgs lies in other files" if elsewhere else problem_of_hdf5(*form):
+        raise UserError(f"{path}: {not_hdf5} ({problem})")
+    labelled = stored is not None
+    try:
+        labels = torch.from_numpy(np.asarray(stored if labelled else np.zeros(len(images))).astype(np.int64).reshape(-1))
+    except Exception as error:
+        raise UserError(f"{path}: its labels cannot be read ({one_line(error)}); create the file again") from None
+    if int(labels.min()) < 0:
+        raise UserError(f"{path}: {not_hdf5} (a label is {int(labels.min())})")
     if not (labelled or arguments.no_labels):
         raise UserError(f"{path}: has no labels; pass --no-labels to train without labels")
     classes = numbered_classes(str(path), int(labels.max()), len(labels))

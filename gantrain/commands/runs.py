@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
+import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from gantrain.errors import UserError, did_you_mean
+from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.reporting.run_warnings import RunWarning, find_collapse, find_warnings, marks_of
 from gantrain.run_folder import record
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
@@ -27,7 +30,7 @@ NARROWEST = 16  # characters of a run's name that are shown even on a narrow ter
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    rows = list_runs(arguments.folders, arguments.by, arguments.sort)
+    rows = list_runs(arguments.folders, arguments.by, arguments.sort, lambda line: print(f"gantrain: {line}", file=sys.stderr))
     print(as_json_lines(rows) if arguments.json else listing(rows, width=terminal_width()))
 
 
@@ -49,6 +52,7 @@ class Row:
         made_for: the data set that the features of the scores were made for, if the images are not known to be of it.
         warnings: what its record warns about.
         collapse: how its generators had collapsed at the last evaluation; empty if they had not.
+        unreadable: number of lines of its record that cannot be read.
     """
 
     run: str
@@ -66,27 +70,55 @@ class Row:
     made_for: str | None = None
     warnings: tuple[RunWarning, ...] = ()
     collapse: str = ""
+    unreadable: int = 0
 
 
-def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further."""
+def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int = DEEPEST) -> Iterator[Path]:
+    """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further.
+
+    Args:
+        folder: where to search.
+        unlisted: receives the folders that may not be listed, and why; None forgets them.
+        depth: levels of folders below it that are searched.
+    """
     try:
-        begun = any((folder / name).exists() for name in BESIDE) or holds_checkpoints(folder)
-        is_run = (folder / CONFIG_FILE).exists() and begun
-        inside = [] if is_run or depth < 1 else sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
-    except OSError:  # for example, it belongs to another user
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry for entry in entries}
+    except OSError as error:  # for example, it belongs to another user
+        if unlisted is not None:
+            unlisted[str(folder)] = error.strerror or str(error)
         return
-    if is_run:
+    if CONFIG_FILE in found and (any(name in found for name in BESIDE) or holds_checkpoints(folder)):
         yield folder
-    for one in inside:
-        yield from find_runs(one, depth - 1)
+        return
+    for name in sorted(found) if depth else ():
+        if not name.startswith(".") and is_folder(found[name]):
+            yield from find_runs(folder / name, unlisted, depth - 1)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def last_change(run: Path) -> float | None:
+    """When the record of a run changed, in seconds since 1970; of one without a record, when its configuration did."""
+    for name in (METRICS_FILE, CONFIG_FILE):
+        with contextlib.suppress(OSError):
+            found = os.stat(run / name)
+            if stat.S_ISREG(found.st_mode):
+                return found.st_mtime
+    return None
 
 
 def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[str]]:
     """(the row of a run, the names of its metrics)."""
-    changed = next((path.stat().st_mtime for path in (run / METRICS_FILE, run / CONFIG_FILE) if path.is_file()), None)
+    changed = last_change(run)
     try:
-        found = record.outline(run)
+        found = record.outline(run, sections=False)
     except UserError as error:
         return Row(name, str(run), "damaged", changed=changed, error=str(error)), []
     if found.status == record.DAMAGED:
@@ -98,31 +130,36 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     return Row(
         name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
         origin=origin, made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
-        warnings=tuple(find_warnings(found)), collapse=find_collapse(found),
+        warnings=tuple(find_warnings(found)), collapse=find_collapse(found), unreadable=found.unreadable,
     ), known  # fmt: skip
 
 
-def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path") -> list[Row]:
-    """All runs in some folders.
+def list_runs(
+    folders: Sequence[str], by: str | None = None, order: str = "path", say: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """All runs in some folders. One that cannot be read has a row that says why.
 
     Args:
         folders: a run's name is its path below its folder; with several folders it starts with the folder's own path.
         by: the metric whose best score is shown; None is each run's first.
         order: "path"; "score", best first; "kimg", longest first; "time", most recently changed first.
+        say: receives a line about the folders that may not be listed, if there are any.
 
     Raises:
         UserError: a folder does not exist, they contain no run, no run has such a score, or scores of different metrics would be sorted.
     """
-    rows, known = [], set()
+    rows, known, unlisted = [], set(), dict[str, str]()
     for folder in map(Path, folders):
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder}: {what}; pass the folder that contains the runs (run_dir of a `gantrain train`)")
-        for run in find_runs(folder):
+        for run in find_runs(folder, unlisted):
             name = str(run) if len(folders) > 1 or run == folder else str(run.relative_to(folder))
             row, metrics = row_of(run, name, by)
             rows.append(row)
             known |= set(metrics)
+    if unlisted:
+        say(describe_unlisted(unlisted))
     if not rows:
         where = ", ".join(map(str, folders))
         raise UserError(
@@ -132,6 +169,13 @@ def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path"
     if by is not None and by not in known:
         raise UserError(f"--by: no run has a score {by!r}{did_you_mean(by, known)}")
     return in_order(rows, order)
+
+
+def describe_unlisted(unlisted: Mapping[str, str]) -> str:
+    """Which folders may not be listed, in a line."""
+    some = ", ".join(f"{folder} ({reason})" for folder, reason in list(unlisted.items())[:3])
+    more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
+    return f"{counted(len(unlisted), 'folder')} could not be listed; runs in there are missing here: {some}{more}"
 
 
 def in_order(rows: list[Row], order: str) -> list[Row]:
@@ -173,7 +217,10 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
         align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
-    marks = [", ".join(marks_of(row.warnings, row.collapse)) for row in rows]
+    marks = [
+        ", ".join([*marks_of(row.warnings, row.collapse), *([counted(row.unreadable, "unreadable line")] if row.unreadable else [])])
+        for row in rows
+    ]
     if any(marks):
         columns.append(align(["warnings", *(mark or "-" for mark in marks)]))
     if any(row.origin for row in rows):
@@ -203,7 +250,10 @@ def format_time(moment: float | None, now: float) -> str:
         return "-"
     ago = now - moment
     if ago >= 86400:
-        return time.strftime("%Y-%m-%d", time.localtime(moment))
+        try:
+            return time.strftime("%Y-%m-%d", time.localtime(moment))
+        except (ValueError, OverflowError, OSError):  # a file system may say any year
+            return "-"
     for size, unit in ((3600, "h"), (60, "min")):
         if ago >= size:
             return f"{ago // size:.0f} {unit} ago"
@@ -219,7 +269,9 @@ def as_json_lines(rows: Sequence[Row]) -> str:
     """The listing for scripts: one JSON object per run, null if there is no value; times in UTC."""
 
     def of(row: Row) -> dict[str, Any]:
-        changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        changed = None
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # a file system may say any year
+            changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         at = None if row.at is None else row.at / 1000
         reached = (
             {}
@@ -235,7 +287,13 @@ def as_json_lines(rows: Sequence[Row]) -> str:
             }
         )
         warnings = [one.values for one in row.warnings]
-        known = {"forked_from": row.origin, "collapsed": row.collapse, "warnings": warnings, "error": row.error}
+        known = {
+            "forked_from": row.origin,
+            "collapsed": row.collapse,
+            "warnings": warnings,
+            "unreadable": row.unreadable,
+            "error": row.error,
+        }
         more = {key: value for key, value in known.items() if value}
         return {"run": row.path, "status": row.status, **reached, "changed": changed, **more}
 

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain.atomic_file import open_draft
-from gantrain.commands.arguments import averages_of_choice, choice_of, listed_names, say
+from gantrain.commands.arguments import averages_of_choice, choice_of, listed_names
 from gantrain.commands.sample_sheets import draw_sheet
 from gantrain.distributed import finish, main_first, make_accelerator, on_main
 from gantrain.errors import UserError
-from gantrain.run_folder.contents import open_run
+from gantrain.run_folder.contents import open_held
 from gantrain.sampling.choice import Choice, require_count
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.output import MemorySink, NpzFile, Output, PngFolder, choose_columns, draw_all, save_picture
@@ -30,7 +30,7 @@ def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
     kind = arguments.sheet
     if arguments.classes:
-        say(list_classes(arguments))
+        print(list_classes(arguments))
         return
     if arguments.per_class is not None and kind != "classes":
         raise UserError(f"--per-class: {arguments.per_class} only applies to --sheet classes; use --num for the number of images")
@@ -63,8 +63,8 @@ def list_classes(arguments: argparse.Namespace) -> str:
     for option in ("sheet", "num", "per_class", "labels", "out", "scale"):
         if getattr(arguments, option) is not None:
             raise UserError(f"--{option.replace('_', '-')}: does not apply to --classes, which draws nothing; remove one of them")
-    path = open_run(arguments.run, arguments.kimg)[1]
-    return Classes.at(path, arguments.run).listed()
+    _, held = open_held(arguments.run, arguments.kimg)
+    return Classes.at(held.folder, arguments.run).listed()
 
 
 def sample_run(choice: Choice, out: Output, num: int = 64, scale: int | None = None) -> tuple[str, Accelerator]:
@@ -90,6 +90,7 @@ def sample_run(choice: Choice, out: Output, num: int = 64, scale: int | None = N
     columns = choose_columns(num, len(source.classes))
     require_scale(scale, source.resolution, *((1, 1) if out.folder else (columns, -(-num // columns))))
     accelerator = make_accelerator()
+    source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)  # every process checks the folder before any process writes
     images = source.image_sampler(source.load_generator(accelerator.device))
     if out.folder:

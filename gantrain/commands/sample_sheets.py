@@ -16,10 +16,18 @@ from gantrain.distributed import main_first, make_accelerator, on_main
 from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.evaluation.neighbours import NEAREST, SHOWN, draw_neighbours
 from gantrain.models.architecture import accepts_mixtures
-from gantrain.run_folder.contents import averages_of, moment_of_rebuilt, rebuilt_of, require_average, run_of
+from gantrain.run_folder.contents import (
+    averages_of,
+    look_again,
+    moment_of_rebuilt,
+    rebuilt_of,
+    require_average,
+    run_of,
+    times_of_rebuilt,
+)
 from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.classes import Classes
-from gantrain.sampling.generators import generate
+from gantrain.sampling.generators import generate, hold_rebuilt
 from gantrain.sampling.interpolation import interpolate, mix_classes
 from gantrain.sampling.latents import GeneratorModule
 from gantrain.sampling.output import Output, choose_columns, save_picture
@@ -53,9 +61,14 @@ class Task:
         """Load the chosen generator onto this process's device."""
         return self.source.load_generator(self.accelerator.device)
 
-    def generate(self, generator: GeneratorModule, z: Tensor, y: Tensor) -> Tensor:
-        """Generate images uint8 `[N, C, H, W]`, on the CPU, from latents and labels on any device."""
-        return generate(generator, z.to(self.accelerator.device), y.to(self.accelerator.device))
+    def generate(self, generator: GeneratorModule, z: Tensor, y: Tensor, average: str | None = None) -> Tensor:
+        """Generate images uint8 `[N, C, H, W]`, on the CPU, from latents and labels on any device.
+
+        Raises:
+            NotFinite: images are not finite; the message names `average`, by default the chosen one.
+        """
+        device = self.accelerator.device
+        return generate(generator, z.to(device), y.to(device), name=average or self.source.average)
 
 
 @dataclass(frozen=True)
@@ -118,8 +131,11 @@ def draw_sheet(
         averages = list_averages(source.path)
     for name in averages:
         require_average(source.config, source.path, name, choice.kimg)
+    shown = averages
+    look_again(lambda: hold_rebuilt(source.held, shown))
     require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
     accelerator = make_accelerator()
+    source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)
     task = Task(source, out, num, averages, accelerator, scale)
     written = on_main(accelerator, lambda: entry.draw(task)) if entry.alone else entry.draw(task)
@@ -137,7 +153,7 @@ def require_two_classes(kind: str, labels: Sequence[int] | None, known: Classes)
 def list_averages(path: Path) -> list[str]:
     """List live and all averages of a checkpoint, without those rebuilt at another time."""
     run = run_of(path)
-    rebuilt = {name: moment_of_rebuilt(run, name) for name in rebuilt_of(run)}
+    rebuilt = times_of_rebuilt(run)
     return [name for name in averages_of(path) if rebuilt.get(name, int(path.name)) == int(path.name)]
 
 
@@ -177,7 +193,7 @@ def draw_averages(task: Task) -> str:
     heads = tuple(map(source.known.heading, source.labels(columns).tolist())) if named else ()
     for name in task.averages:
         generator = source.load_generator(task.accelerator.device, name)
-        images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num))
+        images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num), name)
         at = moment_of_rebuilt(run, name) if name in rebuilt else int(source.path.name)
         sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns, scale=task.scale), heads))
     with open_draft(task.out.path) as draft:

@@ -69,6 +69,7 @@ def truncation_run(
     scorer = RunScorer(run, num_samples, kimg, overrides)
     for name in averages:
         require_average(scorer.config, scorer.path, name, kimg)
+    scorer.require_finite(averages)
     curves = find_curves(scorer.config)
     target = target_of(None, scorer.run / "evaluations", f"truncation-{scorer.path.name}")
     scorer.prepare()

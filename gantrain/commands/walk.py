@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,8 @@ WIDEST_FILM = 16_384  # pixels of a side that H.264 allows
 
 def call(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if os.environ.get("RANK", "0") == "0":  # one process is enough
-        a = arguments
-        print(film_walk(choice_of(a), Path(a.out), a.num, a.frames, a.fps, a.scale))
+    a = arguments
+    print(film_walk(choice_of(a), Path(a.out), a.num, a.frames, a.fps, a.scale))
 
 
 def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: int = 24, scale: int | None = None) -> str:
@@ -98,7 +96,7 @@ def draw_frames(source: ImageSource, num: int, frames: int, scale: int | None = 
     y, latents = source.labels(num).to(device), source.latents(generator, 2 * num)
     for frame in range(frames):
         z = rotate(latents[::2], latents[1::2], frame / frames, source.choice.truncation)
-        yield make_grid(generate(generator, z.to(device), y, CHUNK), math.ceil(num**0.5), scale=scale)
+        yield make_grid(generate(generator, z.to(device), y, CHUNK, source.average), math.ceil(num**0.5), scale=scale)
 
 
 def write_gif(pictures: Iterator[Image.Image], frames: int, fps: int, path: Path) -> None:

@@ -25,6 +25,7 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 UNLIKELY = {"image", "images", "img", "imgs", "jpegimages", "picture", "pictures", "mask", "masks", "label", "labels", "annotations"}
 UNLABELLED = "set data.labels=false to train without labels"
 SHOWN = 5  # folders named in a message
+SHOWN_OF_LABEL = 40  # characters of a strange label in a message
 FEWEST_BYTES, BYTES_OF_LABEL = 2**26, 256  # a label list may have 64 MiB, or 256 bytes an image
 Into = Callable[[Sequence[str]], str]
 
@@ -121,14 +122,15 @@ def label_by_list(where: str, files: Sequence[str], labels: object) -> Labelled:
     for spelled, label in pairs:
         name = spelled if spelled in known else "/".join(zip_components(spelled.replace("\\", "/")))  # .\\00000\\img.png of Windows
         if by_name.setdefault(name, label) != label:
-            raise UserError(f"{where}: {LABELS} gives {printable(name)!r} two classes, {str(by_name[name])[:40]} and {str(label)[:40]}; keep one of them")
+            two = f"{str(by_name[name])[:SHOWN_OF_LABEL]} and {str(label)[:SHOWN_OF_LABEL]}"
+            raise UserError(f"{where}: {LABELS} gives {printable(name)!r} two classes, {two}; keep one of them")
     missing = [name for name in files if name not in by_name]
     if missing:
         raise UserError(f"{where}: {len(missing)} images have no label in {LABELS}, for example {printable(missing[0])!r}; {UNLABELLED}")
     numbers = [by_name[name] for name in files]
     strange = next((n for n in numbers if type(n) is not int or not 0 <= n < 2**31), None)
     if strange is not None:
-        raise UserError(f"{where}: a label in {LABELS} is {repr(strange)[:40]}, not a class 0, 1, 2, ...; {UNLABELLED}")
+        raise UserError(f"{where}: a label in {LABELS} is {repr(strange)[:SHOWN_OF_LABEL]}, not a class 0, 1, 2, ...; {UNLABELLED}")
     labels_of_files = [n for n in numbers if isinstance(n, int)]
     extra = len(by_name) - len(known)
     notes = [f"labels come from {LABELS}"] + ([f"warning: {LABELS} has {counted(extra, 'label')} without an image"] if extra else [])

@@ -96,11 +96,11 @@ def opened_image(data: bytes) -> Iterator[Image.Image]:
     """
     with as_undecodable():
         image = Image.open(io.BytesIO(data))
-    try:
-        with ROOM.take(refuse_bomb(image, data)):
+    with image, ROOM.take(refuse_bomb(image, data)):
+        try:
             yield image
-    finally:
-        image.close()
+        finally:
+            image.close()  # while the room is still held
 
 
 def refuse_bomb(image: Image.Image, data: bytes = b"") -> int:
@@ -139,12 +139,13 @@ def file_bytes(path: str | os.PathLike) -> Iterator[bytes]:
     Raises:
         OSError: it cannot be read, is not a regular file, or is too large for an image; see `regular_file`.
     """
-    with open_regular(path, MOST_FILE) as file:
-        with room_for_file(os.fstat(file.fileno()).st_size):
-            data = file.read(MOST_FILE + 1)
-            if len(data) > MOST_FILE:  # a file that grows, or one of /proc
-                raise too_large(len(data), path, MOST_FILE)
-            yield data
+    with open_regular(path, MOST_FILE) as file, room_for_file(size := os.fstat(file.fileno()).st_size):
+        data = file.read(size + 1)  # not MOST_FILE, which Python would allocate
+        if len(data) > size:  # a file that grows, or one of /proc
+            data += file.read(MOST_FILE + 1 - len(data))
+        if len(data) > MOST_FILE:
+            raise too_large(len(data), path, MOST_FILE)
+        yield data
 
 
 @contextmanager
@@ -176,7 +177,10 @@ def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.
 
 
 def reason(error: Exception) -> str:
-    """Why an image does not decode, or a file cannot be read. Pillow's own text for an unknown format contains a memory address, so it is replaced."""
+    """Why an image does not decode, or a file cannot be read.
+
+    Pillow's own text for an unknown format contains a memory address, so it is replaced.
+    """
     if isinstance(error, Undecodable):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
@@ -190,7 +194,7 @@ def reason(error: Exception) -> str:
 
 
 def displayed(image: Image.Image, mode: str) -> Image.Image:
-    """Returns a picture as it is displayed, in a mode of 8 bits: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
+    """Returns a picture as it is displayed: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
 
     A picture that needs no conversion is returned itself. Large ones are converted in bands, so that they are not in memory several times.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from gantrain import randomness
 from gantrain.contracts import Contract
 from gantrain.data.decoding import Traits
-from gantrain.errors import UserError, check, readable
+from gantrain.errors import UserError, check, in_words, readable
 from gantrain.field_marks import INCIDENTAL
 
 Where = Literal["auto", "device", "host", "disk"]
@@ -376,6 +377,25 @@ class ImageSet(Dataset):
 def sum_array(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def require_memory(name: str, count: int, channels: int, resolution: int, copies: int) -> None:
+    """Refuse a resolution at which a published set does not fit into memory.
+
+    Args:
+        name: of the set, for the message.
+        count, channels, resolution: of its images.
+        copies: how many bytes each value takes while the images are resized.
+
+    Raises:
+        UserError: the memory is too small.
+    """
+    needed, free = count * channels * resolution**2 * copies, psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"data.resolution: {name} at {resolution} x {resolution} pixels needs {in_words(needed)} of memory, and {in_words(free)} are"
+            " free; set a smaller data.resolution"
+        )
 
 
 def numbered_classes(name: str, largest: int, count: int) -> list[str]:

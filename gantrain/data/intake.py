@@ -17,14 +17,16 @@ from gantrain.cache import cache_folder, keep_file
 from gantrain.data.class_balance import describe_mixture
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
-from gantrain.errors import UserError, counted
+from gantrain.errors import UserError, counted, in_words
 from gantrain.plugin_errors import describe_value
+from gantrain.regular_file import read_regular
 
 NAMED = 10  # how many broken files one message names
 NAMED_IN_NOTES = 3  # how many a note names
 LOOKED_AT = 256  # how many images on disk the audit samples
 LOOKED_INTO = 64  # how many files are searched for what decoding changes
 SUMS = np.dtype("<u8")
+KEPT_BYTES = 2**20, 4096  # most bytes of a cached reading: of a small set, and of each image of a large one
 BLOCK = 512  # images decoded at a time when the whole data set is read
 SHARE_OF_MEMORY = 0.5  # share of the available main memory that images may take
 SHARE_OF_DEVICE = 0.25  # share of the free accelerator memory that images may take; training needs the rest
@@ -62,6 +64,7 @@ def prepare(
     refuse_impossible(images, wanted_classes=source.labels)
     images.skips = source.on_error == "skip"
     where = place(images, source.keep_in, device, processes_here)
+    refuse_small_memory(images, "disk" if images.mapped and source.keep_in != "host" else where)
     if images.verify:
         images.verify(progress)
     if images.pixels is None:
@@ -183,6 +186,28 @@ def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: 
     return "disk"
 
 
+def refuse_small_memory(images: ImageSet, where: str) -> None:
+    """Refuse images that the memory does not hold: all of them, or one if they stay on disk.
+
+    Raises:
+        UserError: the memory is too small.
+    """
+    if images.pixels is not None and not (images.mapped and where != "disk"):
+        return
+    one = images.bytes // max(1, len(images))
+    needed, free = one if where == "disk" else images.bytes, psutil.virtual_memory().available
+    if needed > free and where != "disk":
+        raise UserError(
+            f"data.keep_in: {where} needs {in_words(needed)} of memory for {images.name}, and {in_words(free)} are free; set"
+            " data.keep_in=disk, or a smaller data.resolution"
+        )
+    if needed > free:
+        raise UserError(
+            f"data.resolution: one image of {images.resolution} x {images.resolution} pixels takes {in_words(needed)}, and {in_words(free)}"
+            " of memory are free; set a smaller data.resolution"
+        )
+
+
 def known_left_out(images: ImageSet, run_state: Mapping[str, Any] | None) -> list[int] | None:
     """The images that a run left out at its beginning; None if there is no run, or if it has other images."""
     if run_state is None or run_state.get("data_listing") != images.listing:
@@ -201,10 +226,10 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
     """
     seen = images.state = look_name(images)
     if seen:
-        known = None if keep else seen_before(seen)
-        if known and "sums" in known and (images.skips or not known["skipped"]):
-            images.content, images.sums = known["content"], np.frombuffer(bytes.fromhex(known["sums"]), SUMS)
-            images.skipped.update({int(index): words for index, words in known["skipped"].items()})
+        known = None if keep else seen_before(seen, len(images))
+        if known and (images.skips or not known[2]):
+            images.content, images.sums = known[:2]
+            images.skipped.update(known[2])
             return
     content, sums, number = hashlib.sha256(images.listing.encode()), np.zeros(len(images), SUMS), 0
     shape = (len(images), images.channels, images.resolution, images.resolution)
@@ -294,12 +319,20 @@ def look_name(images: ImageSet) -> str:
     return f"looked-{state.hexdigest()[:32]}.json"
 
 
-def seen_before(name: str) -> dict[str, Any] | None:
-    """Returns the cached result of an earlier `read_files`, or None."""
+def seen_before(name: str, count: int) -> tuple[str, np.ndarray, dict[int, str]] | None:
+    """Returns the cached result of an earlier `read_files`: (content, sums, skipped); None if there is none, or if it is damaged.
+
+    Args:
+        count: of images.
+    """
     try:
-        return json.loads((cache_folder() / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(read_regular(cache_folder() / name, KEPT_BYTES[0] + KEPT_BYTES[1] * count))
+        content, sums = known["content"], np.frombuffer(bytes.fromhex(known["sums"]), SUMS)
+        skipped = {int(index): words for index, words in known["skipped"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    whole = isinstance(content, str) and len(sums) == count and all(isinstance(w, str) and 0 <= i < count for i, w in skipped.items())
+    return (content, sums, skipped) if whole else None
 
 
 def read_blocks(

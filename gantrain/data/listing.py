@@ -341,9 +341,8 @@ def is_folder(path: Path, key: str = "") -> bool:
     except OSError as error:
         if error.errno in NOWHERE:
             return False
-        raise UserError(
-            f"{key}{printable(str(path))}: cannot be looked at ({error.strerror or one_line(error)}); make it and the folders above it readable"
-        ) from None
+        why = error.strerror or one_line(error)
+        raise UserError(f"{key}{printable(str(path))}: cannot be looked at ({why}); make it and the folders above it readable") from None
     except ValueError:  # a zero byte
         return False
 

@@ -13,11 +13,16 @@ import numpy as np
 import torch
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
-from gantrain.data.imageset import ImageSet, Source, sum_array
+from gantrain.data.imageset import ImageSet, Source, require_memory, sum_array
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
 from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
+from gantrain.regular_file import check_regular, read_regular
+
+STL10_PAGE = "https://ai.stanford.edu/~acoates/stl10/"
+MOST_IMAGES = 50_000  # in a file of a release
+MOST_NAMES = 2**16  # bytes of the file of class names
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,15 @@ class Stl10(Source):
         if self.split == "unlabeled" and self.labels:
             raise UserError("data.labels: STL-10's unlabeled split has no classes; set data.labels=false")
         try:
-            if self.download and not (expand_user(self.root, "data.root") / STL10.base_folder).is_dir():
+            if self.download and not is_there(expand_user(self.root, "data.root") / STL10.base_folder):
                 fetch(STL10.url, STL10.tgz_md5, self.root)
+        except (RuntimeError, OSError) as error:
+            raise not_there("STL-10", self.root, "stl10_binary", STL10_PAGE, error) from error
+        try:
             data = STL10(self.root, split=self.split)
             names = list(data.classes)
-        except (RuntimeError, OSError, AttributeError) as error:  # AttributeError if only class_names.txt is missing
-            raise not_there("STL-10", self.root, "stl10_binary", "https://ai.stanford.edu/~acoates/stl10/", error) from error
+        except Exception as error:  # at damaged files torchvision fails in many ways; AttributeError if only class_names.txt is missing
+            raise not_there("STL-10", self.root, "stl10_binary", STL10_PAGE, error) from error
         labels = torch.from_numpy(np.maximum(data.labels, 0).astype(np.int64))
         names = names if self.split != "unlabeled" else ["all"]
         pixels = resized(torch.from_numpy(data.data), self.resolution)
@@ -138,7 +146,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     """
     folder = expand_user(source.root, "data.root") / release.folder
     needed = [*release.files[source.split], release.names]
-    if source.download and not all((folder / name).is_file() for name in needed):
+    if source.download and not all(is_there(folder / name) for name in needed):
         try:
             fetch(release.url, release.md5, source.root)
         except (RuntimeError, OSError) as error:
@@ -146,10 +154,10 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     image_parts, label_parts = [], []
     record = release.label_bytes + 3 * 32 * 32
     for name in needed:
-        if not (folder / name).is_file():
+        if not is_there(folder / name):
             raise not_there(release.title, source.root, release.folder, release.url, FileNotFoundError(f"no {folder / name}"))
     for name in release.files[source.split]:
-        data = np.fromfile(folder / name, dtype=np.uint8)
+        data = np.frombuffer(read_part(folder / name, MOST_IMAGES * record, folder), dtype=np.uint8)
         if data.size == 0 or data.size % record:
             raise UserError(
                 f"{folder / name}: {data.size} bytes are not a whole number of {record}-byte records; delete {folder} and download it again"
@@ -157,7 +165,10 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
         data = data.reshape(-1, record)
         label_parts.append(data[:, release.label_bytes - 1])
         image_parts.append(data[:, release.label_bytes :].reshape(-1, 3, 32, 32))
-    names = (folder / release.names).read_text(encoding="utf-8").split()
+    try:
+        names = read_part(folder / release.names, MOST_NAMES, folder).decode().split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / release.names}: is not text ({one_line(error)}); delete {folder} and download it again") from None
     labels = torch.from_numpy(np.concatenate(label_parts).astype(np.int64))
     if int(labels.max()) >= len(names):
         raise UserError(f"{folder}: label {int(labels.max())} has no name in {release.names}; delete {folder} and download it again")
@@ -165,6 +176,22 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
     pixels = resized(torch.from_numpy(published), source.resolution)
     name = f"{release.title.lower()}/{source.split}"
     return ImageSet(name, labels, names, 3, source.resolution, pixels, origin=sum_array(published))
+
+
+def read_part(path: Path, at_most: int, folder: Path) -> bytes:
+    """The bytes of a file of a release.
+
+    Args:
+        at_most: the largest size in bytes.
+        folder: of the release, for the message.
+
+    Raises:
+        UserError: it cannot be read, is not a regular file, or is larger.
+    """
+    try:
+        return read_regular(path, at_most)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); delete {folder} and download it again") from None
 
 
 def fetch(url: str, md5: str, root: str) -> None:
@@ -177,8 +204,18 @@ def fetch(url: str, md5: str, root: str) -> None:
     from torchvision.datasets.utils import download_url
 
     folder = expand_user(root, "data.root")
+    if is_there(folder / Path(url).name):
+        check_regular(folder / Path(url).name)
     download_url(url, str(folder), md5=md5)
     unpack(folder / Path(url).name, folder)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file of a release exists; one that may not be looked at counts, and reading it says why."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def not_there(title: str, root: str, folder: str, url: str, error: Exception) -> UserError:
@@ -190,9 +227,14 @@ def not_there(title: str, root: str, folder: str, url: str, error: Exception) ->
 
 
 def resized(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Resizes uint8 `[N, C, H, W]` with antialiasing; returns it unchanged if it already has the resolution."""
+    """Resizes uint8 `[N, C, H, W]` with antialiasing; returns it unchanged if it already has the resolution.
+
+    Raises:
+        UserError: the memory does not hold the result.
+    """
     if pixels.shape[-1] == resolution:
         return pixels
+    require_memory("the data set", len(pixels), pixels.shape[1], resolution, 2)
     from torchvision.transforms.v2.functional import resize
 
     return torch.cat([resize(chunk, [resolution, resolution], antialias=True) for chunk in pixels.split(4096)])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gantrain.errors import UserError, one_line
+from gantrain.errors import UserError, in_words, one_line
+from gantrain.regular_file import check_regular
 
 BLOCK = 2**20
 
@@ -18,23 +21,56 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar (compressed or not) or zip archive. All members are checked before the first one is written.
 
     Raises:
-        UserError: the file is neither a tar nor a zip, or a member would leave the folder or is a link or a device.
+        UserError: the file is neither a tar nor a zip, or damaged, or a member would leave the folder or is a link or a device, or the
+            disk does not hold all members.
         OSError: a file cannot be written.
     """
     members: list[tuple[str, bool, bool, Any]]
-    try:
-        if tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as opened:
+    with refused(archive):
+        check_regular(archive)
+        is_tar = tarfile.is_tarfile(archive)
+        is_zip = not is_tar and zipfile.is_zipfile(archive)
+    if not is_tar and not is_zip:
+        raise UserError(f"{archive}: is not a tar or zip archive; delete it and download it again")
+    with refused(archive):
+        opened: Any = tarfile.open(archive) if is_tar else zipfile.ZipFile(archive)  # noqa: SIM115 - closed below
+    with opened:
+        with refused(archive):
+            if is_tar:
                 members = [(m.name, m.isdir(), m.isfile(), m) for m in opened]
-                write_members(archive, folder, members, opened.extractfile)
-        elif zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
+            else:
                 members = [(m.filename, m.is_dir(), plain(m), m) for m in opened.infolist()]
-                write_members(archive, folder, members, opened.open)
-        else:
-            raise UserError(f"{archive}: is not a tar or zip archive; delete it and download it again")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{archive}: cannot be read as an archive ({one_line(error)}); delete it and download it again") from error
+        size = sum(m.size if is_tar else m.file_size for *_, m in members)
+        refuse_small_disk(archive, folder, size)
+        write_members(archive, folder, members, opened.extractfile if is_tar else opened.open)
+
+
+@contextmanager
+def refused(archive: Path) -> Iterator[None]:
+    """Within this context, around reading with tarfile or zipfile, everything raised becomes the UserError of a damaged archive.
+
+    At a damaged one they raise almost anything: TarError, BadZipFile, zlib.error, struct.error, UnicodeDecodeError, RuntimeError.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{archive}: cannot be read as an archive ({why}); delete it and download it again") from error
+
+
+def refuse_small_disk(archive: Path, folder: Path, size: int) -> None:
+    """Refuse to unpack what the disk does not hold.
+
+    Args:
+        size: of all members, in bytes.
+
+    Raises:
+        UserError: the disk is too small.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise UserError(f"{archive}: unpacks to {in_words(size)}, and only {in_words(free)} are free in {there}; free some space")
 
 
 def plain(member: zipfile.ZipInfo) -> bool:
@@ -68,6 +104,20 @@ def write_members(archive: Path, folder: Path, members: list[tuple[str, bool, bo
             target.mkdir(parents=True, exist_ok=True)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open_member(member) as source, open(target, "wb") as file:
-            while block := source.read(BLOCK):
+        if target.exists():
+            check_regular(target)  # opening a pipe for writing would wait for a reader
+        with refused(archive):
+            source = open_member(member)
+        with source, open(target, "wb") as file:
+            while block := read_block(archive, source):
                 file.write(block)
+
+
+def read_block(archive: Path, source: Any) -> bytes:
+    """The next bytes of a member.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with refused(archive):
+        return source.read(BLOCK)

@@ -27,6 +27,7 @@ from gantrain.config.loading import load
 from gantrain.config.plugins import find
 from gantrain.config.sections import Eval
 from gantrain.data import ImageSet
+from gantrain.data.listing import is_folder
 from gantrain.distributed import from_main, make_accelerator
 from gantrain.errors import UserError, readable
 from gantrain.evaluation.evaluator import Evaluator, isolate
@@ -218,9 +219,9 @@ def open_pictures(path: Path) -> Pictures:
     Raises:
         UserError: there are none.
     """
-    if path.is_dir():
+    if is_folder(path):
         return open_folder(path)
-    if path.suffix.lower() == ".zip" and path.is_file():
+    if path.suffix.lower() == ".zip" and path.exists():
         return open_zip(path)
     if path.suffix.lower() != ".npz":
         problem = "is not" if path.exists() else "does not exist; pass"

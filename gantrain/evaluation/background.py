@@ -26,13 +26,16 @@ import torch
 from gantrain import streams
 from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
-from gantrain.errors import UserError
+from gantrain.errors import UserError, one_line
 from gantrain.evaluation.evaluator import Interrupted
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.regular_file import open_regular, read_text
 from gantrain.run_folder.checkpoint import CheckpointStore, read_state
 from gantrain.run_folder.layout import SCORING_FOLDER
 from gantrain.run_folder.own_config import load_config
 
+MOST_SCORES = 2**26  # bytes of the scores of one checkpoint
+TAIL = 2**16  # bytes at the end of the scorer's output in which its last line is looked for
 POLL = 0.2  # seconds between two checks of a process
 # Variables of the run's process group, which the scorer does not join.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "NODE_RANK")
@@ -83,10 +86,14 @@ class BackgroundEvaluation:
             time.sleep(POLL)
         self._process = None
         if status:
-            words = out.with_suffix(".log").read_text(encoding="utf-8", errors="replace").splitlines()
+            words = last_lines(out.with_suffix(".log"))
             why = f"ended by {signal.Signals(-status).name}" if status < 0 else words[-1] if words else f"status {status}"
             raise UserError(f"eval.async: {self.path(nimg)} could not be scored ({why}); set eval.async=false to score in the run itself")
-        return json.loads(out.read_text(encoding="utf-8"))
+        try:
+            return json.loads(read_text(out, MOST_SCORES))
+        except (OSError, ValueError, RecursionError) as error:
+            why = getattr(error, "strerror", None) or one_line(error)
+            raise UserError(f"eval.async: {out}: cannot be read ({why}); set eval.async=false to score in the run itself") from None
 
     def clear(self, but: int | None = None) -> None:
         """Delete checkpoints and scores, except those of the checkpoint at `but` images."""
@@ -125,6 +132,16 @@ class BackgroundEvaluation:
         with open(out.with_suffix(".log"), "wb") as log:
             # In its own session, so that signals reach only the run, which decides what to do.
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last lines that the scorer has written; none if its output is gone."""
+    try:
+        with open_regular(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            return file.read(TAIL).decode(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 # ---- in the process that scores --------------------------------------------------------------------------------------

@@ -187,9 +187,7 @@ def count_classes(label: Callable[[], Labelled], listing: Listing) -> tuple[int,
     return tuple(np.bincount(found.labels, minlength=len(found.names)).tolist())
 
 
-def open_files(
-    name: str, files: list[str], read: Read, state: Callable[[str], str | None], notes: Sequence[str] = ()
-) -> Pictures:
+def open_files(name: str, files: list[str], read: Read, state: Callable[[str], str | None], notes: Sequence[str] = ()) -> Pictures:
     """Open files by name.
 
     Args:

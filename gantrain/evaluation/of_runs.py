@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.data import Digits, prepare
 from gantrain.data.likeness import find_difference
-from gantrain.distributed import local_processes, main_first, make_accelerator
+from gantrain.distributed import from_main, local_processes, main_first, make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
 from gantrain.run_folder.checkpoint import read_state
-from gantrain.run_folder.contents import open_run
+from gantrain.run_folder.contents import open_held
+from gantrain.run_folder.finite import count_nonfinite, require_finite
+from gantrain.run_folder.held import Held
+from gantrain.run_folder.manifest import hold
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.generators import load_weights
@@ -56,7 +60,10 @@ class RunScorer:
         self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
         number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
         self.run = Path(run)
-        self.path = open_run(run, kimg)[1] if path is None else path
+        self.nonfinite: dict[str, str] = {}  # what is not finite in each average that was loaded
+        # A run that trains may delete the checkpoint long before everything in it is scored.
+        self.held = open_held(run, kimg)[1] if path is None else hold(path)
+        self.path = self.held.folder
         self.config = load_config(self.run, [*overrides, *number])
         if path is None:
             require_images_of(self.run, self.config, overrides)
@@ -69,6 +76,8 @@ class RunScorer:
         """
         self.accelerator = make_accelerator()
         config, accelerator = self.config, self.accelerator
+        self.held = main_first(accelerator, functools.partial(self._reopened, from_main(accelerator, int(self.path.name))))
+        self.path = self.held.folder
 
         def bar(items: Iterable, total: int) -> Iterable:
             return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
@@ -93,6 +102,10 @@ class RunScorer:
         if self.strict:
             self.evaluator.remarks.require_enough()
 
+    def _reopened(self, nimg: int) -> Held:
+        """The checkpoint of the main process at `nimg` images: a run that trains may have saved between the looks of two processes."""
+        return self.held if int(self.path.name) == nimg else open_held(self.run, nimg / 1000)[1]
+
     def some(self) -> Tensor:
         """A few images of the live weights, uint8; the generator may hold any other weights afterwards."""
         e, g, device = self.config.eval, self.generator, self.accelerator.device
@@ -101,12 +114,25 @@ class RunScorer:
             g.eval()  # with the statistics of training: recalibration would need all processes, and a look needs no better ones
             return to_uint8(g(*draw(self.config.seed, "eval", 0, e.batch_size, g.dim_z, g.num_classes, device, e.truncation)))
 
+    def require_finite(self, names: Iterable[str]) -> None:
+        """Refuse averages whose weights are not finite, for a command of which nothing would be left.
+
+        Raises:
+            NotFinite: names the first of them, and weights that are finite.
+        """
+        for name in names:
+            require_finite(self.path, name, named_weights(load_weights(self.config, self.path, name)))
+
     def score(self, names: list[str], policy: str | None = None) -> Scores:
-        """Score the named averages ("live" among them); see `Evaluator.score`."""
-        return self.evaluator.score(names, self.materialize, self.generator, policy)
+        """Score the named averages ("live" among them); see `Evaluator.score`. Those that are not finite are named in its notes."""
+        scores, notes = self.evaluator.score(names, self.materialize, self.generator, policy), self.evaluator.remarks.notes
+        said = [f"{name}: its weights are not finite ({words}), so its scores are nan" for name in names if (words := self.nonfinite[name])]
+        notes += [note for note in said if note not in notes]
+        return scores
 
     def materialize(self, name: str, into: nn.Module, averaged_statistics: bool = False) -> None:
         """Write the named weights of the folder into a generator; see `load_weights`."""
         source = load_weights(self.config, self.path, name, averaged_statistics)
+        self.nonfinite[name] = count_nonfinite(named_weights(source))
         write_weights(named_weights(source), into)
         write_buffers(source.named_buffers(), into)

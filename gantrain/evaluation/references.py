@@ -18,7 +18,8 @@ from torch import Tensor
 
 from gantrain.config.loading import load
 from gantrain.data import ImageSet, Packed, decode_all, intake, permuted, prepare
-from gantrain.data.packed import HEAD, LABELS, read_head
+from gantrain.data.listing import is_folder
+from gantrain.data.packed import HEAD, read_head, read_packed
 from gantrain.distributed import local_processes
 from gantrain.errors import UserError, readable
 from gantrain.evaluation.image_files import Pictures, open_folder, open_zip, wrap_array
@@ -101,19 +102,20 @@ def open_reference(path: str | Path, most: int | None, device: torch.device, wit
     there = find_config(expand_user(path, "reference"))
     if there.suffix.lower() in (".yaml", ".yml"):
         return wrap_dataset(prepare(load(there).data, device, local_processes()), most)
-    if there.is_dir():
+    if is_folder(there):
         if is_run_folder(there):
             config = configuration_of(there)
             require_images_of(there, config, None, reads_data=True)
             return wrap_dataset(prepare(config.data, device, local_processes()), most)
-        if (there / HEAD).is_file():
+        if (there / HEAD).exists():
             head = read_head(there)
             source: Any = Packed(root=str(there), resolution=head["resolution"], labels=False)
             found = wrap_dataset(prepare(source, device, local_processes()), most)
-            return replace(found, class_counts=tuple(np.bincount(np.load(there / LABELS), minlength=len(head["classes"])).tolist()))
+            labels = read_packed(there, head["resolution"]).labels.numpy()
+            return replace(found, class_counts=tuple(np.bincount(labels, minlength=len(head["classes"])).tolist()))
         return wrap_pictures(open_folder(there), most)
     if there.suffix.lower() == ".zip":
-        if not there.is_file():
+        if not there.exists():
             raise UserError(f"{there}: there is no such file; pass a zip of images")
         return wrap_pictures(open_zip(there), most)
     if there.suffix.lower() in (".npz", ".npy", ".pkl", ".pickle", ".pt", ".pth"):

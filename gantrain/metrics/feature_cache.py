@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from safetensors import SafetensorError
+import psutil
+import torch
 from safetensors.torch import load as from_bytes, save as to_bytes
 
 from gantrain.cache import cache_folder, keep_file
 from gantrain.metrics.featureset import FeatureSet
+from gantrain.regular_file import read_regular
 
 # Part of every file's name. Raise it when other features may belong to a fingerprint: when images are decoded in another way, or if
 # features may have been kept under a wrong fingerprint (as before 2, when the key of a folder was names, sizes and times).
@@ -26,12 +28,21 @@ def file_of(print_: str) -> str:
 
 
 def cached(print_: str) -> FeatureSet | None:
-    """Returns the features cached under a fingerprint, or None if there are none or the file is unreadable."""
+    """Returns the features cached under a fingerprint, or None if there are none, or if the file is damaged or not a cached one."""
     try:
-        tensors = from_bytes((cache_folder() / file_of(print_)).read_bytes())
-        return FeatureSet(tensors["features"], tensors["logits"])
-    except (OSError, SafetensorError, KeyError):
+        # Two copies: the file and its tensors.
+        data = read_regular(cache_folder() / file_of(print_), psutil.virtual_memory().available // 2)
+    except OSError:
         return None
+    try:
+        tensors = from_bytes(data)
+    except Exception:  # at a damaged file safetensors raises errors of several kinds
+        return None
+    if not {"features", "logits"} <= tensors.keys():
+        return None
+    features, logits = tensors["features"], tensors["logits"]
+    are_tables = all(one.dtype == torch.float32 and one.dim() == 2 for one in (features, logits))
+    return FeatureSet(features, logits) if are_tables and len(features) == len(logits) else None
 
 
 def keep(print_: str, features: FeatureSet) -> None:

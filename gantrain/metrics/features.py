@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -14,13 +16,16 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gantrain.errors import UserError, check, one_line
+from gantrain.errors import UserError, check, in_words, one_line
 from gantrain.home import expand_user
 from gantrain.metrics.metric import Extractor, FeatureExtractor
+from gantrain.regular_file import check_regular, read_regular
 
 HERE = Path(__file__).parent
 DIGITS_WEIGHTS = HERE / "digits_classifier.safetensors"
 DIGITS_RECORD = HERE / "digits_classifier.json"
+MOST_BYTES = 2**30  # of a file of weights, packed and unpacked; Inception's have 91 MB
+REMEDY = "use torch-fidelity's .pth or a .safetensors"
 DIGITS_IDENTITY = "digits-classifier/64/"  # begins the identity of the digits extractor
 
 
@@ -123,8 +128,14 @@ def inception_weights_path(weights: str | None) -> Path:
     """
     if weights is not None:
         path = expand_user(weights, "eval.features.weights")
-        if not path.is_file():
-            raise UserError(f"eval.features.weights: {weights!r} is not a file; pass the path of the weights, or null to download them")
+        try:
+            check_regular(path, MOST_BYTES)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte
+            why = error.strerror if isinstance(error, OSError) else one_line(error)
+            raise UserError(
+                f"eval.features.weights: {weights!r} is not a file of weights ({why});"
+                " pass the path of the weights, or null to download them"
+            ) from None
         return path
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -146,22 +157,37 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Returns a state dictionary and the SHA-256 of its file. Only tensors are read, so no code in the file can run.
 
     Raises:
-        UserError: the file is not a state dictionary of tensors.
+        UserError: the file is not a state dictionary of tensors, or is too large for one.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        data = read_regular(path, MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)}); {REMEDY}") from None
+    digest = hashlib.sha256(data).hexdigest()
     try:
         if path.suffix == ".safetensors":
-            return load_safetensors(path.read_bytes()), digest
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about the pickle protocol of foreign files
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_safetensors(data), digest
+        whole = unpacked_size(data)
+        if whole <= MOST_BYTES:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns about the pickle protocol of foreign files
+                file = io.BytesIO(data)
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise UserError(
-            f"{path}: contains no weights that can be read safely ({type(error).__name__}); use torch-fidelity's .pth or a .safetensors"
-        ) from error
+        raise UserError(f"{path}: contains no weights that can be read safely ({type(error).__name__}); {REMEDY}") from error
+    if whole > MOST_BYTES:
+        raise UserError(f"{path}: would be unpacked to {in_words(whole)}, and {in_words(MOST_BYTES)} is the most; {REMEDY}")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
-        raise UserError(f"{path}: is not a dictionary of weights; use torch-fidelity's .pth or a .safetensors")
+        raise UserError(f"{path}: is not a dictionary of weights; {REMEDY}")
     return state, digest
+
+
+def unpacked_size(data: bytes) -> int:
+    """How many bytes a .pth unpacks to, which is a zip in the newer of torch's formats."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return len(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        return sum(member.file_size for member in opened.infolist())
 
 
 def build_inception(state: dict[str, Tensor], path: Path, layer: str) -> nn.Module:
@@ -178,7 +204,7 @@ def build_inception(state: dict[str, Tensor], path: Path, layer: str) -> nn.Modu
     module.load_state_dict_from_url = lambda url, progress=True: state
     try:
         return module.FeatureExtractorInceptionV3("inception-v3-compat", [layer, "logits_unbiased"], verbose=False)
-    except RuntimeError as error:
+    except Exception as error:  # damaged weights have other types, shapes and names
         raise UserError(
             f"{path}: these are not the weights of inception-v3-compat ({one_line(error)[:120]}); use torch-fidelity's"
         ) from error

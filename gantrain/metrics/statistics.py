@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,25 @@ import torch
 from torch import Tensor
 
 from gantrain.atomic_file import write_atomically
-from gantrain.errors import UserError, one_line
+from gantrain.errors import UserError, in_words, one_line
 from gantrain.home import expand_user
 from gantrain.metrics.featureset import FeatureSet, Moments
+from gantrain.metrics.npz import NAMED, Header, opened_npz
 
 KINDS = "mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0 (uint8 images)"
-BROKEN = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 AGAIN = "create the file again"
 ASYMMETRY = 1e-3  # tolerance relative to the largest entry: float32 covariances are symmetric only up to rounding
 KEPT = ("mu", "sigma", "raw_mean", "raw_cov", "num_items", "num_images", "features", "feats", "logits", "arr_0", "identity", "name", "data")
 OF_CLASSES = ("class_counts", "arr_1")  # not part of the content: scores are the same with and without them
 MOST_CLASSES = 10**6  # in arr_1; larger numbers are not classes
+MOST_IMAGES = 2**53  # a larger number is not a number of images
+# Largest value of a feature or mean: squares and products of squares stay far from the largest float.
+LARGEST = 1e12
+CHECKED_WIDTH = 4096  # up to so many features it is checked that a covariance is one, which takes a second at the most
+# Most bytes of arrays that are single values, texts, or one number a class or feature.
+MOST_BYTES = dict.fromkeys(("num_images", "num_items", "identity", "name", "data"), 2**16) | {
+    "class_counts": 8 * MOST_CLASSES, "mu": 2**23, "raw_mean": 2**23,
+}  # fmt: skip
 WIDTHS = {64: "eval.features.name=digits or eval.features={name: inception, layer: '64'}", 2048: "eval.features.name=inception"} | {
     d: f"eval.features={{name: inception, layer: '{d}'}}" for d in (192, 768)
 }
@@ -124,21 +131,24 @@ def read_statistics(path: str | Path) -> Statistics:
             f"{path}: is a pickle, which can run code, so gantrain does not load it; if you trust it, load it yourself and save its"
             " raw_mean, raw_cov and num_items (or mu and sigma) as an .npz with numpy.savez"
         )
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: is not a file; pass an .npz of statistics, or write one with `gantrain reference`")
     arrays = read_arrays(path)
     digest = hashlib.sha256()
     for key in sorted(arrays.keys() - OF_CLASSES):
-        digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}\n".encode() + np.ascontiguousarray(arrays[key]).tobytes())
+        digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8).data)  # not a copy, which may be large
     features, logits = features_of(path, arrays)
-    images = images_of(path, arrays)
+    images = arrays.get("arr_0")
     moments = moments_of(path, arrays)
     if moments is None and features is None and images is None:
-        found = ", ".join(arrays) or "nothing"
-        raise UserError(f"{path}: contains {found}, but a reference must contain {KINDS}; write one with `gantrain reference`")
+        raise contains_nothing(path, list(arrays))
     if moments is not None and features is not None and len(moments["mu"]) != features.shape[1]:
         raise UserError(f"{path}: mu has {len(moments['mu'])} dimensions, but features has {features.shape[1]}; {AGAIN}")
-    count = next((int(arrays[key]) for key in ("num_images", "num_items") if key in arrays), None if features is None else len(features))
+    count = next((number_of(path, key, arrays[key]) for key in ("num_images", "num_items") if key in arrays), None)
+    if features is not None and count is not None and count < len(features):
+        raise UserError(f"{path}: has features of {len(features):,} images, but num_images or num_items is {count:,}; {AGAIN}")
+    count = len(features) if features is not None and count is None else count
     if count is None and moments is None:
         assert images is not None  # features would have given the count
         count = len(images)
@@ -146,102 +156,190 @@ def read_statistics(path: str | Path) -> Statistics:
     return Statistics(path, digest.hexdigest(), moments, features, logits, images, count, **said, class_counts=classes_of(arrays))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz that belong to a reference; if there are none, all names with empty arrays, for the error message."""
+def is_there(path: Path) -> bool:
+    """Whether a path is that of something that is not a folder; a pipe is refused when it is opened.
+
+    Raises:
+        UserError: it cannot be known.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            names = [key for key in file.files if key in (*KEPT, *OF_CLASSES)]
-            return {key: file[key] for key in names} if names else {key: np.empty(0) for key in file.files}
-    except BROKEN as error:
-        reason = "it contains pickled objects, which can run code" if "allow_pickle" in str(error) else one_line(error)
+        return path.exists() and not path.is_dir()
+    except OSError as error:
         raise UserError(
-            f"{path}: cannot be read as an .npz of statistics ({reason});"
-            " save its arrays with numpy.savez, or write one with `gantrain reference`"
+            f"{path}: cannot be looked at ({error.strerror or one_line(error)}); make it and the folders above it readable"
         ) from None
 
 
-def moments_of(path: Path, arrays: dict[str, np.ndarray]) -> Moments | None:
-    """Returns mu and sigma, as stored or computed from StyleGAN's sums; None if the file contains neither.
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz that belong to a reference. Their types and shapes are checked before one of them is read.
 
     Raises:
-        UserError: an array is missing or invalid.
+        UserError: the file is damaged or too large, contains no such array, or one of another type or shape.
+    """
+    with opened_npz(path, (*KEPT, *OF_CLASSES)) as file:
+        if not file.headers:
+            raise contains_nothing(path, file.names)
+        for key, header in file.headers.items():
+            if header.nbytes > MOST_BYTES.get(key, header.nbytes):
+                what = f"{header.dtype} {list(header.shape)}, which takes {in_words(header.nbytes)}"
+                raise UserError(f"{path}: {key} is {what}, and {in_words(MOST_BYTES[key])} is the most; {AGAIN}")
+        require_forms(path, file.headers)
+        return file.read()
+
+
+def contains_nothing(path: Path, names: list[str]) -> UserError:
+    """The error for a file without statistics, features or images."""
+    found = (", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")) or "nothing"
+    return UserError(f"{path}: contains {found}, but a reference must contain {KINDS}; write one with `gantrain reference`")
+
+
+def number_of(path: Path, key: str, array: np.ndarray) -> int:
+    """A number of images.
+
+    Raises:
+        UserError: it is something else.
+    """
+    fits = array.size == 1 and array.dtype.kind in "iuf" and bool(((array >= 1) & (array < MOST_IMAGES) & (array == np.floor(array))).all())
+    if not fits:
+        value = one_line(ValueError(array.ravel()[0] if array.size == 1 else f"{array.dtype} {list(array.shape)}"))[:40]
+        raise UserError(f"{path}: {key} must be a number of images, got {value}; {AGAIN}")
+    return int(array.item())
+
+
+def require_forms(path: Path, arrays: Mapping[str, Header]) -> None:
+    """Refuse arrays whose types or shapes are wrong, before they are read.
+
+    Raises:
+        UserError: names the array.
+    """
+    names = moment_names(path, arrays)
+    if names is not None:
+        require_moments_form(path, arrays[names[0]], arrays[names[1]], names)
+    name = features_name(arrays)
+    if name is not None:
+        features = arrays[name]
+        if features.ndim != 2 or features.dtype.kind != "f" or len(features) < 2 or not features.shape[1]:
+            raise UserError(f"{path}: {name} must be floats [N, d], got {features.dtype} {list(features.shape)}; {AGAIN}")
+        logits = arrays.get("logits")
+        if logits is not None and (logits.ndim != 2 or logits.dtype.kind != "f" or len(logits) != len(features)):
+            shape = f"floats [{len(features)}, c], one row per row of {name}"
+            raise UserError(f"{path}: logits must be {shape}, got {logits.dtype} {list(logits.shape)}; {AGAIN}")
+    images = arrays.get("arr_0")
+    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape):
+        wanted = "uint8 images [N, H, W, C] with 1 or 3 channels"
+        raise UserError(f"{path}: arr_0 must be {wanted}, got {images.dtype} {list(images.shape)}; {AGAIN}")
+    labels = arrays.get("arr_1")
+    if labels is not None and images is not None and labels.nbytes > 16 * len(images):
+        raise UserError(f"{path}: arr_1 must be labels [{len(images)}], got {labels.dtype} {list(labels.shape)}; {AGAIN}")
+
+
+def moment_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of mean and covariance, or of StyleGAN's sums; None if the file contains neither.
+
+    Raises:
+        UserError: one is missing.
     """
     if "mu" in arrays or "sigma" in arrays:
         lacking = [key for key in ("mu", "sigma") if key not in arrays]
         if lacking:
             raise UserError(f"{path}: contains {'mu' if lacking[0] == 'sigma' else 'sigma'} but no {lacking[0]}; {AGAIN}")
-        mu, sigma, names = arrays["mu"], arrays["sigma"], ("mu", "sigma")
-    elif "raw_mean" in arrays or "raw_cov" in arrays:
+        return "mu", "sigma"
+    if "raw_mean" in arrays or "raw_cov" in arrays:
         lacking = [key for key in ("raw_mean", "raw_cov", "num_items") if key not in arrays]
         if lacking:
             raise UserError(f"{path}: lacks {', '.join(lacking)}, which StyleGAN's sums require; {AGAIN}")
-        mu, sigma, names = arrays["raw_mean"], arrays["raw_cov"], ("raw_mean", "raw_cov")
-    else:
-        return None
-    require_moments(path, mu, sigma, names)
-    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-    if names[0] == "mu":
-        return {"mu": mu, "sigma": sigma}
-    if arrays["num_items"].shape != () or not arrays["num_items"] >= 1:
-        raise UserError(f"{path}: num_items must be a number of images, got {one_line(ValueError(arrays['num_items']))[:40]}; {AGAIN}")
-    n = float(arrays["num_items"])  # FeatureStats.get_mean_cov of StyleGAN2-ADA and 3, metrics/metric_utils.py
-    return {"mu": mu / n, "sigma": sigma / n - np.outer(mu / n, mu / n)}
+        return "raw_mean", "raw_cov"
+    return None
 
 
-def require_moments(path: Path, mu: np.ndarray, sigma: np.ndarray, names: tuple[str, str]) -> None:
-    """Refuse arrays that are not a mean `[d]` and a covariance `[d, d]`.
+def features_name(arrays: Mapping[str, Any]) -> str | None:
+    """The name of the features; None if the file contains none."""
+    return next((key for key in ("features", "feats") if key in arrays), None)
+
+
+def require_moments_form(path: Path, mu: Header, sigma: Header, names: tuple[str, str]) -> None:
+    """Refuse arrays that are not a mean `[d]` and a covariance `[d, d]` of numbers.
 
     Raises:
-        UserError: the type, shape or values are wrong.
+        UserError: the type or shape is wrong.
     """
     mean, covariance = names
     if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
         raise UserError(f"{path}: {mean} and {covariance} must be numbers, got {mu.dtype} and {sigma.dtype}; {AGAIN}")
     if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape) or not len(mu):
         raise UserError(f"{path}: {mean} must be [d] and {covariance} [d, d], got {list(mu.shape)} and {list(sigma.shape)}; {AGAIN}")
+
+
+def moments_of(path: Path, arrays: Mapping[str, np.ndarray]) -> Moments | None:
+    """Returns mu and sigma, as stored or computed from StyleGAN's sums; None if the file contains neither.
+
+    Raises:
+        UserError: an array is missing, or its values are not those of a mean or a covariance.
+    """
+    names = moment_names(path, arrays)
+    if names is None:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused
+        mu, sigma = (arrays[name].astype(np.float64) for name in names)
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: {mean} or {covariance} contains nan or infinity; {AGAIN} from images whose features are finite")
-    if np.abs(sigma - sigma.T).max() > ASYMMETRY * np.abs(sigma).max() or (np.diag(sigma) < 0).any():
-        raise UserError(f"{path}: {covariance} is not a covariance (not symmetric, or negative on the diagonal); {AGAIN}")
+        raise UserError(f"{path}: {names[0]} or {names[1]} contains nan or infinity; {AGAIN} from images whose features are finite")
+    if names[0] == "mu":
+        require_covariance(path, mu, sigma, names, bool((np.diag(sigma) < 0).any()))
+        return {"mu": mu, "sigma": sigma}
+    n = float(
+        number_of(path, "num_items", arrays["num_items"])
+    )  # FeatureStats.get_mean_cov of StyleGAN2-ADA and 3, metrics/metric_utils.py
+    with np.errstate(over="ignore", invalid="ignore"):
+        mu, sigma = mu / n, sigma / n - np.outer(mu / n, mu / n)
+    require_covariance(path, mu, sigma, names, False)  # a constant feature has a variance of 0, or less by rounding
+    return {"mu": mu, "sigma": sigma}
 
 
-def features_of(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Tensor | None, Tensor | None]:
+def require_covariance(path: Path, mu: np.ndarray, sigma: np.ndarray, names: tuple[str, str], below_zero: bool) -> None:
+    """Refuse values that are too large, or that are not those of a covariance.
+
+    Args:
+        names: of both in the file.
+        below_zero: whether a variance is known to be negative.
+
+    Raises:
+        UserError: names the array.
+    """
+    largest = np.abs(sigma).max()
+    if not (np.abs(mu).max() <= LARGEST and largest <= LARGEST**2):
+        raise UserError(
+            f"{path}: {names[0]} or {names[1]} has values up to {max(np.abs(mu).max(), largest):.3g}, more than features can have"
+            f" ({LARGEST:.0e}); {AGAIN}"
+        )
+    if np.abs(sigma - sigma.T).max() > ASYMMETRY * largest or below_zero:
+        raise UserError(f"{path}: {names[1]} is not a covariance (not symmetric, or negative on the diagonal); {AGAIN}")
+    if largest > 0 and len(mu) <= CHECKED_WIDTH:
+        try:  # float32 leaves eigenvalues of about -1e-6 of the largest where there are fewer images than features
+            np.linalg.cholesky(sigma + ASYMMETRY * largest * np.eye(len(mu)))
+        except np.linalg.LinAlgError:
+            raise UserError(f"{path}: {names[1]} is not a covariance (not positive semi-definite); {AGAIN}") from None
+
+
+def features_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor | None, Tensor | None]:
     """Returns (features, logits), float32; (None, None) if the file contains no features.
 
     Raises:
-        UserError: the type, shape or values are wrong.
+        UserError: a value is not finite, or too large.
     """
-    name = next((key for key in ("features", "feats") if key in arrays), None)
+    name = features_name(arrays)
     if name is None:
         return None, None
     features = arrays[name]
-    if features.ndim != 2 or features.dtype.kind != "f" or len(features) < 2:
-        raise UserError(f"{path}: {name} must be floats [N, d], got {features.dtype} {list(features.shape)}; {AGAIN}")
     logits = arrays.get("logits", np.empty((len(features), 0), np.float32))
-    if logits.ndim != 2 or logits.dtype.kind != "f" or len(logits) != len(features):
-        shape = f"floats [{len(features)}, c], one row per row of {name}"
-        raise UserError(f"{path}: logits must be {shape}, got {logits.dtype} {list(logits.shape)}; {AGAIN}")
     if not (np.isfinite(features).all() and np.isfinite(logits).all()):
         raise UserError(f"{path}: {name} or logits contains nan or infinity; {AGAIN} from images whose features are finite")
-    return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(logits.astype(np.float32))
+    largest = max(float(max(one.max(initial=0), -one.min(initial=0))) for one in (features, logits))  # `abs` would be a copy
+    if largest > LARGEST:
+        raise UserError(f"{path}: {name} or logits has values up to {largest:.3g}, more than features can have ({LARGEST:.0e}); {AGAIN}")
+    return torch.from_numpy(features.astype(np.float32, copy=False)), torch.from_numpy(logits.astype(np.float32, copy=False))
 
 
-def images_of(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Returns the images, uint8 `[N, H, W, C]`; None if the file contains none.
-
-    Raises:
-        UserError: the type or shape is wrong.
-    """
-    images = arrays.get("arr_0")
-    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape):
-        wanted = "uint8 images [N, H, W, C] with 1 or 3 channels"
-        raise UserError(f"{path}: arr_0 must be {wanted}, got {images.dtype} {list(images.shape)}; {AGAIN}")
-    return images
-
-
-def classes_of(arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
+def classes_of(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     """Returns images per class; empty if the file does not contain them, or if its labels are those of only some of the images."""
     counts, labels = (arrays.get(key, np.empty(0)) for key in OF_CLASSES)
     if counts.ndim == 1 and counts.dtype.kind in "iu" and (counts >= 0).all():

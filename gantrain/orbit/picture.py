@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ TIME = "viridis"  # Matplotlib's colour map for a path, from start to end
 SWAP = MARKS["swap"].colour
 ALL, FITTED = COLOURS[-1], COLOURS[-3]  # colours of directions, not of averages
 NARROW_WIDTH, LETTERS = 3.6, 46  # inches of a picture for phones, and letters of a line of its titles
+MOST_DRAWN = 4000  # recordings of a path; a longer one is thinned to about as many, which no eye can tell from all
 DEVIATIONS = 2  # radius of the ellipse in standard deviations
 
 
@@ -116,13 +118,14 @@ def draw_averages(axes: Axes, a: Analysis, plane: np.ndarray, center: np.ndarray
 
 def draw_whole(axes: Axes, a: Analysis) -> None:
     """Draw the record up to the end of the stretch, with swaps as arrows."""
-    rows = np.arange(a.rows[-1] + 1)
+    jumps = [row for row in a.motion.swaps if row < a.rows[-1]]
+    rows = thin(np.arange(a.rows[-1] + 1), [row + i for row in jumps for i in (0, 1)])
     live = a.motion.sketches[LIVE][rows]
     center, plane = live.mean(axis=0), principal_directions(live, 2)
     points = (live - center) @ plane.T
     draw_path(axes, points, a.kimg[rows])
     axes.plot(*points[0], "o", markerfacecolor="white", markeredgecolor="black", markersize=7, zorder=6, label="start")
-    swaps = [row for row in a.motion.swaps if row < a.rows[-1]]
+    swaps = np.searchsorted(rows, jumps).tolist()
     if swaps:
         draw_swaps(axes, points, swaps, size=7)
         axes.plot([], [], color=SWAP, linewidth=1.3, label="swap")
@@ -134,6 +137,13 @@ def draw_whole(axes: Axes, a: Analysis) -> None:
     axes.set_title(f"{PLAYERS[a.player]}: the path so far, in its two principal directions", fontsize=9)
     shares = [((points[:, i]) ** 2).sum() / ((live - center) ** 2).sum() for i in range(points.shape[1])]
     label_axes(axes, [f"{share:.0%} of the motion" for share in shares])
+
+
+def thin(rows: np.ndarray, also: Sequence[int] = ()) -> np.ndarray:
+    """The rows to draw of a path, ascending: all, or about `MOST_DRAWN` of them with the first, the last and `also`."""
+    if len(rows) <= MOST_DRAWN:
+        return rows
+    return np.unique([rows[0], *rows[:: -math.ceil(len(rows) / MOST_DRAWN)], *also])
 
 
 def label_axes(axes: Axes, words: Sequence[str]) -> None:
@@ -174,8 +184,9 @@ def draw_stretch(axes: Axes, a: Analysis) -> None:
     points, kimg = live @ plane.T, a.kimg[a.rows]
     half = len(points) // 2
     axes.plot(*points[: half + 1].T, color=FAINT, linewidth=0.8, zorder=2, label="first half: gives the directions")
-    draw_path(axes, points[half:], kimg[half:])
-    draw_averages(axes, a, plane, center, a.rows, size=8)
+    drawn = thin(np.arange(half, len(points)))
+    draw_path(axes, points[drawn], kimg[drawn])
+    draw_averages(axes, a, plane, center, thin(a.rows), size=8)
     if fit.holds and len(fit.directions) > 1:
         draw_ellipse(axes, fit, points[half:])
     axes.set_aspect("equal", adjustable="datalim")

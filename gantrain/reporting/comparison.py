@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
@@ -47,7 +48,10 @@ class Curve:
     @property
     def last(self) -> float:
         """The mean at the last time that all runs have; if there is none, the mean of each run's last score."""
-        return self.mean[-1] if self.mean else statistics.fmean(points[-1][1] for points in self.runs.values())
+        try:
+            return self.mean[-1] if self.mean else statistics.fmean(points[-1][1] for points in self.runs.values())
+        except (OverflowError, ValueError):  # of infinities, or too large
+            return math.nan
 
 
 @dataclass(frozen=True)
@@ -181,25 +185,39 @@ def describe_gaps(group: Group, metrics: Sequence[str]) -> list[str]:
 
 def match_times(points: Sequence[Sequence[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
     """Times that all runs have, as rows of one point per run. Growing batches shift an evaluation by less than its period."""
-    if not points:
-        return []
+    if len(points) < 2:
+        return [[point] for one in points for point in one]
     fewest = min(points, key=len)
     gaps = [b[0] - a[0] for a, b in itertools.pairwise(fewest)]
     near = statistics.median(gaps) / 2 if gaps else math.inf  # the last gap may be shorter
     rows: list[list[tuple[int, float]]] = []
     for nimg, _ in fewest:
-        row = [min(one, key=lambda point: abs(point[0] - nimg)) for one in points if one]
+        row = [nearest(one, nimg) for one in points if one]
         again = bool(rows) and any(point == before for point, before in zip(row, rows[-1]))  # a point is used once
         if len(row) == len(points) and all(abs(point[0] - nimg) < near for point in row) and not again:
             rows.append(row)
     return rows
 
 
+def nearest(points: Sequence[tuple[int, float]], nimg: int) -> tuple[int, float]:
+    """The point nearest to a time; of two, the earlier one.
+
+    Args:
+        points: at least one, in order of time.
+        nimg: the time.
+    """
+    after = bisect.bisect_left(points, nimg, key=lambda point: point[0])
+    return min(points[max(0, after - 1) : after + 1], key=lambda point: abs(point[0] - nimg))
+
+
 def half_width(values: Sequence[float]) -> float:
     """Half of the 95% interval of a mean of independent numbers, by Student's t.
 
-    It is nan for fewer than `FEWEST_RUNS` numbers, or if one is not finite.
+    It is nan for fewer than `FEWEST_RUNS` numbers, or if one is not finite, or they are too large.
     """
     if len(values) < FEWEST_RUNS or not all(map(math.isfinite, values)):
         return math.nan
-    return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    try:
+        return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    except OverflowError:
+        return math.nan

@@ -69,7 +69,8 @@ def console_line(nimg: int, total: int, values: Mapping[str, Any]) -> str:
         values: a training line of metrics.jsonl; a missing number is shown as nan, a missing time as ?.
     """
     of = lambda key, width, decimals: format_fixed(values.get(key, math.nan), width, decimals)  # noqa: E731
-    elapsed = duration(values["throughput/elapsed_s"]) if "throughput/elapsed_s" in values else "?"
+    seconds = values.get("throughput/elapsed_s", math.nan)
+    elapsed = duration(seconds) if math.isfinite(seconds) else "?"
     left, besides = time_left(values)
     besides = f" | to go: {besides}" if besides else ""
     return (
@@ -85,7 +86,7 @@ def time_left(values: Mapping[str, Any]) -> tuple[str, str]:
     A time to which something has to be added starts with ~. It is ? if the line has none.
     """
     left, unknown = values.get("throughput/left_s"), values.get("throughput/left_excludes")
-    if not isinstance(left, (int, float)):
+    if not isinstance(left, (int, float)) or not math.isfinite(left):
         return "?", ""
     return ("~" if unknown else "") + duration(left), f"plus {unknown}" if unknown else ""
 
@@ -112,9 +113,9 @@ def noise_in_words(values: Mapping[str, float]) -> str:
         if values[f"{prefix}/undecidable"]:
             cell = "?"
         elif values.get(f"{prefix}/unbounded"):
-            cell = f">{format_fixed(values[f'{prefix}/b_simple_low'], 5, 0).strip()}"
+            cell = f">{format_fixed(values.get(f'{prefix}/b_simple_low', math.nan), 5, 0).strip()}"
         else:
-            cell = format_fixed(values[f"{prefix}/b_simple"], 6, 0).strip()
+            cell = format_fixed(values.get(f"{prefix}/b_simple", math.nan), 6, 0).strip()
         cells.append(f" {player} {cell:<6}")
     return (" | noise" + "".join(cells)).rstrip() if cells else ""
 

@@ -195,7 +195,7 @@ def find_words(table: Mapping[str, Callable[[Line], str]], line: Line, otherwise
     describe = table.get(str(line.get("event")))
     try:
         return describe(line) if describe else otherwise
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return otherwise
 
 

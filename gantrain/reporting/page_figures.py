@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from gantrain.reporting.charts import batches, drawable, marks, styles_in
 from gantrain.reporting.comparison import Curve, Group, build_curves
 from gantrain.reporting.drawn_pictures import pick_evenly
 from gantrain.reporting.envelope import bin_size, envelope
-from gantrain.run_folder.record import Record
+from gantrain.run_folder.record import Evaluation, Record
 from gantrain.score_names import LIVE, better_when_higher
 
 SCORE_HEIGHT, OTHER_HEIGHT, MARKS_HEIGHT = 210, 150, 34  # pixels
@@ -29,6 +29,7 @@ WIDE_RANGE = 20  # a score that spans more than this factor is drawn on a logari
 LEAST_SHARE = 1 / 3  # of an axis that the scores after 0 kimg keep; otherwise those at 0 kimg are stated instead of drawn
 EDGE = 0.08  # of an axis beyond what is drawn, as a fraction of its span
 LONGEST_NAME = 32  # letters of a name in the legend
+BETWEEN = " (%{customdata[0]:.5g} to %{customdata[1]:.5g})"  # in the words at a point that is the mean of a bin
 MOST_MARKS = 500  # of a kind of event; a browser takes seconds to draw thousands of lines through all rows
 SYMBOLS = ("circle", "circle-open")  # of the points of two runs that are drawn one by one
 
@@ -41,7 +42,7 @@ class Stack:
         total = inner + GAP * (len(rows) - 1)
         self.figure = make_subplots(
             rows=len(rows), cols=1, shared_xaxes=True,
-            vertical_spacing=GAP / total, row_heights=[height / inner for _, height in rows],
+            vertical_spacing=GAP / total if len(rows) > 1 else 0, row_heights=[height / inner for _, height in rows],
             subplot_titles=[title for title, _ in rows],
         )  # fmt: skip
         self.rows = {title: i + 1 for i, (title, _) in enumerate(rows)}
@@ -85,10 +86,12 @@ class Stack:
         low, high = min(values), max(values)
         if not log:
             edge = EDGE * (high - low) or EDGE * abs(high) or 1.0
+            if not math.isfinite(low - edge) or not math.isfinite(high + edge):  # Plotly chooses a range
+                return
             self.figure.update_yaxes(range=[low - edge, high + edge], row=self.rows[row], col=1)
             return
         ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
-        edge = max(EDGE * math.log10(high / low), EDGE)
+        edge = max(EDGE * (math.log10(high / low) if math.isfinite(high / low) else math.log10(high) - math.log10(low)), EDGE)
         self.figure.update_yaxes(
             type="log", tickvals=ticks, ticktext=[f"{tick:.6g}" for tick in ticks],
             range=[math.log10(low) - edge, math.log10(high) + edge], row=self.rows[row], col=1,
@@ -113,7 +116,7 @@ def shorten(name: str) -> str:
 
 def ladder(low: float, high: float) -> list[float]:
     """Ticks of a logarithmic axis: 1, 2 and 5 of each decade within the range, or fewer; at most `MOST_TICKS`."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = range(max(-307, math.floor(math.log10(low))), min(307, math.ceil(math.log10(high))) + 1)  # 10.0**309 is no float
     for steps, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
         ticks = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps if low <= step * 10.0**decade <= high]
         if 2 <= len(ticks) <= MOST_TICKS:
@@ -225,10 +228,16 @@ def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, grou
                 row, name, [x for x, _ in points], [y for _, y in points], faint(colour, 0.45), "run", group,
                 named=False, hoverinfo="skip", line={"width": 1}, meta={**meta, "run": run},
             )  # fmt: skip
-    spread = " ± %{customdata:.3g}" if curve.half is not None else ""
+    x: Sequence[float] = curve.kimg
+    y: Sequence[float | None] = curve.mean
+    ranges: list[list[float | None]] = []
+    spread, half = ("", None) if curve.half is None else (" ± %{customdata:.3g}", [*map(drawable, curve.half)])
+    if curve.half is None and bin_size(len(x)) > 1:
+        x, y, ranges = add_range(made, row, name, np.array(x), np.array(y, dtype=float), colour, group, meta)
+        spread = BETWEEN
     made.line(
-        row, name, curve.kimg, curve.mean, colour, "score", group, mode="lines+markers", marker={"size": 6}, meta=meta,
-        line=line, customdata=None if curve.half is None else list(map(drawable, curve.half)),
+        row, name, x, y, colour, "score", group, mode="lines" if bin_size(len(curve.kimg)) > 1 else "lines+markers", marker={"size": 6},
+        meta=meta, line=line, customdata=ranges or half,
         hovertemplate=f"{shown} %{{y:.5g}}{spread}<extra></extra>",
     )  # fmt: skip
 
@@ -282,17 +291,22 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
             for key, (name, colour, dash) in keys.items():
                 name = name if len(groups) == 1 else f"{group.name} {name}"
                 colour = colour if len(groups) == 1 else nth_style(i).colour
-                style: dict[str, Any] = {"named": len(groups) == 1, "meta": {"run": record.run.name}, "line": {"width": 1 if group.several else 1.6, "dash": dash}}
+                style: dict[str, Any] = {
+                    "named": len(groups) == 1,
+                    "meta": {"run": record.run.name},
+                    "line": {"width": 1 if group.several else 1.6, "dash": dash},
+                }
                 if key.startswith("batch/"):
                     x, y = batch_points(record, key)
                     style["line"]["shape"] = "hv"
                 elif bin_size(len(record.numbers.points(key)[0])) > 1:
-                    x, y, spread = add_range(made, title, record, key, colour, group.name, log)
-                    style["customdata"] = spread
+                    nimg, values = record.numbers.points(key)
+                    values = np.where(values > 0, values, np.nan) if log else values  # a logarithmic axis has no 0
+                    x, y, style["customdata"] = add_range(made, title, name, nimg / 1000, values, colour, group.name, style["meta"])
                 else:
                     x, y = points_of(record, key)
                 alone = len({at for at, value in zip(x, y) if value is not None}) == 1  # a line needs two points to be seen
-                between = " (%{customdata[0]:.5g} to %{customdata[1]:.5g})" if "customdata" in style else ""
+                between = BETWEEN if "customdata" in style else ""
                 made.line(
                     title, name, x, y, colour, key, group.name, mode="markers" if alone else "lines", **style,
                     **({"hoverinfo": "skip"} if group.several else {"hovertemplate": f"{name} %{{y:.5g}}{between}<extra></extra>"}),
@@ -313,15 +327,14 @@ def batch_points(record: Record, key: str) -> tuple[list[float], list[float | in
 
 
 def add_range(
-    made: Stack, row: str, record: Record, key: str, colour: str, group: str, log: bool
+    made: Stack, row: str, name: str, x: np.ndarray, y: np.ndarray, colour: str, group: str, meta: dict[str, Any]
 ) -> tuple[list[float], list[float | None], list[list[float | None]]]:  # fmt: skip
-    """Add the band of a number of too many training lines; returns kimg, mean, and [lowest, highest] of its bins."""
-    nimg, values = record.numbers.points(key)
-    found = envelope(nimg / 1000, np.where(values > 0, values, np.nan) if log else values)
-    x, y = (one.tolist() for one in found.band)
+    """Add the band of a curve of too many points; returns the places, mean, and [lowest, highest] of its bins, see `Envelope`."""
+    found = envelope(x, y)
+    band_x, band_y = (one.tolist() for one in found.band)
     made.line(
-        row, key, x, y, colour, "range", group, named=False, fill="toself", fillcolor=faint(colour, 0.25), hoverinfo="skip",
-        line={"width": 0}, meta={"run": record.run.name},
+        row, name, band_x, band_y, colour, "range", group, named=False, fill="toself", fillcolor=faint(colour, 0.2), hoverinfo="skip",
+        line={"width": 1, "color": faint(colour, 0.5)}, meta=meta,  # without a line, a single high value is too narrow to be seen
     )  # fmt: skip
     of = lambda values: list(map(drawable, values.tolist()))  # noqa: E731
     return found.x.tolist(), of(found.mean), [list(one) for one in zip(of(found.low), of(found.high))]
@@ -329,20 +342,24 @@ def add_range(
 
 def describe_bins(record: Record) -> list[str]:
     """Which rows of a run's chart are drawn in bins, and how long these are, in a sentence for each length; empty if none is."""
-    rows: dict[str, list[str]] = {}
-    numbers = record.numbers
+    counts = {metric: (sum(metric in row for row in map(first_row, record.comparable)), "evaluations") for metric in record.metrics}
     for title, keys, _ in OTHERS:
-        for key in keys:
-            count = 0 if key.startswith("batch/") else len(numbers.points(key)[0])
-            if bin_size(count) > 1:
-                kimg = (numbers.nimg[-1] - numbers.nimg[0]) / 1000 / count * bin_size(count)
-                length = f"{bin_size(count)} lines of the record (about {kimg:.3g} kimg)"
-                rows.setdefault(length, []).append(title.partition(" (")[0])
+        drawn = [len(record.numbers.points(key)[0]) for key in keys if not key.startswith("batch/")]
+        counts[title.partition(" (")[0]] = max(drawn, default=0), "lines of the record"
+    rows: dict[str, list[str]] = {}
+    for name, (count, what) in counts.items():
+        if bin_size(count) > 1:
+            rows.setdefault(f"{bin_size(count)} {what}", []).append(name)
     return [
-        f"{' and '.join(dict.fromkeys(titles)).capitalize()}: each point is the mean of {length}, and the band around the line has their"
-        f" lowest and highest values. The first and the last point are single lines."
-        for length, titles in rows.items()
+        f"{', '.join(names)}: each point is the mean of {length}, and the band around the line has their lowest and highest values. The"
+        " first and the last point are single ones."
+        for length, names in rows.items()
     ]
+
+
+def first_row(one: Evaluation) -> Mapping[str, float]:
+    """The scores of what an evaluation has scored first, the live weights."""
+    return next(iter(one.scores.values()))
 
 
 def add_marks(made: Stack, record: Record, lines: bool) -> None:
@@ -360,8 +377,8 @@ def add_marks(made: Stack, record: Record, lines: bool) -> None:
             text=[words for _, words in told], hovertemplate=f"{kind}: %{{text}}<extra></extra>", meta={"run": record.run.name},
         )  # fmt: skip
         line = {"color": mark.colour, "width": 1, "dash": "dot"}
-        for x in sorted({kimg for kimg, _ in told} - crossed) if lines else ():
-            shapes.append({"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, "opacity": 0.7})
+        through = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "opacity": 0.7}
+        shapes += [through | {"x0": x, "x1": x, "line": line} for x in sorted({at for at, _ in told} - crossed) if lines]
         crossed |= {kimg for kimg, _ in told}
     made.figure.update_layout(shapes=shapes)  # at once: `add_shape` checks all shapes again for each
     made.figure.update_yaxes(visible=False, range=[-1, 1], row=1, col=1)

@@ -9,6 +9,7 @@ another format, and those that may not be read, are not passed over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from gantrain import clock
 from gantrain.errors import UserError, in_words
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import (
     FORMAT,
     KEPT,
@@ -35,6 +37,7 @@ from gantrain.run_folder.manifest import (
     Gone,
     Unreadable,
     canonical,
+    hold,
     is_missing,
     notice_replacement,
     read_checked,
@@ -45,6 +48,7 @@ from gantrain.run_folder.manifest import (
 )
 from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, put_in_place, remove, settle, settle_replaced
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk without space
 COMPLEX = ":complex"  # behind the name of a tensor that is stored as real and imaginary parts
 TRIES = 10  # a run that trains deletes its older checkpoints, perhaps while they are read
 
@@ -59,11 +63,12 @@ class Snapshot:
 
 
 class NotWritten(UserError):
-    """A checkpoint could not be written; earlier ones are intact. `what` is the text without the remedy."""
+    """A checkpoint could not be written; earlier ones are intact. `what` is the text without the remedy, which depends on the error."""
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, error: OSError | None = None):
         self.what = what
-        super().__init__(f"{what}; free some space and run the same command again")
+        full = error is None or error.errno in FULL
+        super().__init__(f"{what}; {'free some space' if full else 'fix this'} and run the same command again")
 
 
 class CheckpointStore:
@@ -118,7 +123,9 @@ class CheckpointStore:
             whole = self._newest_whole()
             kept = f"the one at {int(whole.name) / 1000:g} kimg is intact" if whole else "there is no other whole one"
             needs = f"it needs {in_words(count_bytes(tensors))}, {free_in_words(self.folder)}"
-            raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
+            raise NotWritten(
+                f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}", error
+            ) from error
         self.prune(nimg)
         return target
 
@@ -166,6 +173,11 @@ class CheckpointStore:
             Unreadable: the newest that is not damaged cannot be read, or the folder cannot be listed.
             UserError: there are checkpoints, and all are damaged.
         """
+        found = self.newest_held(until)
+        return found.folder if found else None
+
+    def newest_held(self, until: int | None = None) -> Held | None:
+        """The same checkpoint with its files open, so that it can be read even if a run deletes it; arguments and errors as in `newest`."""
         said: set[str] = set()
         for _ in range(TRIES):
             paths = [path for path in self.paths() if until is None or int(path.name) <= until]
@@ -174,19 +186,20 @@ class CheckpointStore:
             except Gone:
                 continue  # deleted by the run that trains, which has written another one before
             if found is None and paths and until is None:
-                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; delete the folder to start over")
+                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; restore one of them from a copy")
             return found
         raise Gone(f"{self.folder}: its checkpoints are replaced faster than they can be read; use a larger checkpoint.every_kimg")
 
-    def _first_whole(self, paths: list[Path], said: set[str]) -> Path | None:
+    def _first_whole(self, paths: list[Path], said: set[str]) -> Held | None:
         """The last of some checkpoints that is whole; `said` are the lines about damage that were said already."""
         for path in paths:
             with contextlib.suppress(Damaged, Unreadable):
                 read_manifest(path)  # raises OtherFormat
         for path in reversed(paths):
             try:
+                held = hold(path)  # or a run that saves faster than files are summed would never be read
                 verify(path)
-                return path
+                return held
             except Gone:
                 raise
             except Damaged as error:
@@ -226,7 +239,9 @@ def keep_also(path: Path, store: CheckpointStore) -> None:
         store.clear_drafts()
         link_checkpoint(path, store.folder / path.name)
     except OSError as error:
-        raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})") from error
+        raise NotWritten(
+            f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})", error
+        ) from error
     store.prune(int(path.name))
 
 

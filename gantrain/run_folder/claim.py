@@ -15,6 +15,7 @@ from typing import IO, Any
 from gantrain import lock
 from gantrain.config.config import Config
 from gantrain.errors import UserError
+from gantrain.home import expand_user
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.checkpoint import MANIFEST, CheckpointStore
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
@@ -82,7 +83,7 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
     Raises:
         UserError: another process trains there, or see `look_into`. The folder is then as it was.
     """
-    folder = Path(config.run_dir).expanduser()
+    folder = expand_user(config.run_dir, "run_dir")
     try:
         examine(config, given)  # refuses before anything is written
     except UserError:
@@ -102,7 +103,7 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
 
 def examine(config: Config, given: Collection[str] | None = None) -> Findings:
     """What a run folder means for a configuration; arguments and errors as in `claim_folder`. Writes nothing."""
-    folder = Path(config.run_dir).expanduser()
+    folder = expand_user(config.run_dir, "run_dir")
     traces = read_traces(folder)
     resolved = config if given is None else resolve_starts(config, given)
     return Findings(resolved, look_into(folder, resolved), traces)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from gantrain.averaging import LIVE
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
+from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
+from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
-from gantrain.run_folder.manifest import Damaged
+from gantrain.run_folder.manifest import Damaged, Gone, hold
 from gantrain.run_folder.own_config import load_config, require_whole_config
-from gantrain.run_folder.recognition import holds_checkpoints, is_run_config
+from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
-from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders
+from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
+
+T = TypeVar("T")
 
 
 def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
@@ -56,25 +60,38 @@ def configuration_of(run: Path) -> Config:
     try:
         return load_config(run)
     except UserError:
-        if is_run_config(run / CONFIG_FILE):
+        if is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
         raise UserError(
             f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"
         ) from None
 
 
-def not_a_run(run: Path) -> UserError:
-    """The error for a path that is no run folder: it does not exist, is a file, or has no configuration."""
-    remedy = "pass the run_dir of a `gantrain train`"
-    if run.is_dir():
-        return UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); {remedy}")
-    if run.exists():
-        return UserError(f"{run}: is a file, not a run folder; {remedy}")
-    with contextlib.suppress(OSError):
-        beside = {path.name for path in run.parent.iterdir() if (path / CONFIG_FILE).is_file()}
-        near = difflib.get_close_matches(run.name, sorted(beside), n=1)
-        remedy = f"did you mean {run.with_name(near[0])}?" if near else remedy
-    return UserError(f"{run}: does not exist; {remedy}")
+def is_readable(path: Path) -> bool:
+    """Whether a file can be opened."""
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return True
+
+
+def look_again(read: Callable[[], T]) -> T:
+    """What `read` returns, which begins anew where a run that trains has deleted or replaced what it reads.
+
+    Raises:
+        UserError: that happens again and again; says what has gone the last time.
+    """
+    for _ in range(checkpoint.TRIES - 1):
+        with contextlib.suppress(Gone):
+            return read()
+    try:
+        return read()
+    except Gone as gone:
+        raise UserError(
+            f"{gone}, {checkpoint.TRIES} times in a row: the run replaces its files faster than they can be read; run the same command"
+            " again, or when the run has ended"
+        ) from gone
 
 
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
@@ -83,26 +100,45 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     Raises:
         UserError: not a run folder, or no such checkpoint; or another version of gantrain wrote it, or it cannot be read.
     """
-    run = Path(run)
-    config = configuration_of(run)
+    config, held = open_held(run, kimg, say)
+    return config, held.folder
+
+
+def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Held]:
+    """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it."""
+    config = configuration_of(Path(run))
+    require_known_formats(Path(run))
+    return config, look_again(lambda: hold_checkpoint(Path(run), kimg, say))
+
+
+def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -> Held:
+    """Open a checkpoint of `open_run`.
+
+    Raises:
+        Gone: it was deleted meanwhile.
+        UserError: there is none.
+    """
     store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
     if kimg is None:
-        path = store.newest()
-        if path is None:
+        newest = store.newest_held()
+        if newest is None:
             raise UserError(f"{run}: has no checkpoint yet")
-        return config, path
+        return newest
     there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
     if path is None:
         found = ", ".join(f"{nimg / 1000:g}" for nimg in sorted(there))
         raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found or 'none'}")
-    return config, path
+    return hold(path)
 
 
 def checkpoints_of(run: Path) -> dict[int, Path]:
-    """Everything in a run that `--kimg` chooses from: images seen -> a checkpoint, in `checkpoints/` or else in `best/`."""
+    """Everything in a run that `--kimg` chooses from: images seen -> a checkpoint, in `checkpoints/` or else in `best/`.
+
+    One that this process holds is there, even if the run has deleted it.
+    """
     folders = [*best_folders(run), run / CHECKPOINTS_FOLDER]
-    return {int(path.name): path for folder in folders for path in checkpoint.CheckpointStore(folder).paths()}
+    return {int(path.name): path for one in folders for path in (*folders_in(one), *checkpoint.CheckpointStore(one).paths())}
 
 
 def run_of(path: Path) -> Path:
@@ -136,8 +172,29 @@ def rebuilt_of(run: Path) -> list[str]:
     """Names of the averages that `gantrain average` has written into a run's folder."""
     folder = run / AVERAGES_FOLDER
     settle_replaced(folder)
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and (p / checkpoint.MANIFEST).is_file()]
+    there: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        there = sorted({*folder.iterdir(), *folders_in(folder)})
+    return [p.name for p in there if FREE_NAME.fullmatch(p.name) and not p.name.isdigit() and has_manifest(p)]
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder is a checkpoint or a rebuilt average, or was one when this process opened it."""
+    return (folder / checkpoint.MANIFEST).is_file() or bool(find_held(folder))
+
+
+def times_of_rebuilt(run: Path) -> dict[str, int]:
+    """Rebuilt averages -> images seen at their end; -1 for one that is damaged. One that is deleted meanwhile is left out."""
+    times: dict[str, int] = {}
+    for name in rebuilt_of(run):
+        with contextlib.suppress(Gone):
+            try:
+                times[name] = moment_of_rebuilt(run, name)
+            except Gone:
+                raise
+            except Damaged:
+                times[name] = -1
+    return times
 
 
 def default_name(sigma_rel: float, nimg: int) -> str:

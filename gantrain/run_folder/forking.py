@@ -20,18 +20,20 @@ from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import refuse_reserved, require_late_start
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, Snapshot, link_checkpoint
-from gantrain.run_folder.contents import group_of, open_run
+from gantrain.run_folder.checkpoint import CheckpointStore, Snapshot, link_checkpoint
+from gantrain.run_folder.contents import group_of, look_again, open_held
+from gantrain.run_folder.finite import NotFinite, count_nonfinite
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.layout import AVERAGES_FOLDER, METRICS_FILE
 from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
+from gantrain.run_folder.stores import require_known_formats
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
-TRIES = 5  # a run that trains deletes its older checkpoints, perhaps while they are read
 SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `model` that decide the shapes of the networks
 # How images are read or shown, not which they are. `root` is not among them: a fork with another one is meant to train on what lies there.
 SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download", "flip")}
@@ -79,18 +81,17 @@ def open_origin(run: Path, kimg: float | None = None) -> Origin:
     Raises:
         UserError: not a run folder, or no such checkpoint.
     """
+    require_known_formats(run)
+    return look_again(lambda: read_origin(run, kimg))
+
+
+def read_origin(run: Path, kimg: float | None) -> Origin:
+    """What `open_origin` returns; raises `Gone` if the run deletes the checkpoint meanwhile."""
     rollback = read_rollback(run)
-    for left in range(TRIES - 1, -1, -1):
-        path = newest_kept(run, rollback) if kimg is None else open_run(run, kimg)[1]
-        try:
-            snapshot, seal = checkpoint.read(path), checkpoint.read_manifest(path)["seal"]
-        except Damaged:
-            if left and not path.exists():  # deleted by the run meanwhile
-                continue
-            raise
-        apply_rollback(snapshot, rollback)
-        return Origin(run, path, seal, snapshot)
-    raise AssertionError("the last try returns or raises")
+    held = held_newest_kept(run, rollback) if kimg is None else open_held(run, kimg)[1]
+    snapshot, seal = checkpoint.read(held.folder), checkpoint.read_manifest(held.folder)["seal"]
+    apply_rollback(snapshot, rollback)
+    return Origin(run, held.folder, seal, snapshot)
 
 
 def newest_kept(run: Path, rollback: dict[str, Any] | None) -> Path:
@@ -99,10 +100,15 @@ def newest_kept(run: Path, rollback: dict[str, Any] | None) -> Path:
     Raises:
         UserError: there is none.
     """
+    return held_newest_kept(run, rollback).folder
+
+
+def held_newest_kept(run: Path, rollback: dict[str, Any] | None) -> Held:
+    """The same, with its files open."""
     store = CheckpointStore(run / "checkpoints")
     later = [int(path.name) for path in store.paths() if rollback and is_abandoned(path, rollback)]
-    found = store.newest(until=min(later) - 1) if later else None
-    return found or open_run(run)[1]
+    found = store.newest_held(until=min(later) - 1) if later else None
+    return found or open_held(run)[1]
 
 
 def apply_rollback(snapshot: Snapshot, rollback: dict[str, Any] | None) -> None:
@@ -197,6 +203,25 @@ def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]]) -> dict[st
     return {group: named for group, named in snapshot.tensors.items() if group not in gone}
 
 
+def refuse_nonfinite(origin: Origin, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to continue from nan or infinity, which training never gets rid of.
+
+    Raises:
+        NotFinite: names the first of them, and the remedy.
+    """
+    owners = {group_of(name, network): name for network, key in NETWORKS for name in origin.snapshot.state[key]}
+    for group, named in tensors.items():
+        if group.startswith("slots"):  # a rule's own business, which may wait for its first look
+            continue
+        if words := count_nonfinite({name: tensor for name, tensor in named.items() if "running_" not in name}):
+            name = owners.get(group)
+            what = f"the average {name}" if name else f"the live {group.upper()}" if group in ("g", "d") else f"the state of {group}"
+            way = f"--kimg K of an earlier one, or drop the average: averagers.{name}=null" if name else "--kimg K of an earlier one"
+            raise NotFinite(
+                f"{origin.run}: its checkpoint at {origin.snapshot.nimg / 1000:g} kimg is not finite: in {what}, {words}; use {way}"
+            )
+
+
 def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     """Write the folder of a fork, completely or not at all.
 
@@ -224,11 +249,13 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
         "batch": [state["batching"]["batch_size"], saved["batching"]["batch_size"]],
         "averages": {"kept": kept["g"], "begin": begin, "dropped": [name for name in state["averages"] if name not in new.averagers]},
     }  # fmt: skip
+    tensors = forked_tensors(origin.snapshot, kept)
+    refuse_nonfinite(origin, tensors)
     line = json.dumps(as_json(event), allow_nan=False) + "\n"
     saved["metrics_bytes"] = len(line.encode())
     require_free(folder)
     try:
-        write_whole(folder, origin, forked_tensors(origin.snapshot, kept), saved, line, new)
+        write_whole(folder, origin, tensors, saved, line, new)
     except OSError as error:
         raise UserError(f"--out: {folder} could not be written ({error.strerror or error}); nothing is left of it") from error
     return Fork(folder, nimg, event, state["swaps"]["lr_scale"] * state["guard"]["lr_scale"])
@@ -323,4 +350,9 @@ def link_snapshots(origin: Origin, draft: Path, kept: Sequence[Any]) -> None:
         return
     for path in CheckpointStore(origin.run / AVERAGES_FOLDER).paths():
         if int(path.name) <= origin.snapshot.nimg:
-            link_checkpoint(path, draft / AVERAGES_FOLDER / path.name)
+            try:
+                link_checkpoint(path, draft / AVERAGES_FOLDER / path.name)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+                # otherwise the run has gone back to before it

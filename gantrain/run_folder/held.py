@@ -25,12 +25,16 @@ class Held:
         folder: the folder.
         names: of its files; those that are missing are left out.
 
+    Attributes:
+        others: what is read together with it, and stays open as long as it.
+
     Raises:
         OSError: a file cannot be opened.
     """
 
     def __init__(self, folder: Path, names: Iterable[str]):
         self.folder = folder
+        self.others: list[Held] = []
         self._files: dict[str, IO[bytes]] = {}
         for name in names if AVAILABLE else ():
             try:
@@ -38,8 +42,11 @@ class Held:
             except FileNotFoundError:
                 continue
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def open(self, name: str) -> IO[bytes] | None:
-        """A file as its beginning, independent of other readers; None for one that is not open."""
+        """A file at its beginning, independent of other readers; None for one that is not open."""
         file = self._files.get(name)
         return None if file is None else io.BufferedReader(Reader(file))
 
@@ -75,7 +82,7 @@ class Reader(io.RawIOBase):
 _held: weakref.WeakValueDictionary[str, Held] = weakref.WeakValueDictionary()
 
 
-def keep(held: Held) -> Held:
+def keep_open(held: Held) -> Held:
     """Make its files those that `find_held` finds, as long as it exists."""
     _held[key_of(held.folder)] = held
     return held

@@ -14,12 +14,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
+from gantrain.run_folder.held import Held, find_held, keep_open
 from gantrain.version import __version__
 
 FORMAT = 4
@@ -29,7 +30,8 @@ KEPT = "kept"  # an empty file in a checkpoint that is kept permanently, whateve
 LARGEST_MANIFEST = 64 << 20  # bytes
 LARGEST_STATE = 1 << 30  # bytes
 LARGE = 1 << 30  # bytes: above, a file's head is looked at before the file is read
-NAMED_BY_TIME = re.compile(r"(?:\.[a-z]+-)?(\d{12})(?:-\d+)?")  # a checkpoint, also while it is written, replaced or deleted
+LARGEST_HEAD = 100_000_000  # bytes, of a safetensors file; as the library has it
+HIDDEN = re.compile(r"\.[a-z]+-(\d{12})(?:-\d+)?")  # a checkpoint that is being written, replaced or deleted
 TENSORS = ".safetensors"
 # The file or folder is not there, or it is something else: all other errors say that it may not or cannot be read now.
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
@@ -71,7 +73,7 @@ def is_missing(error: OSError) -> bool:
 
 def moment_in(name: str) -> int | None:
     """Images seen, as the name of a checkpoint's folder says; None for other names."""
-    found = NAMED_BY_TIME.fullmatch(name)
+    found = HIDDEN.fullmatch(name)
     return int(found[1]) if found else int(name) if name.isdecimal() else None
 
 
@@ -86,7 +88,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        data = read_regular(file, LARGEST_MANIFEST)
+        with open_file(file, LARGEST_MANIFEST) as opened:
+            data = opened.read()
     except FileNotFoundError as error:
         if not os.path.lexists(path):
             raise Gone(f"{path}: has gone") from error
@@ -185,12 +188,50 @@ def notice_replacement(path: Path) -> Iterator[None]:
 
 
 def identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes if a folder is replaced, or anything in it is deleted; None if it cannot be known."""
+    """What changes if a folder is replaced, or anything in it is deleted; None if it cannot be known, or if its files are held."""
+    if find_held(path) is not None:
+        return None
     try:
         found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def hold(path: Path) -> Held:
+    """Open all files of a checkpoint, so that everything here reads it to the end even if the run deletes or replaces it meanwhile.
+
+    Returns:
+        What must be kept as long as the checkpoint is read. For a damaged one it has the files that are there.
+
+    Raises:
+        Gone: it was deleted or replaced before all files were open.
+        OtherFormat, Unreadable: as in `read_manifest`.
+    """
+    if (found := find_held(path)) is not None:
+        return found
+    before, names = identity(path), [MANIFEST]
+    with contextlib.suppress(Damaged), notice_replacement(path):
+        names += read_manifest(path)["files"]
+    try:
+        held = Held(path, names)
+    except OSError:  # too many open files, or a file that may not be read: what reads it says so
+        held = Held(path, [])
+    if before is None or identity(path) != before:
+        raise Gone(f"{path}: was deleted or replaced while it was read")
+    return keep_open(held) if len(held) else held
+
+
+def open_file(file: Path, at_most: int | None = None) -> IO[bytes]:
+    """Open a file of a checkpoint; arguments and errors as in `open_regular`. One that is held need not exist any longer."""
+    held = find_held(file.parent)
+    return (held.open(file.name) if held else None) or open_regular(file, at_most)
+
+
+def path_of(file: Path) -> Path:
+    """The path under which a library finds a file of a checkpoint; one that is held need not exist under its own."""
+    held = find_held(file.parent)
+    return (held.path(file.name) if held else None) or file
 
 
 def verify(path: Path) -> None:
@@ -205,7 +246,7 @@ def verify(path: Path) -> None:
             for _ in checked_pieces(path, name, manifest):
                 pass
             if name.endswith(TENSORS):  # a checksum does not prove the format: the manifest may be forged too
-                require_tensors(path / name)
+                require_tensors(path_of(path / name))
 
 
 def require_tensors(path: Path) -> None:
@@ -221,6 +262,19 @@ def require_tensors(path: Path) -> None:
         raise Damaged(f"{path}: is not a safetensors file ({one_line(error)})") from error
     except OSError as error:
         raise (Damaged(f"{path}: cannot be read ({one_line(error)})") if is_missing(error) else unreadable(path, error)) from error
+
+
+def size_in_head(file: IO[bytes]) -> int | None:
+    """The size of a safetensors file by its head, in bytes; None if that cannot be read. The file is then at its beginning."""
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length)) if length <= LARGEST_HEAD else {}
+        ends = [one["data_offsets"][1] for name, one in head.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+    finally:
+        file.seek(0)
 
 
 def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
@@ -245,19 +299,21 @@ def checked_pieces(path: Path, name: str, manifest: Mapping[str, Any]) -> Iterat
         raise Damaged(f"{path}: does not contain {name}")
     total, size = hashlib.sha256(), 0
     try:
-        with open_regular(file) as opened:
+        with open_file(file) as opened:
             there = os.fstat(opened.fileno()).st_size
             if there != wanted["bytes"]:
                 raise Damaged(f"{file}: has {there} bytes; the manifest has {wanted['bytes']}")
             if name == STATE and there > LARGEST_STATE:
                 raise Damaged(f"{file}: has {in_words(there)}, and {in_words(LARGEST_STATE)} is the most")
-            if there > LARGE and name.endswith(TENSORS):  # a hole of any size costs nothing on a disk
-                require_tensors(file)
+            if there > LARGE and name.endswith(TENSORS) and size_in_head(opened) != there:  # a hole of any size costs nothing on a disk
+                raise Damaged(f"{file}: is not a safetensors file (its head says another size)")
             while size < there and (piece := opened.read(min(PIECE, there - size))):
                 total.update(piece)
                 size += len(piece)
                 yield piece
     except OSError as error:
+        if error.errno == errno.ESTALE:  # another machine has deleted it
+            raise Gone(f"{path}: was deleted or replaced while it was read") from error
         if is_missing(error):
             raise Damaged(f"{file}: cannot be read ({error.strerror})") from error
         raise unreadable(file, error) from error

@@ -6,6 +6,7 @@ lists show the path that led to the weights.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import time
@@ -15,14 +16,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from gantrain import clock
-from gantrain.errors import UserError
+from gantrain.errors import UserError, shown
 from gantrain.lock import owner
+from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.plain_yaml import load_plain
 from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
 from gantrain.run_folder.training_columns import columns_of
 from gantrain.score_names import better_when_higher, can_be_best
-from gantrain.strict_yaml import read_values
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
@@ -43,7 +47,9 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = 
 )
 # Event -> the status of a run whose record ends with it.
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
-NEEDED = (b'"event"', b'"eval/')  # in lines that show the progress and the scores of a run
+TELLING = (*ENDS, "start", "resume", "fork")  # events that say how a run goes
+EVENT, SCORE = b'"event"', b'"eval/'  # in lines that show the progress and the scores of a run
+LARGEST_CONFIG = 2**24  # bytes
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
 
@@ -62,7 +68,7 @@ class Outline:
     @property
     def averagers(self) -> list[str]:
         """Names of the run's averages, as the configuration lists them."""
-        return list(self.section("averagers"))
+        return list(map(str, self.section("averagers")))
 
     def section(self, name: str) -> dict[str, Any]:
         """A section's keys; empty if the file does not have it."""
@@ -188,16 +194,8 @@ class Record:
         "forked" (`gantrain fork` has prepared it, and it was not trained yet),
         or "running?" if this machine cannot tell.
         """
-        if self.running:
-            return RUNNING
-        told = [line["event"] for line in self.events(*ENDS, "start", "resume", "fork")]
-        if not told:
-            return CUT_SHORT if self.lines or self.columns else DAMAGED if self.unreadable else EMPTY
-        if told[-1] == "fork":
-            return FORKED
-        if told[-1] == "end" and self.nimg < clock.images(self.config.total_kimg):  # extended since, and not resumed yet
-            return INTERRUPTED
-        return ENDS.get(told[-1], MAYBE if self.elsewhere else CUT_SHORT)
+        told = [line["event"] for line in self.events(*TELLING)]
+        return status_of(self, told[-1] if told else None, self.nimg, bool(self.lines or self.columns))
 
     def best(
         self, metric: str | None = None, averages: Iterable[str] | None = None, times: Iterable[int] | None = None
@@ -222,6 +220,26 @@ class Record:
             and (wanted is None or name in wanted) and (when is None or one.nimg in when)
         ]  # fmt: skip
         return (max if better_when_higher(metric) else min)(found, key=lambda one: one[0], default=None) if found else None
+
+
+def status_of(found: Record, told: str | None, nimg: int, has_lines: bool) -> str:
+    """The state of a run in a word or two, see `Record.status`.
+
+    Args:
+        found: says whether the run goes on, how long it is to be, and how many lines cannot be read.
+        told: the last event that says how the run goes; None if there is none.
+        nimg: images seen.
+        has_lines: whether a line of the record can be read.
+    """
+    if found.running:
+        return RUNNING
+    if told is None:
+        return CUT_SHORT if has_lines else DAMAGED if found.unreadable else EMPTY
+    if told == "fork":
+        return FORKED
+    if told == "end" and nimg < clock.images(found.config.total_kimg):  # extended since, and not resumed yet
+        return INTERRUPTED
+    return ENDS.get(told, MAYBE if found.elsewhere else CUT_SHORT)
 
 
 def stated(one: Evaluation) -> dict[str, Any]:
@@ -255,32 +273,48 @@ def read(run: str | Path) -> Record:
     return read_with(configuration_of(Path(run)), Path(run))
 
 
-def outline(run: Path) -> Record:
-    """A record without lines of losses, except a last one, and with only `total_kimg` of the configuration: fast, and without torch.
+def outline(run: Path, sections: bool = True) -> Record:
+    """A record without lines of losses, except a last one, and with the configuration as plain values: fast, and without torch.
+
+    Args:
+        run: the run folder.
+        sections: whether the configuration has its sections, and not `total_kimg` alone, which is faster.
 
     Raises:
         UserError: the configuration or the record cannot be read.
     """
-    return read_with(outline_config(run), run, brief=True)
+    return read_with(outline_config(run, sections), run, brief=True)
 
 
-def outline_config(run: Path) -> Outline:
-    """The part of a run's configuration that `outline` reads.
+def outline_config(run: Path, sections: bool = True) -> Outline:
+    """The part of a run's configuration that `outline` reads; arguments as there.
 
     Raises:
         UserError: it cannot be read.
     """
     path = run / CONFIG_FILE
     try:
-        config = read_values(path)
-        total_kimg = float(config["total_kimg"])
-        if not 0 < total_kimg < math.inf:
-            raise ValueError
-        return Outline(total_kimg, config)
+        config = load_plain(read_regular(path, LARGEST_CONFIG), shallow=not sections)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or "total_kimg" not in config:
+        raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)")
+    total_kimg = config["total_kimg"]
+    if isinstance(total_kimg, str):  # YAML 1.1 takes 1e3 for a text
+        with contextlib.suppress(ValueError):
+            total_kimg = float(total_kimg)
+    if not is_number(total_kimg) or not 0 < total_kimg < math.inf:
+        got = "a section or a list" if isinstance(total_kimg, (dict, list)) else quoted(total_kimg)
+        raise UserError(f"{path}: is not the configuration of a run (total_kimg must be a number above 0, got {got})")
+    return Outline(float(total_kimg), config if sections else {})
+
+
+def quoted(value: Any) -> str:
+    """A value for a message, at most 40 characters long."""
+    text = shown(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Record:
@@ -308,7 +342,7 @@ def read_with(config: Config | Outline, run: Path, brief: bool = False) -> Recor
 
 def is_of_losses(line: bytes) -> bool:
     """Whether a line begins and ends as every line does, and is neither an event nor scores; it may be damaged in between."""
-    return line.startswith(b'{"nimg": ') and line.endswith(b"}\n") and not any(word in line for word in NEEDED)
+    return line.startswith(b'{"nimg": ') and line.endswith(b"}\n") and EVENT not in line and SCORE not in line
 
 
 def goes_on_elsewhere(run: Path) -> bool:
@@ -318,7 +352,7 @@ def goes_on_elsewhere(run: Path) -> bool:
     (or there is none) and the record has changed within `QUIET` seconds.
     """
     try:
-        last = (run / ".lock").read_text(encoding="utf-8", errors="replace")
+        last = read_regular(run / ".lock", LARGEST_CONFIG).decode("utf-8", "replace")
         changed = (run / METRICS_FILE).stat().st_mtime
     except OSError:
         return False

@@ -21,8 +21,11 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import group_of, not_a_run
+from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.own_config import load_config
+from gantrain.run_folder.stores import require_known_formats
 
 HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
 
@@ -74,6 +77,7 @@ class Snapshots:
 
     Raises:
         UserError: not a run folder, no snapshots, or none near that time; or one that may be whole cannot be read.
+        Gone: the run has deleted some while they were read, as after a rollback.
     """
 
     def __init__(self, run: str | Path, at_kimg: float | None = None, say: Callable[[str], None] = lambda line: None):
@@ -82,6 +86,7 @@ class Snapshots:
         if not (self.run / CONFIG_FILE).is_file():
             raise not_a_run(self.run)
         self.config = load_config(self.run)
+        require_known_formats(self.run)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
             raise UserError(
@@ -93,6 +98,8 @@ class Snapshots:
         for path in [p for p in paths if int(p.name) <= self.nimg]:
             try:
                 state = checkpoint.read(path, groups=[]).state
+            except Gone:
+                raise
             except Damaged as error:
                 self.say(f"{error}; skipped")
                 continue
@@ -104,6 +111,8 @@ class Snapshots:
             try:
                 checkpoint.verify(path)
                 return int(path.name)
+            except Gone:
+                raise
             except Damaged as error:
                 self.say(f"{error}; skipped")
         raise UserError(f"{self.run}: all of its {len(paths)} snapshots are damaged")
@@ -154,6 +163,7 @@ class Snapshots:
 
         Raises:
             UserError: the snapshots cannot give it.
+            Gone: the run has deleted one meanwhile.
         """
         while True:
             self.require(sigma_rel)
@@ -162,12 +172,32 @@ class Snapshots:
                 kept = tqdm(self.kept, desc=f"rebuild {sigma_rel:g}", leave=False, disable=None if self.show_progress else True)
                 tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
                 last = checkpoint.read(self.kept[-1].path, ["buffers"])
+            except Gone:
+                raise  # not damaged: the run has gone back to before it
             except Damaged as damage:
                 self.say(f"{damage}; skipped")
                 self.kept = [k for k in self.kept if k.path not in damage_in(damage, self.kept)]
                 continue
+            self._require_finite(tensors, sigma_rel)
             named = {f"{k.average}@{k.profile.nimg}": float(c) for c, k in zip(shares, self.kept)}
             return Rebuilt(sigma_rel, self.nimg, error, named, tensors, last.tensors["buffers"], last.state["shape"])
+
+    def _require_finite(self, tensors: dict[str, Tensor], sigma_rel: float) -> None:
+        """Refuse an average that is not finite.
+
+        Raises:
+            NotFinite: names the first snapshot that is not, and the last time before it.
+        """
+        words = count_nonfinite(tensors)
+        if not words:
+            return
+        wrong = next((k for k in self.kept if count_nonfinite(self._read(k))), None)
+        before = max((k.profile.nimg for k in self.kept if wrong and k.profile.nimg < wrong.profile.nimg), default=None)
+        where = f"{self.run}: the average of sigma_rel {sigma_rel:g} at {self.nimg / 1000:g} kimg is not finite ({words})"
+        if wrong is None:
+            raise NotFinite(f"{where}, although its snapshots are; use another --sigma-rel")
+        last = f"use --at-kimg {before / 1000:g}, the last one before it" if before else "no earlier one is left"
+        raise NotFinite(f"{where}, as is the snapshot of {wrong.average} at {wrong.profile.nimg / 1000:g} kimg; {last}")
 
     def _read(self, kept: Kept) -> dict[str, Tensor]:
         group = group_of(kept.average)

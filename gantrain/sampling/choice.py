@@ -7,14 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain import randomness
 from gantrain.config.config import Config
+from gantrain.distributed import from_main, main_first
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
 from gantrain.run_folder.best_average import resolve_best
 from gantrain.run_folder.checkpoint import read_state
+from gantrain.run_folder.contents import look_again
+from gantrain.run_folder.finite import require_finite_images
+from gantrain.run_folder.held import Held
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import find_average, prepare_generator
 from gantrain.sampling.latents import GeneratorModule
@@ -50,12 +55,17 @@ class Choice:
         require_truncation(self.truncation)
         if self.seed < 0:
             raise UserError(f"--seed: must be at least 0, got {self.seed}")
+        return look_again(self._open)
+
+    def _open(self) -> ImageSource:
+        """What `open` returns; raises `Gone` if the run deletes the checkpoint before its files are open."""
         (average,), kimg = resolve_best(self.run, [self.average], self.kimg)
         chosen = replace(self, average=average, kimg=kimg)
-        config, path, policy = find_average(self.run, average, kimg, self.batchnorm)
-        known = Classes.at(path, self.run)
+        config, held, policy = find_average(self.run, average, kimg, self.batchnorm)
+        known = Classes.at(held.folder, self.run)
         labels = known.parse(self.labels) if self.labels else range(known.count)
-        return ImageSource(chosen, config, path, policy, torch.tensor(list(labels)), known, read_state(path)["shape"][0])
+        resolution = read_state(held.folder)["shape"][0]
+        return ImageSource(chosen, config, held, policy, torch.tensor(list(labels)), known, resolution)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class ImageSource:
     Attributes:
         choice: the options.
         config: of the run.
-        path: the checkpoint.
+        held: the open files of the checkpoint, which the run may delete.
         policy: of BatchNorm.
         classes: labels that are used in turn, int64.
         known: the classes of the run.
@@ -74,11 +84,26 @@ class ImageSource:
 
     choice: Choice
     config: Config
-    path: Path
+    held: Held
     policy: str
     classes: Tensor
     known: Classes
     resolution: int
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self.held.folder
+
+    def agree(self, accelerator: Accelerator) -> ImageSource:
+        """The same source on every process, at the checkpoint of the main one: a run that trains may have saved between two looks.
+
+        Raises:
+            UserError: that checkpoint is gone; on every process.
+        """
+        nimg = from_main(accelerator, int(self.path.name))
+        again = replace(self.choice, kimg=nimg / 1000)
+        return main_first(accelerator, lambda: self if int(self.path.name) == nimg else again.open())
 
     @property
     def average(self) -> str:
@@ -103,9 +128,9 @@ class ImageSource:
         return lambda start, count: generator(self.latents(generator, count, start).to(device), self.labels(count, start).to(device))
 
     def image_sampler(self, generator: GeneratorModule) -> Callable[[int, int], Tensor]:
-        """The same function, giving images uint8 `[count, C, H, W]` on the CPU."""
+        """The same function, giving images uint8 `[count, C, H, W]` on the CPU; it raises `NotFinite` for images that are not finite."""
         sample = self.float_sampler(generator)
-        return lambda start, count: to_uint8(sample(start, count)).cpu()
+        return lambda start, count: to_uint8(require_finite_images(sample(start, count), self.average)).cpu()
 
 
 def require_truncation(truncation: float | None, option: str = "--truncation") -> None:

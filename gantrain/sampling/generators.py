@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gantrain.averaging import LIVE, recalibrate
-from gantrain.averaging.average import named_weights, write_buffers, write_weights
+from gantrain.averaging.average import named_buffers, named_weights, write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.averaging.batchnorm import POLICIES, normalise_by_batch, write_statistics
 from gantrain.config.config import Config
@@ -18,8 +19,20 @@ from gantrain.models.architecture import build_networks
 from gantrain.python_words import python_remedies
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import resolve_best
-from gantrain.run_folder.contents import class_names_of, group_of, moment_of_rebuilt, open_run, rebuilt_of, require_average, run_of
+from gantrain.run_folder.contents import (
+    class_names_of,
+    group_of,
+    look_again,
+    moment_of_rebuilt,
+    open_held,
+    rebuilt_of,
+    require_average,
+    run_of,
+)
+from gantrain.run_folder.finite import require_finite, require_finite_images
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.layout import AVERAGES_FOLDER
+from gantrain.run_folder.manifest import hold
 from gantrain.sampling.latents import GeneratorModule, calibration_batches
 from gantrain.spectral_norm import refresh_spectral_norms
 
@@ -54,39 +67,64 @@ def load_generator(
         `resolution`, `channels` and `class_names`: the names of the classes, by label, or None if the run does not know them.
 
     Raises:
-        UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint.
+        UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint; or weights with nan or infinity in them,
+            since all images of such a generator are black as bytes, which no later step notices.
     """
     with python_remedies():
-        (average,), kimg = resolve_best(run, [average], kimg)
-        config, path, policy = find_average(run, average, kimg, batchnorm)
-        return prepare_generator(config, path, average, policy, device, truncation)
+
+        def load() -> nn.Module:
+            (name,), time = resolve_best(run, [average], kimg)
+            config, held, policy = find_average(run, name, time, batchnorm)
+            return prepare_generator(config, held.folder, name, policy, device, truncation)
+
+        return look_again(load)
 
 
-def find_average(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Path, str]:
-    """Find what an average is loaded from: the run's configuration, the checkpoint, and the BatchNorm policy.
+def find_average(run: str | Path, average: str, kimg: float | None = None, batchnorm: str | None = None) -> tuple[Config, Held, str]:
+    """Find what an average is loaded from: the run's configuration, the open files of the checkpoint, and the BatchNorm policy.
 
     Raises:
         UserError: see `load_generator`.
     """
-    config, path = open_run(run, kimg)
-    require_average(config, path, average, kimg)
+    config, held = open_held(run, kimg)
+    require_average(config, held.folder, average, kimg)
+    hold_rebuilt(held, [average])
     policy = config.eval.batchnorm if batchnorm is None else batchnorm
     if policy not in POLICIES:
         raise UserError(f"batchnorm: must be one of {', '.join(POLICIES)}, got {policy!r}")
-    return config, path, policy
+    return config, held, policy
+
+
+def hold_rebuilt(held: Held, averages: Sequence[str]) -> None:
+    """Open the files of rebuilt averages, for as long as those of a checkpoint of their run are open.
+
+    Args:
+        held: the files of the checkpoint.
+        averages: names; those that were not rebuilt are in the checkpoint itself.
+
+    Raises:
+        Gone: one was deleted or replaced meanwhile.
+    """
+    run = run_of(held.folder)
+    there = rebuilt_of(run)
+    held.others += [hold(run / AVERAGES_FOLDER / name) for name in averages if name in there]
 
 
 def prepare_generator(
     config: Config, path: Path, average: str, policy: str, device: torch.device | str = "cpu", truncation: float | None = None
 ) -> nn.Module:
     """Load a generator from a checkpoint and apply a BatchNorm policy; the result is that of `load_generator`."""
-    generator = load_weights(config, path, average, policy == "average").to(device).requires_grad_(False)
+    generator = load_weights(config, path, average, policy == "average")
+    require_finite(path, average, named_weights(generator))
+    generator.to(device).requires_grad_(False)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
         recalibrate(generator, calibration_batches(config, generator, cut), config.eval.recalibration_batches)
     generator.eval()
     if policy == "batch":
         normalise_by_batch(generator)
+    else:
+        require_finite(path, average, named_buffers(generator), f"BatchNorm statistics for {average}")
     return generator
 
 
@@ -127,6 +165,17 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Tensor:
-    """Generate images from latents `[N, dim_z]` and labels `[N]` batch by batch: uint8 `[N, C, H, W]` on the CPU."""
-    return torch.cat([to_uint8(generator(*part)).cpu() for part in zip(z.split(batch_size), y.split(batch_size))])
+def generate(generator: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64, name: str | None = None) -> Tensor:
+    """Generate images from latents `[N, dim_z]` and labels `[N]` batch by batch: uint8 `[N, C, H, W]` on the CPU.
+
+    Args:
+        generator: called as `generator(z, y)`.
+        z, y: of the images.
+        batch_size: images generated at a time.
+        name: whose images they are; None draws images with nan or infinity in them as they come, which is black.
+
+    Raises:
+        NotFinite: images of `name` are not finite.
+    """
+    drawn = (generator(*part) for part in zip(z.split(batch_size), y.split(batch_size)))
+    return torch.cat([to_uint8(x if name is None else require_finite_images(x, name)).cpu() for x in drawn])

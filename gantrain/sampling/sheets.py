@@ -9,11 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from gantrain.errors import UserError
+from gantrain.regular_file import check_regular
 
 SHEETS_PER_ROW = 4
 MARGIN, HEAD = 12, 30  # pixels around a sheet, and above it for the caption
@@ -270,6 +272,7 @@ def read_side_by_side(path: Path) -> list[Sheet]:
     Raises:
         OSError: the file is not a readable picture.
     """
+    check_regular(path)
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -279,9 +282,25 @@ def read_side_by_side(path: Path) -> list[Sheet]:
         raise OSError(f"{path}: is not a readable picture ({error})") from error
     try:
         listed = json.loads(text[TEXT_KEY])["sheets"]
+        boxes = require_boxes([one["box"] for one in listed], whole.size)
         return [
-            Sheet(str(one["name"]), str(one["caption"]), whole.crop(tuple(map(int, one["box"]))), tuple(map(str, one.get("heads", ()))))
-            for one in listed
+            Sheet(str(one["name"]), str(one["caption"]), whole.crop(box), tuple(map(str, one.get("heads", ()))))
+            for one, box in zip(listed, boxes)
         ]
-    except (TypeError, ValueError, KeyError):
-        return [Sheet("", f"at {int(path.stem) / 1000:g} kimg" if path.stem.isdigit() else path.stem, whole)]
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        return [Sheet("", f"at {int(path.stem) / 1000:g} kimg" if path.stem.isdecimal() else path.stem, whole)]
+
+
+def require_boxes(boxes: Sequence[Any], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Where the sheets of a picture are, as (left, top, right, bottom).
+
+    Raises:
+        ValueError, TypeError: one is not within the picture, or they overlap, so another program wrote them.
+    """
+    found = [(left, top, right, bottom) for left, top, right, bottom in boxes]
+    inside = (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1] for left, top, right, bottom in found)
+    if not all(type(edge) is int for box in found for edge in box) or not all(inside):
+        raise ValueError
+    if sum((right - left) * (bottom - top) for left, top, right, bottom in found) > size[0] * size[1]:
+        raise ValueError
+    return found

@@ -43,6 +43,7 @@ class Pictures:
     ):  # fmt: skip
         self.context, self.run, self.players, self.batching = context, run, players, batching
         self.images, self.evaluator, self.orbit = images, evaluator, orbit
+        self._left_out = ""  # what has been said about damaged lines of the orbit's record
 
     def draw_samples(self, scores: Scores, scored_at: int) -> None:
         """Draw the same latents through the live weights and every average, side by side, into `samples/`.
@@ -112,6 +113,10 @@ class Pictures:
         except Exception as error:
             context.tracker.say(f"orbit: no picture ({one_line(error)}); `gantrain orbit {context.run_dir}` tries again")
             return True
+        left_out = recordings.describe_unreadable(context.run_dir)
+        if left_out not in ("", self._left_out):
+            self._left_out = left_out
+            context.tracker.say(f"orbit: {left_out}")
         words = [summarise(one) for one in found]
         context.tracker.image(self.run.nimg, "orbit", path, "; ".join(words))
         for line in words:

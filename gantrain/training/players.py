@@ -16,13 +16,14 @@ from gantrain.averaging import LIVE, AverageBank
 from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.birth import begin, since_birth
-from gantrain.distributed import mean_over_processes
+from gantrain.distributed import local_processes, mean_over_processes
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.models.architecture import build_networks, exempt_from_orthogonal
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
 from gantrain.sampling.latents import GeneratorModule
 from gantrain.training.context import Context
+from gantrain.training.sizes import require_room
 
 
 @dataclass
@@ -116,6 +117,7 @@ class Players:
     def __init__(self, context: Context, shape: tuple[int, int, int]):
         self.context, self.shape = context, shape
         c = context.config
+        require_room(c, shape, context.device, local_processes(), context.world)
         torch.manual_seed(c.seed)
         generator, discriminator = build_networks(c.model, *shape)
         with torch.random.fork_rng(devices=[]):

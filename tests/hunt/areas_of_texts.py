@@ -69,9 +69,11 @@ def some_settings(dice: random.Random, small: bool = False) -> dict[str, Any]:
 
 def closer(dice: random.Random, near: Any, small: bool) -> Any:
     """A value of the same type, which may be right."""
-    if isinstance(near, bool) or near is None:
-        return dice.choice([True, False, None, 1, 0.5, "ema"])
-    if isinstance(near, (int, float)):
+    if isinstance(near, bool):
+        return dice.choice([not near, not near, None])
+    if near is None:
+        return dice.choice([True, False, 1, 0.5, 8, "ema", "eval/ema/digits_fid", [], ["fid"]])
+    if isinstance(near, (int, float)) and abs(near) < 1e300:
         close = [0, 1, 2, 3, 8, 16, 0.5, 0.1, 1e-9, near, near + 1, near / 2]
         return dice.choice(close if small else [*close, near * 2, near * 10, near * 1000, 10**6, 1e-30, 1e30])
     return dice.choice([near, near, like(dice, near, small)])
@@ -139,18 +141,25 @@ def yaml_texts(dice: random.Random, world: Path, folder: Path) -> Case:
         text = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     (folder / "hunt.yaml").write_bytes(mutate_yaml(dice, text))
     if dice.random() < 0.1:
-        return Case("command", {"argv": [dice.choice(["config", "train"]), "hunt.yaml", "run_dir=nosuch/\0"[:-1], "total_kimg=-1"]}, ["hunt.yaml", "command line"])
+        return Case(
+            "command",
+            {"argv": [dice.choice(["config", "train"]), "hunt.yaml", "run_dir=nosuch/\0"[:-1], "total_kimg=-1"]},
+            ["hunt.yaml", "command line"],
+        )
     if dice.random() < 0.1:
         shutil.copytree(world / "run", folder / "run", ignore=shutil.ignore_patterns("checkpoints", "averages", "best", "samples"))
         shutil.move(folder / "hunt.yaml", folder / "run" / "config.yaml")
-        verb = dice.choice([["runs", "."], ["report", "run"], ["watch", "run"], ["sample", "run"], ["evaluate", "run"], ["fork", "run", "--out", "new"]])
+        verb = dice.choice(
+            [["runs", "."], ["report", "run"], ["watch", "run"], ["sample", "run"], ["evaluate", "run"], ["fork", "run", "--out", "new"]]
+        )
         return Case("command", {"argv": verb}, ["run/", "run:", "'run'", ".: "])
     return Case("load_config", {"path": "hunt.yaml", "overrides": []}, ["hunt.yaml"])
 
 
 NUMBERS = ("0", "1", "2", "3", "-1", "0.16", "0.08", "nan", "inf", "-inf", "1e999", "1e-999", "x", "", "1_000", "\u0661", "0x2", "1" * 400)
 OPTIONS: dict[str, list[list[str]]] = {
-    "sample": [["--num", "N"], ["--kimg", "N"], ["--labels", "T"], ["--scale", "N"], ["--truncation", "N"], ["--seed", "N"], ["--average", "T"],
+    "sample": [["--num", "N"], ["--kimg", "N"], ["--labels", "T"], ["--scale", "N"], ["--truncation", "N"], ["--seed", "N"],
+    ["--average", "T"],
                ["--batchnorm", "T"], ["--sheet", "T"], ["--out", "P"], ["--per-class", "N"], ["--classes"]],
     "walk": [["--num", "S"], ["--frames", "S"], ["--fps", "N"], ["--labels", "T"], ["--scale", "S"], ["--out", "P"], ["--average", "T"]],
     "evaluate": [["--num", "S"], ["--kimg", "N"], ["--average", "T"], ["--reference", "P"], ["--out", "P"], ["O"]],
@@ -164,11 +173,15 @@ OPTIONS: dict[str, list[list[str]]] = {
     "noise-scale": [["--updates", "S"], ["--average", "T"], ["--kimg", "N"], ["--per-layer"]],
     "config": [["O"], ["--keys", "T"], ["--markdown"]],
     "reference": [["--out", "P"], ["--moments-only"], ["O"]],
-    "prepare": [["--out", "P"], ["--resolution", "N"], ["--channels", "N"], ["--filter", "T"], ["--no-labels"], ["--verify", "P"], ["--on-error", "T"]],
+    "prepare": [["--out", "P"], ["--resolution", "N"], ["--channels", "N"], ["--filter", "T"], ["--no-labels"], ["--verify", "P"],
+    ["--on-error", "T"]],
 }  # fmt: skip
-PATHS = ("new", "new/deep/x.json", "x.png", "x.npz", "x.json", "x.html", "run", "run/config.yaml", "run/metrics.jsonl", "sets/classes", "sets/packed",
-         "sets/stored-listed.zip", "statistics/images.npz", "statistics/gantrain.npz", "~nosuch/x", "/dev/null", "/dev/zero", "/proc/x/y.json",
-         "", ".", "nosuch", "x" * 300, "x" * 300 + ".png", "\u00e9.png", "a\nb.png", "digits", "pipe", "pipe.npz", "pipe.zip", "pipe.yaml")  # fmt: skip
+PATHS = ("new", "new/deep/x.json", "x.png", "x.npz", "x.json", "x.html", "run", "run/config.yaml", "run/metrics.jsonl", "sets/classes",
+    "sets/packed",
+         "sets/stored-listed.zip", "statistics/images.npz", "statistics/gantrain.npz", "~nosuch/x", "/dev/null", "/dev/zero",
+         "/proc/x/y.json",
+         "", ".", "nosuch", "x" * 300, "x" * 300 + ".png", "\u00e9.png", "a\nb.png", "digits", "pipe", "pipe.npz", "pipe.zip",
+         "pipe.yaml")  # fmt: skip
 CHEAP = {"runs", "watch", "config", "prepare", "fork", "sample", "orbit"}
 
 
@@ -200,9 +213,27 @@ def filled(dice: random.Random, word: str) -> str:
     if word == "P":
         return dice.choice(PATHS)
     if word == "W":
-        return dice.choice(["0.5:1:2", "0.1:0.12:2", "1:0.5:2", "0:0:0", "a:b:c", "nan:1:2", "1:inf:2", "1:2", "::", "0.5:1:-1", "0.5:1:1.5", "1e-9:1:2", "1:1:1"])
+        return dice.choice(
+            [
+                "0.5:1:2",
+                "0.1:0.12:2",
+                "1:0.5:2",
+                "0:0:0",
+                "a:b:c",
+                "nan:1:2",
+                "1:inf:2",
+                "1:2",
+                "::",
+                "0.5:1:-1",
+                "0.5:1:1.5",
+                "1e-9:1:2",
+                "1:1:1",
+            ]
+        )
     if word == "O":
-        return dice.choice([*as_overrides(some_settings(dice, small=True)), "eval.metrics=[fid]", f"eval.num_samples={some_number(dice, small=True)}"])
+        return dice.choice(
+            [*as_overrides(some_settings(dice, small=True)), "eval.metrics=[fid]", f"eval.num_samples={some_number(dice, small=True)}"]
+        )
     return word
 
 

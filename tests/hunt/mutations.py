@@ -13,7 +13,8 @@ from typing import Any
 ODD_TEXTS = (
     "", " ", "null", "~", "true", "no", "nan", ".nan", ".inf", "-inf", "1e999", "-1e-999", "0x1F", "1_000", "010", "1.5.2", "12:30:45",
     "2026-11-30", "~nosuch/x", "~", "/dev/zero", "/dev/null", "/proc/self/mem", "..", ".", "/", "a/b", "a\\b", "a\0b", "a\nb", "\ud800",
-    "\u00e9\u4e2d\U0001f600", "\u202e", "\ufeff", "x" * 300, "x" * 70_000, "${total_kimg}", "${model.ch}", "${nosuch}", "${", "${a", "\\${x}",
+    "\u00e9\u4e2d\U0001f600", "\u202e", "\ufeff", "x" * 300, "x" * 70_000, "${total_kimg}", "${model.ch}", "${nosuch}", "${", "${a",
+    "\\${x}",
     "${oc.env:HOME}", "${.ch}", "${..seed}", "???", "[", "{", "]", "*x", "&x", "!tag", "!!python/object:os.system x", "%s", "{0}", "#", "-",
     ": ", "a: b", "digits", "hinge", "ema", "os.path:join", "os:nosuch", "nosuch.module:Class", "builtins:dict", ":", "a:", ":b", "json",
     "live", "best", "../../../etc/passwd", "-1", "0", "1", "fid", "'", '"', "`", "None", "1" * 5000,
@@ -27,8 +28,10 @@ SMALL_OR_ABSURD = (
     0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 0.0, 0.5, 1.0, 1.5, -0.5, 1e-9, 1e-320, 10**9, 10**12, 2**31, 2**63, 2**64, 10**30, 1e300, math.inf,
     -math.inf, math.nan,
 )  # fmt: skip
-WORDS = (b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\xff" * 8, b"\0" * 64, b"\n", b"{", b'"', b"]",
-         b"PK\3\4", b"\x89PNG", b"1e400", b"NaN", b"\xed\xa0\x80", b"\r\n", b"[" * 3000)  # fmt: skip
+WORDS = (
+    b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\xff" * 8, b"\0" * 64, b"\n", b"{", b'"', b"]",
+    b"PK\3\4", b"\x89PNG", b"1e400", b"NaN", b"\xed\xa0\x80", b"\r\n", b"[" * 3000,
+)  # fmt: skip
 
 
 def some_number(dice: random.Random, small: bool = False) -> int | float:
@@ -59,7 +62,7 @@ def like(dice: random.Random, value: Any, small: bool = False) -> Any:
         return some_value(dice, small=small)
     if isinstance(value, bool):
         return dice.choice([not value, int(value), str(value), str(value).lower()])
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if isinstance(value, (int, float)) and abs(value) < 1e300:
         near = [value + 1, value - 1, -value, str(value), [value], {"value": value}]
         near += [] if small else [value * 2, value / 3, value * 1e6, value * (1 + 1e-9)]
         return dice.choice(near)
@@ -143,12 +146,14 @@ def mutate_lines(dice: random.Random, data: bytes) -> bytes:
         if how <= 3 and line.strip():
             try:
                 lines[at] = as_text(mutate_json(dice, json.loads(line), dice.choice([1, 1, 2, 4]))) + b"\n"
-            except ValueError:
+            except (ValueError, RecursionError):
                 lines[at] = mutate_bytes(dice, line)
         elif how == 4 and at < len(lines):
             lines[at] = mutate_bytes(dice, line)
         elif how == 5:
-            lines.insert(at, dice.choice([line, as_text(some_value(dice)) + b"\n", b"\n", b"\0" * 100 + b"\n", b"garbage\n", b"[" * 5000 + b"\n"]))
+            lines.insert(
+                at, dice.choice([line, as_text(some_value(dice)) + b"\n", b"\n", b"\0" * 100 + b"\n", b"garbage\n", b"[" * 5000 + b"\n"])
+            )
         elif how == 6 and at < len(lines):
             del lines[at]
         elif how == 7 and lines:
@@ -159,10 +164,13 @@ def mutate_lines(dice: random.Random, data: bytes) -> bytes:
 
 
 TOKENS = (
-    "&a", "*a", "*nosuch", "<<: *a", "<<: [*a, *a]", "!!python/object/apply:os.system [x]", "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]",
+    "&a", "*a", "*nosuch", "<<: *a", "<<: [*a, *a]", "!!python/object/apply:os.system [x]", "!!binary aGk=", "!!set {a, b}",
+    "!!omap [a: 1]",
     "!!timestamp 2026-11-30", "!!float x", "!!int ''", "!!null x", "!!bool maybe", "!x y", "? [a, b] : c", "? a", "---", "...", "%YAML 9.9",
-    "- a", "  x: 1", "\t", "|", ">-", "{", "}", "[", "]", ",", ":", "'", '"', "${model.ch}", "${data}", "${run_dir}/${seed}", "${nosuch.key}",
-    "${oc.env:NOSUCH}", "${model.ch", "???", "x-t: &a {lr_g: 1}", "{a: &a [*a]}", "name: ema", "name: nosuch", "null", ".nan", "1e999", "\0",
+    "- a", "  x: 1", "\t", "|", ">-", "{", "}", "[", "]", ",", ":", "'", '"', "${model.ch}", "${data}", "${run_dir}/${seed}",
+    "${nosuch.key}",
+    "${oc.env:NOSUCH}", "${model.ch", "???", "x-t: &a {lr_g: 1}", "{a: &a [*a]}", "name: ema", "name: nosuch", "null", ".nan", "1e999",
+    "\0",
     "\ufeff", "\u2028", "\ud7ff", "1" * 400, "[" * 600, "{a: " * 300, "optim:", "averagers: {ema: null}", "seed: 1", "total_kimg: 1",
 )  # fmt: skip
 

@@ -90,7 +90,9 @@ def judge(case: Case, actions: dict[str, Callable[..., Any]], said: Path) -> Ver
 
     status: Any = 0
     line: str | None = None  # of a refusal
-    out, err = (io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w", closefd=False)), "utf-8", "backslashreplace") for number in (1, 2))
+    out, err = (
+        io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w", closefd=False)), "utf-8", "backslashreplace") for number in (1, 2)
+    )
     for number in (1, 2):
         os.ftruncate(number, 0)
         os.lseek(number, 0, os.SEEK_SET)
@@ -168,7 +170,9 @@ def work(jobs: Iterator[tuple[str, Path, Case]], actions: dict[str, Callable[...
         os.dup2(os.open(said / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
     at_most = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 + 4 * limits.bytes
     resource.setrlimit(resource.RLIMIT_AS, (at_most, at_most))  # whatever asks for more at once: this machine has other users
-    faulthandler.register(signal.SIGUSR2, open(said / "stack", "w"))  # noqa: SIM115 - as long as the process lives
+    stack = open(said / "stack", "w")  # noqa: SIM115 - as long as the process lives
+    faulthandler.enable(stack)
+    faulthandler.register(signal.SIGUSR2, stack)
     home = os.getcwd()
     for name, folder, case in jobs:
         os.write(told, json.dumps({"begin": name}).encode() + b"\n")
