@@ -10,6 +10,8 @@ import weakref
 from pathlib import Path
 from typing import IO, Any
 
+from gantrain.regular_file import open_regular
+
 fcntl: Any
 try:
     import fcntl
@@ -18,6 +20,7 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 AVAILABLE = fcntl is not None  # without it, nothing is locked
+LONGEST_NAME = 1000  # bytes of what says who holds it
 TRIES = 5  # since `owner` holds the lock for a moment while it asks
 WAIT = 0.1  # seconds between two tries
 
@@ -115,11 +118,11 @@ def owner(folder: Path) -> str | None:
     if not AVAILABLE:
         return None
     try:
-        with open(folder / NAME, encoding="utf-8", errors="replace") as file:
+        with open_regular(folder / NAME) as file:  # a pipe would block
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return file.read().strip() or "another process"
+                return file.read(LONGEST_NAME).decode("utf-8", "replace").strip() or "another process"
     except OSError:  # no such file, or a file system without locks
         pass
     return None

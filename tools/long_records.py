@@ -148,7 +148,8 @@ import json, resource, subprocess, sys, time
 began = time.perf_counter()
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, done.returncode, done.stderr.decode()]))
+seconds, cpu = time.perf_counter() - began, used.ru_utime + used.ru_stime
+print(json.dumps([seconds, cpu, used.ru_maxrss / 1024, done.returncode, done.stderr.decode()]))
 """
 
 

@@ -13,7 +13,7 @@ from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
 from gantrain.data.listing import list_folder
-from gantrain.distributed import finish, main_first, make_accelerator
+from gantrain.distributed import finish, from_main, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean, readable
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
 from gantrain.evaluation.collapse import in_one_line
@@ -148,6 +148,7 @@ def evaluate_run(
         if policy not in POLICIES:
             raise UserError(f"--batchnorm: there is no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
     scorer.prepare()
+    names = from_main(scorer.accelerator, names)
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
     collapsed: dict[str, str] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
+from gantrain.launch_environment import process_world
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, look_again, open_held, rebuilt_of
@@ -202,7 +202,7 @@ def measure_run(
     """
     if updates < FEWEST_MEASUREMENTS:
         raise UserError(f"--updates: must be at least {FEWEST_MEASUREMENTS}, which an interval needs, got {updates}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_world() > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = look_again(lambda: Bench(run, average, kimg, overrides))
     target = target_of(out, Path(run) / "evaluations", f"noise_scale-{bench.path.name}")

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
+from gantrain.data.block_record import DONE, read_done
 from gantrain.data.decoding import MOST_PIXELS, Undecodable, as_undecodable, refuse_bomb, resized_image
 from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.listing import is_folder
-from gantrain.data.packed import DONE, drafts, read_done, read_head, read_packed, verify
+from gantrain.data.packed import drafts, read_head, read_packed, verify
 from gantrain.data.room import ROOM
 from gantrain.errors import InvalidField, UserError, did_you_mean, in_words, one_line
 from gantrain.home import expand_user

@@ -12,6 +12,7 @@ from gantrain.errors import UserError, counted
 from gantrain.reporting.comparison import require_comparable
 from gantrain.reporting.page import render_page
 from gantrain.run_folder.condensed import read_condensed
+from gantrain.run_folder.record_lines import describe_unreadable
 
 REPORT_FILE = "report.html"
 
@@ -22,7 +23,9 @@ def call(arguments: argparse.Namespace) -> None:
 
 
 def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> str:
-    """Write the report of one or more runs; returns a line that says where it is.
+    """Write the report of one or more runs; returns a line that says where it is, and one for each run with lines that cannot be read.
+
+    One run that cannot be read is refused, with its name, and so is the whole page: a comparison that lacks a run would mislead.
 
     Args:
         runs: run folders.
@@ -49,4 +52,5 @@ def report_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> st
         write_atomically(target, text)
     except OSError as error:
         raise UserError(f"--out: {str(target)!r} cannot be written ({error.strerror or error}); choose another path") from error
-    return f"report of {counted(len(records), 'run')} in {target} ({len(text.encode()) / 1e6:.1f} MB)"
+    said = [f"report of {counted(len(records), 'run')} in {target} ({len(text.encode()) / 1e6:.1f} MB)"]
+    return "\n".join([*said, *(describe_unreadable(record.unreadable, record.run) for record in records if record.unreadable)])

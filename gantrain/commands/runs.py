@@ -52,6 +52,7 @@ class Row:
         made_for: the data set that the features of the scores were made for, if the images are not known to be of it.
         warnings: what its record warns about.
         collapse: how its generators had collapsed at the last evaluation; empty if they had not.
+        unreadable: number of lines of its record that cannot be read.
     """
 
     run: str
@@ -69,6 +70,7 @@ class Row:
     made_for: str | None = None
     warnings: tuple[RunWarning, ...] = ()
     collapse: str = ""
+    unreadable: int = 0
 
 
 def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int = DEEPEST) -> Iterator[Path]:
@@ -128,11 +130,13 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     return Row(
         name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
         origin=origin, made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,
-        warnings=tuple(find_warnings(found)), collapse=find_collapse(found),
+        warnings=tuple(find_warnings(found)), collapse=find_collapse(found), unreadable=found.unreadable,
     ), known  # fmt: skip
 
 
-def list_runs(folders: Sequence[str], by: str | None = None, order: str = "path", say: Callable[[str], None] = lambda line: None) -> list[Row]:
+def list_runs(
+    folders: Sequence[str], by: str | None = None, order: str = "path", say: Callable[[str], None] = lambda line: None
+) -> list[Row]:
     """All runs in some folders. One that cannot be read has a row that says why.
 
     Args:
@@ -213,7 +217,10 @@ def listing(rows: Sequence[Row], now: float | None = None, width: int | None = N
         align(["at kimg", *("-" if row.at is None else f"{row.at / 1000:g}" for row in rows)], right=True),
         align(["last change", *(format_time(row.changed, now) for row in rows)]),
     ]
-    marks = [", ".join(marks_of(row.warnings, row.collapse)) for row in rows]
+    marks = [
+        ", ".join([*marks_of(row.warnings, row.collapse), *([counted(row.unreadable, "unreadable line")] if row.unreadable else [])])
+        for row in rows
+    ]
     if any(marks):
         columns.append(align(["warnings", *(mark or "-" for mark in marks)]))
     if any(row.origin for row in rows):
@@ -243,7 +250,10 @@ def format_time(moment: float | None, now: float) -> str:
         return "-"
     ago = now - moment
     if ago >= 86400:
-        return time.strftime("%Y-%m-%d", time.localtime(moment))
+        try:
+            return time.strftime("%Y-%m-%d", time.localtime(moment))
+        except (ValueError, OverflowError, OSError):  # a file system may say any year
+            return "-"
     for size, unit in ((3600, "h"), (60, "min")):
         if ago >= size:
             return f"{ago // size:.0f} {unit} ago"
@@ -259,7 +269,9 @@ def as_json_lines(rows: Sequence[Row]) -> str:
     """The listing for scripts: one JSON object per run, null if there is no value; times in UTC."""
 
     def of(row: Row) -> dict[str, Any]:
-        changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        changed = None
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # a file system may say any year
+            changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         at = None if row.at is None else row.at / 1000
         reached = (
             {}
@@ -275,7 +287,13 @@ def as_json_lines(rows: Sequence[Row]) -> str:
             }
         )
         warnings = [one.values for one in row.warnings]
-        known = {"forked_from": row.origin, "collapsed": row.collapse, "warnings": warnings, "error": row.error}
+        known = {
+            "forked_from": row.origin,
+            "collapsed": row.collapse,
+            "warnings": warnings,
+            "unreadable": row.unreadable,
+            "error": row.error,
+        }
         more = {key: value for key, value in known.items() if value}
         return {"run": row.path, "status": row.status, **reached, "changed": changed, **more}
 

@@ -96,11 +96,11 @@ def opened_image(data: bytes) -> Iterator[Image.Image]:
     """
     with as_undecodable():
         image = Image.open(io.BytesIO(data))
-    try:
-        with ROOM.take(refuse_bomb(image, data)):
+    with image, ROOM.take(refuse_bomb(image, data)):
+        try:
             yield image
-    finally:
-        image.close()
+        finally:
+            image.close()  # while the room is still held
 
 
 def refuse_bomb(image: Image.Image, data: bytes = b"") -> int:
@@ -139,9 +139,11 @@ def file_bytes(path: str | os.PathLike) -> Iterator[bytes]:
     Raises:
         OSError: it cannot be read, is not a regular file, or is too large for an image; see `regular_file`.
     """
-    with open_regular(path, MOST_FILE) as file, room_for_file(os.fstat(file.fileno()).st_size):
-        data = file.read(MOST_FILE + 1)
-        if len(data) > MOST_FILE:  # a file that grows, or one of /proc
+    with open_regular(path, MOST_FILE) as file, room_for_file(size := os.fstat(file.fileno()).st_size):
+        data = file.read(size + 1)  # not MOST_FILE, which Python would allocate
+        if len(data) > size:  # a file that grows, or one of /proc
+            data += file.read(MOST_FILE + 1 - len(data))
+        if len(data) > MOST_FILE:
             raise too_large(len(data), path, MOST_FILE)
         yield data
 

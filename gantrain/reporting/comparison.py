@@ -48,7 +48,10 @@ class Curve:
     @property
     def last(self) -> float:
         """The mean at the last time that all runs have; if there is none, the mean of each run's last score."""
-        return self.mean[-1] if self.mean else statistics.fmean(points[-1][1] for points in self.runs.values())
+        try:
+            return self.mean[-1] if self.mean else statistics.fmean(points[-1][1] for points in self.runs.values())
+        except (OverflowError, ValueError):  # of infinities, or too large
+            return math.nan
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,11 @@ def nearest(points: Sequence[tuple[int, float]], nimg: int) -> tuple[int, float]
 def half_width(values: Sequence[float]) -> float:
     """Half of the 95% interval of a mean of independent numbers, by Student's t.
 
-    It is nan for fewer than `FEWEST_RUNS` numbers, or if one is not finite.
+    It is nan for fewer than `FEWEST_RUNS` numbers, or if one is not finite, or they are too large.
     """
     if len(values) < FEWEST_RUNS or not all(map(math.isfinite, values)):
         return math.nan
-    return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    try:
+        return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    except OverflowError:
+        return math.nan

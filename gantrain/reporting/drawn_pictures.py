@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures in RUN/samples or RUN/orbit, ordered by images seen, which is their name."""
-    return sorted(path for path in folder.glob("*.png") if path.stem.isdigit())
+    return sorted(path for path in folder.glob("*.png") if path.stem.isascii() and path.stem.isdigit())
 
 
 def pick_evenly(all_of_them: Sequence[Item], most: int) -> list[Item]:

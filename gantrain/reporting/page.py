@@ -24,6 +24,7 @@ from PIL import Image
 
 from gantrain.config import loading
 from gantrain.errors import counted
+from gantrain.regular_file import read_regular
 from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, build_curves, describe_gaps, differences, group_runs, names_of
 from gantrain.reporting.console import duration, time_left
 from gantrain.reporting.drawn_pictures import pick_evenly, pictures_in
@@ -43,6 +44,7 @@ TEMPLATE = Path(__file__).parent / "page.html"
 MOST_MOMENTS = 40  # of sample pictures in a page, including the first and the last
 MOST_BYTES = 24 * 2**20  # of all sample pictures together
 MOST_PICTURES = 20  # of orbits, sweeps and truncation curves
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged pictures, besides ours
 MOST_CLASSES = 12  # names of classes in a run's head
 WIDEST = 1200  # pixels of a sheet
 IN_WORDS = {
@@ -125,9 +127,11 @@ def head(record: Record, name: str) -> dict[str, Any]:
         **changes_of(record),
         "Took": took(record),
         "Speed": f"{rates[len(rates) // 2]:.0f} images per second (median)" if len(rates) else "",
-        "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end" if "batch/rounds" in batch and "batch/size" in batch else "",
+        "Batch": f"{batch['batch/size']} images ({counted(batch['batch/rounds'], 'round')}) at the end"
+        if "batch/rounds" in batch and "batch/size" in batch
+        else "",
         "Device": f"{facts['device']}, {config.mixed_precision}, {counted(facts['processes'], 'process', 'es')}"
-        if "processes" in facts
+        if "processes" in facts and "device" in facts
         else "",
         "Parameters": f"G {parameters['g']:,}, D {parameters['d']:,}" if parameters else "",
         "Seed": str(config.seed),
@@ -290,13 +294,13 @@ def samples_of(records: Sequence[Record], names: Mapping[Path, str]) -> Samples:
     for record in records:
         paths = pictures_in(record.run / "samples")
         chosen = pick_evenly(paths, most)
-        sizes = sum(path.stat().st_size for path in chosen)
+        sizes = sum(map(size_of, chosen))
         if sizes > room:
             chosen = pick_evenly(chosen, max(2, int(len(chosen) * room / sizes)))
         found.left_out += len(paths) - len(chosen)
         by_name: dict[str, list[dict[str, Any]]] = {}
         for path in chosen:
-            with contextlib.suppress(OSError):  # damaged
+            with contextlib.suppress(*UNREADABLE):  # damaged, or deleted meanwhile
                 for sheet in read_side_by_side(path):
                     by_name.setdefault(sheet.name or "all", []).append(
                         {"kimg": int(path.stem) / 1000, "caption": sheet.caption, "src": as_uri(sheet.headed)}
@@ -354,14 +358,14 @@ def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[
     orbits = [path for record in records for path in pictures_in(record.run / "orbit")[-1:]]
     others = sorted(
         (path for record in records for path in (record.run / "evaluations").glob("[!.]*.png") if not is_narrow(path)),
-        key=lambda path: path.stat().st_mtime,
+        key=changed_at,
     )
     found: list[dict[str, Any]] = []
     size = 0
     for path in [*orbits, *reversed(others)][:MOST_PICTURES]:
-        with contextlib.suppress(OSError):
-            data, narrow = path.read_bytes(), narrow_variant(path)
-            small = narrow.read_bytes() if narrow.is_file() else b""
+        with contextlib.suppress(*UNREADABLE):
+            data, narrow = read_regular(path, MOST_BYTES), narrow_variant(path)
+            small = read_regular(narrow, MOST_BYTES) if narrow.is_file() else b""
             size += len(data) + len(small)
             if size > MOST_BYTES:
                 break
@@ -376,6 +380,22 @@ def pictures(records: Sequence[Record], names: Mapping[Path, str]) -> list[dict[
                 }
             )  # fmt: skip
     return found
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; 0 if it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def changed_at(path: Path) -> float:
+    """When a file changed, in seconds since 1970; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def png_uri(data: bytes) -> str:

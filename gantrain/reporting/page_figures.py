@@ -42,7 +42,7 @@ class Stack:
         total = inner + GAP * (len(rows) - 1)
         self.figure = make_subplots(
             rows=len(rows), cols=1, shared_xaxes=True,
-            vertical_spacing=GAP / total, row_heights=[height / inner for _, height in rows],
+            vertical_spacing=GAP / total if len(rows) > 1 else 0, row_heights=[height / inner for _, height in rows],
             subplot_titles=[title for title, _ in rows],
         )  # fmt: skip
         self.rows = {title: i + 1 for i, (title, _) in enumerate(rows)}
@@ -86,10 +86,12 @@ class Stack:
         low, high = min(values), max(values)
         if not log:
             edge = EDGE * (high - low) or EDGE * abs(high) or 1.0
+            if not math.isfinite(low - edge) or not math.isfinite(high + edge):  # Plotly chooses a range
+                return
             self.figure.update_yaxes(range=[low - edge, high + edge], row=self.rows[row], col=1)
             return
         ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else ladder(low, high)
-        edge = max(EDGE * math.log10(high / low), EDGE)
+        edge = max(EDGE * (math.log10(high / low) if math.isfinite(high / low) else math.log10(high) - math.log10(low)), EDGE)
         self.figure.update_yaxes(
             type="log", tickvals=ticks, ticktext=[f"{tick:.6g}" for tick in ticks],
             range=[math.log10(low) - edge, math.log10(high) + edge], row=self.rows[row], col=1,
@@ -114,7 +116,7 @@ def shorten(name: str) -> str:
 
 def ladder(low: float, high: float) -> list[float]:
     """Ticks of a logarithmic axis: 1, 2 and 5 of each decade within the range, or fewer; at most `MOST_TICKS`."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = range(max(-307, math.floor(math.log10(low))), min(307, math.ceil(math.log10(high))) + 1)  # 10.0**309 is no float
     for steps, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
         ticks = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps if low <= step * 10.0**decade <= high]
         if 2 <= len(ticks) <= MOST_TICKS:
@@ -226,14 +228,16 @@ def add_curve(made: Stack, row: str, curve: Curve, name: str, style: Style, grou
                 row, name, [x for x, _ in points], [y for _, y in points], faint(colour, 0.45), "run", group,
                 named=False, hoverinfo="skip", line={"width": 1}, meta={**meta, "run": run},
             )  # fmt: skip
-    x, y = curve.kimg, curve.mean
-    spread, half = (" ± %{customdata:.3g}", list(map(drawable, curve.half))) if curve.half is not None else ("", None)
+    x: Sequence[float] = curve.kimg
+    y: Sequence[float | None] = curve.mean
+    ranges: list[list[float | None]] = []
+    spread, half = ("", None) if curve.half is None else (" ± %{customdata:.3g}", [*map(drawable, curve.half)])
     if curve.half is None and bin_size(len(x)) > 1:
-        x, y, half = add_range(made, row, name, np.array(x), np.array(y, dtype=float), colour, group, meta)
+        x, y, ranges = add_range(made, row, name, np.array(x), np.array(y, dtype=float), colour, group, meta)
         spread = BETWEEN
     made.line(
         row, name, x, y, colour, "score", group, mode="lines" if bin_size(len(curve.kimg)) > 1 else "lines+markers", marker={"size": 6},
-        meta=meta, line=line, customdata=half,
+        meta=meta, line=line, customdata=ranges or half,
         hovertemplate=f"{shown} %{{y:.5g}}{spread}<extra></extra>",
     )  # fmt: skip
 
@@ -287,7 +291,11 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
             for key, (name, colour, dash) in keys.items():
                 name = name if len(groups) == 1 else f"{group.name} {name}"
                 colour = colour if len(groups) == 1 else nth_style(i).colour
-                style: dict[str, Any] = {"named": len(groups) == 1, "meta": {"run": record.run.name}, "line": {"width": 1 if group.several else 1.6, "dash": dash}}
+                style: dict[str, Any] = {
+                    "named": len(groups) == 1,
+                    "meta": {"run": record.run.name},
+                    "line": {"width": 1 if group.several else 1.6, "dash": dash},
+                }
                 if key.startswith("batch/"):
                     x, y = batch_points(record, key)
                     style["line"]["shape"] = "hv"
@@ -369,8 +377,8 @@ def add_marks(made: Stack, record: Record, lines: bool) -> None:
             text=[words for _, words in told], hovertemplate=f"{kind}: %{{text}}<extra></extra>", meta={"run": record.run.name},
         )  # fmt: skip
         line = {"color": mark.colour, "width": 1, "dash": "dot"}
-        for x in sorted({kimg for kimg, _ in told} - crossed) if lines else ():
-            shapes.append({"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, "opacity": 0.7})
+        through = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "opacity": 0.7}
+        shapes += [through | {"x0": x, "x1": x, "line": line} for x in sorted({at for at, _ in told} - crossed) if lines]
         crossed |= {kimg for kimg, _ in told}
     made.figure.update_layout(shapes=shapes)  # at once: `add_shape` checks all shapes again for each
     made.figure.update_yaxes(visible=False, range=[-1, 1], row=1, col=1)

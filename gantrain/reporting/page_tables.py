@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from gantrain.errors import counted
+from gantrain.regular_file import read_text
 from gantrain.reporting.comparison import FEWEST_RUNS, LEVEL, Group, half_width
 from gantrain.run_folder.json_values import restored
 from gantrain.run_folder.record import Record
+from gantrain.run_folder.record_lines import is_count
 from gantrain.score_names import best_value, better_when_higher
+
+LARGEST_RESULT = 2**24  # bytes of a file that `gantrain evaluate` wrote
+MOST_SWAPS = 300  # rows of the table of swaps
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,9 @@ def later_evaluations(run: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((run / "evaluations").glob("*.json")):
         if re.fullmatch(r"\d{12}(-\d+)?", path.stem):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                body = restored(json.loads(path.read_text(encoding="utf-8")))
-                if isinstance(body["nimg"], int) and tables_of(body, body["nimg"]):
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+                body = restored(json.loads(read_text(path, LARGEST_RESULT)))
+                if is_count(body["nimg"]) and tables_of(body, body["nimg"]):
                     found.append(body)
     return found
 
@@ -133,12 +138,13 @@ def swap_table(record: Record) -> PageTable | None:
     metrics = [m for m in dict.fromkeys(m for line in told for m in line["live"]) if better_when_higher(m) is not None]
     rows = [
         (
-            [f"{line['swap_nimg'] / 1000:g}", f"{line['batch/size']}", f"{line['moment']} ({line['nimg'] / 1000:g})"],
+            [f"{line['swap_nimg'] / 1000:g}", f"{line.get('batch/size', '')}", f"{line['moment']} ({line['nimg'] / 1000:g})"],
             [Cell(line["live"].get(m)) for m in metrics],
         )
-        for line in told
+        for line in told[-MOST_SWAPS:]
     ]
-    return PageTable("Live weights at the swaps", ["swap at kimg", "batch", "moment (kimg)"], metrics, rows) if rows else None
+    note = f"The last {MOST_SWAPS} of {len(told):,} rows." if len(told) > MOST_SWAPS else ""
+    return PageTable("Live weights at the swaps", ["swap at kimg", "batch", "moment (kimg)"], metrics, rows, note) if rows else None
 
 
 def means_table(groups: Sequence[Group], metrics: Sequence[str]) -> PageTable:

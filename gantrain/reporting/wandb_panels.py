@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from gantrain.reporting.charts import batch_figure, drawable, scores_figure
 from gantrain.reporting.event_words import TOLD, what_happened
-from gantrain.run_folder import record
-from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.record import Record
 from gantrain.score_names import best_value
 
-LONG_RECORD = 32 * 2**20  # bytes; for a longer record, only W&B's own charts show batch and noise
 Rows = tuple[list[str], list[list[Any]]]  # of a W&B table: columns, rows
-
-
-def read_for_charts(run_dir: Path) -> Record:
-    """A run's record; if it is long, without its training lines, which would take seconds to parse at every evaluation."""
-    long = (run_dir / METRICS_FILE).stat().st_size > LONG_RECORD
-    return record.outline(run_dir) if long else record.read(run_dir)
 
 
 def overview(told: Record) -> tuple[dict[str, Any], dict[str, Rows], dict[str, Any]]:
     """(figures, tables, summary) of a record, by W&B's keys."""
     few = without_training(told)
     figures = {f"overview/{metric}": scores_figure(few, metric) for metric in few.metrics}
-    if len(told.training) > 1:  # an outline has only the last one
+    if len(told.numbers) > 1:
         figures["overview/batch"] = batch_figure(told)
     return figures, {"events": events_table(few)}, best_scores(few)
 

@@ -20,13 +20,14 @@ from gantrain.errors import one_line
 from gantrain.palette import MARKS
 from gantrain.reporting.view_thread import ViewThread
 from gantrain.reporting.wandb_key import has_key
-from gantrain.reporting.wandb_panels import Rows, best_scores, events_table, overview, read_for_charts, scores_table, without_training
+from gantrain.reporting.wandb_panels import Rows, best_scores, events_table, overview, scores_table, without_training
 from gantrain.run_folder.best_generator import Candidate, candidates, export
 from gantrain.run_folder.checkpoint import Damaged
+from gantrain.run_folder.condensed import Condenser
 from gantrain.run_folder.contents import look_again
 from gantrain.run_folder.json_values import as_json
 from gantrain.run_folder.manifest import Gone
-from gantrain.run_folder.record import Record
+from gantrain.run_folder.record import Record, outline_config
 from gantrain.sampling.sheets import read_side_by_side, regroup_by_class
 from gantrain.score_names import SPREADS, better_when_higher, can_be_best
 
@@ -56,6 +57,7 @@ class WandbRun:
         self._missing: set[str] = set()  # what could not be made, each reported once
         self._exported: Path | None = None
         self._tables: dict[str, Rows] = {}  # as last logged
+        self._condenser = Condenser(run_dir)  # reads each line of the record once, not all of them at every evaluation
 
     @classmethod
     def start(
@@ -155,15 +157,24 @@ class WandbRun:
 
     def overview(self, nimg: int) -> None:
         """Log charts and the table of events of the whole record, and put the best scores into the summary."""
-        found = self._made("overview", lambda: overview(read_for_charts(self._run_dir)))
+        found = self._made("overview", lambda: overview(self._read()))
         if found:
             figures, tables, best = found
             self._log_made(nimg, figures, tables)
             self.summary(best)
 
+    def _read(self) -> Record:
+        """The record so far.
+
+        Raises:
+            UserError: it or the configuration cannot be read.
+        """
+        self._condenser.read_on()
+        return self._condenser.record(outline_config(self._run_dir))
+
     def conclude(self) -> None:
         """Log the last scores, the best scores and the best averaged generator, however the run ended."""
-        told = self._made("final scores", lambda: without_training(read_for_charts(self._run_dir)))
+        told = self._made("final scores", lambda: without_training(self._read()))
         if told is None:
             return
         found = self._made("final scores", lambda: {"events": events_table(told), "final/scores": scores_table(told)})

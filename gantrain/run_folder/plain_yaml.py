@@ -1,8 +1,8 @@
 """Reading a run's `config.yaml` as plain values: fast, without torch, and in bounded time and memory whatever the file contains.
 
-The values are those of PyYAML's `safe_load`. That loader copies what a merge key (`<<`) takes, so that a text of 1 KB can ask for 2^25 copies;
-it recurses where a file nests, in C without a limit; and its Python variant takes 6 ms for a configuration. Here the events of libyaml, if PyYAML has
-it, become values without recursion, and an alias is the same object again.
+The values are those of PyYAML's `safe_load`. That loader copies what a merge key (`<<`) takes, so that a text of 1 KB can ask for 2^25
+copies; it recurses where a file nests, in C without a limit; and its Python variant takes 6 ms for a configuration. Here the events of
+libyaml, if PyYAML has it, become values without recursion, and an alias is the same object again.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def load_plain(text: bytes, shallow: bool = False) -> Any:
 def read_document(loader: Any, shallow: bool) -> Any:
     """The value of the only document of a loader; `shallow` as in `load_plain`."""
     top = Collection([])
-    open_ones, anchors = [top], {}
+    open_ones, anchors = [top], dict[str, Any]()
+    value: Any
     while loader.check_event():
         event = loader.get_event()
         if isinstance(event, yaml.ScalarEvent):
@@ -99,7 +100,7 @@ def read_document(loader: Any, shallow: bool) -> Any:
         if isinstance(event, yaml.CollectionStartEvent):
             if len(open_ones) > DEEPEST:
                 raise yaml.YAMLError("too deeply nested")
-            value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
+            value = {} if isinstance(event, yaml.MappingStartEvent) else []
             if event.tag and not event.tag.startswith("tag:yaml.org,2002:"):
                 raise yaml.YAMLError(f"unknown tag {event.tag}")
             if event.anchor:

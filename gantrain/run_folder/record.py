@@ -352,7 +352,7 @@ def goes_on_elsewhere(run: Path) -> bool:
     (or there is none) and the record has changed within `QUIET` seconds.
     """
     try:
-        last = (run / ".lock").read_text(encoding="utf-8", errors="replace")
+        last = read_regular(run / ".lock", LARGEST_CONFIG).decode("utf-8", "replace")
         changed = (run / METRICS_FILE).stat().st_mtime
     except OSError:
         return False

@@ -187,8 +187,11 @@ def typed(found: dict[str, Any], has_words: bool) -> Line | None:
 
 
 def numbers_of(found: dict[str, Any]) -> Line | None:
-    """The same as `typed` for a line that is not an event. Nearly all lines of a record are such, and most have the same keys with values of
-    the same types: what those are is found once, and then only values are checked whose type alone does not decide it."""
+    """The same as `typed` for a line that is not an event.
+
+    Nearly all lines are such, and most have the same keys with values of the same types. What these are is found once; then only those
+    values are checked whose type alone does not decide it.
+    """
     shape = (tuple(found), tuple(map(type, found.values())))
     known = SHAPES.get(shape)
     if known is None:
@@ -299,7 +302,7 @@ class Splitter:
 
     def __init__(self) -> None:
         self.mask = bytearray()
-        # Lines that a rollback may abandon: their index, their time, and the latest time up to them. Times are in order but for late scores.
+        # Lines that a rollback may abandon: their index, time, and the latest time up to them. Only late scores are not in order.
         self._indices, self._times, self._latest = array("q"), array("q"), array("q")
         self._scores: set[int] = set()  # indices of those with scores
         self._saved: dict[int, int] = {}  # images seen -> index of the last checkpoint
