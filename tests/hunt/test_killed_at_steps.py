@@ -32,8 +32,8 @@ SETTINGS = [
     "tracking={every_kimg: 0.08, samples_every_kimg: 0.16, sample_rows: 1}",
     "orbit.every_kimg=0.032",
 ]  # fmt: skip
-SAME = rf"^(?!open|write|fsync).*checkpoints/\S*{TWICE:012d}"  # what moves and removes whole files and folders
-WORK = r"^(update|generate_features)"
+SAME = rf"checkpoints/\S*{TWICE:012d}"
+WORK = r"^(update|generate_features|write (metrics|orbit))"  # what a run is there for, and the lines that tell of it
 TIMES = ("throughput/", "memory/", "time", "eta", "wait/", "costs/")
 TOLD = ("swap", "growth", "rollback", "end")
 
@@ -115,7 +115,7 @@ def spread(count: int, out_of: int) -> list[int]:
 def plan(traces: list[list[str]], count: int) -> list[list[tuple[int, dict]]]:
     """Where a run is killed, for each of `count` runs: (start, what to count).
 
-    A third over all steps of both processes, a third over their updates and scores, and a third where the second checkpoint of a
+    A third over all steps of both processes, a third over their updates, scores and lines, and a third where the second checkpoint of a
     moment replaces the first, those next to a renaming first; every fourth of the runs is killed once more where it goes on.
     """
     found: list[tuple[int, dict]] = []
@@ -128,7 +128,7 @@ def plan(traces: list[list[str]], count: int) -> list[list[tuple[int, dict]]]:
     replacing = [line for line in traces[1] if re.search(SAME, line)]
     renamings = [at for at, line in enumerate(replacing, 1) if line.startswith("rename")]
     order = sorted(range(1, len(replacing) + 1), key=lambda at: min((abs(at - one) for one in renamings), default=0))
-    found += [(1, {"only": SAME, "at": at, "torn": False}) for at in (order * third)[:third]]
+    found += [(1, {"only": SAME, "at": at, "torn": False}) for at in order[:third]]
     plans = [[one] for one in found]
     for i, one in enumerate(plans):
         if i % 4 == 3:
