@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import NoReturn, TypeAlias
 
 from gantrain import command_signals, streams
 from gantrain.command_end import GAVE_UP, USER_ERROR, call, leave
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError, did_you_mean
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
@@ -42,16 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def output_status(status: int) -> int:
-    """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it.
-
-    A reader that has gone, such as `| head`, has what it wanted.
-    """
-    streams.flush()
-    lost = streams.LOST.get("stdout")
-    if status != 0 or lost is None or lost.errno == errno.EPIPE:
-        return status
-    complain(f"cannot write to standard output ({lost.strerror})")
-    return 1
+    """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it."""
+    lost = streams.find_loss()
+    if lost and status == 0:
+        complain(f"cannot write to standard output ({lost.strerror})")
+    return 1 if lost and status == 0 else status
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +56,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     streams.Told.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
+        refuse_missing(arguments)
         status = call(arguments)
         return status if trains else output_status(status)
     except GaveUp as error:

@@ -10,9 +10,8 @@ import sys
 import types
 from typing import NoReturn
 
-from gantrain import command_signals
+from gantrain import command_signals, plugin_errors
 from gantrain.errors import GaveUp, UserError
-from gantrain.home import settle_home
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
 from gantrain.memory import explain_allocation
@@ -24,6 +23,9 @@ STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, Keyboar
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit status. The other processes of a group hear how it ends."""
+    from gantrain.home import settle_home  # --help does not need it
+
+    plugin_errors.State.training = False
     settle_home(note)  # before the imports, since libraries look for it
     verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
     try:
@@ -31,14 +33,27 @@ def call(arguments: argparse.Namespace) -> int:
             status = verb.call(arguments) or 0
     except BaseException as error:
         memory = explain_allocation(error)
+        failed = UserError(memory) if memory else plugin_errors.blame(error) or unencodable(error)
         if group := _group():
-            group.end(error, USER_ERROR if memory else status_of(error))
-        if memory:
-            raise UserError(memory) from error
+            group.end(error, status_of(failed or error))
+        if failed:
+            raise failed from error
+        if isinstance(error, SystemExit):
+            plugin_errors.require_exit(error)
         raise
     if group := _group():
         group.end(None, status)
     return status
+
+
+def unencodable(error: BaseException) -> UserError | None:
+    """The error to raise instead of one about a file name that this locale cannot have; None if it is not about one."""
+    if not isinstance(error, UnicodeEncodeError) or error.encoding != sys.getfilesystemencoding():
+        return None
+    name = error.object.encode("ascii", "backslashreplace").decode()
+    return UserError(
+        f"{name}: is not a file name in the encoding of this locale ({error.encoding}); set PYTHONUTF8=1, or choose another name"
+    )
 
 
 def note(line: str) -> None:
@@ -52,6 +67,8 @@ def status_of(error: BaseException) -> int:
     """The exit status of a command that an exception ends."""
     if isinstance(error, Stopped):
         return exit_status(error.signal)
+    if isinstance(error, UserError) and hasattr(error, "exit_status"):
+        return int(error.exit_status)
     return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 1)
 
 

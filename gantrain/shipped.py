@@ -52,6 +52,15 @@ def explain_choice(config: str | Path) -> str:
     return f"configuration: {path}, which ships with gantrain ({files[path.name]}){rest}"
 
 
+def similar_to(path: Path) -> str:
+    """How a message about a missing file goes on: with a similar file, or with the configurations that ship with gantrain."""
+    beside = Path("configs") / f"{path.name}.yaml"
+    if beside.is_file():
+        return f"; did you mean {beside}?"
+    near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.yaml")])
+    return near if near.endswith("?") else hint_for(path) or (near if "known: " in near else "")
+
+
 def hint_for(config: str | Path) -> str:
     """How the sentence "CONFIG: there is no such file" goes on if a shipped configuration may be meant; otherwise ""."""
     path = Path(config)

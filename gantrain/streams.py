@@ -82,8 +82,7 @@ class Told:
 def say_lost(stream: str) -> None:
     """Say on standard error that standard output is lost, if a command has asked for that."""
     if stream == "stdout" and Told.words:
-        with suppress(Exception):
-            print(f"gantrain: note: cannot write to standard output ({LOST[stream].strerror}); {Told.words}", file=sys.stderr, flush=True)
+        print_safely(f"gantrain: note: cannot write to standard output ({LOST[stream].strerror}); {Told.words}", sys.stderr)
 
 
 def secure() -> None:
@@ -141,18 +140,29 @@ def flush() -> None:
             getattr(sys, name).flush()
 
 
+def find_loss() -> OSError | None:
+    """Why standard output has not taken everything; None if it has, or if its reader has gone: such as `head`, which has what it wanted."""
+    flush()
+    lost = LOST.get("stdout")
+    return None if lost is None or lost.errno == errno.EPIPE else lost
+
+
 def print_safely(text: str, stream: TextIO | None) -> Exception | None:
     """Print a line in one piece to any stream, which may be closed, full, of another encoding or somebody's own object.
 
     Returns:
         Why it could not be printed; None if it was.
     """
+    if stream is None:  # of a program without a console
+        return None
     try:
         try:
-            print(f"{text}\n", end="", file=stream, flush=True)
+            stream.write(f"{text}\n")
         except UnicodeEncodeError:
             encoding = getattr(stream, "encoding", None) or "ascii"
-            print(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding), end="", file=stream, flush=True)
+            stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+        if hasattr(stream, "flush"):
+            stream.flush()
     except Exception as error:
         return error
     return None

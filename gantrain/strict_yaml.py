@@ -18,7 +18,7 @@ import yaml
 from gantrain.regular_file import read_regular
 
 LARGEST = 256 * 1024  # bytes of a file; those that ship with gantrain have 3 KB
-MOST_VALUES = 10_000  # of a text, those that aliases repeat included; a configuration has some hundreds
+MOST_VALUES = 5_000  # of a text, those that aliases repeat included; a configuration has some hundreds
 WEIGHT = 32  # characters of a text count as one value more, since an alias may repeat a long text
 DEEPEST = 32  # sections or lists inside each other
 LONGEST_NUMBER = 400  # characters, more than the largest float has; converting longer ones takes quadratic time
@@ -52,13 +52,15 @@ class StrictComposer(yaml.composer.Composer):
         yaml.composer.Composer.__init__(self)
         self._values = 0  # that the text means so far
         self._values_of: dict[int, int] = {}  # by the id of a node that is complete
+        self._keys_of: dict[int, set[str]] = {}  # by the id of a mapping
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node, counted with all that it repeats.
 
         Raises:
-            Refused: the text means too much, a value contains itself, or has a tag of its own; with the position.
+            Refused, ConstructorError: the text means too much, a value contains itself or has a tag of its own, or a key is wrong; with
+                the position.
         """
         event, before = self.peek_event(), self._values
         self._depth += 1
@@ -77,30 +79,28 @@ class StrictComposer(yaml.composer.Composer):
         if self._values > MOST_VALUES:
             of_alias = f", those that *{event.anchor} repeats included" if isinstance(event, yaml.AliasEvent) else ""
             refuse(f"has more than {MOST_VALUES} values{of_alias}", event.start_mark)
+        if isinstance(parent, yaml.MappingNode) and index is None:
+            self._require_key(parent, node)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """A mapping whose keys are different texts.
+    def _require_key(self, parent: yaml.MappingNode, key: yaml.Node) -> None:
+        """Refuse a key that is not a text, is too long, or appears twice; at once, since thousands of numbers may have the same hash.
 
         Raises:
-            Refused, ConstructorError: a key is not a text, is too long, or appears twice.
+            Refused, ConstructorError: with the position.
         """
-        node = super().compose_mapping_node(anchor)
-        keys = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key.start_mark)
-            merges = key.tag == f"{TAG}merge"
-            if not merges and key.tag != f"{TAG}str":
-                raise Refused(None, None, f"{key.value}: a key must be a string, got {self.construct_object(key)!r}; put it in quotes")
-            if len(key.value) > LONGEST_KEY:
-                refuse(f"has a key of {len(key.value)} characters, {key.value[:40]!r}..., and {LONGEST_KEY} is the most", key.start_mark)
-            name = "<<" if merges else key.value
-            if name in keys:
-                remedy = "; write <<: [*one, *other]" if merges else ""
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} appears twice{remedy}", key.start_mark)
-            keys.add(name)
-        return node
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key.start_mark)
+        merges = key.tag == f"{TAG}merge"
+        if not merges and key.tag != f"{TAG}str":
+            raise Refused(None, None, f"{key.value}: a key must be a string, got {self.construct_object(key)!r}; put it in quotes")
+        if len(key.value) > LONGEST_KEY:
+            refuse(f"has a key of {len(key.value)} characters, {key.value[:40]!r}..., and {LONGEST_KEY} is the most", key.start_mark)
+        name, keys = "<<" if merges else key.value, self._keys_of.setdefault(id(parent), set())
+        if name in keys:
+            remedy = "; write <<: [*one, *other]" if merges else ""
+            raise yaml.constructor.ConstructorError(None, None, f"key {name!r} appears twice{remedy}", key.start_mark)
+        keys.add(name)
 
 
 class StrictLoader(StrictComposer, yaml.SafeLoader):
@@ -151,7 +151,7 @@ def construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text, BASES.get(text[:2], 10))
 
 
-def quick_loader() -> type:
+def quick_loader() -> Any:
     """The same loader eight times as fast, where PyYAML has libyaml; its errors have other words."""
     if not yaml.__with_libyaml__:
         return StrictLoader
@@ -169,7 +169,8 @@ def quick_loader() -> type:
 
 
 QUICK = quick_loader()
-for known, schema in ((StrictLoader, CORE), (QUICK, CORE), (TextLoader, TEXT_ALONE)):
+loaders: Any = ((StrictLoader, CORE), (QUICK, CORE), (TextLoader, TEXT_ALONE))
+for known, schema in loaders:
     known.add_constructor(f"{TAG}int", construct_int)
     known.add_constructor(f"{TAG}merge", StrictLoader.construct_yaml_str)  # `<<` as a value
     for tag, pattern, first in schema if known.yaml_implicit_resolvers == {} else ():

@@ -55,6 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     hunt.addoption("--hunt-seed", type=int, help="seed of the hunt (default: a new one, which is printed)")
     hunt.addoption("--hunt-areas", help="comma-separated areas (default: all)")
     hunt.addoption("--hunt-failures", default="hunt-failures", help="folder for the failures (default: hunt-failures)")
+    hunt.addoption("--hunt-kills", type=int, default=100, help="how many runs are killed (default: 100)")
     hunt.addoption("--hunt-case", metavar="FOLDER", help="run one failure of an earlier hunt again")
 
 

@@ -330,7 +330,7 @@ def test_a_second_name_that_cannot_be_had_is_named_and_the_first_is_whole(store,
     best[1].folder.write_text("a file")
     with pytest.raises(
         NotWritten,
-        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); free some space and run",
+        match=r"best/is/000000001000: the checkpoint could not be kept there \((File exists|Not a directory)\); fix this and run",
     ):
         save_under([store, *best], 1000, tensors(1.0), {})
     verify(store.newest())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, slow_but
 
 from gantrain import lock
 from gantrain.config.config import Config
@@ -22,6 +24,8 @@ from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint, forking, snapshots
 from gantrain.run_folder.claim import claim_folder, examine
 from gantrain.run_folder.own_config import write_config
+from gantrain.run_folder.ownership import require_own_folder
+from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.training.saving import Saving
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -125,6 +129,7 @@ def test_a_run_that_another_training_began_and_ended_meanwhile_is_compared_with(
     assert lock.owner(run) is None
 
 
+@pytest.mark.slow
 def test_a_run_of_the_same_settings_that_ended_meanwhile_is_resumed(tmp_path, meanwhile):
     run = tmp_path / "run"
     meanwhile(lambda: trained(digits(run)))
@@ -136,6 +141,7 @@ def test_a_run_of_the_same_settings_that_ended_meanwhile_is_resumed(tmp_path, me
     assert lock.owner(run) is None
 
 
+@pytest.mark.slow
 def test_other_settings_that_may_change_are_taken_from_the_run_as_it_is_then(tmp_path, meanwhile):
     """Of an average that is added to a run, the start depends on the run: it begins where the run is."""
     run, added = tmp_path / "run", "averagers.late={name: swa, every_kimg: 1}"
@@ -145,6 +151,7 @@ def test_other_settings_that_may_change_are_taken_from_the_run_as_it_is_then(tmp
     claim.release()
 
 
+@pytest.mark.slow
 def test_files_of_another_kind_that_came_meanwhile_are_noticed(tmp_path, meanwhile):
     run = tmp_path / "run"
     meanwhile(lambda: (run / "cats").mkdir(parents=True))
@@ -166,6 +173,7 @@ def test_a_second_training_of_a_folder_is_refused(tmp_path, impatient):
     assert names_in(tmp_path) == set()  # no run has begun there
 
 
+@pytest.mark.slow
 def test_a_folder_is_left_as_it_was_if_no_run_begins(tmp_path):
     (tmp_path / "there").mkdir()
     for run, left in ((tmp_path / "a" / "b", {"there"}), (tmp_path / "there", {"there"})):
@@ -188,6 +196,7 @@ def test_a_claim_notices_that_its_folder_was_removed_or_replaced(tmp_path):
     other.release()
 
 
+@pytest.mark.slow
 def test_a_new_run_inside_the_folder_of_another_is_refused(tmp_path):
     run = trained(digits(tmp_path / "run"))
     for inside in (run / "again", run / "checkpoints" / "deep"):
@@ -198,6 +207,12 @@ def test_a_new_run_inside_the_folder_of_another_is_refused(tmp_path):
     claim_folder(digits(nested)).release()
     (run / "link").symlink_to(tmp_path)
     claim_folder(digits(run / "link" / "beside")).release()  # it lies beside the run
+
+
+def test_the_folder_of_a_run_is_not_for_another(tmp_path):
+    run = trained(digits(tmp_path / "run"))
+    with pytest.raises(UserError, match="is inside the run folder .*run; use a folder outside it"):
+        require_own_folder(run / "again", digits(run / "again"))
 
 
 # ---- the trainer -----------------------------------------------------------------------------------------------------
@@ -214,6 +229,7 @@ def saving(tmp_path):
     saving.unlock()
 
 
+@pytest.mark.slow
 def test_a_trainer_in_python_refuses_a_folder_that_has_changed_since_it_was_made(saving, tmp_path):
     """With other settings it names them; with the same ones it was prepared for an empty folder."""
     run = trained(digits(tmp_path / "run", "seed=1"))
@@ -226,6 +242,7 @@ def test_a_trainer_in_python_refuses_a_folder_that_has_changed_since_it_was_made
     assert lock.owner(run) is None
 
 
+@pytest.mark.slow
 def test_a_trainer_takes_its_folder_again_if_it_was_removed_while_it_read_its_images(saving, tmp_path):
     saving.lock()
     first, run = saving.claim, tmp_path / "run"
@@ -240,6 +257,45 @@ def test_a_trainer_takes_its_folder_again_if_it_was_removed_while_it_read_its_im
         saving.lock()
 
 
+@pytest.mark.slow
+def test_a_run_that_is_trained_to_its_end_meanwhile_keeps_its_configuration(gantrain, tmp_path, meanwhile):
+    """By the whole command: B looks at an empty folder, A trains there to its end, then B gets the lock."""
+    run = tmp_path / "run"
+    tiny = [DIGITS, *TINY, f"run_dir={run}", "tracking.wandb.mode=disabled"]
+    own = {**os.environ, "PYTHONPATH": str(DIGITS.parent.parent)}  # a process of its own, since B has begun in this one
+    meanwhile(lambda: gantrain("train", *tiny, "seed=1", "optim.lr_g=1e-3", env=own))
+    done = gantrain("train", *tiny, check=False)
+    assert done.returncode == 2 and "seed (1 there, 0 now)" in done.stderr and "optim.lr_g" in done.stderr
+    assert "\nseed: 1\n" in (run / "config.yaml").read_text() and lock.owner(run) is None
+    last = run / "checkpoints" / "000000000320"
+    before, record = (last / "manifest.json").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    done = gantrain("train", *tiny, "seed=1", "optim.lr_g=1e-3", "total_kimg=0.4")
+    assert "resumed at 0.32 of 0.4 kimg" in done.stdout
+    assert (run / "metrics.jsonl").read_bytes().splitlines()[:3] == record.splitlines()[:3] and "\nseed: 1\n" in (
+        run / "config.yaml"
+    ).read_text()
+    shutil.rmtree(run)
+    meanwhile(lambda: gantrain("train", *tiny, env=own))
+    done = gantrain("train", *tiny)
+    assert "resumed at 0.32 of 0.32 kimg" in done.stdout and (last / "manifest.json").is_file() and before
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_main_one_decides(together, tmp_path):
+    """Both end with the line of the main one, which holds the lock for both; then both begin an added average at one moment."""
+    run = tmp_path / "run"
+    tiny = ["-m", "gantrain", "train", DIGITS, *TINY, f"run_dir={run}", "tracking.wandb.mode=disabled"]
+    claim = claim_folder(digits(run))
+    done = together(2, *tiny, check=False)
+    assert done.returncode == 2 and "is being trained by process" in done.stderr and "Traceback" not in done.stderr
+    claim.release()
+    together(2, *tiny, "total_kimg=0.16")
+    done = together(2, *tiny, "averagers.late={name: swa, every_kimg: 0.016}")
+    assert "average late added" in done.stdout and "start_kimg 0.16" in done.stdout
+    done = together(2, *tiny, "seed=1", "averagers.late={name: swa, every_kimg: 0.016}", check=False)
+    assert done.returncode == 2 and "seed (0 there, 1 now)" in done.stderr and "Traceback" not in done.stderr
+
+
 # ---- forks, averages and data sets that two commands write at once ---------------------------------------------------
 
 
@@ -250,7 +306,7 @@ def write_forked(folder: Path, seed: int = 0) -> None:
     forking.write_whole(folder, origin, {"g": {"w": torch.ones(1)}}, {"averages": {}}, "{}\n", dataclasses.replace(config, averagers={}))
 
 
-@pytest.mark.parametrize("stage", ["link_snapshots", "write_config", "sync", "move_into_place"])
+@pytest.mark.parametrize("stage", slow_but(["move_into_place"], ["link_snapshots", "write_config", "sync", "move_into_place"]))
 def test_two_forks_at_once_into_one_folder_leave_one_whole_fork(tmp_path, monkeypatch, impatient, stage):
     """The second comes at any stage of the first, and is refused, or finds the first complete."""
     does = getattr(forking, stage)
@@ -292,6 +348,7 @@ def test_a_fork_into_a_folder_in_which_a_training_begins_is_refused(tmp_path, mo
     claims[0].release()
 
 
+@pytest.mark.slow
 def test_a_training_that_waits_while_a_fork_comes_finds_it(tmp_path, meanwhile):
     meanwhile(lambda: write_forked(tmp_path / "new", seed=1))
     with pytest.raises(UserError, match=r"another configuration.*seed \(1 there, 0 now\)"):
@@ -332,6 +389,7 @@ def test_an_average_that_another_command_has_written_meanwhile_is_not_replaced(t
     assert checkpoint.read(tmp_path / "averages" / "mine", ["average"]).tensors["average"]["w"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_data_set_that_another_command_has_prepared_meanwhile_is_not_replaced(tmp_path, meanwhile):
     images = Digits().build()
     meanwhile(lambda: pack(images, tmp_path / "data", "first"))
@@ -339,3 +397,14 @@ def test_a_data_set_that_another_command_has_prepared_meanwhile_is_not_replaced(
         pack(images, tmp_path / "data", "second")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"images.npy", "labels.npy", "head.json"}
+
+
+def test_results_of_two_commands_that_took_one_free_name_are_both_kept(tmp_path, monkeypatch):
+    first, second = (target_of(None, tmp_path, "000000000320") for _ in range(2))
+    assert first == second == keep_result(first, {"a": 1}, None)
+    assert keep_result(second, {"a": 2}, None).name == "000000000320-2.json" and keep_result(first, {"a": 3}, first) == first
+    monkeypatch.setattr(os, "link", lambda *given: (_ for _ in ()).throw(OSError(1, "no links here")))
+    keep_result(target_of(None, tmp_path, "x"), {"a": 4}, None)
+    assert {path.name: json.loads(path.read_text())["a"] for path in tmp_path.iterdir()} == {
+        "000000000320.json": 3, "000000000320-2.json": 2, "x.json": 4,
+    }  # fmt: skip

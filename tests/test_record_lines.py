@@ -63,9 +63,8 @@ def test_pieces_give_what_the_whole_file_gives(lines, rest, piece, most, keep):
         assert end_of_lines(raw, min(keep, len(data))) == data[:keep].rfind(b"\n") + 1
         assert list(stream_back(Miser(data, most))) == data.split(b"\n")[::-1]
         found = list(stream_lines(buffered))
-        assert [line.data for line in found] == [line + b"\n" for line in data.split(b"\n")[:-1]] + [data.rpartition(b"\n")[2]] * (
-            data[-1:] not in b"\n"
-        )
+        *ended, last = data.split(b"\n")
+        assert [line.data for line in found] == [line + b"\n" for line in ended] + [last] * bool(last)
         assert [line.whole for line in found] == [True] * len(lines) + [False] * bool(data and not data.endswith(b"\n"))
         assert sum(line.size for line in stream_lines(io.BufferedReader(Miser(data, most)), keep)) == min(keep, len(data))
 
@@ -154,7 +153,7 @@ def test_pipes_are_refused_and_never_waited_for(tmp_path):
 @pytest.mark.slow
 def test_a_record_of_more_than_two_gib(tmp_path):
     """A hole is one line of NULs, which is skipped; what stands behind it is kept, read and moved."""
-    path = tmp_path / "metrics.jsonl"
+    path, before = tmp_path / "metrics.jsonl", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path.write_bytes(b'{"nimg": 0, "event": "start"}\n')
     os.truncate(path, 2**31 + 2**28)
     with open(path, "ab") as file:
@@ -168,10 +167,6 @@ def test_a_record_of_more_than_two_gib(tmp_path):
     assert tracker.position() == size == path.stat().st_size
     tracker.close()
     assert (tmp_path / "metrics.superseded.jsonl").read_bytes() == b'{"nimg": 6}\n{"nimg": \n'
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tracker.open(30)  # moves 2.4 GB
-    tracker.close()
-    assert path.stat().st_size == 30 and (tmp_path / "metrics.superseded.jsonl").stat().st_size > size
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 
 

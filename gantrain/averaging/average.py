@@ -15,6 +15,7 @@ from gantrain.averaging.precision import averaged_dtype, fraction, has_mean, req
 from gantrain.averaging.rule import AVERAGER, Averager, Weights, has_moved, lerp
 from gantrain.clock import due
 from gantrain.errors import UserError
+from gantrain.plugin_errors import WrongResult, place_of, refuse_result
 
 COUNTS = ("first_nimg", "previous_nimg", "nimg", "num_averaged", "unseen")
 COMPILED = "_orig_mod"  # where torch.compile keeps a module that it has compiled
@@ -198,7 +199,10 @@ class Average:
 
     def _weight(self, nimg: int, previous_nimg: int, updates: int) -> float:
         weight = self.averager.weight(nimg, previous_nimg, self._num_averaged)
-        weight = fraction(f"averager {type(self.averager).__name__}: weight", weight, or_boolean=True)  # `return nimg > 1000` is a rule
+        try:
+            weight = fraction(f"averager {type(self.averager).__name__}: weight", weight, or_boolean=True)  # `return nimg > 1000` is a rule
+        except UserError as error:
+            raise WrongResult(f"{error}{place_of(self.averager, 'weight')}") from None
         if updates > 1 and self.averager.per_update:
             weight = 1.0 - (1.0 - weight) ** updates
         return weight
@@ -212,6 +216,10 @@ class Average:
                 lerp(list(shadows.values()), list(averaged.values()), weight)
         else:
             answer = self.averager.update(shadows, averaged, nimg, previous_nimg, self._num_averaged, self.slots)
+            if shadows.keys() != averaged.keys() or any(shadows[name].shape != tensor.shape for name, tensor in averaged.items()):
+                refuse_result(self.averager, "update", "with the shadows of all weights in their shapes", answer)
+            if getattr(answer, "shape", ()) != ():
+                refuse_result(self.averager, "update", "whether the average has moved", answer)
             moved = has_moved(answer)
         if moved and self._copied_only:
             torch._foreach_copy_([self._shadows[n] for n in self._copied_only], [live[n] for n in self._copied_only])

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from gantrain.batching.noise_scale import Estimate
 from gantrain.contracts import Contract
-from gantrain.errors import InvalidField, UserError, check
+from gantrain.errors import InvalidField, check
+from gantrain.plugin_errors import WrongResult, describe_value, place_of
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the batch, by `lr_scaling`
 
@@ -130,7 +131,8 @@ def proposal_of(policy: BatchPolicy, state: BatchState) -> float:
     """
     asked: Any = policy.propose(state)
     if isinstance(asked, bool) or not isinstance(asked, numbers.Real) or not 1 <= float(asked) < float("inf"):
-        raise UserError(f"batching: {type(policy).__name__}.propose must return a number of images, at least 1, got {asked!r}")
+        wrong = f"batching: {type(policy).__name__}.propose must return a number of images, at least 1, got {describe_value(asked)}"
+        raise WrongResult(wrong + place_of(policy, "propose"))
     return float(asked)
 
 

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gantrain.errors import UserError
 from gantrain.launch_environment import process_rank
+from gantrain.run_folder.recognition import not_a_run
+from gantrain.shipped import find_config, similar_to
 
 if TYPE_CHECKING:
     from gantrain.run_folder.held import Held
     from gantrain.sampling.choice import Choice
 
 HELD: deque[Held] = deque(maxlen=1)  # the open files of the checkpoint that `best` stands for, until the command ends
+
+
+def refuse_missing(arguments: argparse.Namespace) -> None:
+    """Refuse a run or a configuration that does not exist before torch is imported, which takes seconds.
+
+    Raises:
+        UserError: names the path, and what may have been meant.
+    """
+    run = getattr(arguments, "run", None)
+    for path in getattr(arguments, "runs", [] if run is None else [run]):
+        if is_missing(path) and not path.lower().endswith((".npz", ".zip")):  # `evaluate` takes images too
+            raise not_a_run(Path(path))
+    config = getattr(arguments, "config", None)
+    if config is not None and is_missing(found := find_config(config)):
+        raise UserError(f"{found}: there is no such file{similar_to(found)}")
+
+
+def is_missing(path: str | Path) -> bool:
+    """Whether nothing is at a path. One that a command may expand or that may not be looked at is left to it."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return not str(path).startswith("~")
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def choice_of(arguments: argparse.Namespace) -> Choice:

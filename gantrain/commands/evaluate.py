@@ -13,7 +13,7 @@ from gantrain.averaging.batchnorm import POLICIES
 from gantrain.commands.arguments import averages_of_choice, listed_names, overrides_of
 from gantrain.config.yaml_files import as_override
 from gantrain.data.listing import list_folder
-from gantrain.distributed import finish, main_first, make_accelerator
+from gantrain.distributed import finish, from_main, main_first, make_accelerator
 from gantrain.errors import UserError, did_you_mean, readable
 from gantrain.evaluation.api import GENERATOR_KEYS, count_images, load_eval_config, open_pictures, score_images
 from gantrain.evaluation.collapse import in_one_line
@@ -25,7 +25,7 @@ from gantrain.home import expand_user
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.contents import averages_of, look_again, moment_of_rebuilt, require_time, times_of_rebuilt
 from gantrain.run_folder.recognition import is_run_folder
-from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.result_file import keep_result, target_of, write
 from gantrain.sampling.generators import hold_rebuilt
 from gantrain.score_names import Scores
 
@@ -148,6 +148,7 @@ def evaluate_run(
         if policy not in POLICIES:
             raise UserError(f"--batchnorm: there is no policy {policy!r}{did_you_mean(policy, POLICIES)}; or all, by itself")
     scorer.prepare()
+    names = from_main(scorer.accelerator, names)
     chosen = list(policies or [config.eval.batchnorm])
     by_policy: dict[str, Scores] = {}
     collapsed: dict[str, str] = {}
@@ -171,12 +172,11 @@ def evaluate_run(
     if collapsed and int(path.name) > 0:
         record["collapsed"] = collapsed
         notes = [*notes, f"collapsed: {in_one_line(collapsed)}"]
-    write(target, record)
+    target = keep_result(target, record, out)
     text = table(by_policy[chosen[0]], notes=notes) if len(chosen) == 1 else policy_tables(by_policy, notes)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
-    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}"
-    return f"{head}\n{text}", accelerator
+    return f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}\n{text}", accelerator
 
 
 def hold_averages(scorer: RunScorer, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:

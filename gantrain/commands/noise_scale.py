@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,13 @@ from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError, did_you_mean
 from gantrain.images import to_float
+from gantrain.launch_environment import process_world
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, look_again, open_held, rebuilt_of
 from gantrain.run_folder.finite import require_finite
 from gantrain.run_folder.own_config import load_config
-from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.latents import draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
@@ -202,7 +202,7 @@ def measure_run(
     """
     if updates < FEWEST_MEASUREMENTS:
         raise UserError(f"--updates: must be at least {FEWEST_MEASUREMENTS}, which an interval needs, got {updates}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_world() > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = look_again(lambda: Bench(run, average, kimg, overrides))
     target = target_of(out, Path(run) / "evaluations", f"noise_scale-{bench.path.name}")
@@ -217,7 +217,7 @@ def measure_run(
         if one.measurements < FEWEST_MEASUREMENTS:
             where = f"the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg"
             raise UserError(f"{run}: {where} are not finite numbers; choose another checkpoint with --kimg")
-    write(target, record_of(bench, updates, found, monitor.by_layer()))
+    target = keep_result(target, record_of(bench, updates, found, monitor.by_layer()), out)
     whose = f"{average} weights of G" + (" and of D" if "d" in bench.averaged else ", live weights of D, which the run does not average")
     whose = "live weights" if average == LIVE else whose
     head = (

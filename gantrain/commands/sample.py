@@ -90,6 +90,7 @@ def sample_run(choice: Choice, out: Output, num: int = 64, scale: int | None = N
     columns = choose_columns(num, len(source.classes))
     require_scale(scale, source.resolution, *((1, 1) if out.folder else (columns, -(-num // columns))))
     accelerator = make_accelerator()
+    source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)  # every process checks the folder before any process writes
     images = source.image_sampler(source.load_generator(accelerator.device))
     if out.folder:

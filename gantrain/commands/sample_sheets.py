@@ -135,6 +135,7 @@ def draw_sheet(
     look_again(lambda: hold_rebuilt(source.held, shown))
     require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
     accelerator = make_accelerator()
+    source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)
     task = Task(source, out, num, averages, accelerator, scale)
     written = on_main(accelerator, lambda: entry.draw(task)) if entry.alone else entry.draw(task)

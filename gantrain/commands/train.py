@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from gantrain import other_processes
+from gantrain import other_processes, plugin_errors
 from gantrain.averaging.birth import starting_at
 from gantrain.commands.arguments import overrides_of
 from gantrain.config import loading
@@ -41,6 +41,7 @@ def call(arguments: argparse.Namespace) -> int:
             try:
                 trainer.train()
             except BaseException as error:
+                plugin_errors.State.training = interruption.patient
                 other_processes.stand_down()
                 trainer.close(exit_code=1, wait=not isinstance(error, KeyboardInterrupt))
                 raise

@@ -100,6 +100,7 @@ class Config:
             raise InvalidField(
                 "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow; use bf16 or fp32"
             )
+        check_values(self)
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -123,6 +124,32 @@ class Config:
         if joint and self.swap.growth == AUTO:
             needed |= {name for name, one in self.averagers.items() if reads_orbit(one)}
         return {name: one for name, one in self.averagers.items() if name in needed or one.networks == "gd"}
+
+
+def check_values(config: Config) -> None:
+    """Refuse values of plug-ins that their contracts do not allow. gantrain's own refuse them before; those from outside need not.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    above_0 = {
+        **{f"averagers.{name}.update_every_kimg": one.update_every_kimg for name, one in config.averagers.items()},
+        **{f"averagers.{name}.snapshot_every_kimg": one.snapshot_every_kimg for name, one in config.averagers.items()},
+    }
+    at_least_1 = {
+        **{f"penalties.{name}.every": one.every for name, one in config.penalties.items()},
+        "batching.micro_batch": config.batching.micro_batch,
+        "batching.max_batch": config.batching.max_batch,
+    }
+    for key, value in above_0.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InvalidField(key, value, "must be above 0, or null")
+    for key, value in at_least_1.items():
+        if value is not None and not 1 <= value < float("inf"):
+            raise InvalidField(key, value, "must be at least 1")
+    for name, one in config.averagers.items():
+        if not 0 <= one.start_kimg < float("inf"):
+            raise InvalidField(f"averagers.{name}.start_kimg", one.start_kimg, "must be at least 0")
 
 
 def check_batching(config: Config) -> None:

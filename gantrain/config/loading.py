@@ -23,7 +23,7 @@ from gantrain.config import yaml_files
 from gantrain.config.config import Config
 from gantrain.config.hints import hint_for
 from gantrain.config.plain import key_of, leaves, sections_of, to_dict
-from gantrain.config.plugins import find
+from gantrain.config.plugins import find, require_values
 from gantrain.config.references import MOST_REFERENCES, MOST_TEXT, TextBudget, Unresolved, resolve
 from gantrain.config.yaml_files import (
     ConfigError,
@@ -37,7 +37,9 @@ from gantrain.config.yaml_files import (
     read_file,
 )
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
+from gantrain.interruption import Stopped
 from gantrain.metrics import PROTOCOLS
+from gantrain.plugin_errors import blame
 from gantrain.shipped import find_config
 from gantrain.strict_yaml import TextLoader
 from gantrain.type_words import PLURALS, describe_type
@@ -290,8 +292,15 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
     except InvalidField as error:
         full = f"{path}.{error.field}" if path else error.field
         raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {quote_value(error.value)}") from None
-    except TypeError as error:
-        raise ConfigError(f"{sources(path)}: {path}: {one_line(error)}") from None
+    except UserError as error:  # a plug-in's own words
+        raise ConfigError(f"{sources(path)}: {path}: {error}" if path else str(error)) from None
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:
+        failed = blame(error)
+        if failed is None and not isinstance(error, TypeError):
+            raise
+        raise ConfigError(f"{sources(path)}: {path}: {failed or one_line(error)}" if path else str(failed or one_line(error))) from error
 
 
 def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources: Sources) -> Any:
@@ -322,7 +331,13 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
         cls = default if name is None and default is not None else find(kind, table, name)
     except UserError as error:
         raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
-    return section(cls, value, full, sources, table_name=True)
+    made = section(cls, value, full, sources, table_name=True)
+    if isinstance(name, str) and ":" in name:
+        try:
+            require_values(made, kind, name)
+        except UserError as error:
+            raise ConfigError(f"{sources(full)}: {full}: {error}") from None
+    return made
 
 
 def default_keys() -> list[str]:
@@ -349,8 +364,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     wants_bool = bool in (hint, *typing.get_args(hint))
     if wants_bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf reads any number as true
         raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}")
-    holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
     try:
+        holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of OmegaConf's conversions, which are wanted here
             holder.value = escape_references(value)

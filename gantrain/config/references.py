@@ -22,7 +22,7 @@ from gantrain.errors import UserError
 
 MOST_TEXT = 10_000  # characters of all values with references; OmegaConf parses 10,000 a second
 MOST_REFERENCES = 500  # in all values
-MOST_RESULT = 50_000  # characters that all references together stand for
+MOST_RESULT = 20_000  # characters that all references together stand for
 OF_NODE = 20  # characters that a value counts besides its text: OmegaConf makes some thousand nodes a second
 INNERMOST = re.compile(r"(\\*)\$\{([^${}]*)\}")  # a reference with no other inside it, and the backslashes before it
 NODE = re.compile(r"\s*(\.*)([\w.\[\]$-]+)\s*")  # a key, from the top or, after dots, from the section
@@ -108,7 +108,7 @@ class References:
 
     def settle(self, parent: Container, key: Any, parts: Parts) -> Any:
         """Settle one value, and everything inside it; the node. `parts` is its full key."""
-        node = parent._get_node(key)
+        node: Any = parent._get_node(key)
         text = None if isinstance(node, Container) and not node._is_interpolation() else node._value()
         if not isinstance(text, str):
             self.settle_below(node, parts)
@@ -152,7 +152,8 @@ class References:
         Raises:
             Unresolved: there is no such key, and the key `wanted_by` needs it.
         """
-        parent = node = self.values
+        parent: Any = self.values
+        node: Any = self.values
         inside: Any = MISSING
         for i, part in enumerate(target):
             inside = next((key for key in keys_of(node) if str(key) == part), MISSING)
@@ -224,7 +225,8 @@ def default_of(target: Parts, get: Callable[[Parts], Any]) -> Any:
             if get(there) is not None:  # what is set replaces all entries that are there by default
                 section = (*there, rest[0])
                 return plugin_default(f, section, rest[1:], get) if get(section) is not None else MISSING
-            return inside(plain_value(f, f.default_factory()), rest)  # type: ignore[misc]  # every field of plug-ins has one
+            standard: Any = f.default_factory  # which every field of plug-ins has
+            return inside(plain_value(f, standard()), rest)
         if "table" in f.metadata and not last:
             return plugin_default(f, there, rest, get)
         if last:

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from gantrain.errors import UserError, did_you_mean, one_line, shown
+from gantrain.errors import UserError, one_line, shown
 from gantrain.regular_file import NotAFile, TooLarge, read_text
-from gantrain.shipped import hint_for, instead_of, list_shipped
+from gantrain.shipped import instead_of, list_shipped, similar_to
 from gantrain.strict_yaml import CORE, DEEPEST, LARGEST, TAG, Refused, StrictLoader
 
 LONGEST_MESSAGE = 1500  # characters
@@ -89,15 +89,6 @@ def read_file(path: Path) -> str:
     except (OSError, ValueError) as error:  # not UTF-8; a zero byte in the name
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise ConfigError(f"{path}: cannot be read ({reason}); pass a YAML file{instead_of(path)}") from None
-
-
-def similar_to(path: Path) -> str:
-    """How a message about a missing file goes on: with a similar file, or with the configurations that ship with gantrain."""
-    beside = Path("configs") / f"{path.name}.yaml"
-    if beside.is_file():
-        return f"; did you mean {beside}?"
-    near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.yaml")])
-    return near if near.endswith("?") else hint_for(path) or (near if "known: " in near else "")
 
 
 def parse_yaml(text: str, source: str, loader: type[StrictLoader] = StrictLoader) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gantrain.data.room import ROOM
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import open_regular, too_large
 
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
@@ -96,11 +96,11 @@ def opened_image(data: bytes) -> Iterator[Image.Image]:
     """
     with as_undecodable():
         image = Image.open(io.BytesIO(data))
-    try:
-        with ROOM.take(refuse_bomb(image, data)):
+    with image, ROOM.take(refuse_bomb(image, data)):
+        try:
             yield image
-    finally:
-        image.close()
+        finally:
+            image.close()  # while the room is still held
 
 
 def refuse_bomb(image: Image.Image, data: bytes = b"") -> int:
@@ -139,9 +139,11 @@ def file_bytes(path: str | os.PathLike) -> Iterator[bytes]:
     Raises:
         OSError: it cannot be read, is not a regular file, or is too large for an image; see `regular_file`.
     """
-    with open_regular(path, MOST_FILE) as file, room_for_file(os.fstat(file.fileno()).st_size):
-        data = file.read(MOST_FILE + 1)
-        if len(data) > MOST_FILE:  # a file that grows, or one of /proc
+    with open_regular(path, MOST_FILE) as file, room_for_file(size := os.fstat(file.fileno()).st_size):
+        data = file.read(size + 1)  # not MOST_FILE, which Python would allocate
+        if len(data) > size:  # a file that grows, or one of /proc
+            data += file.read(MOST_FILE + 1 - len(data))
+        if len(data) > MOST_FILE:
             raise too_large(len(data), path, MOST_FILE)
         yield data
 
@@ -188,7 +190,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "the memory is too small"
     plain = isinstance(error, (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)) or not str(error)
-    return one_line(error) if plain else f"{type(error).__name__}: {one_line(error)}"
+    return brief(error) if plain else f"{type(error).__name__}: {brief(error)}"
 
 
 def displayed(image: Image.Image, mode: str) -> Image.Image:

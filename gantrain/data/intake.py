@@ -18,6 +18,7 @@ from gantrain.data.class_balance import describe_mixture
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted, in_words
+from gantrain.plugin_errors import describe_value
 from gantrain.regular_file import read_regular
 
 NAMED = 10  # how many broken files one message names
@@ -89,16 +90,54 @@ def adopted(dataset: PlainDataset, name: str) -> ImageSet:
     missing = next((part for part in ("__getitem__", "__len__", "num_classes") if not hasattr(dataset, part)), None)
     if missing is not None:
         raise UserError(f"data: {name}.build must return a data set with {missing}, and returns a {type(dataset).__name__} without")
-    image = dataset[0][0]
+    image = item_of(dataset, 0, name)[0] if len(dataset) else None
+    if image is None:
+        raise UserError(f"data: {name} has no images")
     if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[1] == image.shape[2]):
         raise UserError(
             f"data: items of {name} must be square uint8 tensors [C, H, W], got {getattr(image, 'dtype', type(image).__name__)}"
         )
-    labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+    labels = torch.tensor([label_of(dataset, i, name) for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
-    images = ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(lambda index: dataset[index][0]))
+
+    def decode(index: int) -> torch.Tensor:
+        found = dataset[index][0]
+        if not (isinstance(found, torch.Tensor) and found.dtype == torch.uint8 and found.shape == image.shape):
+            raise UserError(f"data: item {index} of {name} must be a uint8 tensor {list(image.shape)}, got {describe_value(found)}")
+        return found
+
+    images = ImageSet(name, labels, classes, image.shape[0], image.shape[1], decode=DECODER.adapt(decode))
     names = names_in(dataset)
     return images if names is None else images.with_names(names)
+
+
+def item_of(dataset: PlainDataset, index: int, name: str) -> tuple[Any, Any]:
+    """(image, label) of a plain data set.
+
+    Raises:
+        UserError: the item is something else.
+    """
+    item: Any = dataset[index]
+    if not (isinstance(item, Sequence) and len(item) >= 2):
+        raise UserError(f"data: item {index} of {name} must be (image, label), got {describe_value(item)}")
+    return item[0], item[1]
+
+
+def label_of(dataset: PlainDataset, index: int, name: str) -> int:
+    """The label of an item of a plain data set.
+
+    Raises:
+        UserError: it is not a whole number below `num_classes`.
+    """
+    label = item_of(dataset, index, name)[1]
+    try:
+        whole = int(label)
+    except (TypeError, ValueError, RuntimeError):
+        whole = -1
+    if not 0 <= whole < dataset.num_classes:
+        most = f"a whole number in [0, {dataset.num_classes})"
+        raise UserError(f"data: the label of item {index} of {name} must be {most}, got {describe_value(label)}")
+    return whole
 
 
 def names_in(dataset: PlainDataset) -> Sequence[str] | None:

@@ -15,10 +15,8 @@ import json
 import math
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,21 +28,22 @@ from gantrain import lock
 from gantrain.array_header import read_header
 from gantrain.atomic_file import write_atomically
 from gantrain.cache import cache_folder, keep_file, state_of_file
+from gantrain.data.block_record import DONE, read_done, read_gaps
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
 from gantrain.data.listing import is_folder
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
 from gantrain.lock import InUse
-from gantrain.regular_file import open_regular, read_regular, read_text
+from gantrain.regular_file import open_regular, read_text
+from gantrain.version import __version__
 
 FORMAT = "gantrain-packed-1"
-IMAGES, LABELS, HEAD, DONE = "images.npy", "labels.npy", "head.json", "done.jsonl"
+IMAGES, LABELS, HEAD = "images.npy", "labels.npy", "head.json"
 AT_THE_END = ("sha256", "head_sha256", "notes", "whole")  # keys of the head that are only known at the end
 MOST_HEAD = 2**26  # bytes of a head: of 100 million images it has 13 MB
-MOST_RECORD = 2**30  # bytes of the record of finished blocks, each of which names its unreadable images
 A_LITTLE = 2**20  # bytes of a prepared set besides images and labels
 AGAIN = "rebuild it with `gantrain prepare`"
 Progress = Callable[[Iterable, int], Iterable]
@@ -87,7 +86,7 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
         pixels = np.load(folder / IMAGES, mmap_mode="c", allow_pickle=False)  # copy-on-write: a stray write cannot reach the file
         labels = np.load(folder / LABELS, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise UserError(f"{folder}: is incomplete ({one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{folder}: is incomplete ({brief(error)}); {AGAIN}") from None
     if sum_array(labels) != head["labels_sha256"]:
         raise unlike
     strange = labels[(labels < 0) | (labels >= len(head["classes"]))]
@@ -121,9 +120,9 @@ def require_form(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtyp
     except PermissionError as error:
         raise may_not_be_read(error, folder) from None
     except OSError as error:
-        raise UserError(f"{folder}: is incomplete ({name}: {error.strerror or one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{folder}: is incomplete ({name}: {error.strerror or brief(error)}); {AGAIN}") from None
     except ValueError as error:
-        raise UserError(f"{folder}: is incomplete ({name}: {one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{folder}: is incomplete ({name}: {brief(error)}); {AGAIN}") from None
     if found != (shape, dtype):
         raise unlike
     if size < whole:
@@ -150,7 +149,7 @@ def read_head(folder: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise may_not_be_read(error, folder / HEAD) from None
     except (OSError, ValueError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or one_line(error)
+        why = getattr(error, "strerror", None) or brief(error)
         raise UserError(f"{folder / HEAD}: cannot be read ({why}); {AGAIN}") from None
     if folder.suffix == ".part" and isinstance(head, dict) and "sha256" not in head:
         whole = folder.with_suffix("")
@@ -158,11 +157,21 @@ def read_head(folder: Path) -> dict[str, Any]:
             f"data.root: {folder} is unfinished (made from {head.get('source')});"
             f" run the same `gantrain prepare` command with --out {whole} again to finish it, then set data.root={whole}"
         )
+    if isinstance(head, dict) and is_other_format(head.get("format")):
+        raise UserError(
+            f"{folder / HEAD}: has format {head['format']}, and gantrain {__version__} reads format {FORMAT};"
+            " use the version that prepared it, or prepare the images again into another folder"
+        )
     if not is_head(head):
         raise UserError(f"{folder / HEAD}: is not a head in the format {FORMAT}; {AGAIN}")
     if head.get("head_sha256", sum_of_head(head)) != sum_of_head(head):  # heads written before head_sha256 existed lack it
         raise UserError(f"{folder / HEAD}: does not match its checksum; {AGAIN}")
     return head
+
+
+def is_other_format(found: Any) -> bool:
+    """Whether the format of a head is one of another version of gantrain."""
+    return isinstance(found, str) and found != FORMAT and found.startswith(FORMAT.rstrip("0123456789"))
 
 
 def is_head(head: Any) -> bool:
@@ -262,10 +271,13 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     with locked(draft) as held:
         if folder.exists():  # another call has completed it meanwhile
             lock.discard(held, draft)
-            with suppress(OSError):  # an unfinished data set stays
+            if not any(draft.iterdir()):  # an unfinished data set stays
                 draft.rmdir()
             raise UserError(f"{folder}: already exists; delete it, or pass another --out")
-        if begun(draft) not in (None, head):
+        earlier = begun(draft)
+        if earlier and is_other_format(earlier.get("format")):
+            raise UserError(f"{draft}: was begun by another version of gantrain; finish it with that version, or pass another --out")
+        if earlier not in (None, head):
             raise UserError(f"{draft}: was begun from another source or with other settings; delete it to start over")
         try:
             write_atomically(draft / HEAD, json.dumps(head), durable=True, only_writer=True)
@@ -436,29 +448,3 @@ def in_blocks(images: ImageSet, todo: list[int], indices: list[int]) -> Iterator
             yield i, torch.stack([gap if isinstance(item, UserError) else item[0] for item in found]).numpy().tobytes(), errors
     if broken:
         raise unreadable(broken)
-
-
-def read_gaps(path: Path) -> defaultdict[int, dict[str, str]]:
-    """Returns the unreadable images that an interrupted call recorded, for each block: their places in it, and why."""
-    gaps: defaultdict[int, dict[str, str]] = defaultdict(dict)
-    for one in read_record(path):
-        gaps[int(one["block"])] = {str(at): str(words) for at, words in one.get("unreadable", {}).items()}
-    return gaps
-
-
-def read_done(path: Path) -> dict[int, str]:
-    """Returns the checksums of the blocks that an interrupted call recorded."""
-    return {int(one["block"]): str(one["sha256"]) for one in read_record(path)}
-
-
-def read_record(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of the record of finished blocks, up to one that is truncated."""
-    try:
-        for line in read_regular(path, MOST_RECORD).decode().splitlines():
-            one = json.loads(line)
-            types = {"block": int, "sha256": str, "unreadable": dict}
-            if not all(isinstance({"unreadable": {}, **one}[key], kind) for key, kind in types.items()):
-                return
-            yield one
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return

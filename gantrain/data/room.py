@@ -6,6 +6,7 @@ room first, and waits until it is free. Small images never wait.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 import threading
@@ -22,6 +23,8 @@ except ImportError:  # Windows: processes do not wait for each other
 
 SIZE = 2**30  # bytes that the decoders of a process may take together; an image that needs more is decoded alone
 WAIT = 60.0  # seconds that a large image waits for other processes; one that was stopped must not stop the others
+FREE = 2**22  # bytes of an image that is so small that it need not ask
+TRIMMED = 2**26  # bytes of decoding after which memory is given back to the system
 POLL = 0.05  # seconds between two looks
 
 
@@ -45,9 +48,9 @@ class Room:
     def take(self, amount: int) -> Iterator[None]:
         """Hold so many bytes within this context; wait until they are free. More than `size` counts as all of it.
 
-        A thread that holds all of it already may ask again, and gets it at once.
+        A thread that holds all of it already may ask again, and gets it at once. Less than `FREE` does not count.
         """
-        if getattr(self.own, "holds_all", False):
+        if amount < FREE or getattr(self.own, "holds_all", False):
             yield
             return
         amount = min(amount, self.size)
@@ -66,6 +69,8 @@ class Room:
             with self.changed:
                 self.used -= amount
                 self.changed.notify_all()
+            if amount >= TRIMMED:
+                give_back()
 
 
 @contextmanager
@@ -91,6 +96,22 @@ def turn_of_machine() -> Iterator[None]:
     finally:
         if file is not None:
             os.close(file)
+
+
+def find_trim() -> Any:
+    """The function of glibc that gives free memory back; None in other libraries."""
+    with suppress(OSError, AttributeError, TypeError):
+        return ctypes.CDLL(None).malloc_trim
+    return None
+
+
+TRIM = find_trim()
+
+
+def give_back() -> None:
+    """Give free memory back to the system. glibc keeps what each thread has used, so every thread would keep a large image."""
+    if TRIM is not None:
+        TRIM(0)
 
 
 ROOM = Room(SIZE)

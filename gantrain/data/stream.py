@@ -10,6 +10,7 @@ micro-batches of a process start at the positions (m*W + r) * b for m = 0, 1, 2,
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gantrain import randomness, streams
 from gantrain.data.imageset import ImageSet, collate
+from gantrain.data.worker_processes import PREFETCH, SteadyWorkers, bytes_of_batch, require_workers
 from gantrain.errors import UserError
 from gantrain.interruption import SIGNALS
 
@@ -78,6 +80,7 @@ class PositionSampler:
     def __init__(self, seed: int, size: int, micro_batch: int, rank: int, world: int, start: int, independent: bool = False):
         self.seed, self.size, self.micro_batch, self.rank, self.world = seed, size, micro_batch, rank, world
         self.start, self.independent = start, independent
+        self.first = 0  # the first micro-batch that an iterator yields
 
     def positions(self, turn: int) -> np.ndarray:
         """Stream positions of this process's micro-batch number `turn`, counted from the start: uint64 `[b]`."""
@@ -88,7 +91,7 @@ class PositionSampler:
         return positions * np.uint64(self.size) + positions % np.uint64(self.size)  # one of each epoch, whose orders are independent
 
     def __iter__(self) -> Iterator[list[int]]:
-        turn = 0
+        turn = self.first
         while True:
             yield permuted(self.seed, self.positions(turn), self.size).tolist()
             turn += 1
@@ -136,6 +139,24 @@ def sent(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return pinned(x, device).to(device, non_blocking=True)
 
 
+def load(images: Dataset[Any], sampler: PositionSampler, workers: int, pin: bool, turn: int) -> Iterator[Any]:
+    """The micro-batches of a sampler from number `turn` on, decoded by new workers; `pin` pins them."""
+    sampler.first = turn
+    return iter(
+        DataLoader(
+            images,
+            batch_sampler=sampler,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            collate_fn=collate,
+            worker_init_fn=steadfast,
+            generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
+        )
+    )
+
+
 class RealBatches:
     """The real micro-batches of one process, starting at a position of the stream.
 
@@ -158,28 +179,18 @@ class RealBatches:
         self.sampler = PositionSampler(seed, len(images), micro_batch, rank, world, start, independent)
         self.turn = 0
         self.skipped: list[str] = []  # messages about unreadable images; whoever logs them clears the list
-        self._loaded: Iterator[tuple[torch.Tensor, torch.Tensor, list[str]] | UserError] | None = None
+        self._loaded: SteadyWorkers[tuple[torch.Tensor, torch.Tensor, list[str]] | UserError] | None = None
         self._gathered: Ahead | None = None
         if images.pixels is None:
-            self._loaded = iter(self._loader(images, workers))
+            require_workers(workers, bytes_of_batch(micro_batch, images.channels, images.resolution))
+            self._loaded = SteadyWorkers(functools.partial(load, images, self.sampler, workers, device.type == "cuda"), workers)
         elif images.pixels.device.type == "cpu" and (images.mapped or device.type == "cuda"):
             self._gathered = Ahead(self.gather)
 
-    def _loader(self, images: Dataset[Any], workers: int) -> DataLoader[Any]:
-        return DataLoader(
-            images,
-            batch_sampler=self.sampler,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            persistent_workers=workers > 0,
-            pin_memory=self.device.type == "cuda",
-            collate_fn=collate,
-            worker_init_fn=steadfast,
-            generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
-        )
-
     def close(self) -> None:
         """Stop the workers and the thread."""
+        if self._loaded:
+            self._loaded.close()
         self._loaded = None
         if self._gathered:
             self._gathered.close()
@@ -199,7 +210,7 @@ class RealBatches:
         """
         turn, self.turn = self.turn, self.turn + 1
         if self._loaded is not None:
-            batch = next(self._loaded)
+            batch = self._loaded.next()
             if isinstance(batch, UserError):
                 # Raise a new error: the traceback of the old one would keep the workers alive.
                 raise UserError(f"{batch}; replace it and run the same command again, or set data.on_error=skip")

@@ -180,7 +180,7 @@ def main() -> None:
             os.nice(5)  # training has priority on shared cores
         score_checkpoint(Path(run), int(nimg), Path(out))
     except UserError as error:
-        print(" ".join(str(error).split()))
+        streams.print_safely(" ".join(str(error).split()), sys.stdout)
         sys.exit(2)
 
 

@@ -29,6 +29,7 @@ from gantrain.evaluation.score_notes import Remarks
 from gantrain.images import to_uint8
 from gantrain.metrics import METRICS, Extractor, FeatureSet, Metric, half_widths
 from gantrain.metrics.feature_cache import cached, fingerprint, keep
+from gantrain.metrics.results import compute_metric, extract_features, require_extractor
 from gantrain.sampling.latents import GeneratorModule, calibration_batches, draw
 from gantrain.score_names import Scores
 
@@ -114,7 +115,9 @@ class Evaluator:
     def widths(self) -> tuple[int, int]:
         """(features, logits) per image, from one forward of the extractor. All processes must ask for it the first time."""
         with torch.no_grad(), self.isolated():
-            features, logits = self.extractor.extract(torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device))
+            features, logits = extract_features(
+                self.extractor, torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device), self.config.eval.features
+            )
         return features.shape[1], logits.shape[1]
 
     @property
@@ -125,6 +128,7 @@ class Evaluator:
             main_first(self.accelerator, features.fetch)
             with self.isolated():  # a network draws its first weights
                 self._extractor = features.build(self.device)
+            require_extractor(self._extractor, features)
         assert self._extractor is not None
         return self._extractor
 
@@ -306,7 +310,7 @@ class Evaluator:
             start = min(turn * world + rank, chunks - 1) * size
             count = min(size, total - start)
             x = chunk(start, count).to(self.device)
-            features, logits = self.extractor.extract(to_uint8(x) if x.is_floating_point() else x)
+            features, logits = extract_features(self.extractor, to_uint8(x) if x.is_floating_point() else x, self.config.eval.features)
             width = features.shape[1]
             both = torch.cat([features.float(), logits.float()], dim=1)
             if x.is_floating_point():  # uint8 has no nan
@@ -335,7 +339,7 @@ class Evaluator:
             fake = real = FeatureSet(features, logits)
 
         def score(some: FeatureSet) -> dict[str, float]:
-            return {self.prefix + name: value for metric in self.metrics for name, value in metric.compute(some, real).items()}
+            return {self.prefix + name: value for metric in self.metrics for name, value in compute_metric(metric, some, real).items()}
 
         found = score(fake)
         if self.config.eval.resamples is not None:

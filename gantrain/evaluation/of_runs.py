@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import named_weights, write_buffers, write_weights
 from gantrain.data import Digits, prepare
 from gantrain.data.likeness import find_difference
-from gantrain.distributed import local_processes, main_first, make_accelerator
+from gantrain.distributed import from_main, local_processes, main_first, make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_held
 from gantrain.run_folder.finite import count_nonfinite, require_finite
+from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import hold
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.start_folder import require_images_of
@@ -74,6 +76,8 @@ class RunScorer:
         """
         self.accelerator = make_accelerator()
         config, accelerator = self.config, self.accelerator
+        self.held = main_first(accelerator, functools.partial(self._reopened, from_main(accelerator, int(self.path.name))))
+        self.path = self.held.folder
 
         def bar(items: Iterable, total: int) -> Iterable:
             return tqdm(items, total=total, desc="data", leave=False, disable=None if accelerator.is_main_process else True)
@@ -97,6 +101,10 @@ class RunScorer:
             self.evaluator.remarks.notes.insert(0, f"warning: {other}; the scores are against the images as they are now")
         if self.strict:
             self.evaluator.remarks.require_enough()
+
+    def _reopened(self, nimg: int) -> Held:
+        """The checkpoint of the main process at `nimg` images: a run that trains may have saved between the looks of two processes."""
+        return self.held if int(self.path.name) == nimg else open_held(self.run, nimg / 1000)[1]
 
     def some(self) -> Tensor:
         """A few images of the live weights, uint8; the generator may hold any other weights afterwards."""

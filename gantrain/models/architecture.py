@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gantrain.contracts import Contract
 from gantrain.errors import UserError
+from gantrain.plugin_errors import refuse_result
 
 
 class Architecture(ABC):
@@ -68,9 +69,12 @@ def build_networks(architecture: Architecture, resolution: int, channels: int, n
     """(G, D) of an architecture, as `Architecture.build` says.
 
     Raises:
-        UserError: G does not carry what every generator does; names it.
+        UserError: it returns something else, or G does not carry what every generator does; names it.
     """
-    generator, discriminator = architecture.build(resolution, channels, num_classes)
+    built = architecture.build(resolution, channels, num_classes)
+    if not (isinstance(built, (tuple, list)) and len(built) == 2 and all(isinstance(network, nn.Module) for network in built)):
+        refuse_result(architecture, "build", "(G, D), two modules of torch", built)
+    generator, discriminator = built
     for part in CARRIED:
         if not hasattr(generator, part):
             name = type(architecture).__name__

@@ -122,9 +122,9 @@ class Tracker:
         for view in list(self.views):
             try:
                 call(view)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # no view, and no library behind it, ends a training
                 self.views.remove(view)
-                self.say(describe_failure(view.name, error))
+                self.say(describe_failure(getattr(view, "name", type(view).__name__), error))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file:

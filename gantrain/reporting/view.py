@@ -65,6 +65,6 @@ class View(Protocol):
         """Close the view; this is the last call. Unless `wait`, close immediately, even if something has not been shown yet."""
 
 
-def describe_failure(name: str, error: Exception) -> str:
+def describe_failure(name: str, error: BaseException) -> str:
     """The line that is printed when a call of a view fails."""
     return f"{name}: stopped ({one_line(error)[:160]}); training continues; metrics.jsonl is complete"

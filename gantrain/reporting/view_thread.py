@@ -78,7 +78,7 @@ class ViewThread:
             while view is not None and name != "finish":
                 name, arguments = self._calls.get()
                 getattr(view, name)(*arguments)
-        except Exception as error:  # on a thread, nobody else would see it
+        except (Exception, SystemExit) as error:  # on a thread, nobody else would see it
             self._give_up()
             self._say(describe_failure(self.name, error))
 

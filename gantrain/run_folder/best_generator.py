@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gantrain.atomic_file import write_atomically
 from gantrain.averaging import LIVE
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import group_of
@@ -106,5 +106,5 @@ def export(run: Path, chosen: Candidate, folder: Path) -> Path:
     state |= {key: snapshot.state[key] for key in OF_CLASSES if key in snapshot.state}
     target = folder / f"{chosen.path.name}-{chosen.average}"
     checkpoint.write(target / "checkpoints" / chosen.path.name, snapshot.nimg, snapshot.tensors, state)
-    shutil.copyfile(run / CONFIG_FILE, target / CONFIG_FILE)
+    write_atomically(target / CONFIG_FILE, (run / CONFIG_FILE).read_bytes(), durable=True)
     return target

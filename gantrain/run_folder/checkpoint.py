@@ -9,6 +9,7 @@ another format, and those that may not be read, are not passed over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ from gantrain.run_folder.manifest import (
 )
 from gantrain.run_folder.replacing import REPLACED, begin_draft, delete, put_in_place, remove, settle, settle_replaced
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk without space
 COMPLEX = ":complex"  # behind the name of a tensor that is stored as real and imaginary parts
 TRIES = 10  # a run that trains deletes its older checkpoints, perhaps while they are read
 
@@ -61,11 +63,12 @@ class Snapshot:
 
 
 class NotWritten(UserError):
-    """A checkpoint could not be written; earlier ones are intact. `what` is the text without the remedy."""
+    """A checkpoint could not be written; earlier ones are intact. `what` is the text without the remedy, which depends on the error."""
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, error: OSError | None = None):
         self.what = what
-        super().__init__(f"{what}; free some space and run the same command again")
+        full = error is None or error.errno in FULL
+        super().__init__(f"{what}; {'free some space' if full else 'fix this'} and run the same command again")
 
 
 class CheckpointStore:
@@ -120,7 +123,9 @@ class CheckpointStore:
             whole = self._newest_whole()
             kept = f"the one at {int(whole.name) / 1000:g} kimg is intact" if whole else "there is no other whole one"
             needs = f"it needs {in_words(count_bytes(tensors))}, {free_in_words(self.folder)}"
-            raise NotWritten(f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}") from error
+            raise NotWritten(
+                f"{target}: the checkpoint could not be written ({error.strerror or error}; {needs}); {kept}", error
+            ) from error
         self.prune(nimg)
         return target
 
@@ -234,7 +239,9 @@ def keep_also(path: Path, store: CheckpointStore) -> None:
         store.clear_drafts()
         link_checkpoint(path, store.folder / path.name)
     except OSError as error:
-        raise NotWritten(f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})") from error
+        raise NotWritten(
+            f"{store.folder / path.name}: the checkpoint could not be kept there ({error.strerror or error})", error
+        ) from error
     store.prune(int(path.name))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -13,14 +12,15 @@ from typing import TypeVar
 from gantrain.averaging import LIVE
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
+from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.manifest import Damaged, Gone, hold
 from gantrain.run_folder.own_config import load_config, require_whole_config
-from gantrain.run_folder.recognition import holds_checkpoints, is_run_config
+from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
-from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders
+from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
@@ -60,25 +60,20 @@ def configuration_of(run: Path) -> Config:
     try:
         return load_config(run)
     except UserError:
-        if is_run_config(run / CONFIG_FILE):
+        if is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
         raise UserError(
             f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"
         ) from None
 
 
-def not_a_run(run: Path) -> UserError:
-    """The error for a path that is no run folder: it does not exist, is a file, or has no configuration."""
-    remedy = "pass the run_dir of a `gantrain train`"
-    if run.is_dir():
-        return UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); {remedy}")
-    if run.exists():
-        return UserError(f"{run}: is a file, not a run folder; {remedy}")
-    with contextlib.suppress(OSError):
-        beside = {path.name for path in run.parent.iterdir() if (path / CONFIG_FILE).is_file()}
-        near = difflib.get_close_matches(run.name, sorted(beside), n=1)
-        remedy = f"did you mean {run.with_name(near[0])}?" if near else remedy
-    return UserError(f"{run}: does not exist; {remedy}")
+def is_readable(path: Path) -> bool:
+    """Whether a file can be opened."""
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return True
 
 
 def look_again(read: Callable[[], T]) -> T:
@@ -112,6 +107,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
 def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Held]:
     """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it."""
     config = configuration_of(Path(run))
+    require_known_formats(Path(run))
     return config, look_again(lambda: hold_checkpoint(Path(run), kimg, say))
 
 

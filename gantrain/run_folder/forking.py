@@ -30,6 +30,7 @@ from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
+from gantrain.run_folder.stores import require_known_formats
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
@@ -80,6 +81,7 @@ def open_origin(run: Path, kimg: float | None = None) -> Origin:
     Raises:
         UserError: not a run folder, or no such checkpoint.
     """
+    require_known_formats(run)
     return look_again(lambda: read_origin(run, kimg))
 
 

@@ -31,7 +31,7 @@ LARGEST_MANIFEST = 64 << 20  # bytes
 LARGEST_STATE = 1 << 30  # bytes
 LARGE = 1 << 30  # bytes: above, a file's head is looked at before the file is read
 LARGEST_HEAD = 100_000_000  # bytes, of a safetensors file; as the library has it
-NAMED_BY_TIME = re.compile(r"(?:\.[a-z]+-)?(\d{12})(?:-\d+)?")  # a checkpoint, also while it is written, replaced or deleted
+HIDDEN = re.compile(r"\.[a-z]+-(\d{12})(?:-\d+)?")  # a checkpoint that is being written, replaced or deleted
 TENSORS = ".safetensors"
 # The file or folder is not there, or it is something else: all other errors say that it may not or cannot be read now.
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
@@ -73,7 +73,7 @@ def is_missing(error: OSError) -> bool:
 
 def moment_in(name: str) -> int | None:
     """Images seen, as the name of a checkpoint's folder says; None for other names."""
-    found = NAMED_BY_TIME.fullmatch(name)
+    found = HIDDEN.fullmatch(name)
     return int(found[1]) if found else int(name) if name.isdecimal() else None
 
 

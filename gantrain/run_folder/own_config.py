@@ -7,6 +7,7 @@ recognised before it is read as a configuration.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def require_whole_config(run_dir: Path) -> None:
     damage = find_damage(path)
     if damage:
         raise UserError(
-            f"{path}: is damaged ({damage}); restore it from a copy, or copy there the configuration that the run was started with"
+            f"{path}: is damaged ({damage}); restore it from a copy, or write it again from what the run was started with:"
+            f" gantrain config CONFIG OVERRIDES > {shlex.quote(str(path))}"
         )
 
 

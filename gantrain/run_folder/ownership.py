@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +26,7 @@ from gantrain.run_folder.changes import (
 )
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
-from gantrain.run_folder.manifest import is_missing
+from gantrain.run_folder.manifest import is_missing, read_manifest
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.stores import require_known_formats, settle_run
@@ -59,7 +60,8 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
     earlier = load_config(run_dir)
-    begun = begun_averages(paths[-1], earlier)
+    newest = last_readable(paths)
+    begun = begun_averages(newest, earlier)
     changes = find_changes(earlier, config, begun)
     lost = tuple(f"averagers.{name}." for name in changes.removed)
     if lost and all(key.startswith(lost) for key in changes.refused):
@@ -76,8 +78,8 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         )
     refuse_reserved(changes.added)
     require_passive(config, changes.added)
-    require_late_start(config, changes.added, int(paths[-1].name))
-    require_time_left(config, [name for name in config.averagers if name not in begun], int(paths[-1].name))
+    require_late_start(config, changes.added, int(newest.name))
+    require_time_left(config, [name for name in config.averagers if name not in begun], int(newest.name))
     return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}
 
 
@@ -104,6 +106,15 @@ def require_own_folder(run_dir: Path, config: Config) -> None:
             f"run_dir: {run_dir} is inside data.root, {root}, so the run's own pictures would count as images to train on;"
             " use a folder elsewhere"
         )
+
+
+def last_readable(paths: list[Path]) -> Path:
+    """The last of some checkpoints whose manifest is whole and that has its right name; the last one if there is none."""
+    for path in reversed(paths):
+        with contextlib.suppress(Damaged):
+            read_manifest(path)
+            return path
+    return paths[-1]
 
 
 def begun_averages(path: Path, config: Config) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from pathlib import Path
 
+from gantrain.errors import UserError
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.strict_yaml import read_values
 
@@ -48,3 +51,17 @@ def find_foreign(folder: Path) -> list[str]:
         return []
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return [path.name for path in inside if path.name not in FOLDERS and (path.is_dir() or path.suffix.lower() not in FILES)]
+
+
+def not_a_run(run: Path) -> UserError:
+    """The error for a path that is no run folder: it does not exist, is a file, or has no configuration."""
+    remedy = "pass the run_dir of a `gantrain train`"
+    if run.is_dir():
+        return UserError(f"{run}: is not a run folder (it has no {CONFIG_FILE}); {remedy}")
+    if run.exists():
+        return UserError(f"{run}: is a file, not a run folder; {remedy}")
+    with contextlib.suppress(OSError):
+        beside = {path.name for path in run.parent.iterdir() if (path / CONFIG_FILE).is_file()}
+        near = difflib.get_close_matches(run.name, sorted(beside), n=1)
+        remedy = f"did you mean {run.with_name(near[0])}?" if near else remedy
+    return UserError(f"{run}: does not exist; {remedy}")

@@ -27,7 +27,8 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    sync(path.parent)
+    with suppress(OSError):  # in a folder that may be written and not be read
+        sync(path.parent)
 
 
 def begin_draft(target: Path) -> Path:

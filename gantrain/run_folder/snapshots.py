@@ -25,6 +25,7 @@ from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
 from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.own_config import load_config
+from gantrain.run_folder.stores import require_known_formats
 
 HALF_ULP = 2.0**-11  # relative rounding error of half precision, in which snapshots are kept
 
@@ -85,6 +86,7 @@ class Snapshots:
         if not (self.run / CONFIG_FILE).is_file():
             raise not_a_run(self.run)
         self.config = load_config(self.run)
+        require_known_formats(self.run)
         paths = CheckpointStore(self.run / AVERAGES_FOLDER).paths()
         if not paths:
             raise UserError(

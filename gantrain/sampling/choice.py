@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain import randomness
 from gantrain.config.config import Config
+from gantrain.distributed import from_main, main_first
 from gantrain.errors import UserError
 from gantrain.images import to_uint8
 from gantrain.run_folder.best_average import resolve_best
@@ -92,6 +94,16 @@ class ImageSource:
     def path(self) -> Path:
         """The checkpoint."""
         return self.held.folder
+
+    def agree(self, accelerator: Accelerator) -> ImageSource:
+        """The same source on every process, at the checkpoint of the main one: a run that trains may have saved between two looks.
+
+        Raises:
+            UserError: that checkpoint is gone; on every process.
+        """
+        nimg = from_main(accelerator, int(self.path.name))
+        again = replace(self.choice, kimg=nimg / 1000)
+        return main_first(accelerator, lambda: self if int(self.path.name) == nimg else again.open())
 
     @property
     def average(self) -> str:

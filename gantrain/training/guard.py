@@ -25,6 +25,7 @@ from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.score_names import better_when_higher, can_be_best
 from gantrain.training.context import Context
 from gantrain.training.keeper import Keeper
+from gantrain.training.results import require_scalar
 from gantrain.training.run_state import RunState
 
 WATCHED = ("loss/d", "loss/g", "loss/penalty", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
@@ -309,12 +310,14 @@ class Sentry:
     def __init__(self, context: Context, run: RunState, keeper: Keeper, interruption: Interruption):
         self.context, self.run, self.keeper, self.interruption = context, run, keeper, interruption
         config, nothing = context.config, torch.zeros(1)
+        silence = config.loss.discriminator(nothing, nothing)
+        require_scalar(silence, config.loss, "discriminator")
         watched = [config.guard.score] if config.guard.score else []
         self.watch = Watch(
             config.guard,
             tuple(dict.fromkeys([*config.best_scores(), *watched])),
             fp16=config.mixed_precision == "fp16",
-            silence=float(config.loss.discriminator(nothing, nothing)),
+            silence=float(silence),
         )
         self.pulse = Pulse(context.accelerator)
         self.stopping: signal.Signals | None = None

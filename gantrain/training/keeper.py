@@ -133,8 +133,9 @@ class Keeper:
         """Keep the checkpoint that was scored in the background as the best of some scores.
 
         Raises:
-            NotWritten: it could not be kept, and the settings then end the run.
+            NotWritten: it could not be kept, or the previous write failed, and the settings then end the run.
         """
+        self.collect(nimg, wait=True)  # it may be writing into the same store
         try:
             for name in best_of:
                 keep_also(self.scoring.path(nimg), self.best[name])

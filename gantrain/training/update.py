@@ -13,6 +13,7 @@ from gantrain.batching.noise_scale import GradientProbe
 from gantrain.losses import Loss, Penalty
 from gantrain.spectral_norm import frozen_power_iteration, reuse_normed_weights
 from gantrain.training.players import Player
+from gantrain.training.results import require_gradient, require_images, require_logits, require_scalar
 
 Stats = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # (images or latents, labels) of one micro-batch
@@ -34,16 +35,21 @@ def discriminator_phase(
         (x_real, y_real), (z, y_fake) = batch
         with torch.no_grad():
             x_fake = G.network(z, y_fake)
+        require_images(x_fake, x_real, G.network)
         # One forward pass for both halves the number of kernel launches.
         logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+        require_logits(logits, 2 * len(x_real), D.network)
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
+        require_scalar(value, loss, "discriminator")
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
         for penalty, factor in penalties:
             with frozen_power_iteration(D.network):  # they iterate once per phase
                 amount = penalty.penalty(D.wrapped, x_real, x_fake, y_real, y_fake)
+            require_scalar(amount, penalty, "penalty")
             value = value + factor * amount
             stats["loss/penalty"] = stats.get("loss/penalty", 0.0) + factor * amount
+        require_gradient(value, loss, "discriminator")
         return value, stats
 
     return step(D, G, term, rounds, k, probe)
@@ -58,12 +64,18 @@ def generator_phase(
         real, (z, y_fake) = batch
         x_fake = G.wrapped(z, y_fake)
         if real is None:
-            logits_real, logits_fake = None, full_precision(D.network(x_fake, y_fake))
+            logits = D.network(x_fake, y_fake)
+            require_logits(logits, len(z), D.network)
+            logits_real, logits_fake = None, full_precision(logits)
         else:
             x_real, y_real = real
+            require_images(x_fake, x_real, G.network)
             logits = D.network(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+            require_logits(logits, 2 * len(x_real), D.network)
             logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.generator(logits_real, logits_fake)
+        require_scalar(value, loss, "generator")
+        require_gradient(value, loss, "generator")
         return value, {"loss/g": value}
 
     trained = [p for p in D.network.parameters() if p.requires_grad]

@@ -108,6 +108,7 @@ def test_the_same_moment_saved_again(starts, after, monkeypatch, tmp_path):
     assert count > 10 and seen == {1.0, 2.0}
 
 
+@pytest.mark.slow
 def test_the_next_moment(monkeypatch, tmp_path):
     """What is no longer kept is deleted after its successor is in place, and what a deletion leaves is not called damaged."""
     seen = []
@@ -157,6 +158,7 @@ def test_deletions(act, monkeypatch, tmp_path):
     each_kill(delete, prepare, check, monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_link_over_another_checkpoint(monkeypatch, tmp_path):
     """As where the best one is kept again after a rollback."""
     seen = []
@@ -191,6 +193,7 @@ def test_a_rebuilt_average_written_again(monkeypatch, tmp_path):
     assert set(seen) == {1.0, 2.0}
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_kill_is_completed(monkeypatch, tmp_path):
     """A second kill, at every step of the next start."""
 

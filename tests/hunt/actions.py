@@ -6,13 +6,16 @@ written.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
+import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState
@@ -20,14 +23,14 @@ from PIL import Image
 
 from gantrain import cli
 from gantrain.config import loading
-from gantrain.data import Archive, Folder, Packed, intake
+from gantrain.data import Archive, Cifar10, Folder, Packed, intake
 from gantrain.data.decoding import decoded_image, traits_of
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError
 from gantrain.evaluation import image_files
 from gantrain.evaluation.references import open_reference
 from gantrain.interruption import Interruption
-from gantrain.metrics import features
+from gantrain.metrics import feature_cache, features
 from gantrain.metrics.statistics import read_statistics
 from gantrain.orbit import motion
 from gantrain.run_folder import checkpoint, record
@@ -150,7 +153,9 @@ def read_checkpoints(folder: str, forged: bool) -> None:
         snapshot = checkpoint.read(newest)
         assert forged or digests(snapshot) == truth.get(str(snapshot.nimg)), "accepted with other values than were written"
     for refusal in refusals:
-        assert "\n" not in str(refusal), "refused in more than one line"
+        assert "\n" not in str(refusal) and folder in str(refusal), f"refused without a file, or in more than one line: {refusal}"
+    if refusals:
+        raise UserError(str(refusals[0]))
 
 
 # ---- images, archives, statistics ------------------------------------------------------------------------------------
@@ -183,6 +188,38 @@ def read_set(kind: str, root: str, **settings: Any) -> None:
     intake.decode_all(images, range(min(4, len(images)))) if images.pixels is None else images.pixels[:4].clone()
 
 
+def read_set_again(root: str, cache: str) -> None:
+    """A data set on disk, of which `looked.json` in the cache says what was found in it before, whatever state its files have now."""
+    with patched_cache(cache), mock.patch.object(intake, "look_name", lambda images: "looked.json"):
+        read_set("folder", root, keep_in="disk", workers=0)
+
+
+def read_features(print_: str, cache: str) -> None:
+    """Features of real images from the cache, if it has whole ones."""
+    with patched_cache(cache):
+        found = feature_cache.cached(print_)
+    if found is not None:
+        assert found.features.dim() == 2 and found.features.dtype == torch.float32, "these are not features"
+        assert len(found.logits) == len(found.features), "logits and features are not of the same images"
+
+
+@contextlib.contextmanager
+def patched_cache(folder: str) -> Iterator[None]:
+    """Another cache folder than the hunt's."""
+    before = os.environ["GANTRAIN_CACHE"]
+    os.environ["GANTRAIN_CACHE"] = os.path.abspath(folder)
+    try:
+        yield
+    finally:
+        os.environ["GANTRAIN_CACHE"] = before
+
+
+def read_cifar(root: str) -> None:
+    """CIFAR-10 as it is published."""
+    images = intake.prepare(Cifar10(root=root, download=False), CPU)
+    intake.audit(images)
+
+
 def read_reference(path: str) -> None:
     """A reference of scores: opened, and all of it read."""
     if path.endswith(".npz"):
@@ -203,7 +240,7 @@ def read_picture(path: str) -> None:
     try:
         read_side_by_side(Path(path))
     except OSError as error:  # its callers say so, and go on
-        raise UserError(str(error)) from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def unpack_archive(path: str) -> None:
@@ -216,8 +253,14 @@ def read_weights(path: str) -> None:
     features.read_weights(Path(path))
 
 
+def own_fault(text: str) -> None:
+    """The hunt could not make a case."""
+    raise AssertionError(f"a fault of the hunt's own: {text.strip().splitlines()[-1]}\n{text}")
+
+
 ACTIONS: Mapping[str, Callable[..., None]] = {
     "command": command, "load_config": load_config, "start": start, "read_record": read_record, "read_orbit": read_orbit,
     "read_checkpoints": read_checkpoints, "decode_image": decode_image, "read_set": read_set, "read_reference": read_reference,
     "read_picture": read_picture, "build_config": build_config, "unpack_archive": unpack_archive, "read_weights": read_weights,
+    "own_fault": own_fault, "read_set_again": read_set_again, "read_features": read_features, "read_cifar": read_cifar,
 }  # fmt: skip

@@ -69,9 +69,11 @@ def some_settings(dice: random.Random, small: bool = False) -> dict[str, Any]:
 
 def closer(dice: random.Random, near: Any, small: bool) -> Any:
     """A value of the same type, which may be right."""
-    if isinstance(near, bool) or near is None:
-        return dice.choice([True, False, None, 1, 0.5, "ema"])
-    if isinstance(near, (int, float)):
+    if isinstance(near, bool):
+        return dice.choice([not near, not near, None])
+    if near is None:
+        return dice.choice([True, False, 1, 0.5, 8, "ema", "eval/ema/digits_fid", [], ["fid"]])
+    if isinstance(near, (int, float)) and abs(near) < 1e300:
         close = [0, 1, 2, 3, 8, 16, 0.5, 0.1, 1e-9, near, near + 1, near / 2]
         return dice.choice(close if small else [*close, near * 2, near * 10, near * 1000, 10**6, 1e-30, 1e30])
     return dice.choice([near, near, like(dice, near, small)])

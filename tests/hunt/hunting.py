@@ -16,12 +16,14 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import actions
-import areas_of_files
+import areas_of_data
+import areas_of_runs
 import areas_of_texts
 import material
 from everything import import_everything
@@ -32,13 +34,13 @@ AREAS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
     "yaml texts": areas_of_texts.yaml_texts,
     "starts": areas_of_texts.starts,
     "command lines": areas_of_texts.command_lines,
-    "records": areas_of_files.records,
-    "orbits": areas_of_files.orbits,
-    "checkpoints": areas_of_files.checkpoints,
-    "images": areas_of_files.images,
-    "archives": areas_of_files.archives,
-    "statistics": areas_of_files.statistics,
-    "notes": areas_of_files.notes,
+    "records": areas_of_runs.records,
+    "orbits": areas_of_runs.orbits,
+    "checkpoints": areas_of_runs.checkpoints,
+    "images": areas_of_data.images,
+    "archives": areas_of_data.archives,
+    "statistics": areas_of_data.statistics,
+    "notes": areas_of_runs.notes,
 }
 TURN = 4.0  # seconds that an area has before it is the next one's turn
 KEPT = 2  # folders of each kind of failure
@@ -66,8 +68,9 @@ class Hunt:
         """Make the material, in a process of its own, so that this one stays as it was."""
         began = time.monotonic()
         os.environ["GANTRAIN_CACHE"] = str(self.world / "cache")
-        if (self.world / material.TRUTH).exists():
+        if (self.world / material.DONE).exists():
             return
+        shutil.rmtree(self.world, ignore_errors=True)
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
@@ -106,7 +109,10 @@ class Hunt:
 
     def make(self, area: str, number: int, folder: Path) -> Case:
         """A case, from the area and its number alone."""
-        return AREAS[area](random.Random(f"{self.seed}/{area}/{number}"), self.world, folder)
+        try:
+            return AREAS[area](random.Random(f"{self.seed}/{area}/{number}"), self.world, folder)
+        except Exception:  # a fault of the hunt's own, which must not end it
+            return Case("own_fault", {"text": traceback.format_exc()})
 
     def note(self, area: str, number: int, verdict: Verdict) -> None:
         """Count a verdict, and keep what failed: its files as they were before the case."""

@@ -62,7 +62,7 @@ def like(dice: random.Random, value: Any, small: bool = False) -> Any:
         return some_value(dice, small=small)
     if isinstance(value, bool):
         return dice.choice([not value, int(value), str(value), str(value).lower()])
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if isinstance(value, (int, float)) and abs(value) < 1e300:
         near = [value + 1, value - 1, -value, str(value), [value], {"value": value}]
         near += [] if small else [value * 2, value / 3, value * 1e6, value * (1 + 1e-9)]
         return dice.choice(near)
@@ -146,7 +146,7 @@ def mutate_lines(dice: random.Random, data: bytes) -> bytes:
         if how <= 3 and line.strip():
             try:
                 lines[at] = as_text(mutate_json(dice, json.loads(line), dice.choice([1, 1, 2, 4]))) + b"\n"
-            except ValueError:
+            except (ValueError, RecursionError):
                 lines[at] = mutate_bytes(dice, line)
         elif how == 4 and at < len(lines):
             lines[at] = mutate_bytes(dice, line)

@@ -1,22 +1,19 @@
-"""Areas of the hunt in which a file is damaged, forged or exchanged: records, checkpoints, images, archives, statistics, JSON files."""
+"""Areas of the hunt in which files of a run are damaged, forged or exchanged: records, checkpoints, pictures, states, configurations."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
-import os
 import random
 import shutil
 import struct
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from areas_of_texts import CONFIGS, copy_run, names_of_keys
+from damages import damage, files_in, mutate_document, odd_file, read_plain
 from material import LONG_ORBIT, ROOT, RUN
 from mutations import as_text, like, mutate_bytes, mutate_json, mutate_lines, some_value
 from PIL import Image, PngImagePlugin
@@ -28,51 +25,6 @@ from gantrain.sampling.sheets import TEXT_KEY
 OF_RUN = ["run/", "run:", "'run'"]
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 HEAVY, LIGHT = 0.03, 0.1  # shares of the cases that are commands of a second or more, and of less
-
-
-def odd_file(dice: random.Random, path: Path) -> None:
-    """Put something that is not a regular file, or is far too large, where a file was."""
-    path.unlink(missing_ok=True)
-    how = dice.randrange(8)
-    if how == 0:
-        path.mkdir()
-    elif how == 1:
-        os.mkfifo(path)
-    elif how == 2:
-        path.symlink_to("/dev/zero")
-    elif how == 3:
-        path.symlink_to(path.name)
-    elif how == 4:
-        path.symlink_to("/proc/self/mem")
-    elif how == 5:
-        path.touch()
-    elif how == 6:
-        with open(path, "wb") as file:
-            file.truncate(5 << 30)  # holes, which take no space
-    # else it is missing
-
-
-def damage(dice: random.Random, path: Path, mutate: Callable[[random.Random, bytes], bytes] = mutate_bytes) -> None:
-    """Change a file, or put something odd in its place."""
-    if dice.random() < 0.05:
-        odd_file(dice, path)
-    else:
-        path.write_bytes(mutate(dice, path.read_bytes()))
-
-
-def mutate_document(dice: random.Random, data: bytes) -> bytes:
-    """A JSON file with other values, or other bytes."""
-    try:
-        value = json.loads(data)
-    except ValueError:  # it has been damaged before
-        value = None
-    if value is None or dice.random() < 0.25:
-        return mutate_bytes(dice, data)
-    return as_text(mutate_json(dice, value, dice.choice([1, 1, 2, 4])))
-
-
-def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
@@ -133,9 +85,9 @@ def checkpoints(dice: random.Random, world: Path, folder: Path) -> Case:
         if not paths:
             break
         chosen = paths[-1] if dice.random() < 0.7 else dice.choice(paths)
-        forged |= dice.choice(
-            [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
-        )(dice, chosen, paths)
+        damages = [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
+        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error):  # on top of an earlier damage
+            forged |= dice.choice(damages)(dice, chosen, paths)
     if not heavy:
         return Case("read_checkpoints", {"folder": "run/checkpoints", "forged": forged}, OF_RUN)
     verb, wants = dice.choice([
@@ -177,8 +129,9 @@ def remove(dice: random.Random, path: Path, paths: list[Path]) -> bool:
 def exchange_files(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """A file of the same name from another moment, or two files within one."""
     one = dice.choice(files_in(path))
-    other = dice.choice([*(file for file in files_in(path) if file != one), *(there / one.name for there in paths if there != path)])
-    if other.is_file():
+    others = [file for there in paths for file in files_in(there) if file != one and (there == path or file.name == one.name)]
+    if others:
+        other = dice.choice(others)
         held = one.read_bytes()
         one.write_bytes(other.read_bytes())
         if dice.random() < 0.5:
@@ -239,7 +192,7 @@ def seal(path: Path, manifest: dict[str, Any]) -> None:
 
 def forge(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """Another format, moment, size or list of files, sealed as it should be."""
-    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest = json.loads(read_plain(path / "manifest.json"))
     how = dice.randrange(4)
     if how == 0:
         manifest["format"] = dice.choice([5, 3, 99, 0, "4", 4.0, None, [4]])
@@ -258,15 +211,15 @@ def forge(dice: random.Random, path: Path, paths: list[Path]) -> bool:
 
 def refit(path: Path, name: str, data: bytes) -> None:
     """Replace a file, and let the manifest say so."""
+    manifest = json.loads(read_plain(path / "manifest.json"))
     (path / name).write_bytes(data)
-    manifest = json.loads((path / "manifest.json").read_bytes())
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     seal(path, manifest)
 
 
 def forge_state(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     """Other values in state.json, with a seal that fits."""
-    refit(path, "state.json", mutate_document(dice, (path / "state.json").read_bytes()))
+    refit(path, "state.json", mutate_document(dice, read_plain(path / "state.json")))
     return True
 
 
@@ -284,220 +237,6 @@ def forge_header(dice: random.Random, path: Path, paths: list[Path]) -> bool:
         head = as_text(mutate_json(dice, json.loads(data[8 : 8 + size]), dice.choice([1, 2])))
         refit(path, file.name, struct.pack("<Q", len(head)) + head + data[8 + size :])
     return True
-
-
-# ---- images, archives, statistics ------------------------------------------------------------------------------------
-
-
-def images(dice: random.Random, world: Path, folder: Path) -> Case:
-    """Every format that Pillow writes, damaged; alone, or in a data set."""
-    files = files_in(world / "images")
-    source = dice.choice(files)
-    data = source.read_bytes()
-    if dice.random() < 0.1:
-        other = dice.choice(files).read_bytes()
-        cut = dice.randrange(1, 200)
-        data = other[:cut] + data[cut:]
-    data = mutate_bytes(dice, data)
-    if dice.random() < 0.9:
-        name = f"hunt{source.suffix}"
-        (folder / name).write_bytes(data)
-        return Case("decode_image", {"path": name}, [name])
-    for one in ("a", "b"):
-        (folder / "set" / one).mkdir(parents=True)
-        for i in range(5):
-            shutil.copy(world / "sets" / "classes" / "ants" / f"{i}.png", folder / "set" / one / f"{i}.png")
-    name = f"x{source.suffix if source.suffix in ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tiff', '.gif') else '.png'}"
-    (folder / "set" / "a" / name).write_bytes(data)
-    if dice.random() < 0.1:
-        odd_file(dice, folder / "set" / "a" / name)
-    if dice.random() < 0.3:
-        return Case("read_reference", {"path": "set"}, ["set"])
-    settings = {"on_error": dice.choice(["stop", "skip"]), "keep_in": dice.choice(["host", "disk"]), "workers": 0}
-    return Case("read_set", {"kind": "folder", "root": "set", **settings}, ["set", "data"])
-
-
-def damage_zip(dice: random.Random, path: Path) -> None:
-    """Bytes of a zip, its index, or a whole new one with odd members."""
-    if dice.random() < 0.6:
-        damage(dice, path)
-        return
-    if dice.random() < 0.5:  # the index stands at the end
-        data = bytearray(path.read_bytes())
-        for _ in range(dice.choice([1, 2, 4])):
-            data[-dice.randrange(1, min(len(data), 1200))] = dice.choice([0, 1, 0x7F, 0xFF, dice.randrange(256)])
-        path.write_bytes(bytes(data))
-        return
-    with zipfile.ZipFile(path) as archive:
-        members = [(info, archive.read(info)) for info in archive.infolist() if not info.is_dir()]
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for info, data in members:
-            if dice.random() < 0.1:
-                info.filename = dice.choice(
-                    [
-                        "../x.png",
-                        "/x.png",
-                        "a\\b.png",
-                        "\u00e9/\u4e2d.png",
-                        "x" * 300 + ".png",
-                        "a//b.png",
-                        "./a/0.png",
-                        info.filename + "/",
-                        "x.PNG",
-                    ]
-                )
-            if dice.random() < 0.1:
-                data = dice.choice([b"", mutate_bytes(dice, data), b"\0" * (300 << 20) if dice.random() < 0.05 else b"\0" * 1000])
-            if info.filename.endswith("dataset.json"):
-                data = mutate_document(dice, data)
-            info.compress_type = dice.choice(
-                [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-            )
-            archive.writestr(info, data)
-
-
-def archives(dice: random.Random, world: Path, folder: Path) -> Case:
-    """Zips, tars, prepared data sets, folders with a dataset.json."""
-    kind = dice.choice(["zip", "zip", "packed", "packed", "listed", "tar", "weights"])
-    if kind == "zip":
-        shutil.copy(dice.choice(sorted((world / "sets").glob("*.zip"))), folder / "hunt.zip")
-        damage_zip(dice, folder / "hunt.zip")
-        if dice.random() < 0.3:
-            return Case("read_reference", {"path": "hunt.zip"}, ["hunt.zip"])
-        if dice.random() < 0.05:
-            return Case(
-                "command",
-                {"argv": ["prepare", "hunt.zip", "--out", "new", "--resolution", "8", "--on-error", dice.choice(["stop", "skip"])]},
-                ["hunt.zip"],
-                ["new"],
-            )
-        return Case("read_set", {"kind": "archive", "root": "hunt.zip", **settings_of_set(dice)}, ["hunt.zip", "data"])
-    if kind == "packed":
-        shutil.copytree(world / "sets" / "packed", folder / "packed")
-        file = dice.choice(files_in(folder / "packed"))
-        damage(dice, file, mutate_document if file.suffix == ".json" else mutate_npy)
-        if file.suffix == ".json" and file.is_file() and file.stat().st_size < 1 << 20 and dice.random() < 0.5:
-            fit_head(file)
-        if dice.random() < 0.2:
-            return Case("read_reference", {"path": "packed"}, ["packed"])
-        if dice.random() < 0.05:
-            return Case("command", {"argv": ["prepare", "--verify", "packed"]}, ["packed"], ["stdout"])
-        return Case("read_set", {"kind": "packed", "root": "packed"}, ["packed", "data"])
-    if kind == "listed":
-        shutil.copytree(world / "sets" / "listed", folder / "set")
-        damage(dice, folder / "set" / "dataset.json", mutate_document)
-        if dice.random() < 0.2:
-            return Case("read_reference", {"path": "set"}, ["set"])
-        return Case("read_set", {"kind": "folder", "root": "set", **settings_of_set(dice)}, ["set", "data"])
-    if kind == "tar":
-        source = dice.choice(["classes.tar", "classes.tar.gz", "deflated-listed.zip"])
-        shutil.copy(world / "sets" / source, folder / source)
-        damage(dice, folder / source)
-        return Case("unpack_archive", {"path": source}, [source, "into"])
-    source = dice.choice(files_in(world / "weights"))
-    shutil.copy(source, folder / source.name)
-    damage(dice, folder / source.name)
-    return Case("read_weights", {"path": source.name}, [source.name])
-
-
-def settings_of_set(dice: random.Random) -> dict[str, Any]:
-    return {
-        "on_error": dice.choice(["stop", "skip"]),
-        "keep_in": dice.choice(["host", "disk"]),
-        "labels": dice.random() < 0.7,
-        "workers": 0,
-    }
-
-
-def mutate_npy(dice: random.Random, data: bytes) -> bytes:
-    """Bytes of a .npy file, or another shape or type in its head."""
-    if dice.random() < 0.5:
-        return mutate_bytes(dice, data)
-    return odd_npy(dice, np.load(io.BytesIO(data)), data)
-
-
-def odd_npy(dice: random.Random, array: np.ndarray, data: bytes = b"") -> bytes:
-    """A .npy file whose head tells of another shape or type than its numbers have."""
-    shape = dice.choice(
-        [(2**40,), (2**31, 2**31), (-1,), (), (0,), array.shape[::-1], (*array.shape, 2**30), (*array.shape, 1), ("x",), array.shape[:1]]
-    )
-    descr = dice.choice(["|u1", "<f8", "<f4", "<i8", ">f8", "|O", "<U9", "<c16", "<M8[s]", "|b1", "<f2", "|V99999999", [("a", "<f8")], "x"])
-    held = io.BytesIO()
-    head = {
-        "descr": descr if dice.random() < 0.6 else np.lib.format.dtype_to_descr(array.dtype),
-        "fortran_order": dice.random() < 0.3,
-        "shape": shape,
-    }
-    text = repr(head).encode() + b"\n"
-    held.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + (data[128:] or array.tobytes()))
-    return held.getvalue()
-
-
-def fit_head(path: Path) -> None:
-    """Give the head of a prepared data set the checksum that fits, whatever it says."""
-    from gantrain.data.packed import sum_of_head
-
-    try:
-        head = json.loads(path.read_bytes())
-        path.write_text(json.dumps({**head, "head_sha256": sum_of_head(head)}))
-    except (ValueError, TypeError):
-        return
-
-
-ODD_ARRAYS: list[Callable[[random.Random, np.ndarray], np.ndarray]] = [
-    lambda dice, a: a.astype(dice.choice([np.float16, np.float32, np.float64, np.int8, np.int64, np.uint64, np.complex128, np.bool_,
-    "U9", "S3"])),
-    lambda dice, a: a * dice.choice([0, -1, 1e30, 1e300, 1e-320, np.nan, np.inf]), lambda dice, a: a[..., None],
-    lambda dice, a: a.reshape(-1),
-    lambda dice, a: a[:0], lambda dice, a: a[:1], lambda dice, a: np.concatenate([a, a], -1) if a.ndim else a, lambda dice, a: a.T,
-    lambda dice, a: a.sum(),
-    lambda dice, a: np.array(["x", "2", "", "1e999"][dice.randrange(4)]),
-    lambda dice, a: np.array(dice.choice([np.nan, np.inf, -1, 0, 2.5, 1e30, 2**63 - 1, 2**64 - 1])),
-    lambda dice, a: np.array([1, 2, 3]),
-    lambda dice, a: np.where(np.arange(a.size).reshape(a.shape) == 0, dice.choice([np.nan, np.inf, 1e300, -1e300, 5e38]), a),
-    lambda dice, a: np.zeros((1 << 20, 8)), lambda dice, a: np.zeros((2, 2), "datetime64[s]"),
-]  # fmt: skip
-
-
-def statistics(dice: random.Random, world: Path, folder: Path) -> Case:
-    """Files of statistics, features and images with other bytes, arrays, shapes and types."""
-    source = dice.choice(files_in(world / "statistics"))
-    path = folder / "hunt.npz"
-    shutil.copy(source, path)
-    how = dice.random()
-    if how < 0.35:
-        damage(dice, path)
-    elif how < 0.45:
-        damage_zip(dice, path)
-    else:
-        with np.load(source) as file:
-            arrays = {key: file[key] for key in file.files}
-        with zipfile.ZipFile(path, "w", dice.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
-            changed = set(dice.sample(sorted(arrays), dice.choice([1, 1, 2]) if len(arrays) > 1 else 1))
-            for key, array in arrays.items():
-                write_array(dice, archive, key, array, key in changed)
-    if dice.random() < 0.03:
-        return Case(
-            "command", {"argv": ["reference", "digits", "--out", "x.npz", "eval.reference=hunt.npz"]}, ["hunt.npz", *names_of_keys()]
-        )
-    return Case("read_reference", {"path": "hunt.npz"}, ["hunt.npz"])
-
-
-def write_array(dice: random.Random, archive: zipfile.ZipFile, key: str, array: np.ndarray, changed: bool) -> None:
-    """One array of an .npz, with or without a fault."""
-    held = io.BytesIO()
-    if changed and dice.random() < 0.15:
-        return
-    with np.errstate(all="ignore"):
-        try:
-            np.save(held, dice.choice(ODD_ARRAYS)(dice, array) if changed else array, allow_pickle=False)
-        except (TypeError, ValueError):
-            np.save(held, array)
-    data = held.getvalue()
-    if changed and dice.random() < 0.3:
-        data = odd_npy(dice, array)
-    name = dice.choice([key, key.upper(), f"{key}/x", "features", "mu", "arr_0"]) if changed and dice.random() < 0.1 else key
-    archive.writestr(f"{name}.npy", data)
 
 
 # ---- other JSON files ------------------------------------------------------------------------------------------------
