@@ -6,7 +6,7 @@ from typing import IO
 
 import numpy as np
 
-from gantrain.errors import one_line
+from gantrain.errors import brief
 
 
 def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
@@ -22,7 +22,7 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     except Exception as error:  # numpy parses the header as Python's literals, which fails in many ways
-        raise ValueError(one_line(error)) from None
+        raise ValueError(brief(error)) from None
     if dtype.hasobject:
         raise ValueError("it contains pickled objects, which can run code")
     if not all(isinstance(n, int) and n >= 0 for n in shape):

@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors
 from gantrain.errors import GaveUp, UserError
-from gantrain.home import settle_home
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
 from gantrain.memory import explain_allocation
@@ -24,6 +23,8 @@ STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, Keyboar
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit status. The other processes of a group hear how it ends."""
+    from gantrain.home import settle_home  # --help does not need it
+
     plugin_errors.State.training = False
     settle_home(note)  # before the imports, since libraries look for it
     verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile

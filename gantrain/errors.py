@@ -15,6 +15,8 @@ from typing import Any
 
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, read-only or broken disks
 
+LONGEST = 200  # characters of the error of a library
+
 LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed and not made
 
 
@@ -96,3 +98,9 @@ def counted(count: int, thing: str, plural: str = "s") -> str:
 def one_line(error: BaseException) -> str:
     """The text of an exception folded into one line, or its type's name if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def brief(error: BaseException) -> str:
+    """As `one_line`, for an error of a library at a damaged file, which it may quote at length: the beginning of it."""
+    text = one_line(error)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

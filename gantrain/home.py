@@ -68,10 +68,12 @@ def settle_home(say: Callable[[str], None]) -> None:
         wrong = f"is {os.environ[HOME_VARIABLE]!r}, not an absolute path" if HOME_VARIABLE in os.environ else "is not set"
         os.environ[REPLACED] = os.environ[HOME_VARIABLE] = str(folder)
         say(f"{HOME_VARIABLE} {wrong}, and this user has no home folder; caches go to {folder}: set {HOME_VARIABLE} to keep them")
+    if (home := home_folder()) and "MPLCONFIGDIR" not in os.environ and not is_writable(home / ".config" / "matplotlib"):
+        os.environ["MPLCONFIGDIR"] = str(replacement() / "matplotlib")  # it warns at every start otherwise
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):  # OSError since Python 3.13
-        os.environ["USER"] = f"uid-{os.getuid()}"  # torch.compile and W&B ask for it
+        os.environ["USER"] = f"uid-{os.getuid()}" if hasattr(os, "getuid") else "user"  # torch.compile and W&B ask for it
 
 
 def settle_temporary(say: Callable[[str], None]) -> None:

@@ -82,7 +82,8 @@ class ProcessWatch:
             resolve_address(place)
             self._server = _listening(place.port)
             _require_own(place)
-        os.register_at_fork(after_in_child=self._forget)  # or a data worker would keep the connections of a killed process open
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._forget)  # or a data worker would keep the connections of a killed process open
         threading.Thread(target=self._serve if self._server else self._follow, name="process watch", daemon=True).start()
 
     # ---- joining -----------------------------------------------------------------------------------------------------
@@ -367,7 +368,8 @@ def _listening(port: int) -> socket.socket:
             ("::" if both else "", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=1024
         )
     except OSError as error:
-        raise UserError(f"MASTER_PORT: cannot listen on {port} ({error.strerror}); set it to a free port from 1024 to 65535") from None
+        why = os.strerror(error.errno or 0)
+        raise UserError(f"MASTER_PORT: cannot listen on {port} ({why}); set it to a free port from 1024 to 65535") from None
     return server
 
 

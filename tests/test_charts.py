@@ -169,10 +169,10 @@ def test_a_noise_scale_without_an_upper_end_is_a_band_to_the_top():
 
 
 def test_long_runs_are_thinned_evenly_and_keep_their_end():
-    lines = [{"nimg": i} for i in range(25_001)]
-    few = charts.thinned(lines)
-    assert len(few) <= charts.POINTS and few[-1] is lines[-1] and len({b["nimg"] - a["nimg"] for a, b in itertools.pairwise(few)}) == 1
-    assert charts.thinned(lines[:7]) == lines[:7] and charts.thinned([]) == []
+    lines = [training(i, 64, 1) for i in range(5001)]
+    few = record(*lines).numbers.rows(1000)
+    assert len(few) <= 1000 and few[-1]["nimg"] == 5000 and len({b["nimg"] - a["nimg"] for a, b in itertools.pairwise(few)}) == 1
+    assert [one["nimg"] for one in record(*lines[:7]).numbers.rows(1000)] == list(range(7)) and record().numbers.rows(1000) == []
 
 
 def test_panels_lie_below_each_other():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -23,6 +25,7 @@ from gantrain.run_folder import checkpoint, forking, snapshots
 from gantrain.run_folder.claim import claim_folder, examine
 from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import require_own_folder
+from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.training.saving import Saving
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -259,16 +262,20 @@ def test_a_run_that_is_trained_to_its_end_meanwhile_keeps_its_configuration(gant
     """By the whole command: B looks at an empty folder, A trains there to its end, then B gets the lock."""
     run = tmp_path / "run"
     tiny = [DIGITS, *TINY, f"run_dir={run}", "tracking.wandb.mode=disabled"]
-    meanwhile(lambda: gantrain("train", *tiny, "seed=1", "optim.lr_g=1e-3"))
+    own = {**os.environ, "PYTHONPATH": str(DIGITS.parent.parent)}  # a process of its own, since B has begun in this one
+    meanwhile(lambda: gantrain("train", *tiny, "seed=1", "optim.lr_g=1e-3", env=own))
     done = gantrain("train", *tiny, check=False)
     assert done.returncode == 2 and "seed (1 there, 0 now)" in done.stderr and "optim.lr_g" in done.stderr
     assert "\nseed: 1\n" in (run / "config.yaml").read_text() and lock.owner(run) is None
     last = run / "checkpoints" / "000000000320"
     before, record = (last / "manifest.json").read_bytes(), (run / "metrics.jsonl").read_bytes()
     done = gantrain("train", *tiny, "seed=1", "optim.lr_g=1e-3", "total_kimg=0.4")
-    assert "resumed at 0.32 of 0.4 kimg" in done.stdout and (run / "metrics.jsonl").read_bytes().startswith(record)
+    assert "resumed at 0.32 of 0.4 kimg" in done.stdout
+    assert (run / "metrics.jsonl").read_bytes().splitlines()[:3] == record.splitlines()[:3] and "\nseed: 1\n" in (
+        run / "config.yaml"
+    ).read_text()
     shutil.rmtree(run)
-    meanwhile(lambda: gantrain("train", *tiny))
+    meanwhile(lambda: gantrain("train", *tiny, env=own))
     done = gantrain("train", *tiny)
     assert "resumed at 0.32 of 0.32 kimg" in done.stdout and (last / "manifest.json").is_file() and before
 
@@ -390,3 +397,14 @@ def test_a_data_set_that_another_command_has_prepared_meanwhile_is_not_replaced(
         pack(images, tmp_path / "data", "second")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"images.npy", "labels.npy", "head.json"}
+
+
+def test_results_of_two_commands_that_took_one_free_name_are_both_kept(tmp_path, monkeypatch):
+    first, second = (target_of(None, tmp_path, "000000000320") for _ in range(2))
+    assert first == second == keep_result(first, {"a": 1}, None)
+    assert keep_result(second, {"a": 2}, None).name == "000000000320-2.json" and keep_result(first, {"a": 3}, first) == first
+    monkeypatch.setattr(os, "link", lambda *given: (_ for _ in ()).throw(OSError(1, "no links here")))
+    keep_result(target_of(None, tmp_path, "x"), {"a": 4}, None)
+    assert {path.name: json.loads(path.read_text())["a"] for path in tmp_path.iterdir()} == {
+        "000000000320.json": 3, "000000000320-2.json": 2, "x.json": 4,
+    }  # fmt: skip

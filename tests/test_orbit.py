@@ -1376,6 +1376,29 @@ def test_metrics_have_the_distances_of_the_last_recording(recorded):
     assert seen > 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kept, status, words",
+    [
+        (55, 0, "note: {run}: 1 line of orbit/record.jsonl cannot be read and is left out"),
+        (20, 2, "needs at least 40 recordings without a jump, got 20 between"),
+        (0, 2, "record.jsonl: no line can be read; restore the file"),
+    ],
+)
+def test_the_command_says_what_it_could_not_read(recorded, tmp_path, kept, status, words):
+    """Also where too little is left to analyse. Garbage in the record of scores does not stop it either."""
+    run = shutil.copytree(recorded[0], tmp_path / "run")
+    path = run / "orbit" / "record.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)[:kept]
+    path.write_bytes(b"".join([*lines[:5], b"\xff\x00garbage\n", *lines[5:]]))
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'{"nimg": 9, "eval/live/digits_fid": \n[[[\n{"nimg": 9, "eval/live/digits_fid": {}}\n')
+    done = run_here("orbit", run)
+    assert done.returncode == status and words.format(run=run) in done.stdout + done.stderr and "Traceback" not in done.stderr
+    if status:
+        assert done.stderr.count("\n") == 1 and (not kept or "; 1 line" in done.stderr.replace(f"{run}: ", ""))
+
+
 @pytest.fixture(scope="module")
 def analysed(recorded) -> tuple[Path, str, dict]:
     """The report of the run, its picture and its numbers."""

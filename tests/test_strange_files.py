@@ -623,3 +623,14 @@ def test_labels_that_are_no_classes_are_shown_in_short(tmp_path):
     with pytest.raises(UserError, match="a label in dataset.json is 'xxx") as caught:
         Folder(root=str(root)).build()
     assert len(str(caught.value)) < 400
+
+
+def test_a_zip_entry_without_a_name_is_passed_over(tmp_path):
+    path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path))
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as opened:
+        at = opened.start_dir
+    name = struct.unpack("<H", data[at + 28 : at + 30])[0]  # shortened to nothing; its bytes become a comment
+    path.write_bytes(data[: at + 28] + bytes(2) + data[at + 30 : at + 32] + struct.pack("<H", name) + data[at + 34 :])
+    listing = listings.list_members(zipfile.ZipFile(path).infolist())
+    assert len(listing.files) == 6 and "no extension" in listing.passed_in_words()

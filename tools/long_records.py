@@ -56,7 +56,7 @@ def record_lines(count: int, rollbacks: int = 20, seed: int = 0, score_every: in
     random = np.random.default_rng(seed)
     yield {"nimg": 0, "event": "start", "time": "2026-11-30T00:00:00Z", **START}
     yield scores(0, random)
-    nimg, saved, batch, spike = 0, 0, 16, count * 2 // 5
+    nimg, saved, batch, spike = 0, 0, 16, count * 2 // 5 // 250 * 250  # at a checkpoint, so that no rollback abandons it
     back = {round((i + 1) * count / (rollbacks + 1)) for i in range(rollbacks)}
     for i in range(1, count + 1):
         nimg += EVERY
@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=positive, default=100_000, metavar="N", help="training lines of the long record (default: 100000)")
     parser.add_argument("--runs", type=positive, default=500, metavar="N", help="run folders of the listing (default: 500)")
+    parser.add_argument("--rollbacks", type=positive, default=1000, metavar="N", help="of the long record (default: 1000)")
     parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="how often each command runs (default: 5)")
     parser.add_argument("--code", type=Path, default=Path(__file__).resolve().parent.parent, help="the folder that contains gantrain/")
     parser.add_argument("--folder", type=Path, help="where the run folders are made, or are already (default: a temporary folder)")
@@ -180,13 +181,15 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         long, many = folder / "long", folder / "many"
         make: list[tuple[Path, Callable[[], object]]] = [
-            (long, lambda: make_run(long, arguments.lines)), (many, lambda: make_runs(many, arguments.runs)),
+            (long, lambda: make_run(long, arguments.lines, rollbacks=arguments.rollbacks)), (many, lambda: make_runs(many, arguments.runs)),
         ]  # fmt: skip
         for path, write in make:
             if not path.exists():
                 write()
         size = (long / "metrics.jsonl").stat().st_size / 1e6
-        print(f"record of {arguments.lines:,} training lines, {size:.0f} MB; {arguments.runs} runs; best of {arguments.repeat}")
+        print(
+            f"record of {arguments.lines:,} training lines and {arguments.rollbacks:,} rollbacks, {size:.0f} MB; {arguments.runs} runs; best of {arguments.repeat}"
+        )
         print(f"{'command':<24} {'seconds':>8} {'CPU s':>8} {'MiB':>8}")
         for command in (["report", str(long)], ["watch", str(long)], ["runs", str(many)]):
             seconds, cpu, mib = measure(command, arguments.code.resolve(), arguments.repeat)

@@ -27,7 +27,7 @@ from gantrain.palette import COLOURS
 from gantrain.reporting.score_table import table
 from gantrain.run_folder.contents import default_name, look_again
 from gantrain.run_folder.layout import narrow_variant
-from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.result_file import target_of, write_new
 from gantrain.run_folder.snapshots import Rebuilt, Snapshots, require_name, store
 from gantrain.score_names import Scores, better_when_higher
 from gantrain.spectral_norm import refresh_spectral_norms
@@ -112,7 +112,7 @@ def sweep_run(
         "nimg": snapshots.nimg, "sigma_rel": given, "scores": scores, "profile_error": {f"{s:g}": snapshots.error(s) for s in given},
         "best": best, "by": metric, **scorer.evaluator.protocol(),
     }  # fmt: skip
-    write(target, record)
+    target = write_new(target, record)
     picture, samples = target.with_suffix(".png"), scorer.config.eval.num_samples
     title = f"{Path(run).name} at {snapshots.nimg / 1000:g} kimg, {samples} samples"
     draw_sweep(given, scores, metric, best, title, picture)

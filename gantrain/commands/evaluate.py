@@ -25,7 +25,7 @@ from gantrain.home import expand_user
 from gantrain.reporting.score_table import policy_tables, table
 from gantrain.run_folder.contents import averages_of, look_again, moment_of_rebuilt, require_time, times_of_rebuilt
 from gantrain.run_folder.recognition import is_run_folder
-from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.result_file import keep_result, target_of, write
 from gantrain.sampling.generators import hold_rebuilt
 from gantrain.score_names import Scores
 
@@ -172,12 +172,11 @@ def evaluate_run(
     if collapsed and int(path.name) > 0:
         record["collapsed"] = collapsed
         notes = [*notes, f"collapsed: {in_one_line(collapsed)}"]
-    write(target, record)
+    target = keep_result(target, record, out)
     text = table(by_policy[chosen[0]], notes=notes) if len(chosen) == 1 else policy_tables(by_policy, notes)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
     how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
-    head = f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}"
-    return f"{head}\n{text}", accelerator
+    return f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}\n{text}", accelerator
 
 
 def hold_averages(scorer: RunScorer, names: list[str] | None, kimg: float | None) -> tuple[list[str], dict[str, int]]:

@@ -30,7 +30,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, group_of, look_again, open_held, rebuilt_of
 from gantrain.run_folder.finite import require_finite
 from gantrain.run_folder.own_config import load_config
-from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.latents import draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
@@ -217,7 +217,7 @@ def measure_run(
         if one.measurements < FEWEST_MEASUREMENTS:
             where = f"the gradients of {player.upper()} at {bench.nimg / 1000:g} kimg"
             raise UserError(f"{run}: {where} are not finite numbers; choose another checkpoint with --kimg")
-    write(target, record_of(bench, updates, found, monitor.by_layer()))
+    target = keep_result(target, record_of(bench, updates, found, monitor.by_layer()), out)
     whose = f"{average} weights of G" + (" and of D" if "d" in bench.averaged else ", live weights of D, which the run does not average")
     whose = "live weights" if average == LIVE else whose
     head = (

@@ -10,7 +10,7 @@ from gantrain.averaging import LIVE
 from gantrain.commands.arguments import listed_names
 from gantrain.errors import UserError, did_you_mean
 from gantrain.orbit.analysis import PlayerKey, Profile, analyse, load_profiles, select_rows
-from gantrain.orbit.motion import build_motion, read_record
+from gantrain.orbit.motion import TooFewRecordings, build_motion, read_record
 from gantrain.orbit.picture import picture_path, save_analyses
 from gantrain.orbit.words import format_report
 from gantrain.run_folder import checkpoint
@@ -47,6 +47,7 @@ def orbit_run(
     if out is not None and Path(out).suffix != ".png":
         raise UserError(f"--out: {str(out)!r} must end in .png; the numbers are written next to it as .json")
     recordings = read_record(run)
+    left_out = recordings.describe_unreadable(run)
     motions = {key: build_motion(recordings, key) for key in networks}
     some = motions[networks[0]]  # both players are recorded at the same moments
     last = int(some.nimg[select_rows(some, start_kimg, end_kimg)[-1]])
@@ -64,11 +65,13 @@ def orbit_run(
             if name not in known:
                 raise UserError(f"--average: there is no recorded average {name!r}{did_you_mean(name, known)}")
     mine = {key: None if names is None else [name for name in names if name in motions[key].distances] for key in networks}
-    found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in networks]
+    try:
+        found = [analyse(run, config, key, motions[key], profiles[key], mine[key], start_kimg, end_kimg) for key in networks]
+    except TooFewRecordings as error:
+        raise TooFewRecordings(f"{error}; {left_out}") if left_out else error from None
     target = Path(out) if out is not None else picture_path(run, found)
     if target.is_dir() or not all(parent.is_dir() for parent in target.parents if parent.exists()):
         raise UserError(f"--out: {str(target)!r} is a folder or inside a file; choose another path")
     record = save_analyses(found, target, run.absolute().name)
-    left_out = recordings.describe_unreadable(run)
     notes = [f"note: {left_out}"] if left_out else []
     return "\n\n".join([*(format_report(a, run) for a in found), *notes, f"picture: {target}, numbers: {record}"])

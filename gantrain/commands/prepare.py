@@ -29,7 +29,7 @@ from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.listing import is_folder
 from gantrain.data.packed import drafts, read_head, read_packed, verify
 from gantrain.data.room import ROOM
-from gantrain.errors import InvalidField, UserError, did_you_mean, in_words, one_line
+from gantrain.errors import InvalidField, UserError, brief, did_you_mean, in_words
 from gantrain.home import expand_user
 from gantrain.interruption import Interruption, Stopped, exit_status
 from gantrain.regular_file import check_regular
@@ -211,7 +211,7 @@ def of_torchvision(name: str, arguments: argparse.Namespace) -> ImageSet:
         numbers = torch.tensor([int(n) for n in labels_of(data)])
     except Exception as error:  # at damaged files torchvision fails in many ways
         raise UserError(
-            f"torchvision:{name}: is not under {arguments.data!r}, or is damaged there, and cannot be downloaded ({one_line(error)});"
+            f"torchvision:{name}: is not under {arguments.data!r}, or is damaged there, and cannot be downloaded ({brief(error)});"
             " download it on a machine with network access"
         ) from None
     classes = [str(c) for c in getattr(data, "classes", None) or range(int(numbers.max()) + 1)]
@@ -289,14 +289,14 @@ def of_hdf5(path: Path, arguments: argparse.Namespace) -> ImageSet:
         form = images.dtype, images.shape, images.chunks, None if stored is None else (stored.dtype, stored.shape)
         elsewhere = images.external or images.is_virtual or isinstance(file.get("imgs", getlink=True), h5py.ExternalLink)
     except Exception as error:  # at a damaged file h5py fails in many ways
-        raise UserError(f"{path}: {not_hdf5} ({one_line(error)})") from None
+        raise UserError(f"{path}: {not_hdf5} ({brief(error)})") from None
     if problem := "imgs lies in other files" if elsewhere else problem_of_hdf5(*form):
         raise UserError(f"{path}: {not_hdf5} ({problem})")
     labelled = stored is not None
     try:
         labels = torch.from_numpy(np.asarray(stored if labelled else np.zeros(len(images))).astype(np.int64).reshape(-1))
     except Exception as error:
-        raise UserError(f"{path}: its labels cannot be read ({one_line(error)}); create the file again") from None
+        raise UserError(f"{path}: its labels cannot be read ({brief(error)}); create the file again") from None
     if int(labels.min()) < 0:
         raise UserError(f"{path}: {not_hdf5} (a label is {int(labels.min())})")
     if not (labelled or arguments.no_labels):

@@ -23,7 +23,7 @@ from gantrain.palette import Style, style_of
 from gantrain.reporting.score_table import in_lines, table
 from gantrain.run_folder.contents import require_average
 from gantrain.run_folder.layout import narrow_variant
-from gantrain.run_folder.result_file import target_of, write
+from gantrain.run_folder.result_file import target_of, write_new
 from gantrain.score_names import Scores, better_when_higher
 
 EXAMPLE = "0.2:2:10"  # of --sweep, for error messages
@@ -109,7 +109,7 @@ def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple
     truncations = [float(t) for t in next(iter(scores.values()))]
     record: dict[str, Any] = {"nimg": nimg, **scorer.evaluator.protocol(), "eval/truncation": truncations, "scores": scores}
     record["best"] = {name: {score: vars(point) for score, point in points.items()} for name, points in best.items()}
-    write(target, record)
+    target = write_new(target, record)
     picture = target.with_suffix(".png")
     title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation"
     styles = style_of(config.averagers, scores)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gantrain.data.room import ROOM
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import open_regular, too_large
 
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
@@ -190,7 +190,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "the memory is too small"
     plain = isinstance(error, (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)) or not str(error)
-    return one_line(error) if plain else f"{type(error).__name__}: {one_line(error)}"
+    return brief(error) if plain else f"{type(error).__name__}: {brief(error)}"
 
 
 def displayed(image: Image.Image, mode: str) -> Image.Image:

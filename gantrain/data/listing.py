@@ -374,7 +374,7 @@ def list_members(entries: Iterable[zipfile.ZipInfo]) -> Listing:
     """Lists the image files of a zip; `files` are its own names of them, `members` their entries."""
     found, last = Listing(), {}
     for entry in entries:
-        if not entry.is_dir():
+        if not entry.filename.endswith("/"):  # `is_dir` fails at an empty name
             found.repeated += entry.filename in last
             last[entry.filename] = entry
     for name in sorted(last):

@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +33,7 @@ from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
 from gantrain.data.listing import is_folder
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
 from gantrain.lock import InUse
@@ -87,7 +86,7 @@ def read_packed(folder: Path, resolution: int) -> ImageSet:
         pixels = np.load(folder / IMAGES, mmap_mode="c", allow_pickle=False)  # copy-on-write: a stray write cannot reach the file
         labels = np.load(folder / LABELS, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise UserError(f"{folder}: is incomplete ({one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{folder}: is incomplete ({brief(error)}); {AGAIN}") from None
     if sum_array(labels) != head["labels_sha256"]:
         raise unlike
     strange = labels[(labels < 0) | (labels >= len(head["classes"]))]
@@ -121,9 +120,9 @@ def require_form(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtyp
     except PermissionError as error:
         raise may_not_be_read(error, folder) from None
     except OSError as error:
-        raise UserError(f"{folder}: is incomplete ({name}: {error.strerror or one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{folder}: is incomplete ({name}: {error.strerror or brief(error)}); {AGAIN}") from None
     except ValueError as error:
-        raise UserError(f"{folder}: is incomplete ({name}: {one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{folder}: is incomplete ({name}: {brief(error)}); {AGAIN}") from None
     if found != (shape, dtype):
         raise unlike
     if size < whole:
@@ -150,7 +149,7 @@ def read_head(folder: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise may_not_be_read(error, folder / HEAD) from None
     except (OSError, ValueError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or one_line(error)
+        why = getattr(error, "strerror", None) or brief(error)
         raise UserError(f"{folder / HEAD}: cannot be read ({why}); {AGAIN}") from None
     if folder.suffix == ".part" and isinstance(head, dict) and "sha256" not in head:
         whole = folder.with_suffix("")
@@ -272,7 +271,7 @@ def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambd
     with locked(draft) as held:
         if folder.exists():  # another call has completed it meanwhile
             lock.discard(held, draft)
-            with suppress(OSError):  # an unfinished data set stays
+            if not any(draft.iterdir()):  # an unfinished data set stays
                 draft.rmdir()
             raise UserError(f"{folder}: already exists; delete it, or pass another --out")
         earlier = begun(draft)

@@ -139,6 +139,24 @@ def sent(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return pinned(x, device).to(device, non_blocking=True)
 
 
+def load(images: Dataset[Any], sampler: PositionSampler, workers: int, pin: bool, turn: int) -> Iterator[Any]:
+    """The micro-batches of a sampler from number `turn` on, decoded by new workers; `pin` pins them."""
+    sampler.first = turn
+    return iter(
+        DataLoader(
+            images,
+            batch_sampler=sampler,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            collate_fn=collate,
+            worker_init_fn=steadfast,
+            generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
+        )
+    )
+
+
 class RealBatches:
     """The real micro-batches of one process, starting at a position of the stream.
 
@@ -165,26 +183,9 @@ class RealBatches:
         self._gathered: Ahead | None = None
         if images.pixels is None:
             require_workers(workers, bytes_of_batch(micro_batch, images.channels, images.resolution))
-            self._loaded = SteadyWorkers(functools.partial(self._load, images, workers), workers)
+            self._loaded = SteadyWorkers(functools.partial(load, images, self.sampler, workers, device.type == "cuda"), workers)
         elif images.pixels.device.type == "cpu" and (images.mapped or device.type == "cuda"):
             self._gathered = Ahead(self.gather)
-
-    def _load(self, images: Dataset[Any], workers: int, turn: int) -> Iterator[Any]:
-        """The micro-batches from number `turn` on, decoded by new workers."""
-        self.sampler.first = turn
-        return iter(
-            DataLoader(
-                images,
-                batch_sampler=self.sampler,
-                num_workers=workers,
-                prefetch_factor=PREFETCH if workers else None,
-                persistent_workers=workers > 0,
-                pin_memory=self.device.type == "cuda",
-                collate_fn=collate,
-                worker_init_fn=steadfast,
-                generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
-            )
-        )
 
     def close(self) -> None:
         """Stop the workers and the thread."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import check_regular
 
 BLOCK = 2**20
@@ -54,7 +54,7 @@ def refused(archive: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = getattr(error, "strerror", None) or one_line(error)
+        why = getattr(error, "strerror", None) or brief(error)
         raise UserError(f"{archive}: cannot be read as an archive ({why}); delete it and download it again") from error
 
 

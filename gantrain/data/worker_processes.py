@@ -50,8 +50,8 @@ def require_workers(workers: int, batch_bytes: int) -> None:
     if workers and allowed is not None and allowed < files:
         possible = max((allowed - FILES_BESIDE) // FILES_EACH, 0)
         raise UserError(
-            f"data.workers: {workers} need about {files} open files, and this process may have {allowed}; raise the limit (ulimit -n {files})"
-            f" or set data.workers={possible}"
+            f"data.workers: {workers} need about {files} open files, and this process may have {allowed}; raise the limit"
+            f" (ulimit -n {files}) or set data.workers={possible}"
         )
     with contextlib.suppress(OSError, AttributeError):  # another system
         found = os.statvfs(SHARED)
@@ -103,10 +103,11 @@ class SteadyWorkers(Generic[T]):
             except (RuntimeError, OSError, EOFError) as error:  # OSError and EOFError: a batch that it was passing on
                 multiprocessing.connection.wait([one.sentinel for one in self._processes], timeout=1)  # its connection ends first
                 dead = [one for one in self._processes if not one.is_alive()]
-                if not dead:
+                lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")  # by the data set
+                if not dead and not lost:
                     raise
                 error.__traceback__ = None  # it would keep the old workers
-                self._replace(dead[0])
+                self._replace(dead[0].exitcode if dead else None)
             else:
                 self._turn += 1
                 return batch
@@ -130,9 +131,9 @@ class SteadyWorkers(Generic[T]):
                 signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before
 
-    def _replace(self, dead: BaseProcess) -> None:
+    def _replace(self, status: int | None) -> None:
         """Start new workers at the batch that is due."""
-        what, remedy = words_of_death(dead.exitcode)
+        what, remedy = words_of_death(status)
         now = time.monotonic()
         self._deaths = [*(at for at in self._deaths if now - at < SPAN), now]
         end_processes(self._processes)  # those that live may wait for a lock that the dead one holds
@@ -153,7 +154,7 @@ class SteadyWorkers(Generic[T]):
 def words_of_death(status: int | None) -> tuple[str, str]:
     """Why a worker ended, and what to do."""
     number = -status if status is not None and status < 0 else 0
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"status {status}"
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"status {status}" if status else "without a status"
     if name == "SIGBUS":
         return f"{name}: {SHARED} is full", f"enlarge {SHARED} (docker run --shm-size=...), {REMEDY} or batching.micro_batch"
     if name == "SIGKILL":

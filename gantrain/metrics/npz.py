@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from gantrain.array_header import read_header
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import open_regular
 
 SMALL = 2**28  # bytes of an array up to which nothing is asked
@@ -121,7 +121,7 @@ def opened_npz(path: Path, wanted: Collection[str]) -> Iterator[Npz]:
     try:
         file = open_regular(path)
     except OSError as error:
-        raise unreadable(path, error.strerror or one_line(error)) from None
+        raise unreadable(path, error.strerror or brief(error)) from None
     with file:
         with refused_as(path):
             alone = file.read(6) == np.lib.format.MAGIC_PREFIX
@@ -144,7 +144,7 @@ def refused_as(path: Path, name: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         plain = isinstance(error, (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile))
-        why = one_line(error) if plain else f"{type(error).__name__}: {one_line(error)}"
+        why = brief(error) if plain else f"{type(error).__name__}: {brief(error)}"
         raise unreadable(path, f"{name}: {why}" if name else why) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -240,11 +239,21 @@ def read_scores(run: Path, start: int, end: int) -> tuple[str, dict[str, float],
 
 
 def stream_evaluations_back(run: Path) -> Iterator[Evaluation]:
-    """Iterate over a run's evaluations from the last to the first in the file, without reading more than is needed."""
-    with contextlib.suppress(FileNotFoundError), open_regular(run / METRICS_FILE) as file:
-        lines = (parse(text) for text in stream_back(file) if b'"eval/live/' in text)
-        found = (evaluation(line) for line in lines if line is not None)
-        yield from (one for one in found if one is not None)
+    """Iterate over a run's evaluations from the last to the first in the file, without reading more than is needed.
+
+    Raises:
+        UserError: the record cannot be read.
+    """
+    path = run / METRICS_FILE
+    try:
+        with open_regular(path) as file:
+            lines = (parse(text) for text in stream_back(file) if b'"eval/live/' in text)
+            found = (evaluation(line) for line in lines if line is not None)
+            yield from (one for one in found if one is not None)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix this and run the same command again") from error
 
 
 def load_profiles(path: Path, config: Config, last: int) -> dict[PlayerKey, dict[str, Profile]]:

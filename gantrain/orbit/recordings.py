@@ -119,7 +119,7 @@ class Recordings:
     def _add(self, text: bytes) -> None:
         """Add a line of the file."""
         try:
-            line = json.loads(text)
+            line = json.loads(text.decode())  # of bytes, it would guess an encoding
             sketches = {key: {name: decode_sketch(code) for name, code in line["sketch"][key].items()} for key in KEYS}
             distances = {key: {name: as_number(value) for name, value in line["distances"][key].items()} for key in KEYS}
             head = {"nimg": line["nimg"], "batch_size": line["batch_size"], "swap": line.get("swap") is True}

@@ -49,9 +49,10 @@ def envelope(x: np.ndarray, y: np.ndarray) -> Envelope:
     count = np.add.reduceat(finite.astype(np.int64), starts)
     there = count > 0
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        # Divided first: the sum of large values may be no float.
-        weight = np.where(finite, 1 / np.repeat(count, np.diff([*starts, len(x)])), 0)
-        mean = np.where(there, np.add.reduceat(np.where(finite, y, 0.0) * weight, starts), np.nan)
+        kept, size = np.where(finite, y, 0.0), np.repeat(np.maximum(count, 1), np.diff([*starts, len(x)]))
+        mean = np.add.reduceat(kept, starts) / count
+        mean = np.where(np.isfinite(mean), mean, np.add.reduceat(kept / size, starts))  # the sum of large values may be no float
+        mean = np.where(there, mean, np.nan)
         places = np.add.reduceat(x / per_bin, starts) * per_bin / np.diff([*starts, len(x)])
     low_at, high_at = (extremes(np.where(finite, y, fill), starts, pick) for fill, pick in ((np.inf, np.minimum), (-np.inf, np.maximum)))
     low, high = np.where(there, y[low_at], np.nan), np.where(there, y[high_at], np.nan)

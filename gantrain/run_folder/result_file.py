@@ -49,3 +49,33 @@ def target_of(out: str | Path | None, folder: Path, stem: str) -> Path:
 def write(target: Path, body: Mapping[str, Any]) -> None:
     """Write results as JSON, with nan and infinities as strings."""
     write_atomically(target, json.dumps(as_json(body), indent=1) + "\n")
+
+
+def keep_result(target: Path, body: Mapping[str, Any], out: str | Path | None) -> Path:
+    """Write results where `target_of` said for this `out`; returns where they are."""
+    if out is None:
+        return write_new(target, body)
+    write(target, body)
+    return target
+
+
+def write_new(target: Path, body: Mapping[str, Any]) -> Path:
+    """Write results beside those of a command that has taken the same free name meanwhile, and never over them.
+
+    Returns:
+        Where they are: `target`, or the next free name.
+    """
+    written = target.with_name(f".{target.stem}-{os.getpid()}.new{target.suffix}")
+    write(written, body)
+    try:
+        while True:
+            try:
+                os.link(written, target)  # fails if there is such a file, as a rename does not
+                return target
+            except FileExistsError:
+                target = free_name(target.parent, target.stem)
+            except OSError:  # a file system without hard links
+                os.replace(written, target)
+                return target
+    finally:
+        written.unlink(missing_ok=True)

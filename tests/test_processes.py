@@ -1,0 +1,447 @@
+"""Processes: their place in a group, what they hear of each other, their limits, and where there is no home folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
+from gantrain.config.loading import load
+from gantrain.data import worker_processes
+from gantrain.errors import UserError
+from gantrain.launch_environment import Place, process_rank, read_place
+from gantrain.process_watch import ProcessWatch
+from gantrain.training.sizes import require_room, require_room_for_scores
+
+GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """Sets exactly these variables of a launcher."""
+
+    def set_to(**variables: str) -> None:
+        for name in (*launch_environment.VARIABLES, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_to
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"MASTER_ADDR": None}, "MASTER_ADDR: not set, but WORLD_SIZE=2 is; start the processes with"),
+        ({"MASTER_PORT": None}, "MASTER_PORT: not set"),
+        ({"RANK": None}, "RANK: not set"),
+        ({"LOCAL_RANK": None}, "LOCAL_RANK: not set"),
+        ({"WORLD_SIZE": None}, "RANK: 1 does not fit, since WORLD_SIZE is not set; to train with one process, unset it"),
+        ({"WORLD_SIZE": None, "RANK": None}, "WORLD_SIZE: not set, but LOCAL_RANK=1 is"),
+        ({"RANK": "2"}, "RANK: 2 does not fit, since WORLD_SIZE=2 allows 0 to 1"),
+        ({"RANK": "one"}, "RANK: must be a whole number of at least 0 (the number of this process, from 0), got 'one'"),
+        ({"RANK": "-1"}, "RANK: must be a whole number of at least 0"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: must be a whole number of at least 1"),
+        ({"WORLD_SIZE": "9" * 30}, "WORLD_SIZE: must be a whole number"),
+        ({"LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK: must be below LOCAL_WORLD_SIZE"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: must be below or equal to WORLD_SIZE"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK: must be below WORLD_SIZE=2"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT: must be a whole number from 1 to 65535"),
+        ({"MASTER_PORT": "http"}, "got 'http'"),
+    ],
+)
+def test_a_wrong_variable_of_a_launcher_is_named(changes, words, group):
+    group(**{name: value for name, value in (GROUP | changes).items() if value is not None})
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_place()
+
+
+def test_a_place_is_read(group):
+    group(**GROUP, LOCAL_WORLD_SIZE="2")
+    assert read_place() == Place(1, 2, 1, 2, "localhost", 29500) and process_rank() == 1
+    group(RANK="0", LOCAL_RANK="", MASTER_ADDR=" ")
+    assert read_place() == Place() and not read_place().grouped and "LOCAL_RANK" not in os.environ
+    group(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_LOCAL_RANK="1", MASTER_ADDR="localhost")
+    assert read_place(cpu=True) == Place(1, 2, 1, 1, "localhost", 29500)
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "3", "WORLD_SIZE": "2"}, {"RANK": ""}])
+def test_a_rank_that_is_left_over_is_that_of_no_process(variables, group):
+    group(**variables)
+    assert process_rank() == 0
+
+
+def test_a_process_without_a_device_of_its_own_is_refused():
+    with pytest.raises(UserError, match=r"LOCAL_RANK: 1 needs 2 CUDA devices on this machine, not 1; start at most 1 process on it"):
+        launch_environment.require_devices(Place(1, 2, 1, 2, "localhost", 1), 1, "CUDA")
+
+
+@pytest.mark.parametrize("address", ["no such host", "a..b", "nosuch.invalid"])
+def test_an_address_that_does_not_resolve_is_named(address):
+    with pytest.raises(UserError, match=f"MASTER_ADDR: '{address}' does not resolve"):
+        launch_environment.resolve_address(Place(1, 2, 1, 2, address, 29500))
+
+
+# ---- what processes hear of each other -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """Two processes of a group as two objects of this one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setattr(process_watch, "LINGER", 0.5)
+    monkeypatch.setattr(process_watch, "RETRY", 0.01)
+    made = [ProcessWatch(Place(rank, 2, rank, 2, "127.0.0.1", port)) for rank in (0, 1)]
+    made[0].wait_for_all(pytest.fail)
+    made[0].publish_store(1234)
+    assert made[1].wait_for_store(pytest.fail) == 1234
+    yield made
+    for one in made:
+        one.end(0, failed=False)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_end_with_the_status_of_a_process_that_failed(pair, rank):
+    pair[rank].end(3, failed=True)
+    failure = pair[1 - rank].wait_for_news()
+    assert failure and (failure.rank, failure.exit_status) == (rank, 3)
+    assert failure.in_words() == "another process failed; see its error message"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_is_named(pair, rank):
+    for one in list(pair[rank]._peers.values()):  # as the system does
+        one.shutdown(socket.SHUT_RDWR)
+    failure = pair[1 - rank].wait_for_news()
+    assert failure and failure.exit_status == 1 and f"process {rank} was killed or crashed" in failure.in_words()
+
+
+def test_a_process_that_is_done_is_not_missed(pair, monkeypatch):
+    monkeypatch.setattr(process_watch, "NEWS", 0.2)
+    pair[1].end(0, failed=False)
+    assert pair[0].wait_for_news() is None
+
+
+def test_what_does_not_fit_the_group_is_refused(pair):
+    for rank, world, words in ((1, 2, "RANK: two processes have RANK=1"), (1, 3, "WORLD_SIZE: 3 here, but 2 on the process with RANK=0")):
+        other = ProcessWatch(Place(rank, world, 1, 2, "127.0.0.1", pair[0].place.port))
+        with pytest.raises(UserError, match=words):
+            other.wait_for_store(pytest.fail)
+        other.end(2, failed=False)
+    with pytest.raises(UserError, match=r"MASTER_PORT: cannot listen on \d+ \(Address already in use\); set it to a free port"):
+        ProcessWatch(pair[0].place)
+    assert pair[0].failure is None
+
+
+def test_strangers_do_not_end_a_run(pair):
+    for said in (b"GET / HTTP/1.1\n\n", b"failed 1 2\n", b"hello 0 2\nfailed 0 2\n", b"\xff" * 1000, b"hello 7 x\n", b""):
+        with socket.create_connection(("127.0.0.1", pair[0].place.port)) as one:
+            one.sendall(said)
+    time.sleep(0.05)
+    assert pair[0].failure is None and pair[1].failure is None
+
+
+def test_waiting_for_a_process_is_bounded(monkeypatch):
+    monkeypatch.setenv(process_watch.JOIN, "0.3")
+    monkeypatch.setattr(process_watch, "NOTE_AFTER", 0.1)
+    monkeypatch.setattr(process_watch, "LINGER", 0.0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        alone, notes = ProcessWatch(Place(1, 2, 1, 2, "127.0.0.1", port)), []
+        with pytest.raises(UserError, match=rf"MASTER_ADDR: the process with RANK=0 at .*MASTER_PORT={port} did not come within 0.3 s"):
+            alone.wait_for_store(notes.append)
+        alone.end(2, failed=True)
+    assert len(notes) == 1 and notes[0].startswith("waiting for the process with RANK=0")
+    monkeypatch.setenv(process_watch.JOIN, "soon")
+    with pytest.raises(UserError, match="GANTRAIN_JOIN_SECONDS: must be a number of seconds above 0, got 'soon'"):
+        process_watch.join_seconds()
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+        (type("DistBackendError", (RuntimeError,), {})("NCCL communicator was aborted"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_only_a_broken_connection_shows_that_another_process_has_gone(error, gone, group):
+    group(WORLD_SIZE="2")
+    assert (other_processes.explain(error) is not None) == gone
+    group()
+    assert other_processes.explain(error) is None
+
+
+# ---- no home folder --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["~nosuch/x", "~nosuch"])
+def test_a_path_of_an_unknown_user_is_refused(path):
+    with pytest.raises(UserError, match=rf"data.root: '{path}' begins with '~nosuch', and there is no user 'nosuch' with a home folder"):
+        home.expand_user(path, "data.root")
+
+
+def test_a_path_of_nobody_knows_home_is_refused(monkeypatch):
+    monkeypatch.setenv("HOME", "here")
+    with pytest.raises(UserError, match=r"'~/x' begins with '~', and this user has no home folder; write the path in full"):
+        home.expand_user("~/x")
+    with pytest.raises(UserError, match="contains a NUL character"):
+        home.expand_user("a\0b")
+    assert home.expand_user("a/~b") == Path("a/~b") and home.home_folder() is None
+
+
+def test_a_user_without_a_home_gets_a_folder(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for name in (home.REPLACED, "GANTRAIN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.setenv("HOME", "relative")
+    home.replacement.cache_clear()
+    cache.default_cache_folder.cache_clear()
+    monkeypatch.setattr(home, "LONGEST_TEMPORARY", 1000)
+    try:
+        home.settle_home(said.append)
+        folder = tmp_path / f"gantrain-{os.getuid()}"
+        assert os.environ["HOME"] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+        assert said == [
+            f"HOME is 'relative', not an absolute path, and this user has no home folder; caches go to {folder}: set HOME to keep them"
+        ]
+        assert cache.cache_folder() == folder / "cache"
+        with pytest.raises(UserError, match="this user has no home folder"):
+            home.expand_user("~/data")
+    finally:
+        monkeypatch.delenv(home.REPLACED, raising=False)
+        home.replacement.cache_clear()
+        cache.default_cache_folder.cache_clear()
+
+
+def test_a_folder_of_another_user_is_not_used_as_home(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home.replacement.cache_clear()
+    (tmp_path / f"gantrain-{os.getuid()}").symlink_to(tmp_path)
+    try:
+        assert home.replacement().name.startswith("gantrain-") and home.replacement().stat().st_mode & 0o777 == 0o700
+        assert home.replacement() != tmp_path / f"gantrain-{os.getuid()}"
+    finally:
+        home.replacement.cache_clear()
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        pytest.param(
+            "model.ch=1000000000",
+            "model: ch=1000000000, dim_z=64: a weight has more values than a tensor can; use a smaller model",
+            marks=pytest.mark.slow,
+        ),
+        ("eval.batch_size=1000000000", r"eval.batch_size: 1000000000: the images of one pass need at least .* GiB of memory"),
+        ("batching.batch_size=1000000000 batching.micro_batch=null batching.max_batch=null", "batching.batch_size: 1000000000"),
+    ],
+)
+def test_what_no_memory_holds_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        require_room(load("digits", overrides.split()), (16, 1, 10), torch.device("cpu"), 1, 1)
+
+
+def test_networks_averages_and_features_are_counted(monkeypatch):
+    monkeypatch.setattr(memory, "main_memory", lambda: 2**21)
+    monkeypatch.setattr("gantrain.training.sizes.main_memory", lambda: 2**21)
+    small = ["eval.batch_size=2", "batching.batch_size=2", "batching.micro_batch=2", "batching.max_batch=2"]
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=r"model: dim_z=64, ch=8: its networks of [\d,]+ parameters, with gradients and optimizer, need at"):
+        require_room(load("digits", small), (16, 1, 10), torch.device("cpu"), 1, 1)
+    many = [*small, "model.ch=2", *(f"averagers.a{i}={{name: ema}}" for i in range(40))]
+    with pytest.raises(UserError, match=r"averagers: 4\d averages and the networks need at least"):
+        require_room(load("digits", many), (16, 1, 10), torch.device("cpu"), 1, 1)
+    with pytest.raises(UserError, match=r"eval.num_samples: 1000000000000: their features need at least .*; use fewer samples"):
+        require_room_for_scores(load("digits", ["eval.num_samples=1000000000000"]), (64, 10))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (RuntimeError("Storage size calculation overflowed with sizes=[9]"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 8 GiB."), True),
+        (RuntimeError("shapes differ"), False),
+        (OSError("out of memory"), False),
+    ],
+)
+def test_an_allocation_that_failed_is_one_line(error, known):
+    words = memory.explain_allocation(error)
+    assert (words is not None) == known
+    assert words is None or (words.startswith("out of memory (") and "batching.micro_batch" in words and "\n" not in words)
+
+
+def test_workers_that_the_system_does_not_allow_are_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"data.workers: 1000000 are too many for the .* of this machine; use at most \d+"):
+        worker_processes.require_workers(1_000_000, 1)
+    monkeypatch.setattr(worker_processes, "raise_file_limit", lambda needed: 100)
+    with pytest.raises(UserError, match=r"8 need about 192 open files, and this process may have 100; .* or set data.workers=2"):
+        worker_processes.require_workers(8, 1)
+    monkeypatch.undo()
+    if os.path.isdir(worker_processes.SHARED):
+        with pytest.raises(UserError, match=r"data.workers: 2 pass .* of images on through /dev/shm, which has .*--shm-size"):
+            worker_processes.require_workers(2, 2**60)
+
+
+def test_a_limit_on_processes_is_one_line():
+    def start(turn: int):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(UserError, match=r"data.workers: cannot start 4 workers \(Resource temporarily unavailable\); lower data.workers"):
+        worker_processes.SteadyWorkers(start, 4)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (-signal.SIGKILL, "memory runs out"),
+        (-signal.SIGBUS, "/dev/shm is full"),
+        (-signal.SIGSEGV, "SIGSEGV"),
+        (3, "status 3"),
+        (None, "status"),
+    ],
+)
+def test_the_death_of_a_worker_is_explained(status, words):
+    assert words in worker_processes.words_of_death(status)[0]
+
+
+def images_on_disk(folder: Path):
+    """Forty images that workers decode."""
+    import numpy as np
+    from PIL import Image
+
+    from gantrain.data import prepare
+    from gantrain.data.folder import Folder
+
+    folder.mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(folder / f"{i}.png")
+    return prepare(Folder(root=str(folder), resolution=16, keep_in="disk", labels=False), torch.device("cpu"), 1, lambda i, total: i, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+def test_a_worker_that_is_killed_is_replaced_and_no_batch_is_lost(tmp_path, number, caplog):
+    import multiprocessing
+
+    from gantrain.data.stream import RealBatches
+
+    images = images_on_disk(tmp_path / "pictures")
+
+    def batches(kills: list[int]) -> torch.Tensor:
+        stream = RealBatches(images, 0, 8, 0, 1, 0, torch.device("cpu"), workers=2)
+        found = []
+        for i in range(50):
+            if i in kills:
+                os.kill(multiprocessing.active_children()[0].pid, number)
+            found.append(stream.next()[0])
+        stream.close()
+        return torch.stack(found)
+
+    assert torch.equal(batches([]), batches([20]))
+    assert "a worker ended" in caplog.text and number.name in caplog.text
+    with pytest.raises(UserError, match=r"data.workers: 3 workers in 10 min ended .*; run the same command to resume from the last"):
+        batches([5, 20, 35])
+
+
+# ---- signals outside of commands, and whole groups -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("seconds", [0.04, 0.06, 0.1, 0.3, 0.8, 1.5, 2.5])
+def test_a_signal_at_the_start_is_one_line(tmp_path, number, seconds):
+    command = [sys.executable, "-m", "gantrain", "train", "digits", f"run_dir={tmp_path / 'run'}", *TINY, "total_kimg=100"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while not signal_is_caught(process.pid, number) and process.poll() is None:  # before, it is Python's own, which starts
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (command_signals.INTERRUPTED if number == signal.SIGINT else command_signals.PREEMPTED), errors
+    assert "Traceback" not in errors
+
+
+def signal_is_caught(pid: int, number: signal.Signals) -> bool:
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text()) if Path(f"/proc/{pid}/status").exists() else None
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1) and "python" in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def start_group(run: Path, folder: Path, own: dict[int, list[str]], *overrides: str, processes: int = 2) -> list[subprocess.Popen]:
+    """The processes of a training without a launcher; `own` has further overrides of some."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "WANDB_MODE": "disabled"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
+        command = [sys.executable, "-m", "gantrain", "train", "digits", f"run_dir={run}", *TINY, *overrides, *own.get(rank, [])]
+        with open(folder / f"{rank}.txt", "w") as errors:
+            started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment))
+    return started
+
+
+def ends(started: list[subprocess.Popen], folder: Path) -> list[tuple[int, str]]:
+    """(status, standard error) of each process."""
+    try:
+        return [(one.wait(120), (folder / f"{rank}.txt").read_text()) for rank, one in enumerate(started)]
+    finally:
+        for one in started:
+            one.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [0, 1])
+@pytest.mark.parametrize("how", ["model.nosuch=3", "model.ch=1000000000", "data={name: folder, root: /nosuch, resolution: 16}"])
+def test_all_processes_end_when_one_refuses(tmp_path, refused, how):
+    statuses = ends(start_group(tmp_path / "run", tmp_path, {refused: [how]}), tmp_path)
+    assert [status for status, _ in statuses] == [2, 2]
+    assert all("Traceback" not in errors and errors.count("gantrain: error") == 1 for _, errors in statuses)
+    assert "another process failed; see its error message" in statuses[1 - refused][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("when", ["metrics.jsonl", "checkpoints/0*", "samples/*.png"])
+def test_all_processes_end_when_one_is_killed(tmp_path, killed, when):
+    run = tmp_path / "run"
+    started = start_group(run, tmp_path, {}, "total_kimg=100")
+    deadline = time.monotonic() + 90
+    while not list(run.glob(when)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started[killed].kill()
+    statuses = ends(started, tmp_path)
+    assert statuses[killed][0] == -signal.SIGKILL
+    status, errors = statuses[1 - killed]
+    assert status == 1 and f"process {killed} was killed or crashed" in errors and "Traceback" not in errors
