@@ -97,13 +97,13 @@ class Snapshots:
         self.kept: list[Kept] = []
         for path in [p for p in paths if int(p.name) <= self.nimg]:
             try:
-                state = checkpoint.read(path, groups=[]).state
+                gammas = checkpoint.read(path, groups=[]).state["gammas"]
             except Gone:
                 raise
             except Damaged as error:
                 self.say(f"{error}; skipped")
                 continue
-            self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in state["gammas"].items()]
+            self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in gammas.items()]
 
     def _last_undamaged(self, paths: Sequence[Path]) -> int:
         """Images seen at the last undamaged snapshot."""
@@ -270,10 +270,11 @@ def require_free(target: Path, rebuilt: Rebuilt) -> None:
         return
     try:
         there = checkpoint.read(target, groups=[])
+        length = there.state["sigma_rel"]
     except Damaged:
         return  # nothing can be read of it: it is written anew
-    if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
+    if (there.nimg, length) != (rebuilt.nimg, rebuilt.sigma_rel):
         raise UserError(
-            f"--name: {target.name!r} is already an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg;"
+            f"--name: {target.name!r} is already an average of sigma_rel {length:g} at {there.nimg / 1000:g} kimg;"
             f" choose another name, or delete {target}"
         )
