@@ -7,10 +7,11 @@ import contextlib
 import importlib
 import os
 import sys
+import time
 import types
 from typing import NoReturn
 
-from gantrain import command_signals, plugin_errors
+from gantrain import command_signals, plugin_errors, streams
 from gantrain.errors import GaveUp, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
@@ -18,6 +19,7 @@ from gantrain.memory import explain_allocation
 
 USER_ERROR = 2
 GAVE_UP = 3
+SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have; the launcher has killed the others by then
 STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
@@ -61,6 +63,14 @@ def note(line: str) -> None:
     if process_rank() == 0:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"gantrain: note: {line}\n")
+
+
+def complain(text: str) -> None:
+    """Print one line on standard error. Other processes than the main one wait first, so they print only errors of their own."""
+    rank = process_rank()
+    if rank:
+        time.sleep(SECONDS_FOR_MAIN)
+    streams.print_safely(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", sys.stderr)
 
 
 def status_of(error: BaseException) -> int:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, TINY
 
-from gantrain import cli
+from gantrain import parser
 from gantrain.commands import arguments, average, report, sample, walk
 from gantrain.errors import UserError
 
@@ -70,17 +70,17 @@ def test_a_path_that_does_not_exist_is_refused_before_the_command_is_imported(wo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match=line):
-        arguments.refuse_missing(cli.parse(words))
+        arguments.refuse_missing(parser.parse(words))
 
 
 def test_paths_that_a_command_knows_better_are_left_to_it(tmp_path, monkeypatch):
     """Names of shipped configurations, images to score, a home folder, a name that no file can have."""
     monkeypatch.chdir(tmp_path)
     for words in (["train", "digits"], ["config"], ["evaluate", "x.npz"], ["evaluate", "~/x"], ["sample", "a\0b"], ["runs", "nope"]):
-        arguments.refuse_missing(cli.parse(words))
+        arguments.refuse_missing(parser.parse(words))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/run: does not exist"):
-        arguments.refuse_missing(cli.parse(["sample", "file/run"]))
+        arguments.refuse_missing(parser.parse(["sample", "file/run"]))
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ import torch
 from conftest import error_of
 
 import gantrain as library
-from gantrain.cli import hint_at_override
 from gantrain.commands.arguments import listed_names
 from gantrain.config.config import Config
 from gantrain.errors import UserError
+from gantrain.parser import hint_at_override
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BestAverage, find_best, resolve_best
 from gantrain.run_folder.contents import not_a_run

@@ -97,7 +97,7 @@ def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantr
     assert "must be a dataclass" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Bare", check=False))
     assert "did you mean 'Scaled'" in error_of(gantrain("config", DIGITS, "loss.name=my_losses:Scald", check=False))
     (tmp_path / "broken.py").write_text("def :")
-    assert "'broken' fails on import (SyntaxError: " in error_of(gantrain("config", DIGITS, "loss.name=broken:Loss", check=False))
+    assert "broken.py, line 1 (SyntaxError: " in error_of(gantrain("config", DIGITS, "loss.name=broken:Loss", check=False))
     line = error_of(gantrain("config", DIGITS, "loss.name=gantrain.averaging:Ema", check=False))
     assert "loss 'gantrain.averaging:Ema' has no method 'discriminator', which every loss has" in line
     assert "is it on PYTHONPATH?" in error_of(gantrain("config", DIGITS, "loss.name=no_such:Loss", check=False))

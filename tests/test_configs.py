@@ -24,7 +24,7 @@ from conftest import ROOT, error_of, lines_of, slow_but
 from PIL import Image
 from torch import nn
 
-from gantrain import cli, distributed, shipped
+from gantrain import distributed, parser, shipped
 from gantrain.commands.configs import read_head
 from gantrain.config import Config
 from gantrain.config.loading import load
@@ -180,7 +180,7 @@ def test_its_head_says_what_it_trains_and_its_command_names_it(path):
     title, fields = read_head(path.read_text())
     assert title.endswith(".") and all(fields[name] for name in ("Command", "Hardware", "Duration", "Expected", "Source", "Run by us"))
     words = shlex.split(re.sub(r"\(on one GPU.*", "", fields["Command"]))
-    arguments = cli.parse(words[words.index("gantrain") + 1 :])
+    arguments = parser.parse(words[words.index("gantrain") + 1 :])
     assert (arguments.verb, arguments.config) == ("train", path.stem)
 
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import pytest
 from conftest import ROOT
 
-from gantrain import cli
+from gantrain import parser
 from gantrain.config import Config
 from gantrain.config.loading import ConfigError, load
 from gantrain.config.plugins import find
@@ -248,13 +248,13 @@ def test_yaml_loads_on_the_defaults(block, tmp_path):
 def test_a_gantrain_command_parses(command):
     """By the parser itself; its settings by the loader, on the configuration that it names."""
     if len(command.words) == 1 and not command.words[0].startswith("-"):  # `gantrain evaluate`, spoken of
-        assert command.words[0] in verbs_of(cli.parser())
+        assert command.words[0] in verbs_of(parser.parser())
         return
     numbered = ["1" if re.fullmatch("[A-Z]", word) else word for word in command.words]  # --last N
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            arguments = cli.parse(numbered)
+            arguments = parser.parse(numbered)
     except SystemExit as end:
         assert end.code == 0, said.getvalue()  # --help, --version
         return

@@ -154,9 +154,7 @@ def test_an_average_is_not_rebuilt_from_snapshots_that_are_not_finite(run):
         groups = {"average.a": {"w": torch.tensor([1.0, value])}, "average.b": {"w": torch.ones(2)}, "buffers": {}}
         state = {"gammas": {"a": gamma_of(0.05), "b": gamma_of(0.1)}, "shape": [16, 1, 10]}
         checkpoint.write(run / "averages" / f"{nimg:012d}", nimg, groups, state)
-    words = (
-        r"the average of sigma_rel 0.07 at 0.32 kimg is not finite \(1 of 2 values .* in w\), as is the snapshot of a at 0.24 kimg"
-    )
+    words = r"the average of sigma_rel 0.07 at 0.32 kimg is not finite \(1 of 2 values .* in w\), as is the snapshot of a at 0.24 kimg"
     with pytest.raises(NotFinite, match=words + "; use --at-kimg 0.16, the last one before it"):
         Snapshots(run).rebuild(0.07)
     assert np.isfinite(Snapshots(run, 0.16).rebuild(0.1).error)

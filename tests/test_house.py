@@ -20,6 +20,8 @@ ORDER = [
     {"evaluation", "reporting"},
     {"training"},
     {"commands"},
+    {"command_end"},
+    {"parser"},
     {"cli", "entry", "__main__"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(ORDER, 1) for name in names}

@@ -173,7 +173,11 @@ def test_a_module_may_define_a_plugin_by_a_getattr_of_its_own(modules, tmp_path,
     assert issubclass(find("loss", LOSSES, "lazy_plugins:Margin"), importlib.import_module("guide_plugins").Margin)
     with pytest.raises(UserError, match="loss 'lazy_plugins:Other': lazy_plugins has no 'Other'"):
         find("loss", LOSSES, "lazy_plugins:Other")
-    with pytest.raises(UserError, match="loss 'lazy_plugins:Broken': 'lazy_plugins' fails on import at .*lazy_plugins.py, line 7, .*No module named 'a_module_that_is"):
+    with pytest.raises(
+        UserError,
+        match="loss 'lazy_plugins:Broken': 'lazy_plugins' fails on import at .*lazy_plugins.py, line 7, .*"
+        "No module named 'a_module_that_is",
+    ):
         find("loss", LOSSES, "lazy_plugins:Broken")
 
 

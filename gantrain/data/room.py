@@ -22,7 +22,7 @@ except ImportError:  # Windows: processes do not wait for each other
     fcntl = None
 
 SIZE = 2**30  # bytes that the decoders of a process may take together; an image that needs more is decoded alone
-WAIT = 60.0  # seconds that a large image waits for other processes; one that was stopped must not stop the others
+WAIT = 5.0  # seconds that a large image waits for other processes; one that was stopped, or has many, must not stop the others
 FREE = 2**22  # bytes of an image that is so small that it need not ask
 TRIMMED = 2**26  # bytes of decoding after which memory is given back to the system
 POLL = 0.05  # seconds between two looks

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from gantrain import cli
+from gantrain.commands import runs
 from gantrain.config import loading
 from gantrain.data import Archive, Cifar10, Folder, Packed, intake
 from gantrain.data.decoding import decoded_image, traits_of
@@ -100,6 +101,13 @@ def read_record(run: str, whole: bool = True) -> None:
         one.events("swap", "growth", "rollback")
         for metric in [None, *one.metrics]:
             one.best(metric)
+
+
+def list_runs(folder: str, count: int) -> None:
+    """The list of runs: a damaged one hides no other."""
+    rows = runs.list_runs([folder])
+    assert runs.listing(rows) and runs.as_json_lines(rows), "the list is empty"
+    assert len(rows) >= count, f"{len(rows)} of {count} runs are listed"
 
 
 def read_orbit(run: str) -> None:
@@ -259,8 +267,9 @@ def own_fault(text: str) -> None:
 
 
 ACTIONS: Mapping[str, Callable[..., None]] = {
-    "command": command, "load_config": load_config, "start": start, "read_record": read_record, "read_orbit": read_orbit,
-    "read_checkpoints": read_checkpoints, "decode_image": decode_image, "read_set": read_set, "read_reference": read_reference,
-    "read_picture": read_picture, "build_config": build_config, "unpack_archive": unpack_archive, "read_weights": read_weights,
-    "own_fault": own_fault, "read_set_again": read_set_again, "read_features": read_features, "read_cifar": read_cifar,
+    action.__name__: action
+    for action in (
+        command, load_config, build_config, start, read_record, list_runs, read_orbit, read_checkpoints, decode_image, read_set,
+        read_set_again, read_features, read_cifar, read_reference, read_picture, unpack_archive, read_weights, own_fault,
+    )
 }  # fmt: skip

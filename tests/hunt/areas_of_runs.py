@@ -39,6 +39,9 @@ def records(dice: random.Random, world: Path, folder: Path) -> Case:
     damage(dice, folder / "run" / "metrics.jsonl", mutate_lines)
     if dice.random() < 0.1:
         damage(dice, folder / "run" / "config.yaml")
+    if verb == "runs" and dice.random() < 0.5:
+        shutil.copytree(world / "orbit", folder / "whole", ignore=shutil.ignore_patterns(*skip))
+        return Case("list_runs", {"folder": ".", "count": 1 + (folder / "run" / "config.yaml").is_file()}, [*OF_RUN, ".: "])
     if not verb:
         return Case("read_record", {"run": "run", "whole": dice.random() < LIGHT}, OF_RUN)
     argv = {"runs": ["runs", ".", *dice.choice([[], ["--json"], ["--sort", "score"], ["--by", "digits_is"]])], "watch": ["watch", "run"],
@@ -246,7 +249,7 @@ def notes(dice: random.Random, world: Path, folder: Path) -> Case:
     """The other JSON files of a run, and caches: notes in sheets, results, the state of an average, rollback.json, configurations."""
     copy_run(world, folder)
     run = folder / "run"
-    kind = dice.choice(["results", "rollback", "resume"] if dice.random() < HEAVY else ["sheet", "average", "config", "lock"])
+    kind = dice.choice(["results", "rollback", "resume"] if dice.random() < HEAVY else ["sheet", "average", "config", "lock", "odd", "odd"])
     if kind == "sheet":
         file = dice.choice(sorted((run / "samples").glob("*.png")))
         with Image.open(file) as opened:
@@ -271,6 +274,13 @@ def notes(dice: random.Random, world: Path, folder: Path) -> Case:
         body = {"nimg": 320, "from": 320, "to": 240, "time": "2026-11-30T00:00:00Z", "rollbacks": 1}
         (run / "rollback.json").write_bytes(as_text(some_value(dice)) if dice.random() < 0.2 else mutate_document(dice, as_text(body)))
         return Case("command", {"argv": resumed("run", RUN, dice)}, [*OF_RUN, *names_of_keys()], ["stdout"])
+    if kind == "odd":
+        (run / "evaluations").mkdir()
+        for name in ("000000000320.json", "000000000320.png", "notes.txt"):
+            (run / "evaluations" / name).write_bytes(b"{}")
+        odd_file(dice, dice.choice([path for path in files_in(run) if path.parent.parent.name not in ("checkpoints", "averages", "best")]))
+        verbs = [["runs", "."], ["watch", "run"], ["orbit", "run"], ["sample", "run", "--num", "1", "--out", "x.png"], ["report", "run"]]
+        return Case("command", {"argv": dice.choice(verbs)}, [*OF_RUN, ".: "], ["stdout"])
     if kind in ("lock", "resume"):
         damage(dice, run / ".lock")
         return Case("command", {"argv": ["runs", "."] if kind == "lock" else resumed("run", RUN, dice)}, [*OF_RUN, ".: "], ["stdout"])

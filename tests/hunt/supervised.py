@@ -150,7 +150,8 @@ def kind_of(error: BaseException) -> str:
     """The type of an error and the last line of gantrain's in its traceback."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}gantrain{os.sep}" in frame.filename]
     where = f" in {frames[-1].filename.rpartition(os.sep + 'gantrain' + os.sep)[2]}:{frames[-1].name}" if frames else ""
-    what = f": {str(error)[:120]}" if isinstance(error, AssertionError) or not where else ""
+    told = re.sub(r"[0-9]+", "N", str(error).partition("\n")[0])[:120]
+    what = f": {told}" if isinstance(error, AssertionError) or not where else ""
     return f"{type(error).__name__}{where}{what}"
 
 
