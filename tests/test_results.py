@@ -113,15 +113,17 @@ def test_a_listing_passes_over_what_it_may_not_look_into(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("total_kimg: 1\n")
         (tmp_path / name / "metrics.jsonl").write_text("")
-    exists = Path.exists
+    scandir, said = os.scandir, []
 
-    def refusing(self, **kwargs):
-        if self.parent.name == "closed":
-            raise PermissionError(13, "Permission denied", os.fspath(self))
-        return exists(self, **kwargs)
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
 
-    monkeypatch.setattr(Path, "exists", refusing)
-    assert [row.run for row in listing.list_runs([str(tmp_path)])] == ["open"]
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [row.run for row in listing.list_runs([str(tmp_path)], say=said.append)] == ["open"]
+    words = f"1 folder could not be listed; runs in there are missing here: {tmp_path / 'closed'} (Permission denied)"
+    assert said == [words]
 
 
 def test_a_damaged_picture_is_an_oserror(tmp_path, monkeypatch):
