@@ -235,7 +235,9 @@ def add_average(verbs: Verbs) -> None:
     )
     average.add_argument("--at-kimg", type=real, metavar="K", help="end of the average: the snapshot nearest to K (default: the last)")
     average.add_argument("--name", help="name of the average (default: sigma_rel_S_at_K); not with --sweep")
-    average.add_argument("--num", type=whole, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)")
+    average.add_argument(
+        "--num", type=whole, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)"
+    )
     average.add_argument("--reference", metavar="PATH", help=f"for --sweep: {REFERENCE_HELP}")
     average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help=f"for --sweep: {EVAL_OVERRIDES_HELP}")
     average.set_defaults(verb="average")
@@ -345,7 +347,11 @@ def add_prepare(verbs: Verbs) -> None:
     prepare.add_argument("--out", metavar="FOLDER", help="the folder to create")
     prepare.add_argument("--resolution", type=whole, metavar="N", help="height and width of the images, in pixels")
     prepare.add_argument(
-        "--channels", type=whole, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; for folders, zips and torchvision sets"
+        "--channels",
+        type=whole,
+        choices=(1, 3),
+        default=3,
+        help="3 for colour (default), 1 for grey; for folders, zips and torchvision sets",
     )
     prepare.add_argument(
         "--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="resampling filter (default: lanczos)"

@@ -265,7 +265,9 @@ def require_tensors(file: Path) -> None:
     except SafetensorError as error:
         raise Damaged(f"{file}: is not a safetensors file ({brief(error)})") from error
     except OSError as error:
-        raise (Damaged(f"{file}: cannot be read ({error.strerror or 'missing'})") if is_missing(error) else unreadable(file, error)) from error
+        raise (
+            Damaged(f"{file}: cannot be read ({error.strerror or 'missing'})") if is_missing(error) else unreadable(file, error)
+        ) from error
 
 
 def state_in(path: Path, manifest: Mapping[str, Any]) -> State:

@@ -50,7 +50,7 @@ def flag(value: Any, key: str, _: bool) -> str | None:
 
 def number(value: Any, key: str, _: bool) -> str | None:
     """Any number, nan and infinities included, as numbers or as the words for them."""
-    return None if type(value) in (int, float) and is_float(value) or value in ("nan", "inf", "-inf") else key
+    return None if (type(value) in (int, float) and is_float(value)) or value in ("nan", "inf", "-inf") else key
 
 
 def finite(value: Any, key: str, _: bool) -> str | None:
@@ -146,9 +146,7 @@ def scaler(value: Any, key: str, required: bool) -> str | None:
 
 
 SCORES = list_of(row(text, number))  # a list because JSON in a checkpoint is sorted by key
-AVERAGES = by_name(
-    fields(first_nimg=whole(0), previous_nimg=whole(0), nimg=whole(0), num_averaged=whole(0), unseen=whole(0), looks=looks)
-)
+AVERAGES = by_name(fields(first_nimg=whole(0), previous_nimg=whole(0), nimg=whole(0), num_averaged=whole(0), unseen=whole(0), looks=looks))
 ESTIMATE = fields(trace=number, squared=number, low=maybe(number), high=maybe(number), measurements=whole(0))
 NOISE = fields(
     wanted=list_of(text),
@@ -160,9 +158,9 @@ NOISE = fields(
 BATCHING = fields(
     batch_size=whole(1), micro_batch=whole(1), first_micro_batch=whole(1), proposal=number, last_change=whole(-1), noise=maybe(NOISE)
 )
-COUNTED = {"lr_scale": positive, "growth": positive, "skipped": whole(0), "rollbacks": whole(0), "attempts": whole(0),
+COUNTED: dict[str, Any] = {"lr_scale": positive, "growth": positive, "skipped": whole(0), "rollbacks": whole(0), "attempts": whole(0),
            "obstacle": whole(-1)}  # fmt: skip
-MEASURED = {"saturated_since": maybe(whole(-1)), "scored_at": maybe(whole(-1)), "worse_since": maybe(whole(-1)), "worse": whole(0),
+MEASURED: dict[str, Any] = {"saturated_since": maybe(whole(-1)), "scored_at": maybe(whole(-1)), "worse_since": maybe(whole(-1)), "worse": whole(0),
             "skips": whole(0)}  # fmt: skip
 GUARD = fields(best=list_of(row(text, finite, whole(0))), warned=list_of(text), **COUNTED, **MEASURED)
 SWAPS = fields(
