@@ -36,7 +36,7 @@ def unpack(archive: Path, folder: Path) -> None:
     if tar is None and not is_zip:
         raise UserError(f"{archive}: is not a tar or zip archive; delete it and download it again")
     with refused(archive):
-        opened: Any = zipfile.ZipFile(archive) if tar is None else tar  # noqa: SIM115 - closed below
+        opened: Any = zipfile.ZipFile(archive) if tar is None else tar
     is_tar = tar is not None
     with opened:
         with refused(archive):

@@ -20,7 +20,7 @@ from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
-from gantrain.run_folder.contents import group_of, not_a_run
+from gantrain.run_folder.contents import fitting, group_of, not_a_run
 from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
 from gantrain.run_folder.manifest import Gone
@@ -170,7 +170,8 @@ class Snapshots:
             shares, error = coefficients([k.profile for k in self.kept], Profile(self.nimg, gamma_of(sigma_rel)))
             try:
                 kept = tqdm(self.kept, desc=f"rebuild {sigma_rel:g}", leave=False, disable=None if self.show_progress else True)
-                tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
+                with fitting(self.run / AVERAGES_FOLDER):
+                    tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
                 last = checkpoint.read(self.kept[-1].path, ["buffers"])
             except Gone:
                 raise  # not damaged: the run has gone back to before it

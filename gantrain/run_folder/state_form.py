@@ -160,8 +160,8 @@ BATCHING = fields(
 )
 COUNTED: dict[str, Any] = {"lr_scale": positive, "growth": positive, "skipped": whole(0), "rollbacks": whole(0), "attempts": whole(0),
            "obstacle": whole(-1)}  # fmt: skip
-MEASURED: dict[str, Any] = {"saturated_since": maybe(whole(-1)), "scored_at": maybe(whole(-1)), "worse_since": maybe(whole(-1)), "worse": whole(0),
-            "skips": whole(0)}  # fmt: skip
+MEASURED: dict[str, Any] = {"saturated_since": maybe(whole(-1)), "scored_at": maybe(whole(-1)), "worse_since": maybe(whole(-1)),
+                            "worse": whole(0), "skips": whole(0)}  # fmt: skip
 GUARD = fields(best=list_of(row(text, finite, whole(0))), warned=list_of(text), **COUNTED, **MEASURED)
 SWAPS = fields(
     lr_scale=positive,
