@@ -41,7 +41,7 @@ def default_cache_folder() -> Path:
     """The cache folder of this process if GANTRAIN_CACHE is not set."""
     home = home_folder()
     usual = home / ".cache" / "gantrain" if home else None
-    if usual and (usual.is_dir() or is_writable(usual)):
+    if usual and (os.path.isdir(usual) or is_writable(usual)):
         return usual
     xdg = os.environ.get("XDG_CACHE_HOME")
     if xdg and os.path.isabs(xdg) and is_writable(Path(xdg)):

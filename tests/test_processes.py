@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -202,6 +203,34 @@ def test_a_path_of_nobody_knows_home_is_refused(monkeypatch):
     with pytest.raises(UserError, match="contains a NUL character"):
         home.expand_user("a\0b")
     assert home.expand_user("a/~b") == Path("a/~b") and home.home_folder() is None
+
+
+def test_a_home_that_may_not_be_entered_is_replaced(tmp_path, monkeypatch):
+    """As root's home in a container that runs as another user; here a loop of links, which stops root too."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for name in (home.REPLACED, "GANTRAIN_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(home, "LONGEST_TEMPORARY", 1000)
+    home.replacement.cache_clear(), cache.default_cache_folder.cache_clear()
+    try:
+        for wrong in (loop, loop / "below"):
+            monkeypatch.setenv("HOME", str(wrong))
+            assert not home.is_writable(wrong / ".config")
+            said: list[str] = []
+            home.settle_home(said.append)
+            folder = home.replacement()
+            words = f"HOME is '{wrong}', which this user cannot enter (Too many levels of symbolic links); caches go to {folder}"
+            assert said == [f"{words}: set HOME to keep them"]
+            assert os.environ["HOME"] == str(folder) and cache.cache_folder() == folder / "cache"
+            monkeypatch.delenv(home.REPLACED)
+        monkeypatch.setenv("HOME", str(tmp_path / "missing"))
+        assert home.fault_of_home() is None
+    finally:
+        home.replacement.cache_clear(), cache.default_cache_folder.cache_clear()
 
 
 def test_a_user_without_a_home_gets_a_folder(tmp_path, monkeypatch):
