@@ -76,6 +76,9 @@ def test_a_key_that_is_missing_anywhere_in_a_state_is_named():
 
 def test_a_value_of_another_type_anywhere_in_a_state_is_named():
     assert find_fault([], True) == ""
+    for wrong in (10**400, 0, -1, float("inf"), float("nan")):
+        assert find_fault({"guard": {"lr_scale": wrong}}, False) == "guard.lr_scale"
+    assert find_fault({"batching": {"proposal": 10**400}}, False) == "batching.proposal"
     for path in list(places(STATE))[1:]:
         was = holder_of(STATE, path)[path[-1]]
         likes = {str: (str, type(None)), float: (float, int, type(None)), bool: (bool,), int: (float, type(None))}
@@ -83,7 +86,7 @@ def test_a_value_of_another_type_anywhere_in_a_state_is_named():
             state = copy.deepcopy(STATE)
             holder_of(state, path)[path[-1]] = wrong
             fault = find_fault(state, True)
-            assert isinstance(was, likes.get(type(wrong), ())) or str(path[0]) in (fault or ""), (path, wrong, fault)
+            assert was == "nan" or isinstance(was, likes.get(type(wrong), ())) or str(path[0]) in (fault or ""), (path, wrong, fault)
 
 
 @pytest.fixture
