@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
-from gantrain.run_folder.held import Held, find_held, keep_open
+from gantrain.run_folder.held import Held, find_held, forget, keep_open
 from gantrain.version import __version__
 
 FORMAT = 4
@@ -260,7 +260,9 @@ def hold(path: Path) -> Held:
         OtherFormat, Unreadable: as in `read_manifest`.
     """
     if (found := find_held(path)) is not None:
-        return found
+        if found.is_current():
+            return found
+        forget(found)  # a run has replaced it since
     before, names = identity(path), [MANIFEST]
     with contextlib.suppress(Damaged), notice_replacement(path):
         names += read_manifest(path)["files"]
