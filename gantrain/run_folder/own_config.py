@@ -16,9 +16,11 @@ import yaml
 from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
-from gantrain.errors import UserError
+from gantrain.errors import UserError, in_words
+from gantrain.plain_yaml import load_plain
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.strict_yaml import LARGEST as MOST_BYTES, MOST_VALUES
 
 LARGEST = 16 << 20  # bytes
 FIRST = ["run_dir", "seed", "total_kimg"]  # how every version begins a configuration
@@ -27,9 +29,32 @@ BY_HAND = re.compile(r"^[^'\"\n]*(?:(?:^|\s)#|: \{[^}])", re.MULTILINE)  # comme
 
 
 def write_config(config: Config, run_dir: Path) -> None:
-    """Create the run folder and write the resolved configuration into it, such that no power failure leaves half of it."""
+    """Create the run folder and write the resolved configuration into it, such that no power failure leaves half of it.
+
+    Raises:
+        UserError: see `require_readable`.
+    """
+    require_readable(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), durable=True, only_writer=True)
+
+
+def require_readable(config: Config) -> None:
+    """Refuse a configuration that is larger than what is read back: the defaults of plug-ins and overrides may be long lists.
+
+    Raises:
+        UserError: with the bounds.
+    """
+    text = loading.to_yaml(config)
+    try:
+        if len(text.encode()) > MOST_BYTES:
+            raise ValueError
+        load_plain(text)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(
+            f"configuration: with all defaults written out, as in a run folder, it has more than {MOST_VALUES:,} values or"
+            f" {in_words(MOST_BYTES)}; keep long tables in a file that the plug-in reads"
+        ) from None
 
 
 def load_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:

@@ -21,9 +21,9 @@ import yaml
 from gantrain import clock
 from gantrain.errors import UserError, shown
 from gantrain.lock import owner
+from gantrain.plain_yaml import load_plain
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
-from gantrain.run_folder.plain_yaml import load_plain
 from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
 from gantrain.run_folder.training_columns import columns_of
 from gantrain.score_names import better_when_higher, can_be_best
@@ -302,7 +302,7 @@ def outline_config(run: Path, sections: bool = True) -> Outline:
     if not isinstance(config, dict) or "total_kimg" not in config:
         raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)")
     total_kimg = config["total_kimg"]
-    if isinstance(total_kimg, str):  # YAML 1.1 takes 1e3 for a text
+    if isinstance(total_kimg, str):  # it is quoted
         with contextlib.suppress(ValueError):
             total_kimg = float(total_kimg)
     if not is_number(total_kimg) or not 0 < total_kimg < math.inf:
