@@ -133,7 +133,8 @@ def draw_sheet(
         require_average(source.config, source.path, name, choice.kimg)
     shown = averages
     look_again(lambda: hold_rebuilt(source.held, shown))
-    require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
+    if scale is not None or not out.folder:
+        require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
     accelerator = make_accelerator()
     source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)

@@ -13,13 +13,12 @@ import numpy as np
 import psutil
 import torch
 
-from gantrain.cache import cache_folder, keep_file
+from gantrain.cache import keep_file, kept_file
 from gantrain.data.class_balance import describe_mixture
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted, in_words
 from gantrain.plugin_errors import describe_value
-from gantrain.regular_file import read_regular
 
 NAMED = 10  # how many broken files one message names
 NAMED_IN_NOTES = 3  # how many a note names
@@ -326,10 +325,10 @@ def seen_before(name: str, count: int) -> tuple[str, np.ndarray, dict[int, str]]
         count: of images.
     """
     try:
-        known = json.loads(read_regular(cache_folder() / name, KEPT_BYTES[0] + KEPT_BYTES[1] * count))
+        known = json.loads(kept_file(name, KEPT_BYTES[0] + KEPT_BYTES[1] * count) or "")
         content, sums = known["content"], np.frombuffer(bytes.fromhex(known["sums"]), SUMS)
         skipped = {int(index): words for index, words in known["skipped"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     whole = isinstance(content, str) and len(sums) == count and all(isinstance(w, str) and 0 <= i < count for i, w in skipped.items())
     return (content, sums, skipped) if whole else None

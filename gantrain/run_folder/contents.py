@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from gantrain.averaging import LIVE
+from gantrain.averaging.average import Mismatch
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
 from gantrain.regular_file import open_regular
@@ -25,6 +26,15 @@ from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Within this context, tensors of a checkpoint that do not fit the networks are its fault, and it is named."""
+    try:
+        yield
+    except Mismatch as error:
+        raise UserError(f"{path}: {error}; the checkpoint is damaged, or the code of the networks has changed since") from error
 
 
 def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
