@@ -128,9 +128,8 @@ def test_computed_fields_are_not_written_and_members_of_enumerations_by_name(plu
     from gantrain.config.loading import to_dict
 
     text = RULE.format(hint="Kind", default="Kind.up", check="object.__setattr__(self, 'table', object())", weight="return 0.5")
-    text = "class Kind(enum.Enum):\n    up = 1\n    down = 2\n\n\n" + text.replace(
-        "= Kind.up", "= Kind.up\n    table: object = field(init=False)"
-    )
+    text = text.replace("= Kind.up", "= Kind.up\n    table: object = field(init=False)")
+    text = f"class Kind(enum.Enum):\n    up = 1\n    down = 2\n\n\n{text}"
     plugin(f"import enum\n{text}")
     rule = load(DIGITS, ["averagers.m.name=mine:Rule", "averagers.m.half=down"]).averagers["m"]
     assert to_dict(rule) == {"half": "down"} and rule.table and rule.half.value == 2
@@ -218,10 +217,8 @@ def test_results_of_every_kind_are_refused_by_name():
     architecture = types.SimpleNamespace(build=lambda *shape: None)
     require_scalar(torch.tensor(0), mine, "penalty")
     for value in (None, 3.0, torch.ones(2), torch.ones(1), torch.ones((), dtype=torch.complex64)):
-        with pytest.raises(
-            UserError,
-            match=r"Mine: discriminator must return a scalar tensor \(without dimensions\), got .*test_plugin_errors.py, line \d+\)",
-        ):
+        words = r"Mine: discriminator must return a scalar tensor \(without dimensions\), got .*test_plugin_errors.py, line \d+\)"
+        with pytest.raises(UserError, match=words):
             require_scalar(value, mine, "discriminator")
     with pytest.raises(UserError, match="Mine: generator must return a tensor that depends on the logits"):
         require_gradient(one, mine, "generator")
@@ -255,6 +252,8 @@ def test_items_of_a_data_set_are_refused_by_number():
         data = type("Items", (), {"num_classes": 2, "__len__": lambda self: 1, "__getitem__": lambda self, i, item=item: item})()
         with pytest.raises(UserError, match=words):
             adopted(data, "x")
+        if item:
+            assert adopted(data, "x", labelled=False).labels.tolist() == [0]  # as of torchvision's unlabelled STL10
     sizes = type(
         "Sizes", (), {"num_classes": 1, "__len__": lambda self: 2, "__getitem__": lambda self, i: (image[:, : 8 - i, : 8 - i], 0)}
     )()
