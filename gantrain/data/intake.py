@@ -55,7 +55,7 @@ def prepare(
     """
     source = DATA_SET.adapt(source)
     built = source.build()
-    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__, source.labels)
     if source.class_names is not None:
         images = images.with_names(source.class_names)
     if not source.labels:
@@ -80,8 +80,11 @@ def prepare(
     return images
 
 
-def adopted(dataset: PlainDataset, name: str) -> ImageSet:
+def adopted(dataset: PlainDataset, name: str, labelled: bool = True) -> ImageSet:
     """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
+
+    Args:
+        labelled: whether the labels matter; otherwise they are 0, and no item is asked.
 
     Raises:
         UserError: its items are something else, or it has no `num_classes`.
@@ -96,7 +99,7 @@ def adopted(dataset: PlainDataset, name: str) -> ImageSet:
         raise UserError(
             f"data: items of {name} must be square uint8 tensors [C, H, W], got {getattr(image, 'dtype', type(image).__name__)}"
         )
-    labels = torch.tensor([label_of(dataset, i, name) for i in range(len(dataset))])
+    labels = torch.tensor([label_of(dataset, i, name) if labelled else 0 for i in range(len(dataset))])
     classes = [str(i) for i in range(dataset.num_classes)]
 
     def decode(index: int) -> torch.Tensor:
