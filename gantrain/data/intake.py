@@ -55,7 +55,7 @@ def prepare(
     """
     source = DATA_SET.adapt(source)
     built = source.build()
-    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__, source.labels)
     if source.class_names is not None:
         images = images.with_names(source.class_names)
     if not source.labels:
@@ -80,8 +80,10 @@ def prepare(
     return images
 
 
-def adopted(dataset: PlainDataset, name: str) -> ImageSet:
+def adopted(dataset: PlainDataset, name: str, labelled: bool = True) -> ImageSet:
     """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
+
+    If not `labelled`, no item is asked, and all labels are 0: those of the items may be anything, such as -1 for "no class".
 
     Raises:
         UserError: its items are something else, or it has no `num_classes`.
@@ -96,7 +98,8 @@ def adopted(dataset: PlainDataset, name: str) -> ImageSet:
         raise UserError(
             f"data: items of {name} must be square uint8 tensors [C, H, W], got {getattr(image, 'dtype', type(image).__name__)}"
         )
-    labels = torch.tensor([label_of(dataset, i, name) for i in range(len(dataset))])
+    count = len(dataset)
+    labels = torch.tensor([label_of(dataset, i, name) for i in range(count)]) if labelled else torch.zeros(count, dtype=torch.int64)
     classes = [str(i) for i in range(dataset.num_classes)]
 
     def decode(index: int) -> torch.Tensor:
