@@ -336,6 +336,25 @@ def test_what_no_memory_holds_is_refused(overrides, words):
         require_room(load("digits", overrides.split()), (16, 1, 10), torch.device("cpu"), 1, 1)
 
 
+STATS = {
+    "v2": ("inactive_file 200\nactive_file 30\nfile 500\n", 1000 - 700 + 230),
+    "v1": ("inactive_file 1\nactive_file 2\ntotal_inactive_file 200\ntotal_active_file 30\n", 1000 - 700 + 230),
+    "nothing cached": ("anon 700\n", 300),
+    "no limit": (None, None),
+}
+
+
+@pytest.mark.parametrize("stat, left", STATS.values(), ids=STATS)
+def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, stat, left):
+    """Cached files count as free: the system drops them."""
+    files = [tmp_path / name for name in ("limit", "used", "stat")]
+    for file, text in zip(files, ("max" if stat is None else "1000", "700", stat or "")):
+        file.write_text(text)
+    monkeypatch.setattr(memory, "CGROUPS", (("/no/such", "/no", "/no"), files))
+    free = memory.free_memory()
+    assert free == left if stat else free > 2**20
+
+
 def test_networks_averages_and_features_are_counted(monkeypatch):
     monkeypatch.setattr(memory, "main_memory", lambda: 2**21)
     monkeypatch.setattr("gantrain.training.sizes.main_memory", lambda: 2**21)

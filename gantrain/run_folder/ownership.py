@@ -30,7 +30,7 @@ from gantrain.run_folder.manifest import is_missing, read_manifest
 from gantrain.run_folder.own_config import load_trained
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.state_form import ROLLBACK, State
-from gantrain.run_folder.stores import require_known_formats, require_names_too, settle_run
+from gantrain.run_folder.stores import require_names_too, settle_run
 
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
