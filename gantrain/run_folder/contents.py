@@ -70,7 +70,7 @@ def configuration_of(run: Path) -> Config:
     try:
         return load_config(run)
     except UserError:
-        if is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
+        if holds_checkpoints(run) or is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
         raise UserError(
             f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"
