@@ -1,8 +1,13 @@
-"""The cache folder: results that take long to compute and are the same for every run."""
+"""The cache folder: results that take long to compute and are the same for every run.
+
+Each file begins with the SHA-256 of what follows, in hexadecimal and a line of its own: a flipped bit in the features of a reference
+would change every score after it, and nothing would say so.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import time
@@ -11,9 +16,11 @@ from pathlib import Path
 
 from gantrain.atomic_file import write_atomically
 from gantrain.home import expand_user, home_folder, is_writable, replacement
+from gantrain.regular_file import PIECE, open_regular
 
 logger = logging.getLogger(__name__)
 FRESH = 2.0  # seconds; the coarsest time stamps of file systems in use (FAT)
+HEAD = 65  # bytes of the first line
 STAMPED = os.name == "posix"  # elsewhere st_ctime is the time of creation, which a change of content leaves as it is
 
 
@@ -34,7 +41,7 @@ def default_cache_folder() -> Path:
     """The cache folder of this process if GANTRAIN_CACHE is not set."""
     home = home_folder()
     usual = home / ".cache" / "gantrain" if home else None
-    if usual and (usual.is_dir() or is_writable(usual)):
+    if usual and (os.path.isdir(usual) or is_writable(usual)):
         return usual
     xdg = os.environ.get("XDG_CACHE_HOME")
     if xdg and os.path.isabs(xdg) and is_writable(Path(xdg)):
@@ -49,7 +56,28 @@ def keep_file(name: str, data: bytes) -> None:
     """Keep a file for later runs. A cache that cannot be written is not an error: the next run computes the result again."""
     with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        write_atomically(cache_folder() / name, data)
+        write_atomically(cache_folder() / name, head_of(data) + data)
+
+
+def kept_file(name: str, at_most: int | None = None) -> bytes | None:
+    """The content of a file that was kept; None if there is none, or if it is not what was kept, so that it is computed again.
+
+    Args:
+        name: as given to `keep_file`.
+        at_most: the largest size in bytes; None is any.
+    """
+    try:
+        with open_regular(cache_folder() / name, None if at_most is None else at_most + HEAD) as file:
+            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size - HEAD
+            data = file.read(size + PIECE) if size >= 0 else b""  # a file that grows meanwhile is not what was kept
+    except (OSError, MemoryError):
+        return None
+    return data if head == head_of(data) else None
+
+
+def head_of(data: bytes) -> bytes:
+    """The first line of a file with this content."""
+    return hashlib.sha256(data).hexdigest().encode() + b"\n"
 
 
 def state_of_file(path: str | bytes | os.PathLike, descriptor: int | None = None) -> str | None:

@@ -14,8 +14,8 @@ from gantrain.parser import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 when done, 2 on a user error, 3 if the guard gave up, 75 after SIGTERM or SIGUSR1 (run the
-    command again), 130 after Ctrl-C."""
+    """Run the command and exit: 0 when done, 2 on a user error, 3 if the guard gave up, 75 after SIGTERM or another request
+    to stop (run the command again), 130 after Ctrl-C."""
     streams.secure()
     command_signals.listen()
     try:
@@ -56,7 +56,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         complain(f"{error.filename or 'a file of the run'}: {error.strerror}; fix this and run the same command again")
         return USER_ERROR
     except KeyboardInterrupt:
-        complain(f"interrupted{how_to_resume(arguments.verb)}")
+        if not command_signals.State.explained:
+            complain(f"interrupted{how_to_resume(arguments.verb)}")
         return INTERRUPTED
     except Stopped as stopped:
         complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}")

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
-# Those that the system has: Windows has no SIGUSR1.
-SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if name in signal.Signals.__members__)
+# Signals that ask a command to stop, those that the system has: terminals that close send SIGHUP, limits on CPU time SIGXCPU, and
+# schedulers any of the others. Windows has few of them.
+NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)
 
 
 class State:
@@ -25,15 +27,17 @@ class State:
     Attributes:
         owner: number of the process that is a `gantrain` command; 0 where gantrain is used as a library.
         ended_with: exit status of the command once it has ended; None before.
+        explained: the command has said that it stops and how to go on, so another Ctrl-C has nothing to add.
     """
 
     owner = 0
     ended_with: int | None = None
+    explained = False
 
 
 def listen() -> None:
     """End the process at a signal, from now on. Signals that the process was started to ignore, as by nohup, stay ignored."""
-    State.owner, State.ended_with = os.getpid(), None
+    State.owner, State.ended_with, State.explained = os.getpid(), None, False
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             try:

@@ -87,6 +87,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def in_words(size: int) -> str:
     """A number of bytes as "12 MiB" or "1.3 GiB"."""
+    if size >= 1 << 70:  # a mistyped number: it may have more digits than a float can
+        return "over 1000 EiB"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"
 
 

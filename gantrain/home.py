@@ -63,17 +63,32 @@ def settle_home(say: Callable[[str], None]) -> None:
         UserError: there is no folder for temporary files.
     """
     settle_temporary(say)
-    if home_folder() is None and REPLACED not in os.environ:
+    wrong = fault_of_home() if REPLACED not in os.environ else None
+    if wrong:
         folder = replacement()
-        wrong = f"is {os.environ[HOME_VARIABLE]!r}, not an absolute path" if HOME_VARIABLE in os.environ else "is not set"
         os.environ[REPLACED] = os.environ[HOME_VARIABLE] = str(folder)
-        say(f"{HOME_VARIABLE} {wrong}, and this user has no home folder; caches go to {folder}: set {HOME_VARIABLE} to keep them")
+        say(f"{HOME_VARIABLE} {wrong}; caches go to {folder}: set {HOME_VARIABLE} to keep them")
     if (home := home_folder()) and "MPLCONFIGDIR" not in os.environ and not is_writable(home / ".config" / "matplotlib"):
         os.environ["MPLCONFIGDIR"] = str(replacement() / "matplotlib")  # it warns at every start otherwise
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):  # OSError since Python 3.13
         os.environ["USER"] = f"uid-{os.getuid()}" if hasattr(os, "getuid") else "user"  # torch.compile and W&B ask for it
+
+
+def fault_of_home() -> str | None:
+    """Why libraries cannot look for files in the home folder; completes the sentence "HOME ...". None if they can, or find no folder."""
+    home = home_folder()
+    if home is None:
+        wrong = f"is {os.environ[HOME_VARIABLE]!r}, not an absolute path" if HOME_VARIABLE in os.environ else "is not set"
+        return f"{wrong}, and this user has no home folder"
+    try:
+        os.stat(home / ".config" / "matplotlib")  # for example; as root's home in a container that runs as another user
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"is {readable(home)!r}, which this user cannot enter ({error.strerror})"
+    return None
 
 
 def settle_temporary(say: Callable[[str], None]) -> None:
@@ -110,5 +125,5 @@ def replacement() -> Path:
 
 def is_writable(folder: Path) -> bool:
     """Whether a folder can be written, or made."""
-    there = next((one for one in (folder, *folder.parents) if one.exists()), None)
+    there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), None)  # unlike `Path.exists`, it never raises
     return there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK)

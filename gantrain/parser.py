@@ -74,6 +74,26 @@ def parser() -> Parser:
     return top
 
 
+def whole(text: str) -> int:
+    """The whole number of an option, in ASCII digits and of 64 bits: nothing here counts further, and not all that it is given to can."""
+    value = int(text)
+    if not text.isascii():
+        raise ValueError
+    if abs(value) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {(1 << 63) - 1}")
+    return value
+
+
+def real(text: str) -> float:
+    """The number of an option, in ASCII."""
+    if not text.isascii():
+        raise ValueError
+    return float(text)
+
+
+# What argparse calls them where they do not fit.
+whole.__name__, real.__name__ = "whole number", "number"
+
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -94,7 +114,7 @@ def add_fork(verbs: Verbs) -> None:
     fork = verbs.add_parser("fork", help="prepare a new run that continues from a run's checkpoint with other settings")
     fork.add_argument("run", metavar="RUN", help="a run folder; it may be training")
     fork.add_argument("--out", required=True, metavar="NEW", help="the run folder of the fork, which must not exist yet")
-    fork.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    fork.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     fork.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=OVERRIDES_HELP)
     fork.set_defaults(verb="fork")
 
@@ -121,7 +141,7 @@ def add_sample(verbs: Verbs) -> None:
     add_choice(sample)
     sample.add_argument(
         "--num",
-        type=int,
+        type=whole,
         metavar="N",
         help="number of images (default: 64); with --sheet averages, images of each average (about 64); with z, class or both, rows (8);"
         " with neighbours, images compared (512)",
@@ -132,7 +152,7 @@ def add_sample(verbs: Verbs) -> None:
         help="classes (one per row), averages (the same latents with all averages, or with --average A,B), z, class or both"
         " (interpolations of latents, of classes, of both), neighbours (nearest real images, to check for memorisation)",
     )
-    sample.add_argument("--per-class", type=int, metavar="N", help="images per row of --sheet classes (default: 10)")
+    sample.add_argument("--per-class", type=whole, metavar="N", help="images per row of --sheet classes (default: 10)")
     sample.add_argument(
         "--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)"
     )
@@ -144,9 +164,9 @@ def add_walk(verbs: Verbs) -> None:
     """`gantrain walk`."""
     walk = verbs.add_parser("walk", help="make a video of a closed walk through the latents")
     add_choice(walk)
-    walk.add_argument("--num", type=int, default=16, metavar="N", help="number of walks, shown as tiles (default: 16)")
-    walk.add_argument("--frames", type=int, default=120, metavar="N", help="frames of the loop (default: 120)")
-    walk.add_argument("--fps", type=int, default=24, metavar="N", help="frames per second (default: 24)")
+    walk.add_argument("--num", type=whole, default=16, metavar="N", help="number of walks, shown as tiles (default: 16)")
+    walk.add_argument("--frames", type=whole, default=120, metavar="N", help="frames of the loop (default: 120)")
+    walk.add_argument("--fps", type=whole, default=24, metavar="N", help="frames per second (default: 24)")
     walk.add_argument("--out", default="walk.gif", help="a .gif or a .mp4 (default: walk.gif)")
     walk.set_defaults(verb="walk")
 
@@ -159,8 +179,8 @@ def add_truncation(verbs: Verbs) -> None:
         "--average", default="ema", metavar="NAMES", help="comma-separated averages, including live and best (default: ema)"
     )
     truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
-    truncation.add_argument("--num", type=int, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
-    truncation.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    truncation.add_argument("--num", type=whole, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
+    truncation.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     truncation.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     truncation.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help=EVAL_OVERRIDES_HELP)
     truncation.set_defaults(verb="truncation")
@@ -174,8 +194,8 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--average", default="all", metavar="NAME", help="comma-separated averages, including live and best, or all (default)"
     )
-    evaluate.add_argument("--num", type=int, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
-    evaluate.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    evaluate.add_argument("--num", type=whole, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
+    evaluate.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     evaluate.add_argument(
         "--batchnorm",
         metavar="POLICY",
@@ -208,14 +228,16 @@ def add_average(verbs: Verbs) -> None:
     average.add_argument("run", metavar="RUN", help="the folder of a run that has kept snapshots of power averages")
     length = average.add_mutually_exclusive_group(required=True)
     length.add_argument(
-        "--sigma-rel", type=float, metavar="S", help="length of the average: its standard deviation as a fraction of the run"
+        "--sigma-rel", type=real, metavar="S", help="length of the average: its standard deviation as a fraction of the run"
     )
     length.add_argument(
         "--sweep", metavar="LOW:HIGH:COUNT", help="score this many lengths, plot score against length, and keep the best average"
     )
-    average.add_argument("--at-kimg", type=float, metavar="K", help="end of the average: the snapshot nearest to K (default: the last)")
+    average.add_argument("--at-kimg", type=real, metavar="K", help="end of the average: the snapshot nearest to K (default: the last)")
     average.add_argument("--name", help="name of the average (default: sigma_rel_S_at_K); not with --sweep")
-    average.add_argument("--num", type=int, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)")
+    average.add_argument(
+        "--num", type=whole, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)"
+    )
     average.add_argument("--reference", metavar="PATH", help=f"for --sweep: {REFERENCE_HELP}")
     average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help=f"for --sweep: {EVAL_OVERRIDES_HELP}")
     average.set_defaults(verb="average")
@@ -226,8 +248,8 @@ def add_noise_scale(verbs: Verbs) -> None:
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D, and suggest a batch size")
     noise.add_argument("run", metavar="RUN", help="the folder of a finished or running run")
     noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average, or best (default: live)")
-    noise.add_argument("--updates", type=int, default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
-    noise.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    noise.add_argument("--updates", type=whole, default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
+    noise.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     noise.add_argument("--per-layer", action="store_true", help="also show the noise of every layer")
     noise.add_argument(
         "--out",
@@ -248,11 +270,11 @@ def add_orbit(verbs: Verbs) -> None:
     orbit.add_argument("--average", default="all", metavar="NAMES", help="comma-separated averages to report (default: all)")
     orbit.add_argument(
         "--from-kimg",
-        type=float,
+        type=real,
         metavar="K",
         help="start of the stretch (default: the last long enough stretch without a swap, growth or jump of a learning rate)",
     )
-    orbit.add_argument("--to-kimg", type=float, metavar="K", help="end of the stretch (default: the last recording)")
+    orbit.add_argument("--to-kimg", type=real, metavar="K", help="end of the stretch (default: the last recording)")
     orbit.add_argument(
         "--out", metavar="FILE.png", help="where the picture is saved, with its numbers next to it as JSON (default: RUN/orbit/<nimg>.png)"
     )
@@ -296,7 +318,7 @@ def add_watch(verbs: Verbs) -> None:
     """`gantrain watch`."""
     watch = verbs.add_parser("watch", help="follow a run until it ends")
     watch.add_argument("run", metavar="RUN", help="a run folder")
-    watch.add_argument("--last", type=int, default=10, metavar="N", help="number of earlier lines to repeat first (default: 10)")
+    watch.add_argument("--last", type=whole, default=10, metavar="N", help="number of earlier lines to repeat first (default: 10)")
     watch.set_defaults(verb="watch")
 
 
@@ -323,9 +345,13 @@ def add_prepare(verbs: Verbs) -> None:
         " cifar100, stl10, digits, or torchvision:NAME for one of torchvision's classification sets, which is downloaded if it is missing",
     )
     prepare.add_argument("--out", metavar="FOLDER", help="the folder to create")
-    prepare.add_argument("--resolution", type=int, metavar="N", help="height and width of the images, in pixels")
+    prepare.add_argument("--resolution", type=whole, metavar="N", help="height and width of the images, in pixels")
     prepare.add_argument(
-        "--channels", type=int, choices=(1, 3), default=3, help="3 for colour (default), 1 for grey; for folders, zips and torchvision sets"
+        "--channels",
+        type=whole,
+        choices=(1, 3),
+        default=3,
+        help="3 for colour (default), 1 for grey; for folders, zips and torchvision sets",
     )
     prepare.add_argument(
         "--filter", choices=("bicubic", "lanczos", "bilinear", "box"), default="lanczos", help="resampling filter (default: lanczos)"
@@ -367,11 +393,11 @@ def add_choice(verb: argparse.ArgumentParser) -> None:
         help="classes by number or name, used in turn (default: all); may be repeated, such as for a name with a comma",
     )
     verb.add_argument(
-        "--scale", type=int, metavar="N", help="enlarge images N times, without smoothing (default: only small ones in a grid)"
+        "--scale", type=whole, metavar="N", help="enlarge images N times, without smoothing (default: only small ones in a grid)"
     )
-    verb.add_argument("--truncation", type=float, metavar="T", help="draw z from a normal distribution truncated at +-T")
-    verb.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
-    verb.add_argument("--kimg", type=float, help="which checkpoint (default: the newest)")
+    verb.add_argument("--truncation", type=real, metavar="T", help="draw z from a normal distribution truncated at +-T")
+    verb.add_argument("--seed", type=whole, default=0, help="seed of the latents (default: 0)")
+    verb.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     verb.add_argument(
         "--batchnorm",
         metavar="POLICY",

@@ -221,4 +221,4 @@ def test_nothing_is_kept_of_a_file_that_has_just_been_written(tmp_path, monkeypa
     monkeypatch.setattr(time, "time", lambda: later)
     assert cache.state_of_file(tmp_path / "real" / "000.bmp") is not None
     content = open_reference(tmp_path / "real", None, CPU).content
-    assert [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("pictures-*")] == [content]
+    assert [json.loads(cache.kept_file(path.name)) for path in (tmp_path / "cache").glob("pictures-*")] == [content]

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
+from gantrain import cli, command_signals
 from gantrain.interruption import ECHO, SIGNALS, Interruption, Stopped, exit_status
 from gantrain.run_folder.line_file import LineFile
 
@@ -45,7 +46,7 @@ def run(code: str, status: int = 0) -> list[str]:
 @pytest.fixture
 def asks():
     """Sends this very process signals; handlers as they were before are put back in any case."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # the tests may run under nohup
     yield lambda number: os.kill(os.getpid(), number)
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -54,7 +55,7 @@ def asks():
 # ---- before the loop and in it ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [number for number in SIGNALS if number != signal.SIGINT], ids=lambda n: n.name)
 def test_before_the_loop_a_signal_ends_the_command_at_once(number, asks):
     interruption = Interruption()
     with pytest.raises(Stopped, match=number.name) as caught, interruption:
@@ -119,6 +120,39 @@ def test_a_signal_wakes_what_sleeps_and_the_work_goes_on():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
     assert process.communicate(timeout=120)[0] == "SIGUSR1\n" and process.returncode == exit_status(signal.SIGUSR1)
+
+
+def test_a_closed_terminal_and_limits_ask_to_stop_and_under_nohup_it_goes_on(asks):
+    asking = (signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
+    assert {*asking} < {*SIGNALS} and {exit_status(number) for number in asking} == {75}
+    for number in asking:
+        signal.signal(number, signal.SIG_IGN)
+        with Interruption() as interruption:
+            asks(number)
+        assert interruption.asked is None and signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_ctrl_c_is_answered_at_once_and_by_the_main_process_alone(asks, capfd, monkeypatch):
+    with Interruption() as interruption:
+        interruption.patient = True
+        asks(signal.SIGINT), asks(signal.SIGINT)
+        assert capfd.readouterr().err == "gantrain: stopping; it saves first. Ctrl-C again stops at once, without saving\n"
+    monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2")
+    with Interruption() as interruption:
+        interruption.patient = True
+        asks(signal.SIGINT)
+        assert interruption.asked is signal.SIGINT and not capfd.readouterr().err
+
+
+def test_ctrl_c_after_the_words_of_a_stop_says_nothing_that_contradicts_them(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "call", interrupt)
+    for explained, words in {False: "interrupted; run the same command to resume from the last checkpoint", True: ""}.items():
+        monkeypatch.setattr(command_signals.State, "explained", explained)
+        assert cli.run(["train", "digits"]) == 130
+        assert (words in capsys.readouterr().err) if words else not capsys.readouterr().err
 
 
 # ---- who else is there -----------------------------------------------------------------------------------------------

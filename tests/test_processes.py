@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from conftest import ROOT, TINY
 
 from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
 from gantrain.averaging.batchnorm import named_statistics
-from gantrain.averaging.weights import named_weights
+from gantrain.averaging.average import named_weights
 from gantrain.config.loading import load
 from gantrain.data import worker_processes
 from gantrain.distributed import local_processes
@@ -253,6 +254,34 @@ def test_a_path_of_nobody_knows_home_is_refused(monkeypatch):
     assert home.expand_user("a/~b") == Path("a/~b") and home.home_folder() is None
 
 
+def test_a_home_that_may_not_be_entered_is_replaced(tmp_path, monkeypatch):
+    """As root's home in a container that runs as another user; here a loop of links, which stops root too."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for name in (home.REPLACED, "GANTRAIN_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(home, "LONGEST_TEMPORARY", 1000)
+    home.replacement.cache_clear(), cache.default_cache_folder.cache_clear()
+    try:
+        for wrong in (loop, loop / "below"):
+            monkeypatch.setenv("HOME", str(wrong))
+            assert not home.is_writable(wrong / ".config")
+            said: list[str] = []
+            home.settle_home(said.append)
+            folder = home.replacement()
+            words = f"HOME is '{wrong}', which this user cannot enter (Too many levels of symbolic links); caches go to {folder}"
+            assert said == [f"{words}: set HOME to keep them"]
+            assert os.environ["HOME"] == str(folder) and cache.cache_folder() == folder / "cache"
+            monkeypatch.delenv(home.REPLACED)
+        monkeypatch.setenv("HOME", str(tmp_path / "missing"))
+        assert home.fault_of_home() is None
+    finally:
+        home.replacement.cache_clear(), cache.default_cache_folder.cache_clear()
+
+
 def test_a_user_without_a_home_gets_a_folder(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -311,6 +340,25 @@ def test_a_folder_of_another_user_is_not_used_as_home(tmp_path, monkeypatch):
 def test_what_no_memory_holds_is_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         require_room(load("digits", overrides.split()), (16, 1, 10), torch.device("cpu"), 1, 1)
+
+
+STATS = {
+    "v2": ("inactive_file 200\nactive_file 30\nfile 500\n", 1000 - 700 + 230),
+    "v1": ("inactive_file 1\nactive_file 2\ntotal_inactive_file 200\ntotal_active_file 30\n", 1000 - 700 + 230),
+    "nothing cached": ("anon 700\n", 300),
+    "no limit": (None, None),
+}
+
+
+@pytest.mark.parametrize("stat, left", STATS.values(), ids=STATS)
+def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, stat, left):
+    """Cached files count as free: the system drops them."""
+    files = [tmp_path / name for name in ("limit", "used", "stat")]
+    for file, text in zip(files, ("max" if stat is None else "1000", "700", stat or "")):
+        file.write_text(text)
+    monkeypatch.setattr(memory, "CGROUPS", (("/no/such", "/no", "/no"), files))
+    free = memory.free_memory()
+    assert free == left if stat else free > 2**20
 
 
 def test_networks_averages_and_features_are_counted(monkeypatch):

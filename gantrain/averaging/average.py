@@ -47,22 +47,28 @@ def named_buffers(network: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): buffer for name, buffer in unwrapped(network).named_buffers()}
 
 
+class Mismatch(UserError):
+    """Saved tensors that do not fit those that they should be written to."""
+
+
 def match(wanted: Weights, found: Weights, what: str) -> None:
-    """Refuse two sets of tensors that differ in a name or a shape, or of which only one is complex.
+    """Refuse two sets of tensors that differ in a name or a shape, or of which only one is complex or a whole number.
 
     Raises:
-        UserError: names the first weight that is missing, extra, or of another shape or kind.
+        Mismatch: names the first weight that is missing, extra, or of another shape or kind.
     """
     for name in wanted.keys() - found.keys():
-        raise UserError(f"{what}: weight {name!r} is missing")
+        raise Mismatch(f"{what}: weight {name!r} is missing")
     for name in found.keys() - wanted.keys():
-        raise UserError(f"{what}: weight {name!r} is unexpected")
+        raise Mismatch(f"{what}: weight {name!r} is unexpected")
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
-            raise UserError(f"{what}: weight {name!r} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
+            raise Mismatch(f"{what}: weight {name!r} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
         if tensor.is_complex() != found[name].is_complex():
             kinds = ("real", "complex") if tensor.is_complex() else ("complex", "real")
-            raise UserError(f"{what}: weight {name!r} is {kinds[0]}, expected a {kinds[1]} one")
+            raise Mismatch(f"{what}: weight {name!r} is {kinds[0]}, expected a {kinds[1]} one")
+        if tensor.is_floating_point() and not found[name].is_floating_point():
+            raise Mismatch(f"{what}: weight {name!r} is {str(found[name].dtype).removeprefix('torch.')}, expected floating-point numbers")
 
 
 class Average:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gantrain.averaging.average import match
 from gantrain.averaging.precision import has_mean
 
 LARGEST_ERROR = 0.10  # relative error above which a profile is refused
@@ -69,9 +70,14 @@ def combine(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Te
 
     Args:
         parts: (coefficient, tensors), read one after the other, so that only one snapshot at a time is in memory.
+
+    Raises:
+        Mismatch: they differ in names or shapes.
     """
     total: dict[str, Tensor] = {}
     for coefficient, tensors in parts:
+        if total:
+            match(total, tensors, "snapshots of one run")
         for name, tensor in tensors.items():
             if not has_mean(tensor):
                 total[name] = tensor

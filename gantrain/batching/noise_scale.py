@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gantrain.batching.ratio_interval import ratio_interval
 from gantrain.devices import widest_float
-from gantrain.errors import check
+from gantrain.errors import UserError, check
 
 COVERAGE = 0.95  # of all intervals
 FEWEST_MEASUREMENTS = 8  # for an interval
@@ -147,6 +147,11 @@ class Estimate:
     low: float | None
     high: float | None
     measurements: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Estimate:
+        """The estimate whose attributes were saved."""
+        return cls(*(values[name] for name in cls.__annotations__))
 
     @property
     def b_simple(self) -> float | None:
@@ -308,5 +313,10 @@ class NoiseMonitor:
         """Continue from saved measurements: what `state` gave."""
         self.pending, self.wanted = [], set(state["wanted"])
         self.windows = {player: deque(state["windows"][player], maxlen=self.settings.window) for player in self.layers}
-        self.micro_batch, self.fresh = dict(state["micro_batch"]), dict(state["fresh"])
-        self.checks = [{player: Estimate(**one) for player, one in checked.items()} for checked in state["checks"]]
+        for player, names in self.layers.items():
+            if any(len(part) != len(names) for measured in self.windows[player] for part in measured):
+                raise UserError(
+                    f"noise_scale: the checkpoint's measurements of {player.upper()} are not of the {len(names)} layers that it has"
+                )
+        self.micro_batch, self.fresh = ({player: state[key][player] for player in self.layers} for key in ("micro_batch", "fresh"))
+        self.checks = [{player: Estimate.of(checked[player]) for player in self.layers} for checked in state["checks"]]

@@ -27,7 +27,7 @@ from gantrain.images import to_float
 from gantrain.launch_environment import process_world
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.contents import averages_of, group_of, look_again, open_held, rebuilt_of
+from gantrain.run_folder.contents import averages_of, fitting, group_of, look_again, open_held, rebuilt_of
 from gantrain.run_folder.finite import require_finite
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.result_file import keep_result, target_of
@@ -109,8 +109,9 @@ class Bench:
             )
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
             G, D = build_networks(c.model, *state["shape"])
-        self.fill(D, "d")
-        self.fill(G, "g")
+        with fitting(self.path):
+            self.fill(D, "d")
+            self.fill(G, "g")
         players = {}
         for key, network in (("g", G), ("d", D)):
             wrapped = accelerator.prepare_model(performance.place(network, self.performance, self.device).train())

@@ -88,7 +88,7 @@ def sample_run(choice: Choice, out: Output, num: int = 64, scale: int | None = N
         raise UserError(f"--scale: {scale} does not apply to an .npz, whose images are for evaluators; remove it")
     source = choice.open()  # fails before a folder is created
     columns = choose_columns(num, len(source.classes))
-    require_scale(scale, source.resolution, *((1, 1) if out.folder else (columns, -(-num // columns))))
+    require_scale(scale, source.resolution, *((columns, -(-num // columns)) if out.suffix == ".png" else (1, 1)))
     accelerator = make_accelerator()
     source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)  # every process checks the folder before any process writes

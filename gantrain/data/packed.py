@@ -27,8 +27,8 @@ import torch
 from gantrain import lock
 from gantrain.array_header import read_header
 from gantrain.atomic_file import write_atomically
-from gantrain.cache import cache_folder, keep_file, state_of_file
-from gantrain.data.block_record import DONE, read_done, read_gaps
+from gantrain.cache import keep_file, kept_file, state_of_file
+from gantrain.data.block_record import DONE, line_of, read_done, read_gaps
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source, sum_array
 from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
@@ -211,7 +211,7 @@ def verify(folder: Path, images: ImageSet, head: dict[str, Any], progress: Progr
     assert images.pixels is not None
     state = state_of_file(folder / IMAGES)
     seen = f"packed-{hashlib.sha256(f'{state} {images.content}'.encode()).hexdigest()[:32]}"
-    if not always and state is not None and (cache_folder() / seen).is_file():
+    if not always and state is not None and kept_file(seen) is not None:
         return
     pixels = images.pixels.numpy()
     blocks = range(len(head["sha256"]))
@@ -415,7 +415,7 @@ def write_images(images: ImageSet, draft: Path, progress: Progress) -> tuple[lis
                     file.write(data)
                     file.flush()
                     done[i] = hashlib.sha256(data).hexdigest()
-                    record.write(json.dumps({"block": i, "sha256": done[i], **({"unreadable": gaps[i]} if gaps[i] else {})}) + "\n")
+                    record.write(line_of(i, done[i], gaps[i]))
                     record.flush()
             file.flush()
             os.fsync(file.fileno())

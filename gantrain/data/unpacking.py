@@ -9,12 +9,16 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from gantrain.errors import UserError, brief, in_words
-from gantrain.regular_file import check_regular
+from gantrain.regular_file import check_regular, open_regular
 
 BLOCK = 2**20
+# First bytes of a compressed file -> how `tarfile` reads it; LZMA has a form without them, which begins with its usual settings.
+COMPRESSED: dict[bytes, Literal["r:gz", "r:bz2", "r:xz"]] = {
+    b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\0": "r:xz", b"\x5d\0\0": "r:xz",
+}  # fmt: skip
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -27,22 +31,43 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     members: list[tuple[str, bool, bool, Any]]
     with refused(archive):
-        check_regular(archive)
-        is_tar = tarfile.is_tarfile(archive)
-        is_zip = not is_tar and zipfile.is_zipfile(archive)
-    if not is_tar and not is_zip:
+        tar = open_tar(archive)
+        is_zip = tar is None and zipfile.is_zipfile(archive)
+    if tar is None and not is_zip:
         raise UserError(f"{archive}: is not a tar or zip archive; delete it and download it again")
     with refused(archive):
-        opened: Any = tarfile.open(archive) if is_tar else zipfile.ZipFile(archive)  # noqa: SIM115 - closed below
+        opened: Any = zipfile.ZipFile(archive) if tar is None else tar
+    is_tar = tar is not None
     with opened:
         with refused(archive):
             if is_tar:
                 members = [(m.name, m.isdir(), m.isfile(), m) for m in opened]
             else:
                 members = [(m.filename, m.is_dir(), plain(m), m) for m in opened.infolist()]
+        if not members:
+            raise UserError(f"{archive}: is an archive without files; delete it and download it again")
         size = sum(m.size if is_tar else m.file_size for *_, m in members)
         refuse_small_disk(archive, folder, size)
         write_members(archive, folder, members, opened.extractfile if is_tar else opened.open)
+
+
+def open_tar(archive: Path) -> tarfile.TarFile | None:
+    """Open a tar, compressed as its first bytes say; None if it is not one.
+
+    `tarfile` tries one compression after the other, and searches all of a file of zeros for the beginning of an LZMA stream.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open_regular(archive) as file:
+        start = file.read(8)
+    mode: Literal["r:", "r:gz", "r:bz2", "r:xz"] = next((mode for magic, mode in COMPRESSED.items() if start.startswith(magic)), "r:")
+    try:
+        return tarfile.open(archive, mode)
+    except tarfile.ReadError:
+        if mode != "r:":
+            raise
+        return None
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from gantrain import randomness
-from gantrain.cache import cache_folder, keep_file, state_of_file
+from gantrain.cache import keep_file, kept_file, state_of_file
 from gantrain.data.archive import ZipDecoder, label_members, opened_zip, read_zip
 from gantrain.data.classes import Labelled, note_splits
 from gantrain.data.decoding import LARGE_IMAGE, Traits, Undecodable, displayed, file_bytes, opened_image, reason, traits_of, words_of_traits
@@ -27,7 +26,7 @@ from gantrain.data.intake import LOOKED_INTO
 from gantrain.data.listing import Listing, components, list_folder, zip_components
 from gantrain.data.stream import permuted
 from gantrain.errors import UserError, in_words, readable
-from gantrain.regular_file import read_regular
+from gantrain.memory import free_memory
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import is_run_folder
 
@@ -242,7 +241,7 @@ def refuse_many(name: str, count: int, image: Tensor) -> None:
         UserError: the memory is too small for two copies.
     """
     needed = 2 * count * image.numel()
-    if needed > LARGE_IMAGE and needed > (free := psutil.virtual_memory().available):
+    if needed > LARGE_IMAGE and needed > (free := free_memory()):
         raise UserError(
             f"{name}: {count} images of {image.shape[2]}x{image.shape[1]} pixels need {in_words(needed)} at a time, and only"
             f" {in_words(free)} are free; set a smaller eval.batch_size, or make the images smaller"
@@ -274,8 +273,8 @@ def digest_of(name: str, files: Sequence[str], sum_of: Callable[[str], bytes], s
 def kept_digest(seen: str) -> str | None:
     """The digest kept in the cache under a name; None if there is none, or if the file is damaged."""
     try:
-        known = json.loads(read_regular(cache_folder() / seen, KEPT_BYTES))
-    except (OSError, ValueError, RecursionError):
+        known = json.loads(kept_file(seen, KEPT_BYTES) or "")
+    except (ValueError, RecursionError):
         return None
     return known if isinstance(known, str) and len(known) == 64 else None
 

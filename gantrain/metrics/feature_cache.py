@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 
-import psutil
 import torch
 from safetensors.torch import load as from_bytes, save as to_bytes
 
-from gantrain.cache import cache_folder, keep_file
+from gantrain.cache import keep_file, kept_file
+from gantrain.memory import free_memory
 from gantrain.metrics.featureset import FeatureSet
-from gantrain.regular_file import read_regular
 
 # Part of every file's name. Raise it when other features may belong to a fingerprint: when images are decoded in another way, or if
-# features may have been kept under a wrong fingerprint (as before 2, when the key of a folder was names, sizes and times).
-VERSION = 3
+# features may have been kept under a wrong fingerprint (as before 2, when the key of a folder was names, sizes and times). Before 4, files
+# had no checksum.
+VERSION = 4
 
 
 def fingerprint(images: str, count: int | None, extractor: str) -> str:
@@ -24,15 +24,13 @@ def fingerprint(images: str, count: int | None, extractor: str) -> str:
 
 def file_of(print_: str) -> str:
     """The name of the cache file of a fingerprint."""
-    return f"reference-{print_}-{VERSION}.safetensors"
+    return f"reference-{print_}-{VERSION}.features"
 
 
 def cached(print_: str) -> FeatureSet | None:
     """Returns the features cached under a fingerprint, or None if there are none, or if the file is damaged or not a cached one."""
-    try:
-        # Two copies: the file and its tensors.
-        data = read_regular(cache_folder() / file_of(print_), psutil.virtual_memory().available // 2)
-    except OSError:
+    data = kept_file(file_of(print_), free_memory() // 2)  # two copies: the file and its tensors
+    if data is None:
         return None
     try:
         tensors = from_bytes(data)

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +24,7 @@ from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor
 
 from gantrain import clock
-from gantrain.errors import UserError, in_words
+from gantrain.errors import UserError, brief, in_words
 from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import (
     FORMAT,
@@ -44,6 +43,7 @@ from gantrain.run_folder.manifest import (
     read_manifest,
     require_names,
     seal,
+    state_in,
     unlistable,
     verify,
 )
@@ -61,6 +61,17 @@ class Snapshot:
     nimg: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+
+class Groups(dict[str, dict[str, Tensor]]):
+    """The groups of tensors in a checkpoint; one that it lacks, although its seal fits, is damage."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+
+    def __missing__(self, group: str) -> NoReturn:
+        raise Damaged(f"{self._path}: does not contain {group}{TENSORS}")
 
 
 class NotWritten(UserError):
@@ -307,13 +318,26 @@ def read(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
         wanted = [name for name in manifest["files"] if name.endswith(TENSORS)]
         if groups is not None:
             wanted = [f"{group}{TENSORS}" for group in groups]
-        tensors = {}
+        tensors: dict[str, dict[str, Tensor]] = Groups(path) if groups is None else {}
         for name in wanted:
-            try:
-                tensors[name.removesuffix(TENSORS)] = as_complex(from_bytes(read_checked(path, name, manifest)))
-            except SafetensorError as error:
-                raise Damaged(f"{path / name}: is not a safetensors file ({error})") from error
+            tensors[name.removesuffix(TENSORS)] = tensors_in(path / name, read_checked(path, name, manifest))
         return Snapshot(manifest["nimg"], tensors, state_in(path, manifest))
+
+
+def tensors_in(file: Path, data: bytes) -> dict[str, Tensor]:
+    """The tensors of a file's bytes.
+
+    Raises:
+        Damaged: it is not a safetensors file, or not one that `as_real` made.
+    """
+    try:
+        tensors = from_bytes(data)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # the head may name any type and shape
+        raise Damaged(f"{file}: is not a safetensors file ({brief(error)})") from error
+    for name, tensor in tensors.items():
+        if name.endswith(COMPLEX) and not (tensor.is_floating_point() and tensor.dim() and tensor.shape[-1] == 2):
+            raise Damaged(f"{file}: {name} is not a complex tensor that this version wrote")
+    return as_complex(tensors)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -324,22 +348,6 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     with notice_replacement(path):
         return state_in(path, read_manifest(path))
-
-
-def state_in(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON values of a checkpoint whose manifest was read.
-
-    Raises:
-        Damaged, Unreadable: as in `read`.
-    """
-    data = read_checked(path, STATE, manifest)  # its own errors are ValueErrors too
-    try:
-        state = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path / STATE}: is not JSON that this version wrote") from error
-    if not isinstance(state, dict):
-        raise Damaged(f"{path / STATE}: is not JSON that this version wrote")
-    return state
 
 
 def groups_of(path: Path) -> list[str]:

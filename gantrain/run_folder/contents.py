@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from gantrain.averaging import LIVE
+from gantrain.averaging.average import Mismatch
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
 from gantrain.regular_file import open_regular
@@ -25,6 +26,15 @@ from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Within this context, tensors of a checkpoint that do not fit the networks are its fault, and it is named."""
+    try:
+        yield
+    except Mismatch as error:
+        raise UserError(f"{path}: {error}; the checkpoint is damaged, or the code of the networks has changed since") from error
 
 
 def require_average(config: Config, path: Path, average: str, kimg: float | None = None) -> None:
@@ -51,7 +61,7 @@ def configuration_of(run: Path) -> Config:
     if not (run / CONFIG_FILE).is_file():
         above = next((p for p in run.absolute().parents if (p / CONFIG_FILE).is_file()), None)
         if above and run.exists():  # one of its checkpoints, say
-            inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdigit()), None)
+            inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdecimal()), None)
             kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
             raise UserError(f"{run}: is not a run folder but part of one; pass {above}{kimg}")
         raise not_a_run(run)
@@ -60,7 +70,7 @@ def configuration_of(run: Path) -> Config:
     try:
         return load_config(run)
     except UserError:
-        if is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
+        if holds_checkpoints(run) or is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
         raise UserError(
             f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"

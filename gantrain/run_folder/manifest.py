@@ -15,13 +15,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from gantrain.errors import UserError, in_words, one_line
+from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
 from gantrain.run_folder.held import Held, find_held, forget, keep_open
+from gantrain.run_folder.state_form import LARGEST, State, find_fault
 from gantrain.version import __version__
 
 FORMAT = 4
@@ -111,7 +112,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not written_here:
             raise Damaged(f"{file}: the manifest was altered")
         nimg, files = manifest["nimg"], manifest["files"]
-        if type(nimg) is not int or nimg < 0 or not all(is_entry(name, entry) for name, entry in files.items()):
+        if type(nimg) is not int or not 0 <= nimg <= LARGEST or not all(is_entry(name, entry) for name, entry in files.items()):
             raise Damaged(f"{file}: names files outside this folder, or lacks their checksums")
     except UserError:
         raise
@@ -296,25 +297,53 @@ def verify(path: Path) -> None:
     with notice_replacement(path):
         manifest = read_manifest(path)
         for name in manifest["files"]:
+            if name == STATE:
+                continue
             for _ in checked_pieces(path, name, manifest):
                 pass
             if name.endswith(TENSORS):  # a checksum does not prove the format: the manifest may be forged too
-                require_tensors(path_of(path / name))
+                require_tensors(path / name)
+        state_in(path, manifest)
 
 
-def require_tensors(path: Path) -> None:
-    """Refuse a file that is not a safetensors file, by its head.
+def require_tensors(file: Path) -> None:
+    """Refuse a file of a checkpoint that is not a safetensors file, by its head.
 
     Raises:
         Damaged: says why.
     """
     try:
-        with safe_open(path, "pt"):
+        with safe_open(path_of(file), "pt"):
             pass
     except SafetensorError as error:
-        raise Damaged(f"{path}: is not a safetensors file ({one_line(error)})") from error
+        raise Damaged(f"{file}: is not a safetensors file ({brief(error)})") from error
     except OSError as error:
-        raise (Damaged(f"{path}: cannot be read ({one_line(error)})") if is_missing(error) else unreadable(path, error)) from error
+        raise (
+            Damaged(f"{file}: cannot be read ({error.strerror or 'missing'})") if is_missing(error) else unreadable(file, error)
+        ) from error
+
+
+def state_in(path: Path, manifest: Mapping[str, Any]) -> State:
+    """The JSON values of a checkpoint whose manifest was read. To ask for a key that it lacks raises `Damaged`, too.
+
+    Raises:
+        Damaged: it is not what was written, or not what this version writes.
+        Unreadable: it cannot be read.
+    """
+    file, data = path / STATE, read_checked(path, STATE, manifest)
+
+    def refuse(key: str) -> NoReturn:
+        raise Damaged(f"{file}: has no {key!r}, which this version writes")
+
+    try:
+        state = json.loads(data, object_hook=lambda values: State(values, refuse))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{file}: is not JSON that this version wrote") from error
+    if not isinstance(state, State):
+        raise Damaged(f"{file}: is not JSON that this version wrote")
+    if key := find_fault(state, f"optimizer_g{TENSORS}" in manifest["files"]):
+        raise Damaged(f"{file}: {key} is missing, or is not what this version writes")
+    return state
 
 
 def size_in_head(file: IO[bytes]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from gantrain import lock
 from gantrain.atomic_file import write_atomically
@@ -27,8 +27,9 @@ from gantrain.run_folder.changes import (
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.manifest import is_missing, read_manifest
-from gantrain.run_folder.own_config import load_config
+from gantrain.run_folder.own_config import load_trained
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
+from gantrain.run_folder.state_form import ROLLBACK, State
 from gantrain.run_folder.stores import require_names_too, settle_run
 
 NAMED = 4  # files that a message names
@@ -59,7 +60,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
-    earlier = load_config(run_dir)
+    earlier = load_trained(run_dir)
     newest = last_readable(paths)
     begun = begun_averages(newest, earlier)
     changes = find_changes(earlier, config, begun)
@@ -159,10 +160,14 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
     """
     path = run_dir / ROLLBACK_FILE
     damaged = f"{path}: is damaged; delete it to continue as if the run had not been rolled back"
+
+    def refuse(key: str) -> NoReturn:
+        raise UserError(damaged)
+
     try:
         data = read_regular(path, LARGEST)
-        body = json.loads(data)
-        if seal({key: value for key, value in body.items() if key != "seal"}) != data:
+        body = json.loads(data, object_hook=lambda values: State(values, refuse))
+        if seal({key: value for key, value in body.items() if key != "seal"}) != data or ROLLBACK(body, "", False):
             raise ValueError
         return body
     except FileNotFoundError:

@@ -185,7 +185,9 @@ def settle(folder: Path) -> None:
                 put_in_place(draft, target)
         else:
             remove(draft)
-    for aside in sorted(folder.glob(f"{REPLACED}*")):  # its successor is in place
+    for aside in sorted(folder.glob(f"{REPLACED}*")):
+        if not os.path.lexists(folder / aside.name.removeprefix(REPLACED)):
+            continue  # `gantrain average` is between its two renames
         with suppress(OSError):
             discard(aside)
     for trash in sorted(folder.glob(f"{DELETING}*")):

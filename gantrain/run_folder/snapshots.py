@@ -20,7 +20,7 @@ from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
-from gantrain.run_folder.contents import group_of, not_a_run
+from gantrain.run_folder.contents import fitting, group_of, not_a_run
 from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
 from gantrain.run_folder.manifest import Gone, require_names
@@ -97,13 +97,13 @@ class Snapshots:
         self.kept: list[Kept] = []
         for path in [p for p in paths if int(p.name) <= self.nimg]:
             try:
-                state = checkpoint.read(path, groups=[]).state
+                gammas = checkpoint.read(path, groups=[]).state["gammas"]
             except Gone:
                 raise
             except Damaged as error:
                 self.say(f"{error}; skipped")
                 continue
-            self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in state["gammas"].items()]
+            self.kept += [Kept(name, path, Profile(int(path.name), gamma)) for name, gamma in gammas.items()]
 
     def _last_undamaged(self, paths: Sequence[Path]) -> int:
         """Images seen at the last undamaged snapshot."""
@@ -171,7 +171,8 @@ class Snapshots:
             shares, error = coefficients([k.profile for k in self.kept], Profile(self.nimg, gamma_of(sigma_rel)))
             try:
                 kept = tqdm(self.kept, desc=f"rebuild {sigma_rel:g}", leave=False, disable=None if self.show_progress else True)
-                tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
+                with fitting(self.run / AVERAGES_FOLDER):
+                    tensors = combine((c, self._read(one)) for c, one in zip(shares, kept))
                 last = checkpoint.read(self.kept[-1].path, ["buffers"])
             except Gone:
                 raise  # not damaged: the run has gone back to before it
@@ -271,10 +272,11 @@ def require_free(target: Path, rebuilt: Rebuilt) -> None:
         return
     try:
         there = checkpoint.read(target, groups=[])
+        length = there.state["sigma_rel"]
     except Damaged:
         return  # nothing can be read of it: it is written anew
-    if (there.nimg, there.state["sigma_rel"]) != (rebuilt.nimg, rebuilt.sigma_rel):
+    if (there.nimg, length) != (rebuilt.nimg, rebuilt.sigma_rel):
         raise UserError(
-            f"--name: {target.name!r} is already an average of sigma_rel {there.state['sigma_rel']:g} at {there.nimg / 1000:g} kimg;"
+            f"--name: {target.name!r} is already an average of sigma_rel {length:g} at {there.nimg / 1000:g} kimg;"
             f" choose another name, or delete {target}"
         )

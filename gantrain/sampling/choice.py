@@ -24,6 +24,8 @@ from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import find_average, prepare_generator
 from gantrain.sampling.latents import GeneratorModule
 
+MOST_IMAGES = 10**9  # of one command
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -140,6 +142,8 @@ def require_truncation(truncation: float | None, option: str = "--truncation") -
 
 
 def require_count(num: int, option: str = "--num", least: int = 1) -> None:
-    """Refuse a number below `least`."""
+    """Refuse a number below `least`, or one that was mistyped: nobody draws so many images."""
     if num < least:
         raise UserError(f"{option}: must be at least {least}, got {num}")
+    if num > MOST_IMAGES:
+        raise UserError(f"{option}: must be at most {MOST_IMAGES:,}, got {num:,}")

@@ -21,6 +21,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.best_average import resolve_best
 from gantrain.run_folder.contents import (
     class_names_of,
+    fitting,
     group_of,
     look_again,
     moment_of_rebuilt,
@@ -152,15 +153,16 @@ def load_weights(config: Config, path: Path, average: str, averaged_statistics: 
     generator: GeneratorModule = built
     generator.class_names = class_names_of(path)
     live, names = snapshot.tensors[buffers_group], named_weights(generator)
-    write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
-    if average == LIVE:
-        write_weights({k: v for k, v in live.items() if k in names}, generator)
-        return generator
-    weights, statistics = split(snapshot.tensors[group], generator)
-    write_weights(weights, generator)
-    refresh_spectral_norms(generator)
-    if averaged_statistics:
-        write_statistics(statistics, generator)
+    with fitting(folder):
+        write_buffers(((k, v) for k, v in live.items() if k not in names), generator)
+        if average == LIVE:
+            write_weights({k: v for k, v in live.items() if k in names}, generator)
+            return generator
+        weights, statistics = split(snapshot.tensors[group], generator)
+        write_weights(weights, generator)
+        refresh_spectral_norms(generator)
+        if averaged_statistics:
+            write_statistics(statistics, generator)
     return generator
 
 

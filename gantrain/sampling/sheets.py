@@ -68,10 +68,10 @@ def choose_enlargement(resolution: int) -> int:
 
 
 def require_scale(scale: int | None, resolution: int, columns: int, rows: int, most_side: int = MOST_PIXELS) -> None:
-    """Refuse an enlargement that is no whole number of at least 1, or that makes too large a picture; None is always accepted.
+    """Refuse an enlargement that is not a whole number of at least 1, or that makes too large a picture.
 
     Args:
-        scale: the factor.
+        scale: the factor; None is as small as possible.
         resolution: of each image.
         columns, rows: of the images in the picture.
         most_side: largest width and height in pixels.
@@ -79,13 +79,18 @@ def require_scale(scale: int | None, resolution: int, columns: int, rows: int, m
     Raises:
         UserError: with the largest factor that does.
     """
-    if scale is None:
-        return
-    if scale < 1:
+    if scale is not None and scale < 1:
         raise UserError(f"--scale: must be at least 1, got {scale}")
     sides = lambda factor: (columns * (resolution * factor + GAP), rows * (resolution * factor + GAP))  # noqa: E731
     fits = lambda factor: math.prod(sides(factor)) <= MOST_PIXELS and max(sides(factor)) <= most_side  # noqa: E731
-    if not fits(scale):
+    if scale is None:
+        if not fits(1):
+            width, height = sides(1)
+            raise UserError(
+                f"--num: {columns:,} x {rows:,} images make a picture of {width:,} x {height:,} pixels, which is too large;"
+                " draw fewer images"
+            )
+    elif not fits(scale):
         largest = bisect.bisect_left(range(1, scale + 1), True, key=lambda factor: not fits(factor))
         remedy = f"use at most {largest}, or draw fewer images" if largest else "draw fewer images"
         width, height = sides(scale)

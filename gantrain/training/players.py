@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gantrain import performance
 from gantrain.averaging import LIVE, AverageBank
-from gantrain.averaging.average import write_buffers, write_weights
+from gantrain.averaging.average import Mismatch, write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.birth import begin, since_birth
 from gantrain.distributed import local_processes, mean_over_processes
@@ -83,8 +83,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 @torch.no_grad()
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restore saved state. Each entry gets the memory layout of its parameter, as the optimizer itself would give it."""
+    """Restore saved state. Each entry gets the memory layout of its parameter, as the optimizer itself would give it.
+
+    Raises:
+        Mismatch: an entry is missing, or is not one of these parameters.
+    """
     parameters = dict(network.named_parameters())
+    require_entries(parameters, tensors)
     for full, value in tensors.items():
         name, _, entry = full.rpartition("/")
         parameter = parameters[name]
@@ -94,6 +99,23 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
             else torch.empty_like(value, device=parameter.device)
         )
         optimizer.state[parameter][entry] = like.copy_(value)
+
+
+def require_entries(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a saved state of Adam that is not one of these parameters.
+
+    Raises:
+        Mismatch: names the first entry that is missing or wrong.
+    """
+    entries = {full.rpartition("/")[2] for full in tensors}
+    owners = dict.fromkeys(full.rpartition("/")[0] for full in tensors)
+    for full in (f"{name}/{entry}" for name in owners for entry in sorted(entries)):
+        if full not in tensors:
+            raise Mismatch(f"optimizer: entry {full!r} is missing")
+        name, _, entry = full.rpartition("/")
+        shape = () if entry == "step" else getattr(parameters.get(name), "shape", None)
+        if name not in parameters or tensors[full].shape != shape or not (tensors[full].is_floating_point() or tensors[full].is_complex()):
+            raise Mismatch(f"optimizer: entry {full!r} does not belong to any parameter")
 
 
 class Players:

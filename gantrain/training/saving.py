@@ -14,7 +14,7 @@ from gantrain.reporting.time_left import CHECKPOINTS, SNAPSHOTS
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.claim import Claim, Traces, claim_folder
-from gantrain.run_folder.contents import group_of
+from gantrain.run_folder.contents import fitting, group_of
 from gantrain.run_folder.layout import BEST_FOLDER
 from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import read_rollback
@@ -207,8 +207,9 @@ class Saving:
             UserError: it was trained on other images, or its batch does not divide over the processes.
         """
         snapshot = checkpoint.read(path)
-        for part in self.parts:
-            part.load(snapshot, rolls_back)
+        with fitting(path):
+            for part in self.parts:
+                part.load(snapshot, rolls_back)
         if not rolls_back:
             self.wandb_id = snapshot.state["wandb_id"]
         return snapshot.state

@@ -89,7 +89,8 @@ class Swapper:
         if last:
             settled = last["nimg"] + clock.images(self.settings.after_kimg)
             if more and last.get("after_nimg", settled) < settled:  # it was scored too early, at an earlier end of the run
-                del last["scores"]["after"], last["after_nimg"]
+                last["scores"].pop("after", None)
+                del last["after_nimg"]
         self.owed = nimg > 0 and (self.owed or self.settings.due(before, nimg))
         swaps = self.owed and more
         after = None

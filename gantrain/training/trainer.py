@@ -6,7 +6,7 @@ import signal
 
 from accelerate import Accelerator
 
-from gantrain import clock, performance
+from gantrain import clock, command_signals, performance
 from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.config.config import Config
 from gantrain.config.schema import group_name
@@ -246,6 +246,7 @@ class Trainer:
         saved = self.keeper.collect(run.nimg, wait=True) and run.saved_at == run.nimg
         where = "here" if saved else "the previous checkpoint"
         say(on_console({"nimg": run.nimg, "event": "interrupted", "signal": name, "resumes_from": where}))
+        command_signals.State.explained = True
         self.close()
         return self.scoreboard.scores
 

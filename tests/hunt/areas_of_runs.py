@@ -11,12 +11,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from areas_of_texts import CONFIGS, copy_run, names_of_keys
 from damages import damage, files_in, mutate_document, odd_file, read_plain
 from material import LONG_ORBIT, ROOT, RUN
-from mutations import as_text, like, mutate_bytes, mutate_json, mutate_lines, some_value
+from mutations import as_text, like, mutate_bytes, mutate_json, mutate_lines
 from PIL import Image, PngImagePlugin
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from supervised import Case
 
 from gantrain.run_folder import checkpoint
@@ -24,6 +27,7 @@ from gantrain.sampling.sheets import TEXT_KEY
 
 OF_RUN = ["run/", "run:", "'run'"]
 DIGITS = str(ROOT / "configs" / "digits.yaml")
+RESUMED = 0.08  # share of the damaged checkpoints that a training is started from, as far as its first update
 HEAVY, LIGHT = 0.03, 0.1  # shares of the cases that are commands of a second or more, and of less
 
 
@@ -89,8 +93,12 @@ def checkpoints(dice: random.Random, world: Path, folder: Path) -> Case:
             break
         chosen = paths[-1] if dice.random() < 0.7 else dice.choice(paths)
         damages = [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
-        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error):  # on top of an earlier damage
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, IndexError, OSError, struct.error, SafetensorError
+        ):  # on top of an earlier damage
             forged |= dice.choice(damages)(dice, chosen, paths)
+    if not heavy and dice.random() < RESUMED:
+        return resumption(dice, store, paths=sorted(store.glob("[0-9]*/manifest.json")))
     if not heavy:
         return Case("read_checkpoints", {"folder": "run/checkpoints", "forged": forged}, OF_RUN)
     verb, wants = dice.choice([
@@ -104,6 +112,17 @@ def checkpoints(dice: random.Random, world: Path, folder: Path) -> Case:
         (["noise-scale", "run", "--updates", "2"], ["stdout"]),
     ])  # fmt: skip
     return Case("command", {"argv": verb}, [*OF_RUN, "new", *names_of_keys()], wants)
+
+
+def resumption(dice: random.Random, store: Path, paths: list[Path]) -> Case:
+    """A training that starts from states and tensors that no version of gantrain wrote, sealed as they should be."""
+    for path in paths:
+        for _ in range(dice.choice([1, 1, 2])):
+            with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error, SafetensorError):
+                dice.choice([forge_state, forge_state, forge_tensors, forge])(dice, path.parent, [])
+    longer = [f"total_kimg={dice.choice(['0.352', '0.4'])}"] if dice.random() < 0.5 else []
+    overrides = ["run_dir=run", *RUN, *longer]
+    return Case("start", {"path": DIGITS, "overrides": overrides}, [*OF_RUN, *names_of_keys()])
 
 
 def flip(dice: random.Random, path: Path, paths: list[Path]) -> bool:
@@ -242,6 +261,32 @@ def forge_header(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     return True
 
 
+def forge_tensors(dice: random.Random, path: Path, paths: list[Path]) -> bool:
+    """Tensors under other names, of other shapes and types, or gone; or a whole group that is."""
+    file = dice.choice([one for one in files_in(path) if one.suffix == ".safetensors"])
+    if dice.random() < 0.1:
+        manifest = json.loads(read_plain(path / "manifest.json"))
+        del manifest["files"][file.name]
+        seal(path, manifest)
+        return True
+    tensors = load(file.read_bytes())
+    for name in dice.sample(sorted(tensors), min(len(tensors), dice.choice([1, 2]))):
+        one = tensors.pop(name)
+        how = dice.randrange(6)
+        if how:
+            tensors[dice.choice([name, name, "", "x", f"{name}/exp_avg", f"{name}:complex", name.upper()])] = [
+                one,
+                one[None],
+                one.flatten()[:1],
+                one.double(),
+                one.to(torch.int8),
+                one.to(torch.bool),
+                one * float("nan"),
+            ][how].clone()
+    refit(path, file.name, save(tensors))
+    return True
+
+
 # ---- other JSON files ------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +294,8 @@ def notes(dice: random.Random, world: Path, folder: Path) -> Case:
     """The other JSON files of a run, and caches: notes in sheets, results, the state of an average, rollback.json, configurations."""
     copy_run(world, folder)
     run = folder / "run"
-    kind = dice.choice(["results", "rollback", "resume"] if dice.random() < HEAVY else ["sheet", "average", "config", "lock", "odd", "odd"])
+    usual = ["sheet", "average", "average", "rollback", "config", "lock", "odd", "odd"]
+    kind = dice.choice(["results", "resume"] if dice.random() < HEAVY else usual)
     if kind == "sheet":
         file = dice.choice(sorted((run / "samples").glob("*.png")))
         with Image.open(file) as opened:
@@ -268,12 +314,11 @@ def notes(dice: random.Random, world: Path, folder: Path) -> Case:
     if kind == "average":
         paths = sorted((run / "averages").iterdir())
         path = dice.choice(paths)
-        dice.choice([flip, odd, remove, forge, forge_state, forge_header, exchange_files, exchange_folders])(dice, path, paths)
+        damages = [flip, odd, remove, forge, forge_state, forge_state, forge_header, forge_tensors, exchange_files, exchange_folders]
+        dice.choice(damages)(dice, path, paths)
         return Case("command", {"argv": ["average", "run", "--sigma-rel", "0.1", "--name", "mine"]}, OF_RUN, ["run/averages/mine"])
     if kind == "rollback":
-        body = {"nimg": 320, "from": 320, "to": 240, "time": "2026-11-30T00:00:00Z", "rollbacks": 1}
-        (run / "rollback.json").write_bytes(as_text(some_value(dice)) if dice.random() < 0.2 else mutate_document(dice, as_text(body)))
-        return Case("command", {"argv": resumed("run", RUN, dice)}, [*OF_RUN, *names_of_keys()], ["stdout"])
+        return after_rollback(dice, run)
     if kind == "odd":
         (run / "evaluations").mkdir()
         for name in ("000000000320.json", "000000000320.png", "notes.txt"):
@@ -297,3 +342,17 @@ def notes(dice: random.Random, world: Path, folder: Path) -> Case:
         ]
     )
     return Case("command", {"argv": verb}, [*OF_RUN, ".: ", *names_of_keys()], ["stdout"])
+
+
+def after_rollback(dice: random.Random, run: Path) -> Case:
+    """The record of a rollback with other values, mostly with a seal that fits, and a training or a fork that reads it."""
+    state = json.loads((run / "checkpoints" / "000000000320" / "state.json").read_text())
+    body = {"to": dice.choice([320, 256]), "guard": {**state["guard"], "rollbacks": 1}, "batching": state["batching"], "metrics_bytes": 0}
+    if dice.random() < 0.9:
+        body = mutate_json(dice, body, dice.choice([1, 1, 2]))
+    sealed = isinstance(body, dict) and dice.random() < 0.8
+    (run / "rollback.json").write_bytes(checkpoint.seal(body) if sealed else mutate_bytes(dice, as_text(body)))
+    if dice.random() < 0.5:
+        return Case("command", {"argv": ["fork", "run", "--out", "new", "total_kimg=1"]}, [*OF_RUN, "new", *names_of_keys()], ["new"])
+    overrides = ["run_dir=run", *RUN, "total_kimg=0.4"]
+    return Case("start", {"path": DIGITS, "overrides": overrides}, [*OF_RUN, *names_of_keys()])

@@ -156,7 +156,8 @@ def yaml_texts(dice: random.Random, world: Path, folder: Path) -> Case:
     return Case("load_config", {"path": "hunt.yaml", "overrides": []}, ["hunt.yaml"])
 
 
-NUMBERS = ("0", "1", "2", "3", "-1", "0.16", "0.08", "nan", "inf", "-inf", "1e999", "1e-999", "x", "", "1_000", "\u0661", "0x2", "1" * 400)
+NUMBERS = ("0", "1", "2", "3", "-1", "0.16", "0.08", "nan", "inf", "-inf", "1e999", "1e-999", "x", "", "1_000", "\u0661", "0x2", "1" * 400,
+           "1" * 5000, "9223372036854775807", "-9223372036854775808", "1e400", "-0", "-inf", "\uff11", "0.0", " 1", "1e5")  # fmt: skip
 OPTIONS: dict[str, list[list[str]]] = {
     "sample": [["--num", "N"], ["--kimg", "N"], ["--labels", "T"], ["--scale", "N"], ["--truncation", "N"], ["--seed", "N"],
     ["--average", "T"],
@@ -206,8 +207,8 @@ def filled(dice: random.Random, word: str) -> str:
     """A word of a command line: a number, a small number, a text, a path, a sweep or an override."""
     if word == "N":
         return dice.choice(NUMBERS)
-    if word == "S":
-        return dice.choice(NUMBERS[:5])
+    if word == "S":  # what it costs grows with it
+        return dice.choice([*NUMBERS[:5], *(one for one in NUMBERS[5:] if not one.isdecimal() or len(one) > 300)])
     if word == "T":
         return dice.choice([one for one in ODD_TEXTS if "\0" not in one and "\ud800" not in one])
     if word == "P":
