@@ -27,7 +27,7 @@ from gantrain.run_folder.changes import (
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.manifest import is_missing, read_manifest
-from gantrain.run_folder.own_config import load_trained
+from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.state_form import ROLLBACK, State
 from gantrain.run_folder.stores import require_names_too, settle_run
@@ -60,7 +60,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
-    earlier = load_trained(run_dir)
+    earlier = load_config(run_dir)
     newest = last_readable(paths)
     begun = begun_averages(newest, earlier)
     changes = find_changes(earlier, config, begun)
