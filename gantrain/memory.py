@@ -12,7 +12,16 @@ from gantrain.errors import UserError, in_words, one_line
 if TYPE_CHECKING:
     import torch
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, in cgroup v2 and v1
+# Files of a container's memory, in cgroup v2 and v1: its limit, what it uses, and of what that consists.
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+CACHED = re.compile(r"^((?:total_)?(?:in)?active_file) (\d+)$", re.MULTILINE)  # bytes of files, which the system drops when it needs room
 # How torch says that it could not allocate: on a CPU, on a GPU (also cuDNN and cuBLAS), and for sizes beyond 64 bits.
 FAILED = re.compile(
     r"can't allocate memory|not enough memory|out of memory|storage size calculation overflowed|numel: integer multiplication overflow"
@@ -26,10 +35,24 @@ def main_memory() -> int:
     import psutil
 
     total = int(psutil.virtual_memory().total)
-    for path in LIMITS:
+    for limit, _, _ in CGROUPS:
         with suppress(OSError, ValueError):  # "max" is no limit
-            total = min(total, int(Path(path).read_text()))
+            total = min(total, int(Path(limit).read_text()))
     return total
+
+
+def free_memory() -> int:
+    """Bytes of main memory that are free on this machine, or that this container may still take."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used, parts in CGROUPS:
+        with suppress(OSError, ValueError):
+            room = int(Path(limit).read_text()) - int(Path(used).read_text())
+            cached = dict(CACHED.findall(Path(parts).read_text()))
+            room += sum(int(cached.get(f"total_{name}", cached.get(name, 0))) for name in ("active_file", "inactive_file"))
+            free = min(free, max(0, room))
+    return free
 
 
 def memory_of(device: torch.device) -> int:

@@ -29,7 +29,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from gantrain import randomness
+from gantrain import memory, randomness
 from gantrain.data import (
     DATASETS,
     Archive,
@@ -822,6 +822,7 @@ def machine(monkeypatch):
 
     def free(host: float, device: float = 0) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(host)))
+        monkeypatch.setattr(memory, "CGROUPS", ())
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(device), int(device)))
 
     return free

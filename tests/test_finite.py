@@ -179,7 +179,7 @@ def test_every_command_says_it(gantrain, trained, tmp_path):
     out = tmp_path / "out.png"
     for command in (
         ("sample", run, "--out", out),
-        ("sample", run, "--sheet", "averages", "--out", out),
+        ("sample", run, "--sheet", "averages", "--average", "live,ema", "--out", out),
         ("sample", run, "--sheet", "classes", "--out", out),
         ("walk", run, "--frames", 2, "--out", tmp_path / "out.gif"),
         ("truncation", run, "--sweep", "1:2:2", "--average", "ema"),
@@ -190,6 +190,7 @@ def test_every_command_says_it(gantrain, trained, tmp_path):
         (line,) = done.stderr.strip().splitlines()
         assert done.returncode == 2 and f"nan or infinite, the first in {name}" in line, (command, done)
         assert not out.exists() and not (tmp_path / "fork").exists() and not (tmp_path / "out.gif").exists()
+    assert "; without ema, whose weights or images are not" in gantrain("sample", run, "--sheet", "averages", "--out", out).stdout
     gantrain("fork", run, "--out", tmp_path / "fork", "total_kimg=1", "averagers.ema=null")
     done = gantrain("evaluate", run, "--num", 64)
     assert "ema: its weights are not finite (3 of" in done.stdout and "so its scores are nan" in done.stdout

@@ -25,6 +25,7 @@ from gantrain.run_folder.contents import (
     run_of,
     times_of_rebuilt,
 )
+from gantrain.run_folder.finite import NotFinite
 from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import generate, hold_rebuilt
@@ -48,6 +49,7 @@ class Task:
         averages: names of the averages that the kind "averages" shows.
         accelerator: of the program.
         scale: factor by which images are enlarged; None enlarges only small ones.
+        named: whether the user has named the averages.
     """
 
     source: ImageSource
@@ -56,6 +58,7 @@ class Task:
     averages: Sequence[str]
     accelerator: Accelerator
     scale: int | None = None
+    named: bool = False
 
     def load_generator(self) -> GeneratorModule:
         """Load the chosen generator onto this process's device."""
@@ -127,6 +130,7 @@ def draw_sheet(
     if num is None:
         columns = choose_columns(entry.num, len(source.classes))
         num = max(1, round(entry.num / columns)) * columns if entry.full else entry.num
+    named = averages is not None
     if averages is None:
         averages = list_averages(source.path)
     for name in averages:
@@ -138,7 +142,7 @@ def draw_sheet(
     accelerator = make_accelerator()
     source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)
-    task = Task(source, out, num, averages, accelerator, scale)
+    task = Task(source, out, num, averages, accelerator, scale, named)
     written = on_main(accelerator, lambda: entry.draw(task)) if entry.alone else entry.draw(task)
     return written or "", accelerator
 
@@ -186,20 +190,36 @@ def draw_classes(task: Task) -> str:
 
 
 def draw_averages(task: Task) -> str:
-    """Draw the same latents and classes through the live weights and averages, side by side."""
+    """Draw the same latents and classes through the live weights and averages, side by side.
+
+    Those that are not finite are left out, unless they were asked for by name.
+
+    Raises:
+        NotFinite: there are no others, or an average that was asked for is not finite.
+    """
     source, run, sheets = task.source, run_of(task.source.path), []
+    left_out: dict[str, NotFinite] = {}
     rebuilt = rebuilt_of(run)
     columns = choose_columns(task.num, len(source.classes))
     named = source.known.names is not None and columns % len(source.classes) == 0  # then a column has one class
     heads = tuple(map(source.known.heading, source.labels(columns).tolist())) if named else ()
     for name in task.averages:
-        generator = source.load_generator(task.accelerator.device, name)
-        images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num), name)
+        try:
+            generator = source.load_generator(task.accelerator.device, name)
+            images = task.generate(generator, source.latents(generator, task.num), source.labels(task.num), name)
+        except NotFinite as error:
+            if task.named:
+                raise
+            left_out[name] = error
+            continue
         at = moment_of_rebuilt(run, name) if name in rebuilt else int(source.path.name)
         sheets.append(Sheet(name, f"{name} at {at / 1000:g} kimg", make_grid(images, columns, scale=task.scale), heads))
+    if not sheets:
+        raise next(iter(left_out.values()))
     with open_draft(task.out.path) as draft:
         save_side_by_side(sheets, draft)
-    return f"{task.num} images of each of {', '.join(task.averages)} in {task.out.path}"
+    without = f"; without {', '.join(left_out)}, whose weights or images are not finite" if left_out else ""
+    return f"{task.num} images of each of {', '.join(sheet.name for sheet in sheets)} in {task.out.path}{without}"
 
 
 def draw_interpolations(task: Task, of_z: bool, of_class: bool) -> str:

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gantrain.data.room import ROOM
 from gantrain.errors import UserError, brief, in_words
+from gantrain.memory import free_memory
 from gantrain.regular_file import open_regular, too_large
 
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
@@ -127,7 +127,7 @@ def refuse_bomb(image: Image.Image, data: bytes = b"") -> int:
         scans = data.count(SCAN)
         if scans > MOST_SCANS and scans * pixels > SCANNED_PIXELS:
             raise Undecodable(f"{scans:,} scans of {image.width} x {image.height} pixels would take too long")
-    if pixels * needed > LARGE_IMAGE and pixels * needed > (free := psutil.virtual_memory().available):
+    if pixels * needed > LARGE_IMAGE and pixels * needed > (free := free_memory()):
         raise Undecodable(f"{image.width} x {image.height} pixels need {in_words(pixels * needed)}, and only {in_words(free)} are free")
     return pixels * needed
 

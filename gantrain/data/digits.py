@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gantrain.data.imageset import ImageSet, Source, require_memory, sum_array
+from gantrain.data.imageset import ImageSet, Source, require_room_for_set, sum_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Digits(Source):
         from sklearn.datasets import load_digits
 
         data = load_digits()
-        require_memory("digits", len(data.images), 1, self.resolution, 9)  # two copies of 4 bytes, and the result
+        require_room_for_set("digits", len(data.images), 1, self.resolution, 9)  # two copies of 4 bytes, and the result
         grey = torch.from_numpy(data.images).float()[:, None] * (255 / 16)  # [1797, 1, 8, 8], levels 0..16 to 0..255
         size = (self.resolution, self.resolution)
         pixels = F.interpolate(grey, size=size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)

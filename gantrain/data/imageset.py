@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,6 +18,7 @@ from gantrain.contracts import Contract
 from gantrain.data.decoding import Traits
 from gantrain.errors import UserError, check, in_words, readable
 from gantrain.field_marks import INCIDENTAL
+from gantrain.memory import free_memory
 
 Where = Literal["auto", "device", "host", "disk"]
 TRIES = 100  # how many images of a class are tried in place of an unreadable one
@@ -379,7 +379,7 @@ def sum_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def require_memory(name: str, count: int, channels: int, resolution: int, copies: int) -> None:
+def require_room_for_set(name: str, count: int, channels: int, resolution: int, copies: int) -> None:
     """Refuse a resolution at which a published set does not fit into memory.
 
     Args:
@@ -390,7 +390,7 @@ def require_memory(name: str, count: int, channels: int, resolution: int, copies
     Raises:
         UserError: the memory is too small.
     """
-    needed, free = count * channels * resolution**2 * copies, psutil.virtual_memory().available
+    needed, free = count * channels * resolution**2 * copies, free_memory()
     if needed > free:
         raise UserError(
             f"data.resolution: {name} at {resolution} x {resolution} pixels needs {in_words(needed)} of memory, and {in_words(free)} are"

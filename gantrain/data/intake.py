@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from gantrain.cache import keep_file, kept_file
@@ -18,6 +17,7 @@ from gantrain.data.class_balance import describe_mixture
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted, in_words
+from gantrain.memory import free_memory
 from gantrain.plugin_errors import describe_value
 
 NAMED = 10  # how many broken files one message names
@@ -55,7 +55,7 @@ def prepare(
     """
     source = DATA_SET.adapt(source)
     built = source.build()
-    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__)
+    images = built if isinstance(built, ImageSet) else adopted(built, type(source).__name__, source.labels)
     if source.class_names is not None:
         images = images.with_names(source.class_names)
     if not source.labels:
@@ -80,8 +80,10 @@ def prepare(
     return images
 
 
-def adopted(dataset: PlainDataset, name: str) -> ImageSet:
+def adopted(dataset: PlainDataset, name: str, labelled: bool = True) -> ImageSet:
     """A plain data set of (uint8 `[C, H, W]`, label) with `num_classes` as an `ImageSet`; every item is asked for its label once.
+
+    If not `labelled`, no item is asked, and all labels are 0: those of the items may be anything, such as -1 for "no class".
 
     Raises:
         UserError: its items are something else, or it has no `num_classes`.
@@ -96,7 +98,8 @@ def adopted(dataset: PlainDataset, name: str) -> ImageSet:
         raise UserError(
             f"data: items of {name} must be square uint8 tensors [C, H, W], got {getattr(image, 'dtype', type(image).__name__)}"
         )
-    labels = torch.tensor([label_of(dataset, i, name) for i in range(len(dataset))])
+    count = len(dataset)
+    labels = torch.tensor([label_of(dataset, i, name) for i in range(count)]) if labelled else torch.zeros(count, dtype=torch.int64)
     classes = [str(i) for i in range(dataset.num_classes)]
 
     def decode(index: int) -> torch.Tensor:
@@ -180,7 +183,7 @@ def place(images: ImageSet, keep_in: str, device: torch.device, processes_here: 
         return "disk" if keep_in == "disk" and images.pixels is None else "host" if keep_in == "disk" else keep_in
     if device.type == "cuda" and images.bytes < SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    if images.pixels is not None or images.bytes * processes_here < SHARE_OF_MEMORY * psutil.virtual_memory().available:
+    if images.pixels is not None or images.bytes * processes_here < SHARE_OF_MEMORY * free_memory():
         return "host"
     return "disk"
 
@@ -194,7 +197,7 @@ def refuse_small_memory(images: ImageSet, where: str) -> None:
     if images.pixels is not None and not (images.mapped and where != "disk"):
         return
     one = images.bytes // max(1, len(images))
-    needed, free = one if where == "disk" else images.bytes, psutil.virtual_memory().available
+    needed, free = one if where == "disk" else images.bytes, free_memory()
     if needed > free and where != "disk":
         raise UserError(
             f"data.keep_in: {where} needs {in_words(needed)} of memory for {images.name}, and {in_words(free)} are free; set"

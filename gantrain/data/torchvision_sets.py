@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
-from gantrain.data.imageset import ImageSet, Source, require_memory, sum_array
+from gantrain.data.imageset import ImageSet, Source, require_room_for_set, sum_array
 from gantrain.data.unpacking import unpack
 from gantrain.errors import UserError, one_line
 from gantrain.field_marks import INCIDENTAL
@@ -234,7 +234,7 @@ def resized(pixels: torch.Tensor, resolution: int) -> torch.Tensor:
     """
     if pixels.shape[-1] == resolution:
         return pixels
-    require_memory("the data set", len(pixels), pixels.shape[1], resolution, 2)
+    require_room_for_set("the data set", len(pixels), pixels.shape[1], resolution, 2)
     from torchvision.transforms.v2.functional import resize
 
     return torch.cat([resize(chunk, [resolution, resolution], antialias=True) for chunk in pixels.split(4096)])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from gantrain.data.intake import LOOKED_INTO
 from gantrain.data.listing import Listing, components, list_folder, zip_components
 from gantrain.data.stream import permuted
 from gantrain.errors import UserError, in_words, readable
+from gantrain.memory import free_memory
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import is_run_folder
 
@@ -241,7 +241,7 @@ def refuse_many(name: str, count: int, image: Tensor) -> None:
         UserError: the memory is too small for two copies.
     """
     needed = 2 * count * image.numel()
-    if needed > LARGE_IMAGE and needed > (free := psutil.virtual_memory().available):
+    if needed > LARGE_IMAGE and needed > (free := free_memory()):
         raise UserError(
             f"{name}: {count} images of {image.shape[2]}x{image.shape[1]} pixels need {in_words(needed)} at a time, and only"
             f" {in_words(free)} are free; set a smaller eval.batch_size, or make the images smaller"

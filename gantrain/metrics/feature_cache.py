@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-import psutil
 import torch
 from safetensors.torch import load as from_bytes, save as to_bytes
 
 from gantrain.cache import keep_file, kept_file
+from gantrain.memory import free_memory
 from gantrain.metrics.featureset import FeatureSet
 
 # Part of every file's name. Raise it when other features may belong to a fingerprint: when images are decoded in another way, or if
@@ -29,7 +29,7 @@ def file_of(print_: str) -> str:
 
 def cached(print_: str) -> FeatureSet | None:
     """Returns the features cached under a fingerprint, or None if there are none, or if the file is damaged or not a cached one."""
-    data = kept_file(file_of(print_), psutil.virtual_memory().available // 2)  # two copies: the file and its tensors
+    data = kept_file(file_of(print_), free_memory() // 2)  # two copies: the file and its tensors
     if data is None:
         return None
     try:

@@ -13,10 +13,10 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from gantrain.array_header import read_header
 from gantrain.errors import UserError, brief, in_words
+from gantrain.memory import free_memory
 from gantrain.regular_file import open_regular
 
 SMALL = 2**28  # bytes of an array up to which nothing is asked
@@ -102,7 +102,7 @@ class Npz:
                 packed, whole = in_words(header.member.compress_size), in_words(header.nbytes)
                 raise unreadable(self.path, f"{name} would be unpacked from {packed} to {whole}, so it is a constant or a bomb")
         needed = sum(header.nbytes for header in self.headers.values())
-        if needed > SMALL and needed > (free := psutil.virtual_memory().available):
+        if needed > SMALL and needed > (free := free_memory()):
             raise unreadable(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free)} are free")
         arrays = {}
         for name, header in self.headers.items():

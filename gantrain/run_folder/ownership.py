@@ -32,7 +32,7 @@ from gantrain.run_folder.manifest import is_missing, read_manifest
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.state_form import ROLLBACK, State
-from gantrain.run_folder.stores import require_known_formats, settle_run
+from gantrain.run_folder.stores import require_names_too, settle_run
 from gantrain.run_folder.trained_with import config_in
 
 NAMED = 4  # files that a message names
@@ -62,7 +62,7 @@ def compare_with_run(run_dir: Path, config: Config) -> tuple[dict[str, Any], str
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
-    require_known_formats(run_dir)
+    require_names_too(run_dir)
     paths = CheckpointStore(run_dir / "checkpoints").paths()
     if not paths:
         refuse_reserved(config.averagers)  # an older run with such an average resumes
@@ -166,7 +166,7 @@ def acquire_lock(run_dir: Path) -> IO[str]:
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
     try:
-        require_known_formats(run_dir)
+        require_names_too(run_dir)
         settle_run(run_dir)
     except BaseException:
         held.close()

@@ -307,3 +307,20 @@ def test_a_kept_checkpoint_that_is_replaced_stays_kept(tmp_path):
     save(store, 1000, 2.0)
     save(store, 2000, 3.0)
     assert [value_of(path) for path in store.paths()] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["draft whole", "draft half"])
+def test_what_another_process_replaces_just_now_is_left_to_it(whole, monkeypatch, tmp_path):
+    """`gantrain average` renames the old average after the trainer has looked for interrupted replacements, and is killed."""
+    target = tmp_path / "wide"
+    write(target, 8, {"average.wide": {"w": torch.zeros(3)}}, {})
+    write(tmp_path / "new", 8, {"average.wide": {"w": torch.ones(3)}}, {})
+    os.rename(tmp_path / "new", tmp_path / ".writing-wide")
+    if not whole:
+        next((tmp_path / ".writing-wide").glob("*.safetensors")).unlink()
+    real = replacing.settle_replaced
+    monkeypatch.setattr(replacing, "settle_replaced", lambda folder: (real(folder), os.rename(target, tmp_path / ".replaced-wide")))
+    replacing.settle(tmp_path)
+    assert (tmp_path / ".replaced-wide").exists()
+    real(tmp_path)
+    assert read(target).tensors["average.wide"]["w"][0] == float(whole)
