@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def call(arguments: argparse.Namespace) -> None:
     configured = configuration_of(run)
     overrides = [*arguments.overrides, as_override("run_dir", arguments.out)]
     new, origin = load(run / CONFIG_FILE, overrides), open_origin(run, arguments.kimg)
-    old = config_in(origin.snapshot.state) or configured  # what somebody has edited since is a change like any other
+    trained = config_in(origin.snapshot.state) or configured  # what somebody has edited since is a change like any other
+    old = dataclasses.replace(trained, total_kimg=configured.total_kimg)  # which a resume may change
     kept = kept_averages(old, new, origin.snapshot.state)["g"]
     begin = [name for name in new.averagers if name not in kept]
     new = begin_at_once(new, begin, set_keys(run / CONFIG_FILE, overrides), origin.snapshot.nimg)
