@@ -10,14 +10,15 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gantrain.data.room import ROOM
+from gantrain.data.room import AT_ONCE, ROOM
 from gantrain.errors import UserError, brief, in_words
 from gantrain.memory import free_memory
 from gantrain.regular_file import open_regular, too_large
@@ -75,16 +76,22 @@ def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Im
         raise UserError(f"{name}: does not decode as an image ({error})") from error
 
 
-@contextmanager
-def as_undecodable() -> Iterator[None]:
-    """Within this context, around calls of Pillow or another library that decodes, everything raised becomes `Undecodable`.
+class AsUndecodable:
+    """A context around calls of Pillow or another library that decodes: everything raised in it becomes `Undecodable`.
 
     At a damaged file decoders raise almost anything: KeyError, IndexError, RuntimeError, NotImplementedError, struct.error, zlib.error.
     """
-    try:
-        yield
-    except Exception as error:
-        raise Undecodable(reason(error)) from error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            raise Undecodable(reason(error)) from error
+
+
+def as_undecodable() -> AsUndecodable:
+    """The context `AsUndecodable`. It is a class, since one from a generator takes 2 microseconds more, several times an image."""
+    return AsUndecodable()
 
 
 @contextmanager
@@ -150,14 +157,9 @@ def file_bytes(path: str | os.PathLike) -> Iterator[bytes]:
         yield data
 
 
-@contextmanager
-def room_for_file(size: int) -> Iterator[None]:
+def room_for_file(size: int) -> AbstractContextManager[None]:
     """Within this context, a file of so many bytes may be read and decoded: a large one alone."""
-    if size < LARGE_FILE:
-        yield
-    else:
-        with ROOM.take(ROOM.size):
-            yield
+    return AT_ONCE if size < LARGE_FILE else ROOM.take(ROOM.size)
 
 
 def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.Resampling) -> torch.Tensor:

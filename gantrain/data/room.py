@@ -10,12 +10,15 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 SIZE = 2**30  # bytes that the decoders of a process may take together; an image that needs more is decoded alone
 FREE = 2**22  # bytes of an image that is so small that it need not ask
 TRIMMED = 2**26  # bytes of decoding after which memory is given back to the system
+
+
+AT_ONCE: AbstractContextManager[None] = nullcontext()  # of small images
 
 
 class Room:
@@ -34,16 +37,17 @@ class Room:
         self.used = 0
         self.turn, self.changed, self.own = threading.Lock(), threading.Condition(threading.Lock()), threading.local()
 
-    @contextmanager
-    def take(self, amount: int) -> Iterator[None]:
+    def take(self, amount: int) -> AbstractContextManager[None]:
         """Hold so many bytes within this context; wait until they are free. More than `size` counts as all of it.
 
         A thread that holds all of it already may ask again, and gets it at once. Less than `FREE` does not count.
         """
         if amount < FREE or getattr(self.own, "holds_all", False):
-            yield
-            return
-        amount = min(amount, self.size)
+            return AT_ONCE
+        return self._hold(min(amount, self.size))
+
+    @contextmanager
+    def _hold(self, amount: int) -> Iterator[None]:
         with self.turn, self.changed:
             self.changed.wait_for(lambda: self.used + amount <= self.size)
             self.used += amount
