@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import sys
@@ -57,7 +56,7 @@ class WrongResult(PluginError):
     """A method of a plug-in has returned something that its contract does not allow."""
 
 
-def know(name: str, cls: type, *files: str | None) -> None:
+def remember(name: str, cls: type, *files: str | None) -> None:
     """Remember a plug-in and its files, for messages.
 
     Args:
@@ -65,6 +64,8 @@ def know(name: str, cls: type, *files: str | None) -> None:
         cls: its class.
         files: in which its code lies.
     """
+    import inspect  # --help does not need it
+
     NAMES[cls.__module__, cls.__qualname__] = name
     lines = (0, 0)
     with suppress(OSError, TypeError):  # a class without a source
@@ -89,7 +90,7 @@ def name_in(error: BaseException) -> str | None:
     return next((name for name in reversed(names) if name), None)
 
 
-def blame(error: BaseException) -> PluginFailed | None:
+def explain_failure(error: BaseException) -> PluginFailed | None:
     """The error to raise instead of one that has come from the code of a plug-in; None if it has not.
 
     What a plug-in refuses with a `UserError` has its own words, and interruptions are nobody's mistake.
@@ -178,7 +179,7 @@ def describe(error: BaseException) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
 
 
-def refuse_result(plugin: Any, method: str, must: str, value: Any) -> NoReturn:
+def refuse_result(plugin: Any, method: str, must: str, value: Any, words: str | None = None) -> NoReturn:
     """Refuse what a method of a plug-in has returned.
 
     Args:
@@ -186,17 +187,20 @@ def refuse_result(plugin: Any, method: str, must: str, value: Any) -> NoReturn:
         method: its name.
         must: completes "must return ...".
         value: what it has returned.
+        words: describe the value; None is `describe_value`.
 
     Raises:
         WrongResult: names the class, the method and its place.
     """
     cls = type(plugin)
     who = NAMES.get((cls.__module__, cls.__qualname__), f"{cls.__module__}:{cls.__qualname__}")
-    raise WrongResult(f"{who}: {method} must return {must}, got {describe_value(value)}{place_of(plugin, method)}")
+    raise WrongResult(f"{who}: {method} must return {must}, got {words or describe_value(value)}{place_of(plugin, method)}")
 
 
 def place_of(plugin: Any, method: str) -> str:
     """Where a method of a plug-in from outside is defined, for the end of a message: " (FILE, line N)"; "" for gantrain's own."""
+    import inspect  # as above
+
     with suppress(Exception):
         code = inspect.unwrap(getattr(type(plugin), method)).__code__
         return "" if is_own(code.co_filename) else f" ({in_words((code.co_filename, code.co_firstlineno, '<>'))})"

@@ -39,7 +39,7 @@ from gantrain.config.yaml_files import (
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
 from gantrain.interruption import Stopped
 from gantrain.metrics import PROTOCOLS
-from gantrain.plugin_errors import blame
+from gantrain.plugin_errors import explain_failure
 from gantrain.shipped import find_config
 from gantrain.strict_yaml import TextLoader
 from gantrain.type_words import PLURALS, describe_type
@@ -297,7 +297,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
     except (KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:
-        failed = blame(error)
+        failed = explain_failure(error)
         if failed is None and not isinstance(error, TypeError):
             raise
         raise ConfigError(f"{sources(path)}: {path}: {failed or one_line(error)}" if path else str(failed or one_line(error))) from error

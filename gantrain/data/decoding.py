@@ -76,7 +76,7 @@ def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Im
 
 
 @contextmanager
-def as_undecodable() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Within this context, around calls of Pillow or another library that decodes, everything raised becomes `Undecodable`.
 
     At a damaged file decoders raise almost anything: KeyError, IndexError, RuntimeError, NotImplementedError, struct.error, zlib.error.
@@ -94,7 +94,7 @@ def opened_image(data: bytes) -> Iterator[Image.Image]:
     Raises:
         Undecodable: it is of no known format, or too large.
     """
-    with as_undecodable():
+    with translate_errors():
         image = Image.open(io.BytesIO(data))
     with image, ROOM.take(refuse_bomb(image, data)):
         try:
@@ -164,12 +164,12 @@ def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.
     Raises:
         Undecodable: it does not decode.
     """
-    shown = displayed(image, mode)
+    shown = render(image, mode)
     if shown is not image:
         image.close()  # a large one is in memory once and not twice
     side = min(shown.size)
     left, top = (shown.width - side) // 2, (shown.height - side) // 2
-    with as_undecodable():
+    with translate_errors():
         # Crop first: `resize(box=...)` lets the filter read pixels outside the box.
         square = shown if shown.size == (side, side) else shown.crop((left, top, left + side, top + side))
         pixels = torch.from_numpy(np.array(square.resize((resolution, resolution), filter)))
@@ -193,7 +193,7 @@ def reason(error: Exception) -> str:
     return brief(error) if plain else f"{type(error).__name__}: {brief(error)}"
 
 
-def displayed(image: Image.Image, mode: str) -> Image.Image:
+def render(image: Image.Image, mode: str) -> Image.Image:
     """Returns a picture as it is displayed: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
 
     A picture that needs no conversion is returned itself. Large ones are converted in bands, so that they are not in memory several times.
@@ -206,7 +206,7 @@ def displayed(image: Image.Image, mode: str) -> Image.Image:
         Undecodable: it does not decode; or the pixels have 32 bits or a sign: their range is unknown, and Pillow would clip them.
     """
     white, clear = white_of_grey(image), transparent_value(image)
-    with as_undecodable():
+    with translate_errors():
         if image.format in IN_DECODER:
             ImageOps.exif_transpose(image, in_place=True)
         else:  # of containers such as ICNS, which load another size after a change
@@ -287,7 +287,7 @@ def stored_mode(image: Image.Image) -> str:
 def traits_of(data: bytes) -> Traits | None:
     """Returns the traits of a file, given by its bytes; None if it does not decode."""
     try:
-        with opened_image(data) as image, as_undecodable():
+        with opened_image(data) as image, translate_errors():
             stored, white = stored_mode(image), white_of_grey(image)  # before `getexif`, which loads some formats
             transparent, turned = image.has_transparency_data, image.getexif().get(ORIENTATION, 1) not in (0, 1)
             highest = None

@@ -27,7 +27,7 @@ from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.home import expand_user
 from gantrain.metrics.featureset import FeatureSet, Moments
-from gantrain.metrics.npz import NAMED, Header, opened_npz
+from gantrain.metrics.npz import NAMED, Header, open_npz
 
 KINDS = "mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0 (uint8 images)"
 AGAIN = "create the file again"
@@ -176,7 +176,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged or too large, contains no such array, or one of another type or shape.
     """
-    with opened_npz(path, (*KEPT, *OF_CLASSES)) as file:
+    with open_npz(path, (*KEPT, *OF_CLASSES)) as file:
         if not file.headers:
             raise contains_nothing(path, file.names)
         for key, header in file.headers.items():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gantrain.errors import UserError
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
-from gantrain.strict_yaml import read_values
 
 CHECKPOINT = f"{'[0-9]' * 12}/manifest.json"
 FOLDERS = {"checkpoints", "evaluations", "orbit", "samples", "scoring", "tensorboard", "wandb", AVERAGES_FOLDER, BEST_FOLDER}  # of a run
@@ -35,6 +34,8 @@ def holds_checkpoints(folder: Path) -> bool:
 
 def is_run_config(path: Path) -> bool:
     """Whether a YAML file can be the configuration in a run folder; False if it cannot be read."""
+    from gantrain.strict_yaml import read_values  # --help needs no YAML
+
     try:
         values = read_values(path)
     except (OSError, ValueError):
