@@ -17,9 +17,9 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """
     try:
         version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):  # later ones are for structures with names that are not Latin
+        if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"an array of format {version}")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0  # 3.0 differs in names
         shape, _, dtype = read(file)
     except Exception as error:  # numpy parses the header as Python's literals, which fails in many ways
         raise ValueError(brief(error)) from None

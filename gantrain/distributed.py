@@ -127,7 +127,7 @@ def leaves_apples_gpu(device: torch.device) -> bool:
 
 def local_processes() -> int:
     """The number of processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return launch_environment.process_local_world()
 
 
 def sum_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:

@@ -125,5 +125,5 @@ def replacement() -> Path:
 
 def is_writable(folder: Path) -> bool:
     """Whether a folder can be written, or made."""
-    there = next((one for one in (folder, *folder.parents) if os.path.exists(one)), None)  # unlike `Path.exists`, it never raises
+    there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), None)  # unlike `Path.exists`, it never raises
     return there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -13,7 +13,8 @@ from gantrain.errors import UserError, counted
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun and `accelerate launch`, which host the store of the group themselves
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 REMEDY = "start the processes with `accelerate launch` or `torchrun`, or set all of " + ", ".join(VARIABLES)
-ALONE = "to train with one process, unset it"
+NUMBERS = VARIABLES[:4]
+PORT = "29500"  # of the main process where MASTER_PORT is not set, as Accelerate and torchrun have it
 # Variables of MPI that Accelerate reads on a CPU.
 OF_MPI = {
     "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
@@ -64,47 +65,54 @@ def process_world() -> int:
     return max(_number_or_none(os.environ.get("WORLD_SIZE", "")) or 1, 1)
 
 
-def read_place(cpu: bool = False) -> Place:
-    """Read and check this process's place in its group. Empty variables count as unset, and are removed.
+def process_local_world() -> int:
+    """The number of processes on this machine that LOCAL_WORLD_SIZE names; 1 unless it is a number. Never raises."""
+    return min(max(_number_or_none(os.environ.get("LOCAL_WORLD_SIZE", "")) or 1, 1), process_world())
+
+
+def read_place(cpu: bool | None = None) -> Place:
+    """Read and check this process's place in its group, and set the variables that torch needs and that have a sound default.
+
+    Variables that are empty, or -1 as in Accelerate, count as unset, and are removed.
 
     Args:
-        cpu: whether variables of MPI count where WORLD_SIZE and LOCAL_RANK are not set, as Accelerate does on a CPU.
+        cpu: whether the networks are on the CPU, where variables of MPI count too, as in Accelerate; None if that is not known yet.
 
     Raises:
-        UserError: a variable is missing, is not a number, or contradicts another; the message names it and its value.
+        UserError: a variable is missing, is not a number, or contradicts another; the message names it, its value, and what to unset.
     """
-    for name in VARIABLES:
-        if not os.environ.get(name, "-").strip():
-            del os.environ[name]  # torch and Accelerate fail to parse an empty value
-    if cpu and "WORLD_SIZE" not in os.environ and "LOCAL_RANK" not in os.environ:
-        _adopt_mpi()
-    world = _number("WORLD_SIZE", 1, "the number of processes", ALONE)
-    rank = _number("RANK", 0, "the number of this process, from 0", ALONE)
-    local_rank = _number("LOCAL_RANK", 0, "the number of this process on its machine, from 0", ALONE)
-    local_world = _number("LOCAL_WORLD_SIZE", 1, "the number of processes on this machine", ALONE)
+    _remove_unset()
+    if cpu is not False:
+        _adopt_mpi(whole=cpu is True)
+    world = _number("WORLD_SIZE", 1, "the number of processes")
+    rank = _number("RANK", 0, "the number of this process, from 0")
+    local_rank = _number("LOCAL_RANK", 0, "the number of this process on its machine, from 0")
+    local_world = _number("LOCAL_WORLD_SIZE", 1, "the number of processes on this machine")
     if (rank or 0) >= (world or 1):
         limit = "WORLD_SIZE is not set" if world is None else f"WORLD_SIZE={world} allows 0 to {world - 1}"
-        raise UserError(f"RANK: {rank} does not fit, since {limit}; {ALONE}, or else {REMEDY}")
+        raise UserError(f"RANK: {rank} does not fit, since {limit}; {REMEDY}; {_alone()}")
     if (world or 1) == 1 and local_rank is None:
         return Place()
-    why = f"LOCAL_RANK={local_rank} is" if world is None else f"WORLD_SIZE={world} is"
-    for name, value in (("WORLD_SIZE", world), ("RANK", rank), ("LOCAL_RANK", local_rank)):
-        _require(name, value is not None, why)
-    assert world is not None and rank is not None and local_rank is not None
-    if local_world is not None and not local_rank < local_world <= world:
-        wrong = "LOCAL_WORLD_SIZE" if local_world > world else "LOCAL_RANK"
-        values = f"LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE={local_world}, WORLD_SIZE={world}"
-        raise UserError(f"{wrong}: must be below {'or equal to WORLD_SIZE' if local_world > world else 'LOCAL_WORLD_SIZE'}, got {values}")
-    if local_world is None and local_rank >= world:
-        raise UserError(f"LOCAL_RANK: must be below WORLD_SIZE={world}, got {local_rank}; {REMEDY}")
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    _require("MASTER_ADDR", address is not None, why)
-    _require("MASTER_PORT", port is not None, why)
-    assert address is not None
-    number = _number("MASTER_PORT", 1, "a port on MASTER_ADDR that is free, the same for all processes", REMEDY, HIGHEST_PORT)
-    assert number is not None
-    launched = os.environ.get(AGENT_STORE) == "True"
-    return Place(rank, world, local_rank, local_world or 1, address.strip(), number, launched)
+    _require("WORLD_SIZE", world is not None, f"LOCAL_RANK={local_rank}")
+    assert world is not None
+    address, given = os.environ.get("MASTER_ADDR", "").strip(), f"WORLD_SIZE={world}"
+    rank = 0 if world == 1 else rank
+    _require("RANK", rank is not None, given)
+    assert rank is not None
+    if local_rank is None:
+        local_rank = _local_rank(rank, world, local_world, address, cpu)
+        _require("LOCAL_RANK", local_rank is not None, given)
+        assert local_rank is not None
+    _require_local(local_rank, local_world, world)
+    if world == 1 and not address:
+        del os.environ["LOCAL_RANK"]  # Accelerate would form a group, which needs an address
+        return Place()
+    _require("MASTER_ADDR", bool(address), given)
+    os.environ["RANK"] = str(rank)
+    os.environ.setdefault("MASTER_PORT", PORT)
+    port = _number("MASTER_PORT", 1, "a port on MASTER_ADDR that is free, the same for all processes", HIGHEST_PORT)
+    assert port is not None
+    return Place(rank, world, local_rank, local_world or 1, address, port, os.environ.get(AGENT_STORE) == "True")
 
 
 def resolve_address(place: Place) -> None:
@@ -135,20 +143,58 @@ def require_devices(place: Place, available: int, kind: str) -> None:
         )
 
 
-def _adopt_mpi() -> None:
-    """Set this module's variables to those of MPI, if it has started several processes."""
-    found = {name: next((os.environ[one] for one in others if os.environ.get(one)), None) for name, others in OF_MPI.items()}
-    if (_number_or_none(found["WORLD_SIZE"] or "") or 1) > 1:
-        given = {name: value for name, value in found.items() if value is not None} | {"MASTER_PORT": "29500"}
-        os.environ.update({name: os.environ.get(name, value) for name, value in given.items()})
+def _remove_unset() -> None:
+    """Remove variables that are empty, which torch and Accelerate fail to parse, or -1, which is Accelerate's own value for "not set"."""
+    for name in VARIABLES:
+        if os.environ.get(name, "-").strip() in ("", *(["-1"] if name in NUMBERS else [])):
+            del os.environ[name]
 
 
-def _require(name: str, holds: bool, why: str) -> None:
+def _adopt_mpi(whole: bool) -> None:
+    """Set variables that are missing to those of MPI, if there are several processes.
+
+    Args:
+        whole: also if neither WORLD_SIZE nor LOCAL_RANK is set; otherwise only MPI knows of a group.
+    """
+    if not whole and "WORLD_SIZE" not in os.environ and "LOCAL_RANK" not in os.environ:
+        return
+    found = {name: next((os.environ[one] for one in others if os.environ.get(one, "").strip()), None) for name, others in OF_MPI.items()}
+    if (_number_or_none(os.environ.get("WORLD_SIZE") or found["WORLD_SIZE"] or "") or 1) > 1:
+        for name, value in found.items():
+            if value is not None:
+                os.environ.setdefault(name, value)
+
+
+def _local_rank(rank: int, world: int, local_world: int | None, address: str, cpu: bool | None) -> int | None:
+    """LOCAL_RANK where it is not set: RANK if all processes are on this machine. None if a GPU depends on it."""
+    loopback = address.startswith("127.") or address in ("localhost", "::1")
+    if rank < (local_world or world) and (local_world == world or loopback):
+        os.environ["LOCAL_RANK"] = str(rank)
+        return rank
+    return None if cpu is False else 0  # Accelerate's default, on a CPU
+
+
+def _require_local(local_rank: int, local_world: int | None, world: int) -> None:
+    """Refuse places on a machine that contradict each other."""
+    if local_world is not None and local_world > world:
+        raise UserError(f"LOCAL_WORLD_SIZE: must be at most WORLD_SIZE={world}, got {local_world}; {REMEDY}; {_alone()}")
+    limit = f"WORLD_SIZE={world}" if local_world is None else f"LOCAL_WORLD_SIZE={local_world}"
+    if local_rank >= (local_world or world):
+        raise UserError(f"LOCAL_RANK: must be below {limit}, got {local_rank}; {REMEDY}; {_alone()}")
+
+
+def _require(name: str, holds: bool, given: str) -> None:
     if not holds:
-        raise UserError(f"{name}: not set, but {why}; {REMEDY}; to train with one process, unset {why.partition('=')[0]}")
+        raise UserError(f"{name}: not set, but {given} is; {REMEDY}; {_alone()}")
 
 
-def _number(name: str, least: int, meaning: str, remedy: str, most: int | None = None) -> int | None:
+def _alone() -> str:
+    """How to train with a single process: all variables that make this one part of a group."""
+    names = [name for name in (*NUMBERS, *(one for others in OF_MPI.values() for one in others)) if name in os.environ]
+    return "to train with one process, unset " + (" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))))
+
+
+def _number(name: str, least: int, meaning: str, most: int | None = None) -> int | None:
     """A variable as a whole number; None if it is not set."""
     text = os.environ.get(name)
     if text is None:
@@ -156,6 +202,7 @@ def _number(name: str, least: int, meaning: str, remedy: str, most: int | None =
     value = _number_or_none(text)
     if value is None or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        remedy = REMEDY if name == "MASTER_PORT" else _alone()
         raise UserError(f"{name}: must be a whole number {bounds} ({meaning}), got {text!r}; {remedy}")
     return value
 

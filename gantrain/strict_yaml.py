@@ -4,22 +4,20 @@ Files are read as YAML 1.2 (core schema), with merge keys. PyYAML follows YAML 1
 false, 2026-11-30 for a date, and 1e-4 for text.
 
 An alias stands for its value, and values of aliases multiply: 25 lines, each of which repeats the one before it nine times, mean 9^25
-values. The loader counts what a text means while it reads it, and stops at a bound.
+values. The loader counts them while it reads, and stops at a bound.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, NoReturn
 
 import yaml
 
-from gantrain.regular_file import read_regular
-
-LARGEST = 256 * 1024  # bytes of a file; those that ship with gantrain have 3 KB
-MOST_VALUES = 5_000  # of a text, those that aliases repeat included; a configuration has some hundreds
-WEIGHT = 32  # characters of a text count as one value more, since an alias may repeat a long text
+LARGEST = 2**20  # bytes of a file; those that ship with gantrain have 3 KB
+MOST_VALUES = 20_000  # that a file spells out; a configuration has some hundreds, and a plug-in's table of numbers some thousands
+MOST_REPEATED = 5_000  # values that aliases repeat, each time it is repeated
+WEIGHT = 32  # characters of a text that an alias repeats count as one value more
 DEEPEST = 32  # sections or lists inside each other
 LONGEST_NUMBER = 400  # characters, more than the largest float has; converting longer ones takes quadratic time
 LONGEST_KEY = 200  # characters
@@ -50,7 +48,8 @@ class StrictComposer(yaml.composer.Composer):
 
     def __init__(self) -> None:
         yaml.composer.Composer.__init__(self)
-        self._values = 0  # that the text means so far
+        self._written, self._repeated = 0, 0  # values that the text spells out so far, and those that aliases repeat
+        self._values = 0  # that the text means so far, long texts counted as several
         self._values_of: dict[int, int] = {}  # by the id of a node that is complete
         self._keys_of: dict[int, set[str]] = {}  # by the id of a mapping
         self._depth = 0
@@ -71,14 +70,17 @@ class StrictComposer(yaml.composer.Composer):
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._values_of:
                 refuse(f"a value contains itself (&{event.anchor} and *{event.anchor}); write it out", event.start_mark)
+            self._repeated += self._values_of[id(node)]
             self._values += self._values_of[id(node)]
         else:
+            self._written += 1
             self._values += 1 + (len(node.value) // WEIGHT if isinstance(node, yaml.ScalarNode) else 0)
             self._values_of[id(node)] = self._values - before
             refuse_foreign(node)
-        if self._values > MOST_VALUES:
-            of_alias = f", those that *{event.anchor} repeats included" if isinstance(event, yaml.AliasEvent) else ""
-            refuse(f"has more than {MOST_VALUES} values{of_alias}", event.start_mark)
+        if self._written > MOST_VALUES:
+            refuse(f"has more than {MOST_VALUES} values", event.start_mark)
+        if self._repeated > MOST_REPEATED:
+            refuse(f"has more than {MOST_REPEATED} values that aliases such as *{event.anchor} repeat; write fewer", event.start_mark)
         if isinstance(parent, yaml.MappingNode) and index is None:
             self._require_key(parent, node)
         return node
@@ -93,7 +95,8 @@ class StrictComposer(yaml.composer.Composer):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key.start_mark)
         merges = key.tag == f"{TAG}merge"
         if not merges and key.tag != f"{TAG}str":
-            raise Refused(None, None, f"{key.value}: a key must be a string, got {self.construct_object(key)!r}; put it in quotes")
+            got = f"{shorten(key.value)}: a key must be a string, got {shorten(repr(self.construct_object(key)))}; put it in quotes"
+            raise Refused(None, None, got, key.start_mark)
         if len(key.value) > LONGEST_KEY:
             refuse(f"has a key of {len(key.value)} characters, {key.value[:40]!r}..., and {LONGEST_KEY} is the most", key.start_mark)
         name, keys = "<<" if merges else key.value, self._keys_of.setdefault(id(parent), set())
@@ -147,44 +150,17 @@ def shorten(text: str) -> str:
 
 def construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     """A whole number of YAML 1.2: 010 is ten."""
-    text = str(loader.construct_scalar(node))
+    return parse_int(str(loader.construct_scalar(node)))
+
+
+def parse_int(text: str) -> int:
+    """The value of a text of the form of a whole number."""
     return int(text, BASES.get(text[:2], 10))
 
 
-def quick_loader() -> Any:
-    """The same loader eight times as fast, where PyYAML has libyaml; its errors have other words."""
-    if not yaml.__with_libyaml__:
-        return StrictLoader
-
-    class QuickLoader(StrictComposer, yaml.cyaml.CParser, yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
-        yaml_implicit_resolvers: dict[str, list] = {}  # noqa: RUF012 - as above
-
-        def __init__(self, stream: Any):
-            yaml.cyaml.CParser.__init__(self, stream)
-            StrictComposer.__init__(self)
-            yaml.constructor.SafeConstructor.__init__(self)
-            yaml.resolver.Resolver.__init__(self)
-
-    return QuickLoader
-
-
-QUICK = quick_loader()
-loaders: Any = ((StrictLoader, CORE), (QUICK, CORE), (TextLoader, TEXT_ALONE))
+loaders: Any = ((StrictLoader, CORE), (TextLoader, TEXT_ALONE))
 for known, schema in loaders:
     known.add_constructor(f"{TAG}int", construct_int)
     known.add_constructor(f"{TAG}merge", StrictLoader.construct_yaml_str)  # `<<` as a value
     for tag, pattern, first in schema if known.yaml_implicit_resolvers == {} else ():
         known.add_implicit_resolver(f"{TAG}{tag}", re.compile(f"^(?:{pattern})$"), first)
-
-
-def read_values(path: str | os.PathLike) -> Any:
-    """The values in a YAML file, for a reader that only needs to know whether it can be read.
-
-    Raises:
-        OSError: it cannot be read, or is not a regular file of at most `LARGEST` bytes.
-        ValueError: it is not YAML of this kind.
-    """
-    try:
-        return yaml.load(read_regular(path, LARGEST), QUICK)
-    except (yaml.YAMLError, RecursionError, OverflowError) as error:
-        raise ValueError(str(error)) from None

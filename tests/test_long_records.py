@@ -20,6 +20,7 @@ from test_record import by_hand, event, score, train
 
 from gantrain.commands import runs as listing, watch as watching
 from gantrain.commands.watch import Follower, Past
+from gantrain.plain_yaml import load_plain
 from gantrain.reporting import page
 from gantrain.reporting.comparison import group_runs
 from gantrain.reporting.envelope import BINS, MOST_POINTS, bin_size, envelope
@@ -27,8 +28,8 @@ from gantrain.reporting.event_words import Teller
 from gantrain.reporting.page_figures import MOST_MARKS, describe_bins, describe_marks, stack
 from gantrain.run_folder import condensed, record
 from gantrain.run_folder.condensed import Condenser, read_condensed
-from gantrain.run_folder.plain_yaml import load_plain
 from gantrain.run_folder.record_lines import goes_back, has_scores, split_abandoned
+from gantrain.strict_yaml import StrictLoader
 
 
 @pytest.fixture(scope="module")
@@ -204,21 +205,48 @@ LAUGHS = "a: &a [x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertoo
 TEXTS = [
     "", "a", "[]", "a: [1, 0x1f, 1:30, 1e3, 1.5e+3, .inf, ~, yes, 2026-11-30]",
     "a: &x {k: 1}\nb: {<<: *x, j: 2}\nc: {<<: [*x, {k: 3, l: 4}], l: 5}",
-    "'<<': 3", "? a\n: b", "a: !!str 1", "a: !!int '3'", "a: &a [*a]", "- 1\n- {a: b}",
+    "'<<': 3", "? a\n: b", "a: !!str 1", "a: !!int '3'", "- 1\n- {a: b}",
+    "a: [0o17, 010, -.INF, .nan, 1_000, 0xfF, +.5, no, True, ! 5, !!float 5, !!null '']",
+    "a: &x k\n*x : 2\nc: {*x : <<}",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", [*(path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml"))[:2]), *TEXTS])
-def test_plain_values_are_those_of_pyyaml(text):
-    assert repr(load_plain(text.encode())) == repr(yaml.safe_load(text))
+def test_plain_values_are_those_of_configurations(text):
+    assert repr(load_plain(text.encode())) == repr(yaml.load(text, StrictLoader))
 
 
 @pytest.mark.parametrize(
-    "text", ["a: !x 3", "--- 1\n--- 2", "a: *y", "? [1]\n: 2", "{<<: 3}", "[" * 10**6, "[" * 200 + "]" * 200, "\0", "a: [", "!x {}"]
+    "text",
+    [
+        "a: !x 3",
+        "--- 1\n--- 2",
+        "a: *y",
+        "? [1]\n: 2",
+        "{<<: 3}",
+        "[" * 10**4,
+        "[" * 200 + "]" * 200,
+        "\0",
+        "a: [",
+        "!x {}",
+        "{a: 1, a: 2}",
+        "{1: 2}",
+        "a: &a [*a]",
+        "a: &x 1\nb: &x 2",
+        "{<<: {a: 1}, <<: {b: 1}}",
+        "!!set {a}",
+        "!!int x",
+        "a: " + "9" * 500,
+        "k" * 300 + ": 1",
+        BOMB,
+        LAUGHS,
+    ],
 )
 def test_what_is_not_plain_is_refused(text):
     with pytest.raises((yaml.YAMLError, ValueError)):
         load_plain(text.encode())
+    with pytest.raises((yaml.YAMLError, ValueError, RecursionError)):
+        yaml.load(text, StrictLoader)
 
 
 # ---- a listing with damaged runs -------------------------------------------------------------------------------------
@@ -228,8 +256,9 @@ DAMAGED = {
     "total_kimg: 1e400": "got inf", "total_kimg: long": "got 'long'", "total_kimg: [1]": "got a section or a list",
     "total_kimg: {a: 1}": "got a section or a list", "total_kimg:": "got null", "total_kimg: true": "got True",
     f"total_kimg: 1{'0' * 4400}": "no total_kimg",
-    f"total_kimg: 1{'0' * 400}": "got a number of more than 30 digits", "seed: 1": "it has no total_kimg", "a: [": "it has no total_kimg",
-    "": "it has no total_kimg", f"{LAUGHS}total_kimg: *z": "got a section or a list", "\xff\0": "it has no total_kimg",
+    f"total_kimg: 1{'0' * 390}": "got a number of more than 30 digits", "seed: 1": "it has no total_kimg", "a: [": "it has no total_kimg",
+    "": "it has no total_kimg", f"{LAUGHS}total_kimg: *z": "it has no total_kimg",
+    f"{BOMB}total_kimg: 7": "it has no total_kimg", "\xff\0": "it has no total_kimg",
     "FIFO": "it is a named pipe, not a file", "LINK": "No such file", "FOLDER": "Is a directory", "ZERO": "it is a device, not a file",
 }  # fmt: skip
 
@@ -252,7 +281,7 @@ def test_one_damaged_run_does_not_take_the_listing_down(tmp_path):
         spoil(run / "config.yaml", how)
     by_hand(tmp_path / "good", event(0, "start"), score(16, 1.5))
     bomb = by_hand(tmp_path / "long", event(0, "start"), "garbage", "[1]")
-    (bomb / "config.yaml").write_text(f"{BOMB}{LAUGHS}total_kimg: 7")
+    (bomb / "config.yaml").write_text("a: &a {k: 1}\nb: {<<: [*a, *a]}\ntotal_kimg: 7")
     for name in ("metrics.jsonl", ".lock"):
         (by_hand(tmp_path / f"pipe{name}", event(0, "start")) / name).unlink(missing_ok=True)
         os.mkfifo(tmp_path / f"pipe{name}" / name)

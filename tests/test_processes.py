@@ -32,8 +32,9 @@ def group(monkeypatch):
     """Sets exactly these variables of a launcher."""
 
     def set_to(**variables: str) -> None:
-        for name in (*launch_environment.VARIABLES, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-            monkeypatch.delenv(name, raising=False)
+        for name in (*launch_environment.VARIABLES, *(one for others in launch_environment.OF_MPI.values() for one in others)):
+            monkeypatch.setenv(name, "")  # so that what is set meanwhile is unset afterwards
+            monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
@@ -44,18 +45,20 @@ def group(monkeypatch):
     ("changes", "words"),
     [
         ({"MASTER_ADDR": None}, "MASTER_ADDR: not set, but WORLD_SIZE=2 is; start the processes with"),
-        ({"MASTER_PORT": None}, "MASTER_PORT: not set"),
         ({"RANK": None}, "RANK: not set"),
-        ({"LOCAL_RANK": None}, "LOCAL_RANK: not set"),
-        ({"WORLD_SIZE": None}, "RANK: 1 does not fit, since WORLD_SIZE is not set; to train with one process, unset it"),
+        ({"LOCAL_RANK": None, "MASTER_ADDR": "node1"}, "LOCAL_RANK: not set, but WORLD_SIZE=2 is"),
+        ({"WORLD_SIZE": None}, "RANK: 1 does not fit, since WORLD_SIZE is not set; start the processes with"),
+        ({"WORLD_SIZE": None}, "to train with one process, unset RANK and LOCAL_RANK"),
         ({"WORLD_SIZE": None, "RANK": None}, "WORLD_SIZE: not set, but LOCAL_RANK=1 is"),
+        ({"MASTER_ADDR": None, "LOCAL_WORLD_SIZE": "2"}, "one process, unset RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE"),
         ({"RANK": "2"}, "RANK: 2 does not fit, since WORLD_SIZE=2 allows 0 to 1"),
         ({"RANK": "one"}, "RANK: must be a whole number of at least 0 (the number of this process, from 0), got 'one'"),
-        ({"RANK": "-1"}, "RANK: must be a whole number of at least 0"),
+        ({"RANK": "-1"}, "RANK: not set, but WORLD_SIZE=2 is"),
+        ({"RANK": "-2"}, "RANK: must be a whole number of at least 0"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE: must be a whole number of at least 1"),
         ({"WORLD_SIZE": "9" * 30}, "WORLD_SIZE: must be a whole number"),
-        ({"LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK: must be below LOCAL_WORLD_SIZE"),
-        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: must be below or equal to WORLD_SIZE"),
+        ({"LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK: must be below LOCAL_WORLD_SIZE=1, got 1"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: must be at most WORLD_SIZE=2, got 3"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK: must be below WORLD_SIZE=2"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT: must be a whole number from 1 to 65535"),
         ({"MASTER_PORT": "http"}, "got 'http'"),
@@ -64,7 +67,47 @@ def group(monkeypatch):
 def test_a_wrong_variable_of_a_launcher_is_named(changes, words, group):
     group(**{name: value for name, value in (GROUP | changes).items() if value is not None})
     with pytest.raises(UserError, match=re.escape(words)):
-        read_place()
+        read_place(cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "cpu", "place"),
+    [
+        ("RANK=0 WORLD_SIZE=1", None, Place()),  # srun -n1
+        ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0", None, Place()),
+        ("WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1", False, Place()),
+        ("LOCAL_RANK=-1", None, Place()),
+        ("RANK=-1 WORLD_SIZE=-1 LOCAL_RANK=-1 LOCAL_WORLD_SIZE=-1", True, Place()),
+        ("RANK=0 LOCAL_WORLD_SIZE=4 MASTER_ADDR=node1 MASTER_PORT=1", True, Place()),
+        ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=node1", True, Place(address="node1", port=29500)),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost", False, Place(1, 2, 1, 1, "localhost", 29500)),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 LOCAL_RANK=-1", True, Place(1, 2, 1, 1, "127.0.0.1", 29500)),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=node1 LOCAL_WORLD_SIZE=2 MASTER_PORT=5", False, Place(1, 2, 1, 2, "node1", 5)),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=node1", True, Place(1, 2, 0, 1, "node1", 29500)),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=node1", None, Place(1, 2, 0, 1, "node1", 29500)),
+        ("WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 MASTER_ADDR=node1", True, Place(1, 2, 0, 1, "node1", 29500)),
+        ("PMI_RANK=0 PMI_SIZE=1", True, Place()),
+    ],
+)
+def test_what_has_a_sound_default_need_not_be_set(variables, cpu, place, group):
+    group(**dict(one.split("=") for one in variables.split()))
+    assert read_place(cpu) == place == read_place(cpu)
+    assert ("LOCAL_RANK" in os.environ) == (place.local_rank > 0 or place.world == 1 < len(place.address))  # or Accelerate forms a group
+    assert not place.grouped or os.environ["MASTER_PORT"] == str(place.port)
+
+
+def test_following_the_remedy_trains_with_one_process(group):
+    """All that has to be unset is named at once."""
+    for variables in (
+        "RANK=1 LOCAL_RANK=1", "LOCAL_RANK=0", "WORLD_SIZE=2 RANK=x", "RANK=3 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2",
+        "LOCAL_WORLD_SIZE=x", "PMI_SIZE=2 PMI_RANK=1", "WORLD_SIZE=2 RANK=0 LOCAL_RANK=1 LOCAL_WORLD_SIZE=1 MASTER_ADDR=node1",
+    ):  # fmt: skip
+        group(**dict(one.split("=") for one in variables.split()))
+        with pytest.raises(UserError, match="to train with one process, unset ") as refused:
+            read_place(cpu=True)
+        for name in re.split(r", | and ", str(refused.value).rpartition("unset ")[2]):
+            del os.environ[name]
+        assert read_place(cpu=True) == Place()
 
 
 def test_a_place_is_read(group):
@@ -418,6 +461,66 @@ def test_a_worker_that_is_killed_is_replaced_and_no_batch_is_lost(tmp_path, numb
     assert "a worker ended" in caplog.text and number.name in caplog.text
     with pytest.raises(UserError, match=r"data.workers: 3 workers in 10 min ended .*; run the same command to resume from the last"):
         batches([5, 20, 35])
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError, RuntimeError, OSError])
+def test_without_workers_an_error_of_the_data_set_is_its_own(error):
+    def start(turn: int):
+        raise error("of the data set")
+        yield
+
+    began = time.monotonic()
+    with pytest.raises(error, match="of the data set"):
+        worker_processes.SteadyWorkers(start, 0).next()
+    assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_stream_although_something_keeps_their_batches(tmp_path):
+    import multiprocessing
+
+    from gantrain.data.stream import RealBatches
+
+    stream = RealBatches(images_on_disk(tmp_path / "pictures"), 0, 8, 0, 1, 0, torch.device("cpu"), workers=2)
+    stream.next()
+    kept = stream._loaded._batches
+    stream.close()
+    assert not multiprocessing.active_children()
+    del kept
+
+
+DAMAGED_LATER = """
+from dataclasses import dataclass
+import torch
+
+class Images(torch.utils.data.Dataset):
+    num_classes, channels, resolution, read = 10, 1, 16, 0
+    def __len__(self): return 100
+    def __getitem__(self, i):
+        Images.read += 1
+        if Images.read > 900: raise {error}("ended before the end-of-stream marker")
+        return torch.full((1, 16, 16), i, dtype=torch.uint8), i % 10
+
+@dataclass(frozen=True)
+class Set:
+    resolution: int = 16
+    flip: bool = False
+    workers: int = 0
+    keep_in: str = "disk"
+    def build(self): return Images()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "error"), [(0, "ConnectionResetError"), (1, "EOFError")])
+def test_a_data_set_that_fails_in_training_ends_the_command(tmp_path, workers, error):
+    (tmp_path / "mysets.py").write_text(DAMAGED_LATER.format(error=error))
+    data = f"data={{name: 'mysets:Set', workers: {workers}, keep_in: disk}}"
+    command = [sys.executable, "-m", "gantrain", "train", "digits", f"run_dir={tmp_path / 'run'}", *TINY, data, "total_kimg=100"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "WANDB_MODE": "disabled"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert "data set 'mysets:Set' failed" in done.stderr and "end-of-stream marker" in done.stderr, done.stderr
+    assert done.returncode == 1 and "is replaced" not in done.stderr and "lower data.workers" not in done.stderr
 
 
 # ---- signals outside of commands, and whole groups -------------------------------------------------------------------

@@ -19,9 +19,10 @@ from conftest import ROOT, TINY, slow_but
 from gantrain.commands import arguments
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint, contents, held, manifest
-from gantrain.run_folder.checkpoint import CheckpointStore
+from gantrain.run_folder.checkpoint import CheckpointStore, write
 from gantrain.run_folder.contents import look_again, open_held
 from gantrain.run_folder.manifest import Damaged, Gone, hold
+from gantrain.sampling.generators import load_generator
 
 OPERATIONS = [(os, "open"), (os, "stat"), (os, "lstat"), (os, "scandir"), (os, "listdir"), (io, "open"), (builtins, "open")]
 
@@ -112,6 +113,23 @@ def test_what_is_open_is_read_after_it_was_deleted_or_replaced(run):
     del open_files
     with pytest.raises(Damaged, match="is named for 1000 images seen"):
         checkpoint.read(path)
+
+
+def test_a_replaced_checkpoint_is_opened_anew_by_whoever_holds_it_next(run):
+    """Also while an earlier reader, or an error that it raised, still holds the old files."""
+    old = open_held(run)[1]
+    write(old.folder, 1000, {"g": {"w": torch.full((3,), 7.0)}}, {"averages": {}, "nimg": 1000, "shape": [16, 1, 10]})
+    assert checkpoint.read(old.folder).tensors["g"]["w"][0] == 1000
+    new = open_held(run)[1]
+    assert new is not old and checkpoint.read(new.folder).tensors["g"]["w"][0] == 7 and open_held(run)[1] is new
+    del old
+    assert held.find_held(new.folder) is new
+
+
+def test_an_error_that_is_kept_keeps_no_file_open(run):
+    with pytest.raises(UserError, match="nosuch") as kept:
+        load_generator(run, average="nosuch")
+    assert kept.value.__traceback__ and not held.folders_in(run / "checkpoints")
 
 
 def test_damage_is_not_taken_for_a_checkpoint_that_has_gone(run, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any
 
 from gantrain.config.plugins import name_of
@@ -12,7 +13,7 @@ from gantrain.config.plugins import name_of
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested values that `gantrain.config.loading.build` turns back into an equal configuration."""
     result: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
+    for f in (one for one in dataclasses.fields(config) if one.init):  # others are computed from these
         result[key_of(f)] = plain_value(f, getattr(config, f.name))
     return result
 
@@ -26,7 +27,16 @@ def plain_value(f: dataclasses.Field, value: Any) -> Any:
         return {"name": name_of(table, value), **to_dict(value)}
     if dataclasses.is_dataclass(value):
         return to_dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    return written(value)
+
+
+def written(value: Any) -> Any:
+    """A value as files have it: a tuple is a list there, and a member of an enumeration its name."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [written(one) for one in value]
+    return {key: written(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def key_of(f: dataclasses.Field) -> str:

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Any, TypeVar
 
 from gantrain.averaging import AVERAGER
@@ -51,7 +52,7 @@ def find(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
     """
     if not isinstance(name, str):
         raise UserError(f"{kind}: must be chosen by a name, got {name!r}")
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+    if not re.fullmatch(r"[^:.\s]+(\.[^:.\s]+)*:[^:.\s]+", name):  # whatever Python can import: `my-losses.py` is a module too
         if ":" in name:
             raise UserError(f"{kind} {name!r}: must be written package.module:Class")
         if name not in table:
@@ -141,7 +142,7 @@ def is_settable(hint: Any) -> bool:
         return arguments[0] is str and is_settable(arguments[1])
     if origin in (list, tuple, Sequence):
         return all(is_settable(one) for one in arguments)
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Enum))
 
 
 def line_of(cls: type, word: str) -> str:
@@ -175,7 +176,12 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if type(value) is dict:
         return all(type(key) is str and is_plain(one) for key, one in value.items())
-    return value is None or type(value) in (bool, int, float, str) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+    return (
+        value is None
+        or type(value) in (bool, int, float, str)
+        or isinstance(value, Enum)
+        or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+    )
 
 
 def adapt_plugins(section: Any) -> None:

@@ -271,7 +271,7 @@ def leaf_default(cls: type, f: dataclasses.Field, section: Parts, get: Callable[
 def inside(value: Any, parts: Sequence[str]) -> Any:
     """What is at a key inside plain values; `MISSING` if there is nothing."""
     for part in parts:
-        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        if isinstance(value, list) and part.isdecimal() and len(part) < 10 and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:
             value = value[part]

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
 import time
@@ -101,7 +102,12 @@ class SteadyWorkers(Generic[T]):
             try:
                 batch = next(self._batches)
             except (RuntimeError, OSError, EOFError) as error:  # OSError and EOFError: a batch that it was passing on
-                multiprocessing.connection.wait([one.sentinel for one in self._processes], timeout=1)  # its connection ends first
+                if not self.workers:
+                    raise  # the data set's own
+                ended = multiprocessing.connection.wait([one.sentinel for one in self._processes], timeout=1)  # its connection ends first
+                for one in self._processes:
+                    if one.sentinel in ended:
+                        one.join(5)  # its status is there a moment after its files are closed
                 dead = [one for one in self._processes if not one.is_alive()]
                 lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")  # by the data set
                 if not dead and not lost:
@@ -130,13 +136,15 @@ class SteadyWorkers(Generic[T]):
             with contextlib.suppress(ValueError, AttributeError, TypeError):  # another thread, or Windows
                 signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before
+        # Python's exit would wait for workers that a traceback keeps, and that ignore the SIGTERM which it sends.
+        self._end = multiprocessing.util.Finalize(self, end_processes, (self._processes,), exitpriority=1)
 
     def _replace(self, status: int | None) -> None:
         """Start new workers at the batch that is due."""
         what, remedy = words_of_death(status)
         now = time.monotonic()
         self._deaths = [*(at for at in self._deaths if now - at < SPAN), now]
-        end_processes(self._processes)  # those that live may wait for a lock that the dead one holds
+        self._end()  # those that live may wait for a lock that the dead one holds
         self.close()
         if len(self._deaths) >= LIVES:
             raise UserError(
@@ -147,8 +155,9 @@ class SteadyWorkers(Generic[T]):
         self._open()
 
     def close(self) -> None:
-        """End the workers."""
-        self._batches = iter(())
+        """End the workers, also those whose batches something else still refers to, such as the traceback of an error."""
+        self._batches = iter(())  # usually ends them in order
+        self._end()
 
 
 def words_of_death(status: int | None) -> tuple[str, str]:

@@ -41,6 +41,7 @@ from gantrain.run_folder.manifest import (
     notice_replacement,
     read_checked,
     read_manifest,
+    require_names,
     seal,
     state_in,
     unlistable,
@@ -197,6 +198,7 @@ class CheckpointStore:
             except Gone:
                 continue  # deleted by the run that trains, which has written another one before
             if found is None and paths and until is None:
+                require_names(paths)
                 raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; restore one of them from a copy")
             return found
         raise Gone(f"{self.folder}: its checkpoints are replaced faster than they can be read; use a larger checkpoint.every_kimg")

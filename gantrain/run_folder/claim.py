@@ -19,6 +19,7 @@ from gantrain.home import expand_user
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.checkpoint import MANIFEST, CheckpointStore
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.own_config import require_readable
 from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, look_into
 from gantrain.run_folder.starts import resolve_starts
 
@@ -85,7 +86,7 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
     """
     folder = expand_user(config.run_dir, "run_dir")
     try:
-        examine(config, given)  # refuses before anything is written
+        require_readable(examine(config, given).config)  # refuses before anything is written
     except UserError:
         if lock.owner(folder) is None:  # else files may have changed while they were read
             raise

@@ -61,7 +61,7 @@ def configuration_of(run: Path) -> Config:
     if not (run / CONFIG_FILE).is_file():
         above = next((p for p in run.absolute().parents if (p / CONFIG_FILE).is_file()), None)
         if above and run.exists():  # one of its checkpoints, say
-            inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdigit()), None)
+            inside = next((p.name for p in (run, *sorted(run.glob("*"))) if p.name.isdecimal()), None)
             kimg = f", and --kimg {int(inside) / 1000:g} for this checkpoint" if inside else ""
             raise UserError(f"{run}: is not a run folder but part of one; pass {above}{kimg}")
         raise not_a_run(run)
@@ -70,7 +70,7 @@ def configuration_of(run: Path) -> Config:
     try:
         return load_config(run)
     except UserError:
-        if is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
+        if holds_checkpoints(run) or is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
         raise UserError(
             f"{run}: is not a run folder (its {CONFIG_FILE} is not that of a run); pass the run_dir of a `gantrain train`"

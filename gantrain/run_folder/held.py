@@ -6,13 +6,16 @@ for an hour opens its files at the beginning: what is open can be read to its en
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import traceback
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from gantrain.errors import UserError
 from gantrain.regular_file import open_regular
 
 AVAILABLE = hasattr(os, "pread")  # Windows has no `pread`, and deletes no open file
@@ -56,6 +59,13 @@ class Held:
         path = None if file is None else Path(f"/proc/self/fd/{file.fileno()}")
         return path if path is not None and path.exists() else None
 
+    def is_current(self) -> bool:
+        """Whether the folder's name leads to these files still, or to nothing."""
+        try:
+            return all(os.path.samestat(os.fstat(file.fileno()), os.stat(self.folder / name)) for name, file in self._files.items())
+        except OSError:
+            return True
+
 
 class Reader(io.RawIOBase):
     """Reads an open file from its beginning, without moving the file's own position."""
@@ -86,6 +96,25 @@ def keep_open(held: Held) -> Held:
     """Make its files those that `find_held` finds, as long as it exists."""
     _held[key_of(held.folder)] = held
     return held
+
+
+def forget(held: Held) -> None:
+    """Make `find_held` no longer find it."""
+    if find_held(held.folder) is held:
+        del _held[key_of(held.folder)]
+
+
+@contextlib.contextmanager
+def closed_on_error() -> Iterator[None]:
+    """Close what only the traceback of a user's mistake keeps open: an interactive session keeps the last one, and its files with it."""
+    try:
+        yield
+    except UserError as error:
+        link: BaseException | None = error
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        raise
 
 
 def find_held(folder: Path) -> Held | None:

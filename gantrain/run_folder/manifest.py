@@ -1,7 +1,8 @@
 """The manifest of a checkpoint: what its files must be, and what an error of reading them means.
 
-Four things can be wrong, and each asks for something else: a checkpoint is `Damaged` (the one before is taken), it has `Gone` while it
-was read (look again), it is of an `OtherFormat`, or it is `Unreadable`. The last two are probably whole, so the run is refused.
+Five things can be wrong, and each asks for something else: a checkpoint is `Damaged` (the one before is taken), it has `Gone` while it
+was read (look again), it is `Misnamed`, it is of an `OtherFormat`, or it is `Unreadable`. The last three are probably whole, so the run
+is refused; only readers take the one before a misnamed one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
-from gantrain.run_folder.held import Held, find_held, keep_open
+from gantrain.run_folder.held import Held, find_held, forget, keep_open
 from gantrain.run_folder.state_form import LARGEST, State, find_fault
 from gantrain.version import __version__
 
@@ -40,6 +41,10 @@ MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 class Damaged(UserError):
     """A checkpoint whose files differ from those that were written."""
+
+
+class Misnamed(Damaged):
+    """A checkpoint in a folder whose name is that of another moment. It may be whole: nothing may be deleted before it is renamed."""
 
 
 class Gone(Damaged):
@@ -82,7 +87,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest, checked against its own seal and the folder's name.
 
     Raises:
-        Damaged: it is missing or altered, or it is that of another moment.
+        Damaged: it is missing or altered.
+        Misnamed: it is that of another moment.
         Gone: there is no such folder.
         OtherFormat: another version wrote it.
         Unreadable: it cannot be read.
@@ -150,6 +156,34 @@ def require_format(path: Path, manifest: Mapping[str, Any], data: bytes) -> None
     )
 
 
+def require_formats(folder: Path) -> None:
+    """Refuse a folder in which any checkpoint, also a hidden one, is of another format. Nothing is changed.
+
+    Damaged and unreadable ones tell no format; whoever needs one of them reports it.
+
+    Raises:
+        OtherFormat: names one of another format.
+        Misnamed: none is of another format, and one has the name of another moment.
+        Unreadable: the folder cannot be listed.
+    """
+    misnamed: Misnamed | None = None
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        if is_missing(error):
+            return
+        raise unlistable(folder, error) from error
+    for name in names:
+        try:
+            read_manifest(folder / name)
+        except Misnamed as error:
+            misnamed = error
+        except (Damaged, Unreadable):
+            pass
+    if misnamed:
+        raise misnamed
+
+
 def version_of(path: Path, manifest: Mapping[str, Any]) -> str | None:
     """The version of gantrain that wrote a checkpoint of another format, from its manifest or its state; None if neither says."""
     state: Any = {}
@@ -166,14 +200,31 @@ def require_moment(path: Path, nimg: int) -> None:
     """Refuse a folder whose name says another moment than its manifest.
 
     Raises:
-        Damaged: names both, and how the folder must be called.
+        Misnamed: names both, and how the folder must be called.
     """
     named = moment_in(path.name)
     if named is not None and named != nimg:
-        raise Damaged(
+        right = f"{nimg:012d}"
+        taken = f", after the folder that has this name now: {path.parent / right}" if (path.parent / right).exists() else ""
+        raise Misnamed(
             f"{path}: is named for {named} images seen ({named / 1000:g} kimg), but its {MANIFEST} is that of {nimg} images"
-            f" ({nimg / 1000:g} kimg); rename the folder to {nimg:012d}"
+            f" ({nimg / 1000:g} kimg); rename the folder to {right}{taken}"
         )
+
+
+def require_names(paths: Iterable[Path]) -> None:
+    """Refuse checkpoints of which one has the name of another moment, where all count as damaged: it may be whole.
+
+    Raises:
+        Misnamed: see there.
+    """
+    for path in paths:
+        try:
+            read_manifest(path)
+        except Misnamed:
+            raise
+        except UserError:
+            pass
 
 
 @contextlib.contextmanager
@@ -210,7 +261,9 @@ def hold(path: Path) -> Held:
         OtherFormat, Unreadable: as in `read_manifest`.
     """
     if (found := find_held(path)) is not None:
-        return found
+        if found.is_current():
+            return found
+        forget(found)  # a run has replaced it since
     before, names = identity(path), [MANIFEST]
     with contextlib.suppress(Damaged), notice_replacement(path):
         names += read_manifest(path)["files"]

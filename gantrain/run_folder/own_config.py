@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -16,20 +17,45 @@ import yaml
 from gantrain.atomic_file import write_atomically
 from gantrain.config import loading
 from gantrain.config.config import Config
-from gantrain.errors import UserError
+from gantrain.errors import UserError, in_words
+from gantrain.plain_yaml import load_plain
 from gantrain.regular_file import read_regular
-from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.layout import CONFIG_FILE, TRAINED_FILE
+from gantrain.strict_yaml import LARGEST as MOST_BYTES, MOST_VALUES
 
-LARGEST = 16 << 20  # bytes
 FIRST = ["run_dir", "seed", "total_kimg"]  # how every version begins a configuration
 LAST = re.compile(r"^performance:\n +\S.*\n", re.MULTILINE)  # the last section that every version has written
 BY_HAND = re.compile(r"^[^'\"\n]*(?:(?:^|\s)#|: \{[^}])", re.MULTILINE)  # comments, and sections in one line, which gantrain does not write
 
 
 def write_config(config: Config, run_dir: Path) -> None:
-    """Create the run folder and write the resolved configuration into it, such that no power failure leaves half of it."""
+    """Create the run folder and write the resolved configuration into it, such that no power failure leaves half of it.
+
+    Raises:
+        UserError: see `require_readable`.
+    """
+    require_readable(config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), durable=True, only_writer=True)
+    for name in (TRAINED_FILE, CONFIG_FILE):  # in this order: what has a copy is compared with the copy
+        write_atomically(run_dir / name, loading.to_yaml(config), durable=True, only_writer=True)
+
+
+def require_readable(config: Config) -> None:
+    """Refuse a configuration that is larger than what is read back: the defaults of plug-ins and overrides may be long lists.
+
+    Raises:
+        UserError: with the bounds.
+    """
+    text = loading.to_yaml(config)
+    try:
+        if len(text.encode()) > MOST_BYTES:
+            raise ValueError
+        load_plain(text)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(
+            f"configuration: with all defaults written out, as in a run folder, it has more than {MOST_VALUES:,} values or"
+            f" {in_words(MOST_BYTES)}; keep long tables in a file that the plug-in reads"
+        ) from None
 
 
 def load_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
@@ -40,6 +66,20 @@ def load_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
     """
     require_whole_config(run_dir)
     return loading.load(run_dir / CONFIG_FILE, overrides)
+
+
+def load_trained(run_dir: Path) -> Config:
+    """The configuration that a run was trained with, which its `config.yaml` no longer is after somebody has edited that.
+
+    Raises:
+        UserError: as in `load_config`, where the run was written without a copy, or its copy cannot be read.
+    """
+    require_whole_config(run_dir)
+    copy = run_dir / TRAINED_FILE
+    if copy.is_file() and find_damage(copy) is None:
+        with suppress(UserError):
+            return loading.load(copy)
+    return load_config(run_dir)
 
 
 def require_whole_config(run_dir: Path) -> None:
@@ -60,7 +100,7 @@ def require_whole_config(run_dir: Path) -> None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a configuration that gantrain has written, in words; None if it is whole, or cannot be read at all."""
     try:
-        data = read_regular(path, LARGEST)
+        data = read_regular(path, MOST_BYTES)
     except OSError:
         return None  # reading it says why
     if not data.strip():
@@ -71,9 +111,9 @@ def find_damage(path: Path) -> str | None:
     if not text.startswith(f"{FIRST[0]}:"[: len(text)]) or BY_HAND.search(text):
         return None
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError):
+        values = load_plain(text, shallow=True)
+    except (yaml.YAMLError, ValueError):
         return "it ends in the middle of a line" if not text.endswith("\n") else None
-    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    keys = list(values) if isinstance(values, dict) else []
     cut = not text.endswith("\n") or not LAST.search(text)
     return "its end is missing" if cut and keys[:3] == FIRST[: len(keys)] else None

@@ -27,10 +27,10 @@ from gantrain.run_folder.changes import (
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.manifest import is_missing, read_manifest
-from gantrain.run_folder.own_config import load_config
+from gantrain.run_folder.own_config import load_trained
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.state_form import ROLLBACK, State
-from gantrain.run_folder.stores import require_known_formats, settle_run
+from gantrain.run_folder.stores import require_names_too, settle_run
 
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
@@ -52,7 +52,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir: {run_dir} is a file; use another run_dir")
-    require_known_formats(run_dir)
+    require_names_too(run_dir)
     paths = CheckpointStore(run_dir / "checkpoints").paths()
     if not paths:
         refuse_reserved(config.averagers)  # an older run with such an average resumes
@@ -60,7 +60,7 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
         return {}  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
-    earlier = load_config(run_dir)
+    earlier = load_trained(run_dir)
     newest = last_readable(paths)
     begun = begun_averages(newest, earlier)
     changes = find_changes(earlier, config, begun)
@@ -139,7 +139,7 @@ def acquire_lock(run_dir: Path) -> IO[str]:
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
     try:
-        require_known_formats(run_dir)
+        require_names_too(run_dir)
         settle_run(run_dir)
     except BaseException:
         held.close()

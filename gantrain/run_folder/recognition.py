@@ -34,11 +34,15 @@ def holds_checkpoints(folder: Path) -> bool:
 
 def is_run_config(path: Path) -> bool:
     """Whether a YAML file can be the configuration in a run folder; False if it cannot be read."""
-    from gantrain.strict_yaml import read_values  # --help needs no YAML
+    import yaml  # here, since --help needs no YAML
+
+    from gantrain.plain_yaml import load_plain
+    from gantrain.regular_file import read_regular
+    from gantrain.strict_yaml import LARGEST
 
     try:
-        values = read_values(path)
-    except (OSError, ValueError):
+        values = load_plain(read_regular(path, LARGEST), shallow=True)
+    except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(values, dict) and "total_kimg" in values
 

@@ -21,12 +21,13 @@ import yaml
 from gantrain import clock
 from gantrain.errors import UserError, shown
 from gantrain.lock import owner
+from gantrain.plain_yaml import load_plain
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
-from gantrain.run_folder.plain_yaml import load_plain
 from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
 from gantrain.run_folder.training_columns import columns_of
 from gantrain.score_names import better_when_higher, can_be_best
+from gantrain.strict_yaml import LARGEST
 
 if TYPE_CHECKING:
     from gantrain.config.config import Config
@@ -49,7 +50,7 @@ RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = 
 ENDS = {"end": DONE, "interrupted": INTERRUPTED, "gave_up": GAVE_UP}
 TELLING = (*ENDS, "start", "resume", "fork")  # events that say how a run goes
 EVENT, SCORE = b'"event"', b'"eval/'  # in lines that show the progress and the scores of a run
-LARGEST_CONFIG = 2**24  # bytes
+LARGEST_LOCK = 2**24  # bytes of a file that names a process
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
 
 
@@ -294,7 +295,7 @@ def outline_config(run: Path, sections: bool = True) -> Outline:
     """
     path = run / CONFIG_FILE
     try:
-        config = load_plain(read_regular(path, LARGEST_CONFIG), shallow=not sections)
+        config = load_plain(read_regular(path, LARGEST), shallow=not sections)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -302,7 +303,7 @@ def outline_config(run: Path, sections: bool = True) -> Outline:
     if not isinstance(config, dict) or "total_kimg" not in config:
         raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)")
     total_kimg = config["total_kimg"]
-    if isinstance(total_kimg, str):  # YAML 1.1 takes 1e3 for a text
+    if isinstance(total_kimg, str):  # it is quoted
         with contextlib.suppress(ValueError):
             total_kimg = float(total_kimg)
     if not is_number(total_kimg) or not 0 < total_kimg < math.inf:
@@ -352,7 +353,7 @@ def goes_on_elsewhere(run: Path) -> bool:
     (or there is none) and the record has changed within `QUIET` seconds.
     """
     try:
-        last = read_regular(run / ".lock", LARGEST_CONFIG).decode("utf-8", "replace")
+        last = read_regular(run / ".lock", LARGEST_LOCK).decode("utf-8", "replace")
         changed = (run / METRICS_FILE).stat().st_mtime
     except OSError:
         return False

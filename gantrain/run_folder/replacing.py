@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gantrain.atomic_file import sync
-from gantrain.run_folder.manifest import KEPT, Damaged, Unreadable, is_missing, read_manifest, verify
+from gantrain.run_folder.manifest import KEPT, Damaged, Misnamed, Unreadable, is_missing, read_manifest, require_formats, verify
 
 WRITING, REPLACED, DELETING = ".writing-", ".replaced-", ".deleting-"
 BY_TIME = "[0-9]" * 12  # as `glob` has it
@@ -146,13 +146,16 @@ def settle_replaced(folder: Path) -> None:
     Readers may call it while a run trains.
 
     Raises:
-        OtherFormat, Unreadable: a folder cannot be examined, or not be renamed.
+        OtherFormat: something in the folder is of another format; nothing was renamed.
+        Unreadable: a folder cannot be examined, or not be renamed.
     """
-    for aside in sorted(folder.glob(f"{REPLACED}*")):
-        target = folder / aside.name.removeprefix(REPLACED)
-        draft = folder / f"{WRITING}{target.name}"
-        if os.path.lexists(target):
-            continue
+    interrupted = [folder / aside.name.removeprefix(REPLACED) for aside in sorted(folder.glob(f"{REPLACED}*"))]
+    interrupted = [target for target in interrupted if not os.path.lexists(target)]
+    if interrupted:
+        with suppress(Misnamed):  # its reader says so
+            require_formats(folder)
+    for target in interrupted:
+        aside, draft = folder / f"{REPLACED}{target.name}", folder / f"{WRITING}{target.name}"
         source = draft if is_whole(draft) else aside
         try:
             os.rename(source, target)

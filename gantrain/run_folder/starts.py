@@ -11,7 +11,7 @@ from gantrain.home import expand_user
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state
 from gantrain.run_folder.forking import newest_kept
 from gantrain.run_folder.layout import CONFIG_FILE
-from gantrain.run_folder.own_config import load_config
+from gantrain.run_folder.own_config import load_trained
 from gantrain.run_folder.ownership import read_rollback
 
 
@@ -61,7 +61,7 @@ def resolve_starts(config: Config, given: Collection[str]) -> Config:
         states = read_state(path)["averages"]
         added = [name for name in names if name not in states]
     config = begin_at_once(config, added, given, int(path.name))
-    saved = load_config(run_dir).averagers
+    saved = load_trained(run_dir).averagers
     born = {name: states[name]["first_nimg"] for name in names if name in states and name in saved}
     kept = {
         name: starting_at(config.averagers[name], nimg)

@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gantrain.run_folder.checkpoint import CheckpointStore
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, SCORING_FOLDER
-from gantrain.run_folder.manifest import MANIFEST, Damaged, Unreadable, is_missing, read_manifest, unlistable
+from gantrain.run_folder.manifest import Misnamed, is_missing, require_formats, unlistable
 from gantrain.run_folder.replacing import settle
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -56,14 +55,20 @@ def settle_run(run: Path) -> None:
 def require_known_formats(run: Path) -> None:
     """Refuse a run folder in which anything is of another format than this version writes, even if other checkpoints can be read.
 
-    Damaged and unreadable ones tell no format; whoever needs one of them reports it.
-
     Raises:
-        OtherFormat: names one of another format.
-        Unreadable: a folder cannot be listed.
+        OtherFormat, Unreadable: as in `require_formats`.
     """
     for folder in folders_of(run):
-        CheckpointStore(folder).paths()  # raises if it cannot be listed
-        for file in sorted(folder.glob(f"*/{MANIFEST}")):
-            with contextlib.suppress(Damaged, Unreadable):
-                read_manifest(file.parent)
+        with contextlib.suppress(Misnamed):  # who reads it says so
+            require_formats(folder)
+
+
+def require_names_too(run: Path) -> None:
+    """The same for training, which deletes and replaces checkpoints by their names: each must have that of its own moment.
+
+    Raises:
+        OtherFormat, Misnamed, Unreadable: as in `require_formats`.
+    """
+    require_known_formats(run)
+    for folder in folders_of(run):
+        require_formats(folder)

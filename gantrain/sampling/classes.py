@@ -16,7 +16,7 @@ from gantrain.run_folder.checkpoint import read_state
 from gantrain.sampling.sheets import can_draw
 from gantrain.text_table import align, join_columns
 
-NUMBER = re.compile(r"-?[0-9]+")
+NUMBER = re.compile(r"-?[0-9]{1,18}")  # more digits are a name: Python does not read any number of them
 BY_NAME, BY_NUMBER = "name:", "number:"  # prefixes that decide what a text such as "2" is
 
 

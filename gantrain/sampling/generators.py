@@ -31,7 +31,7 @@ from gantrain.run_folder.contents import (
     run_of,
 )
 from gantrain.run_folder.finite import require_finite, require_finite_images
-from gantrain.run_folder.held import Held
+from gantrain.run_folder.held import Held, closed_on_error
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.manifest import hold
 from gantrain.sampling.latents import GeneratorModule, calibration_batches
@@ -71,7 +71,7 @@ def load_generator(
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint; or weights with nan or infinity in them,
             since all images of such a generator are black as bytes, which no later step notices.
     """
-    with python_remedies():
+    with python_remedies(), closed_on_error():
 
         def load() -> nn.Module:
             (name,), time = resolve_best(run, [average], kimg)

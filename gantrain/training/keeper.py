@@ -19,6 +19,7 @@ from gantrain.run_folder.background_writer import BackgroundWriter
 from gantrain.run_folder.checkpoint import CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
 from gantrain.run_folder.contents import forget_rebuilt_after
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER
+from gantrain.run_folder.manifest import require_names
 from gantrain.run_folder.ownership import forget_abandoned
 
 
@@ -63,6 +64,7 @@ class Keeper:
         found = self.newest(sys.maxsize)
         if found is None:
             count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
+            require_names(self.checkpoints.paths())
             raise UserError(f"{folder}: all of its {count} checkpoints are damaged; delete this folder to start over")
         return found
 

@@ -14,13 +14,13 @@ from gantrain.plugin_errors import refuse_result
 
 
 def require_scalar(value: Any, plugin: Loss | Penalty, method: str) -> None:
-    """Refuse what is not one number.
+    """Refuse what is not a number without dimensions; numbers in `[1]` do not add up with others.
 
     Raises:
         WrongResult: names the class and its method.
     """
-    if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
-        refuse_result(plugin, method, "a scalar tensor", value)
+    if not (isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()):
+        refuse_result(plugin, method, "a scalar tensor (without dimensions)", value)
 
 
 def require_gradient(value: Tensor, loss: Loss, method: str) -> None:

@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,12 +25,13 @@ from gantrain.run_folder.best_average import find_best
 from gantrain.run_folder.checkpoint import CheckpointStore, link_checkpoint, read, read_manifest, read_state, verify, write
 from gantrain.run_folder.contents import configuration_of, default_name, forget_rebuilt_after, moment_of_rebuilt, open_run, require_average
 from gantrain.run_folder.forking import open_origin
-from gantrain.run_folder.manifest import Damaged, Gone, OtherFormat, Unreadable, seal
+from gantrain.run_folder.manifest import Damaged, Gone, Misnamed, OtherFormat, Unreadable, seal
 from gantrain.run_folder.own_config import find_damage, load_config, write_config
 from gantrain.run_folder.ownership import acquire_lock, look_into, read_rollback
 from gantrain.run_folder.snapshots import Snapshots
 from gantrain.run_folder.stores import require_known_formats
 from gantrain.training.inputs import state_of
+from gantrain.training.keeper import Keeper
 from gantrain.version import __version__
 
 GUARD = {"rollbacks": 0}
@@ -183,6 +185,47 @@ def test_two_checkpoints_with_each_others_names(run):
     with pytest.raises(Damaged, match=r"named for 240 images .* that of 160 images"):
         open_origin(run, 0.24)
     assert state_of(run)["nimg"] == 80
+
+
+@pytest.mark.parametrize("place", slow_but(["checkpoints"], ["checkpoints", "best/fid", "averages"]))
+def test_training_refuses_a_run_in_which_a_checkpoint_has_another_name(place, run):
+    """It would delete by names what is whole; nothing is touched, and no deletion is offered."""
+    (run / place / f"{160:012d}").rename(run / place / f"{320:012d}")
+    before = content(run)
+    for refused in (lambda: look_into(run, load_config(run)), lambda: acquire_lock(run)):
+        with pytest.raises(Misnamed, match=rf"{320:012d}: is named for 320 images .* rename the folder to {160:012d}$"):
+            refused()
+    assert content(run) == before
+
+
+def test_checkpoints_of_which_all_have_another_name_are_not_called_damaged(run):
+    for nimg in (80, 240):
+        shutil.rmtree(run / "checkpoints" / f"{nimg:012d}")
+    one = (run / "checkpoints" / f"{160:012d}").rename(run / "checkpoints" / f"{320:012d}")
+    store = CheckpointStore(run / "checkpoints")
+    keeper = Keeper(run, Config().checkpoint, [], SimpleNamespace(say=print))
+    for refused in (store.newest, lambda: keeper.resumes_from(None)):
+        with pytest.raises(Misnamed, match=f"rename the folder to {160:012d}$"):
+            refused()
+    one.rename(run / "checkpoints" / f"{160:012d}")
+    shutil.copytree(run / "checkpoints" / f"{160:012d}", one)
+    (run / "checkpoints" / f"{160:012d}" / "state.json").unlink()
+    with pytest.raises(Misnamed, match=f"after the folder that has this name now: {re.escape(str(run))}"):
+        store.newest()
+
+
+@pytest.mark.parametrize("hidden", [".replaced", ".writing"])
+def test_formats_are_looked_at_before_an_interrupted_replacement_is_completed(hidden, run):
+    """By whoever looks first: training or a reader."""
+    shutil.rmtree(run / "checkpoints" / f"{240:012d}")
+    (run / "checkpoints" / f"{80:012d}").rename(run / "checkpoints" / f".replaced-{80:012d}")
+    (run / "checkpoints" / f"{160:012d}").rename(path := run / "checkpoints" / f"{hidden}-{160:012d}")
+    change_format(path)
+    before = content(run)
+    for refused in (lambda: look_into(run, load_config(run)), lambda: acquire_lock(run), lambda: open_run(run)):
+        with pytest.raises(OtherFormat, match=re.escape(f"{path}/manifest.json: has format 5")):
+            refused()
+        assert content(run) == before
 
 
 def test_a_rebuilt_average_with_the_name_of_another(run):
@@ -462,4 +505,7 @@ def test_the_moment_of_a_misnamed_checkpoint_is_not_believed_at_the_start(run):
     (run / "checkpoints" / f"{160:012d}").rename(run / "checkpoints" / f"{150_000:012d}")
     config = load_config(run)
     late = dataclasses.replace(config, averagers={**config.averagers, "late": Swa(start_kimg=100.0)})
+    with pytest.raises(Misnamed, match=r"named for 150000 images"):
+        look_into(run, late)
+    (run / "checkpoints" / f"{150_000:012d}").rename(run / "checkpoints" / f"{160:012d}")
     assert "averagers.late.start_kimg" in look_into(run, late)

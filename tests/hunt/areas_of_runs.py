@@ -18,6 +18,7 @@ from damages import damage, files_in, mutate_document, odd_file, read_plain
 from material import LONG_ORBIT, ROOT, RUN
 from mutations import as_text, like, mutate_bytes, mutate_json, mutate_lines
 from PIL import Image, PngImagePlugin
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from supervised import Case
 
@@ -92,7 +93,9 @@ def checkpoints(dice: random.Random, world: Path, folder: Path) -> Case:
             break
         chosen = paths[-1] if dice.random() < 0.7 else dice.choice(paths)
         damages = [flip, flip, odd, remove, exchange_files, exchange_folders, rename, forge, forge, forge_state, forge_header, leftovers]
-        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error):  # on top of an earlier damage
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, IndexError, OSError, struct.error, SafetensorError
+        ):  # on top of an earlier damage
             forged |= dice.choice(damages)(dice, chosen, paths)
     if not heavy and dice.random() < RESUMED:
         return resumption(dice, store, paths=sorted(store.glob("[0-9]*/manifest.json")))
@@ -115,7 +118,7 @@ def resumption(dice: random.Random, store: Path, paths: list[Path]) -> Case:
     """A training that starts from states and tensors that no version of gantrain wrote, sealed as they should be."""
     for path in paths:
         for _ in range(dice.choice([1, 1, 2])):
-            with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error):
+            with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, struct.error, SafetensorError):
                 dice.choice([forge_state, forge_state, forge_tensors, forge])(dice, path.parent, [])
     longer = [f"total_kimg={dice.choice(['0.352', '0.4'])}"] if dice.random() < 0.5 else []
     overrides = ["run_dir=run", *RUN, *longer]
