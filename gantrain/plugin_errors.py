@@ -14,7 +14,7 @@ from gantrain.errors import UserError, one_line
 from gantrain.interruption import Stopped
 
 SHOW_TRACEBACK = "GANTRAIN_TRACEBACK"  # environment variable: print the traceback, too
-MOST_NAMES = 2  # that one message has
+NAMED = 2  # that one message has
 LONGEST_TEXT = 300  # characters of an exception's text
 # What a worker process of torch's DataLoader has caught reaches the training process as a text.
 IN_WORKER = re.compile(r"Caught \w+ in .* worker process")
@@ -80,7 +80,7 @@ def name_at(place: Place) -> str:
     """The plug-in that a place in a known file belongs to; outside of their classes, those of that file that were found last."""
     names = KNOWN[os.path.realpath(place[0])]
     inside = [name for name, (first, last) in names.items() if first <= place[1] <= last]
-    return inside[-1] if inside else " or ".join([*names][-MOST_NAMES:])
+    return inside[-1] if inside else " or ".join([*names][-NAMED:])
 
 
 def name_in(error: BaseException) -> str | None:

@@ -29,7 +29,7 @@ EARLY_GRACE = 2.0  # the same while the group forms, when there is nothing to fi
 LINGER = 5.0  # seconds that a process which fails at its start waits for those that it has to tell
 NEWS = 3.0  # seconds between a broken connection of torch and the message that says why
 RETRY = 0.25  # seconds between two attempts to connect
-LONGEST = 100  # bytes of a message
+LONGEST_MESSAGE = 100  # bytes of a message
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}  # a machine that lost its power is noticed after 3 minutes
 AGAIN = "run the same command to resume from the last checkpoint, if there is one"
 
@@ -233,7 +233,7 @@ class ProcessWatch:
                     *lines, heard[one] = (heard[one] + received).split(b"\n")
                     for line in lines:
                         self._hear(one, line.decode("ascii", "replace").split())
-                    if not received or len(heard[one]) > LONGEST:
+                    if not received or len(heard[one]) > LONGEST_MESSAGE:
                         selector.unregister(one)
                         self._lose(one)
 
@@ -269,7 +269,7 @@ class ProcessWatch:
             *lines, heard = (heard + received).split(b"\n")
             for line in lines:
                 self._hear(one, line.decode("ascii", "replace").split())
-            if len(heard) > LONGEST:
+            if len(heard) > LONGEST_MESSAGE:
                 break
         if self._store or not self.problem:
             self._lose(one)

@@ -44,7 +44,7 @@ from gantrain.shipped import find_config
 from gantrain.strict_yaml import TextLoader
 from gantrain.type_words import PLURALS, describe_type
 
-LONGEST = 80  # characters of a list that a message spells out
+LONGEST_LIST = 80  # characters of a list that a message spells out
 MOST_OVERRIDES = 1000
 
 
@@ -380,7 +380,7 @@ def as_list(value: Any) -> str:
     """How a message goes on where a list of strings is asked for and a single value was written, perhaps with commas."""
     words = [] if value is None else [word for word in re.split(r"[\s,;]+", str(value).strip("()[] ")) if word]
     text = ", ".join(words)
-    return "" if isinstance(value, (list, Mapping)) or len(text) > LONGEST else f"; write [{text}]"
+    return "" if isinstance(value, (list, Mapping)) or len(text) > LONGEST_LIST else f"; write [{text}]"
 
 
 def check_across(config: Config, sources: Sources) -> None:

@@ -39,7 +39,7 @@ from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
 from gantrain.regular_file import check_regular, open_regular
 
-MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
+MOST_MEMBER = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
 LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
 SEEKING = threading.Lock()
 ENCRYPTED = -1  # stored instead of the compression method
@@ -288,8 +288,8 @@ class ZipDecoder(ImageDecoder):
                 encrypted.
             OSError: the zip cannot be read.
         """
-        if max(size, packed_size) > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES:,} bytes")
+        if max(size, packed_size) > MOST_MEMBER:
+            raise ValueError(f"larger than {MOST_MEMBER:,} bytes")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("encrypted" if method == ENCRYPTED else f"compression method {method} is neither stored nor deflated")
         signature, name_length, extra_length = struct.unpack(LOCAL_HEADER, read_at(self.file, struct.calcsize(LOCAL_HEADER), offset))
