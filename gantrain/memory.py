@@ -50,7 +50,7 @@ def free_memory() -> int:
         with suppress(OSError, ValueError):
             room = int(Path(limit).read_text()) - int(Path(used).read_text())
             cached: dict[str, str] = dict(CACHED.findall(Path(parts).read_text()))
-            room += sum(int(cached.get(f"total_{name}", cached.get(name, 0))) for name in ("active_file", "inactive_file"))
+            room += sum(int(cached.get(f"total_{name}", cached.get(name, "0"))) for name in ("active_file", "inactive_file"))
             free = min(free, max(0, room))
     return free
 
