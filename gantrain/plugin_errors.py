@@ -27,7 +27,7 @@ NAMES: dict[tuple[str, str], str] = {}  # (module, qualified name) of a class ->
 
 
 class State:
-    """What decides how a command ends that a plug-in fails in.
+    """State of the command that decides its exit status if a plug-in fails.
 
     Attributes:
         training: whether updates have begun; the run then ends like a crash, and resumes from its last checkpoint.
@@ -93,7 +93,7 @@ def name_in(error: BaseException) -> str | None:
 def explain_failure(error: BaseException) -> PluginFailed | None:
     """The error to raise instead of one that has come from the code of a plug-in; None if it has not.
 
-    What a plug-in refuses with a `UserError` has its own words, and interruptions are nobody's mistake.
+    What a plug-in refuses with a `UserError` has its own words, and interruptions are not errors.
     """
     if isinstance(error, (UserError, KeyboardInterrupt, Stopped)):
         return None
@@ -112,7 +112,7 @@ def show(error: BaseException) -> None:
 
 
 def require_exit(error: BaseException) -> NoReturn:
-    """Raise what a call of `sys.exit` outside the command line deserves: no code that a command runs may end it with status 0.
+    """Refuse a call of `sys.exit` from outside the command line: no code that a command runs may end it with status 0.
 
     Raises:
         PluginFailed: always.

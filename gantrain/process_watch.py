@@ -26,8 +26,8 @@ DEFAULT_JOIN = 600.0
 NOTE_AFTER = 15.0  # seconds of waiting until a process says whom it waits for
 GRACE = 30.0  # seconds that a process has to end by itself after another has failed
 EARLY_GRACE = 2.0  # the same while the group forms, when there is nothing to finish
-LINGER = 5.0  # seconds that a process which fails at its start waits for those that it has to tell
-NEWS = 3.0  # seconds between a broken connection of torch and the message that says why
+LINGER = 5.0  # seconds that a process which fails at its start waits for the others, to tell them why
+NEWS = 3.0  # seconds to wait for the message that says why a connection of torch broke
 RETRY = 0.25  # seconds between two attempts to connect
 LONGEST_MESSAGE = 100  # bytes of a message
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}  # a machine that lost its power is noticed after 3 minutes
@@ -209,7 +209,7 @@ class ProcessWatch:
             os._exit(failure.exit_status)
 
     def _send(self, rank: int, line: str) -> None:
-        with contextlib.suppress(OSError):  # it has just gone, which its connection tells
+        with contextlib.suppress(OSError):  # it has just ended, and so has its connection
             self._peers[rank].sendall(line.encode() + b"\n")
 
     # ---- threads -----------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class ProcessWatch:
             self._lose(one)
 
     def _hear(self, one: socket.socket, words: list[str]) -> None:
-        """Act on a message; what is none is ignored, since anybody may connect to a port."""
+        """Act on a message; anything else is ignored, since anybody may connect to a port."""
         name, numbers = (words or [""])[0], [int(word) for word in words[1:] if word.isdecimal() and len(word) < 10]
         rank = next((rank for rank, peer in self._peers.items() if peer is one), None)
         if name == "hello" and self.place.rank == 0 and rank is None and len(numbers) == 2:

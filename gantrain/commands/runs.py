@@ -252,7 +252,7 @@ def format_time(moment: float | None, now: float) -> str:
     if ago >= 86400:
         try:
             return time.strftime("%Y-%m-%d", time.localtime(moment))
-        except (ValueError, OverflowError, OSError):  # a file system may say any year
+        except (ValueError, OverflowError, OSError):  # the time of a file can be in any year
             return "-"
     for size, unit in ((3600, "h"), (60, "min")):
         if ago >= size:
@@ -270,7 +270,7 @@ def as_json_lines(rows: Sequence[Row]) -> str:
 
     def of(row: Row) -> dict[str, Any]:
         changed = None
-        with contextlib.suppress(ValueError, OverflowError, OSError):  # a file system may say any year
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # the time of a file can be in any year
             changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         at = None if row.at is None else row.at / 1000
         reached = (

@@ -25,11 +25,11 @@ from gantrain.regular_file import open_regular, too_large
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
 MOST_FILE = 2**30  # bytes of the largest file: the pixels of the largest image with 16 bits fit in without compression
 LARGE_FILE = 2**24  # bytes from which files are read one at a time
-LARGE_IMAGE = 2**28  # bytes of decoding from which it is looked whether the memory is there
+LARGE_IMAGE = 2**28  # bytes of decoding from which the free memory is checked
 # JPEG files have about ten scans, and each takes time for all pixels: a file of 100 kB may hold a thousand.
 MOST_SCANS, SCANNED_PIXELS = 100, 2_000_000_000
 SCAN = b"\xff\xda"  # begins a scan; in the data of one, 0xff is followed by 0
-# Formats that Pillow reads without a bound: of EPS another program draws the picture, and FITS is unpacked before it is measured.
+# Formats that Pillow reads without a bound: another program draws an EPS, and a FITS is unpacked before its size is known.
 REFUSED = ("EPS", "FITS")
 # Bytes a pixel takes in Pillow's memory, by mode (4 in all others), and in decoders besides, by format (4 in all others).
 IN_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}

@@ -110,7 +110,7 @@ def require_form(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtyp
         unlike: raised for another type or shape.
 
     Raises:
-        UserError: it is that, or incomplete, damaged or not readable.
+        UserError: its type, shape or size differs, or it is incomplete, damaged or not readable.
     """
     try:
         with open_regular(folder / name) as file:

@@ -20,7 +20,7 @@ from gantrain.errors import UserError, brief, in_words
 from gantrain.memory import free_memory
 from gantrain.regular_file import open_regular
 
-SMALL = 2**28  # bytes of an array up to which nothing is asked
+SMALL = 2**28  # bytes of arrays up to which neither their compression nor the free memory is checked
 # Largest ratio of a large array and its place in the zip: deflate reaches 1,032 for a constant, and real numbers and pictures about 10.
 MOST_RATIO = 500
 SUFFIX = ".npy"
