@@ -109,7 +109,7 @@ class SteadyWorkers(Generic[T]):
                     if one.sentinel in ended:
                         one.join(5)  # its status is there a moment after its files are closed
                 dead = [one for one in self._processes if not one.is_alive()]
-                lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")  # raised by the data set
+                lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")  # in the data set
                 if not dead and not lost:
                     raise
                 error.__traceback__ = None  # it would keep the old workers
