@@ -87,4 +87,6 @@ def environments(dice: random.Random, world: Path, folder: Path) -> Case:
         del changes["WORLD_SIZE"]  # it would wait for the others, as it should
     argv = dice.choice([["config", "digits"], ["runs", "."], ["watch", "run"], ["sample", "run", "--num", "1", "--out", "x.png"],
                         ["fork", "run", "--out", "new", "total_kimg=1"], ["orbit", "run"], ["configs"]])  # fmt: skip
-    return Case("command_in", {"argv": argv, "environment": changes}, [*VARIABLES, "run/", "run:", "command line", *names_of_keys()])
+    return Case(
+        "command_in", {"argv": argv, "environment": changes}, [*VARIABLES, "ACCELERATE_", "run/", "run:", "command line", *names_of_keys()]
+    )
