@@ -21,7 +21,7 @@ USES = {
     "SquaresSource": "data={{name: '{}'}}", "Thumbnails": "eval.features={{name: '{}'}}",
 }  # fmt: skip
 STATEMENTS = (
-    "raise KeyError('x')", "raise ValueError()", "raise SystemExit(0)", "raise KeyboardInterrupt", "import nosuch",
+    "raise KeyError('x')", "raise ValueError()", "raise SystemExit(0)", "import nosuch",
     "import sys; sys.exit()",
     "from gantrain import nosuch", "print('x')", "return None", "return 'x'", "return float('nan')", "return []", "yield 1", "assert False",
     "1 / 0", "x: dict = None", "x: 'nosuch' = 1", "x: complex = 1j", "x: object = object()", "x: int", "x: list = []", "def f(:", "pass",
