@@ -18,8 +18,8 @@ import torch
 from conftest import ROOT, TINY
 
 from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
-from gantrain.averaging.batchnorm import named_statistics
 from gantrain.averaging.average import named_weights
+from gantrain.averaging.batchnorm import named_statistics
 from gantrain.config.loading import load
 from gantrain.data import worker_processes
 from gantrain.distributed import local_processes
