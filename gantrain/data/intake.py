@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -200,13 +200,13 @@ def refuse_small_memory(images: ImageSet, where: str) -> None:
     needed, free = one if where == "disk" else images.bytes, free_memory()
     if needed > free and where != "disk":
         raise UserError(
-            f"data.keep_in: {where} needs {in_words(needed)} of memory for {images.name}, and {in_words(free)} are free; set"
+            f"data.keep_in: {where} needs {in_words(needed)} of memory for {images.name}, and {in_words(free, down=True)} are free; set"
             " data.keep_in=disk, or a smaller data.resolution"
         )
     if needed > free:
         raise UserError(
-            f"data.resolution: one image of {images.resolution} x {images.resolution} pixels takes {in_words(needed)}, and {in_words(free)}"
-            " of memory are free; set a smaller data.resolution"
+            f"data.resolution: one image of {images.resolution} x {images.resolution} pixels takes {in_words(needed)}, and"
+            f" {in_words(free, down=True)} of memory are free; set a smaller data.resolution"
         )
 
 
@@ -248,7 +248,7 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
                     pixels[number] = item[0]
             number += 1
     if images.skipped and not images.skips:
-        raise unreadable(list(images.skipped.values()))
+        refuse_unreadable(list(images.skipped.values()))
     images.content, images.sums, images.pixels = content.hexdigest(), sums, pixels
     if seen and look_name(images) == seen:  # nothing has changed in the meantime
         keep_file(seen, json.dumps({"content": images.content, "sums": sums.tobytes().hex(), "skipped": images.skipped}).encode())
@@ -357,11 +357,15 @@ def read_blocks(
             yield list(pool.map(read, block))
 
 
-def unreadable(broken: list[str]) -> UserError:
-    """The error for images that do not decode; it names up to ten."""
+def refuse_unreadable(broken: list[str]) -> NoReturn:
+    """Refuse images that do not decode.
+
+    Raises:
+        UserError: always; names up to ten.
+    """
     more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
     them = "them" if len(broken) > 1 else "it"
-    return UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
+    raise UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
 
 
 def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
@@ -380,7 +384,7 @@ def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
         else:
             found.append(image)
     if broken:
-        raise unreadable(broken)
+        refuse_unreadable(broken)
     return torch.stack(found)
 
 
