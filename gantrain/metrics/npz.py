@@ -103,7 +103,7 @@ class Npz:
                 raise unreadable(self.path, f"{name} would be unpacked from {packed} to {whole}, so it is a constant or a bomb")
         needed = sum(header.nbytes for header in self.headers.values())
         if needed > SMALL and needed > (free := free_memory()):
-            raise unreadable(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free)} are free")
+            raise unreadable(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free, down=True)} are free")
         arrays = {}
         for name, header in self.headers.items():
             with refused_as(self.path, name), self.opened.open(header.member) as file:
