@@ -19,7 +19,7 @@ from typing import Any
 from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.reporting.run_warnings import RunWarning, find_collapse, find_warnings, marks_of
 from gantrain.run_folder import record
-from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.recognition import BESIDE, holds_checkpoints
 from gantrain.score_names import better_when_higher
 from gantrain.text_table import align
@@ -88,7 +88,8 @@ def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int =
         if unlisted is not None:
             unlisted[str(folder)] = error.strerror or str(error)
         return
-    if CONFIG_FILE in found and (any(name in found for name in BESIDE) or holds_checkpoints(folder)):
+    begun = CONFIG_FILE in found and any(name in found for name in BESIDE)
+    if begun or (not found.keys().isdisjoint((CONFIG_FILE, "checkpoints", BEST_FOLDER)) and holds_checkpoints(folder)):
         yield folder
         return
     for name in sorted(found) if depth else ():

@@ -372,7 +372,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             converted: Any = OmegaConf.to_object(holder)
             return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else ""
+        remedy = f"; write a value after {full}=" if value is None and sources(full) == "command line" else ""
+        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else remedy
         raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}{remedy}") from None
 
 

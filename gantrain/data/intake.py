@@ -169,7 +169,8 @@ def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
     if empty:
         names = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
         if images.name.startswith("folder/"):
-            raise UserError(f"data: {images.name} has no images of class {names}; fill or delete the empty class folders")
+            where = getattr(images.decode, "root", images.name)  # the name is not a path
+            raise UserError(f"data.root: {where} has no images of class {names}; fill or delete the empty class folders")
         raise UserError(
             f"data: {images.name} has no images with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -35,6 +36,7 @@ from gantrain.run_folder.state_form import ROLLBACK, State
 from gantrain.run_folder.stores import require_names_too, settle_run
 from gantrain.run_folder.trained_with import config_in
 
+READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}  # another user's folder, or a file system for reading
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
 MOST_ROLLBACK = 64 << 20  # bytes of it
@@ -165,6 +167,13 @@ def acquire_lock(run_dir: Path) -> IO[str]:
         held = lock.acquire(run_dir, create=True)
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise UserError(
+            f"run_dir: {run_dir} may not be written ({error.strerror}); use another run_dir, or continue from its checkpoint in another"
+            " folder by `gantrain fork`"
+        ) from error
     try:
         require_names_too(run_dir)
         settle_run(run_dir)
