@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -85,11 +86,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else "; nothing is known here"
 
 
-def in_words(size: int) -> str:
-    """A number of bytes as "12 MiB" or "1.3 GiB"."""
+def in_words(size: int, down: bool = False) -> str:
+    """A number of bytes as "900 bytes", "4 KiB", "12 MiB" or "1.3 GiB".
+
+    Args:
+        down: round down, as what is free, and not up, as what is needed.
+    """
     if size >= 1 << 70:  # a mistyped number: it may have more digits than a float can
         return "over 1000 EiB"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"
+    if size >= 2**30:
+        return f"{math.floor(size / 2**30 * 10) / 10 if down else size / 2**30:.1f} GiB"
+    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size // unit if down else -(-size // unit)} {name}"
+    return f"{size} bytes"
 
 
 def counted(count: int, thing: str, plural: str = "s") -> str:

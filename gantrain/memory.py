@@ -31,13 +31,15 @@ FAILED = re.compile(
 
 
 def main_memory() -> int:
-    """Bytes of main memory of this machine, or that this container may use."""
+    """Bytes of main memory of this machine, or that this container may use, and of swap space."""
     import psutil
 
     total = int(psutil.virtual_memory().total)
     for limit, _, _ in CGROUPS:
         with suppress(OSError, ValueError):  # "max" is no limit
             total = min(total, int(Path(limit).read_text()))
+    with suppress(OSError, RuntimeError):  # some systems hide it
+        total += int(psutil.swap_memory().total)
     return total
 
 

@@ -150,7 +150,7 @@ store.save(2000, {"g": {"w": torch.ones(100_000)}}, {})
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     """The system itself refuses the bytes; nothing half-written stays."""
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True)
-    assert "the checkpoint could not be written (File too large; it needs 1 MiB, " in done.stderr
+    assert "the checkpoint could not be written (File too large; it needs 391 KiB, " in done.stderr
     assert " are free); the one at 1 kimg is intact; free some space and run the same command again" in done.stderr
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["000000001000"]
     verify(tmp_path / "000000001000")

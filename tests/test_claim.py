@@ -17,14 +17,14 @@ from conftest import TINY, slow_but
 
 from gantrain import lock
 from gantrain.config.config import Config
-from gantrain.config.loading import load, to_yaml
+from gantrain.config.loading import load
 from gantrain.data import Digits, pack
 from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
 from gantrain.run_folder import checkpoint, forking, snapshots
 from gantrain.run_folder.claim import claim_folder, examine
 from gantrain.run_folder.own_config import write_config
-from gantrain.run_folder.ownership import look_into, require_own_folder
+from gantrain.run_folder.ownership import require_own_folder
 from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.training.saving import Saving
 
@@ -168,8 +168,7 @@ def test_a_second_training_of_a_folder_is_refused(tmp_path, impatient):
     with pytest.raises(UserError, match="is being trained by process"):  # what it writes while it is looked at does not matter
         claim_folder(digits(tmp_path / "run", "seed=1"))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    for name in ("config.yaml", ".config.yaml"):
-        (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / "config.yaml").unlink()
     claim.release()
     assert names_in(tmp_path) == set()  # no run has begun there
 
@@ -198,18 +197,6 @@ def test_a_claim_notices_that_its_folder_was_removed_or_replaced(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_edit_of_the_configuration_in_a_run_folder_is_a_change(tmp_path):
-    """A run of older versions has no copy of it."""
-    run = trained(digits(tmp_path / "run"))
-    edited = digits(run, "optim.lr_g=0.9")
-    (run / "config.yaml").write_text(to_yaml(edited))
-    with pytest.raises(UserError, match=r"contains a run of another configuration: optim.lr_g \([\d.e-]+ there, 0.9 now\)"):
-        look_into(run, edited)
-    assert look_into(run, digits(run, "total_kimg=7")).keys() == {"total_kimg"}
-    (run / ".config.yaml").write_text("run_dir: [")
-    assert look_into(run, edited) == {}
-
-
 def test_a_new_run_inside_the_folder_of_another_is_refused(tmp_path):
     run = trained(digits(tmp_path / "run"))
     for inside in (run / "again", run / "checkpoints" / "deep"):

@@ -35,8 +35,9 @@ from gantrain.reporting.event_words import on_console, what_happened
 from gantrain.run_folder import checkpoint, record
 from gantrain.run_folder.change_words import say_changes
 from gantrain.run_folder.changes import describe_changes, find_changes, require_late_start, require_passive
+from gantrain.run_folder.checkpoint import CheckpointStore
 from gantrain.run_folder.forking import average_alike, forked_state, open_origin, require_free, write_fork
-from gantrain.run_folder.ownership import look_into, write_rollback
+from gantrain.run_folder.ownership import compare_with_run, look_into, write_rollback
 from gantrain.run_folder.starts import resolve_starts
 from gantrain.training.facts import how_images_changed
 from gantrain.training.guard import Trouble
@@ -875,3 +876,65 @@ def test_a_run_that_only_has_its_end_left_says_so(run):
 
 def test_power_is_the_only_average_that_counts_from_the_first_image():
     assert Power().exponent is not None and all(rule.exponent is None for rule in (Ema(), Swa(), Bema()))
+
+
+# ---- a configuration that somebody has edited ------------------------------------------------------------------------
+
+
+def edit(run: Path, old: str, new: str) -> Path:
+    """The run's configuration with other text in it."""
+    path = run / "config.yaml"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return path
+
+
+EDITS = [
+    ("lr_g: 0.0004", "lr_g: 0.9", "optim.lr_g"),
+    ("\nseed: 0", "\nseed: 5", "seed"),
+    ("  swa:\n    name: swa", "  new:\n    name: swa", "add aver"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "key"), EDITS)
+def test_an_edited_configuration_is_compared_with_what_the_checkpoint_was_trained_with(old, new, key, run):
+    path = edit(run, old, new)
+    with pytest.raises(UserError, match=f"{key}.*; restore these values, use another|{key}.*{{name: swa, .*or drop it") as caught:
+        look_into(run, load(path))
+    assert "was edited: 'there' is what the checkpoint at 0.128 kimg was trained with" in str(caught.value) or key.startswith("add")
+    changed, note = compare_with_run(run, load(DIGITS, [*SETTINGS, f"run_dir={run}"]))
+    assert changed == {} and "config.yaml was edited: " in note and "is written anew" in note
+
+
+def test_keys_that_may_change_may_be_edited(run):
+    path = edit(run, "total_kimg: 0.96", "total_kimg: 1.5")
+    assert compare_with_run(run, load(path)) == ({"total_kimg": [0.96, 1.5]}, "")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_compared_with_the_file(run):
+    """Which is all that there is."""
+    for path in CheckpointStore(run / "checkpoints").paths():
+        found = checkpoint.read(path)
+        del found.state["config"]
+        checkpoint.write(path, found.nimg, found.tensors, found.state)
+    config = load(edit(run, "lr_g: 0.0004", "lr_g: 0.9"))
+    assert compare_with_run(run, config) == ({}, "")
+
+
+def test_a_fork_carries_its_own_configuration(run, tmp_path):
+    out = tmp_path / "fork"
+    fork_command(argparse.Namespace(run=str(run), out=str(out), kimg=None, overrides=["seed=7"]))
+    assert look_into(out, load(out / "config.yaml")) == {}
+    with pytest.raises(UserError, match=r"seed \(7 there, 0 now\)"):
+        look_into(out, load(run / "config.yaml", [f"run_dir={out}"]))
+
+
+def test_a_fork_of_a_run_whose_configuration_was_edited_says_what_differs(run, tmp_path, capsys):
+    """And an average whose settings were edited does not continue as another one."""
+    path = edit(run, "lr_g: 0.0004", "lr_g: 0.0002")
+    edit(run, "start_kimg: 0.03", "start_kimg: 0.04")
+    out = tmp_path / "fork"
+    fork_command(argparse.Namespace(run=str(run), out=str(out), kimg=None, overrides=[]))
+    said = capsys.readouterr().out
+    assert "optim.lr_g 0.0004 -> 0.0002" in said and "swa begins" in said and load(out / "config.yaml").optim.lr_g == load(path).optim.lr_g

@@ -155,7 +155,7 @@ def test_what_could_not_be_written_ends_the_run_or_is_said(keeper, monkeypatch, 
     monkeypatch.setattr(checkpoint, "write_synced", full)
     one.save(100, tensors(), state(), [], False, None)
     if on_error == "stop":
-        with pytest.raises(NotWritten, match="No space left on device; it needs 1 MiB"):
+        with pytest.raises(NotWritten, match="No space left on device; it needs 12 bytes"):
             one.collect(100, wait=True)
     else:
         assert one.collect(100, wait=True) is False and one.tracker.events == [(100, "not_written")] and len(one.tracker.said) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, lines_of, slow_but
 
-from gantrain import command_end, plugin_errors
+from gantrain import command_end, home, plugin_errors
 from gantrain.averaging import AVERAGERS, Average
 from gantrain.batching.state import BatchState, proposal_of
 from gantrain.config.loading import load
@@ -176,7 +176,7 @@ FAILING = {
 @pytest.mark.parametrize("training, status", [(False, 2), (True, 1)])
 def test_a_method_that_fails_is_named_by_the_command(plugin, monkeypatch, weight, training, status):
     plugin(weight=weight)
-    monkeypatch.setattr("gantrain.home.settle_home", lambda note: None)
+    monkeypatch.setattr(home, "settle_home", lambda note: None)
 
     def call(arguments: argparse.Namespace) -> int:
         plugin_errors.State.training = training
@@ -191,7 +191,7 @@ def test_a_method_that_fails_is_named_by_the_command(plugin, monkeypatch, weight
 
 
 def test_a_call_of_exit_in_a_command_is_never_status_0(monkeypatch):
-    monkeypatch.setattr("gantrain.home.settle_home", lambda note: None)
+    monkeypatch.setattr(home, "settle_home", lambda note: None)
     monkeypatch.setitem(sys.modules, "gantrain.commands.some", types.SimpleNamespace(call=lambda arguments: sys.exit(0)))
     with pytest.raises(UserError, match=r"the program was asked to exit at .*test_plugin_errors.py, line \d+"):
         command_end.call(argparse.Namespace(verb="some"))

@@ -342,7 +342,7 @@ def test_space_for_blocks_already_written_is_not_required_again(many, tmp_path, 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=packing.A_LITTLE + 50 * 8))
     pack(many(), tmp_path / "p", "many")
-    with pytest.raises(UserError, match="the images need 2 MiB, but only 2 MiB are free"):
+    with pytest.raises(UserError, match="the images need 2 MiB, but only 1 MiB are free"):
         pack(many(), tmp_path / "q", "many")
 
 

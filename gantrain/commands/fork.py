@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.forking import Fork, kept_averages, open_origin, write_fork
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.starts import begin_at_once
+from gantrain.run_folder.trained_with import config_in
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -27,9 +29,11 @@ def call(arguments: argparse.Namespace) -> None:
     run = Path(arguments.run)
     if any(text.partition("=")[0].strip() == "run_dir" for text in arguments.overrides):
         raise UserError(f"run_dir: is the folder of the fork, {arguments.out} (--out); remove it")
-    old = configuration_of(run)
+    configured = configuration_of(run)
     overrides = [*arguments.overrides, as_override("run_dir", arguments.out)]
     new, origin = load(run / CONFIG_FILE, overrides), open_origin(run, arguments.kimg)
+    trained = config_in(origin.snapshot.state) or configured  # what somebody has edited since is a change like any other
+    old = dataclasses.replace(trained, total_kimg=configured.total_kimg)  # which a resume may change
     kept = kept_averages(old, new, origin.snapshot.state)["g"]
     begin = [name for name in new.averagers if name not in kept]
     new = begin_at_once(new, begin, set_keys(run / CONFIG_FILE, overrides), origin.snapshot.nimg)

@@ -128,7 +128,9 @@ def refuse_bomb(image: Image.Image, data: bytes = b"") -> int:
         if scans > MOST_SCANS and scans * pixels > SCANNED_PIXELS:
             raise Undecodable(f"{scans:,} scans of {image.width} x {image.height} pixels would take too long")
     if pixels * needed > LARGE_IMAGE and pixels * needed > (free := free_memory()):
-        raise Undecodable(f"{image.width} x {image.height} pixels need {in_words(pixels * needed)}, and only {in_words(free)} are free")
+        raise Undecodable(
+            f"{image.width} x {image.height} pixels need {in_words(pixels * needed)}, and only {in_words(free, down=True)} are free"
+        )
     return pixels * needed
 
 

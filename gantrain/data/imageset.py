@@ -393,8 +393,8 @@ def require_room_for_set(name: str, count: int, channels: int, resolution: int, 
     needed, free = count * channels * resolution**2 * copies, free_memory()
     if needed > free:
         raise UserError(
-            f"data.resolution: {name} at {resolution} x {resolution} pixels needs {in_words(needed)} of memory, and {in_words(free)} are"
-            " free; set a smaller data.resolution"
+            f"data.resolution: {name} at {resolution} x {resolution} pixels needs {in_words(needed)} of memory, and"
+            f" {in_words(free, down=True)} are free; set a smaller data.resolution"
         )
 
 

@@ -200,13 +200,13 @@ def refuse_small_memory(images: ImageSet, where: str) -> None:
     needed, free = one if where == "disk" else images.bytes, free_memory()
     if needed > free and where != "disk":
         raise UserError(
-            f"data.keep_in: {where} needs {in_words(needed)} of memory for {images.name}, and {in_words(free)} are free; set"
+            f"data.keep_in: {where} needs {in_words(needed)} of memory for {images.name}, and {in_words(free, down=True)} are free; set"
             " data.keep_in=disk, or a smaller data.resolution"
         )
     if needed > free:
         raise UserError(
-            f"data.resolution: one image of {images.resolution} x {images.resolution} pixels takes {in_words(needed)}, and {in_words(free)}"
-            " of memory are free; set a smaller data.resolution"
+            f"data.resolution: one image of {images.resolution} x {images.resolution} pixels takes {in_words(needed)}, and"
+            f" {in_words(free, down=True)} of memory are free; set a smaller data.resolution"
         )
 
 

@@ -126,7 +126,7 @@ def require_form(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtyp
     if found != (shape, dtype):
         raise unlike
     if size < whole:
-        raise UserError(f"{folder}: is incomplete ({name} has {in_words(size)} of {in_words(whole)}); {AGAIN}")
+        raise UserError(f"{folder}: is incomplete ({name} has {size:,} of {whole:,} bytes); {AGAIN}")
 
 
 def read_head(folder: Path) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def refuse_small_disk(images: ImageSet, draft: Path) -> None:
     written = (draft / IMAGES).stat().st_blocks * 512 if (draft / IMAGES).is_file() else 0
     needed, free = max(0, images.bytes - written) + 8 * len(images) + A_LITTLE, shutil.disk_usage(there).free
     if needed > free:
-        space = f"the images need {in_words(needed)}, but only {in_words(free)} are free"
+        space = f"the images need {in_words(needed)}, but only {in_words(free, down=True)} are free"
         raise UserError(f"{there}: {space}; free some space, or pass another --out or a smaller --resolution")
 
 

@@ -95,7 +95,9 @@ def refuse_small_disk(archive: Path, folder: Path, size: int) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if size > free:
-        raise UserError(f"{archive}: unpacks to {in_words(size)}, and only {in_words(free)} are free in {there}; free some space")
+        raise UserError(
+            f"{archive}: unpacks to {in_words(size)}, and only {in_words(free, down=True)} are free in {there}; free some space"
+        )
 
 
 def plain(member: zipfile.ZipInfo) -> bool:

@@ -244,7 +244,7 @@ def refuse_many(name: str, count: int, image: Tensor) -> None:
     if needed > LARGE_IMAGE and needed > (free := free_memory()):
         raise UserError(
             f"{name}: {count} images of {image.shape[2]}x{image.shape[1]} pixels need {in_words(needed)} at a time, and only"
-            f" {in_words(free)} are free; set a smaller eval.batch_size, or make the images smaller"
+            f" {in_words(free, down=True)} are free; set a smaller eval.batch_size, or make the images smaller"
         )
 
 

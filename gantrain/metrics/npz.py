@@ -104,7 +104,7 @@ class Npz:
                 refuse_npz(self.path, f"{name} would be unpacked from {packed} to {whole}, so it is a constant or a bomb")
         needed = sum(header.nbytes for header in self.headers.values())
         if needed > SMALL and needed > (free := free_memory()):
-            refuse_npz(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free)} are free")
+            refuse_npz(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free, down=True)} are free")
         arrays = {}
         for name, header in self.headers.items():
             with translate_errors(self.path, name), self.opened.open(header.member) as file:

@@ -392,7 +392,7 @@ def count_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
 def free_in_words(folder: Path) -> str:
     """How much space is free on a folder's disk, in words."""
     free = free_bytes(folder)
-    return "the free space is unknown" if free is None else f"{in_words(free)} are free"
+    return "the free space is unknown" if free is None else f"{in_words(free, down=True)} are free"
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -20,7 +20,7 @@ from gantrain.regular_file import read_regular
 from gantrain.run_folder.checkpoint import MANIFEST, CheckpointStore
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.own_config import require_readable
-from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, look_into
+from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, compare_with_run
 from gantrain.run_folder.starts import resolve_starts
 
 MOST_COMPARED = 2**26  # bytes of a file that is compared
@@ -34,11 +34,13 @@ class Findings:
     Attributes:
         config: the configuration, with the start of every average that is added to the run.
         changed: the keys that have changed and may change, with their old and new values.
+        edited: a note on what somebody has edited in the run's `config.yaml`, or "".
         traces: the contents of the files on which this depends, by path; None for one that cannot be read.
     """
 
     config: Config
     changed: dict[str, Any]
+    edited: str
     traces: Traces
 
 
@@ -82,7 +84,7 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
         given: full keys that the user has set; None takes the start of every average as it is.
 
     Raises:
-        UserError: another process trains there, or see `look_into`. The folder is then as it was.
+        UserError: another process trains there, or see `compare_with_run`. The folder is then as it was.
     """
     folder = expand_user(config.run_dir, "run_dir")
     try:
@@ -93,7 +95,7 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     locked_before = (folder / lock.NAME).exists()
     file = acquire_lock(folder)
-    claim = Claim(folder, Findings(config, {}, {}), file, made, locked_before)
+    claim = Claim(folder, Findings(config, {}, "", {}), file, made, locked_before)
     try:
         claim.found = examine(config, given)  # again: another training may have begun or ended since
     except BaseException:
@@ -107,7 +109,7 @@ def examine(config: Config, given: Collection[str] | None = None) -> Findings:
     folder = expand_user(config.run_dir, "run_dir")
     traces = read_traces(folder)
     resolved = config if given is None else resolve_starts(config, given)
-    return Findings(resolved, look_into(folder, resolved), traces)
+    return Findings(resolved, *compare_with_run(folder, resolved), traces)
 
 
 def read_traces(folder: Path) -> Traces:

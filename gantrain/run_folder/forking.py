@@ -31,6 +31,7 @@ from gantrain.run_folder.ownership import is_abandoned, read_rollback
 from gantrain.run_folder.provenance import new_run_id, utc_now
 from gantrain.run_folder.recognition import is_run_folder
 from gantrain.run_folder.stores import require_known_formats
+from gantrain.run_folder.trained_with import to_state
 from gantrain.version import __version__
 
 DRAFT = ".forking-"  # before the name of the new folder, until it is complete
@@ -164,6 +165,7 @@ def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, 
     changes: dict[str, Any] = {
         "gantrain": __version__,
         "wandb_id": new_run_id(),
+        **to_state(new),
         "orbit": {"bytes": 0, "latest": [], "nimg": -1},
         "stats": [],
         "stats_count": 0,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 SCORING_FOLDER = "scoring"  # of a run folder: checkpoints that are scored in the background
 CONFIG_FILE = "config.yaml"  # of a run folder: the resolved configuration
-TRAINED_FILE = ".config.yaml"  # of a run folder: a copy of it, for comparison at a resume
 METRICS_FILE = "metrics.jsonl"  # of a run folder: its record
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
 BEST_FOLDER = "best"  # of a run: one folder per score, with the checkpoint that was best by it

@@ -335,15 +335,16 @@ def state_in(path: Path, manifest: Mapping[str, Any]) -> State:
     def refuse(key: str) -> NoReturn:
         raise Damaged(f"{file}: has no {key!r}, which this version writes")
 
+    of_training = f"optimizer_g{TENSORS}" in manifest["files"]  # then all keys at lower levels are there, too
     try:
-        state = json.loads(data, object_hook=lambda values: State(values, refuse))
+        state = json.loads(data, object_hook=None if of_training else lambda values: State(values, refuse))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{file}: is not JSON that this version wrote") from error
-    if not isinstance(state, State):
+    if not isinstance(state, dict):
         raise Damaged(f"{file}: is not JSON that this version wrote")
-    if key := find_fault(state, f"optimizer_g{TENSORS}" in manifest["files"]):
+    if key := find_fault(state, of_training):
         raise Damaged(f"{file}: {key} is missing, or is not what this version writes")
-    return state
+    return State(state, refuse)
 
 
 def size_in_head(file: IO[bytes]) -> int | None:

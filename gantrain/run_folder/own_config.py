@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -20,7 +19,7 @@ from gantrain.config.config import Config
 from gantrain.errors import UserError, in_words
 from gantrain.plain_yaml import load_plain
 from gantrain.regular_file import read_regular
-from gantrain.run_folder.layout import CONFIG_FILE, TRAINED_FILE
+from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.strict_yaml import LARGEST as MOST_BYTES, MOST_VALUES
 
 FIRST = ["run_dir", "seed", "total_kimg"]  # how every version begins a configuration
@@ -36,8 +35,7 @@ def write_config(config: Config, run_dir: Path) -> None:
     """
     require_readable(config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    for name in (TRAINED_FILE, CONFIG_FILE):  # in this order: what has a copy is compared with the copy
-        write_atomically(run_dir / name, loading.to_yaml(config), durable=True, only_writer=True)
+    write_atomically(run_dir / CONFIG_FILE, loading.to_yaml(config), durable=True, only_writer=True)
 
 
 def require_readable(config: Config) -> None:
@@ -66,20 +64,6 @@ def load_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
     """
     require_whole_config(run_dir)
     return loading.load(run_dir / CONFIG_FILE, overrides)
-
-
-def load_trained(run_dir: Path) -> Config:
-    """The configuration that a run was trained with, which its `config.yaml` no longer is after somebody has edited that.
-
-    Raises:
-        UserError: as in `load_config`, where the run was written without a copy, or its copy cannot be read.
-    """
-    require_whole_config(run_dir)
-    copy = run_dir / TRAINED_FILE
-    if copy.is_file() and find_damage(copy) is None:
-        with suppress(UserError):
-            return loading.load(copy)
-    return load_config(run_dir)
 
 
 def require_whole_config(run_dir: Path) -> None:

@@ -9,12 +9,14 @@ from typing import IO, Any, NoReturn
 
 from gantrain import lock
 from gantrain.atomic_file import write_atomically
+from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.data import Folder
 from gantrain.errors import UserError
 from gantrain.home import expand_user
 from gantrain.lock import InUse
 from gantrain.regular_file import read_regular
+from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import (
     describe_changes,
     describe_root,
@@ -27,10 +29,11 @@ from gantrain.run_folder.changes import (
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.manifest import is_missing, read_manifest
-from gantrain.run_folder.own_config import load_trained
+from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
 from gantrain.run_folder.state_form import ROLLBACK, State
 from gantrain.run_folder.stores import require_names_too, settle_run
+from gantrain.run_folder.trained_with import config_in
 
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
@@ -38,12 +41,19 @@ MOST_ROLLBACK = 64 << 20  # bytes of it
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
+    """The first value of `compare_with_run`; arguments and errors are its own."""
+    return compare_with_run(run_dir, config)[0]
+
+
+def compare_with_run(run_dir: Path, config: Config) -> tuple[dict[str, Any], str]:
     """Make sure that a run folder is free or belongs to this run. Writes nothing: a run refused later leaves the folder as it was.
 
+    The newest checkpoint says what the run was trained with, and `config.yaml` where the checkpoint is of an earlier version.
     Averages that touch nothing that is trained may be added.
 
     Returns:
-        The keys that have changed and may change, with their old and new values.
+        The keys that have changed and may change, with their old and new values; and a note on what somebody has edited in
+        `config.yaml`, "" if that is nothing.
 
     Raises:
         UserError: the folder belongs to a run of another configuration; the differing keys are named. Or a new run would write among
@@ -57,31 +67,48 @@ def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
     if not paths:
         refuse_reserved(config.averagers)  # an older run with such an average resumes
         require_own_folder(run_dir, config)
-        return {}  # nothing has been trained
+        return {}, ""  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")
-    earlier = load_trained(run_dir)
+    written = load_config(run_dir)
     newest = last_readable(paths)
-    begun = begun_averages(newest, earlier)
+    state = state_if_whole(newest)
+    earlier = config_in(state) or written
+    begun = list(state.get("averages", earlier.averagers))
+    edited = find_changes(earlier, written, begun).refused
     changes = find_changes(earlier, config, begun)
     lost = tuple(f"averagers.{name}." for name in changes.removed)
     if lost and all(key.startswith(lost) for key in changes.refused):
         raise UserError(
             f"run_dir: {run_dir} has the average {changes.removed[0]}, which this configuration lacks, and its past would be lost;"
-            f" add averagers.{changes.removed[0]} as in {saved}, or drop it in another run: gantrain fork {run_dir} --out NEW"
+            f" add {as_before(changes.removed[0], earlier, written, saved)}, or drop it in another run: gantrain fork {run_dir} --out NEW"
             f" averagers.{changes.removed[0]}=null"
         )
     if changes.refused:
         raise UserError(
             f"run_dir: {run_dir} contains a run of another configuration: {describe_changes(changes.refused)};"
             " restore these values, use another run_dir, or continue from its checkpoint in another folder by `gantrain fork`"
-            f"{describe_root(config)}"
+            f"{describe_root(config)}{say_edited(saved, newest) if edited else ''}"
         )
     refuse_reserved(changes.added)
     require_passive(config, changes.added)
     require_late_start(config, changes.added, int(newest.name))
     require_time_left(config, [name for name in config.averagers if name not in begun], int(newest.name))
-    return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}
+    note = f"{saved} was edited: {describe_changes(edited)}; it is written anew with what the run is trained with" if edited else ""
+    return {k: [old, new] for k, (old, new) in changes.allowed.items() if k != "run_dir"}, note
+
+
+def say_edited(saved: Path, newest: Path) -> str:
+    """The end of a message if the run's `config.yaml` is not what its newest checkpoint was trained with."""
+    return f" ({saved} was edited: 'there' is what the checkpoint at {int(newest.name) / 1000:g} kimg was trained with)"
+
+
+def as_before(name: str, earlier: Config, written: Config, saved: Path) -> str:
+    """How to give the configuration an average of the run again."""
+    there = earlier.averagers.get(name)
+    if there == written.averagers.get(name):
+        return f"averagers.{name} as in {saved}"
+    return f"averagers.{name}={spell(loading.to_dict(earlier)['averagers'].get(name))}"
 
 
 def require_own_folder(run_dir: Path, config: Config) -> None:
@@ -118,12 +145,12 @@ def last_readable(paths: list[Path]) -> Path:
     return paths[-1]
 
 
-def begun_averages(path: Path, config: Config) -> list[str]:
-    """Names of the averages in a checkpoint; those of the run's configuration if the checkpoint is damaged."""
+def state_if_whole(path: Path) -> dict[str, Any]:
+    """The JSON values of a checkpoint; none if it is damaged."""
     try:
-        return list(read_state(path)["averages"])
-    except (Damaged, KeyError):
-        return list(config.averagers)
+        return read_state(path)
+    except Damaged:
+        return {}
 
 
 def acquire_lock(run_dir: Path) -> IO[str]:

@@ -8,11 +8,12 @@ from collections.abc import Collection
 from gantrain.averaging.birth import has_start, starting_at
 from gantrain.config.config import Config
 from gantrain.home import expand_user
-from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state
+from gantrain.run_folder.checkpoint import CheckpointStore, read_state
 from gantrain.run_folder.forking import newest_kept
 from gantrain.run_folder.layout import CONFIG_FILE
-from gantrain.run_folder.own_config import load_trained
-from gantrain.run_folder.ownership import read_rollback
+from gantrain.run_folder.own_config import load_config
+from gantrain.run_folder.ownership import read_rollback, state_if_whole
+from gantrain.run_folder.trained_with import config_in
 
 
 def begin_at_once(config: Config, names: Collection[str], given: Collection[str], nimg: int) -> Config:
@@ -51,17 +52,16 @@ def resolve_starts(config: Config, given: Collection[str]) -> Config:
     if not names or not paths or not (run_dir / CONFIG_FILE).is_file():
         return config
     path = paths[-1]
-    try:
-        states = read_state(path)["averages"]
-    except (Damaged, KeyError):
-        states = {}
+    state = state_if_whole(path)
+    states = state.get("averages", {})
     added = [name for name in names if name not in states]
     if added:  # they begin at the checkpoint from which the run resumes
         path = newest_kept(run_dir, read_rollback(run_dir))
-        states = read_state(path)["averages"]
+        state = read_state(path)
+        states = state["averages"]
         added = [name for name in names if name not in states]
     config = begin_at_once(config, added, given, int(path.name))
-    saved = load_trained(run_dir).averagers
+    saved = (config_in(state) or load_config(run_dir)).averagers
     born = {name: states[name]["first_nimg"] for name in names if name in states and name in saved}
     kept = {
         name: starting_at(config.averagers[name], nimg)

@@ -157,7 +157,7 @@ class Facts:
         if room is None:
             return ""
         beside = free_bytes(run_dir)
-        free = "; the free space is unknown" if beside is None else f"; {in_words(beside)} are free"
+        free = "; the free space is unknown" if beside is None else f"; {in_words(beside, down=True)} are free"
         left = room - measure_room(run_dir)[1]
         short = ", which is not enough: set a larger snapshot_every_kimg" if beside is not None and left > beside else ""
         which = f"at most {most} by {config.total_kimg:g} kimg, of {', '.join(by_name)}"

@@ -19,6 +19,7 @@ from gantrain.run_folder.layout import BEST_FOLDER
 from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.ownership import read_rollback
 from gantrain.run_folder.provenance import new_run_id
+from gantrain.run_folder.trained_with import to_state
 from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
 from gantrain.training.keeper import Keeper
@@ -190,6 +191,7 @@ class Saving:
             "wandb_id": self.wandb_id,
             "metrics_bytes": self.context.tracker.position(),
             "orbit": self.orbit.state(),
+            **to_state(self.context.config),
         }
         for part in self.parts:
             state |= part.state()

@@ -99,6 +99,7 @@ class Trainer:
         self.recovery = Recovery(context, run, batching, inputs, measurements, guard, keeper, saving, orbit)
         measurements.forecast = Forecast(context, run, players, batching, swapper, orbit).plan
         self.facts = Facts(context, run, players, batching, images, measurements)
+        self.facts.notes += [found.edited] if found and found.edited else []
         if config.eval.reference is not None:
             self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
         saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
