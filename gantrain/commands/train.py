@@ -40,10 +40,10 @@ def call(arguments: argparse.Namespace) -> int:
         require_whole_beside(find_config(arguments.config))
         config = loading.load(arguments.config, overrides_of(arguments))
         given = loading.set_keys(arguments.config, overrides_of(arguments))
+        refuse_moved(find_config(arguments.config), config.run_dir, arguments.overrides)
         if (choice := explain_choice(arguments.config)) and process_rank() == 0:
             print(choice, flush=True)
         accelerator = make_accelerator(config.mixed_precision)
-        require_one_config(config, accelerator)
         require_one_config(config, accelerator)
         config, claim = take_folder(config, given, accelerator)
         try:
