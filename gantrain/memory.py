@@ -1,4 +1,4 @@
-"""Memory: how much there is, and one line where it does not suffice."""
+"""Memory: how much there is, and errors of one line where there is too little."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ FAILED = re.compile(
 
 
 def main_memory() -> int:
-    """Bytes of main memory of this machine, or that this container may use."""
+    """Bytes of main memory of this machine, or that this container may use, and of swap space."""
     import psutil
 
     total = int(psutil.virtual_memory().total)
     for limit, _, _ in CGROUPS:
         with suppress(OSError, ValueError):  # "max" is no limit
             total = min(total, int(Path(limit).read_text()))
+    with suppress(OSError, RuntimeError):  # some systems hide it
+        total += int(psutil.swap_memory().total)
     return total
 
 
@@ -49,8 +51,8 @@ def free_memory() -> int:
     for limit, used, parts in CGROUPS:
         with suppress(OSError, ValueError):
             room = int(Path(limit).read_text()) - int(Path(used).read_text())
-            cached = dict(CACHED.findall(Path(parts).read_text()))
-            room += sum(int(cached.get(f"total_{name}", cached.get(name, 0))) for name in ("active_file", "inactive_file"))
+            cached: dict[str, str] = dict(CACHED.findall(Path(parts).read_text()))
+            room += sum(int(cached.get(f"total_{name}", cached.get(name, "0"))) for name in ("active_file", "inactive_file"))
             free = min(free, max(0, room))
     return free
 
@@ -82,7 +84,7 @@ def require_memory(key: str, needed: int, available: int, what: str, remedy: str
 
 
 def explain_allocation(error: BaseException) -> str | None:
-    """One line about an allocation that failed; None if the error is another one."""
+    """One line about an allocation that failed; None if the error has another cause."""
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and FAILED.search(str(error))):
         return None
     text = one_line(error)

@@ -196,6 +196,7 @@ def test_a_claim_notices_that_its_folder_was_removed_or_replaced(tmp_path):
     other.release()
 
 
+@pytest.mark.slow
 def test_a_new_run_inside_the_folder_of_another_is_refused(tmp_path):
     run = trained(digits(tmp_path / "run"))
     for inside in (run / "again", run / "checkpoints" / "deep"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,17 @@ import torch
 from conftest import ROOT, TINY
 
 from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
+from gantrain.averaging.average import named_weights
+from gantrain.averaging.batchnorm import named_statistics
 from gantrain.config.loading import load
 from gantrain.data import worker_processes
+from gantrain.distributed import local_processes
 from gantrain.errors import UserError
 from gantrain.launch_environment import Place, process_rank, read_place
+from gantrain.models.architecture import build_networks
 from gantrain.process_watch import ProcessWatch
-from gantrain.training.sizes import require_room, require_room_for_scores
+from gantrain.training.players import make_adam
+from gantrain.training.sizes import batches_of, bytes_of_networks, require_room, require_room_for_scores, sizes_of_networks
 
 GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -368,6 +374,54 @@ def test_networks_averages_and_features_are_counted(monkeypatch):
     with pytest.raises(UserError, match=r"eval.num_samples: 1000000000000: their features need at least .*; use fewer samples"):
         require_room_for_scores(load("digits", ["eval.num_samples=1000000000000"]), (64, 10))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow  # torch needs seconds to import what it has for the meta device
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("digits", (16, 1, 10)), ("digits_swap", (16, 1, 10)), ("cifar10_biggan", (32, 3, 10)), ("imagenet128_biggan", (128, 3, 1000))],
+)
+def test_the_estimate_of_the_memory_is_a_lower_bound(name, shape):
+    """The tensors of a run after an update, without activations, counted one by one on the meta device."""
+    config = load(name, ["data.root=/nosuch"] if name.startswith("imagenet") else [])
+    sizes = sizes_of_networks(config, shape)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        (g, d), (averaged, _) = build_networks(config.model, *shape), build_networks(config.model, *shape)
+    held = [tensor for network in (g, d, averaged) for tensor in (*network.parameters(), *network.buffers())]
+    for network in (g, d):
+        optimizer = make_adam(network, 1e-4, config.optim.betas, config.optim.eps)
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        held += [p.grad for p in network.parameters()] + [one for state in optimizer.state.values() for one in state.values()]
+    averages = 0
+    for key, network in (("g", g), ("d", d)):
+        followed = [*named_weights(network).values(), *named_statistics(network).values()]
+        averages += len(config.followed(key)) * sum(4 * one.numel() for one in followed)
+    playing, averaging = bytes_of_networks(config, *sizes)
+    real = sum(one.nbytes for one in held)
+    assert 0.99 * real < playing <= real and averaging <= averages <= 1.01 * averaging
+
+
+@pytest.mark.parametrize("batchnorm", ["recalibrate", "copy"])
+def test_no_more_images_are_counted_than_a_pass_has(batchnorm, monkeypatch):
+    """A batch for evaluation that is larger than all samples is a common way to say: at once."""
+    monkeypatch.setattr(memory, "main_memory", lambda: 2**26)
+    monkeypatch.setattr("gantrain.training.sizes.main_memory", lambda: 2**26)
+    config = load("digits", ["eval.batch_size=100000", "eval.num_samples=100", f"eval.batchnorm={batchnorm}"])
+    with pytest.raises(UserError, match="eval.batch_size: 100000") if batchnorm == "recalibrate" else nullcontext():
+        require_room(config, (16, 1, 10), torch.device("cpu"), 1, 1)
+    elastic = load("digits", ["batching.micro_batch=64"])
+    assert batches_of(elastic, 4)["batching.micro_batch"] == 16
+
+
+def test_left_over_local_world_size_takes_no_memory_away(group):
+    group(LOCAL_WORLD_SIZE="8")
+    assert local_processes() == 1
+    group(LOCAL_WORLD_SIZE="-1", WORLD_SIZE="4")
+    assert local_processes() == 1
+    group(LOCAL_WORLD_SIZE="2", WORLD_SIZE="4")
+    assert local_processes() == 2
 
 
 @pytest.mark.parametrize(

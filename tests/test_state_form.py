@@ -44,7 +44,7 @@ STATE = {
     "stats": [["loss/d", 0.5]], "stats_count": 1, "logged_at": 16, "data_fingerprint": "x", "data_listing": None, "class_names": None,
     "class_counts": [4, 5],
 }  # fmt: skip
-OPTIONAL = {"gantrain", "class_names", "class_counts"}
+OPTIONAL = {"gantrain", "orbit", "class_names", "class_counts"}
 NAMES = {"averages", "windows", "micro_batch", "fresh", "checks"}  # what they hold has names that a run chooses
 
 
@@ -65,7 +65,7 @@ def test_a_key_that_is_missing_anywhere_in_a_state_is_named():
     assert find_fault(STATE, True) is None and find_fault({}, False) is None
     for path in places(STATE):
         parts = [step for step in path if isinstance(step, str)]
-        chosen = parts[-1:] == ["before"] or (len(parts) > 1 and parts[-2] in NAMES)
+        chosen = parts[-1:] in (["before"], ["noise"]) or (len(parts) > 1 and parts[-2] in NAMES)
         if not path or isinstance(path[-1], int) or chosen or set(parts) & OPTIONAL:
             continue
         state = copy.deepcopy(STATE)

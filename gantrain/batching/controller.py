@@ -162,7 +162,7 @@ class BatchController:
         self.micro_batch, self.rounds = elastic_rounds_of(state["batch_size"], self.first_micro_batch, self.world)
         self.batch_size, self.proposal, self.last_change = state["batch_size"], state["proposal"], state["last_change"]
         self._check_named(refuse=False)
-        if self.noise and state["noise"]:
+        if self.noise and state.get("noise"):
             self.noise.load(state["noise"])
 
 

@@ -9,14 +9,17 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from gantrain import other_processes, plugin_errors
 from gantrain.averaging.birth import starting_at
 from gantrain.commands.arguments import overrides_of
 from gantrain.config import loading
 from gantrain.config.config import Config
+from gantrain.config.plain import leaves, to_dict
+from gantrain.config.schema import may_differ
 from gantrain.distributed import finish, from_main, make_accelerator, on_main
-from gantrain.errors import UserError
+from gantrain.errors import UserError, counted
 from gantrain.home import expand_user
 from gantrain.interruption import Interruption, exit_status
 from gantrain.launch_environment import process_rank, read_place
@@ -26,6 +29,9 @@ from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import holds_checkpoints
 from gantrain.shipped import explain_choice, find_config
 from gantrain.training.trainer import Trainer
+
+
+PATHS = ("run_dir", "eval.reference", "eval.features.weights")  # of files that may lie elsewhere on another machine
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -39,6 +45,8 @@ def call(arguments: argparse.Namespace) -> int:
         if (choice := explain_choice(arguments.config)) and process_rank() == 0:
             print(choice, flush=True)
         accelerator = make_accelerator(config.mixed_precision)
+        require_one_config(accelerator, config)
+        require_one_config(config, accelerator)
         config, claim = take_folder(config, given, accelerator)
         try:
             trainer = Trainer(config, accelerator, interruption, arguments.changed_data, claim)
@@ -56,6 +64,29 @@ def call(arguments: argparse.Namespace) -> int:
         del trainer  # or it would hold the process group
         finish(accelerator)
     return exit_status(stopping) if stopping else 0
+
+
+def require_one_config(config: Config, accelerator: Accelerator) -> None:
+    """Compare the configurations of all processes: one that is started by hand may read another file, or a stale copy of it.
+
+    Paths may differ, since machines do; so may how images are kept and decoded.
+
+    Raises:
+        UserError: they differ; on every process, with a key and both values.
+    """
+    if accelerator.num_processes == 1:
+        return
+    compared = {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
+    first, *others = gather_object([compared])
+    for rank, other in enumerate(others, 1):
+        differing = [key for key in {**first, **other} if first.get(key) != other.get(key)]
+        if differing:
+            key = differing[0]
+            more = f", and {counted(len(differing) - 1, 'other key')}" if differing[1:] else ""
+            raise UserError(
+                f"{key}: process 0 has {first.get(key, 'no such key')}, and process {rank} has {other.get(key, 'no such key')}{more};"
+                " start all processes with the same configuration"
+            )
 
 
 def take_folder(config: Config, given: Collection[str], accelerator: Accelerator) -> tuple[Config, Claim | None]:

@@ -42,7 +42,7 @@ def represent_text(dumper: ExactDumper, text: str) -> yaml.ScalarNode:
 
 
 ExactDumper.add_representer(str, represent_text)
-for tag, pattern, first in CORE:  # quoted is what the loader would read as something else
+for tag, pattern, first in CORE:  # a text is quoted if the loader would read it as something else
     ExactDumper.add_implicit_resolver(f"{TAG}{tag}", re.compile(f"^(?:{pattern})$"), first)
 
 
@@ -60,15 +60,6 @@ def escape_references(value: Any) -> Any:
 def to_yaml(values: dict[str, Any]) -> str:
     """Plain nested values as YAML that reads back equal."""
     return yaml.dump(escape_references(values), Dumper=ExactDumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: there is no such file, or it does not contain a mapping.
-    """
-    return parse_yaml(read_file(path), str(path))
 
 
 def read_file(path: Path) -> str:

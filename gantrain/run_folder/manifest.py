@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
 from gantrain.run_folder.held import Held, find_held, forget, keep_open
-from gantrain.run_folder.state_form import LARGEST, State, find_fault
+from gantrain.run_folder.state_form import LARGEST_WHOLE, State, find_fault
 from gantrain.version import __version__
 
 FORMAT = 4
@@ -112,7 +112,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not written_here:
             raise Damaged(f"{file}: the manifest was altered")
         nimg, files = manifest["nimg"], manifest["files"]
-        if type(nimg) is not int or not 0 <= nimg <= LARGEST or not all(is_entry(name, entry) for name, entry in files.items()):
+        if type(nimg) is not int or not 0 <= nimg <= LARGEST_WHOLE or not all(is_entry(name, entry) for name, entry in files.items()):
             raise Damaged(f"{file}: names files outside this folder, or lacks their checksums")
     except UserError:
         raise
@@ -335,15 +335,16 @@ def state_in(path: Path, manifest: Mapping[str, Any]) -> State:
     def refuse(key: str) -> NoReturn:
         raise Damaged(f"{file}: has no {key!r}, which this version writes")
 
+    of_training = f"optimizer_g{TENSORS}" in manifest["files"]  # then all keys at lower levels are there, too
     try:
-        state = json.loads(data, object_hook=lambda values: State(values, refuse))
+        state = json.loads(data, object_hook=None if of_training else lambda values: State(values, refuse))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{file}: is not JSON that this version wrote") from error
-    if not isinstance(state, State):
+    if not isinstance(state, dict):
         raise Damaged(f"{file}: is not JSON that this version wrote")
-    if key := find_fault(state, f"optimizer_g{TENSORS}" in manifest["files"]):
+    if key := find_fault(state, of_training):
         raise Damaged(f"{file}: {key} is missing, or is not what this version writes")
-    return state
+    return State(state, refuse)
 
 
 def size_in_head(file: IO[bytes]) -> int | None:

@@ -39,7 +39,7 @@ from gantrain.run_folder.trained_with import config_in
 READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}  # another user's folder, or a file system for reading
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
-LARGEST = 64 << 20  # bytes of it
+MOST_ROLLBACK = 64 << 20  # bytes of it
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
         raise UserError(damaged)
 
     try:
-        data = read_regular(path, LARGEST)
+        data = read_regular(path, MOST_ROLLBACK)
         body = json.loads(data, object_hook=lambda values: State(values, refuse))
         if seal({key: value for key, value in body.items() if key != "seal"}) != data or ROLLBACK(body, "", False):
             raise ValueError

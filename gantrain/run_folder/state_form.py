@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 Form = Callable[[Any, str, bool], str | None]  # (value, its key, whether required keys must be there) -> the key that is wrong, or None
-LARGEST = 2**53  # of whole numbers
+LARGEST_WHOLE = 2**53  # of whole numbers
 
 
 class State(dict[str, Any]):
@@ -35,7 +35,7 @@ class State(dict[str, Any]):
 
 def whole(least: int) -> Form:
     """A whole number of at least `least`."""
-    return lambda value, key, _: None if type(value) is int and least <= value <= LARGEST else key
+    return lambda value, key, _: None if type(value) is int and least <= value <= LARGEST_WHOLE else key
 
 
 def text(value: Any, key: str, _: bool) -> str | None:
@@ -51,6 +51,11 @@ def flag(value: Any, key: str, _: bool) -> str | None:
 def number(value: Any, key: str, _: bool) -> str | None:
     """Any number, nan and infinities included, as numbers or as the words for them."""
     return None if (type(value) in (int, float) and is_float(value)) or value in ("nan", "inf", "-inf") else key
+
+
+def real(value: Any, key: str, _: bool) -> str | None:
+    """Any number, nan and infinities included, but not in words."""
+    return None if type(value) in (int, float) and is_float(value) else key
 
 
 def finite(value: Any, key: str, _: bool) -> str | None:
@@ -147,22 +152,22 @@ def scaler(value: Any, key: str, required: bool) -> str | None:
 
 SCORES = list_of(row(text, number))  # a list because JSON in a checkpoint is sorted by key
 AVERAGES = by_name(fields(first_nimg=whole(0), previous_nimg=whole(0), nimg=whole(0), num_averaged=whole(0), unseen=whole(0), looks=looks))
-ESTIMATE = fields(trace=number, squared=number, low=maybe(number), high=maybe(number), measurements=whole(0))
+ESTIMATE = fields(trace=real, squared=real, low=maybe(real), high=maybe(real), measurements=whole(0))
 NOISE = fields(
     wanted=list_of(text),
-    windows=by_name(list_of(row(list_of(number), list_of(number)))),
+    windows=by_name(list_of(row(list_of(real), list_of(real)))),
     micro_batch=by_name(whole(0)),
-    fresh=by_name(whole(-LARGEST)),
+    fresh=by_name(whole(-LARGEST_WHOLE)),
     checks=list_of(by_name(ESTIMATE)),
 )
 BATCHING = fields(
-    batch_size=whole(1), micro_batch=whole(1), first_micro_batch=whole(1), proposal=number, last_change=whole(-1), noise=maybe(NOISE)
+    {"noise": maybe(NOISE)}, batch_size=whole(1), micro_batch=whole(1), first_micro_batch=whole(1), proposal=real, last_change=whole(-1)
 )
 COUNTED: dict[str, Any] = {"lr_scale": positive, "growth": positive, "skipped": whole(0), "rollbacks": whole(0), "attempts": whole(0),
            "obstacle": whole(-1)}  # fmt: skip
 MEASURED: dict[str, Any] = {"saturated_since": maybe(whole(-1)), "scored_at": maybe(whole(-1)), "worse_since": maybe(whole(-1)),
                             "worse": whole(0), "skips": whole(0)}  # fmt: skip
-GUARD = fields(best=list_of(row(text, finite, whole(0))), warned=list_of(text), **COUNTED, **MEASURED)
+GUARD = fields(best=list_of(row(text, real, whole(0))), warned=list_of(text), **COUNTED, **MEASURED)
 SWAPS = fields(
     lr_scale=positive,
     owed=flag,
@@ -177,14 +182,14 @@ CHOSEN = fields(
 # What every checkpoint of a training has.
 OF_TRAINING: dict[str, Form] = {
     "wandb_id": text, "shape": SHAPE, "averages": AVERAGES, "averages_d": AVERAGES, "scalers": fields(g=scaler, d=scaler),
-    "previous_nimg": whole(-1), "updates": whole(0), "batching": BATCHING, "guard": GUARD, "swaps": SWAPS, "orbit": ORBIT,
+    "previous_nimg": whole(-1), "updates": whole(0), "batching": BATCHING, "guard": GUARD, "swaps": SWAPS,
     "scores": list_of(row(text, SCORES)), "scored": whole(0), "scored_at": whole(-1), "stats": SCORES, "stats_count": whole(0),
     "logged_at": whole(-1), "data_fingerprint": text, "data_listing": maybe(text),
 }  # fmt: skip
 # What later versions have, and what snapshots of averages, rebuilt averages and exported generators have.
 OF_SOME: dict[str, Form] = {
-    "gantrain": text, "metrics_bytes": whole(0), "scores_of": whole(-1), "scoring": maybe(whole(0)), "collapsed": by_name(text),
-    "data_content": maybe(text), "data_parts": maybe(list_of(maybe(text))), "class_names": maybe(list_of(text)),
+    "gantrain": text, "metrics_bytes": whole(0), "orbit": ORBIT, "scores_of": whole(-1), "scoring": maybe(whole(0)),
+    "collapsed": by_name(text), "data_content": maybe(text), "data_parts": maybe(list_of(maybe(text))), "class_names": maybe(list_of(text)),
     "class_counts": maybe(list_of(whole(0))), "data_left_out": list_of(whole(0)),
     "config": by_name(anything),
     "gammas": by_name(positive), "sigma_rel": positive, "profile_error": number, "coefficients": by_name(finite), "chosen": CHOSEN,

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from gantrain.averaging.batchnorm import norms_of
 from gantrain.config.config import Config
 from gantrain.errors import UserError, counted
 from gantrain.memory import explain_allocation, main_memory, memory_of, require_memory
 from gantrain.models.architecture import build_networks
 
 FLOAT = 4  # bytes
+EVALUATED = "eval.batch_size"
 SMALL = 2**23  # values of networks that are built in order to be counted
-PLAYER = 4  # copies of each weight: itself, its gradient, and Adam's two moments
-IN_FLIGHT = 2  # copies of a batch of images: real and generated
+TRAINED = 3  # more copies of each weight that is trained: its gradient, and Adam's two moments
+IN_FLIGHT = {True: 2, False: 1}  # copies of the images of one pass: real and generated ones in training, generated ones in evaluation
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a network.
+
+    Attributes:
+        parameters: number of their values, which averages hold in fp32.
+        held: bytes of its parameters and buffers.
+        trained: bytes of the parameters that are trained.
+        recalibrated: it has BatchNorm statistics.
+    """
+
+    parameters: int
+    held: int
+    trained: int
+    recalibrated: bool
 
 
 def require_room(config: Config, shape: tuple[int, int, int], device: torch.device, processes: int, world: int) -> None:
@@ -40,30 +60,40 @@ def require_room(config: Config, shape: tuple[int, int, int], device: torch.devi
     sizes = sizes_of_networks(config, shape)
     if sizes:
         require_room_for_networks(config, *sizes, room, main if device.type != "cpu" else 0)
+    recalibrated = sizes is not None and sizes[0].recalibrated and config.eval.batchnorm == "recalibrate"
     for key, images in batches_of(config, world).items():
-        width = IN_FLIGHT * image + (dim_z if isinstance(dim_z, int) else 0)
+        in_training = key != EVALUATED
+        if not in_training and not recalibrated:
+            images = min(images, config.eval.num_samples)
+        width = IN_FLIGHT[in_training] * image + (dim_z if isinstance(dim_z, int) else 0)
         require_memory(f"{key}: {images}", images * width * FLOAT, room, "the images of one pass", f"use a smaller {key}")
 
 
-def require_room_for_networks(config: Config, generator: int, discriminator: int, room: int, beside: int) -> None:
+def require_room_for_networks(config: Config, generator: Size, discriminator: Size, room: int, beside: int) -> None:
     """Refuse networks and averages of more than `room` bytes; averages may be kept in `beside` bytes of other memory."""
-    playing = FLOAT * (PLAYER * (generator + discriminator) + generator)  # the second generator, which averages are loaded into
+    playing, averages = bytes_of_networks(config, generator, discriminator)
     key = f"model: {words_of(config.model)}"
-    parameters = f"its networks of {generator + discriminator:,} parameters, with gradients and optimizer,"
+    parameters = f"its networks of {generator.parameters + discriminator.parameters:,} parameters, with gradients and optimizer,"
     require_memory(key, playing, room, parameters, "use a smaller model")
-    averages = FLOAT * (len(config.followed("g")) * generator + len(config.followed("d")) * discriminator)
     count = counted(len(config.followed("g")), "average")
     require_memory("averagers", playing + averages, room + beside, f"{count} and the networks", "use fewer averagers or a smaller model")
+
+
+def bytes_of_networks(config: Config, generator: Size, discriminator: Size) -> tuple[int, int]:
+    """(bytes of what is trained and of the generator that averages are loaded into, bytes of the averages)."""
+    playing = sum(one.held + TRAINED * one.trained for one in (generator, discriminator)) + generator.held
+    averages = len(config.followed("g")) * generator.parameters + len(config.followed("d")) * discriminator.parameters
+    return playing, FLOAT * averages
 
 
 def batches_of(config: Config, world: int) -> dict[str, int]:
     """The images that one forward pass takes on a process, by the key that decides it."""
     batching: Any = config.batching
     if batching.micro_batch:
-        training = {"batching.micro_batch": batching.micro_batch}
+        training = {"batching.micro_batch": min(batching.micro_batch, batching.first_batch // world)}  # more processes take less each
     else:
         training = {"batching.batch_size": batching.first_batch // world}
-    return {**training, "eval.batch_size": config.eval.batch_size}
+    return {**training, EVALUATED: config.eval.batch_size}
 
 
 def words_of(model: Any) -> str:
@@ -72,8 +102,8 @@ def words_of(model: Any) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(numbers.items(), key=lambda one: -one[1])[:2]) or type(model).__name__
 
 
-def sizes_of_networks(config: Config, shape: tuple[int, int, int]) -> tuple[int, int] | None:
-    """Numbers of values in G and D; None if the architecture cannot be built without allocating them.
+def sizes_of_networks(config: Config, shape: tuple[int, int, int]) -> tuple[Size, Size] | None:
+    """The sizes of G and D; None if the architecture cannot be built without allocating them.
 
     Small networks are built, which takes milliseconds; building on the meta device takes seconds.
 
@@ -92,7 +122,7 @@ def sizes_of_networks(config: Config, shape: tuple[int, int, int]) -> tuple[int,
     try:
         with torch.random.fork_rng(devices=[]):
             generator, discriminator = build_networks(config.model, *shape)
-            return count_values(generator), count_values(discriminator)
+            return size_of(generator), size_of(discriminator)
     except UserError:
         raise
     except Exception as error:
@@ -103,12 +133,12 @@ def sizes_of_networks(config: Config, shape: tuple[int, int, int]) -> tuple[int,
     return sizes_on_meta(config, shape)
 
 
-def sizes_on_meta(config: Config, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+def sizes_on_meta(config: Config, shape: tuple[int, int, int]) -> tuple[Size, Size] | None:
     """The same without allocating a weight; raises as `sizes_of_networks`."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             generator, discriminator = build_networks(config.model, *shape)
-            return count_values(generator), count_values(discriminator)
+            return size_of(generator), size_of(discriminator)
     except UserError:
         raise
     except Exception as error:  # an architecture from outside may need real values
@@ -121,9 +151,15 @@ class _LargeError(Exception):
     """Networks are too large to be built only to be counted."""
 
 
-def count_values(network: nn.Module) -> int:
-    """Number of values of a network's parameters and buffers."""
-    return sum(one.numel() for one in (*network.parameters(), *network.buffers()))
+def size_of(network: nn.Module) -> Size:
+    """The size of a network, which may be on the meta device."""
+    parameters, buffers = list(network.parameters()), list(network.buffers())
+    return Size(
+        parameters=sum(one.numel() for one in parameters),
+        held=sum(one.nbytes for one in (*parameters, *buffers)),
+        trained=sum(one.nbytes for one in parameters if one.requires_grad),
+        recalibrated=bool(norms_of(network)),
+    )
 
 
 def require_room_for_scores(config: Config, widths: tuple[int, int]) -> None:

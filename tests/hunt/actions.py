@@ -21,7 +21,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from gantrain import cli
+from gantrain import cache, cli
 from gantrain.commands import runs
 from gantrain.config import loading
 from gantrain.data import Archive, Cifar10, Folder, Packed, intake
@@ -50,6 +50,20 @@ def command(argv: list[str]) -> None:
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         gc.collect()
+
+
+def command_in(argv: list[str], environment: dict[str, str | None]) -> None:
+    """The command line with other variables of the environment; None removes one."""
+    before = dict(os.environ)
+    cache.default_cache_folder.cache_clear()
+    try:
+        for name, value in environment.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        command(argv)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        cache.default_cache_folder.cache_clear()
 
 
 def load_config(path: str | None, overrides: Sequence[str]) -> None:
@@ -269,7 +283,7 @@ def own_fault(text: str) -> None:
 ACTIONS: Mapping[str, Callable[..., None]] = {
     action.__name__: action
     for action in (
-        command, load_config, build_config, start, read_record, list_runs, read_orbit, read_checkpoints, decode_image, read_set,
+        command, command_in, load_config, build_config, start, read_record, list_runs, read_orbit, read_checkpoints, decode_image, read_set,
         read_set_again, read_features, read_cifar, read_reference, read_picture, unpack_archive, read_weights, own_fault,
     )
 }  # fmt: skip

@@ -24,6 +24,7 @@ from pathlib import Path
 import actions
 import areas_of_data
 import areas_of_runs
+import areas_of_surroundings
 import areas_of_texts
 import material
 from everything import import_everything
@@ -41,6 +42,8 @@ AREAS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
     "archives": areas_of_data.archives,
     "statistics": areas_of_data.statistics,
     "notes": areas_of_runs.notes,
+    "plug-ins": areas_of_surroundings.plug_ins,
+    "environments": areas_of_surroundings.environments,
 }
 TURN = 4.0  # seconds that an area has before it is the next one's turn
 KEPT = 2  # folders of each kind of failure

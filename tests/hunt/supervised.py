@@ -133,8 +133,9 @@ def judge_refusal(case: Case, line: str | None, status: Any, complained: str) ->
     if line is None:
         if status not in (2, 3):
             return Verdict(FAILED, f"status {status}", complained[-6000:])
-        lines = [one for one in complained.splitlines() if one.strip()]
-        if not lines or not lines[-1].startswith("gantrain: error: "):
+        error = "gantrain: error: "  # other lines of gantrain's own are notes, about the environment
+        lines = [one for one in complained.splitlines() if one.strip() and (one.startswith(error) or not one.startswith("gantrain: "))]
+        if not lines or not lines[-1].startswith(error):
             return Verdict(FAILED, "refused without a line", complained[-6000:])
         if len(lines) > 1:
             return Verdict(FAILED, f"refused in more than one line: {re.sub(r'[0-9]+', 'N', lines[0])[:150]}", complained[-6000:])
