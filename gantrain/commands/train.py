@@ -30,7 +30,6 @@ from gantrain.run_folder.recognition import holds_checkpoints
 from gantrain.shipped import explain_choice, find_config
 from gantrain.training.trainer import Trainer
 
-
 PATHS = ("run_dir", "eval.reference", "eval.features.weights")  # of files that may lie elsewhere on another machine
 
 
@@ -45,7 +44,6 @@ def call(arguments: argparse.Namespace) -> int:
         if (choice := explain_choice(arguments.config)) and process_rank() == 0:
             print(choice, flush=True)
         accelerator = make_accelerator(config.mixed_precision)
-        require_one_config(accelerator, config)
         require_one_config(config, accelerator)
         config, claim = take_folder(config, given, accelerator)
         try:
@@ -69,15 +67,12 @@ def call(arguments: argparse.Namespace) -> int:
 def require_one_config(config: Config, accelerator: Accelerator) -> None:
     """Compare the configurations of all processes: one that is started by hand may read another file, or a stale copy of it.
 
-    Paths may differ, since machines do; so may how images are kept and decoded.
-
     Raises:
         UserError: they differ; on every process, with a key and both values.
     """
     if accelerator.num_processes == 1:
         return
-    compared = {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
-    first, *others = gather_object([compared])
+    first, *others = gather_object([comparable(config)])
     for rank, other in enumerate(others, 1):
         differing = [key for key in {**first, **other} if first.get(key) != other.get(key)]
         if differing:
@@ -87,6 +82,11 @@ def require_one_config(config: Config, accelerator: Accelerator) -> None:
                 f"{key}: process 0 has {first.get(key, 'no such key')}, and process {rank} has {other.get(key, 'no such key')}{more};"
                 " start all processes with the same configuration"
             )
+
+
+def comparable(config: Config) -> dict[str, str]:
+    """What must be equal on all processes, by full key. Paths may differ, since machines do; so may how images are kept and decoded."""
+    return {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
 
 
 def take_folder(config: Config, given: Collection[str], accelerator: Accelerator) -> tuple[Config, Claim | None]:

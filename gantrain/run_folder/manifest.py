@@ -279,7 +279,7 @@ def hold(path: Path) -> Held:
 def open_file(file: Path, at_most: int | None = None) -> IO[bytes]:
     """Open a file of a checkpoint; arguments and errors as in `open_regular`. One that is held need not exist any longer."""
     held = find_held(file.parent)
-    return (held.open(file.name) if held else None) or open_regular(file, at_most)
+    return (held.open(file.name, at_most) if held else None) or open_regular(file, at_most)
 
 
 def path_of(file: Path) -> Path:

@@ -130,7 +130,8 @@ def starts(dice: random.Random, world: Path, folder: Path) -> Case:
     values = some_settings(dice, small=True)
     roots = {"data.root": dice.choice(["sets/classes", "sets/packed", "sets/stored-listed.zip", "sets", ""])} if dice.random() < 0.2 else {}
     overrides = [*SMALL, *as_overrides({**values, **roots}), "run_dir=run"]
-    names = ["command line", "digits.yaml", "run/", *names_of_keys()]
+    files = [f"{value}: " for full, value in values.items() if full == "eval.reference"]  # which is named alone
+    names = ["command line", "digits.yaml", "run/", *files, *names_of_keys()]
     return Case("start", {"path": str(ROOT / "configs" / "digits.yaml"), "overrides": overrides}, names)
 
 
