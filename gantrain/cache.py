@@ -47,7 +47,7 @@ def default_cache_folder() -> Path:
     if xdg and os.path.isabs(xdg) and is_writable(Path(xdg)):
         return Path(xdg) / "gantrain"
     folder = replacement() / "cache"
-    if usual:  # without a home folder, `settle_home` has told it
+    if usual:  # without a home folder, `settle_home` has said so
         logger.warning(f"gantrain: {usual} cannot be written; the cache is {folder}: set GANTRAIN_CACHE to choose another")
     return folder
 

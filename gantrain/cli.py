@@ -38,7 +38,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
     trains = arguments.verb == "train"  # its result is the run folder
-    streams.Told.words = "training continues, and metrics.jsonl is complete" if trains else None
+    streams.OnLoss.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
         refuse_missing(arguments)

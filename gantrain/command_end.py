@@ -35,7 +35,7 @@ def call(arguments: argparse.Namespace) -> int:
             status = verb.call(arguments) or 0
     except BaseException as error:
         memory = explain_allocation(error)
-        failed = UserError(memory) if memory else plugin_errors.blame(error) or unencodable(error)
+        failed = UserError(memory) if memory else plugin_errors.explain_failure(error) or unencodable(error)
         if group := _group():
             group.end(error, status_of(failed or error))
         if failed:

@@ -16,7 +16,7 @@ from typing import Any
 
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}  # full, read-only or broken disks
 
-LONGEST = 200  # characters of the error of a library
+LONGEST_ERROR = 200  # characters of the error of a library
 
 LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed and not made
 
@@ -115,4 +115,4 @@ def one_line(error: BaseException) -> str:
 def brief(error: BaseException) -> str:
     """As `one_line`, for an error of a library at a damaged file, which it may quote at length: the beginning of it."""
     text = one_line(error)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."

@@ -77,7 +77,7 @@ def settle_home(say: Callable[[str], None]) -> None:
 
 
 def fault_of_home() -> str | None:
-    """Why libraries cannot look for files in the home folder; completes the sentence "HOME ...". None if they can, or find no folder."""
+    """Why libraries cannot look into the home folder; completes the sentence "HOME ...". None if they can, or if it does not exist."""
     home = home_folder()
     if home is None:
         wrong = f"is {os.environ[HOME_VARIABLE]!r}, not an absolute path" if HOME_VARIABLE in os.environ else "is not set"

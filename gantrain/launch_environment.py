@@ -6,8 +6,7 @@ torch and Accelerate read them too, but name none of them when one is missing or
 from __future__ import annotations
 
 import os
-import socket
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gantrain.errors import UserError, counted
 
@@ -26,8 +25,7 @@ OF_MPI = {
 HIGHEST_PORT = 2**16 - 1
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """The place of this process in its group.
 
     Attributes:
@@ -123,6 +121,8 @@ def resolve_address(place: Place) -> None:
     Raises:
         UserError: MASTER_ADDR does not resolve.
     """
+    import socket  # most commands do not need it
+
     try:
         socket.getaddrinfo(place.address, place.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: such as an empty label

@@ -1,4 +1,4 @@
-"""Memory: how much there is, and one line where it does not suffice."""
+"""Memory: how much there is, and errors of one line where there is too little."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def require_memory(key: str, needed: int, available: int, what: str, remedy: str
 
 
 def explain_allocation(error: BaseException) -> str | None:
-    """One line about an allocation that failed; None if the error is another one."""
+    """One line about an allocation that failed; None if the error has another cause."""
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and FAILED.search(str(error))):
         return None
     text = one_line(error)

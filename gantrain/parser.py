@@ -50,7 +50,7 @@ def hint_at_override(rest: Sequence[str]) -> str:
     Args:
         rest: the words that no option takes.
     """
-    at = next((i for i, word in enumerate(rest) if word.startswith("--") and word.strip("-=")), None)
+    at = next((i for i, word in enumerate(rest) if re.match(r"--?[A-Za-z_]{2}", word)), None)
     if at is None:
         return ""
     key, equals, value = rest[at].lstrip("-").partition("=")

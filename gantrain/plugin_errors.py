@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ from gantrain.errors import UserError, one_line
 from gantrain.interruption import Stopped
 
 SHOW_TRACEBACK = "GANTRAIN_TRACEBACK"  # environment variable: print the traceback, too
-MOST_NAMES = 2  # that one message has
+NAMED = 2  # that one message has
 LONGEST_TEXT = 300  # characters of an exception's text
 # What a worker process of torch's DataLoader has caught reaches the training process as a text.
 IN_WORKER = re.compile(r"Caught \w+ in .* worker process")
@@ -28,7 +27,7 @@ NAMES: dict[tuple[str, str], str] = {}  # (module, qualified name) of a class ->
 
 
 class State:
-    """What decides how a command ends that a plug-in fails in.
+    """State of the command that decides its exit status if a plug-in fails.
 
     Attributes:
         training: whether updates have begun; the run then ends like a crash, and resumes from its last checkpoint.
@@ -57,7 +56,7 @@ class WrongResult(PluginError):
     """A method of a plug-in has returned something that its contract does not allow."""
 
 
-def know(name: str, cls: type, *files: str | None) -> None:
+def remember(name: str, cls: type, *files: str | None) -> None:
     """Remember a plug-in and its files, for messages.
 
     Args:
@@ -65,6 +64,8 @@ def know(name: str, cls: type, *files: str | None) -> None:
         cls: its class.
         files: in which its code lies.
     """
+    import inspect  # --help does not need it
+
     NAMES[cls.__module__, cls.__qualname__] = name
     lines = (0, 0)
     with suppress(OSError, TypeError):  # a class without a source
@@ -79,7 +80,7 @@ def name_at(place: Place) -> str:
     """The plug-in that a place in a known file belongs to; outside of their classes, those of that file that were found last."""
     names = KNOWN[os.path.realpath(place[0])]
     inside = [name for name, (first, last) in names.items() if first <= place[1] <= last]
-    return inside[-1] if inside else " or ".join([*names][-MOST_NAMES:])
+    return inside[-1] if inside else " or ".join([*names][-NAMED:])
 
 
 def name_in(error: BaseException) -> str | None:
@@ -89,10 +90,10 @@ def name_in(error: BaseException) -> str | None:
     return next((name for name in reversed(names) if name), None)
 
 
-def blame(error: BaseException) -> PluginFailed | None:
+def explain_failure(error: BaseException) -> PluginFailed | None:
     """The error to raise instead of one that has come from the code of a plug-in; None if it has not.
 
-    What a plug-in refuses with a `UserError` has its own words, and interruptions are nobody's mistake.
+    What a plug-in refuses with a `UserError` has its own words, and interruptions are not errors.
     """
     if isinstance(error, (UserError, KeyboardInterrupt, Stopped)):
         return None
@@ -111,7 +112,7 @@ def show(error: BaseException) -> None:
 
 
 def require_exit(error: BaseException) -> NoReturn:
-    """Raise what a call of `sys.exit` outside the command line deserves: no code that a command runs may end it with status 0.
+    """Refuse a call of `sys.exit` from outside the command line: no code that a command runs may end it with status 0.
 
     Raises:
         PluginFailed: always.
@@ -178,7 +179,7 @@ def describe(error: BaseException) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
 
 
-def refuse_result(plugin: Any, method: str, must: str, value: Any) -> NoReturn:
+def refuse_result(plugin: Any, method: str, must: str, value: Any, words: str | None = None) -> NoReturn:
     """Refuse what a method of a plug-in has returned.
 
     Args:
@@ -186,17 +187,20 @@ def refuse_result(plugin: Any, method: str, must: str, value: Any) -> NoReturn:
         method: its name.
         must: completes "must return ...".
         value: what it has returned.
+        words: describe the value; None is `describe_value`.
 
     Raises:
         WrongResult: names the class, the method and its place.
     """
     cls = type(plugin)
     who = NAMES.get((cls.__module__, cls.__qualname__), f"{cls.__module__}:{cls.__qualname__}")
-    raise WrongResult(f"{who}: {method} must return {must}, got {describe_value(value)}{place_of(plugin, method)}")
+    raise WrongResult(f"{who}: {method} must return {must}, got {words or describe_value(value)}{place_of(plugin, method)}")
 
 
 def place_of(plugin: Any, method: str) -> str:
     """Where a method of a plug-in from outside is defined, for the end of a message: " (FILE, line N)"; "" for gantrain's own."""
+    import inspect  # as above
+
     with suppress(Exception):
         code = inspect.unwrap(getattr(type(plugin), method)).__code__
         return "" if is_own(code.co_filename) else f" ({in_words((code.co_filename, code.co_firstlineno, '<>'))})"

@@ -26,10 +26,10 @@ DEFAULT_JOIN = 600.0
 NOTE_AFTER = 15.0  # seconds of waiting until a process says whom it waits for
 GRACE = 30.0  # seconds that a process has to end by itself after another has failed
 EARLY_GRACE = 2.0  # the same while the group forms, when there is nothing to finish
-LINGER = 5.0  # seconds that a process which fails at its start waits for those that it has to tell
-NEWS = 3.0  # seconds between a broken connection of torch and the message that says why
+LINGER = 5.0  # seconds that a process which fails at its start waits for the others, to tell them why
+NEWS = 3.0  # seconds to wait for the message that says why a connection of torch broke
 RETRY = 0.25  # seconds between two attempts to connect
-LONGEST = 100  # bytes of a message
+LONGEST_MESSAGE = 100  # bytes of a message
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}  # a machine that lost its power is noticed after 3 minutes
 AGAIN = "run the same command to resume from the last checkpoint, if there is one"
 
@@ -209,7 +209,7 @@ class ProcessWatch:
             os._exit(failure.exit_status)
 
     def _send(self, rank: int, line: str) -> None:
-        with contextlib.suppress(OSError):  # it has just gone, which its connection tells
+        with contextlib.suppress(OSError):  # it has just ended, and so has its connection
             self._peers[rank].sendall(line.encode() + b"\n")
 
     # ---- threads -----------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class ProcessWatch:
                     *lines, heard[one] = (heard[one] + received).split(b"\n")
                     for line in lines:
                         self._hear(one, line.decode("ascii", "replace").split())
-                    if not received or len(heard[one]) > LONGEST:
+                    if not received or len(heard[one]) > LONGEST_MESSAGE:
                         selector.unregister(one)
                         self._lose(one)
 
@@ -269,13 +269,13 @@ class ProcessWatch:
             *lines, heard = (heard + received).split(b"\n")
             for line in lines:
                 self._hear(one, line.decode("ascii", "replace").split())
-            if len(heard) > LONGEST:
+            if len(heard) > LONGEST_MESSAGE:
                 break
         if self._store or not self.problem:
             self._lose(one)
 
     def _hear(self, one: socket.socket, words: list[str]) -> None:
-        """Act on a message; what is none is ignored, since anybody may connect to a port."""
+        """Act on a message; anything else is ignored, since anybody may connect to a port."""
         name, numbers = (words or [""])[0], [int(word) for word in words[1:] if word.isdecimal() and len(word) < 10]
         rank = next((rank for rank, peer in self._peers.items() if peer is one), None)
         if name == "hello" and self.place.rank == 0 and rank is None and len(numbers) == 2:

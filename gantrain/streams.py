@@ -21,7 +21,7 @@ PATIENCE = 10.0  # seconds that a non-blocking reader gets to make room, such as
 LOST: dict[str, OSError] = {}  # by name of a stream: why it did not take something; the first error
 
 
-class Steady(io.RawIOBase):
+class SafeStream(io.RawIOBase):
     """A file descriptor whose writes never raise.
 
     Args:
@@ -69,7 +69,7 @@ class Steady(io.RawIOBase):
             return 0
 
 
-class Told:
+class OnLoss:
     """What is said when standard output does not take something.
 
     Attributes:
@@ -81,8 +81,8 @@ class Told:
 
 def say_lost(stream: str) -> None:
     """Say on standard error that standard output is lost, if a command has asked for that."""
-    if stream == "stdout" and Told.words:
-        print_safely(f"gantrain: note: cannot write to standard output ({LOST[stream].strerror}); {Told.words}", sys.stderr)
+    if stream == "stdout" and OnLoss.words:
+        print_safely(f"gantrain: note: cannot write to standard output ({LOST[stream].strerror}); {OnLoss.words}", sys.stderr)
 
 
 def secure() -> None:
@@ -126,7 +126,7 @@ def is_plain(stream: io.TextIOWrapper, descriptor: int) -> bool:
 
 def replace(name: str, encoding: str, line_buffering: bool, write_through: bool) -> None:
     """Put a safe stream in place of one of `sys`."""
-    raw = Steady(name)
+    raw = SafeStream(name)
     buffer: Any = raw if write_through and not line_buffering else io.BufferedWriter(raw)
     stream = io.TextIOWrapper(buffer, encoding, "backslashreplace", "\n", line_buffering, write_through)
     setattr(sys, name, stream)

@@ -650,7 +650,7 @@ def test_empty_classes_are_named(tmp_path):
     cats_and_dogs(tmp_path)
     (tmp_path / "pets" / "ewe").mkdir()
     (tmp_path / "pets" / "bear" / "deep").mkdir(parents=True)
-    with pytest.raises(UserError, match="data: folder/pets has no images of class bear, ewe; fill or delete the empty class folders"):
+    with pytest.raises(UserError, match="data.root: .*/pets has no images of class bear, ewe; fill or delete the empty class folders"):
         prepare(Folder(root=str(tmp_path / "pets"), resolution=8), CPU)
     for i in range(12):
         (tmp_path / "pets" / f"empty{i:02}").mkdir()
@@ -659,7 +659,7 @@ def test_empty_classes_are_named(tmp_path):
     assert len(prepare(Folder(root=str(tmp_path / "pets"), resolution=8, labels=False), CPU)) == 7
     write_images(tmp_path / "numbers", ["0/a.png", "2/a.png"])
     (tmp_path / "numbers" / "1").mkdir()
-    with pytest.raises(UserError, match="folder/numbers has no images of class 1; fill or delete the empty class folders"):
+    with pytest.raises(UserError, match="/numbers has no images of class 1; fill or delete the empty class folders"):
         prepare(Folder(root=str(tmp_path / "numbers"), resolution=8), CPU)
 
 

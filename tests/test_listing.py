@@ -34,7 +34,7 @@ def folder(tmp_path) -> Path:
     )
     by_hand(runs / "studies" / "swap" / "d", event(0, "start"), score(700, 12.5), event(700, "gave_up"), total_kimg=25000)
     (by_hand(runs / "empty") / "metrics.jsonl").write_text("")
-    (by_hand(runs / "torn", event(0, "start")) / "config.yaml").write_text("a: [")
+    (by_hand(runs / "torn", event(0, "start")) / "config.yaml").write_text("")
     (runs / "b" / "checkpoints").mkdir()
     by_hand(runs / "b" / "checkpoints" / "inside", event(0, "start"))  # in a run no others are looked for
     (runs / "studies" / "swap" / "e").mkdir()
@@ -66,7 +66,8 @@ def test_a_row_a_run(folder):
     text = listing.listing(rows, NOW)
     *whole, torn = text.splitlines()
     assert (
-        torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is not the configuration of a run (it has no total_kimg)"
+        torn == f"torn            damaged      {folder / 'torn' / 'config.yaml'}: is damaged (it is empty); restore it from a"
+        f" copy, or write it again from what the run was started with: gantrain config CONFIG OVERRIDES > {folder / 'torn' / 'config.yaml'}"
     )
     date = time.strftime("%Y-%m-%d", time.localtime(NOW - 90_000))
     assert cells("\n".join(whole)) == cells(TABLE.replace("2027-01-14", date))

@@ -257,8 +257,8 @@ DAMAGED = {
     "total_kimg: {a: 1}": "got a section or a list", "total_kimg:": "got null", "total_kimg: true": "got True",
     f"total_kimg: 1{'0' * 4400}": "no total_kimg",
     f"total_kimg: 1{'0' * 390}": "got a number of more than 30 digits", "seed: 1": "it has no total_kimg", "a: [": "it has no total_kimg",
-    "": "it has no total_kimg", f"{LAUGHS}total_kimg: *z": "it has no total_kimg",
-    f"{BOMB}total_kimg: 7": "it has no total_kimg", "\xff\0": "it has no total_kimg",
+    "": "is damaged (it is empty)", f"{LAUGHS}total_kimg: *z": "it has no total_kimg",
+    f"{BOMB}total_kimg: 7": "it has no total_kimg", "\xff\0": "is damaged (parts of it are zeros)",
     "FIFO": "it is a named pipe, not a file", "LINK": "No such file", "FOLDER": "Is a directory", "ZERO": "it is a device, not a file",
 }  # fmt: skip
 

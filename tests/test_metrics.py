@@ -375,9 +375,8 @@ def test_inception_weights_as_pth_and_as_safetensors(inception_weights, tmp_path
 
 
 def test_missing_weights_file():
-    with pytest.raises(
-        UserError, match="^eval.features.weights: 'nowhere/inception.pth' is not a file; pass the path of the weights, or null"
-    ):
+    missing = r"'nowhere/inception.pth' is not a file of weights \(No such file or directory\)"
+    with pytest.raises(UserError, match=f"^eval.features.weights: {missing}; pass the path of the weights, or null"):
         InceptionFeatures(weights="nowhere/inception.pth").build(CPU)
 
 

@@ -202,8 +202,8 @@ def test_what_a_worker_process_reports_leads_to_the_line(plugin):
     find("averager", AVERAGERS, "mine:Rule")
     text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
     error = ValueError(f'{text}  File "{path}", line 14, in weight\n    return x\nValueError: a bad image')
-    assert r"mine.py, line 14, in weight (ValueError: a bad image)" in str(plugin_errors.blame(error))
-    assert plugin_errors.blame(ValueError("of our own")) is None and plugin_errors.blame(UserError("in words")) is None
+    assert r"mine.py, line 14, in weight (ValueError: a bad image)" in str(plugin_errors.explain_failure(error))
+    assert plugin_errors.explain_failure(ValueError("of our own")) is None and plugin_errors.explain_failure(UserError("in words")) is None
 
 
 def test_results_of_every_kind_are_refused_by_name():

@@ -167,7 +167,7 @@ def test_a_member_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     from gantrain.data import archive
 
     path = write_zip(tmp_path / "a.zip", cats_and_dogs(tmp_path), LABELS)
-    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
+    monkeypatch.setattr(archive, "MOST_MEMBER", 1000)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("dog/bomb.png", bytes(10**6))
     with pytest.raises(UserError, match="dog/bomb.png cannot be read .larger than 1,000 bytes"):

@@ -12,6 +12,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from conftest import ROOT, TINY
 from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
 from gantrain.averaging.average import named_weights
 from gantrain.averaging.batchnorm import named_statistics
+from gantrain.commands import train
 from gantrain.config.loading import load
 from gantrain.data import worker_processes
 from gantrain.distributed import local_processes
@@ -626,9 +628,34 @@ def ends(started: list[subprocess.Popen], folder: Path) -> list[tuple[int, str]]
             one.kill()
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (["optim.lr_g=0.5"], r"optim.lr_g: process 0 has 0.0004, and process 2 has 0.5; start all processes with the same configuration"),
+        (["averagers.late={name: swa}"], r"averagers.late.name: process 0 has no such key, and process 2 has 'swa', and \d+ other keys; s"),
+        (["averagers.ema=null"], r"averagers.ema.name: process 0 has 'ema', and process 2 has no such key"),
+        (["total_kimg=7", "checkpoint.every_kimg=1"], r"total_kimg: process 0 has 80.0, and process 2 has 7.0, and 1 other key; start"),
+        (["run_dir=elsewhere", "data.workers=0", "eval.reference=here.npz"], None),
+    ],
+)
+def test_processes_of_different_configurations_are_refused(monkeypatch, other, words):
+    config = load("digits")
+    monkeypatch.setattr(train, "gather_object", lambda mine: [*mine, *mine, train.comparable(load("digits", other))])
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        train.require_one_config(config, SimpleNamespace(num_processes=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["optim.lr_g=0.5", "data={name: folder, root: /nosuch, resolution: 16}"])
+def test_all_processes_refuse_different_configurations(tmp_path, key):
+    statuses = ends(start_group(tmp_path / "run", tmp_path, {1: [key]}), tmp_path)
+    assert [status for status, _ in statuses] == [2, 2] and not (tmp_path / "run").exists()
+    assert all("process 0 has" in errors and errors.count("gantrain: error") == 1 for _, errors in statuses)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("refused", [0, 1])
-@pytest.mark.parametrize("how", ["model.nosuch=3", "model.ch=1000000000", "data={name: folder, root: /nosuch, resolution: 16}"])
+@pytest.mark.parametrize("how", ["model.nosuch=3", "model.ch=1000000000"])
 def test_all_processes_end_when_one_refuses(tmp_path, refused, how):
     statuses = ends(start_group(tmp_path / "run", tmp_path, {refused: [how]}), tmp_path)
     assert [status for status, _ in statuses] == [2, 2]

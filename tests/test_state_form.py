@@ -22,7 +22,7 @@ from gantrain.metrics.featureset import FeatureSet
 from gantrain.parser import parse
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import fitting, moment_of_rebuilt
-from gantrain.run_folder.held import keep_open
+from gantrain.run_folder.held import Held, find_held, keep_open
 from gantrain.run_folder.manifest import LARGEST_MANIFEST, MANIFEST, Damaged, hold, verify
 from gantrain.run_folder.ownership import read_rollback, write_rollback
 from gantrain.run_folder.state_form import find_fault
@@ -152,8 +152,11 @@ def test_a_manifest_of_holes_or_of_an_endless_moment_is_damage(path):
         verify(path)
     with open(path / MANIFEST, "r+b") as file:
         file.truncate(LARGEST_MANIFEST + 1)
-    with pytest.raises(Damaged, match=r"manifest.json: the manifest cannot be read \(it has"):
-        verify(path)
+    for hold_it in (lambda: None, lambda: keep_open(Held(path, [MANIFEST]))):
+        held = hold_it()
+        assert find_held(path) is held
+        with pytest.raises(Damaged, match=r"manifest.json: the manifest cannot be read \(it has"):
+            verify(path)
 
 
 def test_a_rollback_of_other_values_is_damaged_however_it_is_sealed(tmp_path):

@@ -627,7 +627,7 @@ def test_damaged_weights_and_archives_are_one_line(tmp_path):
 
 def test_weights_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
-    monkeypatch.setattr(features, "MOST_BYTES", 4000)
+    monkeypatch.setattr(features, "MOST_WEIGHTS", 4000)
     monkeypatch.setattr(features, "read_regular", lambda path, at_most: path.read_bytes())
     with pytest.raises(UserError, match="a.pth: would be unpacked to 5 KiB, and 4 KiB is the most"):
         features.read_weights(tmp_path / "a.pth")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from gantrain import torchvision_ops  # noqa: F401 - before torchvision
 from gantrain.data import DATASETS, Archive, Folder, ImageSet, intake, pack
 from gantrain.data.block_record import DONE, read_done
-from gantrain.data.decoding import MOST_PIXELS, Undecodable, as_undecodable, refuse_bomb, resized_image
+from gantrain.data.decoding import MOST_PIXELS, Undecodable, refuse_bomb, resized_image, translate_errors
 from gantrain.data.imageset import ImageDecoder, numbered_classes
 from gantrain.data.intake import audit, refuse_impossible
 from gantrain.data.listing import is_folder
@@ -173,7 +173,7 @@ class Resizing(ImageDecoder):
 
     def __call__(self, index: int) -> torch.Tensor:
         try:
-            with as_undecodable():  # of torchvision or h5py
+            with translate_errors():  # of torchvision or h5py
                 picture = self.items[index]
             with ROOM.take(refuse_bomb(picture)):
                 return resized_image(picture, self.mode, self.resolution, self.filter)

@@ -19,12 +19,12 @@ from typing import Any
 from gantrain.errors import UserError, counted, did_you_mean
 from gantrain.reporting.run_warnings import RunWarning, find_collapse, find_warnings, marks_of
 from gantrain.run_folder import record
-from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.layout import BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.recognition import BESIDE, holds_checkpoints
 from gantrain.score_names import better_when_higher
 from gantrain.text_table import align
 
-DEEPEST = 3  # levels of folders below the one that is searched
+LEVELS = 3  # levels of folders below the one that is searched
 NARROWEST = 16  # characters of a run's name that are shown even on a narrow terminal
 
 
@@ -73,7 +73,7 @@ class Row:
     unreadable: int = 0
 
 
-def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int = DEEPEST) -> Iterator[Path]:
+def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int = LEVELS) -> Iterator[Path]:
     """The run folders in a folder, ordered by path: itself, or those below it. Run folders are not searched further.
 
     Args:
@@ -88,7 +88,8 @@ def find_runs(folder: Path, unlisted: dict[str, str] | None = None, depth: int =
         if unlisted is not None:
             unlisted[str(folder)] = error.strerror or str(error)
         return
-    if CONFIG_FILE in found and (any(name in found for name in BESIDE) or holds_checkpoints(folder)):
+    begun = CONFIG_FILE in found and any(name in found for name in BESIDE)
+    if begun or (not found.keys().isdisjoint((CONFIG_FILE, "checkpoints", BEST_FOLDER)) and holds_checkpoints(folder)):
         yield folder
         return
     for name in sorted(found) if depth else ():
@@ -163,7 +164,7 @@ def list_runs(
     if not rows:
         where = ", ".join(map(str, folders))
         raise UserError(
-            f"{where}: contains no runs ({CONFIG_FILE} next to {METRICS_FILE}), down to {DEEPEST} levels;"
+            f"{where}: contains no runs ({CONFIG_FILE} next to {METRICS_FILE}), down to {LEVELS} levels;"
             f" pass the folder that contains the runs"
         )
     if by is not None and by not in known:
@@ -252,7 +253,7 @@ def format_time(moment: float | None, now: float) -> str:
     if ago >= 86400:
         try:
             return time.strftime("%Y-%m-%d", time.localtime(moment))
-        except (ValueError, OverflowError, OSError):  # a file system may say any year
+        except (ValueError, OverflowError, OSError):  # the time of a file can be in any year
             return "-"
     for size, unit in ((3600, "h"), (60, "min")):
         if ago >= size:
@@ -270,7 +271,7 @@ def as_json_lines(rows: Sequence[Row]) -> str:
 
     def of(row: Row) -> dict[str, Any]:
         changed = None
-        with contextlib.suppress(ValueError, OverflowError, OSError):  # a file system may say any year
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # the time of a file can be in any year
             changed = None if row.changed is None else datetime.fromtimestamp(row.changed, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         at = None if row.at is None else row.at / 1000
         reached = (

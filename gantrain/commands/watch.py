@@ -32,7 +32,7 @@ from gantrain.run_folder.record_lines import describe_unreadable, is_number, par
 POLL = 0.5  # seconds between two reads of the record
 NOTHING = "nothing has been written yet, and no process is training there"
 REMEMBERED = 50_000  # lines whose checksums are kept, at least
-MOST_WAITING = 5000  # lines that are held while later ones decide whether they are told
+MOST_WAITING = 5000  # lines that are held until later lines decide whether they are printed
 RESUME = b'"event": "resume"'
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f} of {total:g} kimg{postfix}"
 

@@ -168,6 +168,8 @@ def hint_of_section(section: str, first: str, word: str, there: Sequence[str]) -
     if first == "averagers" and "half_life_kimg" in there and fold(word) in DECAY:
         return PER_UPDATE
     meant = IN_SECTION.get(first, {}).get(fold(word), ()) if section else ()
+    if section == "data" and word == "root" and word not in there:
+        return "; data.root is a key of data.name=folder, archive and packed: choose one of them as well"
     found = [f"{section}.{one}" for one in meant if one in there][:1]
     if not found and meant and section == "data":
         return "; did you mean data.root, with data.name=folder, archive or packed?"

@@ -39,12 +39,12 @@ from gantrain.config.yaml_files import (
 from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
 from gantrain.interruption import Stopped
 from gantrain.metrics import PROTOCOLS
-from gantrain.plugin_errors import blame
+from gantrain.plugin_errors import explain_failure
 from gantrain.shipped import find_config
 from gantrain.strict_yaml import TextLoader
 from gantrain.type_words import PLURALS, describe_type
 
-LONGEST = 80  # characters of a list that a message spells out
+LONGEST_LIST = 80  # characters of a list that a message spells out
 MOST_OVERRIDES = 1000
 
 
@@ -297,7 +297,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
     except (KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:
-        failed = blame(error)
+        failed = explain_failure(error)
         if failed is None and not isinstance(error, TypeError):
             raise
         raise ConfigError(f"{sources(path)}: {path}: {failed or one_line(error)}" if path else str(failed or one_line(error))) from error
@@ -372,7 +372,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             converted: Any = OmegaConf.to_object(holder)
             return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
-        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else ""
+        remedy = f"; write a value after {full}=" if value is None and sources(full) == "command line" else ""
+        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else remedy
         raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}{remedy}") from None
 
 
@@ -380,7 +381,7 @@ def as_list(value: Any) -> str:
     """How a message goes on where a list of strings is asked for and a single value was written, perhaps with commas."""
     words = [] if value is None else [word for word in re.split(r"[\s,;]+", str(value).strip("()[] ")) if word]
     text = ", ".join(words)
-    return "" if isinstance(value, (list, Mapping)) or len(text) > LONGEST else f"; write [{text}]"
+    return "" if isinstance(value, (list, Mapping)) or len(text) > LONGEST_LIST else f"; write [{text}]"
 
 
 def check_across(config: Config, sources: Sources) -> None:

@@ -72,19 +72,27 @@ def starts_of(name: str, averager: Any) -> dict[str, float]:
     return {f"averagers.{name}.{key}": getattr(averager, key) or 0 for key in sorted(named, key=STARTS.index)}
 
 
+def late_effect(key: str) -> str:
+    """What comes of a time that is not before the end: the last update ends at or after it."""
+    if key.endswith(".snapshot_every_kimg"):
+        return "there will be one snapshot, at the end"
+    return "it will have no effect before the end" if key.endswith("every_kimg") else "it will have no effect"
+
+
 def notes(config: Config) -> list[str]:
     """Notes about valid settings that have no effect, or an unexpected one."""
     total = config.total_kimg
     starts = {key: start for name, one in config.averagers.items() for key, start in starts_of(name, one).items()}
-    if config.orbit.every_kimg is not None:
-        starts["orbit.every_kimg"] = config.orbit.every_kimg
     if config.optim.lr_tail.kind != "none":
         starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
     if config.swap.source is not None:
         starts["swap.start_kimg"] = config.swap.start_kimg
-    found = [
-        f"{key}={start:g} is not before total_kimg={total:g}: it will have no effect" for key, start in starts.items() if start >= total
-    ]
+    found = [f"{key}={start:g} is not before total_kimg={total:g}: {late_effect(key)}" for key, start in starts.items() if start >= total]
+    if config.orbit.every_kimg is not None and config.orbit.every_kimg >= total:
+        found.append(
+            f"orbit.every_kimg={config.orbit.every_kimg:g} is not before total_kimg={total:g}: there will be two recordings, at the start"
+            " and at the end"
+        )
     if config.swap.source is not None:
         if config.swap.optimizer == "reset_momentum" and config.optim.betas[0] == 0:
             found.append("swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0")

@@ -28,7 +28,7 @@ from gantrain.interruption import Stopped
 from gantrain.losses import LOSS, PENALTY
 from gantrain.metrics import EXTRACTOR, METRIC
 from gantrain.models import ARCHITECTURE
-from gantrain.plugin_errors import describe, describe_value, file_of, import_place, in_words, know, show
+from gantrain.plugin_errors import describe, describe_value, file_of, import_place, in_words, remember, show
 from gantrain.type_words import describe_type
 
 CONTRACTS: dict[str, Contract[Any]] = {
@@ -61,7 +61,7 @@ def find(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
     found = imported(kind, name)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{kind} {name!r} must be a dataclass whose fields are its hyper-parameters")
-    know(f"{kind} {name!r}", found, file_of(found), getattr(sys.modules.get(name.partition(":")[0]), "__file__", None))
+    remember(f"{kind} {name!r}", found, file_of(found), getattr(sys.modules.get(name.partition(":")[0]), "__file__", None))
     require_fields(found, f"{kind} {name!r}")
     if kind == METRIC.kind:
         unset = [f.name for f in dataclasses.fields(found) if f.init and f.default is f.default_factory is dataclasses.MISSING]

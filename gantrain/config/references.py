@@ -225,7 +225,7 @@ def default_of(target: Parts, get: Callable[[Parts], Any]) -> Any:
             if get(there) is not None:  # what is set replaces all entries that are there by default
                 section = (*there, rest[0])
                 return plugin_default(f, section, rest[1:], get) if get(section) is not None else MISSING
-            standard: Any = f.default_factory  # which every field of plug-ins has
+            standard: Any = f.default_factory  # every field that holds a plug-in has one
             return inside(plain_value(f, standard()), rest)
         if "table" in f.metadata and not last:
             return plugin_default(f, there, rest, get)

@@ -42,7 +42,7 @@ def represent_text(dumper: ExactDumper, text: str) -> yaml.ScalarNode:
 
 
 ExactDumper.add_representer(str, represent_text)
-for tag, pattern, first in CORE:  # quoted is what the loader would read as something else
+for tag, pattern, first in CORE:  # a text is quoted if the loader would read it as something else
     ExactDumper.add_implicit_resolver(f"{TAG}{tag}", re.compile(f"^(?:{pattern})$"), first)
 
 
@@ -62,15 +62,6 @@ def to_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(escape_references(values), Dumper=ExactDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: there is no such file, or it does not contain a mapping.
-    """
-    return parse_yaml(read_file(path), str(path))
-
-
 def read_file(path: Path) -> str:
     """The text of a YAML file.
 
@@ -80,12 +71,18 @@ def read_file(path: Path) -> str:
     try:
         return read_text(path, LARGEST)
     except FileNotFoundError:
+        if re.fullmatch(r"[A-Za-z_][\w.-]*=.*", str(path), re.DOTALL):  # not a path that happens to have such a character
+            raise ConfigError(f"{path}: is an override, and a configuration comes first, such as: digits {path}") from None
         raise ConfigError(f"{path}: there is no such file{similar_to(path)}") from None
     except NotAFile as error:  # such as /dev/fd/63 for `<(...)`: every process of a run reads its configuration, and a pipe ends once
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); write the configuration to a file, and pass that") from None
     except TooLarge:
         most = f"a configuration has at most {LARGEST // 1024} KiB"
         raise ConfigError(f"{path}: is too large ({most}); pass a YAML file{instead_of(path)}") from None
+    except IsADirectoryError as error:
+        inside = path / "config.yaml"
+        remedy = f"to resume the run in this folder, pass {inside}" if inside.is_file() else f"pass a YAML file{instead_of(path)}"
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except (OSError, ValueError) as error:  # not UTF-8; a zero byte in the name
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise ConfigError(f"{path}: cannot be read ({reason}); pass a YAML file{instead_of(path)}") from None

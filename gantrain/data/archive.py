@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from gantrain.data.classes import (
     note_unused,
     read_labels,
 )
-from gantrain.data.decoding import Traits, Undecodable, as_undecodable, decoded_image, reason, room_for_file, traits_of
+from gantrain.data.decoding import Traits, Undecodable, decoded_image, reason, room_for_file, traits_of, translate_errors
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageDecoder, ImageSet, Source, printable
 from gantrain.data.listing import Listing, is_folder, list_members, zip_components
@@ -39,7 +39,7 @@ from gantrain.field_marks import INCIDENTAL
 from gantrain.home import expand_user
 from gantrain.regular_file import check_regular, open_regular
 
-MOST_BYTES = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
+MOST_MEMBER = 2**28  # largest unpacked size of a member: a zip bomb expands a few bytes into gigabytes
 LOCAL_HEADER = "<4s22xHH"  # header of each member: signature, ..., lengths of its name and of its extra field
 SEEKING = threading.Lock()
 ENCRYPTED = -1  # stored instead of the compression method
@@ -118,7 +118,7 @@ def list_images(path: Path, opened: zipfile.ZipFile) -> Listing:
     """
     listing = list_members(opened.infolist())
     if any(not 0 <= n < 2**63 for m in listing.members for n in (m.header_offset, m.compress_size, m.file_size)):
-        raise unreadable_zip(path, "its index is damaged")
+        refuse_zip(path, "its index is damaged")
     return listing
 
 
@@ -132,20 +132,24 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         file = open_regular(path)
     except OSError as error:
-        raise unreadable_zip(path, reason(error)) from None
+        refuse_zip(path, reason(error))
     with file:
         try:
-            with as_undecodable():  # zipfile raises nearly anything at a damaged index
+            with translate_errors():  # zipfile raises nearly anything at a damaged index
                 opened = zipfile.ZipFile(file)
         except Undecodable as error:
-            raise unreadable_zip(path, str(error)) from None
+            refuse_zip(path, str(error))
         with opened:
             yield opened
 
 
-def unreadable_zip(path: Path, why: str) -> UserError:
-    """The error for a zip that is damaged."""
-    return UserError(f"{printable(str(path))}: cannot be read as a zip of images ({why}); {REPLACE}")
+def refuse_zip(path: Path, why: str) -> NoReturn:
+    """Refuse a zip that is damaged.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{printable(str(path))}: cannot be read as a zip of images ({why}); {REPLACE}") from None
 
 
 def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: Sequence[Sequence[str]]) -> Labelled:
@@ -166,12 +170,12 @@ def label_members(path: Path, opened: zipfile.ZipFile, listing: Listing, paths: 
     name = around[0]
     size, most = opened.getinfo(name).file_size, most_label_bytes(len(paths))
     if size > most:
-        raise unreadable_zip(path, f"its {printable(name)} has {in_words(size)}, and {in_words(most)} is the most")
+        refuse_zip(path, f"its {printable(name)} has {in_words(size)}, and {in_words(most)} is the most")
     try:
-        with as_undecodable():
+        with translate_errors():
             text = opened.read(name)
     except Undecodable as error:
-        raise unreadable_zip(path, f"{printable(name)}: {error}") from None
+        refuse_zip(path, f"{printable(name)}: {error}")
     depth = len(zip_components(name)) - 1
     labelled = label_by_list(str(path), ["/".join(one[depth:]) for one in paths], read_labels(f"{path}: {printable(name)}", text))
     labelled.notes += note_unused(listing, name)
@@ -284,8 +288,8 @@ class ZipDecoder(ImageDecoder):
                 encrypted.
             OSError: the zip cannot be read.
         """
-        if max(size, packed_size) > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES:,} bytes")
+        if max(size, packed_size) > MOST_MEMBER:
+            raise ValueError(f"larger than {MOST_MEMBER:,} bytes")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("encrypted" if method == ENCRYPTED else f"compression method {method} is neither stored nor deflated")
         signature, name_length, extra_length = struct.unpack(LOCAL_HEADER, read_at(self.file, struct.calcsize(LOCAL_HEADER), offset))

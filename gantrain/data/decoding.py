@@ -26,11 +26,11 @@ from gantrain.regular_file import open_regular, too_large
 MOST_PIXELS = 100_000_000  # largest image: a decompression bomb of a few bytes would otherwise exhaust the memory
 MOST_FILE = 2**30  # bytes of the largest file: the pixels of the largest image with 16 bits fit in without compression
 LARGE_FILE = 2**24  # bytes from which files are read one at a time
-LARGE_IMAGE = 2**28  # bytes of decoding from which it is looked whether the memory is there
+LARGE_IMAGE = 2**28  # bytes of decoding from which the free memory is checked
 # JPEG files have about ten scans, and each takes time for all pixels: a file of 100 kB may hold a thousand.
 MOST_SCANS, SCANNED_PIXELS = 100, 2_000_000_000
 SCAN = b"\xff\xda"  # begins a scan; in the data of one, 0xff is followed by 0
-# Formats that Pillow reads without a bound: of EPS another program draws the picture, and FITS is unpacked before it is measured.
+# Formats that Pillow reads without a bound: another program draws an EPS, and a FITS is unpacked before its size is known.
 REFUSED = ("EPS", "FITS")
 # Bytes a pixel takes in Pillow's memory, by mode (4 in all others), and in decoders besides, by format (4 in all others).
 IN_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -76,7 +76,7 @@ def decoded_image(data: bytes, name: str, mode: str, resolution: int, filter: Im
         raise UserError(f"{name}: does not decode as an image ({error})") from error
 
 
-class AsUndecodable:
+class Translation:
     """A context around calls of Pillow or another library that decodes: everything raised in it becomes `Undecodable`.
 
     At a damaged file decoders raise almost anything: KeyError, IndexError, RuntimeError, NotImplementedError, struct.error, zlib.error.
@@ -89,9 +89,9 @@ class AsUndecodable:
             raise Undecodable(reason(error)) from error
 
 
-def as_undecodable() -> AsUndecodable:
-    """The context `AsUndecodable`. It is a class, since one from a generator takes 2 microseconds more, several times an image."""
-    return AsUndecodable()
+def translate_errors() -> Translation:
+    """The context `Translation`. It is a class, since one from a generator takes 2 microseconds more, several times an image."""
+    return Translation()
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def opened_image(data: bytes) -> Iterator[Image.Image]:
     Raises:
         Undecodable: it is of no known format, or too large.
     """
-    with as_undecodable():
+    with translate_errors():
         image = Image.open(io.BytesIO(data))
     with image, ROOM.take(refuse_bomb(image, data)):
         try:
@@ -168,12 +168,12 @@ def resized_image(image: Image.Image, mode: str, resolution: int, filter: Image.
     Raises:
         Undecodable: it does not decode.
     """
-    shown = displayed(image, mode)
+    shown = render(image, mode)
     if shown is not image:
         image.close()  # a large one is in memory once and not twice
     side = min(shown.size)
     left, top = (shown.width - side) // 2, (shown.height - side) // 2
-    with as_undecodable():
+    with translate_errors():
         # Crop first: `resize(box=...)` lets the filter read pixels outside the box.
         square = shown if shown.size == (side, side) else shown.crop((left, top, left + side, top + side))
         pixels = torch.from_numpy(np.array(square.resize((resolution, resolution), filter)))
@@ -197,7 +197,7 @@ def reason(error: Exception) -> str:
     return brief(error) if plain else f"{type(error).__name__}: {brief(error)}"
 
 
-def displayed(image: Image.Image, mode: str) -> Image.Image:
+def render(image: Image.Image, mode: str) -> Image.Image:
     """Returns a picture as it is displayed: turned as its EXIF data says, transparency over white, 16-bit grey as 8 bits.
 
     A picture that needs no conversion is returned itself. Large ones are converted in bands, so that they are not in memory several times.
@@ -210,7 +210,7 @@ def displayed(image: Image.Image, mode: str) -> Image.Image:
         Undecodable: it does not decode; or the pixels have 32 bits or a sign: their range is unknown, and Pillow would clip them.
     """
     white, clear = white_of_grey(image), transparent_value(image)
-    with as_undecodable():
+    with translate_errors():
         if image.format in IN_DECODER:
             ImageOps.exif_transpose(image, in_place=True)
         else:  # of containers such as ICNS, which load another size after a change
@@ -291,7 +291,7 @@ def stored_mode(image: Image.Image) -> str:
 def traits_of(data: bytes) -> Traits | None:
     """Returns the traits of a file, given by its bytes; None if it does not decode."""
     try:
-        with opened_image(data) as image, as_undecodable():
+        with opened_image(data) as image, translate_errors():
             stored, white = stored_mode(image), white_of_grey(image)  # before `getexif`, which loads some formats
             transparent, turned = image.has_transparency_data, image.getexif().get(ORIENTATION, 1) not in (0, 1)
             highest = None

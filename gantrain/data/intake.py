@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -169,7 +169,8 @@ def refuse_impossible(images: ImageSet, wanted_classes: bool) -> None:
     if empty:
         names = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
         if images.name.startswith("folder/"):
-            raise UserError(f"data: {images.name} has no images of class {names}; fill or delete the empty class folders")
+            where = getattr(images.decode, "root", images.name)  # the name is not a path
+            raise UserError(f"data.root: {where} has no images of class {names}; fill or delete the empty class folders")
         raise UserError(
             f"data: {images.name} has no images with label {names}; number the labels 0, 1, 2, ... without gaps, or set data.labels=false"
         )
@@ -248,7 +249,7 @@ def read_files(images: ImageSet, keep: bool, progress: Callable[[Iterable, int],
                     pixels[number] = item[0]
             number += 1
     if images.skipped and not images.skips:
-        raise unreadable(list(images.skipped.values()))
+        refuse_unreadable(list(images.skipped.values()))
     images.content, images.sums, images.pixels = content.hexdigest(), sums, pixels
     if seen and look_name(images) == seen:  # nothing has changed in the meantime
         keep_file(seen, json.dumps({"content": images.content, "sums": sums.tobytes().hex(), "skipped": images.skipped}).encode())
@@ -357,11 +358,15 @@ def read_blocks(
             yield list(pool.map(read, block))
 
 
-def unreadable(broken: list[str]) -> UserError:
-    """The error for images that do not decode; it names up to ten."""
+def refuse_unreadable(broken: list[str]) -> NoReturn:
+    """Refuse images that do not decode.
+
+    Raises:
+        UserError: always; names up to ten.
+    """
     more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
     them = "them" if len(broken) > 1 else "it"
-    return UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
+    raise UserError(f"data: {'; '.join(broken[:NAMED])}{more}; replace or delete {them}, or set data.on_error=skip")
 
 
 def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
@@ -380,7 +385,7 @@ def decode_all(images: ImageSet, indices: Sequence[int]) -> torch.Tensor:
         else:
             found.append(image)
     if broken:
-        raise unreadable(broken)
+        refuse_unreadable(broken)
     return torch.stack(found)
 
 

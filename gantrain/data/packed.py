@@ -31,7 +31,7 @@ from gantrain.cache import keep_file, kept_file, state_of_file
 from gantrain.data.block_record import DONE, line_of, read_done, read_gaps
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source, sum_array
-from gantrain.data.intake import BLOCK, describe_traits, read_blocks, settle, unreadable
+from gantrain.data.intake import BLOCK, describe_traits, read_blocks, refuse_unreadable, settle
 from gantrain.data.listing import is_folder
 from gantrain.errors import UserError, brief, in_words
 from gantrain.field_marks import INCIDENTAL
@@ -110,7 +110,7 @@ def require_form(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtyp
         unlike: raised for another type or shape.
 
     Raises:
-        UserError: it is that, or incomplete, damaged or not readable.
+        UserError: its type, shape or size differs, or it is incomplete, damaged or not readable.
     """
     try:
         with open_regular(folder / name) as file:
@@ -447,4 +447,4 @@ def in_blocks(images: ImageSet, todo: list[int], indices: list[int]) -> Iterator
         if not broken:
             yield i, torch.stack([gap if isinstance(item, UserError) else item[0] for item in found]).numpy().tobytes(), errors
     if broken:
-        raise unreadable(broken)
+        refuse_unreadable(broken)

@@ -22,7 +22,7 @@ from gantrain.regular_file import check_regular, read_regular
 
 STL10_PAGE = "https://ai.stanford.edu/~acoates/stl10/"
 MOST_IMAGES = 50_000  # in a file of a release
-MOST_NAMES = 2**16  # bytes of the file of class names
+MOST_NAMES_FILE = 2**16  # bytes of the file of class names
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def read_cifar(release: CifarRelease, source: Cifar10 | Cifar100) -> ImageSet:
         label_parts.append(data[:, release.label_bytes - 1])
         image_parts.append(data[:, release.label_bytes :].reshape(-1, 3, 32, 32))
     try:
-        names = read_part(folder / release.names, MOST_NAMES, folder).decode().split()
+        names = read_part(folder / release.names, MOST_NAMES_FILE, folder).decode().split()
     except UnicodeDecodeError as error:
         raise UserError(f"{folder / release.names}: is not text ({one_line(error)}); delete {folder} and download it again") from None
     labels = torch.from_numpy(np.concatenate(label_parts).astype(np.int64))

@@ -30,16 +30,16 @@ def unpack(archive: Path, folder: Path) -> None:
         OSError: a file cannot be written.
     """
     members: list[tuple[str, bool, bool, Any]]
-    with refused(archive):
+    with translate_errors(archive):
         tar = open_tar(archive)
         is_zip = tar is None and zipfile.is_zipfile(archive)
     if tar is None and not is_zip:
         raise UserError(f"{archive}: is not a tar or zip archive; delete it and download it again")
-    with refused(archive):
+    with translate_errors(archive):
         opened: Any = zipfile.ZipFile(archive) if tar is None else tar
     is_tar = tar is not None
     with opened:
-        with refused(archive):
+        with translate_errors(archive):
             if is_tar:
                 members = [(m.name, m.isdir(), m.isfile(), m) for m in opened]
             else:
@@ -71,7 +71,7 @@ def open_tar(archive: Path) -> tarfile.TarFile | None:
 
 
 @contextmanager
-def refused(archive: Path) -> Iterator[None]:
+def translate_errors(archive: Path) -> Iterator[None]:
     """Within this context, around reading with tarfile or zipfile, everything raised becomes the UserError of a damaged archive.
 
     At a damaged one they raise almost anything: TarError, BadZipFile, zlib.error, struct.error, UnicodeDecodeError, RuntimeError.
@@ -133,7 +133,7 @@ def write_members(archive: Path, folder: Path, members: list[tuple[str, bool, bo
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             check_regular(target)  # opening a pipe for writing would wait for a reader
-        with refused(archive):
+        with translate_errors(archive):
             source = open_member(member)
         with source, open(target, "wb") as file:
             while block := read_block(archive, source):
@@ -146,5 +146,5 @@ def read_block(archive: Path, source: Any) -> bytes:
     Raises:
         UserError: it is damaged.
     """
-    with refused(archive):
+    with translate_errors(archive):
         return source.read(BLOCK)

@@ -20,7 +20,7 @@ from gantrain.errors import UserError, counted, in_words
 try:
     import resource
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]  # asked for before each use
+    resource = None  # type: ignore[assignment]  # checked before each use
 
 T = TypeVar("T")
 FILES_EACH, FILES_BESIDE = 16, 64  # open files of a worker (pipes, and batches that are passed on), and of everything else
@@ -109,7 +109,7 @@ class SteadyWorkers(Generic[T]):
                     if one.sentinel in ended:
                         one.join(5)  # its status is there a moment after its files are closed
                 dead = [one for one in self._processes if not one.is_alive()]
-                lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")  # by the data set
+                lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")  # in the data set
                 if not dead and not lost:
                     raise
                 error.__traceback__ = None  # it would keep the old workers
@@ -177,14 +177,6 @@ def end_processes(processes: set[BaseProcess]) -> None:
         one.kill()
     for one in processes:
         one.join(5)
-
-
-def note_of_workers(workers: int, processes: int) -> str | None:
-    """A note if there are many more workers than cores."""
-    cores = os.cpu_count() or 1
-    if workers * processes <= 4 * cores:
-        return None
-    return f"data.workers: {workers * processes} processes decode images on {counted(cores, 'core')}; more than one a core seldom helps"
 
 
 def bytes_of_batch(micro_batch: int, channels: int, resolution: int) -> int:

@@ -20,7 +20,7 @@ from gantrain import randomness
 from gantrain.cache import keep_file, kept_file, state_of_file
 from gantrain.data.archive import ZipDecoder, label_members, opened_zip, read_zip
 from gantrain.data.classes import Labelled, note_splits
-from gantrain.data.decoding import LARGE_IMAGE, Traits, Undecodable, displayed, file_bytes, opened_image, reason, traits_of, words_of_traits
+from gantrain.data.decoding import LARGE_IMAGE, Traits, Undecodable, file_bytes, opened_image, reason, render, traits_of, words_of_traits
 from gantrain.data.folder import label_files
 from gantrain.data.intake import LOOKED_INTO
 from gantrain.data.listing import Listing, components, list_folder, zip_components
@@ -316,6 +316,6 @@ def decode(data: bytes, name: str) -> Tensor:
     """
     try:
         with opened_image(data) as opened:
-            return torch.from_numpy(np.array(displayed(opened, "RGB"))).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(np.array(render(opened, "RGB"))).permute(2, 0, 1).contiguous()
     except Undecodable as error:
         raise UserError(f"{name}: does not decode as an image ({error}); replace or remove it") from None

@@ -24,7 +24,7 @@ from gantrain.regular_file import check_regular, read_regular
 HERE = Path(__file__).parent
 DIGITS_WEIGHTS = HERE / "digits_classifier.safetensors"
 DIGITS_RECORD = HERE / "digits_classifier.json"
-MOST_BYTES = 2**30  # of a file of weights, packed and unpacked; Inception's have 91 MB
+MOST_WEIGHTS = 2**30  # of a file of weights, packed and unpacked; Inception's have 91 MB
 REMEDY = "use torch-fidelity's .pth or a .safetensors"
 DIGITS_IDENTITY = "digits-classifier/64/"  # begins the identity of the digits extractor
 
@@ -129,7 +129,7 @@ def inception_weights_path(weights: str | None) -> Path:
     if weights is not None:
         path = expand_user(weights, "eval.features.weights")
         try:
-            check_regular(path, MOST_BYTES)
+            check_regular(path, MOST_WEIGHTS)
         except (OSError, ValueError) as error:  # ValueError: a zero byte
             why = error.strerror if isinstance(error, OSError) else one_line(error)
             raise UserError(
@@ -160,7 +160,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         UserError: the file is not a state dictionary of tensors, or is too large for one.
     """
     try:
-        data = read_regular(path, MOST_BYTES)
+        data = read_regular(path, MOST_WEIGHTS)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)}); {REMEDY}") from None
     digest = hashlib.sha256(data).hexdigest()
@@ -168,15 +168,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".safetensors":
             return load_safetensors(data), digest
         whole = unpacked_size(data)
-        if whole <= MOST_BYTES:
+        if whole <= MOST_WEIGHTS:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns about the pickle protocol of foreign files
                 file = io.BytesIO(data)
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise anything
         raise UserError(f"{path}: contains no weights that can be read safely ({type(error).__name__}); {REMEDY}") from error
-    if whole > MOST_BYTES:
-        raise UserError(f"{path}: would be unpacked to {in_words(whole)}, and {in_words(MOST_BYTES)} is the most; {REMEDY}")
+    if whole > MOST_WEIGHTS:
+        raise UserError(f"{path}: would be unpacked to {in_words(whole)}, and {in_words(MOST_WEIGHTS)} is the most; {REMEDY}")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise UserError(f"{path}: is not a dictionary of weights; {REMEDY}")
     return state, digest

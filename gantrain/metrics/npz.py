@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from gantrain.errors import UserError, brief, in_words
 from gantrain.memory import free_memory
 from gantrain.regular_file import open_regular
 
-SMALL = 2**28  # bytes of an array up to which nothing is asked
+SMALL = 2**28  # bytes of arrays up to which neither their compression nor the free memory is checked
 # Largest ratio of a large array and its place in the zip: deflate reaches 1,032 for a constant, and real numbers and pictures about 10.
 MOST_RATIO = 500
 SUFFIX = ".npy"
@@ -83,12 +84,12 @@ class Npz:
         Raises:
             UserError: it is damaged, holds pickled objects, or says something else than the zip's index.
         """
-        with refused_as(self.path, name), self.opened.open(member) as file:
+        with translate_errors(self.path, name), self.opened.open(member) as file:
             shape, dtype = read_header(file)
             found = Header(dtype, shape, member, file.tell())
         if found.begin + found.nbytes != member.file_size:
             says = f"{name} is {dtype} {list(shape)}, but has {member.file_size:,} bytes"
-            raise unreadable(self.path, says)
+            refuse_npz(self.path, says)
         return found
 
     def read(self) -> dict[str, np.ndarray]:
@@ -100,19 +101,19 @@ class Npz:
         for name, header in self.headers.items():
             if header.nbytes > max(SMALL, MOST_RATIO * header.member.compress_size):
                 packed, whole = in_words(header.member.compress_size), in_words(header.nbytes)
-                raise unreadable(self.path, f"{name} would be unpacked from {packed} to {whole}, so it is a constant or a bomb")
+                refuse_npz(self.path, f"{name} would be unpacked from {packed} to {whole}, so it is a constant or a bomb")
         needed = sum(header.nbytes for header in self.headers.values())
         if needed > SMALL and needed > (free := free_memory()):
-            raise unreadable(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free, down=True)} are free")
+            refuse_npz(self.path, f"its arrays need {in_words(needed)} of memory, and only {in_words(free, down=True)} are free")
         arrays = {}
         for name, header in self.headers.items():
-            with refused_as(self.path, name), self.opened.open(header.member) as file:
+            with translate_errors(self.path, name), self.opened.open(header.member) as file:
                 arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
         return arrays
 
 
 @contextmanager
-def opened_npz(path: Path, wanted: Collection[str]) -> Iterator[Npz]:
+def open_npz(path: Path, wanted: Collection[str]) -> Iterator[Npz]:
     """Opens an .npz; arguments and errors as of `Npz`.
 
     Raises:
@@ -121,21 +122,21 @@ def opened_npz(path: Path, wanted: Collection[str]) -> Iterator[Npz]:
     try:
         file = open_regular(path)
     except OSError as error:
-        raise unreadable(path, error.strerror or brief(error)) from None
+        refuse_npz(path, error.strerror or brief(error))
     with file:
-        with refused_as(path):
+        with translate_errors(path):
             alone = file.read(6) == np.lib.format.MAGIC_PREFIX
             file.seek(0)
             if not alone:
                 opened = zipfile.ZipFile(file)
         if alone:
-            raise unreadable(path, "a single array")
+            refuse_npz(path, "a single array")
         with opened:
             yield Npz(path, opened, wanted)
 
 
 @contextmanager
-def refused_as(path: Path, name: str = "") -> Iterator[None]:
+def translate_errors(path: Path, name: str = "") -> Iterator[None]:
     """Within this context, around calls of zipfile and numpy, everything raised becomes the UserError of a damaged file.
 
     At a damaged one they raise almost anything: BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, RuntimeError.
@@ -145,11 +146,15 @@ def refused_as(path: Path, name: str = "") -> Iterator[None]:
     except Exception as error:
         plain = isinstance(error, (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile))
         why = brief(error) if plain else f"{type(error).__name__}: {brief(error)}"
-        raise unreadable(path, f"{name}: {why}" if name else why) from None
+        refuse_npz(path, f"{name}: {why}" if name else why)
 
 
-def unreadable(path: Path, why: str) -> UserError:
-    """The error for an .npz that cannot be read."""
-    return UserError(
+def refuse_npz(path: Path, why: str) -> NoReturn:
+    """Refuse an .npz that cannot be read.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
         f"{path}: cannot be read as an .npz of statistics ({why}); save its arrays with numpy.savez, or write one with `gantrain reference`"
-    )
+    ) from None

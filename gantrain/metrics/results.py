@@ -31,9 +31,8 @@ def extract_features(extractor: Extractor, images: Tensor, plugin: FeatureExtrac
     found: Any = extractor.extract(images)
     pair = isinstance(found, (tuple, list)) and len(found) == 2
     if not (pair and all(isinstance(one, Tensor) and one.dim() == 2 and len(one) == len(images) for one in found)):
-        got = " and ".join(map(describe_value, found)) if pair else describe_value(found)
-        n = len(images)
-        refuse_result(plugin, "build", f"an extractor of features [{n}, d] and logits [{n}, c] from {n} images", Words(got))
+        got, n = " and ".join(map(describe_value, found)) if pair else None, len(images)
+        refuse_result(plugin, "build", f"an extractor of features [{n}, d] and logits [{n}, c] from {n} images", found, got)
     return found[0], found[1]
 
 
@@ -47,13 +46,3 @@ def compute_metric(metric: Metric, fake: FeatureSet, real: FeatureSet) -> dict[s
     if not (isinstance(found, dict) and all(isinstance(name, str) and isinstance(value, numbers.Real) for name, value in found.items())):
         refuse_result(metric, "compute", "a dict of numbers by name", found)
     return {name: value if isinstance(value, (int, float)) else float(value) for name, value in found.items()}  # JSON has no NumPy
-
-
-class Words:
-    """A description that is shown as it is."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text

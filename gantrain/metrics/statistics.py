@@ -27,7 +27,7 @@ from gantrain.atomic_file import write_atomically
 from gantrain.errors import UserError, in_words, one_line
 from gantrain.home import expand_user
 from gantrain.metrics.featureset import FeatureSet, Moments
-from gantrain.metrics.npz import NAMED, Header, opened_npz
+from gantrain.metrics.npz import NAMED, Header, open_npz
 
 KINDS = "mu and sigma; raw_mean, raw_cov and num_items; features; or arr_0 (uint8 images)"
 AGAIN = "create the file again"
@@ -37,10 +37,10 @@ OF_CLASSES = ("class_counts", "arr_1")  # not part of the content: scores are th
 MOST_CLASSES = 10**6  # in arr_1; larger numbers are not classes
 MOST_IMAGES = 2**53  # a larger number is not a number of images
 # Largest value of a feature or mean: squares and products of squares stay far from the largest float.
-LARGEST = 1e12
+HIGHEST = 1e12
 CHECKED_WIDTH = 4096  # up to so many features it is checked that a covariance is one, which takes a second at the most
 # Most bytes of arrays that are single values, texts, or one number a class or feature.
-MOST_BYTES = dict.fromkeys(("num_images", "num_items", "identity", "name", "data"), 2**22) | {
+MOST_OF_ARRAY = dict.fromkeys(("num_images", "num_items", "identity", "name", "data"), 2**22) | {
     "class_counts": 8 * MOST_CLASSES, "mu": 2**23, "raw_mean": 2**23,
 }  # fmt: skip
 WIDTHS = {64: "eval.features.name=digits or eval.features={name: inception, layer: '64'}", 2048: "eval.features.name=inception"} | {
@@ -176,13 +176,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged or too large, contains no such array, or one of another type or shape.
     """
-    with opened_npz(path, (*KEPT, *OF_CLASSES)) as file:
+    with open_npz(path, (*KEPT, *OF_CLASSES)) as file:
         if not file.headers:
             raise contains_nothing(path, file.names)
         for key, header in file.headers.items():
-            if header.nbytes > MOST_BYTES.get(key, header.nbytes):
+            if header.nbytes > MOST_OF_ARRAY.get(key, header.nbytes):
                 what = f"{header.dtype} {list(header.shape)}, which takes {in_words(header.nbytes)}"
-                raise UserError(f"{path}: {key} is {what}, and {in_words(MOST_BYTES[key])} is the most; {AGAIN}")
+                raise UserError(f"{path}: {key} is {what}, and {in_words(MOST_OF_ARRAY[key])} is the most; {AGAIN}")
         require_forms(path, file.headers)
         if not has_labels(file.headers):
             file.headers.pop("arr_1", None)  # `numpy.savez(file, images, ANYTHING)`: not read
@@ -313,10 +313,10 @@ def require_covariance(path: Path, mu: np.ndarray, sigma: np.ndarray, names: tup
         UserError: names the array.
     """
     largest = np.abs(sigma).max()
-    if not (np.abs(mu).max() <= LARGEST and largest <= LARGEST**2):
+    if not (np.abs(mu).max() <= HIGHEST and largest <= HIGHEST**2):
         raise UserError(
             f"{path}: {names[0]} or {names[1]} has values up to {max(np.abs(mu).max(), largest):.3g}, more than features can have"
-            f" ({LARGEST:.0e}); {AGAIN}"
+            f" ({HIGHEST:.0e}); {AGAIN}"
         )
     if np.abs(sigma - sigma.T).max() > ASYMMETRY * largest or below_zero:
         raise UserError(f"{path}: {names[1]} is not a covariance (not symmetric, or negative on the diagonal); {AGAIN}")
@@ -341,8 +341,8 @@ def features_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor | 
     if not (np.isfinite(features).all() and np.isfinite(logits).all()):
         raise UserError(f"{path}: {name} or logits contains nan or infinity; {AGAIN} from images whose features are finite")
     largest = max(float(max(one.max(initial=0), -one.min(initial=0))) for one in (features, logits))  # `abs` would be a copy
-    if largest > LARGEST:
-        raise UserError(f"{path}: {name} or logits has values up to {largest:.3g}, more than features can have ({LARGEST:.0e}); {AGAIN}")
+    if largest > HIGHEST:
+        raise UserError(f"{path}: {name} or logits has values up to {largest:.3g}, more than features can have ({HIGHEST:.0e}); {AGAIN}")
     return torch.from_numpy(features.astype(np.float32, copy=False)), torch.from_numpy(logits.astype(np.float32, copy=False))
 
 

@@ -23,7 +23,7 @@ from gantrain.run_folder.own_config import require_readable
 from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, compare_with_run
 from gantrain.run_folder.starts import resolve_starts
 
-LARGEST = 2**26  # bytes of a file that is compared
+MOST_COMPARED = 2**26  # bytes of a file that is compared
 Traces = dict[str, bytes | None]
 
 
@@ -121,6 +121,6 @@ def read_traces(folder: Path) -> Traces:
 def read_if_there(path: Path) -> bytes | None:
     """The content of a file; None if it cannot be read."""
     try:
-        return read_regular(path, LARGEST)
+        return read_regular(path, MOST_COMPARED)
     except OSError:
         return None

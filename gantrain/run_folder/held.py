@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from gantrain.errors import UserError
-from gantrain.regular_file import open_regular
+from gantrain.regular_file import check_kind, open_regular
 
 AVAILABLE = hasattr(os, "pread")  # Windows has no `pread`, and deletes no open file
 
@@ -48,10 +48,20 @@ class Held:
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, name: str) -> IO[bytes] | None:
-        """A file at its beginning, independent of other readers; None for one that is not open."""
+    def open(self, name: str, at_most: int | None = None) -> IO[bytes] | None:
+        """A file at its beginning, independent of other readers; None for one that is not open.
+
+        Args:
+            at_most: the largest size in bytes, as of `open_regular`.
+
+        Raises:
+            TooLarge: it is larger.
+        """
         file = self._files.get(name)
-        return None if file is None else io.BufferedReader(Reader(file))
+        if file is None:
+            return None
+        check_kind(os.fstat(file.fileno()), self.folder / name, at_most)
+        return io.BufferedReader(Reader(file))
 
     def path(self, name: str) -> Path | None:
         """A path to an open file, for a library that opens files itself; None if the system has none."""

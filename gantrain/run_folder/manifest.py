@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from gantrain.errors import UserError, brief, in_words
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
 from gantrain.run_folder.held import Held, find_held, forget, keep_open
-from gantrain.run_folder.state_form import LARGEST, State, find_fault
+from gantrain.run_folder.state_form import LARGEST_WHOLE, State, find_fault
 from gantrain.version import __version__
 
 FORMAT = 4
@@ -112,7 +112,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not written_here:
             raise Damaged(f"{file}: the manifest was altered")
         nimg, files = manifest["nimg"], manifest["files"]
-        if type(nimg) is not int or not 0 <= nimg <= LARGEST or not all(is_entry(name, entry) for name, entry in files.items()):
+        if type(nimg) is not int or not 0 <= nimg <= LARGEST_WHOLE or not all(is_entry(name, entry) for name, entry in files.items()):
             raise Damaged(f"{file}: names files outside this folder, or lacks their checksums")
     except UserError:
         raise
@@ -279,7 +279,7 @@ def hold(path: Path) -> Held:
 def open_file(file: Path, at_most: int | None = None) -> IO[bytes]:
     """Open a file of a checkpoint; arguments and errors as in `open_regular`. One that is held need not exist any longer."""
     held = find_held(file.parent)
-    return (held.open(file.name) if held else None) or open_regular(file, at_most)
+    return (held.open(file.name, at_most) if held else None) or open_regular(file, at_most)
 
 
 def path_of(file: Path) -> Path:

@@ -1,13 +1,7 @@
-"""The configuration in a run folder: written durably, and refused if it is not whole.
-
-Missing keys have defaults, so half of a configuration is one of other settings. A file that a power failure has cut must therefore be
-recognised before it is read as a configuration.
-"""
+"""The configuration in a run folder: written durably, and refused if it is not whole."""
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,13 +12,9 @@ from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.errors import UserError, in_words
 from gantrain.plain_yaml import load_plain
-from gantrain.regular_file import read_regular
+from gantrain.run_folder.config_damage import require_whole
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.strict_yaml import LARGEST as MOST_BYTES, MOST_VALUES
-
-FIRST = ["run_dir", "seed", "total_kimg"]  # how every version begins a configuration
-LAST = re.compile(r"^performance:\n +\S.*\n", re.MULTILINE)  # the last section that every version has written
-BY_HAND = re.compile(r"^[^'\"\n]*(?:(?:^|\s)#|: \{[^}])", re.MULTILINE)  # comments, and sections in one line, which gantrain does not write
 
 
 def write_config(config: Config, run_dir: Path) -> None:
@@ -72,32 +62,4 @@ def require_whole_config(run_dir: Path) -> None:
     Raises:
         UserError: names the file, the damage and the remedy.
     """
-    path = run_dir / CONFIG_FILE
-    damage = find_damage(path)
-    if damage:
-        raise UserError(
-            f"{path}: is damaged ({damage}); restore it from a copy, or write it again from what the run was started with:"
-            f" gantrain config CONFIG OVERRIDES > {shlex.quote(str(path))}"
-        )
-
-
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a configuration that gantrain has written, in words; None if it is whole, or cannot be read at all."""
-    try:
-        data = read_regular(path, MOST_BYTES)
-    except OSError:
-        return None  # reading it says why
-    if not data.strip():
-        return "it is empty"
-    if b"\0" in data:  # space that a file system had reserved, and never filled
-        return "parts of it are zeros"
-    text = data.decode(errors="replace")
-    if not text.startswith(f"{FIRST[0]}:"[: len(text)]) or BY_HAND.search(text):
-        return None
-    try:
-        values = load_plain(text, shallow=True)
-    except (yaml.YAMLError, ValueError):
-        return "it ends in the middle of a line" if not text.endswith("\n") else None
-    keys = list(values) if isinstance(values, dict) else []
-    cut = not text.endswith("\n") or not LAST.search(text)
-    return "its end is missing" if cut and keys[:3] == FIRST[: len(keys)] else None
+    require_whole(run_dir / CONFIG_FILE)

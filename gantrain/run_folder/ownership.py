@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -35,9 +36,10 @@ from gantrain.run_folder.state_form import ROLLBACK, State
 from gantrain.run_folder.stores import require_names_too, settle_run
 from gantrain.run_folder.trained_with import config_in
 
+READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}  # another user's folder, or a file system for reading
 NAMED = 4  # files that a message names
 ROLLBACK_FILE = "rollback.json"
-LARGEST = 64 << 20  # bytes of it
+MOST_ROLLBACK = 64 << 20  # bytes of it
 
 
 def look_into(run_dir: Path, config: Config) -> dict[str, Any]:
@@ -165,6 +167,13 @@ def acquire_lock(run_dir: Path) -> IO[str]:
         held = lock.acquire(run_dir, create=True)
     except InUse as owner:
         raise UserError(f"run_dir: {run_dir} is being trained by {owner}; wait for it, stop it, or use another run_dir") from None
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise UserError(
+            f"run_dir: {run_dir} may not be written ({error.strerror}); use another run_dir, or continue from its checkpoint in another"
+            " folder by `gantrain fork`"
+        ) from error
     try:
         require_names_too(run_dir)
         settle_run(run_dir)
@@ -192,7 +201,7 @@ def read_rollback(run_dir: Path) -> dict[str, Any] | None:
         raise UserError(damaged)
 
     try:
-        data = read_regular(path, LARGEST)
+        data = read_regular(path, MOST_ROLLBACK)
         body = json.loads(data, object_hook=lambda values: State(values, refuse))
         if seal({key: value for key, value in body.items() if key != "seal"}) != data or ROLLBACK(body, "", False):
             raise ValueError

@@ -6,13 +6,8 @@ import contextlib
 import difflib
 from pathlib import Path
 
-import yaml
-
 from gantrain.errors import UserError
-from gantrain.plain_yaml import load_plain
-from gantrain.regular_file import read_regular
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
-from gantrain.strict_yaml import LARGEST
 
 CHECKPOINT = f"{'[0-9]' * 12}/manifest.json"
 FOLDERS = {"checkpoints", "evaluations", "orbit", "samples", "scoring", "tensorboard", "wandb", AVERAGES_FOLDER, BEST_FOLDER}  # of a run
@@ -39,6 +34,12 @@ def holds_checkpoints(folder: Path) -> bool:
 
 def is_run_config(path: Path) -> bool:
     """Whether a YAML file can be the configuration in a run folder; False if it cannot be read."""
+    import yaml  # here, since --help needs no YAML
+
+    from gantrain.plain_yaml import load_plain
+    from gantrain.regular_file import read_regular
+    from gantrain.strict_yaml import LARGEST
+
     try:
         values = load_plain(read_regular(path, LARGEST), shallow=True)
     except (OSError, ValueError, yaml.YAMLError):

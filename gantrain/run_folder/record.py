@@ -23,6 +23,7 @@ from gantrain.errors import UserError, shown
 from gantrain.lock import owner
 from gantrain.plain_yaml import load_plain
 from gantrain.regular_file import read_regular
+from gantrain.run_folder.config_damage import require_whole
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.record_lines import goes_back, has_scores, is_number, parse, split_abandoned, stream_bytes
 from gantrain.run_folder.training_columns import columns_of
@@ -52,6 +53,7 @@ TELLING = (*ENDS, "start", "resume", "fork")  # events that say how a run goes
 EVENT, SCORE = b'"event"', b'"eval/'  # in lines that show the progress and the scores of a run
 LARGEST_LOCK = 2**24  # bytes of a file that names a process
 QUIET = 600  # seconds without a new line after which a run of unknown state counts as ended
+WHOLE = {"total_kimg", "performance"}  # keys near both ends of a configuration that gantrain has written
 
 
 @dataclass(frozen=True)
@@ -295,11 +297,17 @@ def outline_config(run: Path, sections: bool = True) -> Outline:
     """
     path = run / CONFIG_FILE
     try:
-        config = load_plain(read_regular(path, LARGEST), shallow=not sections)
+        data = read_regular(path, LARGEST)
+    except FileNotFoundError:
+        raise UserError(f"{path}: cannot be read (No such file or directory); restore it from a copy") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        config = load_plain(data, shallow=not sections)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         config = None
+    if not isinstance(config, dict) or not config.keys() >= WHOLE:
+        require_whole(path)
     if not isinstance(config, dict) or "total_kimg" not in config:
         raise UserError(f"{path}: is not the configuration of a run (it has no total_kimg)")
     total_kimg = config["total_kimg"]

@@ -25,7 +25,7 @@ from gantrain.run_folder.line_file import stream_lines
 Line = dict[str, Any]
 Check = Callable[[Any], bool]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which some editors put before a text
-LARGEST = 2**63  # integers stay below it, so that each can be converted to a float, and fits into 64 bits
+BEYOND = 2**63  # integers stay below it, so that each can be converted to a float, and fits into 64 bits
 MOST_KEYS = 100_000  # remembered with their checks; a damaged record may have any number of keys
 
 
@@ -39,17 +39,17 @@ def is_number(value: Any) -> bool:
 
 def is_integer(value: Any) -> bool:
     """An integer of 64 bits; not a bool."""
-    return type(value) is int and -LARGEST <= value < LARGEST
+    return type(value) is int and -BEYOND <= value < BEYOND
 
 
 def is_count(value: Any) -> bool:
     """An integer of at least 0."""
-    return type(value) is int and 0 <= value < LARGEST
+    return type(value) is int and 0 <= value < BEYOND
 
 
 def is_positive(value: Any) -> bool:
     """An integer of at least 1."""
-    return type(value) is int and 0 < value < LARGEST
+    return type(value) is int and 0 < value < BEYOND
 
 
 def is_text(value: Any) -> bool:

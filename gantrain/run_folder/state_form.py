@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 Form = Callable[[Any, str, bool], str | None]  # (value, its key, whether required keys must be there) -> the key that is wrong, or None
-LARGEST = 2**53  # of whole numbers
+LARGEST_WHOLE = 2**53  # of whole numbers
 
 
 class State(dict[str, Any]):
@@ -35,7 +35,7 @@ class State(dict[str, Any]):
 
 def whole(least: int) -> Form:
     """A whole number of at least `least`."""
-    return lambda value, key, _: None if type(value) is int and least <= value <= LARGEST else key
+    return lambda value, key, _: None if type(value) is int and least <= value <= LARGEST_WHOLE else key
 
 
 def text(value: Any, key: str, _: bool) -> str | None:
@@ -157,7 +157,7 @@ NOISE = fields(
     wanted=list_of(text),
     windows=by_name(list_of(row(list_of(real), list_of(real)))),
     micro_batch=by_name(whole(0)),
-    fresh=by_name(whole(-LARGEST)),
+    fresh=by_name(whole(-LARGEST_WHOLE)),
     checks=list_of(by_name(ESTIMATE)),
 )
 BATCHING = fields(

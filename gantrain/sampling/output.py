@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -63,8 +64,28 @@ class Output:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--out: {str(folder)!r} is a file or inside a file; choose another path") from None
+        except OSError as error:
+            raise not_written(folder, error) from error
+        self._require_writable(folder)
         if self.folder and any(self.path.glob("*.png")):  # old ones would distort an FID of the folder
             raise UserError(f"--out: {str(self.path)!r} already contains PNGs; empty it or choose another folder")
+
+    def _require_writable(self, folder: Path) -> None:
+        """Refuse a folder in which no file can be made, before images are drawn for it.
+
+        Raises:
+            UserError: says why.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """The error for an --out that cannot be written."""
+    return UserError(f"--out: {str(path)!r} cannot be written ({error.strerror or error}); choose another path")
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -23,10 +23,11 @@ from gantrain.data.packed import is_other_format, read_head
 from gantrain.errors import UserError
 from gantrain.run_folder.best_average import find_best
 from gantrain.run_folder.checkpoint import CheckpointStore, link_checkpoint, read, read_manifest, read_state, verify, write
+from gantrain.run_folder.config_damage import find_damage
 from gantrain.run_folder.contents import configuration_of, default_name, forget_rebuilt_after, moment_of_rebuilt, open_run, require_average
 from gantrain.run_folder.forking import open_origin
 from gantrain.run_folder.manifest import Damaged, Gone, Misnamed, OtherFormat, Unreadable, seal
-from gantrain.run_folder.own_config import find_damage, load_config, write_config
+from gantrain.run_folder.own_config import load_config, write_config
 from gantrain.run_folder.ownership import acquire_lock, look_into, read_rollback
 from gantrain.run_folder.snapshots import Snapshots
 from gantrain.run_folder.stores import require_known_formats

@@ -21,7 +21,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from gantrain import cache, cli
+from gantrain import cache, cli, plugin_errors
 from gantrain.commands import runs
 from gantrain.config import loading
 from gantrain.data import Archive, Cifar10, Folder, Packed, intake
@@ -66,9 +66,25 @@ def command_in(argv: list[str], environment: dict[str, str | None]) -> None:
         cache.default_cache_folder.cache_clear()
 
 
+@contextlib.contextmanager
+def blaming_plugins() -> Iterator[None]:
+    """Within this context, errors in a plug-in's own code are refusals, as on the command line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SystemExit as end:
+        plugin_errors.require_exit(end)
+    except Exception as error:
+        if (failed := plugin_errors.blame(error)) is None:
+            raise
+        raise failed from error
+
+
 def load_config(path: str | None, overrides: Sequence[str]) -> None:
     """Load a configuration; as it is written, it must load equal."""
-    text = loading.to_yaml(loading.load(path, overrides))
+    with blaming_plugins():
+        text = loading.to_yaml(loading.load(path, overrides))
     loading.set_keys(path, overrides)
     Path("again.yaml").write_text(text, encoding="utf-8")
     again = loading.to_yaml(loading.load("again.yaml"))
@@ -82,14 +98,16 @@ def build_config(values: Mapping[str, Any]) -> None:
 
 def start(path: str, overrides: Sequence[str]) -> None:
     """Do everything that `train` does before its first update, and stop as on a signal."""
-    config = loading.load(path, overrides)
+    with blaming_plugins():
+        config = loading.load(path, overrides)
     interruption = Interruption()
     interruption.asked = signal.SIGTERM
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = None
     try:
-        trainer = Trainer(config, interruption=interruption)
-        trainer.train()
+        with blaming_plugins():
+            trainer = Trainer(config, interruption=interruption)
+            trainer.train()
     finally:
         if trainer is not None:
             trainer.close(exit_code=1)

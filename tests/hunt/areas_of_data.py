@@ -254,7 +254,7 @@ def write_array(dice: random.Random, archive: zipfile.ZipFile, key: str, array: 
     with np.errstate(all="ignore"):
         try:
             np.save(held, dice.choice(ODD_ARRAYS)(dice, array) if changed else array, allow_pickle=False)
-        except (TypeError, ValueError, IndexError):
+        except (TypeError, ValueError, IndexError, OverflowError):
             np.save(held, array)
     data = held.getvalue()
     if changed and dice.random() < 0.3:

@@ -21,7 +21,7 @@ USES = {
     "SquaresSource": "data={{name: '{}'}}", "Thumbnails": "eval.features={{name: '{}'}}",
 }  # fmt: skip
 STATEMENTS = (
-    "raise KeyError('x')", "raise ValueError()", "raise SystemExit(0)", "raise KeyboardInterrupt", "import nosuch",
+    "raise KeyError('x')", "raise ValueError()", "raise SystemExit(0)", "import nosuch",
     "import sys; sys.exit()",
     "from gantrain import nosuch", "print('x')", "return None", "return 'x'", "return float('nan')", "return []", "yield 1", "assert False",
     "1 / 0", "x: dict = None", "x: 'nosuch' = 1", "x: complex = 1j", "x: object = object()", "x: int", "x: list = []", "def f(:", "pass",
@@ -87,4 +87,6 @@ def environments(dice: random.Random, world: Path, folder: Path) -> Case:
         del changes["WORLD_SIZE"]  # it would wait for the others, as it should
     argv = dice.choice([["config", "digits"], ["runs", "."], ["watch", "run"], ["sample", "run", "--num", "1", "--out", "x.png"],
                         ["fork", "run", "--out", "new", "total_kimg=1"], ["orbit", "run"], ["configs"]])  # fmt: skip
-    return Case("command_in", {"argv": argv, "environment": changes}, [*VARIABLES, "run/", "run:", "command line", *names_of_keys()])
+    return Case(
+        "command_in", {"argv": argv, "environment": changes}, [*VARIABLES, "ACCELERATE_", "run/", "run:", "command line", *names_of_keys()]
+    )

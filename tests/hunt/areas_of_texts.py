@@ -14,7 +14,7 @@ from material import ROOT, SMALL
 from mutations import ODD_TEXTS, like, mutate_yaml, some_number, some_value
 from supervised import Case
 
-from gantrain.config import keys, loading
+from gantrain.config import keys, yaml_files
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 FREE_NAMES = ("ema", "swa", "mine", "live", "", "a.b", "\u00e9", "best", "1")
@@ -110,7 +110,7 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
 def configurations(dice: random.Random, world: Path, folder: Path) -> Case:
     """Typed values over all keys, in a file, on the command line, or both."""
     values = some_settings(dice)
-    base = loading.yaml_files.read_yaml(dice.choice(CONFIGS)) if dice.random() < 0.5 else {}
+    base = yaml_files.parse_yaml(dice.choice(CONFIGS).read_text(), "shipped") if dice.random() < 0.5 else {}
     in_file = {full: value for full, value in values.items() if dice.random() < 0.5}
     text = yaml.safe_dump(nested(in_file, base), allow_unicode=dice.random() < 0.5, default_flow_style=dice.choice([None, True, False]))
     (folder / "hunt.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -130,7 +130,8 @@ def starts(dice: random.Random, world: Path, folder: Path) -> Case:
     values = some_settings(dice, small=True)
     roots = {"data.root": dice.choice(["sets/classes", "sets/packed", "sets/stored-listed.zip", "sets", ""])} if dice.random() < 0.2 else {}
     overrides = [*SMALL, *as_overrides({**values, **roots}), "run_dir=run"]
-    names = ["command line", "digits.yaml", "run/", *names_of_keys()]
+    files = [f"{value}: " for full, value in values.items() if full == "eval.reference"]  # which is named alone
+    names = ["command line", "digits.yaml", "run/", *files, *names_of_keys()]
     return Case("start", {"path": str(ROOT / "configs" / "digits.yaml"), "overrides": overrides}, names)
 
 
