@@ -795,7 +795,8 @@ def test_scores_of_a_run_say_that_its_images_are_other_ones(tmp_path, monkeypatc
     def notes() -> list[str]:
         scorer = RunScorer.__new__(RunScorer)
         overrides = ["data={name: folder, resolution: 8}", f"data.root={root}", "eval.features.name=digits"]
-        scorer.run, scorer.path, scorer.strict, scorer.config = Path("runs/x"), tmp_path, False, load(DIGITS, overrides)
+        scorer.run, scorer.path, scorer.strict, scorer.config = Path("runs/x"), tmp_path / "0", False, load(DIGITS, overrides)
+        scorer.held = SimpleNamespace(folder=scorer.path)
         scorer.prepare()
         return scorer.evaluator.remarks.notes
 
