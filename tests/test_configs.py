@@ -24,7 +24,8 @@ from conftest import ROOT, error_of, lines_of, slow_but
 from PIL import Image
 from torch import nn
 
-from gantrain import distributed, parser, shipped
+from gantrain import parser, shipped
+from gantrain.commands import train
 from gantrain.commands.configs import read_head
 from gantrain.config import Config
 from gantrain.config.loading import load
@@ -32,7 +33,6 @@ from gantrain.errors import UserError
 from gantrain.evaluation.references import open_reference
 from gantrain.metrics import features
 from gantrain.models.layers import Layers
-from gantrain.training import trainer
 from gantrain.training.players import make_adam
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -257,22 +257,22 @@ class Untrained:
     accelerator, stopping = None, None
     config: Config
 
-    def __init__(self, config, interruption, changed_data):
+    def __init__(self, config, accelerator, interruption, changed_data, claim):
         Untrained.config = config
 
     def train(self):
         pass
 
 
-def test_train_says_which_configuration_a_name_means(gantrain, monkeypatch):
-    monkeypatch.setattr(trainer, "Trainer", Untrained)
-    monkeypatch.setattr(distributed, "finish", lambda accelerator: None)
-    path = ROOT / "configs" / "digits.yaml"
-    assert gantrain("train", "digits", "seed=3").stdout == f"configuration: digits, which ships with gantrain ({path})\n"
-    assert Untrained.config == load(path, ["seed=3"])
-    assert gantrain("train", path).stdout == ""
-    monkeypatch.setenv("RANK", "1")
-    assert gantrain("train", "digits").stdout == ""
+def test_train_says_which_configuration_a_name_means(gantrain, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "Trainer", Untrained)
+    monkeypatch.setattr(train, "finish", lambda accelerator: None)
+    path, run = ROOT / "configs" / "digits.yaml", f"run_dir={tmp_path / 'run'}"
+    assert gantrain("train", "digits", "seed=3", run).stdout == f"configuration: digits, which ships with gantrain ({path})\n"
+    assert Untrained.config == load(path, ["seed=3", run])
+    assert gantrain("train", path, run).stdout == ""
+    monkeypatch.setattr(train, "process_rank", lambda: 1)
+    assert gantrain("train", "digits", run).stdout == ""
 
 
 def test_a_reference_may_be_a_name():

@@ -27,10 +27,11 @@ from gantrain.theory.sketch import Sketch
 WITHOUT = """
 import os, signal, sys
 sys.modules["fcntl"] = sys.modules["resource"] = None
-for module, names in ((signal, ("SIGUSR1", "alarm")), (os, ("pread", "nice", "register_at_fork"))):
+for module, names in ((signal, ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "alarm")), (os, ("pread", "nice", "register_at_fork"))):
     for name in names:
         delattr(module, name)
-signal.Signals._member_map_.pop("SIGUSR1")
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+    signal.Signals._member_map_.pop(name)
 """
 
 

@@ -352,7 +352,7 @@ def test_what_is_no_run_or_cannot_be_read_is_one_line(tmp_path, gantrain):
 def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
     run = by_hand(tmp_path / "run", START)
     (run / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="config.yaml: is not the configuration of a run"):
+    with pytest.raises(UserError, match=r"config.yaml: is (not the configuration of a run|damaged \()"):
         record.outline(run)
 
 

@@ -119,12 +119,13 @@ class Average:
         Raises:
             UserError: a weight is missing, extra, of another shape or without values; nothing has changed then.
         """
+        for name in weights.keys() & self._shadows.keys():
+            if has_mean(weights[name]) == (name in self._copied_only):
+                now, before = weights[name].dtype, self._shadows[name].dtype
+                raise UserError(f"weight {name!r} is {now} now, and was {before}; average the network before that change")
         match(self._shadows, weights, "the network that is averaged")
         for name, tensor in weights.items():
             require_values(name, tensor)
-            if has_mean(tensor) == (name in self._copied_only):
-                before = self._shadows[name].dtype
-                raise UserError(f"weight {name!r} is {tensor.dtype} now, and was {before}; average the network before that change")
         self._settle()
         self._live = {name: weights[name] for name in self._shadows}  # in the order of the shadows: rules go through both side by side
         for tensors in (self._shadows, *self.slots.values()):

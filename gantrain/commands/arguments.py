@@ -32,7 +32,8 @@ def refuse_missing(arguments: argparse.Namespace) -> None:
         if is_missing(path) and not path.lower().endswith((".npz", ".zip")):  # `evaluate` takes images too
             raise not_a_run(Path(path))
     config = getattr(arguments, "config", None)
-    if config is not None and is_missing(found := find_config(config)):
+    lists_keys = getattr(arguments, "keys", None) is not None or getattr(arguments, "markdown", False)  # which takes no configuration
+    if config is not None and not lists_keys and is_missing(found := find_config(config)):
         raise UserError(f"{found}: there is no such file{similar_to(found)}")
 
 
