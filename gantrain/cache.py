@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from gantrain.regular_file import PIECE, open_regular
 logger = logging.getLogger(__name__)
 FRESH = 2.0  # seconds; the coarsest time stamps of file systems in use (FAT)
 HEAD = 65  # bytes of the first line
+SUM = re.compile(rb"[0-9a-f]{64}\n")
 STAMPED = os.name == "posix"  # elsewhere st_ctime is the time of creation, which a change of content leaves as it is
 
 
@@ -68,11 +70,18 @@ def kept_file(name: str, at_most: int | None = None) -> bytes | None:
     """
     try:
         with open_regular(cache_folder() / name, None if at_most is None else at_most + HEAD) as file:
-            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size - HEAD
-            data = file.read(size + PIECE) if size >= 0 else b""  # a file that grows meanwhile is not what was kept
+            head, digest, size = file.read(HEAD), hashlib.sha256(), 0
+            if not SUM.fullmatch(head):
+                return None
+            while piece := file.read(PIECE):  # in pieces: a hole of any size is not worth the memory
+                digest.update(piece)
+                size += len(piece)
+            if head[:-1] != digest.hexdigest().encode():
+                return None
+            file.seek(HEAD)
+            return file.read(size)
     except (OSError, MemoryError):
         return None
-    return data if head == head_of(data) else None
 
 
 def head_of(data: bytes) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -222,3 +223,17 @@ def test_nothing_is_kept_of_a_file_that_has_just_been_written(tmp_path, monkeypa
     assert cache.state_of_file(tmp_path / "real" / "000.bmp") is not None
     content = open_reference(tmp_path / "real", None, CPU).content
     assert [json.loads(cache.kept_file(path.name)) for path in (tmp_path / "cache").glob("pictures-*")] == [content]
+
+
+def test_a_hole_in_the_cache_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path))
+    with open(tmp_path / "hole", "wb") as file:
+        file.truncate(1 << 40)
+    assert cache.kept_file("hole") is None  # a tebibyte: at once, since the first line is not a checksum
+    cache.keep_file("kept", b"whole")
+    assert cache.kept_file("kept") == b"whole" and cache.kept_file("kept", 5) == b"whole" and cache.kept_file("kept", 4) is None
+    with open(tmp_path / "kept", "ab") as file:
+        file.truncate(1 << 28)
+    tracemalloc.start()
+    assert cache.kept_file("kept") is None and tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()

@@ -27,7 +27,7 @@ def test_a_full_disk_stops_the_run_or_is_waited_out(tmp_path):
     assert train(run, "total_kimg=0.16").returncode == 0
     kept = newest(run)
     line = error_of(train(run, "total_kimg=0.32", largest=20_000))
-    assert f"{run / 'checkpoints' / '000000000240'}: the checkpoint could not be written (File too large; it needs 1 MiB, " in line
+    assert f"{run / 'checkpoints' / '000000000240'}: the checkpoint could not be written (File too large; it needs 1" in line
     assert " are free); the one at 0.16 kimg is intact; free some space and run the same command again" in line
     assert newest(run) == kept and not list((run / "checkpoints").glob(".writing-*"))
     done = train(run, "total_kimg=0.4", "checkpoint.on_error=continue", largest=20_000)
@@ -77,5 +77,7 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path):
     ]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), timeout=120)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0
+    lost = "cannot write to standard output (No space left on device); training continues, and metrics.jsonl is complete"
+    assert done.stderr == f"gantrain: note: {lost}\n"
     assert lines_of(run)[-1].items() >= {"nimg": 160, "event": "end"}.items()
