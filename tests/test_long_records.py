@@ -77,6 +77,7 @@ def test_an_envelope_leaves_out_what_is_not_finite():
     assert found.mean[26] == np.mean([101, 102, 103])  # the bin of the infinity, without it
 
 
+@pytest.mark.slow
 def test_the_page_of_a_long_record_hides_no_peak_and_says_how_it_is_drawn(long):
     found = read_condensed(long)
     (spike,) = [line for line in record.read(long).training if line["loss/d"] == 1000.0]
@@ -342,6 +343,7 @@ def test_one_broken_run_of_several_is_named(tool, tmp_path, gantrain):
     assert said[1:] == [f"{good[0]}: 1 line of metrics.jsonl cannot be read and is left out"]
 
 
+@pytest.mark.slow
 def test_pictures_and_results_that_are_none_do_not_end_a_report(tool, tmp_path, monkeypatch):
     run = tool.make_run(tmp_path / "run", 5)
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
