@@ -281,7 +281,8 @@ def test_an_older_one_that_cannot_be_read_does_not_matter(run, monkeypatch):
 @pytest.mark.parametrize("folder", slow_but(["checkpoints", "best"], ["checkpoints", "best", "best/fid", "averages"]))
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(folder, run, monkeypatch):
     """Otherwise the run would begin anew."""
-    fail(monkeypatch, "scandir", str(run / folder), errno.EACCES)
+    for call in ("scandir", "listdir"):
+        fail(monkeypatch, call, str(run / folder), errno.EACCES)
     with pytest.raises(UserError, match=re.escape(f"{run / folder}: cannot be listed (Permission denied); make it readable")):
         look_into(run, load_config(run))
 
