@@ -93,6 +93,7 @@ def test_a_lock_whose_file_was_removed_or_replaced_is_taken_anew(tmp_path, impat
     first.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_for_a_lock_notices_that_its_file_was_removed(tmp_path):
     first = lock.acquire(tmp_path)
     threading.Timer(0.05, lambda: lock.discard(first, tmp_path)).start()
@@ -160,6 +161,7 @@ def test_files_of_another_kind_that_came_meanwhile_are_noticed(tmp_path, meanwhi
     assert names_in(run) == {"cats"}
 
 
+@pytest.mark.slow
 def test_a_second_training_of_a_folder_is_refused(tmp_path, impatient):
     claim = claim_folder(digits(tmp_path / "run"))
     with pytest.raises(UserError, match=r"is being trained by process \d+ on .*; wait for it"):
@@ -184,6 +186,7 @@ def test_a_folder_is_left_as_it_was_if_no_run_begins(tmp_path):
     assert ".lock" in names_in(run)  # as every training leaves it
 
 
+@pytest.mark.slow
 def test_a_claim_notices_that_its_folder_was_removed_or_replaced(tmp_path):
     run = tmp_path / "run"
     claim = claim_folder(digits(run))
@@ -306,6 +309,7 @@ def write_forked(folder: Path, seed: int = 0) -> None:
     forking.write_whole(folder, origin, {"g": {"w": torch.ones(1)}}, {"averages": {}}, "{}\n", dataclasses.replace(config, averagers={}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", slow_but(["move_into_place"], ["link_snapshots", "write_config", "sync", "move_into_place"]))
 def test_two_forks_at_once_into_one_folder_leave_one_whole_fork(tmp_path, monkeypatch, impatient, stage):
     """The second comes at any stage of the first, and is refused, or finds the first complete."""

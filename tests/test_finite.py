@@ -135,6 +135,7 @@ def test_images_that_are_not_finite_are_refused_although_the_weights_are(run):
         source.image_sampler(generator)(0, 4)
 
 
+@pytest.mark.slow
 def test_a_fork_from_weights_that_are_not_finite_is_refused(run):
     origin = SimpleNamespace(run=run, snapshot=None)
     for group, words in (("g", "in the live G, 3 of .*; use --kimg K of an earlier one$"), ("average.ema", "averagers.ema=null")):

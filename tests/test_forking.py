@@ -898,7 +898,7 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "key"), EDITS)
+@pytest.mark.parametrize(("old", "new", "key"), slow_but(EDITS[:1], EDITS))
 def test_an_edited_configuration_is_compared_with_what_the_checkpoint_was_trained_with(old, new, key, run):
     path = edit(run, old, new)
     with pytest.raises(UserError, match=f"{key}.*; restore these values, use another|{key}.*{{name: swa, .*or drop it") as caught:
@@ -913,6 +913,7 @@ def test_keys_that_may_change_may_be_edited(run):
     assert compare_with_run(run, load(path)) == ({"total_kimg": [0.96, 1.5]}, "")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_is_compared_with_the_file(run):
     """Which is all that there is."""
     for path in CheckpointStore(run / "checkpoints").paths():
@@ -923,6 +924,7 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_with_the_file(run):
     assert compare_with_run(run, config) == ({}, "")
 
 
+@pytest.mark.slow
 def test_a_fork_carries_its_own_configuration(run, tmp_path):
     out = tmp_path / "fork"
     fork_command(argparse.Namespace(run=str(run), out=str(out), kimg=None, overrides=["seed=7"]))
@@ -931,6 +933,7 @@ def test_a_fork_carries_its_own_configuration(run, tmp_path):
         look_into(out, load(run / "config.yaml", [f"run_dir={out}"]))
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_run_whose_configuration_was_edited_says_what_differs(run, tmp_path, capsys):
     """And an average whose settings were edited does not continue as another one."""
     path = edit(run, "lr_g: 0.0004", "lr_g: 0.0002")

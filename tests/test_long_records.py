@@ -93,6 +93,7 @@ def test_the_page_of_a_long_record_hides_no_peak_and_says_how_it_is_drawn(long):
     assert words in page.chart_lacks(found)
 
 
+@pytest.mark.slow
 def test_a_record_up_to_the_bound_is_drawn_line_by_line(tool, tmp_path, monkeypatch):
     """The page of a condensed record is that of the whole one, to the letter."""
     run = tool.make_run(tmp_path / "run", 60, rollbacks=2)

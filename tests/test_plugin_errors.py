@@ -103,7 +103,7 @@ HINTS = {
 }
 
 
-@pytest.mark.parametrize("hint", HINTS)
+@pytest.mark.parametrize("hint", slow_but(["NoSuchName", "dict[int, float]"], HINTS))
 def test_a_field_that_no_configuration_can_set_is_named_with_its_line(plugin, hint):
     path = plugin(hint=hint, default="None")
     path.write_text("from __future__ import annotations\n" + path.read_text().replace("import sys\n", ""))
@@ -114,6 +114,7 @@ def test_a_field_that_no_configuration_can_set_is_named_with_its_line(plugin, hi
 READ_BACK = [("dict", "field(default_factory=dict)", "{a: 2}"), ("list[int]", "(1,)", "[3]"), ("Any", "3", "[1]")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hint, default, value", slow_but(READ_BACK[:1], READ_BACK))
 def test_a_field_that_a_configuration_can_set_reads_back(plugin, tmp_path, hint, default, value):
     from gantrain.config.loading import to_yaml
@@ -144,13 +145,14 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", slow_but(["raise ValueError('too\\nlarge')", "sys.exit(0)"], CHECKS))
 def test_a_check_that_fails_is_named_with_its_line(plugin, check):
     plugin(check=check)
     with pytest.raises(UserError, match=rf"command line: averagers.m: averager 'mine:Rule'.*{CHECKS[check]}"):
         load(DIGITS, ["averagers.m.name=mine:Rule"])
 
 
+@pytest.mark.slow
 def test_values_that_a_contract_does_not_allow_are_refused_by_key(plugin):
     rule = RULE.replace(
         "    half: {hint} = {default}", "    half: float = 1\n    start_kimg: float = 0\n    update_every_kimg: float | None = None"

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow_but
 
 from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
 from gantrain.averaging.average import named_weights
@@ -164,7 +164,7 @@ def pair(monkeypatch):
         one.end(0, failed=False)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", slow_but([1], [0, 1]))
 def test_the_others_end_with_the_status_of_a_process_that_failed(pair, rank):
     pair[rank].end(3, failed=True)
     failure = pair[1 - rank].wait_for_news()
@@ -172,7 +172,7 @@ def test_the_others_end_with_the_status_of_a_process_that_failed(pair, rank):
     assert failure.in_words() == "another process failed; see its error message"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", slow_but([1], [0, 1]))
 def test_a_process_that_is_killed_is_named(pair, rank):
     for one in list(pair[rank]._peers.values()):  # as the system does
         one.shutdown(socket.SHUT_RDWR)
@@ -205,6 +205,7 @@ def test_strangers_do_not_end_a_run(pair):
     assert pair[0].failure is None and pair[1].failure is None
 
 
+@pytest.mark.slow
 def test_waiting_for_a_process_is_bounded(monkeypatch):
     monkeypatch.setenv(process_watch.JOIN, "0.3")
     monkeypatch.setattr(process_watch, "NOTE_AFTER", 0.1)
@@ -363,6 +364,7 @@ def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path, stat, left)
     assert free == left if stat else free > 2**20
 
 
+@pytest.mark.slow
 def test_networks_averages_and_features_are_counted(monkeypatch):
     monkeypatch.setattr(memory, "main_memory", lambda: 2**21)
     monkeypatch.setattr("gantrain.training.sizes.main_memory", lambda: 2**21)
@@ -405,6 +407,7 @@ def test_the_estimate_of_the_memory_is_a_lower_bound(name, shape):
     assert 0.99 * real < playing <= real and averaging <= averages <= 1.01 * averaging
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batchnorm", ["recalibrate", "copy"])
 def test_no_more_images_are_counted_than_a_pass_has(batchnorm, monkeypatch):
     """A batch for evaluation that is larger than all samples is a common way to say: at once."""
@@ -628,15 +631,18 @@ def ends(started: list[subprocess.Popen], folder: Path) -> list[tuple[int, str]]
             one.kill()
 
 
+OTHERS = [
+    (["optim.lr_g=0.5"], r"optim.lr_g: process 0 has 0.0004, and process 2 has 0.5; start all processes with the same configuration"),
+    (["averagers.late={name: swa}"], r"averagers.late.name: process 0 has no such key, and process 2 has 'swa', and \d+ other keys; s"),
+    (["averagers.ema=null"], r"averagers.ema.name: process 0 has 'ema', and process 2 has no such key"),
+    (["total_kimg=7", "checkpoint.every_kimg=1"], r"total_kimg: process 0 has 80.0, and process 2 has 7.0, and 1 other key; start"),
+    (["run_dir=elsewhere", "data.workers=0", "eval.reference=here.npz"], None),
+]
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
-    [
-        (["optim.lr_g=0.5"], r"optim.lr_g: process 0 has 0.0004, and process 2 has 0.5; start all processes with the same configuration"),
-        (["averagers.late={name: swa}"], r"averagers.late.name: process 0 has no such key, and process 2 has 'swa', and \d+ other keys; s"),
-        (["averagers.ema=null"], r"averagers.ema.name: process 0 has 'ema', and process 2 has no such key"),
-        (["total_kimg=7", "checkpoint.every_kimg=1"], r"total_kimg: process 0 has 80.0, and process 2 has 7.0, and 1 other key; start"),
-        (["run_dir=elsewhere", "data.workers=0", "eval.reference=here.npz"], None),
-    ],
+    slow_but(OTHERS[:1], OTHERS),
 )
 def test_processes_of_different_configurations_are_refused(monkeypatch, other, words):
     config = load("digits")

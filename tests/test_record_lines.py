@@ -308,6 +308,7 @@ some_lines = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(some_lines, max_size=25))
 def test_lines_are_split_at_rollbacks_without_being_held(lines):
@@ -459,6 +460,7 @@ def test_a_recording_takes_as_many_bytes_as_it_says(tmp_path):
     assert sum(one.nbytes for one in arrays) <= 1.25 * 300 * (4 * 128 * 4 + 2 * 8 + 5 * 8)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["scores", "losses", "garbage", "other"])), max_size=20), st.integers(1, 40))
 def test_the_last_scores_of_a_stretch_are_found_from_the_end(tmp_path_factory, kinds, piece):

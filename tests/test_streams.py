@@ -145,6 +145,7 @@ def test_a_training_ends_with_0_and_the_same_record_whatever_standard_output_doe
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_failure_of_standard_output_is_the_status_of_a_command_that_prints(monkeypatch, gantrain):
     monkeypatch.setitem(streams.LOST, "stdout", OSError(errno.ENOSPC, "No space left on device"))
     done = gantrain("configs", check=False)

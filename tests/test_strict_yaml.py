@@ -99,6 +99,7 @@ def test_tags_are_those_of_the_core_schema_and_fit_their_values():
     assert parse_yaml("v: [!!str 5, !!int '5', !!float 5, !!null '']", "test") == {"v": ["5", 5, 5.0, None]}
 
 
+@pytest.mark.slow
 def test_both_parsers_read_the_same(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(loading.to_yaml(load(DIGITS)) + "x-1: [010, 1e-4, no, 2026-11-30, 1:30, .inf]\nx-2: {<<: &b {a: 1}, b: *b}\n")

@@ -91,7 +91,7 @@ def read_all(run: Path) -> int:
     return nimg
 
 
-@pytest.mark.parametrize("step", slow_but([4], [1, 4]))
+@pytest.mark.parametrize("step", slow_but([12], [1, 4, 12]))
 def test_a_checkpoint_that_is_deleted_at_any_moment_is_read_or_another_one_is(run, step):
     """With `keep_last: 1`, a run saves in front of one operation of a reader on its files, each in turn."""
     assert through_all(run / "checkpoints", lambda: save(run), lambda: read_all(run), step) > 7
