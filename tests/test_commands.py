@@ -296,6 +296,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", slow_but([], WAYS))
 def test_other_ways_train_and_resume(gantrain, tmp_path, way):
     """Each trains, is killed by a shorter total, and goes on to finite weights."""

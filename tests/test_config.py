@@ -85,6 +85,7 @@ def test_plugins_are_chosen_by_name():
     assert isinstance(config.averagers["b"], EmaSteps) and isinstance(config.averagers["c"], Swa)
 
 
+@pytest.mark.slow
 def test_a_plugin_from_outside_is_found_beside_the_configuration(tmp_path, gantrain, monkeypatch):
     (tmp_path / "my_losses.py").write_text(
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\n"
@@ -413,6 +414,7 @@ def load_or_refuse(path, overrides=()) -> None:
         assert isinstance(error, ConfigError) and "\n" not in str(error) and str(error).strip()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(st.tuples(keys, messes), min_size=1, max_size=3))
 def test_no_override_gives_a_traceback(values):

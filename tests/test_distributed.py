@@ -83,6 +83,7 @@ def done(runs, name: str, processes: int):
     return runs / name
 
 
+@pytest.mark.slow
 def test_a_run_that_accelerate_launches_on_two_processes(launch, tmp_path):
     """Through the real launcher: one record, which says that there are two; the batch is shared out."""
     never = ["eval.every_kimg=null", "eval.metrics=[fid]", "eval.num_samples=32", "checkpoint.every_kimg=9", "total_kimg=0.064"]

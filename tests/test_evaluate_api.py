@@ -116,6 +116,7 @@ def test_files_that_torch_fidelity_reads_differently(tmp_path):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halves, tmp_path):
     """A row named after the folder, of a sample of N images; JSON only if asked for; an .npz of the images scores the same."""
     fake, real = folders

@@ -147,6 +147,7 @@ def test_values_are_spelled_as_in_a_configuration(values, words):
     assert describe_changes(values).endswith(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -171,6 +172,7 @@ ADDED = [
 ]
 
 
+@pytest.mark.slow
 def test_an_added_average_begins_here_and_touches_nothing_that_is_trained(run, straight):
     with begun(run / "config.yaml", *ADDED) as trainer:
         names = [n for n, _ in trainer.players.G.network.named_parameters()]
@@ -280,6 +282,7 @@ def test_an_added_average_begins_at_once_unless_its_start_is_set(run, rule, defa
     assert resolved(run / "config.yaml", f"averagers.late={{name: {rule}, start_kimg: 0}}").averagers["late"].start_kimg == 0
 
 
+@pytest.mark.slow
 def test_the_command_that_added_an_average_resumes_the_run(run):
     command = [*SETTINGS, f"run_dir={run}", "averagers.late={name: swa, every_kimg: 0.016}"]
     with contextlib.closing(Trainer(resolved(DIGITS, *command))) as trainer:
@@ -336,6 +339,7 @@ def test_a_resume_that_would_lose_an_average_is_refused(run):
 # ---- a fork ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fork_without_changes_is_the_run_itself(run, straight, gantrain, tmp_path):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     done = gantrain("fork", run, "--out", tmp_path / "a b")

@@ -248,6 +248,7 @@ def of_two_processes(together, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_noise_grows_the_batch_when_two_checks_agree_and_a_dwell_has_passed(undisturbed):
     """A check is over 8 updates: 128 images at first, 256 with the batch of 32. The first three are below 0.45 batches."""
     growth = events_of(undisturbed)
@@ -319,6 +320,7 @@ def noise_shown(line: dict, of: str) -> str:
     return f">{line[f'{of}/b_simple_low']:.0f}" if line[f"{of}/unbounded"] else f"{line[f'{of}/b_simple']:.0f}"
 
 
+@pytest.mark.slow
 def test_the_record_and_the_console_tell_of_batch_and_noise(undisturbed):
     lines = [line for line in lines_of(undisturbed) if "loss/d" in line]
     for line in lines:

@@ -122,6 +122,7 @@ def test_a_resumed_run_of_outside_plugins_goes_on_as_if_it_had_not_stopped(gantr
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), file.name
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_run_of_outside_plugins(gantrain, run, words, tmp_path):
     shown = yaml.safe_load(gantrain("config", *words[1:]).stdout)
     assert shown["loss"] == {"name": "guide_plugins:Margin", "margin": 2.0} and shown["batching"] == {

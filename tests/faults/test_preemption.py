@@ -86,6 +86,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number, status",
     slow_but([(signal.SIGTERM, 75)], [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]),

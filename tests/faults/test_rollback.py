@@ -58,6 +58,7 @@ def test_a_nan_in_a_gradient_on_one_of_two_processes(tmp_path):
     assert lines_of(run)[-1].items() >= {"nimg": 960, "event": "end"}.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault, seen", slow_but([("weight", "weights/g")], [("loss", "loss/d"), ("weight", "weights/g")]))
 def test_whatever_is_not_finite_is_seen_before_it_is_kept(tmp_path, fault, seen):
     """A checkpoint is due right after the update that goes wrong, that to 400 images: it is written only once the run comes by again."""
