@@ -338,6 +338,8 @@ def test_a_folder_of_another_user_is_not_used_as_home(tmp_path, monkeypatch):
         ),
         ("eval.batch_size=1000000000", r"eval.batch_size: 1000000000: the images of one pass need at least .* GiB of memory"),
         ("batching.batch_size=1000000000 batching.micro_batch=null batching.max_batch=null", "batching.batch_size: 1000000000"),
+        ("averagers.lawa.name=lawa averagers.lawa.k=10001", "averagers.lawa.k must be from 1 to 10000, got 10001"),
+        ("averagers.lawa.name=lawa averagers.lawa.k=9999 model.ch=64", "averagers: 4 averages and the networks need at least .* GiB"),
     ],
 )
 def test_what_no_memory_holds_is_refused(overrides, words):

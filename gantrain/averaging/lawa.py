@@ -11,6 +11,8 @@ from gantrain.averaging.rule import Rule, Weights, check_every, check_start
 from gantrain.clock import periods_from
 from gantrain.errors import check
 
+MOST_COPIES = 10_000  # far above the memory of any machine for networks of today; each copy has a name and lists of tensors besides
+
 
 @dataclass(frozen=True)
 class Lawa(Rule):
@@ -30,7 +32,7 @@ class Lawa(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "k", self.k >= 1, "must be at least 1")
+        check(self, "k", 1 <= self.k <= MOST_COPIES, f"must be from 1 to {MOST_COPIES}")
         check_every(self)
         check_start(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gantrain.averaging.batchnorm import norms_of
+from gantrain.averaging.rule import AVERAGER, Averager
 from gantrain.config.config import Config
 from gantrain.errors import UserError, counted
 from gantrain.memory import explain_allocation, main_memory, memory_of, require_memory
@@ -79,10 +81,15 @@ def require_room_for_networks(config: Config, generator: Size, discriminator: Si
     require_memory("averagers", playing + averages, room + beside, f"{count} and the networks", "use fewer averagers or a smaller model")
 
 
+def count_copies(averagers: Mapping[str, Averager]) -> int:
+    """How many copies of a network's weights its averages hold, those that a rule keeps besides the average included."""
+    return sum(1 + len(AVERAGER.adapt(averager).slots()) for averager in averagers.values())
+
+
 def bytes_of_networks(config: Config, generator: Size, discriminator: Size) -> tuple[int, int]:
     """(bytes of what is trained and of the generator that averages are loaded into, bytes of the averages)."""
     playing = sum(one.held + TRAINED * one.trained for one in (generator, discriminator)) + generator.held
-    averages = len(config.followed("g")) * generator.parameters + len(config.followed("d")) * discriminator.parameters
+    averages = count_copies(config.followed("g")) * generator.parameters + count_copies(config.followed("d")) * discriminator.parameters
     return playing, FLOAT * averages
 
 

@@ -76,7 +76,7 @@ def blaming_plugins() -> Iterator[None]:
     except SystemExit as end:
         plugin_errors.require_exit(end)
     except Exception as error:
-        if (failed := plugin_errors.blame(error)) is None:
+        if (failed := plugin_errors.explain_failure(error)) is None:
             raise
         raise failed from error
 
