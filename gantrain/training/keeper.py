@@ -68,11 +68,12 @@ class Keeper:
             raise UserError(f"{folder}: all of its {count} checkpoints are damaged; delete this folder to start over")
         return found
 
-    def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int]) -> None:
+    def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int], held: int | None) -> None:
         """Clean up after a kill, before the run resumes from `path` at `nimg` images.
 
         Args:
             best: images seen when each score was best.
+            held: as in `save`.
 
         Raises:
             NotWritten: a best checkpoint could not be kept.
@@ -82,6 +83,9 @@ class Keeper:
         for name, store in self.best.items():
             if path and best.get(name) == nimg and store.folder / path.name not in store.paths():  # killed between the two writes
                 keep_also(path, store)
+        self.checkpoints.held = held
+        if path:
+            self.checkpoints.prune(nimg)  # killed after the last save of a run, before the one before it was deleted
         self.snapshots.forget_after(nimg)
         forget_rebuilt_after(self._run_dir, nimg)
 

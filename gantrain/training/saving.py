@@ -138,7 +138,8 @@ class Saving:
         """
         if self.context.main:
             self.keeper.scoring.clear(but=scoring)
-            self.keeper.tidy(self.run.nimg, path, {name: one.nimg for name, one in self.guard.watch.best.items()})
+            watch = self.guard.watch
+            self.keeper.tidy(self.run.nimg, path, {name: one.nimg for name, one in watch.best.items()}, watch.well_until)
             write_config(self.context.config, self.context.run_dir)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
