@@ -140,7 +140,7 @@ def test_a_best_one_that_a_kill_has_prevented_is_kept_when_the_run_goes_on(keepe
     one.save(100, tensors(), state(), [], False, None)
     one.collect(100, wait=True)
     (one.checkpoints.folder / ".writing-000000000200").mkdir()
-    one.tidy(100, one.checkpoints.paths()[0], {FID: 100, IS: 50})
+    one.tidy(100, one.checkpoints.paths()[0], {FID: 100, IS: 50}, None)
     assert names(one.best[FID]) == [100] and names(one.best[IS]) == [] and not list(one.checkpoints.folder.glob(".writing-*"))
 
 
@@ -164,3 +164,13 @@ def test_what_could_not_be_written_ends_the_run_or_is_said(keeper, monkeypatch, 
         one.collect(200, wait=True, last=True)
     one.close()
     assert one.collect(200) is True
+
+
+def test_what_a_kill_kept_is_deleted_at_the_resume_but_for_the_one_that_is_held(keeper):
+    one = keeper(keep_last=1)
+    for nimg in (40, 60, 80):
+        checkpoint.write(one.checkpoints.folder / f"{nimg:012d}", nimg, tensors(), state())
+    one.tidy(80, one.checkpoints.paths()[-1], {}, 50)
+    assert names(one.checkpoints) == [40, 80]
+    one.tidy(80, one.checkpoints.paths()[-1], {}, None)
+    assert names(one.checkpoints) == [80]
