@@ -282,3 +282,12 @@ def test_a_plugin_that_fails_in_training_leaves_the_last_checkpoint(gantrain, pl
     gantrain(*arguments)  # the plug-in is fixed
     events = [line["event"] for line in lines_of(tmp_path / "run") if "event" in line]
     assert "resume" in events and events[-1] == "end"
+
+
+def test_the_file_of_a_plugin_is_looked_at_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with open(tmp_path / "hollow_plugin.py", "w") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="'hollow_plugin' fails on import.*it has 1024.0 GiB or more, and 16 MiB is"):
+        find("loss", LOSSES, "hollow_plugin:Loss")

@@ -719,3 +719,11 @@ def test_blank_images_are_reported_at_the_start_of_a_run(many, tmp_path):
     pack(images, tmp_path / "p", "flat")
     with pytest.raises(UserError, match="every pixel read is 7"):
         audit(prepare(Packed(root=str(tmp_path / "p"), resolution=8), CPU))
+
+
+def test_the_folder_that_one_stands_in_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    assert packing.drafts(Path(".")) == tmp_path / "set.part" and packing.drafts(Path("a/b")) == Path("a/b.part")
+    with pytest.raises(UserError, match="is not a prepared data set"):
+        packing.read_head(Path("."))

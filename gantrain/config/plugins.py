@@ -29,12 +29,14 @@ from gantrain.losses import LOSS, PENALTY
 from gantrain.metrics import EXTRACTOR, METRIC
 from gantrain.models import ARCHITECTURE
 from gantrain.plugin_errors import describe, describe_value, file_of, import_place, in_words, remember, show
+from gantrain.regular_file import check_regular
 from gantrain.type_words import describe_type
 
 CONTRACTS: dict[str, Contract[Any]] = {
     contract.kind: contract for contract in (AVERAGER, LOSS, PENALTY, ARCHITECTURE, DATA_SET, METRIC, EXTRACTOR, BATCH_POLICY)
 }
 
+MOST_SOURCE = 2**24  # bytes of a Python file
 T = TypeVar("T")
 
 
@@ -80,6 +82,7 @@ def imported(kind: str, name: str) -> Any:
     if os.getcwd() not in sys.path:  # as `python -m` does, so that modules in the working directory are found
         sys.path.append(os.getcwd())
     try:
+        require_source(module_name.partition(".")[0])
         module = importlib.import_module(module_name)
         found = getattr(module, class_name, None)  # which imports more if the module has a `__getattr__` of its own
     except (KeyboardInterrupt, Stopped):
@@ -94,6 +97,18 @@ def imported(kind: str, name: str) -> Any:
         classes = [n for n, v in vars(module).items() if isinstance(v, type)]
         raise UserError(f"{kind} {name!r}: {module_name} has no {class_name!r}{did_you_mean(class_name, classes)}")
     return found
+
+
+def require_source(name: str) -> None:
+    """Look at the file of a module before Python reads all of it.
+
+    Raises:
+        OSError: it is not a regular file, or is larger than any program.
+    """
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin and spec.origin.endswith(".py"):
+            check_regular(spec.origin, MOST_SOURCE)
 
 
 def file_of_module(name: str) -> str | None:

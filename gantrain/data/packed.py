@@ -236,7 +236,7 @@ def sum_of_head(head: dict[str, Any]) -> str:
 
 def drafts(folder: Path) -> Path:
     """Where a data set is kept until it is complete."""
-    return folder.with_name(f"{folder.name}.part")
+    return Path(f"{folder if folder.name else folder.resolve()}.part")  # "." has no name of its own
 
 
 def pack(images: ImageSet, folder: Path, source: str, progress: Progress = lambda it, total: it) -> int:
