@@ -230,11 +230,11 @@ def require_names(paths: Iterable[Path]) -> None:
 @contextlib.contextmanager
 def notice_replacement(path: Path) -> Iterator[None]:
     """Within this context, damage of a folder that changes meanwhile is the error `Gone`."""
-    before = identity(path)
+    before, held = identity(path), find_held(path)  # which is kept: else its files could be closed meanwhile, and the identity differ
     try:
         yield
     except (Damaged, Unreadable) as error:
-        if isinstance(error, Gone) or identity(path) == before:
+        if isinstance(error, Gone) or held is not None or identity(path) == before:
             raise
         raise Gone(f"{path}: was deleted or replaced while it was read") from error
 
