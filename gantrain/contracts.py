@@ -147,8 +147,12 @@ class Contract(Generic[T]):
             self.require(cls, name)
             adapted = cls(plugin, self)
         for part in self.methods:
-            if not callable(getattr(adapted, part)):
-                raise InvalidField(part, getattr(adapted, part), "must be a method")
+            try:
+                found = getattr(adapted, part)
+            except Exception as error:  # of a property in the place of a method
+                raise UserError(f"{self.kind} {name!r}: {part} must be a method, and cannot be read ({one_line(error)})") from error
+            if not callable(found):
+                raise InvalidField(part, found, "must be a method")
         for part, hint in self.values.items():
             if isinstance(inspect.getattr_static(type(plugin), part, None), COMPUTED):
                 continue

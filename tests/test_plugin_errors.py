@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import types
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from gantrain.config.loading import load
 from gantrain.config.plugins import find
 from gantrain.data.intake import adopted
 from gantrain.errors import UserError
-from gantrain.losses import LOSSES, Hinge
+from gantrain.losses import LOSS, LOSSES, Hinge
 from gantrain.metrics import Extractor, FeatureSet
 from gantrain.metrics.results import compute_metric, extract_features, require_extractor
 from gantrain.models.architecture import build_networks
@@ -291,3 +292,14 @@ def test_the_file_of_a_plugin_is_looked_at_before_it_is_read(tmp_path, monkeypat
         file.truncate(1 << 40)
     with pytest.raises(UserError, match="'hollow_plugin' fails on import.*it has 1024.0 GiB or more, and 16 MiB is"):
         find("loss", LOSSES, "hollow_plugin:Loss")
+
+
+def test_a_property_in_the_place_of_a_method_is_named():
+    @dataclass(frozen=True)
+    class Margin(Hinge):
+        @property
+        def discriminator(self, logits_real, logits_fake):
+            return logits_real.mean()
+
+    with pytest.raises(UserError, match="loss 'Margin': discriminator must be a method, and cannot be read .*missing 2 required"):
+        LOSS.adapt(Margin())
