@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 
 from gantrain import command_signals, streams
-from gantrain.command_end import GAVE_UP, USER_ERROR, call, complain, leave
+from gantrain.command_end import call, complain, leave
 from gantrain.commands.arguments import refuse_missing
-from gantrain.errors import OF_THE_MACHINE, GaveUp, UserError
+from gantrain.errors import OF_THE_MACHINE, USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.parser import parse
 
@@ -44,12 +44,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         refuse_missing(arguments)
         status = call(arguments)
         return status if trains else output_status(status)
-    except GaveUp as error:
-        complain(str(error))
-        return GAVE_UP
     except UserError as error:
         complain(str(error))
-        return getattr(error, "exit_status", USER_ERROR)  # of the process that has failed, where it is another one
+        return error.exit_status
     except OSError as error:
         if error.errno not in OF_THE_MACHINE and error.filename is None:
             raise

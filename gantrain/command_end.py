@@ -12,15 +12,13 @@ import types
 from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors, streams
-from gantrain.errors import GaveUp, UserError
+from gantrain.errors import USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.launch_environment import process_rank
 from gantrain.memory import explain_allocation
 
-USER_ERROR = 2
-GAVE_UP = 3
 SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have; the launcher has killed the others by then
-STATUSES = {GaveUp: GAVE_UP, UserError: USER_ERROR, OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
+STATUSES = {OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -77,8 +75,8 @@ def status_of(error: BaseException) -> int:
     """The exit status of a command that an exception ends."""
     if isinstance(error, Stopped):
         return exit_status(error.signal)
-    if isinstance(error, UserError) and hasattr(error, "exit_status"):
-        return int(error.exit_status)
+    if isinstance(error, UserError):
+        return error.exit_status
     return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 1)
 
 

@@ -18,6 +18,7 @@ OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 
 LONGEST_ERROR = 200  # characters of the error of a library
 
+USER_ERROR, GAVE_UP = 2, 3  # exit statuses of commands
 LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed and not made
 
 
@@ -27,9 +28,19 @@ class UserError(ValueError):
     def __init__(self, text: str):
         super().__init__(readable(" ".join(text.split())))  # a quoted value may contain line breaks, or a file name be no UTF-8
 
+    @property
+    def exit_status(self) -> int:
+        """Of a command that ends with this error."""
+        return USER_ERROR
+
 
 class GaveUp(UserError):
     """A training run that went wrong and could not be rescued. Not a mistake in a key: the command exits with 3."""
+
+    @property
+    def exit_status(self) -> int:
+        """Of the command."""
+        return GAVE_UP
 
 
 class InvalidField(UserError):

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
-from gantrain.command_end import USER_ERROR, complain
-from gantrain.errors import did_you_mean
+from gantrain.command_end import complain
+from gantrain.errors import USER_ERROR, did_you_mean
 from gantrain.version import __version__
 
 REFERENCE_HELP = (

@@ -342,7 +342,12 @@ class PeerFailed(UserError):
 
     def __init__(self, text: str, exit_status: int):
         super().__init__(text)
-        self.exit_status = exit_status
+        self._exit_status = exit_status
+
+    @property
+    def exit_status(self) -> int:
+        """That of the process that has failed, or 1."""
+        return self._exit_status
 
 
 def join_seconds() -> float:

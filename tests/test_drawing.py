@@ -269,6 +269,7 @@ def test_a_generator_takes_mixtures_for_labels(config):
 # ---- sheets ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sheet_of_classes_has_a_class_per_row(run, gantrain, tmp_path, monkeypatch):
     """A class has the same latents whichever others are shown; many classes fill several sheets, or are evenly spaced in one."""
     done = gantrain("sample", run, "--sheet", "classes", "--labels", "7,2", "--per-class", 3, "--out", tmp_path / "two.png")

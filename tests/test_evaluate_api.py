@@ -146,6 +146,7 @@ def test_evaluate_a_folder_says_what_it_was_scored_with(gantrain, folders, halve
     assert not (fake / "evaluations").exists() and len(list(fake.iterdir())) == 200
 
 
+@pytest.mark.slow
 def test_impossible_arguments_are_refused(gantrain, folders, tmp_path):
     fake, real = folders
     (tmp_path / "few").mkdir()

@@ -260,6 +260,7 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
 # ---- refused by commands ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_reference_that_does_not_fit_is_refused_before_training(gantrain, file, tmp_path):
     """One line with the dimensions, the metrics or the extractors; the run folder is not begun."""
     np.savez(tmp_path / "wide.npz", **good(2048))

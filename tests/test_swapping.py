@@ -500,6 +500,7 @@ def test_another_length_at_another_time_under_another_name(swapped, gantrain, tm
     assert "mine" in gantrain("evaluate", run, "--num", "16", "--average", "mine").stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_draws_and_keeps_the_best(swapped, gantrain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(swapped[0], run)

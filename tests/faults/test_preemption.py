@@ -149,6 +149,7 @@ def test_a_run_that_is_done_when_it_is_asked_to_stop_is_done(tmp_path):
     assert process.returncode == 0 and lines_of(run)[-1].items() >= {"nimg": 160, "event": "end"}.items(), out + err
 
 
+@pytest.mark.slow
 def test_before_training_has_begun_the_status_is_the_same(tmp_path):
     """Nothing is there to be saved yet; a scheduler's script still sees that it may try again."""
     (tmp_path / "slow_to_import.py").write_text(
