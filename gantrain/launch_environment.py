@@ -65,6 +65,11 @@ def process_world() -> int:
     return max(_number_or_none(os.environ.get("WORLD_SIZE", "")) or 1, 1)
 
 
+def is_launched() -> bool:
+    """Whether a launcher that watches the processes, and ends all of them when one fails, has started this one. Never raises."""
+    return process_world() > 1 and os.environ.get(AGENT_STORE) == "True"
+
+
 def process_local_world() -> int:
     """The number of processes on this machine that LOCAL_WORLD_SIZE names; 1 unless it is a number. Never raises."""
     return min(max(_number_or_none(os.environ.get("LOCAL_WORLD_SIZE", "")) or 1, 1), process_world())
