@@ -57,7 +57,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             complain(f"interrupted{how_to_resume(arguments.verb)}", INTERRUPTED)
         return INTERRUPTED
     except Stopped as stopped:
-        complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}", exit_status(stopped.signal))
+        if not command_signals.is_told_by_main():
+            complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}", exit_status(stopped.signal))
         return exit_status(stopped.signal)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from gantrain.command_signals import AGENT_STORE
 from gantrain.errors import UserError, counted
 
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun and `accelerate launch`, which host the store of the group themselves
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 REMEDY = "start the processes with `accelerate launch` or `torchrun`, or set all of " + ", ".join(VARIABLES)
 NUMBERS = VARIABLES[:4]
