@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
@@ -36,7 +37,11 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. KEY=VALUE may come before and after options, which argparse alone does not allow."""
     top = parser()
-    arguments, rest = top.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "" in words:  # as of a variable of the shell that is not set; as a path it would mean the working directory
+        before = words[: words.index("")]
+        top.error(f"an argument is empty{f' (after {before[-1]})' if before else ''}; give it a value, or leave it out")
+    arguments, rest = top.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}{hint_at_override(rest) if hasattr(arguments, 'overrides') else ''}")
     if rest:

@@ -477,6 +477,7 @@ def test_completion_without_shtab_is_refused_in_one_line(gantrain, monkeypatch):
             "--seed 3; a configuration key is written without dashes: seed=3; see `gantrain --help`",
         ),
         (["sample", "runs/none", "lr=3"], "unrecognized arguments: lr=3"),
+        (["reference", "", "--out", "x.npz"], "an argument is empty (after reference); give it a value, or leave it out; see"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(gantrain, arguments, words):
