@@ -137,7 +137,7 @@ def draw_sheet(
         require_average(source.config, source.path, name, choice.kimg)
     shown = averages
     look_again(lambda: hold_rebuilt(source.held, shown))
-    if scale is not None or not out.folder:
+    if scale is not None or not out.folder or entry.folder:
         require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
     accelerator = make_accelerator()
     source = source.agree(accelerator)

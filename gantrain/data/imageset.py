@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gantrain import randomness
+from gantrain.bounds import MOST_SIDE
 from gantrain.contracts import Contract
 from gantrain.data.decoding import Traits
 from gantrain.errors import UserError, check, in_words, readable
@@ -106,6 +107,7 @@ class Source(DataSource):
 
     def __post_init__(self) -> None:
         check(self, "resolution", self.resolution >= 1, "must be at least 1")
+        check(self, "resolution", self.resolution <= MOST_SIDE, f"must be at most {MOST_SIDE:,}")
         check(self, "workers", self.workers >= 0, "must be at least 0")
 
 
