@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from gantrain.errors import UserError, one_line
 from gantrain.interruption import Stopped
+from gantrain.memory import explain_allocation
 
 SHOW_TRACEBACK = "GANTRAIN_TRACEBACK"  # environment variable: print the traceback, too
 NAMED = 2  # that one message has
@@ -49,7 +50,8 @@ class PluginFailed(PluginError):
     """A plug-in from outside has failed."""
 
     def __init__(self, text: str):
-        super().__init__(f"{text}; {SHOW_TRACEBACK}=1 prints the traceback")
+        remedy = f"; {SHOW_TRACEBACK}=1 prints the traceback"
+        super().__init__(f"{text.removesuffix(remedy)}{remedy}")  # a copy from a worker process has it already
 
 
 class WrongResult(PluginError):
@@ -102,6 +104,37 @@ def explain_failure(error: BaseException) -> PluginFailed | None:
         return None
     show(error)
     return PluginFailed(f"{name_in(error) or name_at(place)} failed at {in_words(place)} ({describe(error)})")
+
+
+def refuse_failure(what: str, error: Exception) -> NoReturn:
+    """Refuse what a data set's code has raised, which may be in any file: what it imports is not known as a plug-in's.
+
+    Args:
+        what: it was doing, for code that no plug-in is known by, such as "image 3 of mine".
+        error: what it has raised.
+
+    Raises:
+        PluginFailed: names the plug-in, or `what`, and the file and line.
+        Exception: `error` itself, if it says what the user has to know, or memory is short.
+    """
+    if isinstance(error, UserError) or explain_allocation(error):
+        raise error
+    failed = explain_failure(error)
+    if failed is None:
+        show(error)
+        failed = PluginFailed(f"data: {what} failed at {in_words(own_place(error))} ({describe(error)})")
+    raise failed from error
+
+
+def own_place(error: BaseException) -> Place:
+    """The deepest place of an exception in code that is neither gantrain's nor of a library; without one, the deepest of all."""
+    import sysconfig  # as above
+
+    libraries = tuple({os.path.realpath(sysconfig.get_paths()[key]) + os.sep for key in ("stdlib", "purelib", "platlib")})
+    places = places_of(error.__traceback__)
+    outside = [place for place in places if not is_own(place[0])]
+    written = [place for place in outside if not os.path.realpath(place[0]).startswith(libraries)]
+    return (written or outside[:1] or places)[-1]
 
 
 def show(error: BaseException) -> None:
