@@ -226,7 +226,7 @@ READS = {
     "before a run": lambda images: [*intake.read_blocks(images, range(len(images)))],
     "for an audit": intake.audit,
     "twice": likeness.reads_alike,
-    "for a reference": lambda images: wrap_dataset(images, None).take(0, 4),
+    "for a reference": lambda images: wrap_dataset(images, None).take(0, 8),
 }
 
 
@@ -235,6 +235,7 @@ READS = {
 def test_code_of_a_data_set_that_fails_is_named_wherever_images_are_read(tmp_path, monkeypatch, read, skips):
     """In a file that no plug-in is known by. It is a mistake, not an image to skip."""
     monkeypatch.setattr(plugin_errors, "KNOWN", {})
+    monkeypatch.setattr(likeness, "REREAD", 8)
     space = {"torch": torch}
     (file := tmp_path / "helper.py").write_text(text := DECODER.format(what="raise KeyError('no such row')"))
     exec(compile(text, str(file), "exec"), space)
