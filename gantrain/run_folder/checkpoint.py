@@ -27,6 +27,7 @@ from gantrain import clock
 from gantrain.errors import UserError, brief, in_words
 from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import (
+    all_damaged,
     FORMAT,
     KEPT,
     MANIFEST,
@@ -199,7 +200,7 @@ class CheckpointStore:
                 continue  # deleted by the run that trains, which has written another one before
             if found is None and paths and until is None:
                 require_names(paths)
-                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; restore one of them from a copy")
+                raise all_damaged(self.folder, paths, "checkpoint")
             return found
         raise Gone(f"{self.folder}: its checkpoints are replaced faster than they can be read; use a larger checkpoint.every_kimg")
 
