@@ -213,7 +213,9 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--average", default="all", metavar="NAME", help="comma-separated averages, including live and best, or all (default)"
     )
-    evaluate.add_argument("--num", type=of_images, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
+    evaluate.add_argument(
+        "--num", type=of_images, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)"
+    )
     evaluate.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     evaluate.add_argument(
         "--batchnorm",
@@ -267,7 +269,9 @@ def add_noise_scale(verbs: Verbs) -> None:
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D, and suggest a batch size")
     noise.add_argument("run", metavar="RUN", help="the folder of a finished or running run")
     noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average, or best (default: live)")
-    noise.add_argument("--updates", type=up_to(MOST_GRADIENTS), default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
+    noise.add_argument(
+        "--updates", type=up_to(MOST_GRADIENTS), default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)"
+    )
     noise.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     noise.add_argument("--per-layer", action="store_true", help="also show the noise of every layer")
     noise.add_argument(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
+from collections.abc import Iterator
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from gantrain.errors import UserError, one_line
@@ -87,7 +87,7 @@ def name_at(place: Place) -> str:
 
 def name_in(error: BaseException) -> str | None:
     """The plug-in whose method an exception has come through, the innermost if there are several."""
-    objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    objects = [frame.f_locals.get("self") for frame, _ in frames_of(error.__traceback__)]
     names = [NAMES.get((type(one).__module__, type(one).__qualname__)) for one in objects]
     return next((name for name in reversed(names) if name), None)
 
@@ -140,6 +140,8 @@ def own_place(error: BaseException) -> Place:
 def show(error: BaseException) -> None:
     """Print the traceback of an error if the environment asks for it."""
     if os.environ.get(SHOW_TRACEBACK):
+        import traceback  # --help does not need it
+
         with suppress(Exception):
             traceback.print_exception(error)
 
@@ -150,8 +152,8 @@ def require_exit(error: BaseException) -> NoReturn:
     Raises:
         PluginFailed: always.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {in_words((frames[-1].filename, frames[-1].lineno or 0, frames[-1].name))}" if frames else ""
+    places = places_of(error.__traceback__)
+    where = f" at {in_words(places[-1])}" if places else ""
     raise PluginFailed(f"the program was asked to exit{where} ({describe(error)})") from error
 
 
@@ -172,7 +174,14 @@ def find_place(error: BaseException) -> Place | None:
 
 def places_of(trace: TracebackType | None) -> list[Place]:
     """The places of a traceback, outermost first."""
-    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
+    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in frames_of(trace)]
+
+
+def frames_of(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    """(frame, line) of a traceback, outermost first, as `traceback.walk_tb`, whose module --help does not need."""
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
 
 
 def import_place(error: BaseException, file: str | None) -> str:

@@ -107,14 +107,20 @@ def test_every_byte_of_a_manifest_counts(store):
 def test_nothing_whole_is_said_and_not_started_over(store):
     path = store.save(1000, tensors(1.0), {})
     (path / "g.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"its only checkpoint is damaged \(000000001000/g.safetensors: has 0 bytes; the manifest has \d+\); restore it from a copy$"):
+    with pytest.raises(
+        UserError,
+        match=r"its only checkpoint is damaged \(000000001000/g.safetensors: has 0 bytes; the manifest has \d+\); restore it from a copy$",
+    ):
         store.newest()
 
 
 FAULTS = {
     "cut": (lambda path: path.joinpath("g.safetensors").write_bytes(b"0" * 500), r"/g.safetensors: has 500 bytes; the manifest has \d+"),
     "half copied": (lambda path: path.joinpath("g.safetensors").unlink(), r"/g.safetensors: cannot be read \(No such file or directory\)"),
-    "without a manifest": (lambda path: path.joinpath("manifest.json").unlink(), "/manifest.json: does not exist, as after a copy or a del"),
+    "without a manifest": (
+        lambda path: path.joinpath("manifest.json").unlink(),
+        "/manifest.json: does not exist, as after a copy or a del",
+    ),
     "flipped": (lambda path: path.joinpath("state.json").write_bytes(b"{"), "/state.json: has 1 bytes; the manifest has"),
 }
 

@@ -264,9 +264,11 @@ def test_the_place_of_a_failure_is_that_of_the_users_code():
         def __getitem__(self, index):
             return json.loads("{")
 
-    with pytest.raises(UserError, match=r"data: item 0 of mine failed at .*test_plugin_errors.py, line \d+, in __getitem__ \(JSONDecodeError"):
+    with pytest.raises(
+        UserError, match=r"data: item 0 of mine failed at .*test_plugin_errors.py, line \d+, in __getitem__ \(JSONDecodeError"
+    ):
         adopted(Items(), "mine")
-    with pytest.raises(UserError, match=r"data: image 1 of mine failed at .*gantrain/data/imageset.py, line \d+, in ask \(TypeError"):
+    with pytest.raises(UserError, match=r"data: image 1 of mine failed at .*imageset.py, line \d+, in ask \(TypeError"):
         images = ImageSet("mine", torch.zeros(4).long(), ["all"], 1, 8, decode=lambda index: torch.zeros(1))
         images.decode = int.bit_length
         images.ask(images.decode, "1")

@@ -152,7 +152,10 @@ def test_a_reader_says_which_damaged_checkpoint_it_has_passed_over(run, capsys):
     for _ in range(2):
         assert open_held(run)[1].folder.name == "000000001000"
     told = capsys.readouterr().err
-    assert told.startswith(f"gantrain: note: {later / 'manifest.json'}: does not exist, as after a copy or a deletion") and told.count("\n") == 1
+    assert (
+        told.startswith(f"gantrain: note: {later / 'manifest.json'}: does not exist, as after a copy or a deletion")
+        and told.count("\n") == 1
+    )
     assert told.endswith("interrupted; skipped; using the checkpoint at 1 kimg\n")
     open_held(run, 1.0)
     assert not capsys.readouterr().err, "it was asked for"

@@ -27,7 +27,6 @@ from gantrain import clock
 from gantrain.errors import UserError, brief, in_words
 from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import (
-    all_damaged,
     FORMAT,
     KEPT,
     MANIFEST,
@@ -36,6 +35,7 @@ from gantrain.run_folder.manifest import (
     Damaged,
     Gone,
     Unreadable,
+    all_damaged,
     canonical,
     hold,
     is_missing,
