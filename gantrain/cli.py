@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from gantrain import command_signals, streams
 from gantrain.command_end import call, complain, leave
-from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.parser import parse
@@ -37,6 +36,8 @@ def output_status(status: int) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
+    from gantrain.commands.arguments import refuse_missing  # --help does not need it
+
     trains = arguments.verb == "train"  # its result is the run folder
     streams.OnLoss.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own

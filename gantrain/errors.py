@@ -6,7 +6,6 @@ the library catches a `ValueError`. A bug of ours is never a `UserError`.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import math
 import os
@@ -96,6 +95,8 @@ def remedies_of(cls: type) -> dict[str, list[str]]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'decay'?`, or the list of known words if none is similar."""
+    import difflib  # --help does not need it
+
     known = sorted(known)
     near = difflib.get_close_matches(str(word), [k for k in known if k != word], n=1, cutoff=0.6)
     if near:

@@ -19,6 +19,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST_MEASUREMENTS, as_numbers
+from gantrain.bounds import MOST_GRADIENTS
 from gantrain.commands.arguments import averages_of_choice
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
@@ -203,6 +204,8 @@ def measure_run(
     """
     if updates < FEWEST_MEASUREMENTS:
         raise UserError(f"--updates: must be at least {FEWEST_MEASUREMENTS}, which an interval needs, got {updates}")
+    if updates > MOST_GRADIENTS:
+        raise UserError(f"--updates: must be at most {MOST_GRADIENTS:,}, got {updates:,}; use a smaller number")
     if process_world() > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = look_again(lambda: Bench(run, average, kimg, overrides))

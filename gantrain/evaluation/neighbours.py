@@ -13,6 +13,7 @@ from gantrain.distributed import on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.evaluation.room import require_room_for_features
 from gantrain.evaluation.score_notes import describe_features
 from gantrain.run_folder.contents import configuration_of, run_of
 from gantrain.run_folder.start_folder import require_images_of
@@ -119,6 +120,7 @@ def draw_neighbours(source: ImageSource, num: int, out: Path, scale: int | None 
     evaluator, accelerator = scorer.evaluator, scorer.accelerator
     if evaluator.real.taken <= NEAREST:
         raise UserError(f"data: {evaluator.real.name} has {evaluator.real.taken} images; --sheet neighbours needs more than {NEAREST}")
+    require_room_for_features("--num", num, evaluator.widths)
     generator = source.load_generator(accelerator.device)
     with evaluator.isolated():
         real = evaluator.reference()

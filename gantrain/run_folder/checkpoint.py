@@ -35,6 +35,7 @@ from gantrain.run_folder.manifest import (
     Damaged,
     Gone,
     Unreadable,
+    all_damaged,
     canonical,
     hold,
     is_missing,
@@ -199,7 +200,7 @@ class CheckpointStore:
                 continue  # deleted by the run that trains, which has written another one before
             if found is None and paths and until is None:
                 require_names(paths)
-                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; restore one of them from a copy")
+                raise all_damaged(self.folder, paths, "checkpoint")
             return found
         raise Gone(f"{self.folder}: its checkpoints are replaced faster than they can be read; use a larger checkpoint.every_kimg")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import Mismatch
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
+from gantrain.launch_environment import process_rank
 from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.held import Held, find_held, folders_in
@@ -22,10 +24,12 @@ from gantrain.run_folder.own_config import load_config, require_whole_config
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
 from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
+from gantrain.streams import print_safely
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
 T = TypeVar("T")
+_noted: set[str] = set()  # what `note_once` has said
 
 
 @contextlib.contextmanager
@@ -104,8 +108,20 @@ def look_again(read: Callable[[], T]) -> T:
         ) from gone
 
 
-def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
+def note_once(line: str) -> None:
+    """Say a line about a run on standard error, once, on the main process."""
+    if line not in _noted and process_rank() == 0:
+        _noted.add(line)
+        print_safely(f"gantrain: note: {line}", sys.stderr)
+
+
+def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> tuple[Config, Path]:
     """A run's configuration and one of its checkpoints: that at `kimg`, or the newest undamaged one.
+
+    Args:
+        run: a run folder.
+        kimg: which checkpoint; None is the newest.
+        say: receives a line about each later checkpoint that is damaged.
 
     Raises:
         UserError: not a run folder, or no such checkpoint; or another version of gantrain wrote it, or it cannot be read.
@@ -114,7 +130,7 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     return config, held.folder
 
 
-def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Held]:
+def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> tuple[Config, Held]:
     """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it."""
     config = configuration_of(Path(run))
     require_known_formats(Path(run))
@@ -128,11 +144,13 @@ def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -
         Gone: it was deleted meanwhile.
         UserError: there is none.
     """
-    store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
     if kimg is None:
-        newest = store.newest_held()
+        skipped: list[str] = []
+        newest = checkpoint.CheckpointStore(run / CHECKPOINTS_FOLDER, say=skipped.append).newest_held()
         if newest is None:
             raise UserError(f"{run}: has no checkpoint yet")
+        for line in skipped:
+            say(f"{line}; using the checkpoint at {int(newest.folder.name) / 1000:g} kimg")
         return newest
     there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None

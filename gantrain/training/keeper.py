@@ -12,14 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from gantrain.config.sections import Checkpoint
-from gantrain.errors import UserError
 from gantrain.evaluation.background import BackgroundEvaluation
 from gantrain.reporting.tracker import Tracker
 from gantrain.run_folder.background_writer import BackgroundWriter
 from gantrain.run_folder.checkpoint import CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
 from gantrain.run_folder.contents import forget_rebuilt_after
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER
-from gantrain.run_folder.manifest import require_names
+from gantrain.run_folder.manifest import all_damaged, require_names
 from gantrain.run_folder.ownership import forget_abandoned
 
 
@@ -63,9 +62,9 @@ class Keeper:
             return None
         found = self.newest(sys.maxsize)
         if found is None:
-            count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
-            require_names(self.checkpoints.paths())
-            raise UserError(f"{folder}: all of its {count} checkpoints are damaged; delete this folder to start over")
+            paths = self.checkpoints.paths()
+            require_names(paths)
+            raise all_damaged(self.checkpoints.folder, paths, "checkpoint", ", or delete this folder to start over")
         return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int], held: int | None) -> None:

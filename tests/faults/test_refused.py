@@ -344,7 +344,7 @@ STATES = {
     "a folder": (lambda path: (path.unlink(), path.mkdir()), r"state.json: cannot be read \(Is a directory"),
     "endless": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), r"state.json: cannot be read \(it is a device"),
     "manifest": (lambda path: (path.parent / "manifest.json").write_bytes(b"{}"), "manifest.json: the manifest is not JSON"),
-    "no manifest": (lambda path: (path.parent / "manifest.json").unlink(), "manifest.json: does not exist, as after a deletion"),
+    "no manifest": (lambda path: (path.parent / "manifest.json").unlink(), "manifest.json: does not exist, as after a copy or a deletion"),
     "endless manifest": (
         lambda path: ((path.parent / "manifest.json").unlink(), (path.parent / "manifest.json").symlink_to("/dev/zero")),
         r"manifest.json: the manifest cannot be read \(it is a device",
