@@ -76,7 +76,7 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "words"), slow_but(EDITS[::4], EDITS))
+@pytest.mark.parametrize(("overrides", "words"), slow_but(EDITS[:1], EDITS))
 def test_a_checkpoint_is_read_with_what_it_was_trained_with(overrides, words, run, capfd):
     trained = load(run / "config.yaml")
     edit(run, *overrides)
@@ -91,7 +91,10 @@ def test_a_checkpoint_is_read_with_what_it_was_trained_with(overrides, words, ru
 MAY_CHANGE = ["total_kimg=9", "eval.batchnorm=copy", "checkpoint.every_kimg=1", "guard.max_rollbacks=7", "data.workers=0"]
 
 
-@pytest.mark.parametrize("overrides", [MAY_CHANGE, ["averagers.late.start_kimg=0.5", "averagers.more={name: swa, start_kimg: 9}"]])
+ADDED = ["averagers.late.start_kimg=0.5", "averagers.more={name: swa, start_kimg: 9}"]
+
+
+@pytest.mark.parametrize("overrides", slow_but([MAY_CHANGE], [MAY_CHANGE, ADDED]))
 def test_what_may_change_is_read_from_the_file_without_a_word(overrides, run, capfd):
     """An average that has not begun may change, too, as in training."""
     edit(run, *overrides)
@@ -116,6 +119,7 @@ def test_images_are_those_of_the_networks_that_were_trained(run, capfd):
     assert Choice(run).open().config.model.bn_eps == 1e-5
 
 
+@pytest.mark.slow
 def test_every_reader_reads_what_was_trained_and_what_is_overridden(run, capfd):
     edit(run, "model.bn_eps=0.5", "mixed_precision=bf16", "data.flip=true")
     path = run / "checkpoints" / f"{320:012d}"
@@ -131,6 +135,7 @@ def test_every_reader_reads_what_was_trained_and_what_is_overridden(run, capfd):
     assert "mixed_precision" in lines[0] and "mixed_precision" not in lines[-1]  # which was overridden
 
 
+@pytest.mark.slow
 def test_keys_that_do_not_go_together_with_what_was_trained_are_refused(run):
     path = run / "checkpoints" / f"{320:012d}"
     found = checkpoint.read(path)

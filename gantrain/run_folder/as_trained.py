@@ -18,7 +18,7 @@ from gantrain.launch_environment import process_rank
 from gantrain.run_folder.changes import describe_changes, find_changes
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.layout import CONFIG_FILE
-from gantrain.run_folder.trained_with import config_in
+from gantrain.run_folder.trained_with import KEY, config_in, to_state
 from gantrain.streams import print_safely
 
 Values = dict[str, Any]
@@ -43,9 +43,8 @@ def config_at(path: Path, run: Path, config: Config, overrides: Iterable[str] = 
         Damaged, Gone, OtherFormat, Unreadable: as in `read_state`.
     """
     state = read_state(path)
-    trained = config_in(state)
-    if trained is None or trained == config:
-        return config
+    if state.get(KEY) == to_state(config)[KEY] or (trained := config_in(state)) is None:
+        return config  # nearly always, so nothing is built
     given = loading.set_keys(None, overrides)
     refused = find_changes(trained, config, list(state.get("averages", trained.averagers))).refused
     edited = {key: values for key, values in refused.items() if not is_given(key, given)}
