@@ -41,8 +41,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     streams.OnLoss.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        refuse_missing(arguments)
-        status = call(arguments)
+        status = call(arguments, refuse_missing)
         return status if trains else output_status(status)
     except UserError as error:
         complain(str(error))

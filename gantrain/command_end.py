@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors, streams
@@ -21,14 +22,22 @@ SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have
 STATUSES = {OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
-def call(arguments: argparse.Namespace) -> int:
-    """Run the verb and return its exit status. The other processes of a group hear how it ends."""
+def call(arguments: argparse.Namespace, check: Callable[[argparse.Namespace], None] = lambda arguments: None) -> int:
+    """Run the verb and return its exit status. The other processes of a group hear how it ends.
+
+    Args:
+        arguments: of the command line.
+        check: called with them before anything else is imported.
+    """
     from gantrain.home import settle_home  # --help does not need it
 
     plugin_errors.State.training = False
-    settle_home(note)  # before the imports, since libraries look for it
-    verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
+    if arguments.verb == "train":
+        join_others()
     try:
+        check(arguments)
+        settle_home(note)  # before the imports, since libraries look for it
+        verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
         with command_signals.Raising():
             status = verb.call(arguments) or 0
     except BaseException as error:
@@ -44,6 +53,18 @@ def call(arguments: argparse.Namespace) -> int:
     if group := _group():
         group.end(None, status)
     return status
+
+
+def join_others() -> None:
+    """Let the other processes of a group hear of this one from here on: if it is killed while it imports torch, too.
+
+    Raises:
+        UserError: see `read_place` and `join`.
+    """
+    from gantrain.launch_environment import read_place
+    from gantrain.other_processes import join
+
+    join(read_place())
 
 
 def unencodable(error: BaseException) -> UserError | None:

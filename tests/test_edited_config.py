@@ -37,11 +37,15 @@ def made(tmp_path_factory) -> Path:
     G, D = build_networks(config.model, 16, 1, 10)
     weights = dict(G.named_parameters())
     statistics = {name: b for name, b in G.named_buffers() if "running" in name}
-    tensors = {"g": G.state_dict(), "d": D.state_dict(), **dict.fromkeys(("average.ema", "average.ema_short", "average.swa"), weights | statistics)}
+    tensors = {
+        "g": G.state_dict(),
+        "d": D.state_dict(),
+        **dict.fromkeys(("average.ema", "average.ema_short", "average.swa"), weights | statistics),
+    }
     one = {"num_averaged": 5, "first_nimg": 0}
     state = {
-        "averages": dict.fromkeys(("ema", "ema_short", "swa"), one), "averages_d": {}, "shape": [16, 1, 10], "class_names": None, "data_listing": None,
-        "batching": {"micro_batch": 16, "batch_size": 16}, **to_state(config),
+        "averages": dict.fromkeys(("ema", "ema_short", "swa"), one), "averages_d": {}, "shape": [16, 1, 10], "class_names": None,
+        "data_listing": None, "batching": {"micro_batch": 16, "batch_size": 16}, **to_state(config),
     }  # fmt: skip
     checkpoint.write(run / "checkpoints" / f"{320:012d}", 320, tensors, state)
     return run
@@ -144,7 +148,9 @@ def test_keys_that_do_not_go_together_with_what_was_trained_are_refused(run):
     edit(run, "performance.compile=true")
     with pytest.raises(UserError) as caught:
         open_run(run)
-    assert "config.yaml was edited: penalties.r1 (r1 there, absent now), and the checkpoint at 0.32 kimg cannot be read" in str(caught.value)
+    assert "config.yaml was edited: penalties.r1 (r1 there, absent now), and the checkpoint at 0.32 kimg cannot be read" in str(
+        caught.value
+    )
     assert "performance.compile" in str(caught.value) and str(caught.value).endswith("; restore these values")
 
 

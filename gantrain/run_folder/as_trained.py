@@ -1,7 +1,7 @@
 """The configuration with which a checkpoint is read: a run's `config.yaml`, except where somebody has edited what it was trained with.
 
 Networks may fit a configuration that they were not trained with, such as one with another activation or `hierarchical_z`. Their images
-would be wrong, and nothing would say so. Training refuses such an edit; everything else reads the checkpoint as it was trained, with a note.
+would be wrong, and nothing would say so. Training refuses such an edit; all else reads the checkpoint as it was trained, and notes it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from gantrain.run_folder.record import Record
 from gantrain.run_folder.record_lines import describe_unreadable
 
 
-
 @dataclass(frozen=True)
 class BestAverage:
     """The weights with the best score.

@@ -51,8 +51,8 @@ def begin_again(run: Path) -> str:
     if not nimg:
         return ""
     return (
-        f"{run} has a record of {nimg / 1000:g} kimg, and no checkpoint had been saved: the run begins again at 0, and the record was moved to"
-        f" {SUPERSEDED_FILE}"
+        f"{run} has a record of {nimg / 1000:g} kimg, and no checkpoint had been saved: the run begins again at 0, and the record was moved"
+        f" to {SUPERSEDED_FILE}"
     )
 
 
@@ -68,8 +68,8 @@ def require_nothing_lost(run: Path) -> None:
     best = [int(path.name) for folder in best_folders(run) for path in CheckpointStore(folder).paths()]
     fork = f" continue from {run / BEST_FOLDER} by `gantrain fork {run} --kimg {max(best) / 1000:g} --out NEW`," if best else ""
     raise UserError(
-        f"run_dir: {run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {run / CHECKPOINTS_FOLDER}; restore"
-        f" the checkpoints from a copy,{fork} use another run_dir, or delete {run} to start over"
+        f"run_dir: {run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {run / CHECKPOINTS_FOLDER};"
+        f" restore the checkpoints from a copy,{fork} use another run_dir, or delete {run} to start over"
     )
 
 

@@ -60,7 +60,7 @@ def compare_with_run(run_dir: Path, config: Config) -> tuple[dict[str, Any], str
 
     Raises:
         UserError: the folder belongs to a run of another configuration; the differing keys are named. Or a new run would write among
-            files of another kind, or in a run folder whose checkpoints are gone. Or another version of gantrain wrote some of it, or it cannot be read.
+            files of another kind, or its checkpoints are gone. Or another version of gantrain wrote some of it, or it cannot be read.
     """
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
