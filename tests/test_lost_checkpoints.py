@@ -101,7 +101,7 @@ def test_a_run_notes_its_first_checkpoint_in_its_folder(config, tmp_path):
     mark_saved(run, 80)
     with pytest.raises(UserError, match="goes to 0.16 kimg, but there is no checkpoint"):
         claim_folder(config)
-    assert begin_again(run).startswith(f"{run} has a record of 0.16 kimg, and no checkpoint had been saved: the run begins again at 0")
+    assert begin_again(run).startswith(f"{run} has a record of 0.16 kimg and no checkpoint: the run begins again at 0")
     assert not (run / SAVED_FILE).exists() and begin_again(tmp_path) == ""
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_had_saved_nothing_begins_again_with_a_note(tmp_path, gantrai
     record(run, [START, losses(48)])
     write_config(load(DIGITS, [*TINY, f"run_dir={run}"]), run)
     done = gantrain("train", DIGITS, *TINY, f"run_dir={run}")
-    assert f"note: {run} has a record of 0.048 kimg, and no checkpoint had been saved: the run begins again at 0" in done.stdout
+    assert f"note: {run} has a record of 0.048 kimg and no checkpoint: the run begins again at 0" in done.stdout
     assert len((run / "metrics.superseded.jsonl").read_text().splitlines()) == 2
 
 

@@ -51,7 +51,7 @@ def begin_again(run: Path) -> str:
     if not nimg:
         return ""
     return (
-        f"{run} has a record of {nimg / 1000:g} kimg, and no checkpoint had been saved: the run begins again at 0, and the record was moved"
+        f"{run} has a record of {nimg / 1000:g} kimg and no checkpoint: the run begins again at 0, and the record was moved"
         f" to {SUPERSEDED_FILE}"
     )
 
