@@ -30,7 +30,7 @@ def output_status(status: int) -> int:
     """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it."""
     lost = streams.find_loss()
     if lost and status == 0:
-        complain(f"cannot write to standard output ({lost.strerror})")
+        complain(f"cannot write to standard output ({lost.strerror})", 1)
     return 1 if lost and status == 0 else status
 
 
@@ -44,7 +44,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         status = call(arguments, refuse_missing)
         return status if trains else output_status(status)
     except UserError as error:
-        complain(str(error))
+        complain(str(error), error.exit_status, error.of_another)
         return error.exit_status
     except OSError as error:
         if error.errno not in OF_THE_MACHINE and error.filename is None:
@@ -53,10 +53,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         if not command_signals.State.explained:
-            complain(f"interrupted{how_to_resume(arguments.verb)}")
+            complain(f"interrupted{how_to_resume(arguments.verb)}", INTERRUPTED)
         return INTERRUPTED
     except Stopped as stopped:
-        complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}")
+        if not command_signals.is_told_by_main():
+            complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}", exit_status(stopped.signal))
         return exit_status(stopped.signal)
 
 

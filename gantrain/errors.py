@@ -23,7 +23,13 @@ LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line."""
+    """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line.
+
+    Attributes:
+        of_another: only says that another process has failed, whose own message says why.
+    """
+
+    of_another = False
 
     def __init__(self, text: str):
         super().__init__(readable(" ".join(text.split())))  # a quoted value may contain line breaks, or a file name be no UTF-8
