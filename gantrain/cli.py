@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from gantrain import command_signals, streams
 from gantrain.command_end import call, complain, leave
-from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.parser import parse
@@ -41,7 +40,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     streams.OnLoss.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        status = call(arguments, refuse_missing)
+        status = call(arguments)
         return status if trains else output_status(status)
     except UserError as error:
         complain(str(error), error.exit_status, error.of_another)

@@ -9,10 +9,10 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable
 from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors, streams
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, PREEMPTED, Stopped, exit_status
 from gantrain.launch_environment import is_launched, process_rank
@@ -23,20 +23,15 @@ SECONDS_FOR_OTHERS = 2  # further ones, so that a process with an error of its o
 STATUSES = {OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
-def call(arguments: argparse.Namespace, check: Callable[[argparse.Namespace], None] = lambda arguments: None) -> int:
-    """Run the verb and return its exit status. The other processes of a group hear how it ends.
-
-    Args:
-        arguments: of the command line.
-        check: called with them before anything else is imported.
-    """
+def call(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit status. The other processes of a group hear how it ends."""
     from gantrain.home import settle_home  # --help does not need it
 
     plugin_errors.State.training = False
     if arguments.verb == "train":
         join_others()
     try:
-        check(arguments)
+        refuse_missing(arguments)
         settle_home(note)  # before the imports, since libraries look for it
         verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
         with command_signals.Raising():

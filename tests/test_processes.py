@@ -696,14 +696,15 @@ def test_processes_join_before_a_command_is_imported(monkeypatch):
     done: list[str] = []
     monkeypatch.setattr(other_processes, "join", lambda place: done.append("joined"))
     monkeypatch.setattr(command_end.importlib, "import_module", lambda name: done.append(name) or SimpleNamespace(call=lambda given: 0))
-    command_end.call(argparse.Namespace(verb="train"), lambda given: done.append("checked"))
+    monkeypatch.setattr(command_end, "refuse_missing", lambda given: done.append("checked"))
+    command_end.call(argparse.Namespace(verb="train"))
     command_end.call(argparse.Namespace(verb="sample"))
-    assert done == ["joined", "checked", "gantrain.commands.train", "gantrain.commands.sample"]
+    assert done == ["joined", "checked", "gantrain.commands.train", "checked", "gantrain.commands.sample"]
 
 
 IMPORTING = """
 import importlib, os, time
-from gantrain import cli, other_processes
+from gantrain import cli, command_end, other_processes
 
 def killed(name):
     while not other_processes.current()._peers:
@@ -722,7 +723,7 @@ cli.main(["train", "digits", "run_dir={run}"])
         ("os.kill(os.getpid(), 9)", 1, "process 0 was killed or crashed; see its output"),
         ("os.kill(os.getpid(), 15)", 1, "process 0 was killed or crashed; see its output"),
         ("raise ImportError('torch')", 1, "another process failed; see its error message"),
-        ("cli.refuse_missing(cli.parse(['train', 'nope.yaml']))", 2, "another process failed; see its error message"),
+        ("command_end.refuse_missing(cli.parse(['train', 'nope.yaml']))", 2, "another process failed; see its error message"),
     ],
 )
 def test_the_others_end_when_the_main_process_ends_while_it_imports_training(how, status, words, tmp_path):
