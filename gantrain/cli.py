@@ -36,13 +36,11 @@ def output_status(status: int) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
-    from gantrain.commands.arguments import refuse_missing  # --help does not need it
 
     trains = arguments.verb == "train"  # its result is the run folder
     streams.OnLoss.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        refuse_missing(arguments)
         status = call(arguments)
         return status if trains else output_status(status)
     except UserError as error:

@@ -12,6 +12,7 @@ import types
 from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors, streams
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, PREEMPTED, Stopped, exit_status
 from gantrain.launch_environment import is_launched, process_rank
@@ -27,9 +28,12 @@ def call(arguments: argparse.Namespace) -> int:
     from gantrain.home import settle_home  # --help does not need it
 
     plugin_errors.State.training = False
-    settle_home(note)  # before the imports, since libraries look for it
-    verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
+    if arguments.verb == "train":
+        join_others()
     try:
+        refuse_missing(arguments)
+        settle_home(note)  # before the imports, since libraries look for it
+        verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
         with command_signals.Raising():
             status = verb.call(arguments) or 0
     except BaseException as error:
@@ -45,6 +49,18 @@ def call(arguments: argparse.Namespace) -> int:
     if group := _group():
         group.end(None, status)
     return status
+
+
+def join_others() -> None:
+    """Let the other processes of a group hear of this one from here on: if it is killed while it imports torch, too.
+
+    Raises:
+        UserError: see `read_place` and `join`.
+    """
+    from gantrain.launch_environment import read_place
+    from gantrain.other_processes import join
+
+    join(read_place())
 
 
 def unencodable(error: BaseException) -> UserError | None:

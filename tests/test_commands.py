@@ -64,7 +64,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 
 def test_a_run_leaves_what_the_design_says(finished):
     run, said = finished
-    assert {p.name for p in run.iterdir()} == {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "orbit"}
+    assert {p.name for p in run.iterdir()} == {".lock", ".saved", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "orbit"}
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["000000000880", "000000000960"]
     lines = lines_of(run)
     assert all("nimg" in line for line in lines)

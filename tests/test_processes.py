@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, slow_but
 
-from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
+from gantrain import cache, command_end, command_signals, home, launch_environment, memory, other_processes, process_watch
 from gantrain.averaging.average import named_weights
 from gantrain.averaging.batchnorm import named_statistics
 from gantrain.commands import train
@@ -683,3 +684,61 @@ def test_all_processes_end_when_one_is_killed(tmp_path, killed, when):
     assert statuses[killed][0] == -signal.SIGKILL
     status, errors = statuses[1 - killed]
     assert status == 1 and f"process {killed} was killed or crashed" in errors and "Traceback" not in errors
+
+
+# ---- killed before training is imported ------------------------------------------------------------------------------
+
+
+def test_processes_join_before_a_command_is_imported(monkeypatch):
+    """Importing torch takes seconds, and the system may kill a process in them."""
+    done: list[str] = []
+    monkeypatch.setattr(other_processes, "join", lambda place: done.append("joined"))
+    monkeypatch.setattr(command_end.importlib, "import_module", lambda name: done.append(name) or SimpleNamespace(call=lambda given: 0))
+    monkeypatch.setattr(command_end, "refuse_missing", lambda given: done.append("checked"))
+    command_end.call(argparse.Namespace(verb="train"))
+    command_end.call(argparse.Namespace(verb="sample"))
+    assert done == ["joined", "checked", "gantrain.commands.train", "checked", "gantrain.commands.sample"]
+
+
+IMPORTING = """
+import importlib, os, time
+from gantrain import cli, command_end, other_processes
+
+def killed(name):
+    while not other_processes.current()._peers:
+        time.sleep(0.05)
+    {how}
+
+importlib.import_module = killed
+cli.main(["train", "digits", "run_dir={run}"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", 1, "process 0 was killed or crashed; see its output"),
+        ("os.kill(os.getpid(), 15)", 1, "process 0 was killed or crashed; see its output"),
+        ("raise ImportError('torch')", 1, "another process failed; see its error message"),
+        ("command_end.refuse_missing(cli.parse(['train', 'nope.yaml']))", 2, "another process failed; see its error message"),
+    ],
+)
+def test_the_others_end_when_the_main_process_ends_while_it_imports_training(how, status, words, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {**os.environ, "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    main, other = (
+        subprocess.Popen([sys.executable, *arguments], env={**group, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        for rank, arguments in enumerate(
+            (
+                ["-c", IMPORTING.format(how=how, run=tmp_path / "run")],
+                ["-m", "gantrain", "train", "digits", f"run_dir={tmp_path / 'run'}"],
+            )
+        )
+    )
+    said = other.communicate(timeout=60)[1]
+    main.communicate(timeout=60)
+    assert other.returncode == status and said.count("\n") == 1 and f"gantrain: error: process 1: {words}" in said, said
+    assert not (tmp_path / "run").exists()

@@ -30,7 +30,6 @@ from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, fitting, group_of, look_again, open_held, rebuilt_of
 from gantrain.run_folder.finite import require_finite
-from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.latents import draw
@@ -71,9 +70,9 @@ class Bench:
         for override in overrides:
             if not override.startswith(("data.", "mixed_precision=")):
                 raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use the run's own value")
-        _, held = open_held(run, kimg)
+        self.config, held = open_held(run, kimg, overrides=overrides)
         path = held.folder
-        self.path, self.config, self.nimg = path, load_config(Path(run), overrides), int(path.name)
+        self.path, self.nimg = path, int(path.name)
         require_images_of(Path(run), self.config, overrides, reads_data=True)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
         if average not in known:

@@ -15,7 +15,7 @@ from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.evaluation.room import require_room_for_features
 from gantrain.evaluation.score_notes import describe_features
-from gantrain.run_folder.contents import configuration_of, run_of
+from gantrain.run_folder.contents import run_of
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.choice import ImageSource
 from gantrain.sampling.output import CHUNK, save_picture
@@ -114,7 +114,7 @@ def draw_neighbours(source: ImageSource, num: int, out: Path, scale: int | None 
     run = run_of(source.path)
     # Compared with all training images, whatever eval.reference says, and drawn in the chunks of `gantrain sample`.
     overrides = ["eval.protocol=null", "eval.reference=null", "eval.reference_samples=null", f"eval.batch_size={CHUNK}"]
-    require_images_of(run, configuration_of(run), None, reads_data=True)
+    require_images_of(run, source.config, None, reads_data=True)
     scorer = RunScorer(run, None, None, overrides, source.path)
     scorer.prepare()
     evaluator, accelerator = scorer.evaluator, scorer.accelerator

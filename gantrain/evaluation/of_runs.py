@@ -19,6 +19,7 @@ from gantrain.distributed import from_main, local_processes, main_first, make_ac
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
+from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_held
 from gantrain.run_folder.finite import count_nonfinite, require_finite
@@ -60,13 +61,16 @@ class RunScorer:
         # A run that exists is scored as it says; what is asked for now must be possible.
         self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
         self.counted_by = "eval.num_samples" if num_samples is None else "--num"
-        number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
+        changes = [*overrides, *([f"eval.num_samples={num_samples}"] if num_samples is not None else [])]
         self.run = Path(run)
         self.nonfinite: dict[str, str] = {}  # what is not finite in each average that was loaded
         # A run that trains may delete the checkpoint long before everything in it is scored.
-        self.held = open_held(run, kimg)[1] if path is None else hold(path)
+        if path is None:
+            self.config, self.held = open_held(run, kimg, overrides=changes)
+        else:
+            self.held = hold(path)
+            self.config = config_at(path, self.run, load_config(self.run, changes), changes)
         self.path = self.held.folder
-        self.config = load_config(self.run, [*overrides, *number])
         if path is None:
             require_images_of(self.run, self.config, overrides)
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from gantrain.errors import UserError, did_you_mean
 from gantrain.launch_environment import process_rank
 from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
+from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.manifest import Damaged, Gone, hold
@@ -56,8 +57,8 @@ def require_average(config: Config, path: Path, average: str, kimg: float | None
         require_time(average, moment_of_rebuilt(run, average), kimg)
 
 
-def configuration_of(run: Path) -> Config:
-    """The configuration that a run was trained with.
+def configuration_of(run: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a run folder, with overrides. What one of its checkpoints was trained with, `open_run` says.
 
     Raises:
         UserError: not a run folder.
@@ -72,7 +73,7 @@ def configuration_of(run: Path) -> Config:
     if (run / METRICS_FILE).exists() or holds_checkpoints(run):
         require_whole_config(run)
     try:
-        return load_config(run)
+        return load_config(run, overrides)
     except UserError:
         if holds_checkpoints(run) or is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
@@ -116,7 +117,7 @@ def note_once(line: str) -> None:
 
 
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> tuple[Config, Path]:
-    """A run's configuration and one of its checkpoints: that at `kimg`, or the newest undamaged one.
+    """One of a run's checkpoints, that at `kimg` or the newest undamaged one, and the configuration with which it is read.
 
     Args:
         run: a run folder.
@@ -130,11 +131,24 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     return config, held.folder
 
 
-def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> tuple[Config, Held]:
-    """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it."""
-    config = configuration_of(Path(run))
+def open_held(
+    run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once, overrides: Iterable[str] = ()
+) -> tuple[Config, Held]:
+    """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it.
+
+    Args:
+        run, kimg, say: see `open_run`.
+        overrides: of the configuration, `section.key=value`.
+    """
+    overrides = list(overrides)
+    config = configuration_of(Path(run), overrides)
     require_known_formats(Path(run))
-    return config, look_again(lambda: hold_checkpoint(Path(run), kimg, say))
+
+    def opened() -> tuple[Config, Held]:
+        held = hold_checkpoint(Path(run), kimg, say)
+        return config_at(held.folder, Path(run), config, overrides), held
+
+    return look_again(opened)
 
 
 def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -> Held:

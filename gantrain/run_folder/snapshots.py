@@ -18,11 +18,10 @@ from gantrain.config.config import FREE_NAME, RESERVED_NAMES
 from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import fitting, group_of, not_a_run
 from gantrain.run_folder.finite import NotFinite, count_nonfinite
-from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
+from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST, CONFIG_FILE
 from gantrain.run_folder.manifest import Gone, all_damaged, require_names
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.stores import require_known_formats
