@@ -153,7 +153,7 @@ class Scoreboard:
         tracker.overview(nimg)
         if nimg < self.run.total:  # the last table is printed at the end
             title = f"at {nimg / 1000:g} kimg" if nimg < self.run.nimg else "average"
-            tracker.say(table(self.scores, title, self.evaluator.remarks.on_features))  # all of them stand at the start and at the end
+            tracker.say(table(self.scores, title, self.evaluator.remarks.on_features))  # all others are said at the start
         if self.collapsed:
             tracker.tell(nimg, "collapse", words=in_one_line(self.collapsed), averages=self.collapsed)
         self.pictures.show_orbit()

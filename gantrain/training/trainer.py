@@ -270,7 +270,7 @@ class Trainer:
                 tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             tracker.say(
                 f"\ndone: {folder} at {run.kimg:g} kimg; samples in {picture};"
-                f" scores of {self.scoreboard.samples} samples:\n{table(scores)}"
+                f" scores of {self.scoreboard.samples} samples:\n{table(scores, notes=self.evaluator.remarks.on_features)}"
             )
         if collapsed:
             tracker.say(f"warning: the run has collapsed: {collapsed}")
