@@ -61,13 +61,19 @@ def is_told_by_main() -> bool:
 
 
 class Raising:
-    """A context in which Ctrl-C raises KeyboardInterrupt, so that what is open is closed."""
+    """A context in which Ctrl-C raises KeyboardInterrupt, so that what is open is closed.
+
+    Outside the main thread, where Python receives no signals, it changes nothing.
+    """
 
     def __enter__(self) -> None:
         self._before = signal.getsignal(signal.SIGINT)
         self._set = self._before is _end
         if self._set:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            except ValueError:  # not in the main thread
+                self._set = False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._set:

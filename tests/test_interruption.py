@@ -70,6 +70,29 @@ def test_before_the_loop_ctrl_c_is_what_it_always_is(asks):
     assert interruption.asked is signal.SIGINT
 
 
+@pytest.mark.parametrize("context", [command_signals.Raising, Interruption])
+def test_a_command_in_another_thread_leaves_the_signals_alone(context, asks, monkeypatch):
+    """As in a program that has been a command, and then trains in threads."""
+    monkeypatch.setattr(command_signals.State, "owner", 0)
+    command_signals.listen()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            with context():
+                command_signals.listen()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start(), thread.join()
+    assert not failed and before == {number: signal.getsignal(number) for number in SIGNALS}
+    with command_signals.Raising(), pytest.raises(KeyboardInterrupt):  # and still raises in the main one
+        asks(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+
+
 def test_nothing_recovers_from_being_stopped():
     assert not issubclass(Stopped, Exception) and issubclass(Stopped, BaseException)
 

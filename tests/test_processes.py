@@ -637,7 +637,8 @@ OTHERS = [
     (["averagers.late={name: swa}"], r"averagers.late.name: process 0 has no such key, and process 2 has 'swa', and \d+ other keys; s"),
     (["averagers.ema=null"], r"averagers.ema.name: process 0 has 'ema', and process 2 has no such key"),
     (["total_kimg=7", "checkpoint.every_kimg=1"], r"total_kimg: process 0 has 80.0, and process 2 has 7.0, and 1 other key; start"),
-    (["run_dir=elsewhere", "data.workers=0", "eval.reference=here.npz"], None),
+    (["eval.reference=here.npz"], "eval.reference: process 0 has null, and process 2 has a path; start all processes with the same"),
+    (["run_dir=elsewhere", "data.workers=0", "eval.features.weights=here.pt"], None),
 ]
 
 
@@ -652,22 +653,51 @@ def test_processes_of_different_configurations_are_refused(monkeypatch, other, w
         train.require_one_config(config, SimpleNamespace(num_processes=3))
 
 
+def test_processes_may_find_the_reference_at_other_paths(monkeypatch):
+    monkeypatch.setattr(train, "gather_object", lambda mine: [*mine, train.comparable(load("digits", ["eval.reference=there.npz"]))])
+    train.require_one_config(load("digits", ["eval.reference=here.npz"]), SimpleNamespace(num_processes=2))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["optim.lr_g=0.5", "data={name: folder, root: /nosuch, resolution: 16}"])
+@pytest.mark.parametrize("key", ["eval.reference=/nosuch.npz", "optim.lr_g=0.5", "data={name: folder, root: /nosuch, resolution: 16}"])
 def test_all_processes_refuse_different_configurations(tmp_path, key):
     statuses = ends(start_group(tmp_path / "run", tmp_path, {1: [key]}), tmp_path)
     assert [status for status, _ in statuses] == [2, 2] and not (tmp_path / "run").exists()
     assert all("process 0 has" in errors and errors.count("gantrain: error") == 1 for _, errors in statuses)
 
 
+PICKY = """
+import dataclasses, os
+from gantrain.losses import Hinge
+
+@dataclasses.dataclass(frozen=True)
+class Picky(Hinge):
+    def generator(self, *logits):
+        if os.environ["RANK"] == os.environ["REFUSED"]:
+            raise ValueError("these logits are refused")
+        return super().generator(*logits)
+"""
+REFUSED = [
+    ("alone", "nosuch", 2),
+    ("together", "/nosuch.npz", 2),
+    ("in an update", "these logits are refused", 1),  # as docs/plugins.md says
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("refused", [0, 1])
-@pytest.mark.parametrize("how", ["model.nosuch=3", "model.ch=1000000000"])
-def test_all_processes_end_when_one_refuses(tmp_path, refused, how):
-    statuses = ends(start_group(tmp_path / "run", tmp_path, {refused: [how]}), tmp_path)
-    assert [status for status, _ in statuses] == [2, 2]
+@pytest.mark.parametrize(("moment", "words", "status"), REFUSED, ids=[moment for moment, *_ in REFUSED])
+def test_all_processes_end_when_one_refuses(tmp_path, monkeypatch, refused, moment, words, status):
+    """Before they have joined, while both do the same, and in an update, where the other waits for this one's gradients."""
+    (tmp_path / "picky.py").write_text(PICKY)
+    monkeypatch.chdir(tmp_path)  # where a plug-in is found
+    monkeypatch.setenv("REFUSED", str(refused))
+    own = {"alone": ["model.nosuch=3"], "together": ["eval.reference=/nosuch.npz"], "in an update": []}[moment]
+    everywhere = [f"eval.reference={ROOT / 'configs' / 'digits.yaml'}", *(["loss.name=picky:Picky"] if moment == "in an update" else [])]
+    statuses = ends(start_group(tmp_path / "run", tmp_path, {refused: own}, *everywhere), tmp_path)
+    assert [found for found, _ in statuses] == [status, status]
     assert all("Traceback" not in errors and errors.count("gantrain: error") == 1 for _, errors in statuses)
-    assert "another process failed; see its error message" in statuses[1 - refused][1]
+    assert words in statuses[refused][1] and "another process failed; see its error message" in statuses[1 - refused][1]
 
 
 @pytest.mark.slow

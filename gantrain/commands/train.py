@@ -84,8 +84,12 @@ def require_one_config(config: Config, accelerator: Accelerator) -> None:
 
 
 def comparable(config: Config) -> dict[str, str]:
-    """What must be equal on all processes, by full key. Paths may differ, since machines do; so may how images are kept and decoded."""
-    return {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
+    """What must be equal on all processes, by full key. Paths may differ, since machines do; so may how images are kept and decoded.
+
+    Whether there is a reference may not: a process that opens one would wait forever for one that does not.
+    """
+    found = {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
+    return {**found, "eval.reference": "null" if config.eval.reference is None else "a path"}
 
 
 def take_folder(config: Config, given: Collection[str], accelerator: Accelerator) -> tuple[Config, Claim | None]:

@@ -187,7 +187,7 @@ class CheckpointStore:
             UserError: there are checkpoints, and all are damaged.
         """
         found = self.newest_held(until)
-        return found.folder if found else None
+        return found.folder if found is not None else None
 
     def newest_held(self, until: int | None = None) -> Held | None:
         """The same checkpoint with its files open, so that it can be read even if a run deletes it; arguments and errors as in `newest`."""

@@ -273,7 +273,7 @@ def hold(path: Path) -> Held:
         held = Held(path, [])
     if before is None or identity(path) != before:
         raise Gone(f"{path}: was deleted or replaced while it was read")
-    return keep_open(held) if len(held) else held
+    return held if held.is_empty else keep_open(held)
 
 
 def open_file(file: Path, at_most: int | None = None) -> IO[bytes]:
