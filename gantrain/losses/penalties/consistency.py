@@ -17,17 +17,21 @@ from gantrain.randomness import Draws
 from gantrain.schedule import Scheduled, value_at
 
 
-@dataclass(frozen=True)
 class Jittering(Penalty):
     """What CR and bCR share: D's logit at an image and at the image after a random flip and shift.
 
     D(x) is the logit of the loss; D(T(x)) costs a forward and a backward pass. Where the run has an augmentation, both images are
     augmented with the same random numbers.
+
+    Attributes:
+        flip: whether T mirrors an image with probability 1/2. D then learns to ignore left and right: turn it off where a mirrored
+            image is not an image of the data, as with digits.
+        shift: the largest shift of T in either direction, as a share of the side (published: 4 of 32 pixels).
+        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
     """
 
-    flip: bool = True
-    shift: float = 0.125
-    every: int = 1
+    flip: bool
+    shift: float
 
     differentiates_twice = False
 
@@ -49,17 +53,16 @@ class Jittering(Penalty):
 
 @dataclass(frozen=True)
 class Consistency(Jittering):
-    """CR: weight E (D(x) - D(T(x)))^2 at real images (Zhang et al. 2020, Eq. 3).
+    """CR: weight E (D(x) - D(T(x)))^2 at real images (Zhang et al. 2020).
 
     Attributes:
-        flip: whether T mirrors an image with probability 1/2. D then learns to ignore left and right: turn it off where a mirrored
-            image is not an image of the data, as with digits.
-        shift: the largest shift of T in either direction, as a share of the side (published: 4 of 32 pixels).
-        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
         weight: the paper's lambda.
     """
 
     weight: Scheduled = 10.0
+    flip: bool = True
+    shift: float = 0.125
+    every: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,16 +79,15 @@ class BalancedConsistency(Jittering):
     With CR alone the transforms of D can appear in generated images; generated images that are transformed too prevent it.
 
     Attributes:
-        flip: whether T mirrors an image with probability 1/2. D then learns to ignore left and right: turn it off where a mirrored
-            image is not an image of the data, as with digits.
-        shift: the largest shift of T in either direction, as a share of the side (published: 4 of 32 pixels).
-        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
         weight_real: the paper's lambda_real.
         weight_fake: the paper's lambda_fake.
     """
 
     weight_real: Scheduled = 10.0
     weight_fake: Scheduled = 10.0
+    flip: bool = True
+    shift: float = 0.125
+    every: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from gantrain.schedule import Scheduled, value_at
 
 @dataclass(frozen=True)
 class DRAGAN(Penalty):
-    """weight E (|grad D(x)| - target)^2 around real images (Kodali et al. 2017, section 2.3).
+    """weight E (|grad D(x)| - target)^2 around real images (Kodali et al. 2017).
 
     x = x_real + a noise std u with a uniform in (0, 1) for each image and u uniform in (0, 1) for each value, as in the authors' code;
     the paper writes Gaussian noise. The authors take the standard deviation of all values of a batch, which would make the penalty of

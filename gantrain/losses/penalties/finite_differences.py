@@ -1,4 +1,4 @@
-"""R1 and R2 by finite differences, without a second derivative (Lin et al. 2025, "APT", arXiv 2501.08316, section 3.4)."""
+"""R1 and R2 by finite differences, without a second derivative (the "approximated R1" of Lin et al. 2025, "APT", arXiv 2501.08316)."""
 
 from __future__ import annotations
 
@@ -32,10 +32,20 @@ class FiniteDifference(Penalty):
     value. The gradient with respect to D's parameters is unbiased likewise, and is as noisy.
 
     Rounding: logits in fp32 are exact to 6e-8 |D|, and their squared quotient to (6e-8 |D| / sigma)^2, 4e-11 |D|^2 at sigma = 0.01. In
-    bf16 a network keeps 8 bits, and the quotient gets an error of about (4e-3 |D| / sigma)^2, 0.15 |D|^2: use a larger sigma there.
+    bf16 a network keeps 8 bits, and the quotient gets an error of about (4e-3 |D| / sigma)^2, 0.16 |D|^2: use a larger sigma there.
 
     The penalty takes the logits D(x) from the loss, so it costs a forward and a backward pass of D on the real, or the generated,
     images alone. x + sigma n is augmented with the random numbers of x: the differences are of images before the augmentation.
+
+    Attributes:
+        gamma: weight, as of r1 and r2.
+        sigma: standard deviation of the noise, for images in [-1, 1]. The bias grows with sigma^2; rounding errors count for more the
+            smaller it is: use 0.05 or more in bf16.
+        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
+        share: the share of images at which it is computed, one n-th. Where n divides micro_batch, only these images are passed
+            through D; otherwise all are, and nothing is saved.
+        reuse_logits: whether the logits of the loss serve as D(x). Turn it off for a D in which the images of a batch affect each other,
+            as by minibatch standard deviation; it then costs a forward and a backward pass more.
     """
 
     gamma: Scheduled = 0.1
@@ -78,19 +88,9 @@ class FiniteDifference(Penalty):
 
 @dataclass(frozen=True)
 class FiniteDifferenceR1(FiniteDifference):
-    """R1 by finite differences: gamma / 2 E ((D(x + sigma n) - D(x)) / sigma)^2 at real images (arXiv 2501.08316, section 3.4).
+    """R1 by finite differences: gamma / 2 E ((D(x + sigma n) - D(x)) / sigma)^2 at real images (Lin et al. 2025).
 
-    It needs no second derivative, so it goes with torch.compile, fp16 and any attention. Its noise is explained in docs/penalties.md.
-
-    Attributes:
-        gamma: weight, as of r1.
-        sigma: standard deviation of the noise, for images in [-1, 1]. The bias grows with sigma^2; rounding errors count for more the
-            smaller it is: use 0.05 or more in bf16.
-        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
-        share: the share of images at which it is computed, one n-th. Where n divides micro_batch, only these images are passed
-            through D; otherwise all are, and nothing is saved.
-        reuse_logits: whether the logits of the loss serve as D(x). Turn it off for a D in which the images of a batch affect each other,
-            as by minibatch standard deviation; it then costs a forward and a backward pass more.
+    It needs no second derivative, so it goes with torch.compile, fp16 and any attention. docs/penalties.md explains its noise.
     """
 
     def term(self, batch: PenaltyBatch, player: Literal["d", "g"]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -100,18 +100,7 @@ class FiniteDifferenceR1(FiniteDifference):
 
 @dataclass(frozen=True)
 class FiniteDifferenceR2(FiniteDifference):
-    """R2 by finite differences: gamma / 2 E ((D(x + sigma n) - D(x)) / sigma)^2 at generated images.
-
-    Attributes:
-        gamma: weight, as of r2.
-        sigma: standard deviation of the noise, for images in [-1, 1]. The bias grows with sigma^2; rounding errors count for more the
-            smaller it is: use 0.05 or more in bf16.
-        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
-        share: the share of images at which it is computed, one n-th. Where n divides micro_batch, only these images are passed
-            through D; otherwise all are, and nothing is saved.
-        reuse_logits: whether the logits of the loss serve as D(x). Turn it off for a D in which the images of a batch affect each other,
-            as by minibatch standard deviation; it then costs a forward and a backward pass more.
-    """
+    """R2 by finite differences: gamma / 2 E ((D(x + sigma n) - D(x)) / sigma)^2 at generated images."""
 
     def term(self, batch: PenaltyBatch, player: Literal["d", "g"]) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.at(batch.d_fake, batch.x_fake, batch.y_fake, batch.logits_fake, batch.draws, batch.nimg), {}

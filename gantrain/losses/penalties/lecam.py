@@ -19,7 +19,7 @@ from gantrain.schedule import Scheduled, value_at
 
 @dataclass(frozen=True)
 class LeCam(Penalty):
-    """weight (E relu(D(x) - a_fake)^2 + E relu(a_real - D(G(z)))^2) (Tseng et al. 2021, Eq. 7, with the authors' relu).
+    """weight (E relu(D(x) - a_fake)^2 + E relu(a_real - D(G(z)))^2) (Tseng et al. 2021, R_LC).
 
     a_real and a_fake are exponential moving means of D's logits at real and at generated images. Only logits beyond the other side's
     mean are pulled back. The paper's equation has no relu; the authors' code and StudioGAN's have it, and `rectified: false` leaves it
