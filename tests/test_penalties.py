@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY
 from penalty_batches import DIM_Z, SHAPE, SIZE, LinearD, QuadraticD, SmoothD, SmoothG, make_batch
 from torch import nn
 from torch.func import functional_call
 
+from gantrain.config.loading import load
 from gantrain.errors import InvalidField, UserError
 from gantrain.losses import PENALTIES, PENALTY, R1, R2
 from gantrain.losses.penalties import (
@@ -28,7 +31,9 @@ from gantrain.losses.penalties import (
 )  # fmt: skip
 from gantrain.losses.penalties.jitter import jitter
 from gantrain.randomness import Draws
+from gantrain.run_folder import checkpoint
 from gantrain.schedule import Schedule
+from gantrain.training.trainer import Trainer
 
 STATES = {"lecam": {"real": 0.3, "fake": -0.2, "weight": 0.8}, "path_length": {"length": 0.5, "weight": 0.4}}
 # (name, player, settings): every penalty in every phase that it has a part in.
@@ -553,3 +558,58 @@ def test_a_weight_may_follow_a_schedule(name, player, settings):
         found = penalty_of(name, scheduled).term(batch, player)[0]
         plain = penalty_of(name, {**settings, **dict.fromkeys(fields, 1.0)}).term(batch, player)[0]
         torch.testing.assert_close(found, weight * plain)
+
+
+# ---- in training -----------------------------------------------------------------------------------------------------
+
+GAME = [
+    *TINY,
+    *["batching.micro_batch=8", "optim.d_steps=2", "eval.every_kimg=null", "tracking.every_kimg=0.016", "tracking.samples_every_kimg=null"],
+]
+IN_TRAINING = {
+    "r1": "every: 1",
+    "r2": "every: 3",
+    "fd_r1": "gamma: 0.5, share: 0.25",
+    "fd_r2": "every: 3, reuse_logits: false",
+    "wgan_gp": "weight: 1.0",
+    "dragan": "std: 0.6, every: 2",
+    "lecam": "start_kimg: 0.03",
+    "cr": "flip: false",
+    "bcr": "flip: false, every: 2",
+    "zcr": "sigma: 0.1",
+    "path_length": "every: 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_run_trains_and_resumes_to_the_bit(name, tmp_path):
+    """Six updates of two rounds at once, and in two parts, have the same weights and the same state; the record has the penalty."""
+
+    def train(run, updates, upto):
+        settings = [*GAME, f"penalties={{p: {{name: {name}, {IN_TRAINING[name]}}}}}", f"run_dir={tmp_path / run}"]
+        trainer = Trainer(load(ROOT / "configs" / "digits.yaml", settings))
+        try:
+            trainer.start()
+            for _ in range(updates):
+                trainer.maintain()
+                trainer.update()
+            trainer.maintain()
+            assert trainer.run.nimg == 16 * upto
+            trainer.saving.save()
+            trainer.keeper.collect(trainer.run.nimg, wait=True)
+        finally:
+            trainer.close()
+        return checkpoint.read(trainer.keeper.checkpoints.newest())
+
+    whole = train("whole", 6, 6)
+    train("parts", 3, 3)
+    parts = train("parts", 3, 6)
+    assert parts.state.get("terms") == whole.state.get("terms") and bool(whole.state.get("terms")) == (name in STATES)
+    for key, tensors in whole.tensors.items():
+        for place, tensor in tensors.items():
+            assert torch.equal(tensor, parts.tensors[key][place]) and tensor.isfinite().all()
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    for key in {"zcr": ["penalty/p/d", "penalty/p/g"]}.get(name, ["penalty/p"]):
+        values = [line[key] for line in lines if key in line]
+        assert values and all(map(math.isfinite, values)) and any(values)
