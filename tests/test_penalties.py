@@ -19,6 +19,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gantrain.config.loading import load
+from gantrain.config.notes import notes
 from gantrain.errors import InvalidField, UserError
 from gantrain.losses import PENALTIES, PENALTY, R1, R2
 from gantrain.losses.penalties import (
@@ -567,6 +568,26 @@ def test_a_weight_may_follow_a_schedule(name, player, settings):
         found = penalty_of(name, scheduled).term(batch, player)[0]
         plain = penalty_of(name, {**settings, **dict.fromkeys(fields, 1.0)}).term(batch, player)[0]
         torch.testing.assert_close(found, weight * plain)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["penalties={p: {name: bcr}}"], ["penalties.p.flip is true and data.flip is false: D learns to ignore left and right"]),
+        (["penalties={p: {name: cr}}", "data.flip=true"], []),
+        (["penalties={p: {name: cr, flip: false}}"], []),
+        (
+            ["penalties={p: {name: fd_r2}}", "mixed_precision=bf16"],
+            ["penalties.p.sigma=0.01 is small for mixed_precision=bf16: the rounding"],
+        ),
+        (["penalties={p: {name: fd_r2, sigma: 0.05}}", "mixed_precision=bf16"], []),
+        (["penalties={p: {name: fd_r1}}", "mixed_precision=fp16"], []),
+        (["penalties={p: {name: lecam}}", "total_kimg=50"], ["penalties.p.start_kimg=64 is not before total_kimg=50"]),
+    ],
+)
+def test_notes_at_the_start(settings, words):
+    found = [note for note in notes(load(ROOT / "configs" / "digits.yaml", settings)) if "penalties" in note]
+    assert len(found) == len(words) and all(note.startswith(start) for note, start in zip(found, words))
 
 
 # ---- in an update ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from typing import Any
 from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseScale, Schedule
 from gantrain.config.config import Config
 from gantrain.config.sections import AUTO, Orbit, Swap
+from gantrain.losses.penalties.consistency import Jittering
+from gantrain.losses.penalties.finite_differences import SIGMA_OF_BF16, FiniteDifference
+from gantrain.losses.penalties.lecam import LeCam
 
 STARTS = (
     "start_kimg",
@@ -45,6 +48,26 @@ def batching_notes(config: Config) -> list[str]:
         found.append("batching.name=fixed: the batch is constant, so max_batch and lr_scaling have no effect")
     if noise.measure_every is None and noise != NoiseScale():
         found.append("noise_scale.measure_every is null: the other settings of noise_scale have no effect")
+    return found
+
+
+def penalty_notes(config: Config) -> list[str]:
+    """Notes about settings of penalties that may not do what is wanted."""
+    found = []
+    for name, penalty in config.penalties.items():
+        if penalty.every > 1 and config.noise_scale.measure_every is not None:
+            whose = {"d": "D's noise scale is", "g": "G's noise scale is", "gd": "both noise scales are"}[penalty.networks]
+            found.append(f"penalties.{name} is lazy: {whose} measured at steps without it")
+        if isinstance(penalty, Jittering) and penalty.flip and not config.data.flip:
+            found.append(
+                f"penalties.{name}.flip is true and data.flip is false: D learns to ignore left and right;"
+                f" set penalties.{name}.flip=false if mirrored images are not images of the data"
+            )
+        if isinstance(penalty, FiniteDifference) and config.mixed_precision == "bf16" and penalty.sigma < SIGMA_OF_BF16:
+            found.append(
+                f"penalties.{name}.sigma={penalty.sigma:g} is small for mixed_precision=bf16: the rounding of a logit may outweigh"
+                f" its change; {SIGMA_OF_BF16:g} or more is safer"
+            )
     return found
 
 
@@ -87,6 +110,7 @@ def notes(config: Config) -> list[str]:
         starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
     if config.swap.source is not None:
         starts["swap.start_kimg"] = config.swap.start_kimg
+    starts |= {f"penalties.{name}.start_kimg": one.start_kimg for name, one in config.penalties.items() if isinstance(one, LeCam)}
     found = [f"{key}={start:g} is not before total_kimg={total:g}: {late_effect(key)}" for key, start in starts.items() if start >= total]
     if config.orbit.every_kimg is not None and config.orbit.every_kimg >= total:
         found.append(
@@ -110,9 +134,6 @@ def notes(config: Config) -> list[str]:
             f"batching.lr_scaling={config.batching.lr_scaling} raises the rates as the batch grows,"
             " and swap.growth=auto assumes constant rates"
         )
-    for name, penalty in config.penalties.items():
-        if penalty.every > 1 and config.noise_scale.measure_every is not None:
-            whose = {"d": "D's noise scale is", "g": "G's noise scale is", "gd": "both noise scales are"}[penalty.networks]
-            found.append(f"penalties.{name} is lazy: {whose} measured at steps without it")
+    found += penalty_notes(config)
     found += averager_notes(config)
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from gantrain.errors import check
 from gantrain.losses.objective import LogitsOf, Penalty, PenaltyBatch
 from gantrain.losses.penalties.checks import check_every, check_weight
-from gantrain.losses.penalties.gradients import full_precision
+from gantrain.losses.penalties.images import full_precision
 from gantrain.losses.penalties.jitter import jitter
 from gantrain.randomness import Draws
 from gantrain.schedule import Scheduled, value_at

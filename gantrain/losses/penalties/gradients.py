@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from gantrain.losses.objective import LogitsOf
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Images in at least fp32, without gradient: small perturbations, and squares of gradients, would be lost in 16 bits."""
-    x = x.detach()
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+from gantrain.losses.penalties.images import full_precision
 
 
 def gradient_norms(logits_of: LogitsOf, x: Tensor, y: Tensor) -> Tensor:

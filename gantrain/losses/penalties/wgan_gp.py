@@ -12,7 +12,8 @@ from torch import Tensor
 from gantrain.errors import check
 from gantrain.losses.objective import Penalty, PenaltyBatch
 from gantrain.losses.penalties.checks import check_every, check_weight
-from gantrain.losses.penalties.gradients import full_precision, gradient_norms
+from gantrain.losses.penalties.gradients import gradient_norms
+from gantrain.losses.penalties.images import full_precision
 from gantrain.schedule import Scheduled, value_at
 
 
