@@ -13,7 +13,7 @@ from typing import Literal
 from gantrain.averaging import AVERAGERS, LIVE, Averager, Ema
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.batching import BATCH_POLICIES, BatchPolicy, Fixed, NoiseScale
-from gantrain.config.plugins import adapt_plugins, find
+from gantrain.config.plugins import adapt_plugins, find, name_of
 from gantrain.config.sections import AUTO, Checkpoint, Eval, Guard, Optim, Orbit, Swap, Tracking, plugin, plugins
 from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
@@ -101,6 +101,7 @@ class Config:
                 "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow; use bf16 or fp32"
             )
         check_values(self)
+        check_head(self)
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -150,6 +151,17 @@ def check_values(config: Config) -> None:
     for name, one in config.averagers.items():
         if not 0 <= one.start_kimg < float("inf"):
             raise InvalidField(f"averagers.{name}.start_kimg", one.start_kimg, "must be at least 0")
+
+
+def check_head(config: Config) -> None:
+    """Refuse a sliced head of D with a loss that does not train its direction.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    if config.model.san and not (config.loss.san and not config.loss.generator_sees_real):
+        name, able = name_of(LOSSES, config.loss), [name for name, cls in LOSSES.items() if cls.san]
+        raise InvalidField("model.san", True, f"does not work with loss.name={name}; use {' or '.join(able)}, or set model.san=false")
 
 
 def check_batching(config: Config) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseScale, Schedule
 from gantrain.config.config import Config
-from gantrain.config.sections import AUTO, Orbit, Swap
+from gantrain.config.sections import AUTO, Guard, Orbit, Swap
+from gantrain.losses import Wasserstein
+from gantrain.models import BigGAN
 
 STARTS = (
     "start_kimg",
@@ -66,6 +68,21 @@ def averager_notes(config: Config) -> list[str]:
     return found
 
 
+def loss_notes(config: Config) -> list[str]:
+    """Notes about a loss that nothing keeps in bounds, or that the guard cannot judge."""
+    found = []
+    if isinstance(config.loss, Wasserstein):
+        # Spectral norm is a key of gantrain's own networks; others may bound D's slope in some other way.
+        if isinstance(config.model, BigGAN) and not config.model.spectral_norm and not config.penalties:
+            found.append(
+                "loss.name=wasserstein: nothing bounds D's slope, so its loss may fall without end; add a gradient penalty or set"
+                " model.spectral_norm=true"
+            )
+        if any(getattr(config.guard, name) != getattr(Guard(), name) for name in ("on_saturation", "saturation", "saturation_kimg")):
+            found.append("guard.on_saturation has no effect with loss.name=wasserstein: D's loss has no lower bound to come near to")
+    return found
+
+
 def starts_of(name: str, averager: Any) -> dict[str, float]:
     """The times of an averager that should come before the end of the run, by full key."""
     named = [f.name for f in dataclasses.fields(averager) if f.name in STARTS]
@@ -114,4 +131,5 @@ def notes(config: Config) -> list[str]:
         if penalty.every > 1 and config.noise_scale.measure_every is not None:
             found.append(f"penalties.{name} is lazy: D's noise scale is measured at steps without it")
     found += averager_notes(config)
+    found += loss_notes(config)
     return found
