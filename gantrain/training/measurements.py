@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-OF_D = ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  # summed over the D steps of an update
+OF_D = ("loss/d", "loss/direction", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  # summed over the D steps of an update
 
 
 class Line(NamedTuple):

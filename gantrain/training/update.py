@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from gantrain.batching.noise_scale import GradientProbe
 from gantrain.losses import Loss, Penalty
+from gantrain.losses.direction import direction_loss
+from gantrain.models.san import split_logits
 from gantrain.spectral_norm import frozen_power_iteration, reuse_normed_weights
 from gantrain.training.players import Player
 from gantrain.training.results import require_gradient, require_images, require_logits, require_scalar
@@ -37,12 +39,17 @@ def discriminator_phase(
             x_fake = G.network(z, y_fake)
         require_images(x_fake, x_real, G.network)
         # One forward pass for both halves the number of kernel launches.
-        logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+        with split_logits(D.network) as sliced:
+            logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+        logits, along = full_precision(logits).unbind() if sliced else (logits, None)
         require_logits(logits, 2 * len(x_real), D.network)
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         require_scalar(value, loss, "discriminator")
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
+        if along is not None:
+            stats["loss/direction"] = direction_loss(loss, *along.chunk(2))
+            value = value + stats["loss/direction"]
         for penalty, factor in penalties:
             with frozen_power_iteration(D.network):  # they iterate once per phase
                 amount = penalty.penalty(D.wrapped, x_real, x_fake, y_real, y_fake)
