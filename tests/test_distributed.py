@@ -121,6 +121,16 @@ def test_two_processes_have_the_gradient_of_one(runs):
 
 
 @pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one_where_d_returns_its_logits_twice(runs):
+    """SAN's head, with a penalty that sees them once."""
+    g, d = (player(n) for n in networks(san=True))
+    discriminator_phase(g, d, Hinge(), rounds(16, 1), 1, penalties=[(R1(gamma=0.5), 4.0)])
+    found = load_file(done(runs, "gradient", 2) / "san.safetensors")
+    for key, tensor in gradients(d.network).items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_helpers_speak_over_all_processes(runs, processes):
     done(runs, f"helpers-{processes}", processes)
