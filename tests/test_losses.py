@@ -254,7 +254,7 @@ class Quadratic(torch.nn.Module):
         return self.w * x.square().sum(dim=(1, 2, 3)) / 2 + self.b
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", ["r1", "r2"])
 def test_a_penalty_is_a_frozen_dataclass_with_an_interval_and_a_scalar_with_a_gradient(name):
     penalty = PENALTIES[name]()
     assert dataclasses.is_dataclass(penalty) and type(penalty).__dataclass_params__.frozen and penalty.every >= 1

@@ -5,14 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from gantrain.contracts import Contract
 from gantrain.randomness import Draws
 
-LogitsOf = Callable[[Tensor, Tensor], Tensor]
+
+class LogitsOf(Protocol):
+    """D as penalties call it."""
+
+    def __call__(self, x: Tensor, y: Tensor, stride: int = 1, /) -> Tensor:
+        """Logits `[m n]` of images `[m n, C, H, W]` and labels `[m n]`, n at a time.
+
+        Args:
+            stride: the n images are every stride-th of the N images of the batch; by default they are all of them.
+        """
+        ...
 
 
 class Loss(ABC):
@@ -47,12 +57,14 @@ class PenaltyBatch:
     """What a penalty sees of one micro-batch in a phase of its player.
 
     All images are in [-1, 1] and not augmented. `d_real` and `d_fake` are D behind the augmentation of the run: they augment the i-th
-    of N images as the i-th real, or generated, image was augmented for the loss, and take multiples of N images, N at a time.
+    of N images as the i-th real, or generated, image was augmented for the loss, and take multiples of N images, N at a time; or of
+    every stride-th of them, see `LogitsOf`.
 
     Attributes:
         d_real, d_fake: (images `[m N, C, H, W]`, labels `[m N]`) -> logits `[m N]`, float32 or float64, with a gradient to the player
             in whose phase they are called.
-        generator: (z `[m N, dim_z]`, labels `[m N]`) -> images; with a gradient to G in G's phase.
+        generator: (z `[m N, dim_z]`, labels `[m N]`) -> images; with a gradient to G in G's phase. A G with a mapping network has
+            `mapping(z, y) -> w` and `synthesis(w) -> images`, which `path_length` looks for here and at `generator.module`.
         x_real: real images `[N, C, H, W]` without gradient; None in G's phase if the loss of G does not see real images.
         y_real: their labels, int64 `[N]`; None likewise.
         x_fake: generated images `[N, C, H, W]`, with a gradient to G in G's phase.
