@@ -19,7 +19,7 @@ class Augmentation(ABC):
 
     @property
     def reads_sign(self) -> bool:
-        """Whether its state follows the signs of D's logits: False by default. A loss whose logits have no boundary at 0 is then refused."""
+        """Whether its state follows the signs of D's logits: False by default. A loss without a boundary at 0 is then refused."""
         return False
 
     @abstractmethod

@@ -72,6 +72,12 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("wandb", "wandb_mode", "project"), ("tracking.wandb",)),
     **dict.fromkeys(("compile", "channels_last", "tf32"), ("performance",)),
     **dict.fromkeys(("sync_bn", "syncbn"), ("sync_batchnorm",)),
+    **dict.fromkeys(("augment", "augmentation", "augmentations", "aug", "transform", "transforms", "augpipe", "aug_pipe"), ("augment",)),
+    **dict.fromkeys(("ada", "diffaug", "diffaugment", "diff_augment", "diff_aug"), ("augment.name",)),
+    **dict.fromkeys(("augment_p", "aug_p", "ada_p"), ("augment.p",)),
+    **dict.fromkeys(("ada_target", "augment_target", "target"), ("augment.target",)),
+    **dict.fromkeys(("ada_kimg", "ada_length", "augment_kimg"), ("augment.length_kimg",)),
+    **dict.fromkeys(("ada_interval", "augment_every"), ("augment.every",)),
 }
 
 # In one section, a word can stand for another key than elsewhere: section -> word -> the keys that it may be called there.
@@ -83,6 +89,14 @@ IN_SECTION: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("warmup", "rampup", "ema_rampup"), ("ramp_up", "start_kimg")),
         **dict.fromkeys(("beta", "ema_beta", "ema_decay", "momentum"), ("decay", "alpha")),
         "device": ("offload",),
+    },
+    "augment": {
+        **dict.fromkeys(("prob", "probability", "aug_p", "augment_p", "ada_p", "strength"), ("p",)),
+        **dict.fromkeys(("kimg", "ada_kimg", "ada_length", "speed", "length"), ("length_kimg",)),
+        **dict.fromkeys(("ada_interval", "interval", "every_kimg", "freq"), ("every",)),
+        **dict.fromkeys(("ada_target", "rt", "r_t"), ("target",)),
+        **dict.fromkeys(("colour", "bgc"), ("color",)),
+        **dict.fromkeys(("geom", "geometry"), ("geometric",)),
     },
     "data": dict.fromkeys(
         (
@@ -122,11 +136,6 @@ NO_KEY: dict[str, str] = {
     **dict.fromkeys(
         ("world_size", "nproc", "num_processes", "num_nodes", "local_rank", "distributed", "ddp", "multi_gpu"),
         "; Accelerate starts the processes: `accelerate launch --num_processes N -m gantrain train ...`",
-    ),
-    **dict.fromkeys(
-        ("augment", "augmentation", "augmentations", "augment_p", "aug", "ada", "ada_target", "diffaug", "diffaugment",
-         "transform", "transforms"),
-        "; gantrain does not augment images, besides mirroring them (data.flip)",
     ),
     **dict.fromkeys(
         ("resume", "resume_from", "pretrained", "init_from", "load", "load_from", "checkpoint_path", "ckpt_path"),
