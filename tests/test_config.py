@@ -149,6 +149,7 @@ REFUSALS = [
     (["augment=ada"], r"augment must be a section such as \{name: none\}, got 'ada'"),
     (["augment.name=adda"], r"augment.name: no augmentation 'adda'; did you mean 'ada'\?"),
     (["augment={name: ada, prob: 1}"], r"augment.prob=1: no such key of ada; did you mean augment.p\?"),
+    (["augment.p=0.5"], r"augment.p=0.5: no such key; augment.name=none has no keys: choose name=ada or name=diffaugment as well"),
     (["diffaug=color"], r"diffaug='color': no such key; did you mean augment.name\?"),
     (["ada_target=0.6"], r"ada_target=0.6: no such key; did you mean augment.target\?"),
     (["augment={name: ada, p: 1.5}"], r"augment.p must be in \[0, 1\] at all times, or null to adapt it, got 1.5"),

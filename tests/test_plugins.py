@@ -32,8 +32,8 @@ from gantrain.models import ARCHITECTURES
 
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 TABLES = {
-    "averager": AVERAGERS, "loss": LOSSES, "penalty": PENALTIES, "augmentation": AUGMENTATIONS, "architecture": ARCHITECTURES, "data set": DATASETS, "metric": METRICS,
-    "feature extractor": EXTRACTORS, "batch policy": BATCH_POLICIES,
+    "averager": AVERAGERS, "loss": LOSSES, "penalty": PENALTIES, "augmentation": AUGMENTATIONS,
+    "architecture": ARCHITECTURES, "data set": DATASETS, "metric": METRICS, "feature extractor": EXTRACTORS, "batch policy": BATCH_POLICIES,
 }  # fmt: skip
 OURS = [
     "data={name: 'guide_plugins:SquaresSource'}",

@@ -176,6 +176,8 @@ def hint_of_section(section: str, first: str, word: str, there: Sequence[str]) -
     """The hint that a word has in a section alone; empty if it has none there."""
     if first == "averagers" and "half_life_kimg" in there and fold(word) in DECAY:
         return PER_UPDATE
+    if section == "augment" and not there:
+        return "; augment.name=none has no keys: choose name=ada or name=diffaugment as well"
     meant = IN_SECTION.get(first, {}).get(fold(word), ()) if section else ()
     if section == "data" and word == "root" and word not in there:
         return "; data.root is a key of data.name=folder, archive and packed: choose one of them as well"
