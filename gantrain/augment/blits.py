@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gantrain.augment.gates import Probability
+from gantrain.augment.gates import Probability, uniform
 from gantrain.augment.wavelet import mirrored
 from gantrain.randomness import Draws
 
@@ -35,7 +35,7 @@ def draw_blits(draws: Draws, p: Probability, height: int, width: int) -> Blits:
 
     With probability p an image is mirrored or not, at even odds, and turned by 0 to 3 quarters; so p/2 are mirrored and 3p/4 turned.
     """
-    u = draws.uniform("blit", 7).unbind(1)
+    u = uniform(draws, "blit", 7)
     turns = 4 if height == width else 2
     quarters = (u[3] * turns).long() * (4 // turns)
     down, right = (((2 * u[5] - 1) * (REACH * height)).round().long(), ((2 * u[6] - 1) * (REACH * width)).round().long())

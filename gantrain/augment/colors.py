@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gantrain.augment.gates import Probability, any_of, gated, normal, per_image
+from gantrain.augment.gates import Probability, any_of, gated, normal, per_image, uniform
 from gantrain.randomness import Draws
 
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.5, 1.0  # standard deviations: of an addend, and of the log2 of two factors
@@ -40,7 +40,7 @@ def draw_colors(draws: Draws, p: Probability, channels: int) -> Colors:
 
     Grey images have neither hue nor saturation, and hue is that of red, green and blue alone. What images lack is not drawn.
     """
-    u = draws.uniform("color", 10).unbind(1)
+    u = uniform(draws, "color", 10)
     brightness, brighter = gated(u[0], p, BRIGHTNESS * normal(u[1]), 0.0)
     contrast, stronger = gated(u[2], p, CONTRAST * normal(u[3]), 0.0)
     flip = (u[4] < p) & (u[5] < 0.5)

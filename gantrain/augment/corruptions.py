@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gantrain.augment.gates import Probability, Rows, gated, normal, only, per_image
+from gantrain.augment.gates import Probability, Rows, gated, normal, only, per_image, uniform
 from gantrain.augment.wavelet import BANDS, constant
 from gantrain.randomness import Draws
 
@@ -18,7 +18,8 @@ def draw_gains(draws: Draws, p: Probability) -> tuple[Tensor, Tensor]:
 
     Each band is amplified with probability p, and all are then scaled so that the expected power stays what it was.
     """
-    gates, values = draws.uniform("filter", 2, BANDS).unbind(1)
+    u = torch.stack(list(uniform(draws, "filter", 2 * BANDS)), dim=1)
+    gates, values = u[:, :BANDS], u[:, BANDS:]
     gains, on = gated(gates, p, (GAIN * normal(values)).exp2(), 1.0)
     # The powers sum to 1, so a gain g of one band alone multiplies the power of an image by 1 + power (g^2 - 1).
     scale = torch.ones_like(gains[:, 0])
@@ -40,19 +41,18 @@ def apply_gains(x: Tensor, gains: Tensor, touched: Tensor) -> Tensor:
 
 def add_noise(x: Tensor, draws: Draws, p: Probability) -> Tensor:
     """The images `[N, C, H, W]` with normal noise in every value, whose deviation is |N(0, 0.1^2)|, with probability p."""
-    u = draws.uniform("noise", 2)
-    deviation, touched = gated(u[:, 0], p, NOISE * normal((1 + u[:, 1]) / 2), 0.0)
+    gate, u = uniform(draws, "noise", 2)
+    deviation, touched = gated(gate, p, NOISE * normal((1 + u) / 2), 0.0)
     noise = draws.normal("noise/values", *x.shape[1:]).to(x.dtype)
     return torch.where(per_image(touched), x + per_image(deviation.to(x.dtype)) * noise, x)
 
 
 def cut_out(x: Tensor, draws: Draws, p: Probability) -> Tensor:
     """The images `[N, C, H, W]` with 0, mid-grey, in a rectangle of half their size anywhere, with probability p."""
-    u = draws.uniform("cutout", 3)
-    hole = u[:, 0] < p
+    gate, *middles = uniform(draws, "cutout", 3)
     inside = []
-    for middle, size in zip((u[:, 1], u[:, 2]), x.shape[2:]):
+    for middle, size in zip(middles, x.shape[2:]):
         pixel = (torch.arange(size, device=x.device) + 0.5) / size
         inside.append((pixel - middle[:, None]).abs() < CUTOUT / 2)
     rows, columns = inside
-    return torch.where((hole[:, None, None] & rows[:, :, None] & columns[:, None, :])[:, None], 0.0, x)
+    return torch.where(((gate < p)[:, None, None] & rows[:, :, None] & columns[:, None, :])[:, None], 0.0, x)

@@ -7,8 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gantrain.devices import widest_float
+from gantrain.randomness import Draws
+
 Probability = float | Tensor  # a tensor is a scalar on the device
 Rows = Tensor | slice
+
+
+def uniform(draws: Draws, name: str, count: int) -> Sequence[Tensor]:
+    """Uniform numbers in (0, 1), `[N]` each.
+
+    In float64, since the last digit of a float32 logarithm or cosine depends on where in a batch it is computed.
+    """
+    return draws.uniform(name, count).to(widest_float(draws.positions.device)).unbind(1)
 
 
 def gated(gate: Tensor, p: Probability, value: Tensor, neutral: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gantrain.augment.gates import Probability, Rows, any_of, gated, normal, only
+from gantrain.augment.gates import Probability, Rows, any_of, gated, normal, only, uniform
 from gantrain.augment.sampling import sample
 from gantrain.augment.wavelet import MARGIN, constant
 from gantrain.randomness import Draws
@@ -42,7 +42,7 @@ def draw_warp(draws: Draws, p: Probability, height: int, width: int) -> Warp:
 
     Either rotation has a probability of 1 - sqrt(1 - p), so that an image is rotated at all with probability p.
     """
-    u = draws.uniform("geometric", 11).unbind(1)
+    u = uniform(draws, "geometric", 11)
     p_turn = 1 - (1 - p) ** 0.5
     scale, scaled = gated(u[0], p, SCALE * normal(u[1]), 0.0)
     before, turned = gated(u[2], p_turn, math.pi * (2 * u[3] - 1), 0.0)

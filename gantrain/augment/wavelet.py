@@ -38,7 +38,7 @@ def mirrored(place: Places, size: int) -> Places:
 def on_device(matrix: np.ndarray, like: Tensor) -> Tensor:
     """A constant matrix of the dtype and device of a tensor, for gradients to pass through whatever mode made it."""
     with torch.inference_mode(False):
-        return torch.from_numpy(matrix).to(like.device, like.dtype)
+        return torch.from_numpy(matrix).to(like.dtype).to(like.device)  # in this order: some devices have no float64
 
 
 @functools.lru_cache(64)
