@@ -6,10 +6,14 @@ Where a field is a plug-in, `name:` chooses the class from its table and the oth
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
+from gantrain.augment import AUGMENTATIONS, Augmentation, Plain
 from gantrain.averaging import AVERAGERS, LIVE, Averager, Ema
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.batching import BATCH_POLICIES, BatchPolicy, Fixed, NoiseScale
@@ -39,6 +43,7 @@ class Config:
         model: the architecture of both networks.
         loss: the losses of G and D.
         penalties: terms that are added to the losses of D and G, by free names; `NAME: null` removes one.
+        augment: the augmentation of all images that D sees, real and generated. Samples and scores never show it.
         optim: the optimizer.
         batching: the batch policy, which decides how large the batch is.
         noise_scale: measurement of the gradient noise scale.
@@ -63,6 +68,7 @@ class Config:
     model: Architecture = plugin("architecture", ARCHITECTURES, BigGAN)
     loss: Loss = plugin("loss", LOSSES, Hinge)
     penalties: dict[str, Penalty] = plugins("penalty", PENALTIES, dict)
+    augment: Augmentation = plugin("augmentation", AUGMENTATIONS, Plain)
     optim: Optim = field(default_factory=Optim)
     batching: BatchPolicy = plugin("batch policy", BATCH_POLICIES, Fixed)
     noise_scale: NoiseScale = field(default_factory=NoiseScale)
@@ -97,6 +103,13 @@ class Config:
         check_values(self)
         check_penalties(self)
         check_head(self)
+        if self.augment.reads_sign and not separates_by_sign(self.loss):
+            raise InvalidField(
+                "augment.p",
+                None,
+                "must be a number or a schedule under this loss: p can follow the signs of D's logits only where a D that cannot tell real"
+                " from generated images has logits of 0, as under hinge and nonsaturating",
+            )
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -184,6 +197,19 @@ def check_penalties(config: Config) -> None:
                 f"does not work with penalties.{name}, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
                 " order, such as fd_r1 for r1",
             )
+
+
+def separates_by_sign(loss: Loss) -> bool:
+    """Whether a loss draws D's logits to 0 where D cannot tell real from generated images.
+
+    It does if D's loss of equal logits c for both is least at 0 and symmetric. Losses of differences of logits have no such point,
+    and least squares with targets 0 and 1 have it at 1/2. A loss that fails here fails in training, and is reported there.
+    """
+    try:
+        below, at_0, above = (float(loss.discriminator(logits, logits)) for logits in (torch.full((2,), c) for c in (-2.0, 0.0, 2.0)))
+    except Exception:
+        return True
+    return at_0 < above and math.isclose(below, above, rel_tol=1e-4)
 
 
 def check_batching(config: Config) -> None:
