@@ -17,7 +17,7 @@ from torch import nn
 from gantrain.batching.noise_scale import GradientProbe
 from gantrain.config.config import Config
 from gantrain.errors import UserError
-from gantrain.losses import LOSSES, R1, R2, Hinge, NonSaturating
+from gantrain.losses import LOSSES, PENALTIES, R1, R2, Hinge, NonSaturating
 from gantrain.losses.direction import direction_loss
 from gantrain.models import BigGAN
 from gantrain.models.architecture import build_networks
@@ -27,6 +27,7 @@ from gantrain.training.update import discriminator_phase, generator_phase
 SAN_LOSSES = [Hinge(), NonSaturating()]
 IDS = ["hinge", "nonsaturating"]
 CLASSES, FEATURES = 3, 4
+OTHERS = [PENALTIES[name]() for name in ("wgan_gp", "fd_r1", "cr", "zcr")]
 
 
 class LinearD(nn.Module):
@@ -154,10 +155,11 @@ def test_rounds_leave_the_gradients_what_they_were(loss):
             torch.testing.assert_close(gradient, found[0][name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_a_penalty_leaves_the_direction_alone():
+@pytest.mark.parametrize("penalty", [R1(gamma=50.0), R2(gamma=50.0), *OTHERS], ids=lambda one: type(one).__name__)
+def test_a_penalty_leaves_the_direction_alone(penalty):
     """It sees the value of the logits, of which only the features may learn: else it would turn the direction to where D is flat."""
     found = []
-    for penalties in ([], [(R1(gamma=50.0), 1.0)]):
+    for penalties in ([], [(penalty, 1.0)]):
         g, d = (player(n) for n in networks(san=True))
         discriminator_phase(g, d, Hinge(), rounds(6, 1), 1, penalties=penalties)
         found.append(gradients(d.network))

@@ -85,9 +85,10 @@ def build_networks(architecture: Architecture, resolution: int, channels: int, n
         if not hasattr(generator, part):
             name = type(architecture).__name__
             raise UserError(f"model: {name}.build must return a generator with {part}, and {type(generator).__name__} has none")
-    if architecture.san != bool(find_heads(discriminator)):
-        name, has = type(discriminator).__name__, "no SlicedHead" if architecture.san else "a SlicedHead"
-        raise UserError(f"model: {type(architecture).__name__} has san={architecture.san}, but its {name} has {has}; they must agree")
+    says = getattr(architecture, "san", Architecture.san)
+    if says != bool(find_heads(discriminator)):
+        name, has = type(discriminator).__name__, "no SlicedHead" if says else "a SlicedHead"
+        raise UserError(f"model: {type(architecture).__name__} has san={says}, but its {name} has {has}; they must agree")
     return generator, discriminator
 
 
