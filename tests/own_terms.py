@@ -75,7 +75,7 @@ class Wobble(Augmentation):
         return {"sign": logits_real.sign().mean(), "logit": logits_real.mean()}
 
     def next_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor], images: int, nimg: int) -> dict[str, Tensor]:
-        return {"p": (state["p"] + 1e-3 * images * (observed["sign"] + observed["logit"])).clamp(0.05, 0.5)}
+        return {"p": (state["p"] + 5e-5 * images * (observed["sign"] + observed["logit"])).clamp(0.01, 1.0)}
 
     def shown(self, state: Mapping[str, Tensor], nimg: int) -> dict[str, Tensor | float]:
         return {"p": state["p"]}
