@@ -65,15 +65,14 @@ def discriminator_phase(
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         require_scalar(value, loss, "discriminator")
+        require_gradient(value, loss, "discriminator")
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
         if along is not None:
             stats["loss/direction"] = direction_loss(loss, *along.chunk(2))
             value = value + stats["loss/direction"]
         stats |= observed_by(setting, logits_real)
         scene = Scene(x_real, y_real, x_fake, y_fake, z, logits_real, logits_fake, positions)
-        value = penalised(value, stats, "d", G, D, penalties, scene, setting)
-        require_gradient(value, loss, "discriminator")
-        return value, stats
+        return penalised(value, stats, "d", G, D, penalties, scene, setting), stats
 
     return step(D, G, term, rounds, k, probe)
 
@@ -178,7 +177,7 @@ def penalised(
             draws = setting.draws(f"penalties/{one.key}", scene.positions)
             found = one.penalty.term(dataclasses.replace(batch, draws=draws, state=one.state), player)
             require_term(found, one.penalty)
-            amount, observed = found
+            amount, observed = found[0].to(value.dtype), found[1]
             value = value + one.factor * amount
             stats[total] = stats.get(total, 0.0) + one.factor * amount
             stats[one.shown_as(player)] = amount
