@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TESTS, TINY, slow_but
 from penalty_batches import DIM_Z, SHAPE, SIZE, LinearD, QuadraticD, SmoothD, SmoothG, make_batch
+from penalty_workers import CUTS, played
+from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 
+from gantrain.config.loading import load
 from gantrain.errors import InvalidField, UserError
 from gantrain.losses import PENALTIES, PENALTY, R1, R2
 from gantrain.losses.penalties import (
@@ -28,7 +34,9 @@ from gantrain.losses.penalties import (
 )  # fmt: skip
 from gantrain.losses.penalties.jitter import jitter
 from gantrain.randomness import Draws
+from gantrain.run_folder import checkpoint
 from gantrain.schedule import Schedule
+from gantrain.training.trainer import Trainer
 
 STATES = {"lecam": {"real": 0.3, "fake": -0.2, "weight": 0.8}, "path_length": {"length": 0.5, "weight": 0.4}}
 # (name, player, settings): every penalty in every phase that it has a part in.
@@ -46,8 +54,15 @@ CASES = [
     ("zcr", "g", {"weight_g": 2.0, "sigma": 0.4}),
     ("path_length", "g", {"weight": 2.0}),
 ]
-IDS = [f"{name}-{player}" for name, player, _ in CASES]
-every_penalty = pytest.mark.parametrize("name, player, settings", CASES, ids=IDS)
+NAMES = [f"{name}-{player}" for name, player, _ in CASES]
+every_penalty = pytest.mark.parametrize("name, player, settings", CASES, ids=NAMES)
+
+
+def quick(*names):
+    """Every penalty, slow but for these."""
+    return pytest.mark.parametrize(
+        "name, player, settings", slow_but([case for case, of in zip(CASES, NAMES) if of in names], CASES), ids=NAMES
+    )
 
 
 def penalty_of(name, settings):
@@ -118,7 +133,7 @@ def test_value(name, player, settings):
     assert value.item() == pytest.approx(expected(name, player, penalty, batch, D, G), rel=1e-9)
 
 
-@every_penalty
+@quick("wgan_gp-d", "path_length-g")
 def test_gradient(name, player, settings):
     """Through the player's parameters: for a penalty that depends on a gradient, through a second derivative of the network."""
     D, G, penalty = SmoothD(width=3), SmoothG(), penalty_of(name, settings)
@@ -135,8 +150,8 @@ def test_gradient(name, player, settings):
     assert torch.autograd.gradcheck(value, values, fast_mode=True)
 
 
-@every_penalty
-@pytest.mark.parametrize("augmented", [False, True])
+@quick("fd_r1-d", "lecam-d", "path_length-g")
+@pytest.mark.parametrize("augmented", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rounds_make_one_batch(name, player, settings, augmented):
     """Value, gradient and observations of 8 images, of 2 rounds of 4 and of 4 rounds of 2: equal to 1e-9."""
 
@@ -179,7 +194,7 @@ def test_every_penalty_keeps_the_contract(name):
     assert set(observed) == set(state) - {"weight"} and not any(value.requires_grad for value in observed.values())
 
 
-@every_penalty
+@quick("fd_r1-d", "zcr-g")
 def test_bf16_and_channels_last(name, player, settings):
     """Autocast: finite, and as near as 8 bits allow; the other layout: the same."""
     torch.manual_seed(0)
@@ -267,7 +282,7 @@ def test_finite_differences_of_a_linear_d():
         torch.testing.assert_close(slope, 2 * w, rtol=0, atol=0.15)
 
 
-@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("sigma", slow_but([1.0], [0.05, 0.3, 1.0]))
 def test_bias_and_variance_of_finite_differences_of_a_quadratic_d(sigma):
     """|g|^2 + sigma^2 / 4 ((tr H)^2 + 2 |H|^2), and the variance up to sigma^2, for a matrix H with a trace."""
     source = torch.Generator().manual_seed(4)
@@ -465,8 +480,7 @@ class Mapped(nn.Module):
         return self.synthesis(self.mapping(z, y))
 
 
-@pytest.mark.parametrize("layers", [0, 3])
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("layers, wrapped", slow_but([(3, True), (0, False)], itertools.product([0, 3], [False, True])))
 def test_path_length_starts_at_w_where_there_is_a_mapping_network(layers, wrapped):
     """|S^T y| of the latent w, with layers the root of the mean over them; also behind a wrapper that has the network as `module`."""
     G = Mapped(layers)
@@ -542,7 +556,7 @@ def test_values_out_of_range_are_refused_by_key(cls, wrong, words):
         cls(**wrong)
 
 
-@every_penalty
+@quick("fd_r1-d", "zcr-d", "lecam-d")
 def test_a_weight_may_follow_a_schedule(name, player, settings):
     """Half-way between 2 and 6 it is 4; at 0, where a schedule may start, the penalty is 0."""
     fields = [f.name for f in dataclasses.fields(PENALTIES[name]) if f.name.startswith(("gamma", "weight"))]
@@ -553,3 +567,72 @@ def test_a_weight_may_follow_a_schedule(name, player, settings):
         found = penalty_of(name, scheduled).term(batch, player)[0]
         plain = penalty_of(name, {**settings, **dict.fromkeys(fields, 1.0)}).term(batch, player)[0]
         torch.testing.assert_close(found, weight * plain)
+
+
+# ---- in an update ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_and_rounds_have_the_gradients_and_states_of_one_batch(launch, tmp_path):
+    """With all penalties of both players at once, and an augmentation: after two updates, to 1e-9."""
+    launch(2, TESTS / "penalty_workers.py", tmp_path)
+    one = played(16, 1)
+    for found in (played(8, 2), played(2, 8), *(load_file(tmp_path / f"{b}-{k}.safetensors") for b, k in CUTS)):
+        assert found.keys() == one.keys()
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, one[name], rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# ---- in training -----------------------------------------------------------------------------------------------------
+
+GAME = [
+    *TINY,
+    *["batching.micro_batch=8", "optim.d_steps=2", "eval.every_kimg=null", "tracking.every_kimg=0.016", "tracking.samples_every_kimg=null"],
+]
+IN_TRAINING = {
+    "r1": "every: 1",
+    "r2": "every: 3",
+    "fd_r1": "gamma: 0.5, share: 0.25",
+    "fd_r2": "every: 3, reuse_logits: false",
+    "wgan_gp": "weight: 1.0",
+    "dragan": "std: 0.6, every: 2",
+    "lecam": "start_kimg: 0.03",
+    "cr": "flip: false",
+    "bcr": "flip: false, every: 2",
+    "zcr": "sigma: 0.1",
+    "path_length": "every: 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_run_trains_and_resumes_to_the_bit(name, tmp_path):
+    """Six updates of two rounds at once, and in two parts, have the same weights and the same state; the record has the penalty."""
+
+    def train(run, updates, upto):
+        settings = [*GAME, f"penalties={{p: {{name: {name}, {IN_TRAINING[name]}}}}}", f"run_dir={tmp_path / run}"]
+        trainer = Trainer(load(ROOT / "configs" / "digits.yaml", settings))
+        try:
+            trainer.start()
+            for _ in range(updates):
+                trainer.maintain()
+                trainer.update()
+            trainer.maintain()
+            assert trainer.run.nimg == 16 * upto
+            trainer.saving.save()
+            trainer.keeper.collect(trainer.run.nimg, wait=True)
+        finally:
+            trainer.close()
+        return checkpoint.read(trainer.keeper.checkpoints.newest())
+
+    whole = train("whole", 6, 6)
+    train("parts", 3, 3)
+    parts = train("parts", 3, 6)
+    assert parts.state.get("terms") == whole.state.get("terms") and bool(whole.state.get("terms")) == (name in STATES)
+    for key, tensors in whole.tensors.items():
+        for place, tensor in tensors.items():
+            assert torch.equal(tensor, parts.tensors[key][place]) and tensor.isfinite().all()
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    for key in {"zcr": ["penalty/p/d", "penalty/p/g"]}.get(name, ["penalty/p"]):
+        values = [line[key] for line in lines if key in line]
+        assert values and all(map(math.isfinite, values)) and any(values)

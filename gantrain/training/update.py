@@ -190,16 +190,16 @@ def seen_by_penalties(player: PlayerKey, G: Player, D: Player, scene: Scene, set
     judge = D.wrapped if player == "d" else D.network
 
     def logits_of(kind: Literal["real", "fake"]) -> LogitsOf:
-        return lambda x, y: full_precision(judge(setting.augmented(x, kind, scene.positions), y))
+        return lambda x, y, stride=1: full_precision(judge(setting.augmented(x, kind, scene.positions[::stride]), y))
 
     def images_of(z: Tensor, y: Tensor) -> Tensor:
-        if player == "g":
-            return G.wrapped(z, y)
         with torch.no_grad():
             return G.network(z, y)
 
+    # In its own phase G itself, at which a mapping network is found.
+    generator = G.wrapped if player == "g" else images_of
     return PenaltyBatch(
-        logits_of("real"), logits_of("fake"), images_of, scene.x_real, scene.y_real, scene.x_fake, scene.y_fake, scene.z,
+        logits_of("real"), logits_of("fake"), generator, scene.x_real, scene.y_real, scene.x_fake, scene.y_fake, scene.z,
         scene.logits_real, scene.logits_fake, setting.draws("penalties", scene.positions), setting.nimg, {},
     )  # fmt: skip
 

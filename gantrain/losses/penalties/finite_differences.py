@@ -41,7 +41,7 @@ class FiniteDifference(Penalty):
         gamma: weight, as of r1 and r2.
         sigma: standard deviation of the noise, for images in [-1, 1]. The bias grows with sigma^2; rounding errors count for more the
             smaller it is: use 0.05 or more in bf16.
-        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1.
+        every: the penalty is applied at every n-th step of D and multiplied by n; published: 1, at n times the cost.
         share: the share of images at which it is computed, one n-th. Where n divides micro_batch, only these images are passed
             through D; otherwise all are, and nothing is saved.
         reuse_logits: whether the logits of the loss serve as D(x). Turn it off for a D in which the images of a batch affect each other,
@@ -50,7 +50,7 @@ class FiniteDifference(Penalty):
 
     gamma: Scheduled = 0.1
     sigma: float = 0.01
-    every: int = 1
+    every: int = 4
     share: float = 1.0
     reuse_logits: bool = True
 
