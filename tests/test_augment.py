@@ -19,6 +19,7 @@ from gantrain.augment.corruptions import POWER, add_noise, apply_gains, cut_out,
 from gantrain.augment.geometry import Warp, apply_warp, draw_warp
 from gantrain.augment.sampling import sample
 from gantrain.config.config import Config, separates_by_sign
+from gantrain.config.notes import notes
 from gantrain.errors import InvalidField
 from gantrain.losses import LOSSES
 from gantrain.randomness import Draws
@@ -487,6 +488,14 @@ def test_a_given_p_observes_nothing_and_is_shown():
                        (dict.fromkeys(ada.GROUPS, False), "blit: must be true if")):  # fmt: skip
         with pytest.raises(InvalidField, match=words):
             Ada(**bad)
+
+
+def test_a_p_that_may_leak_or_cannot_rise_is_noted():
+    short = Config(augment=Ada(), total_kimg=80)
+    assert notes(short) == ["augment.length_kimg=500: p starts at 0 and cannot exceed 0.16 by the end, at total_kimg=80"]
+    assert notes(Config(augment=Ada(length_kimg=50), total_kimg=80)) == notes(Config(augment=Ada(p=0.8))) == notes(Config()) == []
+    high = Config(augment=Ada(p=Schedule(0.0, 0.9, until_kimg=10)))
+    assert notes(high) == ["augment.p reaches 0.9: above 0.8, generated images may show the augmentation"]
 
 
 def test_an_adaptive_p_needs_a_loss_with_a_boundary_at_0():

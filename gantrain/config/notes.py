@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gantrain.augment import Ada
 from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseScale, Schedule
 from gantrain.config.config import Config
 from gantrain.config.sections import AUTO, Orbit, Swap
+from gantrain.schedule import bounds_of
 
 STARTS = (
     "start_kimg",
@@ -15,6 +17,9 @@ STARTS = (
     "update_every_kimg",
     "snapshot_every_kimg",
 )  # times that should come before the end
+
+MOST_P = 0.8  # below which augmentations were not seen to leak (Karras et al. 2020, section 3)
+LEAST_RISE = 0.5  # a p that cannot rise this far is worth a note
 
 
 def batching_notes(config: Config) -> list[str]:
@@ -66,6 +71,22 @@ def averager_notes(config: Config) -> list[str]:
     return found
 
 
+def augmentation_notes(config: Config) -> list[str]:
+    """Notes about a probability of ADA's transforms that is too high, or that cannot rise."""
+    rule, total = config.augment, config.total_kimg
+    if not isinstance(rule, Ada):
+        return []
+    if rule.p is None and total < LEAST_RISE * rule.length_kimg:
+        return [
+            f"augment.length_kimg={rule.length_kimg:g}: p starts at 0 and cannot exceed {total / rule.length_kimg:.2g} by the end,"
+            f" at total_kimg={total:g}"
+        ]
+    highest = 0.0 if rule.p is None else bounds_of(rule.p)[1]
+    if highest > MOST_P:
+        return [f"augment.p reaches {highest:g}: above {MOST_P:g}, generated images may show the augmentation"]
+    return []
+
+
 def starts_of(name: str, averager: Any) -> dict[str, float]:
     """The times of an averager that should come before the end of the run, by full key."""
     named = [f.name for f in dataclasses.fields(averager) if f.name in STARTS]
@@ -101,6 +122,7 @@ def notes(config: Config) -> list[str]:
     if config.batching.grows_at_swaps and not config.swap.grows and config.guard.growth == 1:
         found.append("batching: on_swap grows the batch at swaps, and swap.growth is 1: it has no effect")
     found += batching_notes(config)
+    found += augmentation_notes(config)
     if config.guard.score is not None and config.eval.every_kimg is None:
         found.append("guard.score is watched at evaluations, and eval.every_kimg is null: it has no effect")
     if config.orbit.every_kimg is None and config.orbit != Orbit():
