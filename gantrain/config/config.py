@@ -17,7 +17,7 @@ from gantrain.augment import AUGMENTATIONS, Augmentation, Plain
 from gantrain.averaging import AVERAGERS, LIVE, Averager, Ema
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.batching import BATCH_POLICIES, BatchPolicy, Fixed, NoiseScale
-from gantrain.config.plugins import adapt_plugins, find
+from gantrain.config.plugins import adapt_plugins, find, name_of
 from gantrain.config.sections import AUTO, Checkpoint, Eval, Guard, Optim, Orbit, Swap, Tracking, plugin, plugins
 from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
@@ -189,10 +189,10 @@ def check_augmentation(config: Config) -> None:
     """
     if config.augment.reads_sign and not separates_by_sign(config.loss):
         raise InvalidField(
-            "augment.p",
-            getattr(config.augment, "p", None),
-            "must be a number or a schedule under this loss: p can follow the signs of D's logits only where a D that cannot tell real"
-            " from generated images has logits of 0, as under hinge and nonsaturating",
+            "loss.name",
+            name_of(LOSSES, config.loss),
+            "must draw logits to 0 where D cannot tell real from generated images, as hinge and nonsaturating do, since the augmentation"
+            " follows their signs; or set augment.p to a number or a schedule",
         )
 
 
