@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import slow_but
+from conftest import ROOT, TINY, lines_of, slow_but
+from game import networks, player
+from own_terms import flat, play, terms
+from safetensors.torch import load_file
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
+from sklearn.datasets import load_digits
+from torch import nn
 
 from gantrain.augment import AUGMENTATION, AUGMENTATIONS, Ada, DiffAugment, Plain, ada, diffaugment, wavelet
 from gantrain.augment.blits import Blits, apply_blits, draw_blits
@@ -19,10 +27,12 @@ from gantrain.augment.corruptions import POWER, add_noise, apply_gains, cut_out,
 from gantrain.augment.geometry import Warp, apply_warp, draw_warp
 from gantrain.augment.sampling import sample
 from gantrain.config.config import Config, separates_by_sign
+from gantrain.config.notes import notes
 from gantrain.errors import InvalidField
-from gantrain.losses import LOSSES
+from gantrain.losses import LOSSES, R1, Hinge, NonSaturating
 from gantrain.randomness import Draws
 from gantrain.schedule import Schedule
+from gantrain.training.update import discriminator_phase
 
 ALL = dict.fromkeys(ada.GROUPS, True)
 MANY = 20_000
@@ -489,6 +499,14 @@ def test_a_given_p_observes_nothing_and_is_shown():
             Ada(**bad)
 
 
+def test_a_p_that_may_leak_or_cannot_rise_is_noted():
+    short = Config(augment=Ada(), total_kimg=80)
+    assert notes(short) == ["augment.length_kimg=500: p starts at 0 and cannot exceed 0.16 by the end, at total_kimg=80"]
+    assert notes(Config(augment=Ada(length_kimg=50), total_kimg=80)) == notes(Config(augment=Ada(p=0.8))) == notes(Config()) == []
+    high = Config(augment=Ada(p=Schedule(0.0, 0.9, until_kimg=10)))
+    assert notes(high) == ["augment.p reaches 0.9: above 0.8, generated images may show the augmentation"]
+
+
 def test_an_adaptive_p_needs_a_loss_with_a_boundary_at_0():
     separate = {name: separates_by_sign(cls()) for name, cls in LOSSES.items()}
     assert separate["hinge"] and separate["nonsaturating"] and not separate["relativistic"]
@@ -504,6 +522,131 @@ def test_an_adaptive_p_needs_a_loss_with_a_boundary_at_0():
         def generator(self, logits_real, logits_fake):
             return (logits_fake - self.real).square().mean()
 
-    with pytest.raises(InvalidField, match="augment.p: must be a number or a schedule under this loss"):
+    with pytest.raises(InvalidField, match="loss.name: must draw logits to 0 .*; or set augment.p to a number"):
         Config(augment=Ada(), loss=Squares())
     assert Config(augment=Ada(), loss=Squares(fake=-1.0)).augment.reads_sign and Config(augment=Ada(p=0.5), loss=Squares())
+
+
+# ---- in training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_rounds_with_ada_are_one_batch():
+    """With a penalty of second order through the pipe, and p that moves: gradients after two updates, and all states."""
+    found = []
+    for b, k in [(6, 1), (3, 2)]:
+        (g, d), own = (player(n) for n in networks()), terms(Ada(every=6, length_kimg=0.02, target=-0.9, **ALL), r1=R1(0.3, every=1))
+        found.append((play(g, d, Hinge(), own, b, k, updates=3), flat(own.states)))
+    assert 0.3 < found[0][1]["augment/p"] < 1
+    for one, other in zip(found[0], found[1]):
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+class Held(nn.Module):
+    """The best generator: it returns digits that D is never shown as real."""
+
+    def __init__(self, digits: torch.Tensor):
+        super().__init__()
+        self.digits, self.nothing = digits, nn.Parameter(torch.zeros(1))
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.digits[(torch.special.ndtr(z[:, 0]) * len(self.digits)).long()] + 0 * self.nothing
+
+
+class Perceptron(nn.Module):
+    """A D that can learn a hundred digits by heart."""
+
+    def __init__(self):
+        super().__init__()
+        wide = (nn.Linear(64, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1))
+        self.layers = nn.Sequential(nn.Flatten(), *wide)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)[:, 0]
+
+
+def signs_and_p(count: int, augment: Ada, updates: int = 450, b: int = 64) -> tuple[float, float]:
+    """(mean sign of D's logits at `count` real digits, p): each the mean over the second half of a training of D against others."""
+    torch.manual_seed(0)
+    digits = torch.from_numpy(load_digits().images).float()[torch.randperm(1797), None] / 8 - 1
+    g, d, own = player(Held(digits[898:])), player(Perceptron()), terms(augment)
+    signs, found = [], []
+    for update in range(updates):
+        x, z, y = digits[torch.randint(count, (b,))], torch.randn(b, 1), torch.zeros(b, dtype=torch.int64)
+        positions = torch.arange(update * b, update * b + b)
+        setting = own.setting("d0", update * b)
+        with torch.no_grad():
+            signs.append(float(d.network(setting.augmented(x, "real", positions), y).sign().mean()))
+        own.follow(discriminator_phase(g, d, NonSaturating(), [((x, y), (z, y, positions))], 1, setting=setting), [], b, update * b)
+        found.append(float(own.shown(update * b)["augment/p"]))
+    return float(np.mean(signs[updates // 2 :])), float(np.mean(found[updates // 2 :]))
+
+
+@pytest.mark.slow
+def test_p_rises_where_d_overfits_and_stays_low_where_it_does_not():
+    """Real and generated images have one distribution here, so all that D learns is which images are the real ones."""
+    adaptive = Ada(length_kimg=10)
+    alone, _ = signs_and_p(100, Ada(p=0.0))
+    few, p_few = signs_and_p(100, adaptive)
+    many, p_many = signs_and_p(898, adaptive)
+    assert alone > 0.8 and few == pytest.approx(adaptive.target, abs=0.1) and p_few > 0.04
+    assert many < adaptive.target and p_many < 0.005
+
+
+WHOLE = ["train", str(ROOT / "configs" / "digits.yaml"), *TINY, "augment={name: ada, every: 48, length_kimg: 1.0, target: 0.3}"]
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def require_same(run: Path, other: Path) -> None:
+    """Weights and the augmentation's state of the newest checkpoints, to the bit."""
+    for file in sorted(newest(run).glob("*.safetensors")):
+        ours, theirs = load_file(file), load_file(newest(other) / file.name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), file.name
+    ours, theirs = (json.loads((newest(one) / "state.json").read_text()) for one in (run, other))
+    assert ours.get("terms") == theirs.get("terms")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_has_the_same_p_to_the_bit(gantrain, tmp_path):
+    gantrain(*WHOLE, f"run_dir={tmp_path / 'whole'}")
+    gantrain(*WHOLE, f"run_dir={tmp_path / 'killed'}", "total_kimg=0.24")
+    shutil.rmtree(newest(tmp_path / "killed"))  # as if the run had been killed after its checkpoint of 0.16 kimg
+    gantrain(*WHOLE, f"run_dir={tmp_path / 'killed'}")
+    require_same(tmp_path / "killed", tmp_path / "whole")
+    saved = json.loads((newest(tmp_path / "whole") / "state.json").read_text())["terms"]["augment"]
+    assert saved.keys() == Ada().initial_state().keys() and 0 < saved["p"] < 1 and saved["images"] > 0
+    shown = [line["augment/p"] for line in lines_of(tmp_path / "whole") if "augment/p" in line]
+    assert len(shown) == 4 and shown[-1] > 0
+
+
+@pytest.mark.slow
+def test_samples_and_scores_never_show_the_augmentation(gantrain, tmp_path, monkeypatch):
+    """An augmentation that is the identity changes no number of a run, and after training nothing is augmented."""
+    plain = [word for word in WHOLE if not word.startswith("augment=")]
+    gantrain(*plain, f"run_dir={tmp_path / 'plain'}")
+    gantrain(*plain, "augment={name: ada, p: 1.0e-9}", f"run_dir={tmp_path / 'same'}")
+    require_same(tmp_path / "plain", tmp_path / "same")
+    sheets = [sorted((tmp_path / name / "samples").iterdir())[-1].read_bytes() for name in ("plain", "same")]
+    assert sheets[0] == sheets[1]
+    gantrain(*plain, "augment.name=diffaugment", f"run_dir={tmp_path / 'strong'}")
+    calls = []
+    monkeypatch.setattr(DiffAugment, "apply", lambda *arguments: calls.append(arguments))
+    gantrain("sample", tmp_path / "strong", "--num", 4, "--out", tmp_path / "four.png")
+    gantrain("evaluate", tmp_path / "strong", "--average", "live")
+    gantrain("report", tmp_path / "strong")
+    assert calls == [] and (tmp_path / "four.png").is_file()
+    with pytest.raises(AssertionError):
+        gantrain(*plain, "augment.name=diffaugment", f"run_dir={tmp_path / 'strong'}", "total_kimg=0.4")
+    assert calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_with_r1_at_both_precisions(gantrain, tmp_path, precision):
+    more = ["penalties={r1: {name: r1, gamma: 0.1, every: 2}}", f"mixed_precision={precision}", "noise_scale.measure_every=2"]
+    gantrain(*WHOLE, *more, f"run_dir={tmp_path / 'run'}", "total_kimg=0.16")
+    assert all(np.isfinite(line["loss/d"]) for line in lines_of(tmp_path / "run") if "loss/d" in line)

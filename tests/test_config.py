@@ -155,7 +155,10 @@ REFUSALS = [
     (["augment={name: ada, p: 1.5}"], r"augment.p must be in \[0, 1\] at all times, or null to adapt it, got 1.5"),
     (["augment={name: ada, every: 0}"], r"augment.every must be at least 1, got 0"),
     (["augment={name: diffaugment, color: false, translation: false, cutout: false}"], r"augment.cutout must be true if .*use name=none"),
-    (["augment.name=ada", "loss.name=relativistic"], r"augment.p must be a number or a schedule under this loss"),
+    (
+        ["augment.name=ada", "loss.name=relativistic"],
+        r"loss.name must draw logits to 0 .* or set augment.p to a number or a schedule, got 'relativistic'",
+    ),
     (["resume=runs/a"], r"a run resumes by itself where run_dir has checkpoints"),
     (["tracking.wandb.tags=a"], r"tracking.wandb.tags must be a list of strings, got 'a'; write \[a\]"),
     (["eval.metrics=fid,kid"], r"eval.metrics must be a list of strings, got 'fid,kid'; write \[fid, kid\]"),

@@ -230,6 +230,7 @@ FLOOR = "guard.on_saturation has no effect with loss.name=wasserstein"
         ({"loss": Wasserstein()}, []),  # spectral norm
         ({"loss": Wasserstein(), "model": BigGAN(spectral_norm=False)}, [BOUNDS]),
         ({"loss": Wasserstein(), "model": BigGAN(spectral_norm=False), "penalties": {"r1": R1()}}, []),
+        ({"loss": Wasserstein(), "model": BigGAN(spectral_norm=False), "penalties": {"lecam": PENALTIES["lecam"]()}}, [BOUNDS]),
         ({"loss": Wasserstein(), "guard": Guard(on_saturation="stop")}, [FLOOR]),
         ({"loss": Wasserstein(), "guard": Guard(saturation=0.1), "model": BigGAN(spectral_norm=False)}, [BOUNDS, FLOOR]),
         ({"model": BigGAN(spectral_norm=False), "guard": Guard(on_saturation="stop")}, []),

@@ -36,7 +36,7 @@ class Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(places)
-        image = y.new_zeros(*y.shape[:2], *size)  # whose values the gradient does not depend on
+        image = y.new_zeros(()).expand(*y.shape[:2], *size)  # whose values the gradient does not depend on
         need = [True, False]
         spread, _ = torch.ops.aten.grid_sampler_2d_backward(y.contiguous(), image, places, BILINEAR, REFLECTION, True, need)
         return spread

@@ -103,13 +103,7 @@ class Config:
         check_values(self)
         check_penalties(self)
         check_head(self)
-        if self.augment.reads_sign and not separates_by_sign(self.loss):
-            raise InvalidField(
-                "augment.p",
-                None,
-                "must be a number or a schedule under this loss: p can follow the signs of D's logits only where a D that cannot tell real"
-                " from generated images has logits of 0, as under hinge and nonsaturating",
-            )
+        check_augmentation(self)
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -197,6 +191,21 @@ def check_penalties(config: Config) -> None:
                 f"does not work with penalties.{name}, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
                 " order, such as fd_r1 for r1",
             )
+
+
+def check_augmentation(config: Config) -> None:
+    """Refuse an augmentation that follows the signs of logits under a loss whose logits have no boundary at 0.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    if config.augment.reads_sign and not separates_by_sign(config.loss):
+        raise InvalidField(
+            "loss.name",
+            name_of(LOSSES, config.loss),
+            "must draw logits to 0 where D cannot tell real from generated images, as hinge and nonsaturating do, since the augmentation"
+            " follows their signs; or set augment.p to a number or a schedule",
+        )
 
 
 def separates_by_sign(loss: Loss) -> bool:
