@@ -14,6 +14,8 @@ import math
 import numpy as np
 import torch
 
+from gantrain.devices import widest_float
+
 WORDS_PER_COUNT = 4  # one tick of Philox's counter gives four 64-bit words
 
 
@@ -94,9 +96,10 @@ class Draws:
     def normal(self, name: str, *shape: int) -> torch.Tensor:
         """Standard normal numbers, within +-5.8: float32 `[N, *shape]`, by the method of Box and Muller (1958)."""
         count = math.prod(shape)
-        radius, angle = self.uniform(name, 2, -(-count // 2)).unbind(1)
+        # In float64: the last digit of a float32 logarithm depends on where in a batch it is computed.
+        radius, angle = self.uniform(name, 2, -(-count // 2)).to(widest_float(self.positions.device)).unbind(1)
         radius, angle = (-2.0 * radius.log()).sqrt(), 2.0 * math.pi * angle
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].reshape(len(self), *shape)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].reshape(len(self), *shape).float()
 
 
 MASK = 2**32 - 1

@@ -136,6 +136,16 @@ def test_two_processes_have_the_gradient_of_one(runs):
 
 
 @pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one_where_d_returns_its_logits_twice(runs):
+    """SAN's head, with a penalty that sees them once."""
+    g, d = (player(n) for n in networks(san=True))
+    discriminator_phase(g, d, Hinge(), rounds(16, 1), 1, penalties=[(R1(gamma=0.5), 4.0)])
+    found = load_file(done(runs, "gradient", 2) / "san.safetensors")
+    for key, tensor in gradients(d.network).items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [own_terms.Paired(), own_terms.PairedHinge()])
 def test_two_processes_with_every_word_are_one(runs, loss):
     """Penalties with state of both players, an augmentation, paired labels, two G steps before D's: gradients and states of one batch."""
@@ -242,6 +252,42 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(launch, tmp_pa
     assert done.returncode != 0
     assert "batching.batch_size: 15 cannot be split evenly over 2 processes; use a multiple of 2" in done.stderr
     assert done.stderr.count("gantrain: error:") == 1
+
+
+OF_ONE = """
+import os, sys, time
+from gantrain import cli
+from gantrain.data import Digits
+from gantrain.errors import UserError
+from gantrain.training import trainer
+controller = trainer.BatchController
+def refuse(*arguments):
+    raise UserError("data: its disk is not mounted")
+def late(*arguments):
+    time.sleep(1.5)
+    return controller(*arguments)
+if os.environ["RANK"] == "1":
+    if sys.argv[1] == "alone":
+        Digits.build = refuse
+    trainer.BatchController = late
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refuses", ["alone", "late"])
+def test_the_launcher_stops_no_process_before_its_own_error_is_said_and_none_says_that_it_was_stopped(launch, tmp_path, refuses):
+    (tmp_path / "of_one.py").write_text(OF_ONE)
+    words = ["train", DIGITS, f"run_dir={tmp_path / 'run'}", *(["batching.batch_size=15"] if refuses == "late" else [])]
+    done = launch(2, tmp_path / "of_one.py", refuses, *words, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("gantrain: error:")]
+    if refuses == "late":
+        words = "gantrain: error: batching.batch_size: 15 cannot be split evenly over 2 processes; use a multiple of 2"
+        assert said == [words], done.stderr
+    else:
+        assert said == [
+            "gantrain: error: another process failed; see its error message", "gantrain: error: process 1: data: its disk is not mounted",
+        ], done.stderr  # fmt: skip
 
 
 def test_data_that_is_refused_is_refused_in_a_line_by_all_processes(together, tmp_path):

@@ -45,6 +45,11 @@ def gradient(accelerator, folder: Path) -> None:
                 assert torch.equal(accelerator.gather(tensor[None])[0], tensor) or accelerator.is_main_process
             if accelerator.is_main_process:
                 save_file(tensors, folder / f"{name}-{b}-{k}.safetensors")
+    g, d = (player(n, accelerator) for n in networks(san=True))  # whose D returns its logits twice
+    cut = {"world": accelerator.num_processes, "rank": accelerator.process_index}
+    discriminator_phase(g, d, Hinge(), rounds(4, 2, **cut), 2, penalties=[(R1(gamma=0.5), 4.0)])
+    if accelerator.is_main_process:
+        save_file(gradients(d.network), folder / "san.safetensors")
 
 
 def terms(accelerator, folder: Path) -> None:

@@ -17,6 +17,11 @@ class Augmentation(ABC):
     An augmentation that does not inherit from this class gets the same defaults. In a configuration it is a frozen dataclass.
     """
 
+    @property
+    def reads_sign(self) -> bool:
+        """Whether its state follows the signs of D's logits: False by default. A loss without a boundary at 0 is then refused."""
+        return False
+
     @abstractmethod
     def apply(self, x: Tensor, draws: Draws, state: Mapping[str, Tensor], nimg: int) -> Tensor:
         """The transformed images, of the same shape and dtype, differentiable (twice) with respect to `x`.

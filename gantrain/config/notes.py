@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gantrain.augment import Ada
 from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseScale, Schedule
 from gantrain.config.config import Config
-from gantrain.config.sections import AUTO, Orbit, Swap
+from gantrain.config.sections import AUTO, Guard, Orbit, Swap
+from gantrain.losses import Penalty, Wasserstein
+from gantrain.losses.penalties import LatentConsistency, LeCam, PathLength
 from gantrain.losses.penalties.consistency import Jittering
 from gantrain.losses.penalties.finite_differences import SIGMA_OF_BF16, FiniteDifference
-from gantrain.losses.penalties.lecam import LeCam
+from gantrain.models import BigGAN
+from gantrain.schedule import bounds_of
 
 STARTS = (
     "start_kimg",
@@ -18,6 +22,9 @@ STARTS = (
     "update_every_kimg",
     "snapshot_every_kimg",
 )  # times that should come before the end
+
+MOST_P = 0.8  # below which augmentations were not seen to leak (Karras et al. 2020, section 3)
+LEAST_RISE = 0.5  # a p that cannot rise this far is worth a note
 
 
 def batching_notes(config: Config) -> list[str]:
@@ -89,6 +96,42 @@ def averager_notes(config: Config) -> list[str]:
     return found
 
 
+def loss_notes(config: Config) -> list[str]:
+    """Notes about a loss that nothing keeps in bounds, or that the guard cannot judge."""
+    found = []
+    if isinstance(config.loss, Wasserstein):
+        # Spectral norm is a key of gantrain's own networks; others may bound D's slope in some other way, and so may other penalties.
+        if isinstance(config.model, BigGAN) and not config.model.spectral_norm and all(map(leaves_slope_free, config.penalties.values())):
+            found.append(
+                "loss.name=wasserstein: nothing bounds D's slope, so its loss may fall without end; add a gradient penalty or set"
+                " model.spectral_norm=true"
+            )
+        if any(getattr(config.guard, name) != getattr(Guard(), name) for name in ("on_saturation", "saturation", "saturation_kimg")):
+            found.append("guard.on_saturation has no effect with loss.name=wasserstein: D's loss has no lower bound to come near to")
+    return found
+
+
+def leaves_slope_free(penalty: Penalty) -> bool:
+    """Whether a penalty is one of gantrain's that do not bound D's slope."""
+    return isinstance(penalty, (LeCam, Jittering, LatentConsistency, PathLength))
+
+
+def augmentation_notes(config: Config) -> list[str]:
+    """Notes about a probability of ADA's transforms that is too high, or that cannot rise."""
+    rule, total = config.augment, config.total_kimg
+    if not isinstance(rule, Ada):
+        return []
+    if rule.p is None and total < LEAST_RISE * rule.length_kimg:
+        return [
+            f"augment.length_kimg={rule.length_kimg:g}: p starts at 0 and cannot exceed {total / rule.length_kimg:.2g} by the end,"
+            f" at total_kimg={total:g}"
+        ]
+    highest = 0.0 if rule.p is None else bounds_of(rule.p)[1]
+    if highest > MOST_P:
+        return [f"augment.p reaches {highest:g}: above {MOST_P:g}, generated images may show the augmentation"]
+    return []
+
+
 def starts_of(name: str, averager: Any) -> dict[str, float]:
     """The times of an averager that should come before the end of the run, by full key."""
     named = [f.name for f in dataclasses.fields(averager) if f.name in STARTS]
@@ -125,6 +168,7 @@ def notes(config: Config) -> list[str]:
     if config.batching.grows_at_swaps and not config.swap.grows and config.guard.growth == 1:
         found.append("batching: on_swap grows the batch at swaps, and swap.growth is 1: it has no effect")
     found += batching_notes(config)
+    found += augmentation_notes(config)
     if config.guard.score is not None and config.eval.every_kimg is None:
         found.append("guard.score is watched at evaluations, and eval.every_kimg is null: it has no effect")
     if config.orbit.every_kimg is None and config.orbit != Orbit():
@@ -136,4 +180,5 @@ def notes(config: Config) -> list[str]:
         )
     found += penalty_notes(config)
     found += averager_notes(config)
+    found += loss_notes(config)
     return found

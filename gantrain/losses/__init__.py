@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from gantrain.losses.hinge import Hinge
+from gantrain.losses.least_squares import LeastSquares
+from gantrain.losses.minimax import Minimax
 from gantrain.losses.nonsaturating import NonSaturating
 from gantrain.losses.objective import LOSS, PENALTY, Loss, Penalty
 from gantrain.losses.penalties import (
@@ -19,8 +21,12 @@ from gantrain.losses.penalties import (
     PathLength,
 )
 from gantrain.losses.relativistic import Relativistic
+from gantrain.losses.wasserstein import Wasserstein
 
-LOSSES: dict[str, type[Loss]] = {"hinge": Hinge, "nonsaturating": NonSaturating, "relativistic": Relativistic}
+LOSSES: dict[str, type[Loss]] = {
+    "hinge": Hinge, "nonsaturating": NonSaturating, "minimax": Minimax, "relativistic": Relativistic, "least_squares": LeastSquares,
+    "wasserstein": Wasserstein,
+}  # fmt: skip
 PENALTIES: dict[str, type[Penalty]] = {
     "r1": R1,
     "r2": R2,
@@ -34,4 +40,7 @@ PENALTIES: dict[str, type[Penalty]] = {
     "zcr": LatentConsistency,
     "path_length": PathLength,
 }
-__all__ = ["LOSS", "LOSSES", "PENALTIES", "PENALTY", "R1", "R2", "Hinge", "Loss", "NonSaturating", "Penalty", "Relativistic"]
+__all__ = [
+    "LOSS", "LOSSES", "PENALTIES", "PENALTY", "R1", "R2", "Hinge", "LeastSquares", "Loss", "Minimax", "NonSaturating", "Penalty",
+    "Relativistic", "Wasserstein",
+]  # fmt: skip

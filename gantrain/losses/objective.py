@@ -35,10 +35,13 @@ class Loss(ABC):
         generator_sees_real: whether `generator` uses `logits_real`. True by default: a loss that does not say is given them.
             False saves a forward pass of D on real images.
         paired_labels: whether the i-th generated image must have the class of the i-th real image, in both phases. False by default.
+        san: whether it trains a D with a sliced head, see `gantrain.losses.direction`; `generator` is then asked about real images too,
+            and does not use `logits_real`. False by default.
     """
 
     generator_sees_real: bool = True
     paired_labels: bool = False
+    san: bool = False
 
     @abstractmethod
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:

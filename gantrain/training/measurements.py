@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-OF_D = ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  # summed over the D steps of an update
+OF_D = ("loss/d", "loss/direction", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  # summed over the D steps of an update
 OF_G = ("loss/g", "loss/penalty_g", "grad_norm/g")  # over the G steps
 OF_SOME = "penalty/"  # prefix of statistics that not every step has
 

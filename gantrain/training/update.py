@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from gantrain.batching.noise_scale import GradientProbe
 from gantrain.losses import Loss, Penalty
+from gantrain.losses.direction import direction_loss
 from gantrain.losses.objective import LogitsOf, PenaltyBatch
+from gantrain.models.san import split_logits
 from gantrain.spectral_norm import frozen_power_iteration, reuse_normed_weights
 from gantrain.training.players import Player
 from gantrain.training.results import (
@@ -56,17 +58,21 @@ def discriminator_phase(
         x_fake = x_fake.to(x_real.dtype)
         # One forward pass for both halves the number of kernel launches.
         shown = torch.cat([setting.augmented(x_real, "real", positions), setting.augmented(x_fake, "fake", positions)])
-        logits = D.wrapped(shown, torch.cat([y_real, y_fake]))
+        with split_logits(D.network) as sliced:
+            logits = D.wrapped(shown, torch.cat([y_real, y_fake]))
+        logits, along = full_precision(logits).unbind() if sliced else (logits, None)
         require_logits(logits, 2 * len(x_real), D.network)
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         require_scalar(value, loss, "discriminator")
+        require_gradient(value, loss, "discriminator")
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
+        if along is not None:
+            stats["loss/direction"] = direction_loss(loss, *along.chunk(2))
+            value = value + stats["loss/direction"]
         stats |= observed_by(setting, logits_real)
         scene = Scene(x_real, y_real, x_fake, y_fake, z, logits_real, logits_fake, positions)
-        value = penalised(value, stats, "d", G, D, penalties, scene, setting)
-        require_gradient(value, loss, "discriminator")
-        return value, stats
+        return penalised(value, stats, "d", G, D, penalties, scene, setting), stats
 
     return step(D, G, term, rounds, k, probe)
 
@@ -171,7 +177,7 @@ def penalised(
             draws = setting.draws(f"penalties/{one.key}", scene.positions)
             found = one.penalty.term(dataclasses.replace(batch, draws=draws, state=one.state), player)
             require_term(found, one.penalty)
-            amount, observed = found
+            amount, observed = found[0].to(value.dtype), found[1]
             value = value + one.factor * amount
             stats[total] = stats.get(total, 0.0) + one.factor * amount
             stats[one.shown_as(player)] = amount
