@@ -33,8 +33,9 @@ class FiniteDifference(Penalty):
     2 |g|^4 + O(sigma^2), whatever sigma and the number of pixels are: a mean over N images of equal |g| is off by sqrt(2 / N) of its
     value. The gradient with respect to D's parameters is unbiased likewise, and is as noisy.
 
-    Rounding: logits in fp32 are exact to 6e-8 |D|, and their squared quotient to (6e-8 |D| / sigma)^2, 4e-11 |D|^2 at sigma = 0.01. In
-    bf16 a network keeps 8 bits, and the quotient gets an error of about (2e-3 |D| / sigma)^2, 0.04 |D|^2: use a larger sigma there.
+    Rounding: a logit that a network rounds to r |D| adds about (r |D| / sigma)^2 to the squared quotient. It is negligible in fp32. In
+    bf16 r is about 2e-3, which adds 0.04 |D|^2 at sigma = 0.01, often more than |g|^2: use a larger sigma there. fp16, and TF32 in the
+    convolutions of fp32, keep three bits more, which makes it 64 times smaller.
 
     The penalty takes the logits D(x) from the loss, so it costs a forward and a backward pass of D on the real, or the generated,
     images alone. x + sigma n is augmented with the random numbers of x: the differences are of images before the augmentation.
