@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TESTS, TINY, slow_but
+from game import networks, player
+from own_terms import Wobble, play, terms
 from penalty_batches import DIM_Z, SHAPE, SIZE, LinearD, QuadraticD, SmoothD, SmoothG, make_batch
 from penalty_workers import CUTS, played
 from safetensors.torch import load_file
@@ -21,7 +23,7 @@ from torch.func import functional_call
 from gantrain.config.loading import load
 from gantrain.config.notes import notes
 from gantrain.errors import InvalidField, UserError
-from gantrain.losses import PENALTIES, PENALTY, R1, R2
+from gantrain.losses import PENALTIES, PENALTY, R1, R2, Hinge
 from gantrain.losses.penalties import (
     DRAGAN,
     WGANGP,
@@ -184,7 +186,7 @@ def measured(penalty, name, player, cut, augment):
 @pytest.mark.parametrize("name", PENALTIES)
 def test_every_penalty_keeps_the_contract(name):
     cls = PENALTIES[name]
-    penalty = cls()
+    penalty = cls(**({"shift": 0.25} if name in ("cr", "bcr") else {}))  # of images of 4 pixels
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen and name in {case[0] for case in CASES}
     assert PENALTY.adapt(penalty) is penalty and penalty.every >= 1
     assert penalty.differentiates_twice == (name in ("r1", "r2", "wgan_gp", "dragan", "path_length"))
@@ -234,6 +236,16 @@ def test_r1_and_r2_are_to_the_bit_what_they_were(cls):
     before = 0.5 * 0.3 * slope.square().sum(dim=(1, 2, 3)).mean()
     assert torch.equal(cls(gamma=0.3).term(batch, "d")[0], before)
     assert torch.equal(cls(gamma=0.3).penalty(D, batch.x_real, batch.x_fake, batch.y_real, batch.y_fake), before)
+
+
+@pytest.mark.parametrize("cls", [R1, R2])
+def test_a_subclass_with_a_penalty_of_its_own_is_asked_for_that(cls):
+    class Mine(cls):
+        def penalty(self, D, x_real, x_fake, y_real, y_fake):
+            return D(x_real, y_real).mean()
+
+    batch = make_batch(SmoothD(), SmoothG(), range(3))
+    assert Mine().term(batch, "d")[0] == batch.logits_real.mean()
 
 
 @pytest.mark.parametrize("name", ["r1", "r2", "fd_r1", "fd_r2"])
@@ -420,7 +432,10 @@ def test_the_jitter_moves_whole_pixels_and_keeps_the_layout(layout):
     found = jitter(x, draws, True, 0.25)
     assert found.is_contiguous(memory_format=layout)
     assert np.array_equal(found.numpy(), rectangle(x.numpy(), draws))
-    assert jitter(x, draws, False, 0.1) is not None and torch.equal(jitter(x, draws, False, 0.1), x)  # less than a pixel
+    assert torch.equal(jitter(x, draws, False, 0.0), x)
+    for shift, words in ((0.12, "shift=0.12 is less than a pixel of 8; use 0.125 or more, or 0"), (0.15, "shift=0.15 .* 6; use 0.167 or")):
+        with pytest.raises(UserError, match=f"^penalties: {words}"):
+            jitter(x, draws, True, shift)
 
 
 def rectangle(x: np.ndarray, draws: Draws) -> np.ndarray:
@@ -591,6 +606,22 @@ def test_notes_at_the_start(settings, words):
 
 
 # ---- in an update ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kwargs", slow_but([{"spectral_norm": True}], [{"spectral_norm": True}, {"spectral_norm": False}, {"san": True}]))
+@pytest.mark.parametrize("share", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_the_logits_of_the_loss_are_those_that_d_would_compute_again(kwargs, share):
+    """In a phase of two rounds whose spectral norms iterate in the first, and behind an augmentation."""
+    found = []
+    for reuse in (True, False):
+        g, d = (player(n) for n in networks(**kwargs))
+        penalties = {
+            "a": FiniteDifferenceR1(5.0, reuse_logits=reuse, every=1, share=share),
+            "b": FiniteDifferenceR2(5.0, reuse_logits=reuse),
+        }
+        found.append(play(g, d, Hinge(), terms(Wobble(), **penalties), 4, 2, updates=1))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from gantrain.errors import UserError
 from gantrain.losses.penalties.images import laid_out_as
 from gantrain.randomness import Draws
 
@@ -16,6 +19,9 @@ def jitter(x: Tensor, draws: Draws, flip: bool, shift: float) -> Tensor:
         flip: whether each image is mirrored with probability 1/2.
         shift: the largest shift in either direction, as a share of the side, in [0, 0.5]; rounded down to whole pixels. What comes in
             at a border is a reflection.
+
+    Raises:
+        UserError: the shift is less than a pixel.
     """
     before = x
     if flip:
@@ -23,7 +29,11 @@ def jitter(x: Tensor, draws: Draws, flip: bool, shift: float) -> Tensor:
     moves = draws.uniform("shift", 2)
     for axis in (2, 3):
         side = x.shape[axis]
-        most = int(side * shift)
+        most = int(side * shift + 1e-9)
+        if shift > 0 and not most:
+            raise UserError(
+                f"penalties: shift={shift:g} is less than a pixel of {side}; use {math.ceil(1000 / side) / 1000:g} or more, or 0"
+            )
         if most:
             move = (moves[:, axis - 2, None] * (2 * most + 1)).long() - most
             source = (torch.arange(side, device=x.device) + move).abs()

@@ -18,7 +18,8 @@ from gantrain.schedule import Scheduled, value_at
 class GradientPenalty(Penalty):
     """The fields and the formula of R1 and R2.
 
-    The gradient is with respect to the image before the augmentation of the run, as StyleGAN2-ADA and R3GAN take it.
+    The gradient is with respect to the image before the augmentation of the run, as StyleGAN2-ADA and R3GAN take it. A subclass that
+    defines only `penalty` is asked for that.
 
     Attributes:
         gamma: weight; the penalty is gamma / 2 times the mean squared norm of D's gradient with respect to an image.
@@ -47,6 +48,8 @@ class R1(GradientPenalty):
     """Gradient penalty at real images (Mescheder et al. 2018, Eq. 9)."""
 
     def term(self, batch: PenaltyBatch, player: Literal["d", "g"]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if type(self).penalty is not R1.penalty:
+            return super().term(batch, player)
         assert batch.x_real is not None and batch.y_real is not None, "D's phase has real images"
         return self.at(batch.d_real, batch.x_real, batch.y_real, batch.nimg), {}
 
@@ -60,6 +63,8 @@ class R2(GradientPenalty):
     """Gradient penalty at generated images (Mescheder et al. 2018, Eq. 10)."""
 
     def term(self, batch: PenaltyBatch, player: Literal["d", "g"]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if type(self).penalty is not R2.penalty:
+            return super().term(batch, player)
         return self.at(batch.d_fake, batch.x_fake, batch.y_fake, batch.nimg), {}
 
     def penalty(self, D: nn.Module, x_real: Tensor, x_fake: Tensor, y_real: Tensor, y_fake: Tensor) -> Tensor:
