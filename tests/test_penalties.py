@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 
-from gantrain.config.loading import load
+from gantrain.config.loading import ConfigError, load
 from gantrain.config.notes import notes
 from gantrain.errors import InvalidField, UserError
 from gantrain.losses import PENALTIES, PENALTY, R1, R2, Hinge
@@ -433,7 +433,7 @@ def test_the_jitter_moves_whole_pixels_and_keeps_the_layout(layout):
     assert found.is_contiguous(memory_format=layout)
     assert np.array_equal(found.numpy(), rectangle(x.numpy(), draws))
     assert torch.equal(jitter(x, draws, False, 0.0), x)
-    for shift, words in ((0.12, "shift=0.12 is less than a pixel of 8; use 0.125 or more, or 0"), (0.15, "shift=0.15 .* 6; use 0.167 or")):
+    for shift, words in ((0.12, "shift=0.12 is less than a pixel of 8; use 0.125 or more, or 0"), (0.15, "shift=0.15 .* 6; use 0.1667 or")):
         with pytest.raises(UserError, match=f"^penalties: {words}"):
             jitter(x, draws, True, shift)
 
@@ -451,6 +451,29 @@ def rectangle(x: np.ndarray, draws: Draws) -> np.ndarray:
                 a, b = abs(i + rows[n]), abs(j + columns[n])
                 found[n, :, i, j] = image[:, min(a, 14 - a), min(b, 10 - b)]
     return found
+
+
+def test_a_shift_of_less_than_a_pixel_is_refused_before_the_run():
+    words = r"penalties.p.shift must be 0, or at least 0.0625, one pixel of data.resolution=16, got 0.05"
+    with pytest.raises(ConfigError, match=words):
+        load(ROOT / "configs" / "digits.yaml", ["penalties={p: {name: bcr, shift: 0.05}}"])
+    for shift in (0, 0.0625):
+        load(ROOT / "configs" / "digits.yaml", [f"penalties={{p: {{name: bcr, shift: {shift}}}}}"])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_d_sees_the_strides_of_the_images(layout):
+    """So that a compiled D is not compiled once more; images of one channel are contiguous in both layouts, whatever their strides."""
+    x, draws = torch.rand(6, 1, 8, 8).to(memory_format=layout), Draws(0, "p", torch.arange(6))
+    x = x if layout == torch.contiguous_format else x.as_strided(x.shape, (64, 1, 8, 1))
+    seen = [jitter(x, draws, True, 0.25)]
+
+    def look(images, labels):
+        seen.append(images)
+        return images.sum(dim=(1, 2, 3))
+
+    FiniteDifferenceR1().at(look, x, draws.positions, torch.zeros(6), draws, 0)
+    assert [images.stride() for images in seen] == [x.stride()] * 2
 
 
 def test_a_d_that_ignores_the_transforms_is_consistent():

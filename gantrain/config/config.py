@@ -23,6 +23,8 @@ from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
 from gantrain.field_marks import INCIDENTAL, MAY_CHANGE, MAY_DIFFER
 from gantrain.losses import LOSSES, PENALTIES, Hinge, Loss, Penalty
+from gantrain.losses.penalties.consistency import Jittering
+from gantrain.losses.penalties.jitter import largest_move, least_shift
 from gantrain.metrics import METRICS, Metric
 from gantrain.models import ARCHITECTURES, Architecture, BigGAN
 from gantrain.performance import Performance
@@ -167,7 +169,7 @@ def check_head(config: Config) -> None:
 
 
 def check_penalties(config: Config) -> None:
-    """Refuse penalties that cannot be computed for their player, or at this precision.
+    """Refuse penalties that cannot be computed for their player, at this precision, or on images of this size.
 
     Raises:
         InvalidField: with the full key.
@@ -190,6 +192,11 @@ def check_penalties(config: Config) -> None:
                 "fp16",
                 f"does not work with penalties.{name}, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
                 " order, such as fd_r1 for r1",
+            )
+        side = config.data.resolution
+        if isinstance(one, Jittering) and side is not None and one.shift > 0 and not largest_move(side, one.shift):
+            raise InvalidField(
+                f"penalties.{name}.shift", one.shift, f"must be 0, or at least {least_shift(side):g}, one pixel of data.resolution={side}"
             )
 
 

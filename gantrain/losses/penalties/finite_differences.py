@@ -82,8 +82,8 @@ class FiniteDifference(Penalty):
             x, y, logits, draws = x[::stride], y[::stride], logits[::stride], Draws(draws.seed, draws.purpose, draws.positions[::stride])
         further = () if stride == 1 else (stride,)
         x = full_precision(x)
-        noise = laid_out_as(draws.normal("noise", *x.shape[1:]), x)
-        moved = logits_of(x + self.sigma * noise, y, *further)
+        noise = draws.normal("noise", *x.shape[1:]).to(x.dtype)
+        moved = logits_of(laid_out_as(x + self.sigma * noise, x), y, *further)
         if not self.reuse_logits:
             logits = logits_of(x, y, *further)
         squares = ((moved - logits) / self.sigma).square()

@@ -12,6 +12,16 @@ from gantrain.losses.penalties.images import laid_out_as
 from gantrain.randomness import Draws
 
 
+def largest_move(side: int, shift: float) -> int:
+    """A shift as a share of a side, in whole pixels, rounded down."""
+    return int(side * shift + 1e-9)
+
+
+def least_shift(side: int) -> float:
+    """A shift, of few digits, that is a pixel of a side."""
+    return math.ceil(10_000 / side) / 10_000
+
+
 def jitter(x: Tensor, draws: Draws, flip: bool, shift: float) -> Tensor:
     """Images `[N, C, H, W]` as they are seen after a small movement of the camera; differentiable, laid out as they were.
 
@@ -29,11 +39,9 @@ def jitter(x: Tensor, draws: Draws, flip: bool, shift: float) -> Tensor:
     moves = draws.uniform("shift", 2)
     for axis in (2, 3):
         side = x.shape[axis]
-        most = int(side * shift + 1e-9)
+        most = largest_move(side, shift)
         if shift > 0 and not most:
-            raise UserError(
-                f"penalties: shift={shift:g} is less than a pixel of {side}; use {math.ceil(1000 / side) / 1000:g} or more, or 0"
-            )
+            raise UserError(f"penalties: shift={shift:g} is less than a pixel of {side}; use {least_shift(side):g} or more, or 0")
         if most:
             move = (moves[:, axis - 2, None] * (2 * most + 1)).long() - most
             source = (torch.arange(side, device=x.device) + move).abs()
