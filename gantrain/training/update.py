@@ -25,7 +25,7 @@ from gantrain.training.results import (
     require_scalar,
     require_term,
 )
-from gantrain.training.terms import AUGMENT, OBSERVED, Due, PlayerKey, Setting
+from gantrain.training.terms import AUGMENT, PENALTIES, Due, PlayerKey, Setting, observed_as
 
 Stats = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # (images, labels) of one micro-batch
@@ -156,7 +156,7 @@ def observed_by(setting: Setting, logits_real: Tensor) -> Stats:
     with torch.no_grad():
         found = setting.augmentation.observe(logits_real.detach())
     require_observed(found, setting.augmentation, "observe")
-    return {f"{OBSERVED}{AUGMENT}/{name}": value for name, value in found.items()}
+    return observed_as(AUGMENT, found)
 
 
 def penalised(
@@ -181,7 +181,7 @@ def penalised(
             value = value + one.factor * amount
             stats[total] = stats.get(total, 0.0) + one.factor * amount
             stats[one.shown_as(player)] = amount
-            stats |= {f"{OBSERVED}penalties/{one.key}/{name}": number for name, number in observed.items()}
+            stats |= observed_as(f"{PENALTIES}{one.key}", observed)
     return value
 
 
