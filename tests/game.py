@@ -13,9 +13,9 @@ from gantrain.training.players import Player, make_adam
 CLASSES, DIM_Z = 3, 6
 
 
-def networks(spectral_norm: bool = True):
+def networks(spectral_norm: bool = True, san: bool = False):
     torch.manual_seed(0)
-    config = PlainBigGAN(ch=2, dim_z=DIM_Z, init="orthogonal", spectral_norm=spectral_norm)
+    config = PlainBigGAN(ch=2, dim_z=DIM_Z, init="orthogonal", spectral_norm=spectral_norm, san=san)
     return [network.double() for network in config.build(8, 1, CLASSES)]
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 from conftest import ROOT, TINY, error_of, lines_of
 
+from gantrain.augment import AUGMENTATIONS
 from gantrain.averaging import AVERAGERS, AverageBank, Ema
 from gantrain.batching import BATCH_POLICIES, BatchController, BatchState, Largest, NoiseMonitor, NoiseScale, OnSwap
 from gantrain.config import loading
@@ -31,14 +32,15 @@ from gantrain.models import ARCHITECTURES
 
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 TABLES = {
-    "averager": AVERAGERS, "loss": LOSSES, "penalty": PENALTIES, "architecture": ARCHITECTURES, "data set": DATASETS, "metric": METRICS,
-    "feature extractor": EXTRACTORS, "batch policy": BATCH_POLICIES,
+    "averager": AVERAGERS, "loss": LOSSES, "penalty": PENALTIES, "augmentation": AUGMENTATIONS,
+    "architecture": ARCHITECTURES, "data set": DATASETS, "metric": METRICS, "feature extractor": EXTRACTORS, "batch policy": BATCH_POLICIES,
 }  # fmt: skip
 OURS = [
     "data={name: 'guide_plugins:SquaresSource'}",
     "model={name: 'guide_plugins:Perceptrons'}",
     "loss={name: 'guide_plugins:Margin', margin: 2}",
     "penalties={drift: {name: 'guide_plugins:Drift'}}",
+    "augment={name: 'guide_plugins:Mirrored'}",
     "batching={name: 'guide_plugins:Doubling'}",
     "averagers.halves={name: 'guide_plugins:Halves'}",
     "eval.features={name: 'guide_plugins:Thumbnails'}",
@@ -240,7 +242,8 @@ class PropertyForDefault(BatchPolicy):
 LACKING = {
     "averager": ("averagers.a={name: 'wrong_plugins:Nothing'}", "'weight' or 'update'; every averager has one of them"),
     "loss": ("loss.name=wrong_plugins:Nothing", "'discriminator', which every loss has"),
-    "penalty": ("penalties.a={name: 'wrong_plugins:Nothing'}", "'penalty', which every penalty has"),
+    "penalty": ("penalties.a={name: 'wrong_plugins:Nothing'}", "'term' or 'penalty'; every penalty has one of them"),
+    "augmentation": ("augment.name=wrong_plugins:Nothing", "'apply', which every augmentation has"),
     "architecture": ("model.name=wrong_plugins:Nothing", "'build', which every architecture has"),
     "data set": ("data.name=wrong_plugins:Nothing", "'build', which every data set has"),
     "metric": ("eval.metrics=['wrong_plugins:Nothing']", "'compute', which every metric has"),

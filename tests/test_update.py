@@ -70,15 +70,32 @@ def test_the_gradients_are_those_of_the_hinge_game():
     close(gradients(G), gradients(g_copy))
 
 
-def test_a_relativistic_generator_sees_real_logits():
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_step_of_r3gan(paired):
+    """Both phases, for classes: softplus of the difference within a pair, and gamma / 2 times each of R1 and R2 (Huang et al. 2024, Eqs. 2
+    to 4 and Algorithm 1), written out on copies. With paired labels G is given the real images' classes; the latents' own are not used."""
     G, D = networks(spectral_norm=False)
     (x, y), (z, c) = real(0, 10), noise(0, 10)
-    g_copy = copy.deepcopy(G)
-    D.requires_grad_(False)
-    F.softplus(D(x, y) - D(g_copy(z, c), c)).mean().backward()
-    D.requires_grad_(True)
-    generator_phase(player(G), player(D), Relativistic(), rounds(10, 1), 1)
+    g_copy, d_copy = copy.deepcopy(G), copy.deepcopy(D)
+    c = y if paired else c
+    fake = g_copy(z, c)
+    at = [image.detach().clone().requires_grad_() for image in (x, fake)]
+    judged = [d_copy(image, label) for image, label in zip(at, (y, c))]
+    squares = [torch.autograd.grad(one.sum(), image, create_graph=True)[0].square().sum((1, 2, 3)) for one, image in zip(judged, at)]
+    value = torch.log1p(torch.exp(judged[1] - judged[0])).mean()
+    (value + 0.05 / 2 * (squares[0].mean() + squares[1].mean())).backward()
+    stats = discriminator_phase(
+        player(G), player(D), Relativistic(paired_labels=paired), rounds(10, 1), 1, penalties=[(R1(gamma=0.05), 1.0), (R2(gamma=0.05), 1.0)]
+    )
+    close(gradients(D), gradients(d_copy))
+    assert stats["loss/d"].item() == pytest.approx(value.item(), rel=1e-9)
+    D.load_state_dict(d_copy.state_dict())  # it has moved
+    d_copy.requires_grad_(False)
+    value = torch.log1p(torch.exp(d_copy(x, y) - d_copy(fake, c))).mean()
+    value.backward()
+    stats = generator_phase(player(G), player(D), Relativistic(paired_labels=paired), rounds(10, 1), 1)
     close(gradients(G), gradients(g_copy))
+    assert stats["loss/g"].item() == pytest.approx(value.item(), rel=1e-9)
 
 
 def test_a_phase_leaves_the_other_player_alone():

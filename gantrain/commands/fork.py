@@ -8,12 +8,13 @@ import shlex
 from pathlib import Path
 
 from gantrain.config.config import Config
-from gantrain.config.loading import load, set_keys
+from gantrain.config.loading import set_keys
 from gantrain.config.yaml_files import as_override
 from gantrain.errors import UserError
 from gantrain.home import expand_user
 from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.contents import configuration_of
+from gantrain.run_folder.earlier import load_as_begun
 from gantrain.run_folder.forking import Fork, kept_averages, open_origin, write_fork
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.starts import begin_at_once
@@ -31,7 +32,7 @@ def call(arguments: argparse.Namespace) -> None:
         raise UserError(f"run_dir: is the folder of the fork, {arguments.out} (--out); remove it")
     configured = configuration_of(run)
     overrides = [*arguments.overrides, as_override("run_dir", arguments.out)]
-    new, origin = load(run / CONFIG_FILE, overrides), open_origin(run, arguments.kimg)
+    new, origin = load_as_begun(run / CONFIG_FILE, overrides), open_origin(run, arguments.kimg)
     trained = config_in(origin.snapshot.state) or configured  # what somebody has edited since is a change like any other
     old = dataclasses.replace(trained, total_kimg=configured.total_kimg)  # which a resume may change
     kept = kept_averages(old, new, origin.snapshot.state)["g"]

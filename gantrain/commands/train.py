@@ -25,6 +25,7 @@ from gantrain.interruption import Interruption, exit_status
 from gantrain.launch_environment import process_rank
 from gantrain.run_folder.claim import Claim, claim_folder
 from gantrain.run_folder.config_damage import require_whole
+from gantrain.run_folder.earlier import with_pairs
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.run_folder.recognition import holds_checkpoints
 from gantrain.shipped import explain_choice, find_config
@@ -101,8 +102,8 @@ def take_folder(config: Config, given: Collection[str], accelerator: Accelerator
         accelerator: of the program.
 
     Returns:
-        The configuration, with the start of every average that is added to the run, the same on every process; and the claim to the
-        folder, on the main process only.
+        The configuration, with the start of every average that is added to the run and the pairs of a relativistic loss, the same on
+        every process; and the claim to the folder, on the main process only.
 
     Raises:
         UserError: see `claim_folder`; on every process.
@@ -110,6 +111,7 @@ def take_folder(config: Config, given: Collection[str], accelerator: Accelerator
     claim = on_main(accelerator, lambda: claim_folder(config, given))
     decided = {name: one.start_kimg for name, one in claim.found.config.averagers.items()} if claim else {}
     starts = from_main(accelerator, {name: kimg for name, kimg in decided.items() if kimg != config.averagers[name].start_kimg})
+    config = with_pairs(config, from_main(accelerator, claim is not None and claim.found.config.loss.paired_labels))
     moved = {name: starting_at(config.averagers[name], round(kimg * 1000)) for name, kimg in starts.items()}
     return dataclasses.replace(config, averagers={**config.averagers, **moved}), claim
 

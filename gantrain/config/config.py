@@ -6,19 +6,25 @@ Where a field is a plug-in, `name:` chooses the class from its table and the oth
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
+from gantrain.augment import AUGMENTATIONS, Augmentation, Plain
 from gantrain.averaging import AVERAGERS, LIVE, Averager, Ema
 from gantrain.averaging.swap_growth import reads_orbit
 from gantrain.batching import BATCH_POLICIES, BatchPolicy, Fixed, NoiseScale
-from gantrain.config.plugins import adapt_plugins, find
+from gantrain.config.plugins import adapt_plugins, find, name_of
 from gantrain.config.sections import AUTO, Checkpoint, Eval, Guard, Optim, Orbit, Swap, Tracking, plugin, plugins
 from gantrain.data import DATASETS, DataSource, Digits
 from gantrain.errors import InvalidField, check, did_you_mean
 from gantrain.field_marks import INCIDENTAL, MAY_CHANGE, MAY_DIFFER
 from gantrain.losses import LOSSES, PENALTIES, Hinge, Loss, Penalty
+from gantrain.losses.penalties.consistency import Jittering
+from gantrain.losses.penalties.jitter import largest_move, least_shift
 from gantrain.metrics import METRICS, Metric
 from gantrain.models import ARCHITECTURES, Architecture, BigGAN
 from gantrain.performance import Performance
@@ -38,7 +44,8 @@ class Config:
         data: the data set.
         model: the architecture of both networks.
         loss: the losses of G and D.
-        penalties: penalties that are added to D's loss, by free names; `NAME: null` removes one.
+        penalties: terms that are added to the losses of D and G, by free names; `NAME: null` removes one.
+        augment: the augmentation of all images that D sees, real and generated. Samples and scores never show it.
         optim: the optimizer.
         batching: the batch policy, which decides how large the batch is.
         noise_scale: measurement of the gradient noise scale.
@@ -63,6 +70,7 @@ class Config:
     model: Architecture = plugin("architecture", ARCHITECTURES, BigGAN)
     loss: Loss = plugin("loss", LOSSES, Hinge)
     penalties: dict[str, Penalty] = plugins("penalty", PENALTIES, dict)
+    augment: Augmentation = plugin("augmentation", AUGMENTATIONS, Plain)
     optim: Optim = field(default_factory=Optim)
     batching: BatchPolicy = plugin("batch policy", BATCH_POLICIES, Fixed)
     noise_scale: NoiseScale = field(default_factory=NoiseScale)
@@ -94,13 +102,10 @@ class Config:
             raise InvalidField(
                 f"averagers.{writing[1]}", writing[1], f"replaces the live weights with its average, as {writing[0]} does; keep only one"
             )
-        if self.penalties and self.performance.compile:
-            raise InvalidField("performance.compile", True, "does not work with penalties: torch.compile cannot differentiate twice")
-        if self.penalties and self.mixed_precision == "fp16":
-            raise InvalidField(
-                "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow; use bf16 or fp32"
-            )
         check_values(self)
+        check_penalties(self)
+        check_head(self)
+        check_augmentation(self)
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -150,6 +155,77 @@ def check_values(config: Config) -> None:
     for name, one in config.averagers.items():
         if not 0 <= one.start_kimg < float("inf"):
             raise InvalidField(f"averagers.{name}.start_kimg", one.start_kimg, "must be at least 0")
+
+
+def check_head(config: Config) -> None:
+    """Refuse a sliced head of D with a loss that does not train its direction.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    if config.model.san and not (config.loss.san and not config.loss.generator_sees_real):
+        name, able = name_of(LOSSES, config.loss), [name for name, cls in LOSSES.items() if cls.san]
+        raise InvalidField("model.san", True, f"does not work with loss.name={name}; use {' or '.join(able)}, or set model.san=false")
+
+
+def check_penalties(config: Config) -> None:
+    """Refuse penalties that cannot be computed for their player, at this precision, or on images of this size.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    for name, one in config.penalties.items():
+        if one.networks != "d" and type(one).term is Penalty.term:
+            raise InvalidField(
+                f"penalties.{name}.networks", one.networks, "needs a penalty with a method 'term': 'penalty' is for D's phase; use d"
+            )
+        if one.differentiates_twice and config.performance.compile:
+            raise InvalidField(
+                "performance.compile",
+                True,
+                f"does not work with penalties.{name}: torch.compile cannot differentiate twice; set it to false, or use a penalty of first"
+                " order, such as fd_r1 for r1",
+            )
+        if one.differentiates_twice and config.mixed_precision == "fp16":
+            raise InvalidField(
+                "mixed_precision",
+                "fp16",
+                f"does not work with penalties.{name}, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
+                " order, such as fd_r1 for r1",
+            )
+        side = config.data.resolution
+        if isinstance(one, Jittering) and side is not None and one.shift > 0 and not largest_move(side, one.shift):
+            raise InvalidField(
+                f"penalties.{name}.shift", one.shift, f"must be 0, or at least {least_shift(side):g}, one pixel of data.resolution={side}"
+            )
+
+
+def check_augmentation(config: Config) -> None:
+    """Refuse an augmentation that follows the signs of logits under a loss whose logits have no boundary at 0.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    if config.augment.reads_sign and not separates_by_sign(config.loss):
+        raise InvalidField(
+            "loss.name",
+            name_of(LOSSES, config.loss),
+            "must draw logits to 0 where D cannot tell real from generated images, as hinge and nonsaturating do, since the augmentation"
+            " follows their signs; or set augment.p to a number or a schedule",
+        )
+
+
+def separates_by_sign(loss: Loss) -> bool:
+    """Whether a loss draws D's logits to 0 where D cannot tell real from generated images.
+
+    It does if D's loss of equal logits c for both is least at 0 and symmetric. Losses of differences of logits have no such point,
+    and least squares with targets 0 and 1 have it at 1/2. A loss that fails here fails in training, and is reported there.
+    """
+    try:
+        below, at_0, above = (float(loss.discriminator(logits, logits)) for logits in (torch.full((2,), c) for c in (-2.0, 0.0, 2.0)))
+    except Exception:
+        return True
+    return at_0 < above and math.isclose(below, above, rel_tol=1e-4)
 
 
 def check_batching(config: Config) -> None:

@@ -72,6 +72,12 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("wandb", "wandb_mode", "project"), ("tracking.wandb",)),
     **dict.fromkeys(("compile", "channels_last", "tf32"), ("performance",)),
     **dict.fromkeys(("sync_bn", "syncbn"), ("sync_batchnorm",)),
+    **dict.fromkeys(("augment", "augmentation", "augmentations", "aug", "transform", "transforms", "augpipe", "aug_pipe"), ("augment",)),
+    **dict.fromkeys(("ada", "diffaug", "diffaugment", "diff_augment", "diff_aug"), ("augment.name",)),
+    **dict.fromkeys(("augment_p", "aug_p", "ada_p"), ("augment.p",)),
+    **dict.fromkeys(("ada_target", "augment_target", "target"), ("augment.target",)),
+    **dict.fromkeys(("ada_kimg", "ada_length", "augment_kimg"), ("augment.length_kimg",)),
+    **dict.fromkeys(("ada_interval", "augment_every"), ("augment.every",)),
 }
 
 # In one section, a word can stand for another key than elsewhere: section -> word -> the keys that it may be called there.
@@ -83,6 +89,14 @@ IN_SECTION: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("warmup", "rampup", "ema_rampup"), ("ramp_up", "start_kimg")),
         **dict.fromkeys(("beta", "ema_beta", "ema_decay", "momentum"), ("decay", "alpha")),
         "device": ("offload",),
+    },
+    "augment": {
+        **dict.fromkeys(("prob", "probability", "aug_p", "augment_p", "ada_p", "strength"), ("p",)),
+        **dict.fromkeys(("kimg", "ada_kimg", "ada_length", "speed", "length"), ("length_kimg",)),
+        **dict.fromkeys(("ada_interval", "interval", "every_kimg", "freq"), ("every",)),
+        **dict.fromkeys(("ada_target", "rt", "r_t"), ("target",)),
+        **dict.fromkeys(("colour", "bgc"), ("color",)),
+        **dict.fromkeys(("geom", "geometry"), ("geometric",)),
     },
     "data": dict.fromkeys(
         (
@@ -124,11 +138,6 @@ NO_KEY: dict[str, str] = {
         "; Accelerate starts the processes: `accelerate launch --num_processes N -m gantrain train ...`",
     ),
     **dict.fromkeys(
-        ("augment", "augmentation", "augmentations", "augment_p", "aug", "ada", "ada_target", "diffaug", "diffaugment",
-         "transform", "transforms"),
-        "; gantrain does not augment images, besides mirroring them (data.flip)",
-    ),
-    **dict.fromkeys(
         ("resume", "resume_from", "pretrained", "init_from", "load", "load_from", "checkpoint_path", "ckpt_path"),
         "; a run resumes by itself where run_dir has checkpoints, and `gantrain fork` continues from those of another run",
     ),
@@ -167,6 +176,8 @@ def hint_of_section(section: str, first: str, word: str, there: Sequence[str]) -
     """The hint that a word has in a section alone; empty if it has none there."""
     if first == "averagers" and "half_life_kimg" in there and fold(word) in DECAY:
         return PER_UPDATE
+    if section == "augment" and not there:
+        return "; augment.name=none has no keys: choose name=ada or name=diffaugment as well"
     meant = IN_SECTION.get(first, {}).get(fold(word), ()) if section else ()
     if section == "data" and word == "root" and word not in there:
         return "; data.root is a key of data.name=folder, archive and packed: choose one of them as well"

@@ -5,9 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gantrain.augment import Ada
 from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseScale, Schedule
 from gantrain.config.config import Config
-from gantrain.config.sections import AUTO, Orbit, Swap
+from gantrain.config.sections import AUTO, Guard, Orbit, Swap
+from gantrain.losses import Penalty, Wasserstein
+from gantrain.losses.penalties import LatentConsistency, LeCam, PathLength
+from gantrain.losses.penalties.consistency import Jittering
+from gantrain.losses.penalties.finite_differences import SIGMA_OF_BF16, FiniteDifference
+from gantrain.models import BigGAN
+from gantrain.schedule import bounds_of
 
 STARTS = (
     "start_kimg",
@@ -15,6 +22,9 @@ STARTS = (
     "update_every_kimg",
     "snapshot_every_kimg",
 )  # times that should come before the end
+
+MOST_P = 0.8  # below which augmentations were not seen to leak (Karras et al. 2020, section 3)
+LEAST_RISE = 0.5  # a p that cannot rise this far is worth a note
 
 
 def batching_notes(config: Config) -> list[str]:
@@ -48,6 +58,26 @@ def batching_notes(config: Config) -> list[str]:
     return found
 
 
+def penalty_notes(config: Config) -> list[str]:
+    """Notes about settings of penalties that may not do what is wanted."""
+    found = []
+    for name, penalty in config.penalties.items():
+        if penalty.every > 1 and config.noise_scale.measure_every is not None:
+            whose = {"d": "D's noise scale is", "g": "G's noise scale is", "gd": "both noise scales are"}[penalty.networks]
+            found.append(f"penalties.{name} is lazy: {whose} measured at steps without it")
+        if isinstance(penalty, Jittering) and penalty.flip and not config.data.flip:
+            found.append(
+                f"penalties.{name}.flip is true and data.flip is false: D learns to ignore left and right;"
+                f" set penalties.{name}.flip=false if mirrored images are not images of the data"
+            )
+        if isinstance(penalty, FiniteDifference) and config.mixed_precision == "bf16" and penalty.sigma < SIGMA_OF_BF16:
+            found.append(
+                f"penalties.{name}.sigma={penalty.sigma:g} is small for mixed_precision=bf16: the rounding of a logit may outweigh"
+                f" its change; {SIGMA_OF_BF16:g} or more is safer"
+            )
+    return found
+
+
 def averager_notes(config: Config) -> list[str]:
     """Notes about settings of averagers that are not useful."""
     found = []
@@ -64,6 +94,42 @@ def averager_notes(config: Config) -> list[str]:
         if one.offload and one.update_every_kimg is None
     ]
     return found
+
+
+def loss_notes(config: Config) -> list[str]:
+    """Notes about a loss that nothing keeps in bounds, or that the guard cannot judge."""
+    found = []
+    if isinstance(config.loss, Wasserstein):
+        # Spectral norm is a key of gantrain's own networks; others may bound D's slope in some other way, and so may other penalties.
+        if isinstance(config.model, BigGAN) and not config.model.spectral_norm and all(map(leaves_slope_free, config.penalties.values())):
+            found.append(
+                "loss.name=wasserstein: nothing bounds D's slope, so its loss may fall without end; add a gradient penalty or set"
+                " model.spectral_norm=true"
+            )
+        if any(getattr(config.guard, name) != getattr(Guard(), name) for name in ("on_saturation", "saturation", "saturation_kimg")):
+            found.append("guard.on_saturation has no effect with loss.name=wasserstein: D's loss has no lower bound to come near to")
+    return found
+
+
+def leaves_slope_free(penalty: Penalty) -> bool:
+    """Whether a penalty is one of gantrain's that do not bound D's slope."""
+    return isinstance(penalty, (LeCam, Jittering, LatentConsistency, PathLength))
+
+
+def augmentation_notes(config: Config) -> list[str]:
+    """Notes about a probability of ADA's transforms that is too high, or that cannot rise."""
+    rule, total = config.augment, config.total_kimg
+    if not isinstance(rule, Ada):
+        return []
+    if rule.p is None and total < LEAST_RISE * rule.length_kimg:
+        return [
+            f"augment.length_kimg={rule.length_kimg:g}: p starts at 0 and cannot exceed {total / rule.length_kimg:.2g} by the end,"
+            f" at total_kimg={total:g}"
+        ]
+    highest = 0.0 if rule.p is None else bounds_of(rule.p)[1]
+    if highest > MOST_P:
+        return [f"augment.p reaches {highest:g}: above {MOST_P:g}, generated images may show the augmentation"]
+    return []
 
 
 def starts_of(name: str, averager: Any) -> dict[str, float]:
@@ -87,6 +153,7 @@ def notes(config: Config) -> list[str]:
         starts["optim.lr_tail.start_kimg"] = config.optim.lr_tail.start_kimg
     if config.swap.source is not None:
         starts["swap.start_kimg"] = config.swap.start_kimg
+    starts |= {f"penalties.{name}.start_kimg": one.start_kimg for name, one in config.penalties.items() if isinstance(one, LeCam)}
     found = [f"{key}={start:g} is not before total_kimg={total:g}: {late_effect(key)}" for key, start in starts.items() if start >= total]
     if config.orbit.every_kimg is not None and config.orbit.every_kimg >= total:
         found.append(
@@ -101,6 +168,7 @@ def notes(config: Config) -> list[str]:
     if config.batching.grows_at_swaps and not config.swap.grows and config.guard.growth == 1:
         found.append("batching: on_swap grows the batch at swaps, and swap.growth is 1: it has no effect")
     found += batching_notes(config)
+    found += augmentation_notes(config)
     if config.guard.score is not None and config.eval.every_kimg is None:
         found.append("guard.score is watched at evaluations, and eval.every_kimg is null: it has no effect")
     if config.orbit.every_kimg is None and config.orbit != Orbit():
@@ -110,8 +178,7 @@ def notes(config: Config) -> list[str]:
             f"batching.lr_scaling={config.batching.lr_scaling} raises the rates as the batch grows,"
             " and swap.growth=auto assumes constant rates"
         )
-    for name, penalty in config.penalties.items():
-        if penalty.every > 1 and config.noise_scale.measure_every is not None:
-            found.append(f"penalties.{name} is lazy: D's noise scale is measured at steps without it")
+    found += penalty_notes(config)
     found += averager_notes(config)
+    found += loss_notes(config)
     return found

@@ -19,6 +19,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, TypeVar
 
+from gantrain.augment import AUGMENTATION
 from gantrain.averaging import AVERAGER
 from gantrain.batching import BATCH_POLICY
 from gantrain.contracts import Contract
@@ -33,7 +34,7 @@ from gantrain.regular_file import check_regular
 from gantrain.type_words import describe_type
 
 CONTRACTS: dict[str, Contract[Any]] = {
-    contract.kind: contract for contract in (AVERAGER, LOSS, PENALTY, ARCHITECTURE, DATA_SET, METRIC, EXTRACTOR, BATCH_POLICY)
+    contract.kind: contract for contract in (AVERAGER, LOSS, PENALTY, AUGMENTATION, ARCHITECTURE, DATA_SET, METRIC, EXTRACTOR, BATCH_POLICY)
 }
 
 MOST_SOURCE = 2**24  # bytes of a Python file

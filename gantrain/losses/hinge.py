@@ -15,6 +15,7 @@ class Hinge(Loss):
     """D: E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))); G: -E D(G(z))."""
 
     generator_sees_real = False
+    san = True
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         return F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean()

@@ -15,6 +15,7 @@ class NonSaturating(Loss):
     """D: E softplus(-D(x)) + E softplus(D(G(z))); G: E softplus(-D(G(z)))."""
 
     generator_sees_real = False
+    san = True
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()

@@ -1,4 +1,4 @@
-"""Relativistic pairing loss (Jolicoeur-Martineau 2019; the form used by Huang et al. 2024, "R3GAN", but for classes)."""
+"""Relativistic pairing loss (Jolicoeur-Martineau 2019; for classes as Huang et al. 2024, "R3GAN", use it)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from gantrain.losses.objective import Loss
 class Relativistic(Loss):
     """D: E softplus(D(G(z)) - D(x)); G: E softplus(D(x) - D(G(z))). The generator's loss needs real images too.
 
-    Each real image is compared with one generated image. In a class-conditional run the two are of classes drawn independently,
-    where R3GAN generates an image of the real one's class.
+    Each real image is compared with one generated image: the i-th of a micro-batch with the i-th.
+
+    Attributes:
+        paired_labels: whether the two have the same class, in both phases, as in R3GAN. The generated images then have the classes of
+            the real ones. With false, classes are drawn independently, as in gantrain before this key.
     """
+
+    paired_labels: bool = True
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         return F.softplus(logits_fake - logits_real).mean()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gantrain.contracts import Contract
 from gantrain.errors import UserError
+from gantrain.models.san import find_heads
 from gantrain.plugin_errors import refuse_result
 
 
@@ -17,7 +18,12 @@ class Architecture(ABC):
     """Makes both networks: the contract of everything in `ARCHITECTURES`, and of architectures from outside.
 
     An architecture that does not inherit from this class gets the same defaults. In a configuration it is a frozen dataclass.
+
+    Attributes:
+        san: whether D ends in a `gantrain.models.san.SlicedHead`. False by default.
     """
+
+    san: bool = False
 
     @abstractmethod
     def build(self, resolution: int, channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -69,7 +75,7 @@ def build_networks(architecture: Architecture, resolution: int, channels: int, n
     """(G, D) of an architecture, as `Architecture.build` says.
 
     Raises:
-        UserError: it returns something else, or G does not carry what every generator does; names it.
+        UserError: it returns something else, G does not carry what every generator does, or `san` is wrong about D; names it.
     """
     built = architecture.build(resolution, channels, num_classes)
     if not (isinstance(built, (tuple, list)) and len(built) == 2 and all(isinstance(network, nn.Module) for network in built)):
@@ -79,6 +85,10 @@ def build_networks(architecture: Architecture, resolution: int, channels: int, n
         if not hasattr(generator, part):
             name = type(architecture).__name__
             raise UserError(f"model: {name}.build must return a generator with {part}, and {type(generator).__name__} has none")
+    says = getattr(architecture, "san", Architecture.san)
+    if says != bool(find_heads(discriminator)):
+        name, has = type(discriminator).__name__, "no SlicedHead" if says else "a SlicedHead"
+        raise UserError(f"model: {type(architecture).__name__} has san={says}, but its {name} has {has}; they must agree")
     return generator, discriminator
 
 

@@ -18,6 +18,7 @@ from gantrain.bounds import MOST_STEPS
 from gantrain.errors import InvalidField, UserError, check
 from gantrain.models.architecture import Architecture
 from gantrain.models.layers import ConditionalBatchNorm2d, Init, Layers, SelfAttention
+from gantrain.models.san import SlicedHead
 
 BOTTOM = 4  # height and width of the generator's first feature map
 # Channel multipliers by resolution: the output of the generator's first layer, then the output of each of its blocks.
@@ -59,6 +60,9 @@ class BigGAN(Architecture):
         power_iterations: number of power iterations of the spectral norm in each training step of a network.
         sn_eps: small constant for numerical stability of the spectral norm.
         bn_eps: small constant that BatchNorm adds to the variance.
+        san: whether D's last layer is that of a slicing adversarial network (Takida et al. 2024): its weight and the class embedding
+            add up to a direction of length 1, which has a loss of its own. The layer then has no bias and no spectral norm. Works
+            with the hinge and the non-saturating loss.
     """
 
     ch: int = 64
@@ -71,6 +75,7 @@ class BigGAN(Architecture):
     power_iterations: int = 1
     sn_eps: float = 1e-8
     bn_eps: float = 1e-5
+    san: bool = False
 
     def __post_init__(self) -> None:
         check(self, "ch", self.ch >= 1, "must be at least 1")
@@ -238,14 +243,25 @@ class Discriminator(nn.Module):
         if config.attention_resolution is not None:
             after = (resolution // config.attention_resolution).bit_length() - 2
             self.attention[str(after)] = SelfAttention(layers, widths[after + 1])
-        self.last = layers.linear(widths[-1], 1)
-        self.embed = layers.embedding(num_classes, widths[-1])
+        self.last = layers.linear(widths[-1], 1, bias=not config.san, spectral_norm=not config.san)
+        self.embed = layers.embedding(num_classes, widths[-1], spectral_norm=not config.san)
+        self.head = SlicedHead() if config.san else None
+
+    @property
+    def exempt_from_orthogonal(self) -> list[Tensor]:
+        """Parameters that orthogonal regularisation skips: the direction of a sliced head, which only its own loss may turn."""
+        return [] if self.head is None else [*self.last.parameters(), *self.embed.parameters()]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Logits `[N]` of images `[N, channels, resolution, resolution]` in [-1, 1] with labels int64 `[N]`."""
+        """Logits `[N]` of images `[N, channels, resolution, resolution]` in [-1, 1] with labels int64 `[N]`.
+
+        With `san`, `[2, N]` inside `gantrain.models.san.split_logits`.
+        """
         for i, block in enumerate(self.blocks):
             x = block(x)
             if str(i) in self.attention:
                 x = self.attention[str(i)](x)
         h = F.relu(x).sum(dim=(2, 3))
+        if self.head is not None:
+            return self.head(h, self.last.weight + self.embed(y))
         return self.last(h).squeeze(1) + (self.embed(y) * h).sum(dim=1)

@@ -35,9 +35,9 @@ class Layers:
         """A convolution that keeps height and width."""
         return self._finish(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
 
-    def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+    def linear(self, inputs: int, outputs: int, bias: bool = True, spectral_norm: bool = True) -> nn.Module:
         """A linear layer."""
-        return self._finish(nn.Linear(inputs, outputs, bias=bias))
+        return self._finish(nn.Linear(inputs, outputs, bias=bias), spectral_norm)
 
     def embedding(self, num_classes: int, outputs: int, spectral_norm: bool = True) -> nn.Module:
         """A class embedding of length `outputs`."""

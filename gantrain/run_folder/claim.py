@@ -16,12 +16,15 @@ from gantrain import lock
 from gantrain.config.config import Config
 from gantrain.errors import UserError
 from gantrain.home import expand_user
+from gantrain.losses import Relativistic
 from gantrain.regular_file import read_regular
 from gantrain.run_folder.checkpoint import MANIFEST, CheckpointStore
+from gantrain.run_folder.earlier import PAIRED_LABELS, with_pairs
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
-from gantrain.run_folder.own_config import require_readable
-from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, compare_with_run
+from gantrain.run_folder.own_config import load_config, require_readable
+from gantrain.run_folder.ownership import ROLLBACK_FILE, acquire_lock, compare_with_run, last_readable, state_if_whole
 from gantrain.run_folder.starts import resolve_starts
+from gantrain.run_folder.trained_with import config_in
 
 MOST_COMPARED = 2**26  # bytes of a file that is compared
 Traces = dict[str, bytes | None]
@@ -32,7 +35,7 @@ class Findings:
     """What a run folder means for a configuration.
 
     Attributes:
-        config: the configuration, with the start of every average that is added to the run.
+        config: the configuration, with the start of every average that is added to the run, and with the pairs of a relativistic loss.
         changed: the keys that have changed and may change, with their old and new values.
         edited: a note on what somebody has edited in the run's `config.yaml`, or "".
         traces: the contents of the files on which this depends, by path; None for one that cannot be read.
@@ -81,7 +84,7 @@ def claim_folder(config: Config, given: Collection[str] | None = None) -> Claim:
 
     Args:
         config: as loaded.
-        given: full keys that the user has set; None takes the start of every average as it is.
+        given: full keys that the user has set; None takes the start of every average, and the loss, as they are.
 
     Raises:
         UserError: another process trains there, or see `compare_with_run`. The folder is then as it was.
@@ -108,8 +111,23 @@ def examine(config: Config, given: Collection[str] | None = None) -> Findings:
     """What a run folder means for a configuration; arguments and errors as in `claim_folder`. Writes nothing."""
     folder = expand_user(config.run_dir, "run_dir")
     traces = read_traces(folder)
-    resolved = config if given is None else resolve_starts(config, given)
+    resolved = config if given is None else resolve_pairs(resolve_starts(config, given), given)
     return Findings(resolved, *compare_with_run(folder, resolved), traces)
+
+
+def resolve_pairs(config: Config, given: Collection[str]) -> Config:
+    """The configuration of a run that may exist, whose relativistic loss pairs images as the run does if the user has not said how.
+
+    Args:
+        config: as loaded; its `run_dir` says which run.
+        given: full keys that the user has set.
+    """
+    folder = expand_user(config.run_dir, "run_dir")
+    paths = CheckpointStore(folder / "checkpoints").paths()
+    if PAIRED_LABELS in given or not isinstance(config.loss, Relativistic) or not paths or not (folder / CONFIG_FILE).is_file():
+        return config
+    saved = (config_in(state_if_whole(last_readable(paths))) or load_config(folder)).loss
+    return with_pairs(config, saved.paired_labels) if isinstance(saved, Relativistic) else config
 
 
 def read_traces(folder: Path) -> Traces:

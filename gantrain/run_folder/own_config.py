@@ -13,6 +13,7 @@ from gantrain.config.config import Config
 from gantrain.errors import UserError, in_words
 from gantrain.plain_yaml import load_plain
 from gantrain.run_folder.config_damage import require_whole
+from gantrain.run_folder.earlier import load_as_begun
 from gantrain.run_folder.layout import CONFIG_FILE
 from gantrain.strict_yaml import LARGEST as MOST_BYTES, MOST_VALUES
 
@@ -53,7 +54,7 @@ def load_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
         UserError: the file is damaged, with a remedy; or see `gantrain.config.loading.load`.
     """
     require_whole_config(run_dir)
-    return loading.load(run_dir / CONFIG_FILE, overrides)
+    return load_as_begun(run_dir / CONFIG_FILE, overrides)
 
 
 def require_whole_config(run_dir: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from gantrain.config import loading
 from gantrain.config.config import Config
+from gantrain.config.plain import leaves
 from gantrain.errors import UserError
+from gantrain.run_folder.earlier import as_begun
 from gantrain.run_folder.json_values import as_json, restored
 
 KEY = "config"  # in the state; a checkpoint of an earlier version does not have it
@@ -28,6 +30,7 @@ def config_in(state: Mapping[str, Any]) -> Config | None:
     if values is None:
         return None
     try:
-        return loading.build(restored(values))
+        plain = restored(values)
+        return as_begun(loading.build(plain), {key for key, _ in leaves(plain)})
     except UserError:
         return None

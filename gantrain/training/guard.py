@@ -28,7 +28,7 @@ from gantrain.training.keeper import Keeper
 from gantrain.training.results import require_scalar
 from gantrain.training.run_state import RunState
 
-WATCHED = ("loss/d", "loss/g", "loss/penalty", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
+WATCHED = ("loss/d", "loss/g", "loss/penalty", "loss/penalty_g", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
 SKIPS_IN_A_ROW = 32  # fp16: the scaler halves the scale at every step that it skips; after so many, no scale will work
 
 
@@ -124,7 +124,7 @@ class Watch:
         settings: the `guard` section.
         names: scores whose best is kept.
         fp16: whether the loss scaler, which finds its scale by overflowing, may make gradients not finite.
-        silence: loss of an uninformative D (all logits 0).
+        silence: loss of an uninformative D (all logits 0); saturation is not judged if it is not above 0.
         lr_scale, growth: products of all rollbacks' factors for the learning rates and for the batch.
         skipped: images of the stream that rollbacks have skipped.
         rollbacks: number of rollbacks.
@@ -178,7 +178,7 @@ class Watch:
         """Judge D's mean loss over the images from `before` to `nimg`."""
         s = self.settings
         bound = s.saturation * self.silence
-        if not loss_d < bound:
+        if self.silence <= 0 or not loss_d < bound:  # a loss that is 0 for a D that knows nothing has no floor to come near to
             self.saturated_since = None
             self.warned.discard("saturation")
             return None
