@@ -284,7 +284,8 @@ MIXED = Relativistic(paired_labels=False)
 @pytest.mark.parametrize("loss, classes, said", [(MIXED, 10, True), (MIXED, 1, False), (Relativistic(), 10, False), (Hinge(), 10, False)])
 def test_a_class_conditional_run_says_that_relativistic_pairs_mix_classes(loss, classes, said):
     context = SimpleNamespace(config=Config(loss=loss))
-    facts = Facts(context, None, None, None, SimpleNamespace(num_classes=classes), None)
+    images = SimpleNamespace(num_classes=classes, class_counts=[1] * classes)
+    facts = Facts(context, None, None, None, images, None)
     facts.note_loss()
     note = (
         "loss.paired_labels=false: each real image is compared with a generated one of a class drawn independently;"

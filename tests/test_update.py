@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow_but
 from game import gradients, networks, noise, player, real, rounds
 from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -70,7 +70,7 @@ def test_the_gradients_are_those_of_the_hinge_game():
     close(gradients(G), gradients(g_copy))
 
 
-@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("paired", slow_but([True], [True, False]))
 def test_the_step_of_r3gan(paired):
     """Both phases, for classes: softplus of the difference within a pair, and gamma / 2 times each of R1 and R2 (Huang et al. 2024, Eqs. 2
     to 4 and Algorithm 1), written out on copies. With paired labels G is given the real images' classes; the latents' own are not used."""

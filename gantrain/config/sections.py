@@ -258,7 +258,8 @@ class Guard:
         on_saturation: what to do when D's loss stays below `saturation` times the loss of an uninformative D (all logits 0).
         on_worse: what to do when `score` is worse than `factor` times the best so far (below 1 / `factor` of it if higher is better)
             at `evaluations` evaluations in a row.
-        saturation: fraction of D's loss at logits 0; for the hinge loss, 0.02 is a loss of 0.04.
+        saturation: fraction of D's loss at logits 0; for the hinge loss, 0.02 is a loss of 0.04. A loss that is 0 there, such as
+            `wasserstein`, has no floor and is not judged.
         saturation_kimg: how long D's loss must stay that low.
         score: what `on_worse` watches, such as "eval/ema/fid"; null watches nothing.
         factor: how much worse `score` must be.
