@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from sklearn.datasets import load_digits
 from torch import nn
 
-from gantrain.augment import AUGMENTATION, AUGMENTATIONS, Ada, DiffAugment, Plain, ada, diffaugment, wavelet
+from gantrain.augment import AUGMENTATION, AUGMENTATIONS, Ada, DiffAugment, Plain, ada, diffaugment, gates, wavelet
 from gantrain.augment.blits import Blits, apply_blits, draw_blits
 from gantrain.augment.colors import Colors, apply_colors, draw_colors
 from gantrain.augment.corruptions import POWER, add_noise, apply_gains, cut_out, draw_gains
@@ -153,6 +153,15 @@ def test_images_that_no_transform_was_drawn_for_stay_as_they_are_to_the_bit():
     moved = moves.flip | (moves.quarters > 0) | (moves.down != 0) | (moves.right != 0)
     same = (Ada().apply(x, draws, at_p(p), 0) == x).flatten(1).all(dim=1)
     assert torch.equal(same, ~(moved | geometry.touched | color.touched)) and 20 < same.sum() < 100
+
+
+def test_a_device_that_must_not_be_waited_for_transforms_all_images_and_keeps_those_that_are_touched(monkeypatch):
+    x, pipe = images_of(32, 3, 8, 8, dtype=torch.float64), Ada(p=0.2, **ALL)
+    picked = pipe.apply(x, draws_of(32), {}, 0)
+    monkeypatch.setattr(gates, "waits", lambda device: True)
+    assert torch.allclose(pipe.apply(x, draws_of(32), {}, 0), picked, rtol=1e-12, atol=1e-12)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(Ada(**ALL).apply(x.to(dtype), draws_of(32), at_p(0.0), 0), x.to(dtype))
 
 
 SHARES = {  # of images that a transform touches, and p's part in it
