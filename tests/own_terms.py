@@ -56,6 +56,16 @@ class Memory(Penalty):
 
 
 @dataclass(frozen=True)
+class OldOfG:
+    """Asks for G's phase, and has no method for it."""
+
+    networks: str = "gd"
+
+    def penalty(self, D, x_real, x_fake, y_real, y_fake):
+        return D(x_real, y_real).mean()
+
+
+@dataclass(frozen=True)
 class Wobble(Augmentation):
     """Scales every image by its own factor, whose spread follows the sign of D's logits at real images.
 
@@ -75,7 +85,7 @@ class Wobble(Augmentation):
         return {"sign": logits_real.sign().mean(), "logit": logits_real.mean()}
 
     def next_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor], images: int, nimg: int) -> dict[str, Tensor]:
-        return {"p": (state["p"] + 1e-3 * images * (observed["sign"] + observed["logit"])).clamp(0.05, 0.5)}
+        return {"p": (state["p"] + 5e-5 * images * (observed["sign"] + observed["logit"])).clamp(0.01, 1.0)}
 
     def shown(self, state: Mapping[str, Tensor], nimg: int) -> dict[str, Tensor | float]:
         return {"p": state["p"]}

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import slow_but
+from conftest import ROOT, TINY, lines_of, slow_but
 from game import gradients, networks, noise, player, real
 from own_terms import EVERYTHING, Memory, Paired, PairedHinge, Wobble, flat, play, positioned, terms
+from safetensors.torch import load_file
 from torch import Tensor
 
-from gantrain.augment import Augmentation
+from gantrain.augment import Augmentation, Plain
+from gantrain.config.loading import load
 from gantrain.losses import R1, R2, Hinge, Penalty, Relativistic
 from gantrain.plugin_errors import WrongResult
+from gantrain.run_folder.forking import kept_terms
+from gantrain.training import terms as module, trainer as trainer_module
 from gantrain.training.inputs import Inputs
-from gantrain.training.terms import Due
+from gantrain.training.measurements import Measurements
+from gantrain.training.terms import Due, Terms
+from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase
 
 
@@ -187,6 +196,30 @@ def test_without_states_a_checkpoint_has_no_key_for_them():
     assert terms(Wobble()).shown(0) == {"augment/p": pytest.approx(0.2)}
 
 
+def test_a_fork_keeps_what_plug_ins_of_the_same_kind_remember():
+    saved = {"penalties": {"a": {"mean": 1.0}, "b": {"mean": 2.0}, "c": {"mean": 3.0}}, "augment": {"p": 0.4}}
+    old = SimpleNamespace(penalties={"a": Memory(), "b": Memory(), "c": Memory()}, augment=Wobble())
+    new = SimpleNamespace(penalties={"a": Memory(weight=2.0), "b": R1(), "d": Memory()}, augment=Wobble(0.1))
+    assert kept_terms(saved, old, new) == {"penalties": {"a": {"mean": 1.0}}, "augment": {"p": 0.4}}
+    assert kept_terms(saved, old, SimpleNamespace(penalties={}, augment=Plain())) == {}
+
+
+def test_a_penalty_is_shown_as_its_mean_over_the_steps_that_had_it():
+    """And what each player's every step has, as the mean over that player's steps."""
+    optim = SimpleNamespace(d_steps=2, g_steps=3)
+    part = Measurements(SimpleNamespace(config=SimpleNamespace(optim=optim)), *[None] * 9)
+    for update in range(2):
+        for player_, steps in (("d", 2), ("g", 3)):
+            for step in range(steps):
+                lazy = {"penalty/a": torch.tensor(6.0)} if player_ == "g" and (update * 3 + step) % 4 == 0 else {}
+                part.add({f"loss/{player_}": torch.tensor(1.0), **lazy}, player_, {})
+        part.count_update()
+    assert {name: total.item() / part._steps(name) for name, total in part._sums.items()} == {"loss/d": 1, "loss/g": 1, "penalty/a": 6}
+    part._settled = []
+    saved = json.loads(json.dumps(part.state()))
+    assert saved["stats_counts"] == {"penalty/a": 2}
+
+
 # ---- real images for both phases -------------------------------------------------------------------------------------
 
 
@@ -262,3 +295,187 @@ def test_a_wrong_result_of_an_augmentation_is_refused(part, value, words):
     other = type("Wrong", (Wobble,), {part: returning(value)})()
     with pytest.raises(WrongResult, match=f"Wrong: {words}"):
         play(g, d, Hinge(), terms(other), 2, 1, updates=1, g_steps=1)
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+AUGMENT: list[str] = []  # overrides; without any, `augmented` has the runs use `Wobble`
+# A lazy penalty with a state and a weight that falls by images.
+LAZY = ["penalties={memory: {name: 'own_terms:Memory', every: 4, networks: d, until: 300}}"]
+OF_G = ["optim.d_steps=1", "optim.g_steps=2", "optim.first=g", "loss.name=own_terms:Paired"]
+SHORT = [*TINY, "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null"]
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+@pytest.fixture
+def augmented(monkeypatch):
+    """Runs have an augmentation."""
+    if not AUGMENT:
+        monkeypatch.setattr(module, "augmentation_of", lambda config: Wobble())
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def state_of(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def alike(one: Path, other: Path) -> None:
+    """Two checkpoints, tensors and what the penalties and the augmentation remember, to the bit."""
+    assert one.name == other.name
+    files = sorted(path.name for path in one.glob("*.safetensors"))
+    assert files == sorted(path.name for path in other.glob("*.safetensors")) and len(files) > 3
+    for name in files:
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    states = state_of(one), state_of(other)
+    assert states[0]["terms"] == states[1]["terms"] and states[0]["stats"] == states[1]["stats"]
+
+
+class Killed(BaseException):
+    """Ends a run without a word, and without a checkpoint."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [LAZY, OF_G + LAZY, [*OF_G, "penalties={memory: {name: 'own_terms:Memory', every: 3, networks: g}}"]])
+def test_a_killed_run_resumes_to_the_bit(gantrain, augmented, tmp_path, monkeypatch, words):
+    """Killed between two checkpoints and between two applications of the penalty; the record has the same lines, too."""
+    words = ["train", DIGITS, *SHORT, *AUGMENT, *words, "batching.micro_batch=8"]
+    gantrain(*words, f"run_dir={tmp_path / 'whole'}")
+    with monkeypatch.context() as patch:
+        update = Trainer.update
+
+        def killed(trainer):
+            if trainer.run.nimg == 13 * 16:
+                raise Killed
+            update(trainer)
+
+        patch.setattr(Trainer, "update", killed)
+        with suppress(Killed):
+            gantrain(*words, f"run_dir={tmp_path / 'killed'}", check=False)
+    assert newest(tmp_path / "killed").name == f"{160:012d}"
+    gantrain(*words, f"run_dir={tmp_path / 'killed'}")
+    alike(newest(tmp_path / "killed"), newest(tmp_path / "whole"))
+    shown = ("loss/", "penalty/", "augment/", "logits/")
+    own = [
+        [{k: v for k, v in line.items() if k.startswith(shown)} for line in lines_of(run) if "loss/d" in line]
+        for run in (tmp_path / "killed", tmp_path / "whole")
+    ]
+    assert own[0] == own[1] and all("augment/p" in line for line in own[0]) and any("penalty/memory" in line for line in own[0])
+
+
+@pytest.mark.slow
+def test_an_update_plays_its_phases_in_order_on_fresh_data(augmented, tmp_path, monkeypatch):
+    """Two updates of two G steps before two D steps: no latents twice, every real position once, and G sees those of D's first step."""
+    words = [*SHORT, *AUGMENT, *OF_G, "optim.d_steps=2", f"run_dir={tmp_path}", "batching.micro_batch=8"]
+    trainer = Trainer(load(DIGITS, words))
+    trainer.start()
+    seen: list[tuple[str, Tensor, Tensor, Tensor, str]] = []
+
+    def noting(key, phase):
+        def run(G, D, loss, rounds, k, probe, penalties, setting):
+            pairs = list(rounds)
+            real_, latents = ([torch.cat(parts) for parts in zip(*of)] for of in zip(*pairs))
+            seen.append((key, real_[0], latents[0], latents[2], setting.purpose))
+            return phase(G, D, loss, iter(pairs), k, probe, penalties, setting)
+
+        return run
+
+    monkeypatch.setattr(trainer_module, "discriminator_phase", noting("d", discriminator_phase))
+    monkeypatch.setattr(trainer_module, "generator_phase", noting("g", generator_phase))
+    for _ in range(2):
+        trainer.update()
+    trainer.close()
+    assert [(key, purpose) for key, *_, purpose in seen] == [("g", "g"), ("g", "g1"), ("d", "d0"), ("d", "d1")] * 2
+    assert torch.equal(seen[0][1], seen[1][1]) and torch.equal(seen[0][1], seen[2][1]) and not torch.equal(seen[2][1], seen[3][1])
+    latents = torch.cat([z for _, _, z, *_ in seen])
+    assert len(latents) == 8 * 16 == len(latents.unique(dim=0))
+    reals = torch.cat([x for key, x, *_ in seen if key == "d"])
+    assert len(reals) == 4 * 16 == len(reals.flatten(1).unique(dim=0))
+    assert [positions.tolist() for *_, positions, _ in seen] == [list(range(16))] * 4 + [list(range(16, 32))] * 4
+
+
+@pytest.mark.slow
+def test_noise_scale_swap_and_growth_with_every_word(gantrain, augmented, tmp_path):
+    """D is measured at steps without the lazy penalty; swaps and growth leave alone what penalties and augmentation remember."""
+    run = tmp_path / "run"
+    words = [
+        "noise_scale.measure_every=1", "batching={name: on_swap, batch_size: 16, micro_batch: 8, max_batch: 64}",
+        "swap={source: ema, start_kimg: 0.1, every_kimg: 0.1, after_kimg: 0.05, growth: 2}", "optim.d_steps=1",
+    ]  # fmt: skip
+    gantrain("train", DIGITS, *SHORT, *AUGMENT, *LAZY, *words, f"run_dir={run}")
+    lines = lines_of(run)
+    sizes = [line["to"] for line in lines if line.get("event") == "growth"]
+    assert sizes == [32, 64] and sum(line.get("event") == "swap" and line["moment"] == "at" for line in lines) == 2
+    trained = [line for line in lines if "loss/d" in line]
+    for player_ in "DG":
+        assert trained[-1][f"noise_scale/{player_}/measurements"] > 0 and math.isfinite(trained[-1][f"noise_scale/{player_}/tr_sigma"])
+    assert [trained[0][f"noise_scale/{key}/measurements"] for key in "DG"] == [3, 5]  # of five updates, before the first swap
+    ends = [line["nimg"] for line in trained]
+    state = state_of(newest(run))
+    applied = [i for i in range(state["updates"]) if i % 4 == 0]
+    remembered = state["terms"]["penalties"]["memory"]["images"]
+    assert 4 * 16 * len(applied) < remembered <= 4 * 64 * len(applied) and remembered % 64 == 0 and ends[-1] >= 320
+    assert all(0.01 < line["augment/p"] < 1 for line in trained) and len({line["augment/p"] for line in trained}) > 1
+
+
+@pytest.mark.slow
+def test_a_rollback_restores_what_was_remembered(gantrain, augmented, tmp_path, monkeypatch):
+    """To the checkpoint's, though the steps after it had changed it; and it goes on from there as a run does that begins there."""
+    run, seen = tmp_path / "run", []
+    discriminator, loaded = Hinge.discriminator, Terms.load
+    calls = [0]
+
+    def spoilt(self, logits_real, logits_fake):
+        calls[0] += len(logits_real) == 16
+        return discriminator(self, logits_real, logits_fake) * (float("nan") if calls[0] == 14 else 1.0)
+
+    def load_(self, snapshot, rolls_back):
+        before = flat(self.states)
+        loaded(self, snapshot, rolls_back)
+        seen.append((rolls_back, snapshot.nimg, before, flat(self.states), snapshot.state["terms"]))
+
+    monkeypatch.setattr(Hinge, "discriminator", spoilt)
+    monkeypatch.setattr(Terms, "load", load_)
+    gantrain("train", DIGITS, *SHORT, *AUGMENT, *LAZY, "optim.d_steps=1", "guard.on_nonfinite=rollback", f"run_dir={run}")
+    ((rolls_back, nimg, before, after, saved),) = seen
+    assert rolls_back and nimg == 160 and before["penalties/memory/images"] > after["penalties/memory/images"] == 3 * 64
+    assert before["augment/p"] != after["augment/p"] == saved["augment"]["p"] and all(value.isfinite() for value in after.values())
+    assert after["penalties/memory/mean"] == saved["penalties"]["memory"]["mean"]
+    assert state_of(newest(run))["terms"]["penalties"]["memory"]["images"] == 5 * 64
+    assert [line["to"] for line in lines_of(run) if line.get("event") == "rollback"] == [160]
+
+
+@pytest.mark.slow
+def test_the_noise_of_a_checkpoint_is_that_of_the_run(gantrain, augmented, tmp_path, monkeypatch):
+    """`noise-scale RUN` augments with the checkpoint's state, adds the penalties of every step of both players with theirs, pairs
+    labels, leaves lazy penalties out, and changes nothing."""
+    from gantrain.commands import noise_scale as measuring
+
+    run, seen = tmp_path / "run", []
+    words = [*OF_G, "penalties={always: {name: 'own_terms:Memory'}, lazy: {name: 'own_terms:Memory', every: 4}}"]
+    gantrain("train", DIGITS, *SHORT, *AUGMENT, *words, f"run_dir={run}")
+    state = state_of(newest(run))["terms"]
+
+    def noting(key, phase):
+        def run_(G, D, loss, rounds, k, probe, penalties, setting):
+            pairs = list(rounds)
+            found = phase(G, D, loss, iter(pairs), k, probe, penalties, setting)
+            seen.append((key, penalties, setting, torch.cat([latents[2] for _, latents in pairs]), found))
+            return found
+
+        return run_
+
+    monkeypatch.setattr(measuring, "discriminator_phase", noting("d", discriminator_phase))
+    monkeypatch.setattr(measuring, "generator_phase", noting("g", generator_phase))
+    said = gantrain("noise-scale", run, "--updates", 8).stdout
+    assert "gradients of 8 updates of 32 images" in said and [key for key, *_ in seen] == ["d", "g"] * 8
+    for key, due, setting, _, found in seen:
+        assert [(one.name, one.factor) for one in due] == [("always", 1.0)] and setting.nimg == 320 and setting.augmentation is not None
+        assert {name: value.item() for name, value in due[0].state.items()} == state["penalties"]["always"]
+        assert {name: value.item() for name, value in setting.state.items()} == state["augment"]
+        assert found[f"penalty/always/{key}"] > 0 and found["measured"].isfinite().all()
+    positions = torch.cat([positions for key, _, _, positions, _ in seen if key == "d"])
+    assert positions.tolist() == list(range(320, 320 + 8 * 32))
