@@ -230,8 +230,8 @@ def test_whole_steps_are_as_likely_as_published():
         odds = np.array([0.5, *[1.0] * (2 * reach - 1), 0.5])
         assert stats.chisquare(np.bincount(shift.numpy() + reach), odds / odds.sum() * MANY).pvalue > 1e-3
     assert stats.chisquare(np.bincount(draw_blits(draws_of(MANY), 1.0, 32, 32).quarters.numpy())).pvalue > 1e-3
-    down, right = diffaugment.shifts(draws_of(MANY).uniform("translation", 2), 32, 24)
-    top, left = diffaugment.corners(draws_of(MANY).uniform("cutout", 2), 32, 10)
+    down, right = diffaugment.shifts(draws_of(MANY).uniform("translation", 2).unbind(1), 32, 24)
+    top, left = diffaugment.corners(draws_of(MANY).uniform("cutout", 2).unbind(1), 32, 10)
     for found, first, last in ((down, -4, 4), (right, -3, 3), (top, -8, 24), (left, -2, 7)):
         assert stats.chisquare(np.bincount(found.numpy() - first, minlength=last - first + 1)).pvalue > 1e-3
 
