@@ -43,13 +43,13 @@ def test_rounds_with_every_word_are_one_batch(loss):
     """Penalties with state of both players, one of them lazy, an augmentation that draws and follows D, paired labels, two G steps
     before D's: gradients after two updates, and all states, to float64 rounding."""
     found = []
-    for b, k in [(6, 1), (3, 2)]:
+    for b, k in [(4, 1), (2, 2)]:
         (g, d), own = (player(n) for n in networks()), terms(**EVERYTHING)
         found.append((play(g, d, loss, own, b, k), flat(own.states)))
     same(found[1][0], found[0][0])
     same(found[1][1], found[0][1])
     states = found[0][1]
-    assert states["penalties/memory/images"] == 36 and states["penalties/lazy/images"] == 12  # of 2 D and 4 G steps; of one, for two
+    assert states["penalties/memory/images"] == 24 and states["penalties/lazy/images"] == 8  # of 2 D and 4 G steps; of one, for two
     assert states["augment/p"] != pytest.approx(Wobble.strength, abs=1e-6) and states["penalties/memory/mean"] != 0.25
 
 
