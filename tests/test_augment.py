@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from sklearn.datasets import load_digits
 from torch import nn
 
-from gantrain.augment import AUGMENTATION, AUGMENTATIONS, Ada, DiffAugment, Plain, ada, diffaugment, wavelet
+from gantrain.augment import AUGMENTATION, AUGMENTATIONS, Ada, DiffAugment, Plain, ada, diffaugment, gates, wavelet
 from gantrain.augment.blits import Blits, apply_blits, draw_blits
 from gantrain.augment.colors import Colors, apply_colors, draw_colors
 from gantrain.augment.corruptions import POWER, add_noise, apply_gains, cut_out, draw_gains
@@ -155,6 +155,15 @@ def test_images_that_no_transform_was_drawn_for_stay_as_they_are_to_the_bit():
     assert torch.equal(same, ~(moved | geometry.touched | color.touched)) and 20 < same.sum() < 100
 
 
+def test_a_device_that_must_not_be_waited_for_transforms_all_images_and_keeps_those_that_are_touched(monkeypatch):
+    x, pipe = images_of(32, 3, 8, 8, dtype=torch.float64), Ada(p=0.2, **ALL)
+    picked = pipe.apply(x, draws_of(32), {}, 0)
+    monkeypatch.setattr(gates, "waits", lambda device: True)
+    assert torch.allclose(pipe.apply(x, draws_of(32), {}, 0), picked, rtol=1e-12, atol=1e-12)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(Ada(**ALL).apply(x.to(dtype), draws_of(32), at_p(0.0), 0), x.to(dtype))
+
+
 SHARES = {  # of images that a transform touches, and p's part in it
     "mirrored": (lambda d: draw_blits(d, P, 32, 32).flip, P / 2),
     "turned by quarters": (lambda d: draw_blits(d, P, 32, 32).quarters > 0, P * 3 / 4),
@@ -221,8 +230,8 @@ def test_whole_steps_are_as_likely_as_published():
         odds = np.array([0.5, *[1.0] * (2 * reach - 1), 0.5])
         assert stats.chisquare(np.bincount(shift.numpy() + reach), odds / odds.sum() * MANY).pvalue > 1e-3
     assert stats.chisquare(np.bincount(draw_blits(draws_of(MANY), 1.0, 32, 32).quarters.numpy())).pvalue > 1e-3
-    down, right = diffaugment.shifts(draws_of(MANY).uniform("translation", 2), 32, 24)
-    top, left = diffaugment.corners(draws_of(MANY).uniform("cutout", 2), 32, 10)
+    down, right = diffaugment.shifts(draws_of(MANY).uniform("translation", 2).unbind(1), 32, 24)
+    top, left = diffaugment.corners(draws_of(MANY).uniform("cutout", 2).unbind(1), 32, 10)
     for found, first, last in ((down, -4, 4), (right, -3, 3), (top, -8, 24), (left, -2, 7)):
         assert stats.chisquare(np.bincount(found.numpy() - first, minlength=last - first + 1)).pvalue > 1e-3
 

@@ -153,6 +153,9 @@ REFUSALS = [
     (["diffaug=color"], r"diffaug='color': no such key; did you mean augment.name\?"),
     (["ada_target=0.6"], r"ada_target=0.6: no such key; did you mean augment.target\?"),
     (["augment={name: ada, p: 1.5}"], r"augment.p must be in \[0, 1\] at all times, or null to adapt it, got 1.5"),
+    (["data.augment.p=1"], r"data.augment=\{'p': 1\}: no such key of digits; did you mean augment\?"),
+    (["optim.seed=1"], r"optim.seed=1: no such key; did you mean seed\?"),
+    (["augment={name: ada, every: 1000000000000000000000}"], r"augment.every must be at most 1,000,000,000, got 10"),
     (["augment={name: ada, every: 0}"], r"augment.every must be at least 1, got 0"),
     (["augment={name: diffaugment, color: false, translation: false, cutout: false}"], r"augment.cutout must be true if .*use name=none"),
     (

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 from conftest import ROOT, error_of
 
+from gantrain.augment import AUGMENTATIONS
 from gantrain.averaging import AVERAGERS
 from gantrain.batching import BATCH_POLICIES
 from gantrain.config.config import Config
@@ -29,7 +30,7 @@ from gantrain.type_words import describe_type
 PARTS = list_parts()
 TABLES = {
     "data": DATASETS, "model": ARCHITECTURES, "loss": LOSSES, "penalties": PENALTIES, "batching": BATCH_POLICIES, "averagers": AVERAGERS,
-    "eval.metrics": METRICS, "eval.features": EXTRACTORS,
+    "augment": AUGMENTATIONS, "eval.metrics": METRICS, "eval.features": EXTRACTORS,
 }  # fmt: skip
 PLUGINS = [(path, name, cls) for path, table in TABLES.items() for name, cls in table.items()]
 
@@ -230,7 +231,7 @@ def test_a_key_is_selected_without_the_others_of_its_section():
     [
         (["--keys", "batchign"], "--keys: no section or key 'batchign'; did you mean 'batching'?"),
         (["--keys", "optim.lr_gg"], "--keys: no section or key 'optim.lr_gg'; did you mean 'optim.lr_g'?"),
-        (["--keys", "zzz"], "--keys: no section or key 'zzz'; known: averagers, batching, checkpoint, data, "),
+        (["--keys", "zzz"], "--keys: no section or key 'zzz'; known: augment, averagers, batching, checkpoint, "),
         (["--keys", "batching", "some.yaml"], "--keys: lists keys and takes no CONFIG, got some.yaml; for a section write --keys SECTION"),
         (["some.yaml", "--markdown"], "--markdown: only works with --keys; write --keys --markdown"),
         ([], "config: CONFIG is missing; pass a YAML file, the name of a configuration that ships with gantrain, or --keys"),

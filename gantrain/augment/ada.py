@@ -14,6 +14,7 @@ from gantrain.augment.colors import apply_colors, draw_colors
 from gantrain.augment.corruptions import add_noise, apply_gains, cut_out, draw_gains
 from gantrain.augment.gates import Probability, as_given, in_full
 from gantrain.augment.geometry import apply_warp, draw_warp
+from gantrain.bounds import MOST_IMAGES
 from gantrain.errors import check
 from gantrain.randomness import Draws
 from gantrain.schedule import Scheduled, bounds_of, value_at
@@ -55,6 +56,7 @@ class Ada(Augmentation):
         check(self, "target", -1 < self.target < 1, "must be above -1 and below 1")
         check(self, "length_kimg", 0 < self.length_kimg < float("inf"), "must be above 0")
         check(self, "every", self.every >= 1, "must be at least 1")
+        check(self, "every", self.every <= MOST_IMAGES, f"must be at most {MOST_IMAGES:,}")
         check(
             self,
             "blit",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gantrain.augment.augmentation import Augmentation
-from gantrain.augment.gates import as_given, in_full, per_image
+from gantrain.augment.gates import as_given, in_full, per_image, uniform
 from gantrain.errors import check
 from gantrain.randomness import Draws
 
@@ -39,17 +39,17 @@ class DiffAugment(Augmentation):
     def apply(self, x: Tensor, draws: Draws, state: Mapping[str, Tensor], nimg: int) -> Tensor:
         result = x
         if self.color:
-            result = recolor(in_full(result), draws.uniform("color", 3))
+            result = recolor(in_full(result), uniform(draws, "color", 3))
         if self.translation:
-            result = translate(result, *shifts(draws.uniform("translation", 2), *x.shape[2:]))
+            result = translate(result, *shifts(uniform(draws, "translation", 2), *x.shape[2:]))
         if self.cutout:
-            result = cut_out(result, *corners(draws.uniform("cutout", 2), *x.shape[2:]))
+            result = cut_out(result, *corners(uniform(draws, "cutout", 2), *x.shape[2:]))
         return as_given(result, x)
 
 
-def recolor(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness, saturation and contrast in turn, by uniform numbers in (0, 1), `[N, 3]`."""
-    brightness, saturation, contrast = (per_image(one.to(x.dtype)) for one in u.unbind(1))
+def recolor(x: Tensor, u: Sequence[Tensor]) -> Tensor:
+    """Brightness, saturation and contrast in turn, by three uniform numbers in (0, 1), `[N]` each."""
+    brightness, saturation, contrast = (per_image(one.to(x.dtype)) for one in u)
     x = x + (brightness - 0.5)
     if x.shape[1] > 1:
         grey = x.mean(dim=1, keepdim=True)
@@ -58,10 +58,10 @@ def recolor(x: Tensor, u: Tensor) -> Tensor:
     return mean + (x - mean) * (contrast + 0.5)
 
 
-def shifts(u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """(pixels downwards, to the right), uniform over the whole numbers up to 1/8 of the size, rounded: int64 `[N]`, of `[N, 2]`."""
+def shifts(u: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """(pixels downwards, to the right), uniform over the whole numbers up to 1/8 of the size, rounded; int64 `[N]`."""
     down, right = (int(size * SHIFT + 0.5) for size in (height, width))
-    return (u[:, 0] * (2 * down + 1)).long() - down, (u[:, 1] * (2 * right + 1)).long() - right
+    return (u[0] * (2 * down + 1)).long() - down, (u[1] * (2 * right + 1)).long() - right
 
 
 def translate(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ def within(place: Tensor, size: int) -> Tensor:
     return (place >= 0) & (place < size)
 
 
-def corners(u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """First (row, column) of a hole of half the size whose middle is uniform over the image, int64 `[N]` of `[N, 2]`; may be outside."""
+def corners(u: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """First (row, column) of a hole of half the size whose middle is uniform over the image, int64 `[N]`; may lie outside."""
     rows, columns = hole_of(height), hole_of(width)
     # As published, the middle of a hole of even size lies at a corner of a pixel, of which there is one more.
-    top, left = u[:, 0] * (height + 1 - rows % 2), u[:, 1] * (width + 1 - columns % 2)
+    top, left = u[0] * (height + 1 - rows % 2), u[1] * (width + 1 - columns % 2)
     return top.long() - rows // 2, left.long() - columns // 2
 
 

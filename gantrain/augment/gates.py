@@ -54,6 +54,11 @@ def as_given(result: Tensor, x: Tensor) -> Tensor:
     return result.to(x.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
+def waits(device: torch.device) -> bool:
+    """Whether a device would have to be waited for to know how many images are touched."""
+    return device.type != "cpu"
+
+
 def only(touched: Tensor, transform: Callable[[Tensor, Rows], Tensor], x: Tensor) -> Tensor:
     """The images `[N, C, H, W]` transformed where they are touched; the others stay what they are to the bit.
 
@@ -61,7 +66,7 @@ def only(touched: Tensor, transform: Callable[[Tensor, Rows], Tensor], x: Tensor
         touched: bool `[N]`.
         transform: (images, their rows in the batch) -> transformed images.
     """
-    if x.device.type != "cpu":  # where the number of touched images would have to be waited for
+    if waits(x.device):
         return torch.where(per_image(touched), transform(x, slice(None)), x)
     rows = touched.nonzero()[:, 0]
     return x.index_copy(0, rows, transform(x[rows], rows)) if len(rows) else x

@@ -72,7 +72,7 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("wandb", "wandb_mode", "project"), ("tracking.wandb",)),
     **dict.fromkeys(("compile", "channels_last", "tf32"), ("performance",)),
     **dict.fromkeys(("sync_bn", "syncbn"), ("sync_batchnorm",)),
-    **dict.fromkeys(("augment", "augmentation", "augmentations", "aug", "transform", "transforms", "augpipe", "aug_pipe"), ("augment",)),
+    **dict.fromkeys(("augmentation", "augmentations", "aug", "transform", "transforms", "augpipe", "aug_pipe"), ("augment",)),
     **dict.fromkeys(("ada", "diffaug", "diffaugment", "diff_augment", "diff_aug"), ("augment.name",)),
     **dict.fromkeys(("augment_p", "aug_p", "ada_p"), ("augment.p",)),
     **dict.fromkeys(("ada_target", "augment_target", "target"), ("augment.target",)),
@@ -198,8 +198,8 @@ def also_called(word: str) -> tuple[str, ...]:
 
 
 def same_name(word: str, known: Iterable[str]) -> list[str]:
-    """Full keys that end in this name; none if there are too many to name."""
-    found = [one for one in known if one.endswith(f".{fold(word)}")]
+    """Full keys that are or end in this name; none if there are too many to name."""
+    found = [one for one in known if one == fold(word) or one.endswith(f".{fold(word)}")]
     return found if len(found) <= MOST else []
 
 
