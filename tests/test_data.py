@@ -390,6 +390,23 @@ def test_digits_are_the_real_ones():
     assert images.pixels.min() == 0 and images.pixels.max() == 255
 
 
+@pytest.mark.parametrize("number", [10, 100, 300, 1795])
+def test_few_digits_are_the_same_number_of_each_class_from_all_writers(number):
+    data, few = load_digits(), Digits(num_images=number, resolution=8).build()
+    counts = few.labels.bincount()
+    assert len(few) == number and (counts.max() - counts.min() <= 1 or number > 10 * 174)
+    whole = {image.tobytes(): i for i, image in enumerate(Digits(resolution=8).build().pixels.numpy())}
+    places = [whole[image.tobytes()] for image in few.pixels.numpy()]
+    assert places == sorted(set(places)) and data.target[places].tolist() == few.labels.tolist()
+    assert places[-1] > len(data.target) * (1 - 2 * 10 / number)
+
+
+@pytest.mark.parametrize("number", [9, 1798])
+def test_a_number_of_digits_that_there_are_not_is_refused(number):
+    with pytest.raises(InvalidField, match="must be between 10 and 1797, or null for all"):
+        Digits(num_images=number)
+
+
 @pytest.mark.parametrize("resolution", [16, 32])
 def test_digits_are_resized_smoothly(resolution):
     """Against Pillow's bicubic filter on floats."""
