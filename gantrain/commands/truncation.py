@@ -111,14 +111,13 @@ def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple
     record["best"] = {name: {score: vars(point) for score, point in points.items()} for name, points in best.items()}
     target = write_new(target, record)
     picture = target.with_suffix(".png")
-    labels = f", {scorer.evaluator.labels}" if scorer.evaluator.labels else ""
     title = f"{scorer.run.name} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation"
     styles = style_of(config.averagers, scores)
     draw_curves(scores, best, curves, styles, title, picture)
     draw_curves(scores, best, curves, styles, title, narrow_variant(picture), narrow=True)
     head = (
         f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation,"
-        f" BatchNorm {config.eval.batchnorm}{labels}; also in {target}, drawn in {picture}"
+        f" BatchNorm {config.eval.batchnorm}{scorer.evaluator.remarks.mixture}; also in {target}, drawn in {picture}"
     )
     blocks = []
     for name, rows in scores.items():

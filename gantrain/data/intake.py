@@ -411,12 +411,7 @@ def describe_traits(images: ImageSet) -> list[str]:
 def audit(images: ImageSet, labels: str = "uniform") -> str:
     """Describes a data set in a line: images, classes, smallest and largest class, shape, range, where it is kept.
 
-    If its classes are unbalanced, a line follows that says how labels are drawn and what this means for scores; then a line for each of
-    its notes: what was passed over, left out or converted.
-
-    Args:
-        images: the data set.
-        labels: how a run draws the labels of generated images: "uniform" or "data".
+    Lines follow: what `labels` of the configuration means for scores, if classes are unbalanced; what was passed over or converted.
 
     Raises:
         UserError: all sampled pixels are equal, or an image does not decode.

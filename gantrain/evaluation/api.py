@@ -43,7 +43,7 @@ from gantrain.models.architecture import is_latent_generator, label_counts_of
 from gantrain.python_words import in_python, python_remedies
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
-from gantrain.sampling.latents import draw
+from gantrain.sampling.latents import choose_labels, draw
 from gantrain.score_names import doubts
 from gantrain.shipped import find_config
 
@@ -90,9 +90,8 @@ def evaluate(
         batchnorm: None leaves BatchNorm's statistics as they are; "recalibrate" and "batch", see `eval.batchnorm`, act on a copy.
         resamples: random halves behind a 95% interval of each score, returned as `<score>_ci95`.
         device: where features are computed; None is the process's own.
-        labels: how often `G(z, y)` is given each class: "uniform" is equally often, "data" as often as in the data that it was trained
-            on (the attribute `label_counts`, images per class), or else in the reference. None is "data" for a generator with
-            `label_counts`, as `load_generator` gives them to one of a run with `labels: data`, and "uniform" for others.
+        labels: how often `G(z, y)` is given each class: "uniform" is equally often; "data" is in proportion to its attribute
+            `label_counts`, which `load_generator` sets for runs with `labels: data`, or else to the reference. None is "data" with it.
 
     Returns:
         Scores by name, with the extractor's prefix. What must be known about them is a Python warning: few images, digits features of
@@ -200,19 +199,6 @@ def build_config(
         batchnorm=batchnorm or "copy",
     )  # fmt: skip
     return Config(seed=seed, eval=settings, labels=labels)
-
-
-def choose_labels(source: Any, labels: str | None) -> Literal["uniform", "data"]:
-    """How often each class is drawn: as asked for, or as the generator says.
-
-    Raises:
-        UserError: there is no such choice, or the source is not given labels.
-    """
-    if labels not in (None, "uniform", "data"):
-        raise UserError(f"labels: must be uniform, data, or None, got {labels!r}")
-    if labels is not None and not is_latent_generator(source):
-        raise UserError(f"labels: only applies to a generator G(z, y) with dim_z and num_classes, got {labels!r}; leave it out")
-    return "data" if labels == "data" or (labels is None and label_counts_of(source)) else "uniform"
 
 
 def score_images(evaluator: Evaluator, images: Images, total: int, title: str) -> dict[str, float]:

@@ -50,6 +50,19 @@ class Interrupted(Exception):
     """The run was asked to stop during an evaluation, which gives no scores."""
 
 
+def find_reference(
+    settings: Eval, images: ImageSet | Reference | None, accelerator: Accelerator, device: torch.device, with_images: bool
+) -> Reference:
+    """The reference of an `Evaluator`, whose arguments these are; `with_images` as in `open_reference`."""
+    path, most = settings.reference, settings.reference_samples
+    if isinstance(images, Reference):
+        return images
+    if path is None:
+        assert images is not None, "without eval.reference the caller passes the images"
+        return wrap_dataset(images, most)
+    return main_first(accelerator, lambda: open_reference(path, most, device, with_images))
+
+
 class Evaluator:
     """Scores generators against one reference: a data set, or what `eval.reference` names.
 
@@ -93,14 +106,7 @@ class Evaluator:
         self._reference: FeatureSet | None = None
         self.collapsed: dict[str, str] = {}
         wanted = {name: str(metric.needs) for name, metric in zip(e.metrics, self.metrics)}
-        if isinstance(images, Reference):
-            self.real = images
-        elif e.reference is None:
-            assert images is not None, "without eval.reference the caller passes the images"
-            self.real = wrap_dataset(images, e.reference_samples)
-        else:
-            path, most, with_images = e.reference, e.reference_samples, "features" in wanted.values()
-            self.real = main_first(accelerator, lambda: open_reference(path, most, self.device, with_images))
+        self.real = find_reference(e, images, accelerator, self.device, "features" in wanted.values())
         shape = shape or self.real.shape
         if shape is None:
             assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
@@ -155,11 +161,6 @@ class Evaluator:
         count = self.real.count if self.real.take is None else self.real.taken
         return fingerprint(self.real.content, count, self.extractor.identity)
 
-    @property
-    def labels(self) -> str:
-        """How often each class is drawn, such as "labels=uniform"; "" without classes."""
-        return f"labels={self.config.labels}" if self.remarks.num_classes > 1 else ""
-
     def protocol(self, policy: str | None = None) -> dict[str, object]:
         """The protocol that a score must be quoted with; `policy` is the BatchNorm policy, None the configured one."""
         e = self.config.eval
@@ -176,7 +177,6 @@ class Evaluator:
             "eval/batchnorm": policy,
             "eval/batchnorm_batches": stated.get(policy),
             "eval/truncation": e.truncation,
-            **({"eval/labels": self.config.labels} if self.labels else {}),
             **self.remarks.as_protocol(),
         }
 

@@ -214,7 +214,18 @@ class Remarks:
             *(prefix + words for metric in able for words in metric.caveats(counts)),
         ]
 
+    @property
+    def labels(self) -> str | None:
+        """How often each class is drawn, as `labels` in the configuration; None without classes."""
+        return None if self.num_classes == 1 else "data" if self.label_counts else "uniform"
+
+    @property
+    def mixture(self) -> str:
+        """The same, to go on in the line above a table; empty without classes."""
+        return f", labels={self.labels}" if self.labels else ""
+
     def as_protocol(self) -> dict[str, object]:
-        """Keys of the record of a score; none if there is nothing to remark."""
+        """Keys of the record of a score: how labels are drawn, and what there is to remark."""
+        labels = {"eval/labels": self.labels} if self.labels else {}
         made_for = {"eval/features_made_for": self.settings.features.made_for} if self.foreign else {}
-        return {**made_for, **({"eval/notes": self.notes} if self.notes else {})}
+        return {**labels, **made_for, **({"eval/notes": self.notes} if self.notes else {})}

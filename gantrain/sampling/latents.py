@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from gantrain import randomness
 from gantrain.config.config import Config
 from gantrain.data.stream import sent
 from gantrain.errors import UserError
+from gantrain.models.architecture import is_latent_generator, label_counts_of
 from gantrain.run_folder.checkpoint import read_state
 
 # An architecture's G(z, y): an nn.Module with dim_z, num_classes, resolution and channels, which the type nn.Module does not have.
@@ -55,6 +56,19 @@ def draw_labels(seed: int, purpose: str, start: int, count: int, num_classes: in
     below = torch.tensor(label_counts, dtype=torch.float64).cumsum(0)  # exact up to 2**53 images
     u = randomness.uniform(seed, purpose, start, count)[:, 0]
     return torch.searchsorted(below, u * below[-1], right=True)
+
+
+def choose_labels(generator: Any, labels: str | None) -> Literal["uniform", "data"]:
+    """The `labels` with which a generator from outside is scored: as asked for, or else as it says itself (`label_counts_of`).
+
+    Raises:
+        UserError: there is no such choice, or it takes no labels.
+    """
+    if labels not in (None, "uniform", "data"):
+        raise UserError(f"labels: must be uniform, data, or None, got {labels!r}")
+    if labels is not None and not is_latent_generator(generator):
+        raise UserError(f"labels: only applies to a generator G(z, y) with dim_z and num_classes, got {labels!r}; leave it out")
+    return "data" if labels == "data" or (labels is None and label_counts_of(generator)) else "uniform"
 
 
 def choose_label_counts(labels: str, class_counts: Sequence[int] | None, num_classes: int, where: str) -> tuple[int, ...] | None:
