@@ -90,8 +90,8 @@ def evaluate(
         batchnorm: None leaves BatchNorm's statistics as they are; "recalibrate" and "batch", see `eval.batchnorm`, act on a copy.
         resamples: random halves behind a 95% interval of each score, returned as `<score>_ci95`.
         device: where features are computed; None is the process's own.
-        labels: how often `G(z, y)` is given each class: "uniform" is equally often; "data" is in proportion to its attribute
-            `label_counts`, which `load_generator` sets for runs with `labels: data`, or else to the reference. None is "data" with it.
+        labels: how often `G(z, y)` is given each class: "uniform", or "data": in proportion to its attribute `label_counts`, which
+            `load_generator` sets for runs with `labels: data`, or else to the reference. None is "data" if it has one, else "uniform".
 
     Returns:
         Scores by name, with the extractor's prefix. What must be known about them is a Python warning: few images, digits features of
@@ -102,7 +102,6 @@ def evaluate(
     """
     with python_remedies():
         accelerator = Accelerator() if is_initialized() else make_accelerator()
-        device = accelerator.device if device is None else torch.device(device)
         fixed = open_images(generator)
         total = count_images(fixed, num_samples, "num_samples") if fixed else Eval.num_samples if num_samples is None else num_samples
         real = None if isinstance(reference, (str, Path)) else wrap_reference(reference)
@@ -112,7 +111,7 @@ def evaluate(
             total, metrics, features, seed, batch_size, truncation, batchnorm, resamples, reference if real is None else None,
             choose_labels(source, labels),
         )  # fmt: skip
-        scores, notes = score_source(source, config, real, accelerator, device)
+        scores, notes = score_source(source, config, real, accelerator, accelerator.device if device is None else torch.device(device))
     for note in notes if accelerator.is_main_process else ():
         warnings.warn(in_python(note), stacklevel=2)
     return scores
