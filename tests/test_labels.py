@@ -18,6 +18,7 @@ from scipy.stats import chisquare
 
 import gantrain as package
 from gantrain import performance, randomness
+from gantrain.commands.noise_scale import Bench
 from gantrain.config.config import Config
 from gantrain.config.loading import build, load, to_dict
 from gantrain.data import ImageSet, pack
@@ -101,6 +102,15 @@ def test_training_draws_what_the_configuration_says(labels):
         found.append(drawn)
     counts = None if labels == "uniform" else (9, 1)
     assert found[0] == found[1] == list(enumerate(draw_labels(0, "d0/y", 1000, 64, 2, counts).tolist(), 1000))
+
+
+def test_the_noise_scale_is_measured_with_the_labels_of_training():
+    some = SimpleNamespace(dim_z=2, num_classes=2)
+    bench = SimpleNamespace(
+        config=config_of("data"), micro_batch=8, rounds=3, device=CPU, label_counts=(9, 1), G=SimpleNamespace(network=some)
+    )
+    drawn = torch.cat([y for _, y, _ in Bench.latents(bench, "g", 500)])
+    assert torch.equal(drawn, draw_labels(0, "g/y", 500, 24, 2, (9, 1)))
 
 
 class Copier(torch.nn.Module):
@@ -411,7 +421,7 @@ def test_a_run_with_labels_of_the_data(gantrain, unbalanced, tmp_path):
     words = error_of(gantrain("train", DIGITS, f"run_dir={run}", *settings, "labels=uniform", check=False))
     assert "labels (data there, uniform now)" in words
     assert "labels=data" in gantrain("truncation", run, "--sweep", "1:2:2", "--num", 48, "eval.metrics=[fid,is,prc]").stdout
-    gantrain("noise-scale", run, "--updates", "2")
+    gantrain("noise-scale", run, "--updates", 8)
     gantrain("fork", run, "--out", tmp_path / "fork", "labels=uniform", "total_kimg=0.24")
     assert "labels=uniform draws" in gantrain("train", tmp_path / "fork" / "config.yaml").stdout
     assert [line for line in lines_of(tmp_path / "fork") if "eval/num_samples" in line][-1]["eval/labels"] == "uniform"
