@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,9 @@ PICKS: dict[str, dict[str, bool]] = {
     "cpu": {"channels_last": True, "keep_memory": True},
     "cuda": {"channels_last": True, "tf32": True},
 }
+# Flags of a CPU that computes in bfloat16, as Linux calls them (x86, then ARM) and as torch does.
+BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16", "svebf16", "sve_bf16"}
+CPU_INFO = Path("/proc/cpuinfo")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -34,6 +40,35 @@ def describe(performance: Performance, asked: Performance, device: torch.device)
     by_user = [f"{name}={str(getattr(asked, name)).lower()}" for name in switches if getattr(asked, name) is not None]
     parts = [f"{', '.join(by_us)} picked for {device.type}" if by_us else f"nothing picked for {device.type}"]
     return "; ".join([*parts, *([f"as configured {', '.join(by_user)}"] if by_user else [])])
+
+
+def read_cpu_flags() -> set[str] | None:
+    """The names of what the CPU can do, as Linux or torch calls them; None if neither says."""
+    with suppress(OSError), CPU_INFO.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return set(flags.split())
+    known = getattr(torch.cpu, "get_capabilities", None)  # not in all supported versions of torch
+    with suppress(RuntimeError):
+        return None if known is None else {name for name, able in known().items() if able is True} or None
+    return None
+
+
+def describe_slow_bf16(mixed_precision: str, device: torch.device, flags: Collection[str] | None) -> str:
+    """A warning if bf16 is computed on a CPU that has no units for it; empty otherwise.
+
+    Args:
+        mixed_precision: as in the configuration.
+        device: that the run trains on.
+        flags: see `read_cpu_flags`; nothing is said if they are not known.
+    """
+    if mixed_precision != "bf16" or device.type != "cpu" or not flags or BF16_UNITS & set(flags):
+        return ""
+    return (
+        "mixed_precision=bf16: this CPU has no units for bfloat16 (amx_bf16 or avx512_bf16; bf16 on ARM), so it is emulated: on such a CPU,"
+        " an update that took 14 s in fp32 took minutes; set mixed_precision=fp32"
+    )
 
 
 def set_up(performance: Performance, device: torch.device) -> None:

@@ -17,6 +17,7 @@ IN_PYTHON = (
     (r"\beval\.features\.(weights|layer)=(\w+)", r"features=InceptionFeatures(\1=\2)"),
     (r"\beval\.metrics=\[([\w,]*)\]", lambda found: f"metrics={found[1].split(',')}"),
     (rf"\beval\.(?=(?:{ARGUMENTS})\b)", ""),
+    (r"\blabels=(uniform|data)\b", r'labels="\1"'),
     (r"--average best:", 'average="best":'),
     (r"--average (\w+)", r'average="\1"'),
     (r"--kimg (\d[\d.]*)", r"kimg=\1"),

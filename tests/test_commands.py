@@ -370,7 +370,7 @@ def test_a_run_dir_that_cannot_be_is_one_line(gantrain, tmp_path, name):
 
 
 def test_evaluate_takes_no_other_model(finished, gantrain):
-    assert "only eval and data can be overridden here" in error_of(gantrain("evaluate", finished[0], "model.ch=4", check=False))
+    assert "only eval, data and labels can be overridden here" in error_of(gantrain("evaluate", finished[0], "model.ch=4", check=False))
 
 
 def test_a_closed_pipe_is_no_error(finished):

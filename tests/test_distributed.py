@@ -34,7 +34,7 @@ def twenty_updates(runs, name: str, *overrides: str) -> list:
 def scores_of(runs, processes: int) -> list:
     """The case of an evaluation; 101 samples in chunks of 16: neither divides over two or three processes."""
     folder = runs / f"scores-{processes}"
-    words = ["--num", "101", "--out", folder / "scores.json", "eval.batch_size=16", "eval.metrics=[fid,is,kid,prc]"]
+    words = ["--num", "101", "--out", folder / "scores.json", "eval.batch_size=16", "eval.metrics=[fid,is,kid,prc]", "labels=data"]
     return ["command", folder, "evaluate", runs / "one" / "run", *words]
 
 
@@ -46,7 +46,7 @@ def runs(launch, tmp_path_factory):
     """
     runs = tmp_path_factory.mktemp("runs")
     # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
-    plain, norm = [*PLAIN, "optim.eps=1e-3"], ["batching.micro_batch=8", "optim.eps=1e-3"]
+    plain, norm = [*PLAIN, "optim.eps=1e-3"], ["batching.micro_batch=8", "optim.eps=1e-3", "labels=data"]
     words = [
         *plain,
         "loss.name=own_terms:Paired",

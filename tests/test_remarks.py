@@ -208,7 +208,7 @@ def test_the_audit_and_the_protocol_name_the_mixture(digits, tmp_path):
     few = torch.cat([torch.nonzero(labels == 0)[:100, 0], torch.nonzero(labels == 1)[:10, 0]])
     images = ImageSet("some", labels[few], ["0", "1"], 1, 16, pixels[few])
     words = "labels of generated images are uniform over 2 classes, while the real images keep the frequencies of the data"
-    assert f"; unbalanced classes: {words} (9.09% to 90.91% a class, 10 to 1)" in audit(images)
+    assert "\n  unbalanced classes (9.09% to 90.91% a class, 10 to 1): labels=uniform draws" in audit(images)
     notes = evaluator_of(images=images).protocol()["eval/notes"]
     assert [note for note in notes if note.startswith(words)]
     pack(images, tmp_path / "packed", "some")

@@ -121,7 +121,7 @@ def test_a_picture_of_one_curve_and_of_no_numbers(tmp_path):
             (["eval.truncation=1"], "eval.truncation=1: --sweep sets the truncations; remove it"),
             (["eval.metrics=[fid,kid]"], "eval.metrics: a curve needs fid and is, or prc, got fid, kid; add 'eval.metrics=[fid,is,prc]'"),
             (["--kimg", "3"], "has no checkpoint at 3 kimg"),
-            (["model.ch=3"], "only eval and data can be overridden here"),
+            (["model.ch=3"], "only eval, data and labels can be overridden here"),
         ]
     ),
 )

@@ -120,7 +120,7 @@ def sweep_run(
     store(rebuilt.get(f"{best:g}") or snapshots.rebuild(best), Path(run), name)  # last: the scores stay if its name is taken
     return (
         f"\n{run} at {snapshots.nimg / 1000:g} kimg, {samples} samples per length,"
-        f" BatchNorm {scorer.config.eval.batchnorm}; also in {target}, drawn in {picture}\n"
+        f" BatchNorm {scorer.config.eval.batchnorm}{scorer.evaluator.remarks.mixture}; also in {target}, drawn in {picture}\n"
         f"{table(scores, 'sigma_rel', scorer.evaluator.remarks.notes)}\n"
         f"best {metric}: sigma_rel {best:g}, stored as {name}: gantrain sample {run} --average {name}"
     ), accelerator

@@ -176,7 +176,7 @@ def evaluate_run(
     target = keep_result(target, record, out)
     text = table(by_policy[chosen[0]], notes=notes) if len(chosen) == 1 else policy_tables(by_policy, notes)
     others = "".join(f"; {name} at {nimg / 1000:g} kimg" for name, nimg in apart.items())
-    how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}"
+    how = f"{config.eval.num_samples} samples, BatchNorm {', '.join(chosen)}{scorer.evaluator.remarks.mixture}"
     return f"{run} at {int(path.name) / 1000:g} kimg{others}, {how}; also in {target}\n{text}", accelerator
 
 

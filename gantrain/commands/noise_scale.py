@@ -33,7 +33,7 @@ from gantrain.run_folder.contents import averages_of, fitting, group_of, look_ag
 from gantrain.run_folder.finite import require_finite
 from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.run_folder.start_folder import require_images_of
-from gantrain.sampling.latents import draw
+from gantrain.sampling.latents import choose_label_counts, draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
 from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player
@@ -109,6 +109,7 @@ class Bench:
                 f"data: {images.name} is not what the run was trained on (other images, labels or resolution);"
                 " set data.root to the path of its data on this machine"
             )
+        self.label_counts = choose_label_counts(c.labels, images.class_counts, images.num_classes, images.name)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
             G, D = build_networks(c.model, *state["shape"])
         with fitting(self.path):
@@ -189,7 +190,7 @@ class Bench:
         assert isinstance(g.dim_z, int) and isinstance(g.num_classes, int)
         for j in range(self.rounds):
             first = start + j * b
-            z, y = draw(self.config.seed, purpose, first, b, g.dim_z, g.num_classes, self.device)
+            z, y = draw(self.config.seed, purpose, first, b, g.dim_z, g.num_classes, self.device, label_counts=self.label_counts)
             yield z, y, torch.arange(first, first + b, device=self.device)
 
 

@@ -117,7 +117,7 @@ def keep_scores(scorer: RunScorer, scores: dict[str, Scores], curves: list[tuple
     draw_curves(scores, best, curves, styles, title, narrow_variant(picture), narrow=True)
     head = (
         f"\n{scorer.run} at {nimg / 1000:g} kimg, {config.eval.num_samples} samples per truncation,"
-        f" BatchNorm {config.eval.batchnorm}; also in {target}, drawn in {picture}"
+        f" BatchNorm {config.eval.batchnorm}{scorer.evaluator.remarks.mixture}; also in {target}, drawn in {picture}"
     )
     blocks = []
     for name, rows in scores.items():

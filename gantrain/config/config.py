@@ -42,6 +42,8 @@ class Config:
         seed: seed of all random numbers: initial weights, order of the images, latents, labels.
         total_kimg: length of the run, in thousands of images per generator update.
         data: the data set.
+        labels: how often each class is drawn for generated images, in training, scores and the recalibration of BatchNorm: "uniform"
+            is equally often, "data" is as often as in the data. A loss that pairs labels takes those of the real images in training.
         model: the architecture of both networks.
         loss: the losses of G and D.
         penalties: terms that are added to the losses of D and G, by free names; `NAME: null` removes one.
@@ -67,6 +69,7 @@ class Config:
     seed: int = field(default=0, metadata=MAY_DIFFER)
     total_kimg: float = field(default=200.0, metadata=MAY_CHANGE)
     data: DataSource = plugin("data set", DATASETS, Digits)
+    labels: Literal["uniform", "data"] = "uniform"
     model: Architecture = plugin("architecture", ARCHITECTURES, BigGAN)
     loss: Loss = plugin("loss", LOSSES, Hinge)
     penalties: dict[str, Penalty] = plugins("penalty", PENALTIES, dict)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from gantrain.errors import did_you_mean
 
@@ -78,6 +79,9 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ada_target", "augment_target", "target"), ("augment.target",)),
     **dict.fromkeys(("ada_kimg", "ada_length", "augment_kimg"), ("augment.length_kimg",)),
     **dict.fromkeys(("ada_interval", "augment_every"), ("augment.every",)),
+    **dict.fromkeys(("label", "class_labels"), ("labels", "data.labels")),
+    **dict.fromkeys(("conditional", "cond", "class_conditional", "use_labels", "class_cond", "unconditional"), ("data.labels",)),
+    **dict.fromkeys(("label_sampling", "label_distribution", "class_balance", "class_frequencies", "mixture"), ("labels",)),
 }
 
 # In one section, a word can stand for another key than elsewhere: section -> word -> the keys that it may be called there.
@@ -142,6 +146,17 @@ NO_KEY: dict[str, str] = {
         "; a run resumes by itself where run_dir has checkpoints, and `gantrain fork` continues from those of another run",
     ),
 }  # fmt: skip
+# A value that belongs to another key of the same name: full key -> (is it, what to say).
+OTHER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "labels": (lambda value: isinstance(value, bool) or value is None, "; data.labels=false trains without classes"),
+    "data.labels": (lambda value: value in ("uniform", "data"), "; labels={} at the top level chooses the labels of generated images"),
+}
+
+
+def hint_for_value(key: str, value: Any) -> str:
+    """A hint for a value that does not fit its key, but another one of that name; empty if there is none."""
+    belongs, words = OTHER_VALUES.get(key, (lambda value: False, ""))
+    return words.format(value) if belongs(value) else ""
 
 
 def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
@@ -198,8 +213,8 @@ def also_called(word: str) -> tuple[str, ...]:
 
 
 def same_name(word: str, known: Iterable[str]) -> list[str]:
-    """Full keys that are or end in this name; none if there are too many to name."""
-    found = [one for one in known if one == fold(word) or one.endswith(f".{fold(word)}")]
+    """Full keys that end in this name; none if there are too many to name."""
+    found = [one for one in known if f".{one}".endswith(f".{fold(word)}")]
     return found if len(found) <= MOST else []
 
 

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
-from gantrain.config.hints import hint_for
+from gantrain.config.hints import hint_for, hint_for_value
 from gantrain.config.plain import key_of, leaves, sections_of, to_dict
 from gantrain.config.plugins import find, require_values
 from gantrain.config.references import MOST_REFERENCES, MOST_TEXT, TextBudget, Unresolved, resolve
@@ -373,6 +373,7 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
             return converted.value
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
         remedy = f"; write a value after {full}=" if value is None and sources(full) == "command line" else ""
+        remedy = remedy or hint_for_value(full, value)
         remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else remedy
         raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}{remedy}") from None
 

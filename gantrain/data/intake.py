@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gantrain.cache import is_digest, keep_file, kept_file
-from gantrain.data.class_balance import describe_mixture
+from gantrain.data.class_balance import describe_choice
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted, in_words
@@ -408,10 +408,10 @@ def describe_traits(images: ImageSet) -> list[str]:
     return words_of_traits(found)
 
 
-def audit(images: ImageSet) -> str:
+def audit(images: ImageSet, labels: str = "uniform") -> str:
     """Describes a data set in a line: images, classes, smallest and largest class, shape, range, where it is kept.
 
-    A line for each of its notes follows: what was passed over, left out or converted.
+    Lines follow: what `labels` of the configuration means for scores, if classes are unbalanced; what was passed over or converted.
 
     Raises:
         UserError: all sampled pixels are equal, or an image does not decode.
@@ -440,9 +440,9 @@ def audit(images: ImageSet) -> str:
     if counts[smallest] == counts[largest]:
         sizes = f"{counts[0]:,} each"
     classes = f"{images.num_classes} classes ({sizes})" if images.num_classes > 1 else "1 class"
-    mixture = describe_mixture(counts.tolist())
+    choice = describe_choice(counts.tolist(), labels)
     line = (
         f"{images.name}: {len(images):,} images, {classes}, {images.channels} x {images.resolution} x {images.resolution},"
-        f" range {low}..{high} ({looked}), {where}" + (f"; unbalanced classes: {mixture}" if mixture else "")
+        f" range {low}..{high} ({looked}), {where}"
     )
-    return "\n  ".join([line, *images.notes])
+    return "\n  ".join([line, *([choice] if choice else []), *images.notes])

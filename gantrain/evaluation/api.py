@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,11 +39,11 @@ from gantrain.images import to_uint8
 from gantrain.metrics import EXTRACTORS, DigitsFeatures
 from gantrain.metrics.features import DIGITS_IDENTITY
 from gantrain.metrics.statistics import MOST_CLASSES, read_statistics
-from gantrain.models.architecture import is_latent_generator
+from gantrain.models.architecture import is_latent_generator, label_counts_of
 from gantrain.python_words import in_python, python_remedies
 from gantrain.run_folder.contents import configuration_of
 from gantrain.run_folder.layout import CONFIG_FILE
-from gantrain.sampling.latents import draw
+from gantrain.sampling.latents import choose_labels, draw
 from gantrain.score_names import doubts
 from gantrain.shipped import find_config
 
@@ -58,7 +58,7 @@ Images = Callable[[int, int], Tensor]  # (start, count) to `[count, C, H, W]`, u
 def evaluate(
     generator: Any, reference: str | Path | Tensor | Dataset, num_samples: int | None = None, metrics: Sequence[str] = Eval.metrics,
     features: Any = None, seed: int = 0, batch_size: int = Eval.batch_size, truncation: float | None = None,
-    batchnorm: str | None = None, resamples: int | None = None, device: torch.device | str | None = None,
+    batchnorm: str | None = None, resamples: int | None = None, device: torch.device | str | None = None, labels: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Score a generator or images, not necessarily from gantrain.
 
@@ -90,6 +90,8 @@ def evaluate(
         batchnorm: None leaves BatchNorm's statistics as they are; "recalibrate" and "batch", see `eval.batchnorm`, act on a copy.
         resamples: random halves behind a 95% interval of each score, returned as `<score>_ci95`.
         device: where features are computed; None is the process's own.
+        labels: how often `G(z, y)` is given each class: "uniform", or "data": in proportion to its attribute `label_counts`, which
+            `load_generator` sets for runs with `labels: data`, or else to the reference. None is "data" if it has one, else "uniform".
 
     Returns:
         Scores by name, with the extractor's prefix. What must be known about them is a Python warning: few images, digits features of
@@ -100,16 +102,16 @@ def evaluate(
     """
     with python_remedies():
         accelerator = Accelerator() if is_initialized() else make_accelerator()
-        device = accelerator.device if device is None else torch.device(device)
         fixed = open_images(generator)
         total = count_images(fixed, num_samples, "num_samples") if fixed else Eval.num_samples if num_samples is None else num_samples
         real = None if isinstance(reference, (str, Path)) else wrap_reference(reference)
         features = choose_features(reference) if features is None else features
-        config = build_config(
-            total, metrics, features, seed, batch_size, truncation, batchnorm, resamples, reference if real is None else None
-        )
         source: Any = accelerator.unwrap_model(generator) if isinstance(generator, nn.Module) else fixed or generator
-        scores, notes = score_source(source, config, real, accelerator, device)
+        config = build_config(
+            total, metrics, features, seed, batch_size, truncation, batchnorm, resamples, reference if real is None else None,
+            choose_labels(source, labels),
+        )  # fmt: skip
+        scores, notes = score_source(source, config, real, accelerator, accelerator.device if device is None else torch.device(device))
     for note in notes if accelerator.is_main_process else ():
         warnings.warn(in_python(note), stacklevel=2)
     return scores
@@ -124,7 +126,7 @@ def score_source(
         UserError: it is none of these, or something cannot be scored.
     """
     fixed = source if isinstance(source, Pictures) else None
-    labels = source.num_classes if is_latent_generator(source) else 1
+    classes = source.num_classes if is_latent_generator(source) else 1
     with open_source(source, config, device) as (images, fit):
         with isolate(device):
             channels, height, width = fixed.shape if fixed else images(0, 1).shape[1:]
@@ -142,7 +144,9 @@ def score_source(
             return to_uint8(found) if found.is_floating_point() else found
 
         shape = channels, height, width
-        evaluator = Evaluator(config, real, accelerator, shape=shape, device=device, num_classes=labels, scored=some)
+        evaluator = Evaluator(
+            config, real, accelerator, shape=shape, device=device, num_classes=classes, scored=some, class_counts=label_counts_of(source)
+        )
         evaluator.remarks.require_room("num_samples")
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
@@ -178,7 +182,7 @@ def choose_features(reference: Any) -> Any:
 
 def build_config(
     num_samples: int, metrics: Sequence[str], features: Any, seed: int, batch_size: int, truncation: float | None, batchnorm: str | None,
-    resamples: int | None, reference: Any,
+    resamples: int | None, reference: Any, labels: Literal["uniform", "data"],
 ) -> Config:  # fmt: skip
     """Build the configuration behind `evaluate`; arguments as there, `reference` a path or None.
 
@@ -193,7 +197,7 @@ def build_config(
         resamples=resamples, reference=None if reference is None else str(reference), reference_samples=None,
         batchnorm=batchnorm or "copy",
     )  # fmt: skip
-    return Config(seed=seed, eval=settings)
+    return Config(seed=seed, eval=settings, labels=labels)
 
 
 def score_images(evaluator: Evaluator, images: Images, total: int, title: str) -> dict[str, float]:
@@ -280,11 +284,14 @@ def open_source(source: Any, config: Config, device: torch.device) -> Iterator[t
     where = next((p.device for p in module.parameters()), device) if module is not None else device
     modes = [(m, m.training) for m in module.modules()] if module is not None else []
 
+    counts: Sequence[int] | None = None
+
     def sample(start: int, count: int) -> Tensor:
-        z, y = draw(config.seed, "eval", start, count, source.dim_z, source.num_classes, where, e.truncation)
-        return source(z, y)
+        return source(*draw(config.seed, "eval", start, count, source.dim_z, source.num_classes, where, e.truncation, counts))
 
     def fit(evaluator: Evaluator) -> str:
+        nonlocal counts
+        counts = evaluator.label_counts  # which may be those of the reference
         if module is not None:
             evaluator.fit_batchnorm(module)
         with evaluator.isolated():

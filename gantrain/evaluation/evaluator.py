@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +30,7 @@ from gantrain.images import to_uint8
 from gantrain.metrics import METRICS, Extractor, FeatureSet, Metric, half_widths
 from gantrain.metrics.feature_cache import cached, fingerprint, keep
 from gantrain.metrics.results import compute_metric, extract_features, require_extractor
-from gantrain.sampling.latents import GeneratorModule, calibration_batches, draw
+from gantrain.sampling.latents import GeneratorModule, calibration_batches, choose_label_counts, draw
 from gantrain.score_names import Scores
 
 PROBE = 64, 8  # images and features of the random ones that replace features that are not finite
@@ -50,6 +50,19 @@ class Interrupted(Exception):
     """The run was asked to stop during an evaluation, which gives no scores."""
 
 
+def find_reference(
+    settings: Eval, images: ImageSet | Reference | None, accelerator: Accelerator, device: torch.device, with_images: bool
+) -> Reference:
+    """The reference of an `Evaluator`, whose arguments these are; `with_images` as in `open_reference`."""
+    path, most = settings.reference, settings.reference_samples
+    if isinstance(images, Reference):
+        return images
+    if path is None:
+        assert images is not None, "without eval.reference the caller passes the images"
+        return wrap_dataset(images, most)
+    return main_first(accelerator, lambda: open_reference(path, most, device, with_images))
+
+
 class Evaluator:
     """Scores generators against one reference: a data set, or what `eval.reference` names.
 
@@ -63,21 +76,25 @@ class Evaluator:
         show_progress: show a progress bar on a terminal.
         shape: (C, H, W) of generated images; None takes that of the real ones.
         device: where features are computed; None takes the accelerator's.
-        num_classes: classes of the generator, whose labels are drawn uniformly; None takes those of a data set, else 1.
+        num_classes: classes of the generator; None takes those of a data set, else 1.
         scored: returns some of the scored images, uint8; see `Remarks`.
+        class_counts: images per class of the data that the generator was trained on, for `labels: data`; None takes those of a data
+            set, else those of the reference.
 
     Attributes:
+        label_counts: how often each class is drawn, see `draw_labels`.
         collapsed: how each generator of the last `score` has collapsed, in words; "" if it has not.
         remarks: what must stand beside the scores.
 
     Raises:
-        UserError: the reference has too few images, or is a file that lacks what the metrics or the extractor need.
+        UserError: the reference has too few images, or is a file that lacks what the metrics or the extractor need; or the counts that
+            `labels: data` needs are not known.
     """
 
     def __init__(
         self, config: Config, images: ImageSet | Reference | None, accelerator: Accelerator, show_progress: bool = True,
         shape: tuple[int, int, int] | None = None, device: torch.device | None = None, num_classes: int | None = None,
-        scored: Callable[[], Tensor] | None = None,
+        scored: Callable[[], Tensor] | None = None, class_counts: Sequence[int] | None = None,
     ):  # fmt: skip
         self.config, self.accelerator, self.device = config, accelerator, device or accelerator.device
         self.show_progress = show_progress and accelerator.is_main_process
@@ -89,14 +106,7 @@ class Evaluator:
         self._reference: FeatureSet | None = None
         self.collapsed: dict[str, str] = {}
         wanted = {name: str(metric.needs) for name, metric in zip(e.metrics, self.metrics)}
-        if isinstance(images, Reference):
-            self.real = images
-        elif e.reference is None:
-            assert images is not None, "without eval.reference the caller passes the images"
-            self.real = wrap_dataset(images, e.reference_samples)
-        else:
-            path, most, with_images = e.reference, e.reference_samples, "features" in wanted.values()
-            self.real = main_first(accelerator, lambda: open_reference(path, most, self.device, with_images))
+        self.real = find_reference(e, images, accelerator, self.device, "features" in wanted.values())
         shape = shape or self.real.shape
         if shape is None:
             assert isinstance(images, ImageSet), "without a shape the caller passes the data set"
@@ -106,8 +116,13 @@ class Evaluator:
             self.real.statistics.require_extractor(self.extractor.identity, self.widths[0])
         self.real.require(wanted)
         trained_on = images if isinstance(images, ImageSet) else None
-        labels = num_classes or (trained_on.num_classes if trained_on else 1)
-        self.remarks = Remarks(e, self.metrics, self.real, trained_on if e.reference else None, labels, lambda: self.widths, scored)
+        classes = num_classes or (trained_on.num_classes if trained_on else 1)
+        if class_counts is None and config.labels != "uniform":
+            class_counts = trained_on.class_counts if trained_on else self.real.class_counts
+        self.label_counts = choose_label_counts(config.labels, class_counts, classes, self.real.name)
+        self.remarks = Remarks(
+            e, self.metrics, self.real, trained_on if e.reference else None, classes, lambda: self.widths, scored, self.label_counts
+        )
 
     # ---- reference and protocol ----
 
@@ -259,18 +274,21 @@ class Evaluator:
     def recalibrate(self, generator: GeneratorModule) -> None:
         """Recompute BatchNorm statistics over all processes; the modules' training modes do not change."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world)
+        batches = calibration_batches(self.config, generator, self.config.eval.truncation, rank, world, self.label_counts)
         recalibrate(generator, batches, self.config.eval.recalibration_batches, sum_over_processes(self.accelerator))
+
+    def draw(self, generator: GeneratorModule, start: int, count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """The (z, y) of scored images start .. start + count - 1; `device` None is the accelerator's."""
+        c, where = self.config, device or self.accelerator.device
+        dim_z, classes = generator.dim_z, generator.num_classes
+        return draw(c.seed, "eval", start, count, dim_z, classes, where, c.eval.truncation, self.label_counts)
 
     def generate_features(self, generator: GeneratorModule, name: str = LIVE, owner: int = 0) -> FeatureSet | None:
         """Generate `num_samples` images and extract their features; None on all processes but `owner`."""
         e = self.config.eval
 
         def chunk(start: int, count: int) -> Tensor:
-            z, y = draw(
-                self.config.seed, "eval", start, count, generator.dim_z, generator.num_classes, self.accelerator.device, e.truncation
-            )
-            return generator(z, y)
+            return generator(*self.draw(generator, start, count))
 
         return self.extract(chunk, e.num_samples, f"score {name}", owner)
 

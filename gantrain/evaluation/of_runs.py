@@ -29,9 +29,10 @@ from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.choice import require_count
 from gantrain.sampling.generators import load_weights
-from gantrain.sampling.latents import GeneratorModule, draw
+from gantrain.sampling.latents import GeneratorModule, label_counts_at
 from gantrain.score_names import Scores
 
+OPEN = ("eval.", "data.", "labels=")  # the keys that a score may take another value of
 ASKED = ("eval.metrics=", "eval.num_samples=", "eval.features=", "eval.features.")
 
 
@@ -42,7 +43,7 @@ class RunScorer:
         run: a run folder.
         num_samples: generated images per score; None uses the run's own number.
         kimg: which checkpoint; None uses the newest.
-        overrides: changes to the run's eval and data sections, `section.key=value`.
+        overrides: changes to the run's eval and data sections, `section.key=value`, and to `labels`.
         path: the checkpoint itself, for one outside RUN/checkpoints; `kimg` is ignored.
 
     Raises:
@@ -56,8 +57,8 @@ class RunScorer:
         if num_samples is not None:
             require_count(num_samples, least=16)
         for override in overrides:
-            if not override.startswith(("eval.", "data.")):
-                raise UserError(f"{override}: only eval and data can be overridden here; remove it to use the run's own value")
+            if not override.startswith(OPEN):
+                raise UserError(f"{override}: only eval, data and labels can be overridden here; remove it to use the run's own value")
         # A run that exists is scored as it says; what is asked for now must be possible.
         self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
         self.counted_by = "eval.num_samples" if num_samples is None else "--num"
@@ -102,7 +103,8 @@ class RunScorer:
         shape = (g.channels, g.resolution, g.resolution)
         # Without the run's data, its images say whether features fit them.
         scored = self.some if images is None and not isinstance(config.data, Digits) else None
-        self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes, scored=scored)
+        counts = label_counts_at(config, self.path, g.num_classes)  # of the data that it was trained on, whatever the data is now
+        self.evaluator = Evaluator(config, images, accelerator, shape=shape, num_classes=g.num_classes, scored=scored, class_counts=counts)
         if other:
             self.evaluator.remarks.notes.insert(0, f"warning: {other}; the scores are against the images as they are now")
         if self.strict:
@@ -114,11 +116,11 @@ class RunScorer:
 
     def some(self) -> Tensor:
         """A few images of the live weights, uint8; the generator may hold any other weights afterwards."""
-        e, g, device = self.config.eval, self.generator, self.accelerator.device
+        g = self.generator
         self.materialize(LIVE, g)
         with torch.no_grad(), self.evaluator.isolated():
             g.eval()  # with the statistics of training: recalibration would need all processes, and a look needs no better ones
-            return to_uint8(g(*draw(self.config.seed, "eval", 0, e.batch_size, g.dim_z, g.num_classes, device, e.truncation)))
+            return to_uint8(g(*self.evaluator.draw(g, 0, self.config.eval.batch_size)))
 
     def require_finite(self, names: Iterable[str]) -> None:
         """Refuse averages whose weights are not finite, for a command of which nothing would be left.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gantrain.config.sections import Eval
 from gantrain.data import Digits, ImageSet
-from gantrain.data.class_balance import describe_mixture
+from gantrain.data.class_balance import describe_mixture, describe_other_mixture
 from gantrain.errors import UserError
 from gantrain.evaluation.references import Reference, wrap_dataset
 from gantrain.evaluation.room import require_room_for_features
@@ -97,24 +97,30 @@ def known_digits(resolution: int) -> frozenset[bytes]:
     return frozenset(one.contiguous().numpy().tobytes() for one in pixels)
 
 
-def describe_classes(counts: Sequence[int], num_classes: int) -> str:
+def describe_classes(counts: Sequence[int], num_classes: int, drawn: Sequence[int] | None = None) -> str:
     """What scores compare if generated and real images have, or may have, other frequencies of classes; empty if they have the same.
 
     Args:
         counts: images per class of the reference; fewer than two if its classes are not known.
         num_classes: of the generator; with 1, nothing is said.
+        drawn: how often each class is drawn; None is uniformly.
     """
     if num_classes == 1:
         return ""
-    if len(counts) == num_classes:
+    if len(counts) == num_classes and drawn is None:
         return describe_mixture(counts)
-    uniform = f"labels of generated images are uniform over {num_classes} classes"
+    if len(counts) == num_classes and drawn is not None:
+        return describe_other_mixture(counts, drawn)
+    labels, alike = f"labels of generated images are uniform over {num_classes} classes", "its classes are balanced too"
+    if drawn is not None:
+        labels = f"labels of generated images have the frequencies of the {num_classes} classes of the data"
+        alike = "it has the same"
     if len(counts) < 2:
         return (
-            f"the class frequencies of the reference are unknown, while {uniform}; unless its classes are balanced too, a perfect"
+            f"the class frequencies of the reference are unknown, while {labels}; unless {alike}, a perfect"
             " generator of every class would not reach a FID of 0"
         )
-    return f"the reference has {len(counts)} classes, while {uniform}; a perfect generator of every class may not reach a FID of 0"
+    return f"the reference has {len(counts)} classes, while {labels}; a perfect generator of every class may not reach a FID of 0"
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,10 @@ class Remarks:
         metrics: those of the settings.
         real: the reference.
         trained_on: the data set of the run, if the reference is another.
-        num_classes: classes of the generator, whose labels are drawn uniformly; 1 for images as they are.
+        num_classes: classes of the generator; 1 for images as they are.
         widths: returns the numbers of features and logits per image.
         scored: returns some of the scored images, uint8; None if they are not looked at, since they are of a run whose data are.
+        label_counts: how often each class is drawn; None is uniformly.
     """
 
     settings: Eval
@@ -138,6 +145,7 @@ class Remarks:
     num_classes: int
     widths: Callable[[], tuple[int, int]]
     scored: Callable[[], Tensor] | None = None
+    label_counts: Sequence[int] | None = None
 
     @cached_property
     def foreign(self) -> list[str]:
@@ -197,7 +205,7 @@ class Remarks:
     def notes(self) -> list[str]:
         """Everything, a sentence each."""
         counts, prefix = self.counts, self.settings.features.metric_prefix
-        mixture = describe_classes(self.real.class_counts, self.num_classes)
+        mixture = describe_classes(self.real.class_counts, self.num_classes, self.label_counts)
         able = [metric for metric in self.metrics if metric.fewest(counts.width) <= counts.fake]
         return [
             *self.on_features,
@@ -206,7 +214,18 @@ class Remarks:
             *(prefix + words for metric in able for words in metric.caveats(counts)),
         ]
 
+    @property
+    def labels(self) -> str | None:
+        """How often each class is drawn, as `labels` in the configuration; None without classes."""
+        return None if self.num_classes == 1 else "data" if self.label_counts else "uniform"
+
+    @property
+    def mixture(self) -> str:
+        """The same, to go on in the line above a table; empty without classes."""
+        return f", labels={self.labels}" if self.labels else ""
+
     def as_protocol(self) -> dict[str, object]:
-        """Keys of the record of a score; none if there is nothing to remark."""
+        """Keys of the record of a score: how labels are drawn, and what there is to remark."""
+        labels = {"eval/labels": self.labels} if self.labels else {}
         made_for = {"eval/features_made_for": self.settings.features.made_for} if self.foreign else {}
-        return {**made_for, **({"eval/notes": self.notes} if self.notes else {})}
+        return {**labels, **made_for, **({"eval/notes": self.notes} if self.notes else {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
@@ -103,6 +103,12 @@ def accepts_mixtures(generator: Any) -> bool:
     Without the attribute `accepts_mixtures` labels are all that is known to work.
     """
     return bool(getattr(generator, "accepts_mixtures", False))
+
+
+def label_counts_of(generator: Any) -> Sequence[int] | None:
+    """Images per class of the data, if labels are to be drawn like them: the attribute `label_counts`; None, by default, is uniformly."""
+    counts: Sequence[int] | None = getattr(generator, "label_counts", None)
+    return counts
 
 
 def exempt_from_orthogonal(network: nn.Module) -> set[Tensor]:

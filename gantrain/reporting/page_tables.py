@@ -126,6 +126,7 @@ def protocol_in_words(protocol: Mapping[str, Any]) -> str:
         f"reference {protocol.get('reference')}, fingerprint {protocol.get('reference_fingerprint')}",
         f"features {protocol.get('features')}", f"BatchNorm statistics of {batches}" if isinstance(batches, str) else "",
         "no truncation" if protocol.get("truncation") is None else f"truncation {protocol['truncation']:g}",
+        f"labels={protocol['labels']}" if protocol.get("labels") else "",
         f"protocol {protocol['protocol']}" if protocol.get("protocol") else "",
         *(f"note: {note}" for note in protocol.get("notes") or ()),
     ]  # fmt: skip

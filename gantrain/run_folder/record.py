@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from gantrain.run_folder.training_columns import TrainingColumns
 
 # Parts of a protocol, with their values in older records, which do not state them. Scores that differ in one are not comparable.
-STATED = {"num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10}
+STATED = {
+    "num_samples": None, "reference_fingerprint": None, "features": None, "truncation": None, "batchnorm": None, "is_splits": 10,
+    "labels": "uniform",
+}  # fmt: skip
 RUNNING, MAYBE, DONE, INTERRUPTED, GAVE_UP, CUT_SHORT, EMPTY, DAMAGED, FORKED = (
     "running",
     "running?",

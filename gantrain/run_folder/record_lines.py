@@ -115,7 +115,10 @@ TYPES: dict[str, Check] = {
     "eval/is_splits": or_null(is_count),
     "eval/resamples": or_null(is_count),
     **dict.fromkeys(
-        (f"eval/{key}" for key in ("batchnorm", "features", "features_made_for", "reference", "reference_fingerprint", "protocol")),
+        (
+            f"eval/{key}"
+            for key in ("batchnorm", "features", "features_made_for", "reference", "reference_fingerprint", "protocol", "labels")
+        ),
         or_null(is_text),
     ),
 }

@@ -34,7 +34,7 @@ from gantrain.run_folder.finite import require_finite, require_finite_images
 from gantrain.run_folder.held import Held, closed_on_error
 from gantrain.run_folder.layout import AVERAGES_FOLDER
 from gantrain.run_folder.manifest import hold
-from gantrain.sampling.latents import GeneratorModule, calibration_batches
+from gantrain.sampling.latents import GeneratorModule, calibration_batches, label_counts_at
 from gantrain.spectral_norm import refresh_spectral_norms
 
 
@@ -65,7 +65,8 @@ def load_generator(
 
     Returns:
         The architecture's generator in evaluation mode, without gradients, with attributes `dim_z`, `num_classes`,
-        `resolution`, `channels` and `class_names`: the names of the classes, by label, or None if the run does not know them.
+        `resolution`, `channels`, `class_names`: the names of the classes, by label, or None if the run does not know them, and
+        `label_counts`: images per class of the data if the run draws labels like them (`labels: data`), or None.
 
     Raises:
         UserError: not a run folder, no such checkpoint or average, or a damaged checkpoint; or weights with nan or infinity in them,
@@ -115,12 +116,13 @@ def prepare_generator(
     config: Config, path: Path, average: str, policy: str, device: torch.device | str = "cpu", truncation: float | None = None
 ) -> nn.Module:
     """Load a generator from a checkpoint and apply a BatchNorm policy; the result is that of `load_generator`."""
-    generator = load_weights(config, path, average, policy == "average")
+    generator: GeneratorModule = load_weights(config, path, average, policy == "average")
     require_finite(path, average, named_weights(generator))
     generator.to(device).requires_grad_(False)
+    generator.label_counts = counts = label_counts_at(config, path, generator.num_classes)
     if policy == "recalibrate":
         cut = config.eval.truncation if truncation is None else truncation
-        recalibrate(generator, calibration_batches(config, generator, cut), config.eval.recalibration_batches)
+        recalibrate(generator, calibration_batches(config, generator, cut, label_counts=counts), config.eval.recalibration_batches)
     generator.eval()
     if policy == "batch":
         normalise_by_batch(generator)

@@ -15,6 +15,7 @@ from gantrain.batching import BatchController
 from gantrain.config import loading
 from gantrain.config.notes import notes
 from gantrain.data import ImageSet
+from gantrain.data.class_balance import describe_choice
 from gantrain.distributed import leaves_apples_gpu
 from gantrain.errors import UserError, counted, in_words
 from gantrain.losses import Relativistic
@@ -93,13 +94,21 @@ class Facts:
             )
 
     def note_loss(self) -> None:
-        """Note where a loss is not what its source has."""
+        """Note where a loss is not what its source has, and where it leaves no choice of labels."""
         loss = self.context.config.loss
         if isinstance(loss, Relativistic) and not loss.paired_labels and self.images.num_classes > 1:
             self.notes.append(
                 "loss.paired_labels=false: each real image is compared with a generated one of a class drawn independently;"
                 " R3GAN, the source of the loss, compares images of one class, as a new run or a fork does with loss.paired_labels=true"
             )
+        counts, labels = self.images.class_counts, self.context.config.labels
+        if loss.paired_labels and len(counts) > 1 and (labels != "uniform" or describe_choice(counts, labels)):
+            self.notes.append(
+                f"labels={labels}: in training, this loss gives each generated image the label of a real one; labels decides those of"
+                " scores and of BatchNorm's recalibration"
+            )
+        if labels == "data" and len(counts) == 1:
+            self.notes.append("labels=data has no effect: the images are all of one class")
 
     def note_machine(self) -> None:
         """Note what this machine lacks, or has and does not use."""
@@ -110,6 +119,8 @@ class Facts:
             )
         if leaves_apples_gpu(self.context.device):
             self.notes.append("Apple's GPU is not used unless ACCELERATE_TORCH_DEVICE=mps asks for it; gantrain is not tested on it")
+        slow = performance.describe_slow_bf16(self.context.config.mixed_precision, self.context.device, performance.read_cpu_flags())
+        self.notes += [slow] if slow else []
 
     def note_noise_scale(self) -> None:
         """Note what the measurement of the noise scale, if there is one, does to updates and cannot see."""

@@ -49,7 +49,7 @@ def open_images(context: Context) -> ImageSet:
     source = context.config.data
     state = context.from_main(state_of(context.run_dir) if context.main else None)
     images = main_first(context.accelerator, functools.partial(prepare, source, context.device, local_processes(), bar, state))
-    context.tracker.say(f"data: {audit(images)}")
+    context.tracker.say(f"data: {audit(images, context.config.labels)}")
     return images
 
 
@@ -73,6 +73,7 @@ class Inputs:
         guard: knows how many images of the stream rollbacks have skipped.
 
     Attributes:
+        label_counts: how often each class is drawn for generated images, see `latents.draw_labels`.
         real_batches: the stream of real images; None until `reopen`.
         data_wait: seconds that updates have waited for real images since the last training line.
         changed: whether the run was resumed on other images, as the user has said.
@@ -83,6 +84,7 @@ class Inputs:
     ):  # fmt: skip
         self.context, self.run, self.images, self.players = context, run, images, players
         self.batching, self.guard = batching, guard
+        self.label_counts = latents.choose_label_counts(context.config.labels, images.class_counts, images.num_classes, images.name)
         self.real_batches: RealBatches | None = None
         self.data_wait = 0.0
         self.changed = False
@@ -156,7 +158,9 @@ class Inputs:
         b, players, device = self.batching.micro_batch, self.players, self.context.device
         for j in range(k):
             start = self.run.nimg + self.guard.watch.skipped + (j * self.context.world + self.context.rank) * b
-            z, y = latents.draw(self.context.config.seed, purpose, start, b, players.dim_z, players.num_classes, device)
+            z, y = latents.draw(
+                self.context.config.seed, purpose, start, b, players.dim_z, players.num_classes, device, label_counts=self.label_counts
+            )
             yield z, y, torch.arange(start, start + b, device=device)
 
     def report_skipped(self) -> dict[str, int]:
