@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from gantrain import command_signals, streams
 from gantrain.command_end import call, complain, leave
-from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import OF_THE_MACHINE, USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.parser import parse
@@ -30,22 +29,22 @@ def output_status(status: int) -> int:
     """The exit status of a command that is done and whose result is what it has printed: 1 if standard output did not take all of it."""
     lost = streams.find_loss()
     if lost and status == 0:
-        complain(f"cannot write to standard output ({lost.strerror})")
+        complain(f"cannot write to standard output ({lost.strerror})", 1)
     return 1 if lost and status == 0 else status
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parse(argv)
+
     trains = arguments.verb == "train"  # its result is the run folder
     streams.OnLoss.words = "training continues, and metrics.jsonl is complete" if trains else None
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # Pillow's limit; gantrain.data has its own
     try:
-        refuse_missing(arguments)
         status = call(arguments)
         return status if trains else output_status(status)
     except UserError as error:
-        complain(str(error))
+        complain(str(error), error.exit_status, error.of_another)
         return error.exit_status
     except OSError as error:
         if error.errno not in OF_THE_MACHINE and error.filename is None:
@@ -54,10 +53,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         if not command_signals.State.explained:
-            complain(f"interrupted{how_to_resume(arguments.verb)}")
+            complain(f"interrupted{how_to_resume(arguments.verb)}", INTERRUPTED)
         return INTERRUPTED
     except Stopped as stopped:
-        complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}")
+        if not command_signals.is_told_by_main():
+            complain(f"stopped by {stopped}{how_to_resume(arguments.verb)}", exit_status(stopped.signal))
         return exit_status(stopped.signal)
 
 

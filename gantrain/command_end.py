@@ -12,12 +12,14 @@ import types
 from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors, streams
+from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import USER_ERROR, UserError
-from gantrain.interruption import INTERRUPTED, Stopped, exit_status
-from gantrain.launch_environment import process_rank
+from gantrain.interruption import INTERRUPTED, PREEMPTED, Stopped, exit_status
+from gantrain.launch_environment import is_launched, process_rank
 from gantrain.memory import explain_allocation
 
 SECONDS_FOR_MAIN = 3  # the main process prints an error that all processes have; the launcher has killed the others by then
+SECONDS_FOR_OTHERS = 2  # further ones, so that a process with an error of its own has printed it
 STATUSES = {OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 
@@ -26,9 +28,12 @@ def call(arguments: argparse.Namespace) -> int:
     from gantrain.home import settle_home  # --help does not need it
 
     plugin_errors.State.training = False
-    settle_home(note)  # before the imports, since libraries look for it
-    verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
+    if arguments.verb == "train":
+        join_others()
     try:
+        refuse_missing(arguments)
+        settle_home(note)  # before the imports, since libraries look for it
+        verb = importlib.import_module(f"gantrain.commands.{arguments.verb}")  # a signal ends the process meanwhile
         with command_signals.Raising():
             status = verb.call(arguments) or 0
     except BaseException as error:
@@ -44,6 +49,18 @@ def call(arguments: argparse.Namespace) -> int:
     if group := _group():
         group.end(None, status)
     return status
+
+
+def join_others() -> None:
+    """Let the other processes of a group hear of this one from here on: if it is killed while it imports torch, too.
+
+    Raises:
+        UserError: see `read_place` and `join`.
+    """
+    from gantrain.launch_environment import read_place
+    from gantrain.other_processes import join
+
+    join(read_place())
 
 
 def unencodable(error: BaseException) -> UserError | None:
@@ -63,12 +80,30 @@ def note(line: str) -> None:
             sys.stderr.write(f"gantrain: note: {line}\n")
 
 
-def complain(text: str) -> None:
-    """Print one line on standard error. Other processes than the main one wait first, so they print only errors of their own."""
+def complain(text: str, status: int = USER_ERROR, of_another: bool = False) -> None:
+    """Print one line on standard error. Other processes than the main one wait first, so they print only errors of their own.
+
+    A launcher kills all processes when the first exits. One that only knows of the failure of another exits after that one has
+    printed its message.
+
+    Args:
+        text: of the line.
+        status: with which the command is about to exit. A signal that comes while it waits ends it with this, and without a word.
+        of_another: the line only says that another process has failed.
+    """
     rank = process_rank()
+    longer = SECONDS_FOR_OTHERS if of_another and is_launched() else 0
     if rank:
-        time.sleep(SECONDS_FOR_MAIN)
+        wait(SECONDS_FOR_MAIN + longer, status)
     streams.print_safely(f"gantrain: error: {f'process {rank}: ' if rank else ''}{' '.join(text.split())}", sys.stderr)
+    if longer and not rank:
+        wait(SECONDS_FOR_MAIN + longer, status)
+
+
+def wait(seconds: float, status: int) -> None:
+    """Let other processes speak first. A signal ends the process with this exit status: what it has to say has been said."""
+    command_signals.State.ended_with = status
+    time.sleep(seconds)
 
 
 def status_of(error: BaseException) -> int:
@@ -85,7 +120,8 @@ def leave(status: int) -> NoReturn:
     command_signals.State.ended_with = status
     hung = getattr(sys.modules.get("gantrain.reporting.view_thread"), "HUNG", None)  # W&B's would hang as well
     group = _group()
-    if hung or (status and group and group.current()):  # torch's would wait for another process
+    grouped = group and (group.current() or (is_launched() and status not in (INTERRUPTED, PREEMPTED)))  # after these, all leave together
+    if hung or (status and grouped):  # torch's would wait for another process, which waits in `complain`
         os._exit(status)
     sys.exit(status)
 

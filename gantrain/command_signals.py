@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun and `accelerate launch`, which host the store of the group themselves
 # Signals that ask a command to stop, those that the system has: terminals that close send SIGHUP, limits on CPU time SIGXCPU, and
 # schedulers any of the others. Windows has few of them.
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP", "SIGUSR2", "SIGXCPU")
@@ -51,14 +52,28 @@ def owns_process() -> bool:
     return os.getpid() == State.owner
 
 
+def is_told_by_main() -> bool:
+    """Whether this is not the main process of a launcher, which stops all processes together: the main one says why, or one that failed.
+
+    Reads the environment itself, since a signal may come before anything is imported that does.
+    """
+    return os.environ.get(AGENT_STORE) == "True" and os.environ.get("RANK", "0") != "0"
+
+
 class Raising:
-    """A context in which Ctrl-C raises KeyboardInterrupt, so that what is open is closed."""
+    """A context in which Ctrl-C raises KeyboardInterrupt, so that what is open is closed.
+
+    Outside the main thread, where Python receives no signals, it changes nothing.
+    """
 
     def __enter__(self) -> None:
         self._before = signal.getsignal(signal.SIGINT)
         self._set = self._before is _end
         if self._set:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            except ValueError:  # not in the main thread
+                self._set = False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._set:
@@ -74,6 +89,7 @@ def _end(number: int, frame: FrameType | None) -> None:
         os._exit(State.ended_with)
     words = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     try:
-        os.write(2, f"gantrain: error: {words}\n".encode())
+        if not is_told_by_main():
+            os.write(2, f"gantrain: error: {words}\n".encode())
     finally:
         os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 
 from gantrain import launch_environment, other_processes
-from gantrain.errors import UserError, one_line
+from gantrain.errors import USER_ERROR, UserError, one_line
 from gantrain.launch_environment import Place
 
 T = TypeVar("T")
@@ -218,7 +218,7 @@ def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T | None:
 def raise_everywhere(accelerator: Accelerator, error: Exception | None) -> None:
     """Raise on every process if one of them ran into an error; the one that did raises its own."""
     if on_any_process(accelerator, error is not None):
-        raise error or UserError("another process failed; see its error message")
+        raise error or other_processes.PeerFailed("another process failed; see its error message", USER_ERROR)
 
 
 def finish(accelerator: Accelerator) -> None:

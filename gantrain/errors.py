@@ -6,7 +6,6 @@ the library catches a `ValueError`. A bug of ours is never a `UserError`.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import math
 import os
@@ -23,7 +22,13 @@ LISTED = "_remedies_by_field"  # an attribute of classes whose checks are listed
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line."""
+    """A mistake that the user can fix. The text names the key or the file, the value, and the remedy, in one line.
+
+    Attributes:
+        of_another: only says that another process has failed, whose own message says why.
+    """
+
+    of_another = False
 
     def __init__(self, text: str):
         super().__init__(readable(" ".join(text.split())))  # a quoted value may contain line breaks, or a file name be no UTF-8
@@ -90,6 +95,8 @@ def remedies_of(cls: type) -> dict[str, list[str]]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'decay'?`, or the list of known words if none is similar."""
+    import difflib  # --help does not need it
+
     known = sorted(known)
     near = difflib.get_close_matches(str(word), [k for k in known if k != word], n=1, cutoff=0.6)
     if near:

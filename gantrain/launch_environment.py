@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from gantrain.command_signals import AGENT_STORE
 from gantrain.errors import UserError, counted
 
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun and `accelerate launch`, which host the store of the group themselves
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 REMEDY = "start the processes with `accelerate launch` or `torchrun`, or set all of " + ", ".join(VARIABLES)
 NUMBERS = VARIABLES[:4]
@@ -63,6 +63,11 @@ def process_rank() -> int:
 def process_world() -> int:
     """The number of processes that WORLD_SIZE names; 1 unless it is a number. Never raises."""
     return max(_number_or_none(os.environ.get("WORLD_SIZE", "")) or 1, 1)
+
+
+def is_launched() -> bool:
+    """Whether a launcher that watches the processes, and ends all of them when one fails, has started this one. Never raises."""
+    return process_world() > 1 and os.environ.get(AGENT_STORE) == "True"
 
 
 def process_local_world() -> int:

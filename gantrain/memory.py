@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gantrain.errors import UserError, in_words, one_line
@@ -30,6 +29,12 @@ FAILED = re.compile(
 )
 
 
+def read_small(path: str) -> str:
+    """The text of a file of the system."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def main_memory() -> int:
     """Bytes of main memory of this machine, or that this container may use, and of swap space."""
     import psutil
@@ -37,7 +42,7 @@ def main_memory() -> int:
     total = int(psutil.virtual_memory().total)
     for limit, _, _ in CGROUPS:
         with suppress(OSError, ValueError):  # "max" is no limit
-            total = min(total, int(Path(limit).read_text()))
+            total = min(total, int(read_small(limit)))
     with suppress(OSError, RuntimeError):  # some systems hide it
         total += int(psutil.swap_memory().total)
     return total
@@ -50,8 +55,8 @@ def free_memory() -> int:
     free = int(psutil.virtual_memory().available)
     for limit, used, parts in CGROUPS:
         with suppress(OSError, ValueError):
-            room = int(Path(limit).read_text()) - int(Path(used).read_text())
-            cached: dict[str, str] = dict(CACHED.findall(Path(parts).read_text()))
+            room = int(read_small(limit)) - int(read_small(used))
+            cached: dict[str, str] = dict(CACHED.findall(read_small(parts)))
             room += sum(int(cached.get(f"total_{name}", cached.get(name, "0"))) for name in ("active_file", "inactive_file"))
             free = min(free, max(0, room))
     return free

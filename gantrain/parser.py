@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
+from gantrain.bounds import MOST_FPS, MOST_FRAMES, MOST_GRADIENTS, MOST_IMAGES, MOST_SIDE
 from gantrain.command_end import complain
 from gantrain.errors import USER_ERROR, did_you_mean
 from gantrain.version import __version__
@@ -36,7 +38,11 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. KEY=VALUE may come before and after options, which argparse alone does not allow."""
     top = parser()
-    arguments, rest = top.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "" in words:  # as of a variable of the shell that is not set; as a path it would mean the working directory
+        before = words[: words.index("")]
+        top.error(f"an argument is empty{f' (after {before[-1]})' if before else ''}; give it a value, or leave it out")
+    arguments, rest = top.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}{hint_at_override(rest) if hasattr(arguments, 'overrides') else ''}")
     if rest:
@@ -84,6 +90,23 @@ def whole(text: str) -> int:
     return value
 
 
+def up_to(most: int) -> Callable[[str], int]:
+    """The type of an option that counts what a command makes. What is too small, or too large for this machine, the command refuses.
+
+    Args:
+        most: the largest number (`gantrain.bounds`).
+    """
+
+    def count(text: str) -> int:
+        value = whole(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most:,}, got {value:,}; use a smaller number")
+        return value
+
+    count.__name__ = whole.__name__
+    return count
+
+
 def real(text: str) -> float:
     """The number of an option, in ASCII."""
     if not text.isascii():
@@ -93,6 +116,7 @@ def real(text: str) -> float:
 
 # What argparse calls them where they do not fit.
 whole.__name__, real.__name__ = "whole number", "number"
+of_images = up_to(MOST_IMAGES)
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -141,7 +165,7 @@ def add_sample(verbs: Verbs) -> None:
     add_choice(sample)
     sample.add_argument(
         "--num",
-        type=whole,
+        type=of_images,
         metavar="N",
         help="number of images (default: 64); with --sheet averages, images of each average (about 64); with z, class or both, rows (8);"
         " with neighbours, images compared (512)",
@@ -152,7 +176,7 @@ def add_sample(verbs: Verbs) -> None:
         help="classes (one per row), averages (the same latents with all averages, or with --average A,B), z, class or both"
         " (interpolations of latents, of classes, of both), neighbours (nearest real images, to check for memorisation)",
     )
-    sample.add_argument("--per-class", type=whole, metavar="N", help="images per row of --sheet classes (default: 10)")
+    sample.add_argument("--per-class", type=of_images, metavar="N", help="images per row of --sheet classes (default: 10)")
     sample.add_argument(
         "--out", help="a .png for a grid, a folder/ for numbered PNGs, an .npz for arrays (default: samples.png, or KIND.png)"
     )
@@ -164,9 +188,9 @@ def add_walk(verbs: Verbs) -> None:
     """`gantrain walk`."""
     walk = verbs.add_parser("walk", help="make a video of a closed walk through the latents")
     add_choice(walk)
-    walk.add_argument("--num", type=whole, default=16, metavar="N", help="number of walks, shown as tiles (default: 16)")
-    walk.add_argument("--frames", type=whole, default=120, metavar="N", help="frames of the loop (default: 120)")
-    walk.add_argument("--fps", type=whole, default=24, metavar="N", help="frames per second (default: 24)")
+    walk.add_argument("--num", type=of_images, default=16, metavar="N", help="number of walks, shown as tiles (default: 16)")
+    walk.add_argument("--frames", type=up_to(MOST_FRAMES), default=120, metavar="N", help="frames of the loop (default: 120)")
+    walk.add_argument("--fps", type=up_to(MOST_FPS), default=24, metavar="N", help="frames per second (default: 24)")
     walk.add_argument("--out", default="walk.gif", help="a .gif or a .mp4 (default: walk.gif)")
     walk.set_defaults(verb="walk")
 
@@ -179,7 +203,7 @@ def add_truncation(verbs: Verbs) -> None:
         "--average", default="ema", metavar="NAMES", help="comma-separated averages, including live and best (default: ema)"
     )
     truncation.add_argument("--sweep", default="0.2:2:10", metavar="LOW:HIGH:COUNT", help="the truncations (default: 0.2:2:10)")
-    truncation.add_argument("--num", type=whole, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
+    truncation.add_argument("--num", type=of_images, metavar="N", help="generated images per score (default: the run's eval.num_samples)")
     truncation.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     truncation.add_argument("--reference", metavar="PATH", help=REFERENCE_HELP)
     truncation.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help=EVAL_OVERRIDES_HELP)
@@ -194,7 +218,9 @@ def add_evaluate(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--average", default="all", metavar="NAME", help="comma-separated averages, including live and best, or all (default)"
     )
-    evaluate.add_argument("--num", type=whole, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)")
+    evaluate.add_argument(
+        "--num", type=of_images, metavar="N", help="images per score (default: the run's eval.num_samples; for images, all)"
+    )
     evaluate.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     evaluate.add_argument(
         "--batchnorm",
@@ -236,7 +262,7 @@ def add_average(verbs: Verbs) -> None:
     average.add_argument("--at-kimg", type=real, metavar="K", help="end of the average: the snapshot nearest to K (default: the last)")
     average.add_argument("--name", help="name of the average (default: sigma_rel_S_at_K); not with --sweep")
     average.add_argument(
-        "--num", type=whole, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)"
+        "--num", type=of_images, metavar="N", help="generated images per score of --sweep (default: the run's eval.num_samples)"
     )
     average.add_argument("--reference", metavar="PATH", help=f"for --sweep: {REFERENCE_HELP}")
     average.add_argument("overrides", nargs="*", default=[], metavar="eval.KEY=VALUE", help=f"for --sweep: {EVAL_OVERRIDES_HELP}")
@@ -248,7 +274,9 @@ def add_noise_scale(verbs: Verbs) -> None:
     noise = verbs.add_parser("noise-scale", help="measure the gradient noise scale of a run's G and D, and suggest a batch size")
     noise.add_argument("run", metavar="RUN", help="the folder of a finished or running run")
     noise.add_argument("--average", default="live", metavar="NAME", help="measure at the weights of an average, or best (default: live)")
-    noise.add_argument("--updates", type=whole, default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)")
+    noise.add_argument(
+        "--updates", type=up_to(MOST_GRADIENTS), default=64, metavar="N", help="number of gradients, each of the run's batch (default: 64)"
+    )
     noise.add_argument("--kimg", type=real, help="which checkpoint (default: the newest)")
     noise.add_argument("--per-layer", action="store_true", help="also show the noise of every layer")
     noise.add_argument(
@@ -345,7 +373,7 @@ def add_prepare(verbs: Verbs) -> None:
         " cifar100, stl10, digits, or torchvision:NAME for one of torchvision's classification sets, which is downloaded if it is missing",
     )
     prepare.add_argument("--out", metavar="FOLDER", help="the folder to create")
-    prepare.add_argument("--resolution", type=whole, metavar="N", help="height and width of the images, in pixels")
+    prepare.add_argument("--resolution", type=up_to(MOST_SIDE), metavar="N", help="height and width of the images, in pixels")
     prepare.add_argument(
         "--channels",
         type=whole,

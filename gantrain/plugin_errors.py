@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
+from collections.abc import Iterator
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from gantrain.errors import UserError, one_line
 from gantrain.interruption import Stopped
+from gantrain.memory import explain_allocation
 
 SHOW_TRACEBACK = "GANTRAIN_TRACEBACK"  # environment variable: print the traceback, too
 NAMED = 2  # that one message has
@@ -49,7 +50,8 @@ class PluginFailed(PluginError):
     """A plug-in from outside has failed."""
 
     def __init__(self, text: str):
-        super().__init__(f"{text}; {SHOW_TRACEBACK}=1 prints the traceback")
+        remedy = f"; {SHOW_TRACEBACK}=1 prints the traceback"
+        super().__init__(f"{text.removesuffix(remedy)}{remedy}")  # a copy from a worker process has it already
 
 
 class WrongResult(PluginError):
@@ -85,7 +87,7 @@ def name_at(place: Place) -> str:
 
 def name_in(error: BaseException) -> str | None:
     """The plug-in whose method an exception has come through, the innermost if there are several."""
-    objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    objects = [frame.f_locals.get("self") for frame, _ in frames_of(error.__traceback__)]
     names = [NAMES.get((type(one).__module__, type(one).__qualname__)) for one in objects]
     return next((name for name in reversed(names) if name), None)
 
@@ -104,9 +106,42 @@ def explain_failure(error: BaseException) -> PluginFailed | None:
     return PluginFailed(f"{name_in(error) or name_at(place)} failed at {in_words(place)} ({describe(error)})")
 
 
+def refuse_failure(what: str, error: Exception) -> NoReturn:
+    """Refuse what a data set's code has raised, which may be in any file: what it imports is not known as a plug-in's.
+
+    Args:
+        what: it was doing, for code that no plug-in is known by, such as "image 3 of mine".
+        error: what it has raised.
+
+    Raises:
+        PluginFailed: names the plug-in, or `what`, and the file and line.
+        Exception: `error` itself, if it says what the user has to know, or memory is short.
+    """
+    if isinstance(error, UserError) or explain_allocation(error):
+        raise error
+    failed = explain_failure(error)
+    if failed is None:
+        show(error)
+        failed = PluginFailed(f"data: {what} failed at {in_words(own_place(error))} ({describe(error)})")
+    raise failed from error
+
+
+def own_place(error: BaseException) -> Place:
+    """The deepest place of an exception in code that is neither gantrain's nor of a library; without one, the deepest of all."""
+    import sysconfig  # as above
+
+    libraries = tuple({os.path.realpath(sysconfig.get_paths()[key]) + os.sep for key in ("stdlib", "purelib", "platlib")})
+    places = places_of(error.__traceback__)
+    outside = [place for place in places if not is_own(place[0])]
+    written = [place for place in outside if not os.path.realpath(place[0]).startswith(libraries)]
+    return (written or outside[:1] or places)[-1]
+
+
 def show(error: BaseException) -> None:
     """Print the traceback of an error if the environment asks for it."""
     if os.environ.get(SHOW_TRACEBACK):
+        import traceback  # --help does not need it
+
         with suppress(Exception):
             traceback.print_exception(error)
 
@@ -117,8 +152,8 @@ def require_exit(error: BaseException) -> NoReturn:
     Raises:
         PluginFailed: always.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {in_words((frames[-1].filename, frames[-1].lineno or 0, frames[-1].name))}" if frames else ""
+    places = places_of(error.__traceback__)
+    where = f" at {in_words(places[-1])}" if places else ""
     raise PluginFailed(f"the program was asked to exit{where} ({describe(error)})") from error
 
 
@@ -139,7 +174,14 @@ def find_place(error: BaseException) -> Place | None:
 
 def places_of(trace: TracebackType | None) -> list[Place]:
     """The places of a traceback, outermost first."""
-    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
+    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in frames_of(trace)]
+
+
+def frames_of(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    """(frame, line) of a traceback, outermost first, as `traceback.walk_tb`, whose module --help does not need."""
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
 
 
 def import_place(error: BaseException, file: str | None) -> str:

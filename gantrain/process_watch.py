@@ -340,6 +340,8 @@ class PeerFailed(UserError):
         exit_status: of this process.
     """
 
+    of_another = True
+
     def __init__(self, text: str, exit_status: int):
         super().__init__(text)
         self._exit_status = exit_status

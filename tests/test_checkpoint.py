@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -106,8 +107,36 @@ def test_every_byte_of_a_manifest_counts(store):
 def test_nothing_whole_is_said_and_not_started_over(store):
     path = store.save(1000, tensors(1.0), {})
     (path / "g.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="all of its 1 checkpoints are damaged; restore one of them from a copy"):
+    with pytest.raises(
+        UserError,
+        match=r"its only checkpoint is damaged \(000000001000/g.safetensors: has 0 bytes; the manifest has \d+\); restore it from a copy$",
+    ):
         store.newest()
+
+
+FAULTS = {
+    "cut": (lambda path: path.joinpath("g.safetensors").write_bytes(b"0" * 500), r"/g.safetensors: has 500 bytes; the manifest has \d+"),
+    "half copied": (lambda path: path.joinpath("g.safetensors").unlink(), r"/g.safetensors: cannot be read \(No such file or directory\)"),
+    "without a manifest": (
+        lambda path: path.joinpath("manifest.json").unlink(),
+        "/manifest.json: does not exist, as after a copy or a del",
+    ),
+    "flipped": (lambda path: path.joinpath("state.json").write_bytes(b"{"), "/state.json: has 1 bytes; the manifest has"),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_error_names_the_newest_checkpoint_its_file_and_its_fault(store, count, fault):
+    store.keep_last = None
+    for nimg in range(1000, 1000 * count + 1, 1000):
+        FAULTS[fault][0](store.save(nimg, tensors(1.0), {}))
+    with pytest.raises(UserError) as refused:
+        store.newest()
+    told = str(refused.value)
+    assert re.search(rf"00000000{count}000{FAULTS[fault][1]}", told) and told.count("/g.saf") + told.count(".json") == 1
+    others = {1: "its only checkpoint is damaged (0", 2: "; and 1 other); restore one of them", 3: "; and 2 others); restore one of them"}
+    assert others[count] in told and told.endswith("from a copy")
 
 
 def test_a_damaged_one_is_written_anew(store):

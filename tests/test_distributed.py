@@ -204,6 +204,42 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(launch, tmp_pa
     assert done.stderr.count("gantrain: error:") == 1
 
 
+OF_ONE = """
+import os, sys, time
+from gantrain import cli
+from gantrain.data import Digits
+from gantrain.errors import UserError
+from gantrain.training import trainer
+controller = trainer.BatchController
+def refuse(*arguments):
+    raise UserError("data: its disk is not mounted")
+def late(*arguments):
+    time.sleep(1.5)
+    return controller(*arguments)
+if os.environ["RANK"] == "1":
+    if sys.argv[1] == "alone":
+        Digits.build = refuse
+    trainer.BatchController = late
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refuses", ["alone", "late"])
+def test_the_launcher_stops_no_process_before_its_own_error_is_said_and_none_says_that_it_was_stopped(launch, tmp_path, refuses):
+    (tmp_path / "of_one.py").write_text(OF_ONE)
+    words = ["train", DIGITS, f"run_dir={tmp_path / 'run'}", *(["batching.batch_size=15"] if refuses == "late" else [])]
+    done = launch(2, tmp_path / "of_one.py", refuses, *words, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("gantrain: error:")]
+    if refuses == "late":
+        words = "gantrain: error: batching.batch_size: 15 cannot be split evenly over 2 processes; use a multiple of 2"
+        assert said == [words], done.stderr
+    else:
+        assert said == [
+            "gantrain: error: another process failed; see its error message", "gantrain: error: process 1: data: its disk is not mounted",
+        ], done.stderr  # fmt: skip
+
+
 def test_data_that_is_refused_is_refused_in_a_line_by_all_processes(together, tmp_path):
     """Not by one, with the others left to find out that it has gone."""
     pack(Digits().build(), tmp_path / "data", "digits")

@@ -511,7 +511,7 @@ def test_sample_with_truncation_of_an_older_checkpoint(command, run, tmp_path):
         (["--truncation", "-1"], "--truncation: must be above 0, got -1"),
         (["--truncation", "nan"], "--truncation: must be above 0, got nan"),
         (["--labels", "3,x"], "--labels: there is no class 'x'; `gantrain sample"),
-        (["--labels", ""], "--labels: '' has an empty class; write for example --labels 0,3"),
+        (["--labels", "0,,3"], "--labels: '0,,3' has an empty class; write for example --labels 0,3"),
         (["--labels", "10"], "--labels: there is no class 10; the run has classes 0 to 9"),
         (["--labels", "0,-1"], "--labels: there is no class -1; the run has classes 0 to 9"),
         (["--num", "0"], "--num: must be at least 1, got 0"),

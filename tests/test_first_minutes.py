@@ -16,6 +16,7 @@ from gantrain.config.loading import load, to_yaml
 from gantrain.config.notes import notes
 from gantrain.errors import UserError
 from gantrain.parser import hint_at_override
+from gantrain.run_folder.config_damage import damage_of
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.ownership import acquire_lock
 from gantrain.sampling.output import Output
@@ -49,6 +50,17 @@ def test_every_command_says_the_same_of_a_damaged_configuration(text, words, tmp
             reads()
     row, _ = row_of(run, "run")
     assert row.status == "damaged" and re.search(match, row.error)
+
+
+BY_HAND = ["run_dir: " + "${" * 3000, "run_dir: '${seed}'\n", "run_dir: a\nseed: ${x}", "run_dir: r${total_kimg}\nseed: 0\n"]
+
+
+def test_a_reference_is_a_sign_that_the_configuration_was_written_by_hand():
+    """A run folder's has none: gantrain resolves them, and marks a literal `${` by a backslash."""
+    assert [damage_of(text.encode()) for text in BY_HAND] == [None] * 4
+    literal = to_yaml(load(None, [r"run_dir=a\${x}"]))
+    assert literal.startswith("run_dir: a\\${x}\n") and damage_of(literal.encode()) is None
+    assert damage_of(literal[: literal.index("swap:")].encode()) == "its end is missing"
 
 
 def test_a_run_that_has_lost_its_configuration_is_listed(tmp_path):

@@ -608,21 +608,24 @@ def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrai
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_the_run_replaces_meanwhile_is_no_error(plain, gantrain, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment, kimg", {"while it is opened": 0.24, "while it is read": 0.32}.items())
+def test_a_checkpoint_that_the_run_replaces_meanwhile_is_no_error(plain, gantrain, tmp_path, monkeypatch, moment, kimg):
+    """The one before it is measured, or its own files, which are open."""
     import shutil
 
     run = tmp_path / "run"
     shutil.copytree(plain, run)
-    first, read = newest(run), checkpoint.read
-    shutil.copytree(first, tmp_path / "kept")
+    first, owner, name = newest(run), *{"while it is opened": (checkpoint, "hold"), "while it is read": (checkpoint, "read")}[moment]
+    call, gone = getattr(owner, name), []
 
-    def gone(path, groups=None):
+    def vanishing(path, groups=None):
         if path == first and path.exists() and groups != []:
-            path.rename(run / "checkpoints" / "gone")
-        return read(path, groups)
+            gone.append(path.rename(run / "checkpoints" / "gone"))
+        return call(path) if groups is None else call(path, groups)
 
-    monkeypatch.setattr(checkpoint, "read", gone)
-    assert "at 0.24 kimg, live weights" in gantrain("noise-scale", run, "--updates", 8).stdout
+    monkeypatch.setattr(owner, name, vanishing)
+    assert f"at {kimg:g} kimg, live weights" in gantrain("noise-scale", run, "--updates", 8).stdout
+    assert len(gone) == 1
 
 
 @pytest.mark.parametrize("override", slow_but([], ["data.labels=false", "data.resolution=32", "data.name=folder"]))
@@ -679,20 +682,22 @@ def test_what_it_cannot_measure_is_one_line(plain, gantrain, arguments, words):
 
 
 @pytest.mark.slow
-def test_gradients_that_are_no_numbers_are_one_line(plain, gantrain, tmp_path):
+def test_weights_and_gradients_that_are_no_numbers_are_one_line(plain, gantrain, tmp_path):
+    """Weights before anything is measured, with those that can be used instead; gradients that overflow at finite weights after it."""
     import shutil
 
     run = tmp_path / "run"
     shutil.copytree(plain, run)
     path = newest(run)
-    read = checkpoint.read(path)
-    read.tensors["g"] = {
-        name: tensor * float("nan") if tensor.is_floating_point() else tensor for name, tensor in read.tensors["g"].items()
-    }
-    checkpoint.write(path, read.nimg, read.tensors, read.state)
-    assert "the gradients of D at 0.32 kimg are not finite numbers; choose another checkpoint with --kimg" in error_of(
-        gantrain("noise-scale", run, "--updates", 8, check=False)
-    )
+    for value, words in {
+        float("nan"): r"the live weights of G at 0.32 kimg are not finite \(.* of .* values are nan or infinite, the first in .*\);"
+        " use --average ema, which is finite at 0.32 kimg, or --kimg 0.24, where live is finite",
+        3e38: "the gradients of D at 0.32 kimg are not finite numbers; choose another checkpoint with --kimg",
+    }.items():
+        read = checkpoint.read(plain / "checkpoints" / path.name)
+        read.tensors["g"]["first.bias"].fill_(value)
+        checkpoint.write(path, read.nimg, read.tensors, read.state)
+        assert re.search(words, error_of(gantrain("noise-scale", run, "--updates", 8, check=False)))
 
 
 def test_it_says_that_one_process_is_enough(plain, gantrain, monkeypatch):

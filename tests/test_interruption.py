@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
-from gantrain import cli, command_signals
+from gantrain import cli, command_end, command_signals
 from gantrain.interruption import ECHO, SIGNALS, Interruption, Stopped, exit_status
 from gantrain.run_folder.line_file import LineFile
 
@@ -68,6 +68,29 @@ def test_before_the_loop_ctrl_c_is_what_it_always_is(asks):
     with pytest.raises(KeyboardInterrupt), interruption:
         asks(signal.SIGINT)
     assert interruption.asked is signal.SIGINT
+
+
+@pytest.mark.parametrize("context", [command_signals.Raising, Interruption])
+def test_a_command_in_another_thread_leaves_the_signals_alone(context, asks, monkeypatch):
+    """As in a program that has been a command, and then trains in threads."""
+    monkeypatch.setattr(command_signals.State, "owner", 0)
+    command_signals.listen()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            with context():
+                command_signals.listen()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start(), thread.join()
+    assert not failed and before == {number: signal.getsignal(number) for number in SIGNALS}
+    with command_signals.Raising(), pytest.raises(KeyboardInterrupt):  # and still raises in the main one
+        asks(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
 
 
 def test_nothing_recovers_from_being_stopped():
@@ -153,6 +176,56 @@ def test_ctrl_c_after_the_words_of_a_stop_says_nothing_that_contradicts_them(mon
         monkeypatch.setattr(command_signals.State, "explained", explained)
         assert cli.run(["train", "digits"]) == 130
         assert (words in capsys.readouterr().err) if words else not capsys.readouterr().err
+
+
+def test_a_launchers_other_processes_say_nothing_of_being_stopped(monkeypatch, capfd):
+    """The launcher stops them since one has failed, or since it was stopped itself; without a launcher, nobody else would say it."""
+
+    def stop(arguments):
+        raise Stopped(signal.SIGTERM)
+
+    def end(number):
+        raise SystemExit(number)
+
+    monkeypatch.setattr(cli, "call", stop), monkeypatch.setattr(command_end, "wait", lambda seconds, status: None)
+    monkeypatch.setattr(command_signals.os, "_exit", end)
+    monkeypatch.setattr(command_signals.State, "owner", os.getpid()), monkeypatch.setattr(command_signals.State, "ended_with", None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for launched, rank, speaks in (("True", "1", False), ("True", "0", True), ("", "1", True)):
+        monkeypatch.setenv("RANK", rank), monkeypatch.setenv(command_signals.AGENT_STORE, launched)
+        assert cli.run(["train", "digits"]) == 75
+        assert ("stopped by SIGTERM; run" in capfd.readouterr().err) == speaks
+        with pytest.raises(SystemExit, match="75"):
+            command_signals._end(signal.SIGTERM, None)
+        assert ("stopped by SIGTERM" in capfd.readouterr().err) == speaks
+
+
+def test_a_process_that_waits_with_its_error_is_stopped_with_the_status_of_the_error(monkeypatch, capfd):
+    """The main process has printed the error. One that only knows that another failed waits longer, the main one after its line."""
+    waits = []
+
+    def end(number):
+        raise SystemExit(number)
+
+    def sleep(seconds):
+        waits.append((seconds, capfd.readouterr().err))
+        if seconds == command_end.SECONDS_FOR_MAIN:
+            command_signals._end(signal.SIGTERM, None)
+
+    monkeypatch.setattr(command_signals.os, "_exit", end), monkeypatch.setattr(command_end.time, "sleep", sleep)
+    monkeypatch.setattr(command_signals.State, "owner", os.getpid()), monkeypatch.setattr(command_signals.State, "ended_with", None)
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("RANK", "1"), monkeypatch.setenv(command_signals.AGENT_STORE, "True")
+    with pytest.raises(SystemExit, match="3"):
+        command_end.complain("x", 3)
+    assert waits == [(3, "")] and not capfd.readouterr().err
+    command_end.complain("x", 2, of_another=True)
+    assert waits[1:] == [(5, "")] and capfd.readouterr().err == "gantrain: error: process 1: x\n"
+    monkeypatch.setenv("RANK", "0")
+    command_end.complain("x", 2, of_another=True)
+    assert waits[2:] == [(5, "gantrain: error: x\n")]
+    monkeypatch.setenv(command_signals.AGENT_STORE, "")
+    command_end.complain("x", 2, of_another=True)
+    assert len(waits) == 3
 
 
 # ---- who else is there -----------------------------------------------------------------------------------------------

@@ -123,7 +123,10 @@ def test_a_run_goes_on_from_the_newest_whole_one_or_else_from_a_best_one(keeper)
     assert one.resumes_from(None) == one.checkpoints.folder / f"{100:012d}"
     for path in (*one.checkpoints.paths(), *one.best[FID].paths()):
         (path / "state.json").unlink()
-    with pytest.raises(UserError, match="checkpoints: all of its 3 checkpoints are damaged; delete this folder to start over"):
+    with pytest.raises(
+        UserError,
+        match=r"all of its 3 checkpoints are damaged \(the newest: 000000000300/state.json: .*; and 2 others\); .*delete .* to start over",
+    ):
         one.resumes_from(None)
 
 

@@ -64,6 +64,7 @@ KINDS: list[dict[str, Any]] = [
     {"nimg": 200, "event": "gave_up", "words": "no"},
     {"nimg": 960, "event": "end", "time": "2026-11-30T18:20:13Z", "collapsed": "one picture"},
 ]  # fmt: skip
+LACKING = [{k: v for k, v in line.items() if k != key} for line in KINDS for key in line if key not in ("nimg", "event")]
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 200), st.sampled_from([2**63, -(2**63) - 1, 10**400, 10**300, 2**62, 0]), st.floats(),
     st.sampled_from(["", "nan", "inf", "-inf", "x", "\ud800", "<script>", "2026-13-30T17:20:13Z", "0001-01-01T00:00:00Z"]),
@@ -150,4 +151,11 @@ def test_no_line_of_a_record_ends_a_reader(folder, without_plotly_js, examples):
 
     read_everything(folder, [json.dumps(line) for line in KINDS])
     if examples:
+        read_everything(folder, [json.dumps(line) for line in LACKING])
         check()
+
+
+def test_a_line_that_lacks_any_key_ends_no_listing(folder):
+    (folder / "run_0" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in LACKING))
+    rows = listing.list_runs([str(folder)])
+    assert listing.listing(rows) and rows[0].origin == "runs/a"  # of the fork that has it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import pickle
 import sys
 import types
 from dataclasses import dataclass
@@ -16,8 +18,11 @@ from gantrain.averaging import AVERAGERS, Average
 from gantrain.batching.state import BatchState, proposal_of
 from gantrain.config.loading import load
 from gantrain.config.plugins import find
+from gantrain.data import ImageSet, intake, likeness
+from gantrain.data.imageset import collate
 from gantrain.data.intake import adopted
 from gantrain.errors import UserError
+from gantrain.evaluation.references import wrap_dataset
 from gantrain.losses import LOSS, LOSSES, Hinge
 from gantrain.metrics import Extractor, FeatureSet
 from gantrain.metrics.results import compute_metric, extract_features, require_extractor
@@ -207,6 +212,68 @@ def test_what_a_worker_process_reports_leads_to_the_line(plugin):
     error = ValueError(f'{text}  File "{path}", line 14, in weight\n    return x\nValueError: a bad image')
     assert r"mine.py, line 14, in weight (ValueError: a bad image)" in str(plugin_errors.explain_failure(error))
     assert plugin_errors.explain_failure(ValueError("of our own")) is None and plugin_errors.explain_failure(UserError("in words")) is None
+
+
+DECODER = """def decode(index):
+    if index == 3:
+        {what}
+    return torch.full((1, 8, 8), 4 * index, dtype=torch.uint8)
+"""
+READS = {
+    "of a batch": lambda images: images[3][0],
+    "of a worker's batch": lambda images: collate(images.__getitems__([2, 3])),
+    "in place of another": lambda images: images.stand_in(1, UserError("broken"))[0],
+    "before a run": lambda images: [*intake.read_blocks(images, range(len(images)))],
+    "for an audit": intake.audit,
+    "twice": likeness.reads_alike,
+    "for a reference": lambda images: wrap_dataset(images, None).take(0, 8),
+}
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("read", READS)
+def test_code_of_a_data_set_that_fails_is_named_wherever_images_are_read(tmp_path, monkeypatch, read, skips):
+    """In a file that no plug-in is known by. It is a mistake, not an image to skip."""
+    monkeypatch.setattr(plugin_errors, "KNOWN", {})
+    monkeypatch.setattr(likeness, "REREAD", 8)
+    space = {"torch": torch}
+    (file := tmp_path / "helper.py").write_text(text := DECODER.format(what="raise KeyError('no such row')"))
+    exec(compile(text, str(file), "exec"), space)
+    images = ImageSet("mine", torch.tensor([0, 1, 0, 1, 0, 0, 0, 0]), ["a", "b"], 1, 8, decode=space["decode"], skips=skips)
+    words = r"data: image 3 of mine failed at .*helper.py, line 3, in decode \(KeyError: 'no such row'\); GANTRAIN_TRACEBACK=1 prints the"
+    with pytest.raises(UserError, match=words):
+        found = READS[read](images)
+        raise found if isinstance(found, UserError) else AssertionError(found)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, UserError])
+def test_what_a_data_set_says_in_its_own_words_stays(kind):
+    with pytest.raises(kind, match="^in words$"):
+        plugin_errors.refuse_failure("image 3 of mine", kind("in words"))
+
+
+def test_the_place_of_a_failure_is_that_of_the_users_code():
+    """Not the library that it calls, nor gantrain, which calls it."""
+
+    class Items:
+        num_classes = 1
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return json.loads("{")
+
+    with pytest.raises(
+        UserError, match=r"data: item 0 of mine failed at .*test_plugin_errors.py, line \d+, in __getitem__ \(JSONDecodeError"
+    ):
+        adopted(Items(), "mine")
+    with pytest.raises(UserError, match=r"data: image 1 of mine failed at .*imageset.py, line \d+, in ask \(TypeError"):
+        images = ImageSet("mine", torch.zeros(4).long(), ["all"], 1, 8, decode=lambda index: torch.zeros(1))
+        images.decode = int.bit_length
+        images.ask(images.decode, "1")
+    failed = pickle.loads(pickle.dumps(plugin_errors.PluginFailed("mine failed")))
+    assert str(failed) == "mine failed; GANTRAIN_TRACEBACK=1 prints the traceback", "as it comes from a worker process"
 
 
 def test_results_of_every_kind_are_refused_by_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, slow_but
 
-from gantrain import cache, command_signals, home, launch_environment, memory, other_processes, process_watch
+from gantrain import cache, command_end, command_signals, home, launch_environment, memory, other_processes, process_watch
 from gantrain.averaging.average import named_weights
 from gantrain.averaging.batchnorm import named_statistics
 from gantrain.commands import train
@@ -30,7 +31,7 @@ from gantrain.launch_environment import Place, process_rank, read_place
 from gantrain.models.architecture import build_networks
 from gantrain.process_watch import ProcessWatch
 from gantrain.training.players import make_adam
-from gantrain.training.sizes import batches_of, bytes_of_networks, require_room, require_room_for_scores, sizes_of_networks
+from gantrain.training.sizes import batches_of, bytes_of_networks, require_room, sizes_of_networks
 
 GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -377,8 +378,6 @@ def test_networks_averages_and_features_are_counted(monkeypatch):
     many = [*small, "model.ch=2", *(f"averagers.a{i}={{name: ema}}" for i in range(40))]
     with pytest.raises(UserError, match=r"averagers: 4\d averages and the networks need at least"):
         require_room(load("digits", many), (16, 1, 10), torch.device("cpu"), 1, 1)
-    with pytest.raises(UserError, match=r"eval.num_samples: 1000000000000: their features need at least .*; use fewer samples"):
-        require_room_for_scores(load("digits", ["eval.num_samples=1000000000000"]), (64, 10))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -638,7 +637,8 @@ OTHERS = [
     (["averagers.late={name: swa}"], r"averagers.late.name: process 0 has no such key, and process 2 has 'swa', and \d+ other keys; s"),
     (["averagers.ema=null"], r"averagers.ema.name: process 0 has 'ema', and process 2 has no such key"),
     (["total_kimg=7", "checkpoint.every_kimg=1"], r"total_kimg: process 0 has 80.0, and process 2 has 7.0, and 1 other key; start"),
-    (["run_dir=elsewhere", "data.workers=0", "eval.reference=here.npz"], None),
+    (["eval.reference=here.npz"], "eval.reference: process 0 has null, and process 2 has a path; start all processes with the same"),
+    (["run_dir=elsewhere", "data.workers=0", "eval.features.weights=here.pt"], None),
 ]
 
 
@@ -653,22 +653,51 @@ def test_processes_of_different_configurations_are_refused(monkeypatch, other, w
         train.require_one_config(config, SimpleNamespace(num_processes=3))
 
 
+def test_processes_may_find_the_reference_at_other_paths(monkeypatch):
+    monkeypatch.setattr(train, "gather_object", lambda mine: [*mine, train.comparable(load("digits", ["eval.reference=there.npz"]))])
+    train.require_one_config(load("digits", ["eval.reference=here.npz"]), SimpleNamespace(num_processes=2))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["optim.lr_g=0.5", "data={name: folder, root: /nosuch, resolution: 16}"])
+@pytest.mark.parametrize("key", ["eval.reference=/nosuch.npz", "optim.lr_g=0.5", "data={name: folder, root: /nosuch, resolution: 16}"])
 def test_all_processes_refuse_different_configurations(tmp_path, key):
     statuses = ends(start_group(tmp_path / "run", tmp_path, {1: [key]}), tmp_path)
     assert [status for status, _ in statuses] == [2, 2] and not (tmp_path / "run").exists()
     assert all("process 0 has" in errors and errors.count("gantrain: error") == 1 for _, errors in statuses)
 
 
+PICKY = """
+import dataclasses, os
+from gantrain.losses import Hinge
+
+@dataclasses.dataclass(frozen=True)
+class Picky(Hinge):
+    def generator(self, *logits):
+        if os.environ["RANK"] == os.environ["REFUSED"]:
+            raise ValueError("these logits are refused")
+        return super().generator(*logits)
+"""
+REFUSED = [
+    ("alone", "nosuch", 2),
+    ("together", "/nosuch.npz", 2),
+    ("in an update", "these logits are refused", 1),  # as docs/plugins.md says
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("refused", [0, 1])
-@pytest.mark.parametrize("how", ["model.nosuch=3", "model.ch=1000000000"])
-def test_all_processes_end_when_one_refuses(tmp_path, refused, how):
-    statuses = ends(start_group(tmp_path / "run", tmp_path, {refused: [how]}), tmp_path)
-    assert [status for status, _ in statuses] == [2, 2]
+@pytest.mark.parametrize(("moment", "words", "status"), REFUSED, ids=[moment for moment, *_ in REFUSED])
+def test_all_processes_end_when_one_refuses(tmp_path, monkeypatch, refused, moment, words, status):
+    """Before they have joined, while both do the same, and in an update, where the other waits for this one's gradients."""
+    (tmp_path / "picky.py").write_text(PICKY)
+    monkeypatch.chdir(tmp_path)  # where a plug-in is found
+    monkeypatch.setenv("REFUSED", str(refused))
+    own = {"alone": ["model.nosuch=3"], "together": ["eval.reference=/nosuch.npz"], "in an update": []}[moment]
+    everywhere = [f"eval.reference={ROOT / 'configs' / 'digits.yaml'}", *(["loss.name=picky:Picky"] if moment == "in an update" else [])]
+    statuses = ends(start_group(tmp_path / "run", tmp_path, {refused: own}, *everywhere), tmp_path)
+    assert [found for found, _ in statuses] == [status, status]
     assert all("Traceback" not in errors and errors.count("gantrain: error") == 1 for _, errors in statuses)
-    assert "another process failed; see its error message" in statuses[1 - refused][1]
+    assert words in statuses[refused][1] and "another process failed; see its error message" in statuses[1 - refused][1]
 
 
 @pytest.mark.slow
@@ -685,3 +714,61 @@ def test_all_processes_end_when_one_is_killed(tmp_path, killed, when):
     assert statuses[killed][0] == -signal.SIGKILL
     status, errors = statuses[1 - killed]
     assert status == 1 and f"process {killed} was killed or crashed" in errors and "Traceback" not in errors
+
+
+# ---- killed before training is imported ------------------------------------------------------------------------------
+
+
+def test_processes_join_before_a_command_is_imported(monkeypatch):
+    """Importing torch takes seconds, and the system may kill a process in them."""
+    done: list[str] = []
+    monkeypatch.setattr(other_processes, "join", lambda place: done.append("joined"))
+    monkeypatch.setattr(command_end.importlib, "import_module", lambda name: done.append(name) or SimpleNamespace(call=lambda given: 0))
+    monkeypatch.setattr(command_end, "refuse_missing", lambda given: done.append("checked"))
+    command_end.call(argparse.Namespace(verb="train"))
+    command_end.call(argparse.Namespace(verb="sample"))
+    assert done == ["joined", "checked", "gantrain.commands.train", "checked", "gantrain.commands.sample"]
+
+
+IMPORTING = """
+import importlib, os, time
+from gantrain import cli, command_end, other_processes
+
+def killed(name):
+    while not other_processes.current()._peers:
+        time.sleep(0.05)
+    {how}
+
+importlib.import_module = killed
+cli.main(["train", "digits", "run_dir={run}"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", 1, "process 0 was killed or crashed; see its output"),
+        ("os.kill(os.getpid(), 15)", 1, "process 0 was killed or crashed; see its output"),
+        ("raise ImportError('torch')", 1, "another process failed; see its error message"),
+        ("command_end.refuse_missing(cli.parse(['train', 'nope.yaml']))", 2, "another process failed; see its error message"),
+    ],
+)
+def test_the_others_end_when_the_main_process_ends_while_it_imports_training(how, status, words, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {**os.environ, "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    main, other = (
+        subprocess.Popen([sys.executable, *arguments], env={**group, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        for rank, arguments in enumerate(
+            (
+                ["-c", IMPORTING.format(how=how, run=tmp_path / "run")],
+                ["-m", "gantrain", "train", "digits", f"run_dir={tmp_path / 'run'}"],
+            )
+        )
+    )
+    said = other.communicate(timeout=60)[1]
+    main.communicate(timeout=60)
+    assert other.returncode == status and said.count("\n") == 1 and f"gantrain: error: process 1: {words}" in said, said
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -485,3 +486,10 @@ def test_a_long_path_is_thinned_for_its_picture():
     drawn = thin(rows, [777, 778])
     assert len(drawn) <= MOST_DRAWN + 4 and {0, 777, 778, rows[-1]} <= set(drawn.tolist()) and (np.diff(drawn) > 0).all()
     assert thin(rows[:MOST_DRAWN]) is not None and len(thin(rows[:MOST_DRAWN])) == MOST_DRAWN
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file of Linux")
+def test_a_file_that_cannot_be_appended_to_is_named(tmp_path):
+    (tmp_path / "lines.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=r"lines\.txt"):
+        LineFile(tmp_path / "lines.txt", 10)

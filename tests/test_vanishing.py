@@ -139,10 +139,26 @@ def test_damage_is_not_taken_for_a_checkpoint_that_has_gone(run, monkeypatch):
     tries = []
     monkeypatch.setattr(checkpoint, "TRIES", 3)
     for read in (lambda: open_held(run), lambda: look_again(lambda: tries.append(1) or checkpoint.read(path))):
-        with pytest.raises(UserError, match="checkpoints are damaged|g.safetensors: cannot be read") as refused:
+        with pytest.raises(UserError, match="g.safetensors: cannot be read") as refused:
             read()
         assert "delete" not in str(refused.value) and "again" not in str(refused.value)
     assert tries == [1]
+
+
+def test_a_reader_says_which_damaged_checkpoint_it_has_passed_over(run, capsys):
+    """Else its images would be taken for those of the newest one. Once, however often it looks."""
+    later = shutil.copytree(run / "checkpoints" / "000000001000", run / "checkpoints" / "000000002000")
+    (later / "manifest.json").unlink()
+    for _ in range(2):
+        assert open_held(run)[1].folder.name == "000000001000"
+    told = capsys.readouterr().err
+    assert (
+        told.startswith(f"gantrain: note: {later / 'manifest.json'}: does not exist, as after a copy or a deletion")
+        and told.count("\n") == 1
+    )
+    assert told.endswith("interrupted; skipped; using the checkpoint at 1 kimg\n")
+    open_held(run, 1.0)
+    assert not capsys.readouterr().err, "it was asked for"
 
 
 def test_a_run_that_is_faster_than_its_reader_is_said_to_be(run, monkeypatch):

@@ -27,6 +27,7 @@ from gantrain import cli, lock as locks
 from gantrain.commands.watch import Follower, Past, summarise, watch
 from gantrain.reporting.console import console_line
 from gantrain.reporting.event_words import Teller
+from gantrain.reporting.score_table import SaidNotes
 from gantrain.run_folder import record
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -104,7 +105,8 @@ def test_it_says_what_the_run_has_said(finished, gantrain):
     )
     assert watched.splitlines()[-1] == "done at 0.336 kimg" and "scores at 0.16 kimg (32 samples each):\naverage " in watched
     few = gantrain("watch", run, "--last", 2).stdout
-    assert few.splitlines()[1].startswith("scores at 0.336 kimg") and watched.endswith(few.split("\n", 1)[1])
+    assert few.splitlines()[1].startswith("scores at 0.336 kimg") and watched.count("note: ") == few.count("note: ") > 0, "each once"
+    assert watched.endswith("".join(line for line in few.splitlines(True)[1:] if not line.startswith("note: ")))
     assert gantrain("watch", run, "--last", 0).stdout.count("\n") == 1
     assert "--last: must be at least 0, got -1" in error_of(gantrain("watch", run, "--last", "-1", check=False))
 
@@ -352,6 +354,33 @@ BACK = {"kind": "nonfinite", "words": "loss/d is nan", "to": 160, "attempt": 2, 
 )
 def test_events_in_words(line, text):
     assert Teller(200.0).text(line) == text
+
+
+def test_a_note_on_scores_is_said_once_and_again_when_it_changes():
+    noted = SaidNotes()
+    one, other = "fid: few images", "fid: few images (2)"
+    assert [noted.new(notes) for notes in ([one], [one], [], [one], [other, one], [other])] == [[one], [], [], [one], [other], []]
+    assert SaidNotes([one]).new([one, other]) == [other]
+
+
+@pytest.mark.parametrize("last", [0, 1, 3, 10])
+def test_watch_says_a_note_with_the_first_scores_that_it_shows(tmp_path, last):
+    """Whatever was said before the last messages was not read by this reader."""
+    scores = [{**score(16 * i, float(i)), "eval/notes": ["fid: few images"]} for i in range(1, 6)]
+    run, said = by_hand(tmp_path / "run", event(0, "start"), *scores, event(96, "interrupted", signal="SIGTERM")), []
+    watch(run, last, said.append)
+    assert "\n".join(said).count("note: fid: few images") == (last > 1)  # the very last is no evaluation
+    assert last < 2 or "note: fid: few images" in next(text for text in said if text.startswith("scores at"))
+
+
+def test_watch_says_a_note_that_comes_later(tmp_path):
+    """An old record without notes, one note, the same beside another, and a resumed run whose notes are the same."""
+    notes = [None, ["a"], ["a", "b"], ["a", "b"], ["b"], ["b"]]
+    lines = [score(16 * i, float(i)) | ({} if one is None else {"eval/notes": one}) for i, one in enumerate(notes, 1)]
+    run, said = by_hand(tmp_path / "run", event(0, "start"), *lines[:4], event(64, "resume"), *lines[4:], event(96, "end")), []
+    watch(run, 100, said.append)
+    found = [re.findall("note: (.)", text) for text in said if text.startswith("scores at")]
+    assert found == [[], ["a"], ["b"], [], [], []]
 
 
 def test_where_the_run_is_and_how_long_it_takes():

@@ -73,8 +73,9 @@ def choice_of(arguments: argparse.Namespace) -> Choice:
 
 def averages_of_choice(run: str, names: Sequence[str], kimg: float | None) -> tuple[list[str], float | None]:
     """Replace `best` among averages, and print what was taken; see `resolve_best`. A run that trains may then replace its best one."""
-    from gantrain.run_folder.best_average import BEST, resolve_best
+    from gantrain.run_folder.best_average import resolve_best
     from gantrain.run_folder.contents import look_again, open_held
+    from gantrain.run_folder.layout import BEST
 
     def resolve() -> tuple[list[str], float | None, list[str]]:
         told: list[str] = []

@@ -151,6 +151,7 @@ def score_lengths(
         if averaged_statistics:
             write_statistics(statistics, into)
 
+    scorer.evaluator.remarks.require_room(scorer.counted_by)
     scores: Scores = {}
     for s in given:
         scores |= scorer.evaluator.score([f"{s:g}"], materialize, scorer.generator)

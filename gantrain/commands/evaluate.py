@@ -101,6 +101,7 @@ def evaluate_images(
         [*overrides, f"eval.num_samples={total}", *([] if reference is None else [as_override("eval.reference", reference)])], "images"
     )
     evaluator = Evaluator(config, None, accelerator, shape=pictures.shape, scored=lambda: pictures.some(LOOKED_AT))
+    evaluator.remarks.require_room("--num")
     evaluator.remarks.require_enough()
     scores = {pictures.name: score_images(evaluator, sample_of(pictures, total, config.seed), total, f"score {pictures.name}")}
     if not accelerator.is_main_process:

@@ -19,6 +19,7 @@ from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.bank import split
 from gantrain.batching import Estimate, GradientProbe, NoiseMonitor, NoiseScale
 from gantrain.batching.noise_scale import FEWEST_MEASUREMENTS, as_numbers
+from gantrain.bounds import MOST_GRADIENTS
 from gantrain.commands.arguments import averages_of_choice
 from gantrain.data import RealBatches, prepare
 from gantrain.distributed import make_accelerator
@@ -29,7 +30,6 @@ from gantrain.models.architecture import build_networks
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.contents import averages_of, fitting, group_of, look_again, open_held, rebuilt_of
 from gantrain.run_folder.finite import require_finite
-from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.result_file import keep_result, target_of
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.latents import draw
@@ -70,9 +70,9 @@ class Bench:
         for override in overrides:
             if not override.startswith(("data.", "mixed_precision=")):
                 raise UserError(f"{override}: only data and mixed_precision can be overridden here; remove it to use the run's own value")
-        _, held = open_held(run, kimg)
+        self.config, held = open_held(run, kimg, overrides=overrides)
         path = held.folder
-        self.path, self.config, self.nimg = path, load_config(Path(run), overrides), int(path.name)
+        self.path, self.nimg = path, int(path.name)
         require_images_of(Path(run), self.config, overrides, reads_data=True)
         known = [name for name in averages_of(path) if name not in rebuilt_of(Path(run))]
         if average not in known:
@@ -203,6 +203,8 @@ def measure_run(
     """
     if updates < FEWEST_MEASUREMENTS:
         raise UserError(f"--updates: must be at least {FEWEST_MEASUREMENTS}, which an interval needs, got {updates}")
+    if updates > MOST_GRADIENTS:
+        raise UserError(f"--updates: must be at most {MOST_GRADIENTS:,}, got {updates:,}; use a smaller number")
     if process_world() > 1:
         raise UserError("noise-scale: runs in one process; start it without `accelerate launch`")
     bench = look_again(lambda: Bench(run, average, kimg, overrides))

@@ -60,6 +60,8 @@ IN_OPTIONS = {
     "set data.labels=false": "pass --no-labels",
     "set data.root=": "pass ",
     "set data.on_error=skip": "pass --on-error skip",
+    "data.resolution: ": "--resolution: ",
+    "set a smaller data.resolution": "use a smaller --resolution",
 }
 
 

@@ -127,7 +127,7 @@ def row_of(run: Path, name: str, metric: str | None = None) -> tuple[Row, list[s
     known = found.metrics
     by = metric if metric is not None else known[0] if known else None
     score, average, at = (found.best(by) if by in known else None) or (None, None, None)
-    origin = next((str(line["from"]) for line in found.events("fork")), None)
+    origin = next((str(line["from"]) for line in found.events("fork") if "from" in line), None)
     return Row(
         name, str(run), found.status, found.nimg, found.config.total_kimg, by if score is not None else None, score, average, at, changed,
         origin=origin, made_for=found.evaluations[-1].protocol.get("features_made_for") if score is not None else None,

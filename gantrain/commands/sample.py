@@ -16,13 +16,16 @@ from gantrain.atomic_file import open_draft
 from gantrain.commands.arguments import averages_of_choice, choice_of, listed_names
 from gantrain.commands.sample_sheets import draw_sheet
 from gantrain.distributed import finish, main_first, make_accelerator, on_main
-from gantrain.errors import UserError
+from gantrain.errors import UserError, in_words
+from gantrain.memory import main_memory, require_memory
+from gantrain.run_folder.checkpoint import free_bytes
 from gantrain.run_folder.contents import open_held
 from gantrain.sampling.choice import Choice, require_count
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.output import MemorySink, NpzFile, Output, PngFolder, choose_columns, draw_all, save_picture
 from gantrain.sampling.sheets import enlarge, make_grid, require_scale
 
+LABEL = 8  # bytes in an .npz
 OTHER_ENDING = re.compile(r"\.[a-z]\w{0,4}", re.ASCII)  # of a file of another kind, such as .jpg; the 5 of v1.5 is none
 
 
@@ -87,6 +90,8 @@ def sample_run(choice: Choice, out: Output, num: int = 64, scale: int | None = N
     if scale is not None and out.suffix == ".npz":
         raise UserError(f"--scale: {scale} does not apply to an .npz, whose images are for evaluators; remove it")
     source = choice.open()  # fails before a folder is created
+    if out.suffix == ".npz":
+        require_space(num, source.image_bytes, out.path)
     columns = choose_columns(num, len(source.classes))
     require_scale(scale, source.resolution, *((columns, -(-num // columns)) if out.suffix == ".png" else (1, 1)))
     accelerator = make_accelerator()
@@ -119,6 +124,27 @@ def require_kind(out: Output) -> None:
         raise UserError(
             f"--out: {name!r} is not a .png, an .npz or a folder/; use {stem + '.png'!r} for a grid, {stem + '/'!r} for numbered files,"
             f" {stem + '.npz'!r} for arrays"
+        )
+
+
+def require_space(num: int, image: int, path: Path) -> None:
+    """Refuse arrays of more images than a disk has, or memory holds labels of.
+
+    Args:
+        num: how many images.
+        image: bytes of one; they are not compressed.
+        path: of the file, whose folder need not exist yet.
+
+    Raises:
+        UserError: names the option, the need and what is free.
+    """
+    require_memory(f"--num: {num}", num * LABEL, main_memory(), "their labels", "draw fewer images")
+    folder = next((one for one in path.absolute().parents if one.is_dir()), path)
+    needed, free = num * (image + LABEL), free_bytes(folder)
+    if free is not None and needed > free:
+        raise UserError(
+            f"--num: {num} images take {in_words(needed)} in {path}, and {in_words(free, down=True)} are free there; draw fewer images,"
+            " or choose another --out"
         )
 
 

@@ -119,8 +119,9 @@ def draw_sheet(
     if kind not in SHEETS:
         raise UserError(f"--sheet: there is no sheet {kind!r}{did_you_mean(kind, SHEETS)}")
     entry = SHEETS[kind]
+    option = "--per-class" if kind == "classes" else "--num"
     if num is not None:
-        require_count(num, "--per-class" if kind == "classes" else "--num")
+        require_count(num, option)
     if out.suffix != ".png" and not (out.folder and entry.folder):
         got = f"{out.path}{'/' if out.folder else ''}"
         raise UserError(f"--out: a sheet of kind {kind} must be a .png{' or a folder/' if entry.folder else ''}, got {got!r}")
@@ -137,8 +138,8 @@ def draw_sheet(
         require_average(source.config, source.path, name, choice.kimg)
     shown = averages
     look_again(lambda: hold_rebuilt(source.held, shown))
-    if scale is not None or not out.folder:
-        require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)))
+    if scale is not None or not out.folder or entry.folder:
+        require_scale(scale, source.resolution, *entry.layout(num, source.classes.tolist(), len(averages)), option=option)
     accelerator = make_accelerator()
     source = source.agree(accelerator)
     main_first(accelerator, out.make_folders)

@@ -22,7 +22,7 @@ from gantrain.distributed import finish, from_main, make_accelerator, on_main
 from gantrain.errors import UserError, counted
 from gantrain.home import expand_user
 from gantrain.interruption import Interruption, exit_status
-from gantrain.launch_environment import process_rank, read_place
+from gantrain.launch_environment import process_rank
 from gantrain.run_folder.claim import Claim, claim_folder
 from gantrain.run_folder.config_damage import require_whole
 from gantrain.run_folder.layout import CONFIG_FILE
@@ -36,7 +36,6 @@ PATHS = ("run_dir", "eval.reference", "eval.features.weights")  # of files that 
 def call(arguments: argparse.Namespace) -> int:
     """Train the configured run to its end; the exit status."""
     with Interruption() as interruption:
-        other_processes.join(read_place())  # so that the others hear if this process fails from here on
         require_whole_beside(find_config(arguments.config))
         config = loading.load(arguments.config, overrides_of(arguments))
         given = loading.set_keys(arguments.config, overrides_of(arguments))
@@ -85,8 +84,12 @@ def require_one_config(config: Config, accelerator: Accelerator) -> None:
 
 
 def comparable(config: Config) -> dict[str, str]:
-    """What must be equal on all processes, by full key. Paths may differ, since machines do; so may how images are kept and decoded."""
-    return {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
+    """What must be equal on all processes, by full key. Paths may differ, since machines do; so may how images are kept and decoded.
+
+    Whether there is a reference may not: a process that opens one would wait forever for one that does not.
+    """
+    found = {k: repr(v) for k, v in leaves(to_dict(config)) if k not in PATHS and not (k.startswith("data.") and may_differ(k))}
+    return {**found, "eval.reference": "null" if config.eval.reference is None else "a path"}
 
 
 def take_folder(config: Config, given: Collection[str], accelerator: Accelerator) -> tuple[Config, Claim | None]:

@@ -14,13 +14,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from gantrain.atomic_file import open_draft
+from gantrain.bounds import MOST_FPS, MOST_FRAMES
 from gantrain.commands.arguments import choice_of
 from gantrain.errors import UserError, one_line
+from gantrain.memory import main_memory, require_memory
 from gantrain.sampling.choice import Choice, ImageSource, require_count
 from gantrain.sampling.generators import generate
 from gantrain.sampling.interpolation import rotate
 from gantrain.sampling.output import CHUNK, Output
-from gantrain.sampling.sheets import make_grid, require_scale
+from gantrain.sampling.sheets import choose_enlargement, make_grid, require_scale
 
 FASTEST_GIF = 50  # frames per second; browsers play faster GIFs at ten
 WIDEST_FILM = 16_384  # pixels of a side that H.264 allows
@@ -50,8 +52,8 @@ def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: 
         UserError: an option or path is invalid, or PyAV is missing for an MP4.
     """
     require_count(num)
-    require_count(frames, "--frames", 2)
-    require_count(fps, "--fps")
+    require_count(frames, "--frames", 2, MOST_FRAMES)
+    require_count(fps, "--fps", most=MOST_FPS)
     suffix = out.suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise UserError(
@@ -63,6 +65,9 @@ def film_walk(choice: Choice, out: Path, num: int = 16, frames: int = 120, fps: 
     source = choice.open()
     columns = math.ceil(num**0.5)
     require_scale(scale, source.resolution, columns, -(-num // columns), WIDEST_FILM)
+    if suffix == ".gif":  # Pillow keeps all frames until the last
+        side = source.resolution * (scale or choose_enlargement(source.resolution))
+        require_memory(f"--frames: {frames}", frames * num * side**2, main_memory(), "the frames of a .gif", "use fewer, or an .mp4")
     Output(out).make_folders()
     pictures = tqdm(draw_frames(source, num, frames, scale), desc="walk", unit="frame", total=frames, leave=False, disable=None)
     with open_draft(out) as draft:

@@ -24,6 +24,7 @@ from gantrain.interruption import INTERRUPTED
 from gantrain.lock import owner
 from gantrain.regular_file import open_regular
 from gantrain.reporting.event_words import RECENT, Teller
+from gantrain.reporting.score_table import SaidNotes, in_lines
 from gantrain.run_folder.layout import CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.line_file import stream_lines
 from gantrain.run_folder.record import ENDS, TELLING, Outline, Record, goes_on_elsewhere, is_of_losses, outline_config, status_of
@@ -126,7 +127,8 @@ class Past:
         last: how many of the last messages are kept.
 
     Attributes:
-        texts: the last messages, complete after `end`.
+        texts: the last messages, complete after `end`, without notes on scores.
+        noted: the notes that `end` has returned.
         first_batch: the batch that the run began with; None if no line says so yet.
         told: the last event that says how the run goes, as `gantrain.run_folder.record.status_of` takes it.
         lines: number of lines that were not found to be unreadable.
@@ -135,9 +137,11 @@ class Past:
 
     def __init__(self, teller: Teller, last: int):
         self.texts: deque[str] = deque(maxlen=last)
+        self.noted = SaidNotes()
         self.first_batch: int | None = None
         self.told: str | None = None
         self.lines = self.unreadable = 0
+        self._notes: deque[list[str] | None] = deque(maxlen=last)  # of the texts
         self._teller, self._most = teller, max(last, RECENT)
         self._waiting: deque[tuple[bytes, bool]] = deque()  # lines from the first line of losses on that may be told, and whether they are
         self._losses = 0  # of them
@@ -153,10 +157,10 @@ class Past:
             self._pop(skip=self._losses > self._most)
 
     def end(self) -> list[str]:
-        """The last messages, now that there are no more lines."""
+        """The last messages, now that there are no more lines, with the notes on scores that no earlier one of them has."""
         while self._waiting:
             self._pop()
-        return list(self.texts)
+        return [with_notes(text, notes, self.noted) for text, notes in zip(self.texts, self._notes)]
 
     def _pop(self, skip: bool = False) -> None:
         """Tell the oldest waiting line, or skip it if it is of losses and so many come after it."""
@@ -176,6 +180,7 @@ class Past:
         text = self._teller.text(line)
         if text:
             self.texts.append(text)
+            self._notes.append(self._teller.notes)
 
     def _find_batch(self, line: dict[str, Any] | None) -> None:
         if self.first_batch is None and line is not None:
@@ -229,7 +234,7 @@ def watch(run: str | Path, last: int, say: Callable[[str], None], every: float =
                     teller.total_kimg = settings_of(run).total_kimg
                 text = teller.text(line)
                 with tqdm.external_write_mode():
-                    say(text) if text else None
+                    say(with_notes(text, teller.notes, past.noted)) if text else None
     if unreadable:
         say(describe_unreadable(unreadable, run))
     if teller.told not in ENDS:
@@ -239,6 +244,11 @@ def watch(run: str | Path, last: int, say: Callable[[str], None], every: float =
             if teller.told
             else NOTHING
         )
+
+
+def with_notes(text: str, notes: list[str] | None, noted: SaidNotes) -> str:
+    """A message, with those notes on its scores that have not been said."""
+    return text if notes is None else text + in_lines(noted.new(notes))
 
 
 def settings_of(run: Path) -> Outline:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gantrain.averaging.batchnorm import POLICIES
+from gantrain.bounds import MOST_GRADIENTS, MOST_IMAGES, MOST_RESAMPLES, MOST_STEPS
 from gantrain.clock import periods_from
 from gantrain.config.lr_tail import LrTail
 from gantrain.config.plugins import adapt_plugins, find
@@ -132,6 +133,7 @@ class Optim:
         check(self, "betas", all(0 <= b < 1 for b in self.betas), "must both be in [0, 1)")
         check(self, "eps", 0 < self.eps < 1, "must be above 0 and below 1")
         check(self, "d_steps", self.d_steps >= 1, "must be at least 1")
+        check(self, "d_steps", self.d_steps <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
         check(self, "orthogonal_g", 0 <= self.orthogonal_g < float("inf"), "must be at least 0")
         check(self, "orthogonal_d", 0 <= self.orthogonal_d < float("inf"), "must be at least 0")
 
@@ -179,6 +181,7 @@ class Eval:
         adapt_plugins(self)
         check(self, "every_kimg", self.every_kimg is None or 0 < self.every_kimg < float("inf"), "must be above 0, or null")
         check(self, "num_samples", self.num_samples >= 16, "must be at least 16")
+        check(self, "num_samples", self.num_samples <= MOST_IMAGES, f"must be at most {MOST_IMAGES:,}")
         check(self, "reference_samples", self.reference_samples is None or self.reference_samples >= 16, "must be at least 16, or null")
         check(self, "batch_size", self.batch_size >= 2, "must be at least 2")
         check(self, "metrics", len(self.metrics) > 0, f"must name at least one of {', '.join(METRICS)}")
@@ -195,11 +198,13 @@ class Eval:
         )
         check(self, "is_splits", self.is_splits >= 1, "must be at least 1")
         check(self, "resamples", self.resamples is None or self.resamples >= 8, "must be at least 8, or null")
+        check(self, "resamples", self.resamples is None or self.resamples <= MOST_RESAMPLES, f"must be at most {MOST_RESAMPLES:,}")
         check(self, "protocol", self.protocol is None or self.protocol in PROTOCOLS, f"must be one of {', '.join(PROTOCOLS)}, or null")
         for key, value in (PROTOCOLS[self.protocol].keys if self.protocol else {}).items():
             check(self, key, getattr(self, key) == value, f"is {shown(value)} under protocol={self.protocol}; remove one of them")
         check(self, "batchnorm", self.batchnorm in POLICIES, f"must be one of {', '.join(POLICIES)}")
         check(self, "recalibration_batches", self.recalibration_batches >= 1, "must be at least 1")
+        check(self, "recalibration_batches", self.recalibration_batches <= MOST_GRADIENTS, f"must be at most {MOST_GRADIENTS:,}")
         check(self, "truncation", self.truncation is None or 0 < self.truncation < float("inf"), "must be above 0, or null for none")
 
     @staticmethod

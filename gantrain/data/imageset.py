@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gantrain import randomness
+from gantrain.bounds import MOST_SIDE
 from gantrain.contracts import Contract
 from gantrain.data.decoding import Traits
 from gantrain.errors import UserError, check, in_words, readable
 from gantrain.field_marks import INCIDENTAL
 from gantrain.memory import free_memory
+from gantrain.plugin_errors import PluginError, refuse_failure
 
 Where = Literal["auto", "device", "host", "disk"]
+T = TypeVar("T")
 TRIES = 100  # how many images of a class are tried in place of an unreadable one
 
 
@@ -106,6 +109,7 @@ class Source(DataSource):
 
     def __post_init__(self) -> None:
         check(self, "resolution", self.resolution >= 1, "must be at least 1")
+        check(self, "resolution", self.resolution <= MOST_SIDE, f"must be at most {MOST_SIDE:,}")
         check(self, "workers", self.workers >= 0, "must be at least 0")
 
 
@@ -275,11 +279,25 @@ class ImageSet(Dataset):
         label = int(self.labels[index])
         if self.pixels is not None:
             return self.pixels[index], label, []
-        assert self.decode is not None
         try:
-            return self.decode(index), label, []
+            return self.ask(self.decode, index), label, []
+        except PluginError as error:  # a mistake in code, and no file to skip
+            return error, label, []
         except UserError as error:
             return (error, label, []) if not self.skips else (*self.stand_in(index, error), [str(error)])
+
+    def ask(self, part: Callable[[int], T] | None, index: int) -> T:
+        """What the decoder, or a method of it, returns for image number `index`.
+
+        Raises:
+            UserError: the image does not decode; names the file.
+            PluginFailed: the decoder has failed; names the place.
+        """
+        assert part is not None
+        try:
+            return part(index)
+        except Exception as error:
+            refuse_failure(f"image {index} of {self.name}", error)
 
     def stand_in(self, index: int, error: UserError) -> tuple[Tensor | UserError, int]:
         """Returns (another image of the same class, or an error if none is readable; the label).
@@ -287,14 +305,15 @@ class ImageSet(Dataset):
         Which one depends only on `index` and on which images are readable. Stand-ins are spread evenly over the class: if its
         neighbour took the place of each, one image would stand for a whole row of broken files.
         """
-        assert self.decode is not None
         label = self.labels[index]
         others = torch.nonzero(self.labels == label)[:, 0]
         others = others[others != index]
         order = randomness.uniform(0, f"stand-in/{index}", 0, len(others))[:, 0].argsort()[:TRIES]
         for other in others[order].tolist():
             try:
-                return self.decode(other), int(label)
+                return self.ask(self.decode, other), int(label)
+            except PluginError as failed:
+                return failed, int(label)
             except UserError:
                 continue
         return UserError(f"{error}; {len(order)} other images of its class cannot be read either"), int(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
 from gantrain.errors import UserError, counted, in_words
 from gantrain.memory import free_memory
-from gantrain.plugin_errors import describe_value
+from gantrain.plugin_errors import PluginError, describe_value, refuse_failure
 
 NAMED = 10  # how many broken files one message names
 NAMED_IN_NOTES = 3  # how many a note names
@@ -119,7 +120,10 @@ def item_of(dataset: PlainDataset, index: int, name: str) -> tuple[Any, Any]:
     Raises:
         UserError: the item is something else.
     """
-    item: Any = dataset[index]
+    try:
+        item: Any = dataset[index]
+    except Exception as error:
+        refuse_failure(f"item {index} of {name}", error)
     if not (isinstance(item, Sequence) and len(item) >= 2):
         raise UserError(f"data: item {index} of {name} must be (image, label), got {describe_value(item)}")
     return item[0], item[1]
@@ -316,6 +320,8 @@ def look_name(images: ImageSet) -> str:
             one = images.whole.state(index)
         except OSError:  # missing or unreadable: reading it later reports the error
             one = "unreadable"
+        except Exception as error:
+            refuse_failure(f"image {index} of {images.name}", error)
         if one is None:
             return ""
         state.update(f"{one}\n".encode())
@@ -348,7 +354,9 @@ def read_blocks(
     def read(index: int) -> tuple[torch.Tensor, bytes] | UserError:
         """One image and its digest, or the error of reading it."""
         try:
-            return decode.read(index)
+            return images.ask(decode.read, index)
+        except PluginError:  # a mistake in code, and no file to name or to skip
+            raise
         except UserError as error:
             return error
 
@@ -396,7 +404,7 @@ def describe_traits(images: ImageSet) -> list[str]:
     step = max(1, len(images) // LOOKED_INTO)
     some = range(0, len(images), step)[:LOOKED_INTO]
     with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:
-        found = [one for one in pool.map(images.decode.traits, some) if one is not None]
+        found = [one for one in pool.map(functools.partial(images.ask, images.decode.traits), some) if one is not None]
     return words_of_traits(found)
 
 

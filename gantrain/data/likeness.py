@@ -91,4 +91,4 @@ def reads_alike(images: ImageSet) -> bool:
     """Whether images are the same when they are read again, which those of a data set from outside need not be."""
     decode, broken = images.decode, {*images.index_of(images.replaced)}
     some = [i for i in range(0, len(images), max(1, len(images) // REREAD)) if i not in broken]
-    return decode is None or all(decode.read(i)[1] == decode.read(i)[1] for i in some)
+    return decode is None or all(images.ask(decode.read, i)[1] == images.ask(decode.read, i)[1] for i in some)

@@ -143,6 +143,7 @@ def score_source(
 
         shape = channels, height, width
         evaluator = Evaluator(config, real, accelerator, shape=shape, device=device, num_classes=labels, scored=some)
+        evaluator.remarks.require_room("num_samples")
         evaluator.remarks.require_enough()
         collapsed = fit(evaluator)
         scores = score_images(evaluator, remembered, config.eval.num_samples, "score")

@@ -30,6 +30,7 @@ from gantrain.errors import UserError, one_line
 from gantrain.evaluation.evaluator import Interrupted
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.regular_file import open_regular, read_text
+from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.checkpoint import CheckpointStore, read_state
 from gantrain.run_folder.layout import SCORING_FOLDER
 from gantrain.run_folder.own_config import load_config
@@ -151,7 +152,7 @@ def score_checkpoint(run: Path, nimg: int, out: Path) -> None:
     """Score RUN/scoring/NIMG and write {"scores": ..., "protocol": ..., "collapsed": ...} to `out`."""
     path = run / SCORING_FOLDER / f"{nimg:012d}"
     # The reference's features are usually in the cache, so that the images need not be loaded.
-    data: Any = load_config(run).data
+    data: Any = config_at(path, run, load_config(run)).data
     on_disk = ["data.keep_in=disk"] if "keep_in" in {f.name for f in fields(data)} else []
     scorer = RunScorer(run, overrides=on_disk, path=path)
     scorer.prepare()

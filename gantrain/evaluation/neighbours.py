@@ -13,8 +13,9 @@ from gantrain.distributed import on_main
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.evaluation.of_runs import RunScorer
+from gantrain.evaluation.room import require_room_for_features
 from gantrain.evaluation.score_notes import describe_features
-from gantrain.run_folder.contents import configuration_of, run_of
+from gantrain.run_folder.contents import run_of
 from gantrain.run_folder.start_folder import require_images_of
 from gantrain.sampling.choice import ImageSource
 from gantrain.sampling.output import CHUNK, save_picture
@@ -113,12 +114,13 @@ def draw_neighbours(source: ImageSource, num: int, out: Path, scale: int | None 
     run = run_of(source.path)
     # Compared with all training images, whatever eval.reference says, and drawn in the chunks of `gantrain sample`.
     overrides = ["eval.protocol=null", "eval.reference=null", "eval.reference_samples=null", f"eval.batch_size={CHUNK}"]
-    require_images_of(run, configuration_of(run), None, reads_data=True)
+    require_images_of(run, source.config, None, reads_data=True)
     scorer = RunScorer(run, None, None, overrides, source.path)
     scorer.prepare()
     evaluator, accelerator = scorer.evaluator, scorer.accelerator
     if evaluator.real.taken <= NEAREST:
         raise UserError(f"data: {evaluator.real.name} has {evaluator.real.taken} images; --sheet neighbours needs more than {NEAREST}")
+    require_room_for_features("--num", num, evaluator.widths)
     generator = source.load_generator(accelerator.device)
     with evaluator.isolated():
         real = evaluator.reference()

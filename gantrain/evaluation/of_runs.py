@@ -19,6 +19,7 @@ from gantrain.distributed import from_main, local_processes, main_first, make_ac
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.images import to_uint8
+from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.contents import open_held
 from gantrain.run_folder.finite import count_nonfinite, require_finite
@@ -26,6 +27,7 @@ from gantrain.run_folder.held import Held
 from gantrain.run_folder.manifest import hold
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.start_folder import require_images_of
+from gantrain.sampling.choice import require_count
 from gantrain.sampling.generators import load_weights
 from gantrain.sampling.latents import GeneratorModule, draw
 from gantrain.score_names import Scores
@@ -51,20 +53,24 @@ class RunScorer:
         self, run: str | Path, num_samples: int | None = None, kimg: float | None = None, overrides: Sequence[str] = (),
         path: Path | None = None,
     ):  # fmt: skip
-        if num_samples is not None and num_samples < 16:
-            raise UserError(f"--num: must be at least 16, got {num_samples}")
+        if num_samples is not None:
+            require_count(num_samples, least=16)
         for override in overrides:
             if not override.startswith(("eval.", "data.")):
                 raise UserError(f"{override}: only eval and data can be overridden here; remove it to use the run's own value")
         # A run that exists is scored as it says; what is asked for now must be possible.
         self.strict = num_samples is not None or any(one.startswith(ASKED) for one in overrides)
-        number = [f"eval.num_samples={num_samples}"] if num_samples is not None else []
+        self.counted_by = "eval.num_samples" if num_samples is None else "--num"
+        changes = [*overrides, *([f"eval.num_samples={num_samples}"] if num_samples is not None else [])]
         self.run = Path(run)
         self.nonfinite: dict[str, str] = {}  # what is not finite in each average that was loaded
         # A run that trains may delete the checkpoint long before everything in it is scored.
-        self.held = open_held(run, kimg)[1] if path is None else hold(path)
+        if path is None:
+            self.config, self.held = open_held(run, kimg, overrides=changes)
+        else:
+            self.held = hold(path)
+            self.config = config_at(path, self.run, load_config(self.run, changes), changes)
         self.path = self.held.folder
-        self.config = load_config(self.run, [*overrides, *number])
         if path is None:
             require_images_of(self.run, self.config, overrides)
 
@@ -124,7 +130,12 @@ class RunScorer:
             require_finite(self.path, name, named_weights(load_weights(self.config, self.path, name)))
 
     def score(self, names: list[str], policy: str | None = None) -> Scores:
-        """Score the named averages ("live" among them); see `Evaluator.score`. Those that are not finite are named in its notes."""
+        """Score the named averages ("live" among them); see `Evaluator.score`. Those that are not finite are named in its notes.
+
+        Raises:
+            UserError: memory does not hold the features of so many images.
+        """
+        self.evaluator.remarks.require_room(self.counted_by)
         scores, notes = self.evaluator.score(names, self.materialize, self.generator, policy), self.evaluator.remarks.notes
         said = [f"{name}: its weights are not finite ({words}), so its scores are nan" for name in names if (words := self.nonfinite[name])]
         notes += [note for note in said if note not in notes]

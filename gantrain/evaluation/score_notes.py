@@ -15,6 +15,7 @@ from gantrain.data import Digits, ImageSet
 from gantrain.data.class_balance import describe_mixture
 from gantrain.errors import UserError
 from gantrain.evaluation.references import Reference, wrap_dataset
+from gantrain.evaluation.room import require_room_for_features
 from gantrain.metrics import Counts, Metric
 
 LOOKED_AT = 64  # images that are compared with the digits, of the real and of the scored ones
@@ -180,6 +181,17 @@ class Remarks:
         """
         for words in self.too_few():
             raise UserError(words)
+
+    def require_room(self, key: str = "eval.num_samples") -> None:
+        """Refuse more generated images than main memory holds features of.
+
+        Args:
+            key: what has set their number.
+
+        Raises:
+            UserError: names the key, the need and what there is.
+        """
+        require_room_for_features(key, self.settings.num_samples, self.widths())
 
     @cached_property
     def notes(self) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gantrain.bounds import MOST_STEPS
 from gantrain.errors import InvalidField, UserError, check
 from gantrain.models.architecture import Architecture
 from gantrain.models.layers import ConditionalBatchNorm2d, Init, Layers, SelfAttention
@@ -76,6 +77,7 @@ class BigGAN(Architecture):
         check(self, "dim_z", self.dim_z >= 1, "must be at least 1")
         check(self, "shared_embedding", self.shared_embedding >= 0, "must be at least 0")
         check(self, "power_iterations", self.power_iterations >= 1, "must be at least 1")
+        check(self, "power_iterations", self.power_iterations <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
         check(self, "sn_eps", self.sn_eps > 0, "must be above 0")
         check(self, "bn_eps", self.bn_eps > 0, "must be above 0")
         if self.hierarchical_z and not self.shared_embedding:

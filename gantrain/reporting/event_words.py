@@ -214,12 +214,15 @@ class Teller:
         total_kimg: as above; a resume may change it.
         nimg: images seen so far.
         told: the last event that says whether the run is going: start, resume, end, interrupted or gave_up; None before the first.
+        notes: the notes on the scores of the last line; None if it has no scores. They are not in its text, since most are the same
+            at every evaluation (`gantrain.reporting.score_table.SaidNotes`).
     """
 
     def __init__(self, total_kimg: float):
         self.total_kimg = total_kimg
         self.nimg = 0
         self.told: str | None = None
+        self.notes: list[str] | None = None
         self._before: dict[str, float] = {}  # scores of the live weights before a swap
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)  # images and seconds of the last lines of losses
         self._last: int | None = None
@@ -233,6 +236,7 @@ class Teller:
     def text(self, line: dict[str, Any]) -> str:
         """A line in words; empty if it is only recorded."""
         nimg, name = line["nimg"], line.get("event")
+        self.notes = None
         self.nimg = line["to"] if goes_back(line) else max(self.nimg, nimg) if name not in ("start", "resume") else nimg
         if goes_back(line) or name in ("start", "resume"):
             self._last = self.nimg
@@ -249,7 +253,8 @@ class Teller:
         if scored is None:
             return ""
         count = f" ({scored.protocol['num_samples']} samples each)" if "num_samples" in scored.protocol else ""
-        return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores, notes=scored.protocol.get('notes') or ())}"
+        self.notes = list(scored.protocol.get("notes") or ())
+        return f"scores at {nimg / 1000:g} kimg{count}:\n{table(scored.scores)}"
 
     def rest(self) -> str:
         """The recent speed, and the time left by the run's last line; what is unknown is left out."""

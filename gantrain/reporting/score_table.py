@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gantrain.score_names import INTERVAL_SUFFIX, SPREADS, Scores, best_value, doubts
 from gantrain.text_table import align, join_columns
@@ -29,6 +29,23 @@ def table(scores: Scores, title: str = "average", notes: Sequence[str] = ()) -> 
 def in_lines(notes: Sequence[str]) -> str:
     """Notes on scores below a table, a line each; empty if there are none."""
     return "".join(f"\nnote: {note}" for note in notes)
+
+
+class SaidNotes:
+    """The notes on scores that a reader has seen: each is said once, and again only after an evaluation that did not have it.
+
+    Args:
+        said: notes that have been said already.
+    """
+
+    def __init__(self, said: Iterable[str] = ()):
+        self._said = set(said)
+
+    def new(self, notes: Sequence[str]) -> list[str]:
+        """The notes of the next evaluation that the reader has not seen."""
+        found = [note for note in notes if note not in self._said]
+        self._said = set(notes)
+        return found
 
 
 def score_column(head: str, cells: list[tuple[str, str]]) -> list[str]:

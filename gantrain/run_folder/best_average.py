@@ -12,11 +12,10 @@ from gantrain.errors import UserError
 from gantrain.run_folder import record
 from gantrain.run_folder.checkpoint import Damaged, read_state
 from gantrain.run_folder.contents import checkpoints_of, configuration_of, look_again, rebuilt_of
+from gantrain.run_folder.layout import BEST
 from gantrain.run_folder.manifest import Gone
 from gantrain.run_folder.record import Record
 from gantrain.run_folder.record_lines import describe_unreadable
-
-BEST = "best"  # instead of the name of an average
 
 
 @dataclass(frozen=True)

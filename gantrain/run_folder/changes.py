@@ -17,8 +17,8 @@ from gantrain.config.sections import AUTO
 from gantrain.data import Archive, Folder, Packed
 from gantrain.errors import UserError
 from gantrain.home import expand_user
-from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.change_words import bounded, spell, whole_entries
+from gantrain.run_folder.layout import BEST
 
 Values = tuple[Any, Any]
 

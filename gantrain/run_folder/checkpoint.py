@@ -35,6 +35,7 @@ from gantrain.run_folder.manifest import (
     Damaged,
     Gone,
     Unreadable,
+    all_damaged,
     canonical,
     hold,
     is_missing,
@@ -186,7 +187,7 @@ class CheckpointStore:
             UserError: there are checkpoints, and all are damaged.
         """
         found = self.newest_held(until)
-        return found.folder if found else None
+        return found.folder if found is not None else None
 
     def newest_held(self, until: int | None = None) -> Held | None:
         """The same checkpoint with its files open, so that it can be read even if a run deletes it; arguments and errors as in `newest`."""
@@ -199,7 +200,7 @@ class CheckpointStore:
                 continue  # deleted by the run that trains, which has written another one before
             if found is None and paths and until is None:
                 require_names(paths)
-                raise UserError(f"{self.folder}: all of its {len(paths)} checkpoints are damaged; restore one of them from a copy")
+                raise all_damaged(self.folder, paths, "checkpoint")
             return found
         raise Gone(f"{self.folder}: its checkpoints are replaced faster than they can be read; use a larger checkpoint.every_kimg")
 

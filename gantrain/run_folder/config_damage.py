@@ -19,7 +19,8 @@ from gantrain.strict_yaml import LARGEST as MOST_BYTES
 
 FIRST = ["run_dir", "seed", "total_kimg"]  # how every version begins a configuration
 LAST = re.compile(r"^performance:\n +\S.*\n", re.MULTILINE)  # the last section that every version has written
-BY_HAND = re.compile(r"^[^'\"\n]*(?:(?:^|\s)#|: \{[^}])", re.MULTILINE)  # comments, and sections in one line, which gantrain does not write
+# What gantrain does not write: comments, sections in one line, and references, which it resolves (a literal one has a backslash).
+BY_HAND = re.compile(r"^[^'\"\n]*(?:(?:^|\s)#|: \{[^}])|(?<!\\)\$\{", re.MULTILINE)
 
 
 def require_whole(path: Path) -> None:

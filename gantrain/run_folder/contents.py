@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +14,10 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import Mismatch
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
+from gantrain.launch_environment import process_rank
 from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
+from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.manifest import Damaged, Gone, hold
@@ -22,10 +25,12 @@ from gantrain.run_folder.own_config import load_config, require_whole_config
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
 from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
+from gantrain.streams import print_safely
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
 T = TypeVar("T")
+_noted: set[str] = set()  # what `note_once` has said
 
 
 @contextlib.contextmanager
@@ -52,8 +57,8 @@ def require_average(config: Config, path: Path, average: str, kimg: float | None
         require_time(average, moment_of_rebuilt(run, average), kimg)
 
 
-def configuration_of(run: Path) -> Config:
-    """The configuration that a run was trained with.
+def configuration_of(run: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a run folder, with overrides. What one of its checkpoints was trained with, `open_run` says.
 
     Raises:
         UserError: not a run folder.
@@ -68,7 +73,7 @@ def configuration_of(run: Path) -> Config:
     if (run / METRICS_FILE).exists() or holds_checkpoints(run):
         require_whole_config(run)
     try:
-        return load_config(run)
+        return load_config(run, overrides)
     except UserError:
         if holds_checkpoints(run) or is_run_config(run / CONFIG_FILE) or not is_readable(run / CONFIG_FILE):
             raise
@@ -104,8 +109,20 @@ def look_again(read: Callable[[], T]) -> T:
         ) from gone
 
 
-def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Path]:
-    """A run's configuration and one of its checkpoints: that at `kimg`, or the newest undamaged one.
+def note_once(line: str) -> None:
+    """Say a line about a run on standard error, once, on the main process."""
+    if line not in _noted and process_rank() == 0:
+        _noted.add(line)
+        print_safely(f"gantrain: note: {line}", sys.stderr)
+
+
+def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> tuple[Config, Path]:
+    """One of a run's checkpoints, that at `kimg` or the newest undamaged one, and the configuration with which it is read.
+
+    Args:
+        run: a run folder.
+        kimg: which checkpoint; None is the newest.
+        say: receives a line about each later checkpoint that is damaged.
 
     Raises:
         UserError: not a run folder, or no such checkpoint; or another version of gantrain wrote it, or it cannot be read.
@@ -114,11 +131,24 @@ def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], No
     return config, held.folder
 
 
-def open_held(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = lambda line: None) -> tuple[Config, Held]:
-    """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it."""
-    config = configuration_of(Path(run))
+def open_held(
+    run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once, overrides: Iterable[str] = ()
+) -> tuple[Config, Held]:
+    """The same, with the files of the checkpoint open: as long as they are held, it can be read even if the run deletes it.
+
+    Args:
+        run, kimg, say: see `open_run`.
+        overrides: of the configuration, `section.key=value`.
+    """
+    overrides = list(overrides)
+    config = configuration_of(Path(run), overrides)
     require_known_formats(Path(run))
-    return config, look_again(lambda: hold_checkpoint(Path(run), kimg, say))
+
+    def opened() -> tuple[Config, Held]:
+        held = hold_checkpoint(Path(run), kimg, say)
+        return config_at(held.folder, Path(run), config, overrides), held
+
+    return look_again(opened)
 
 
 def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -> Held:
@@ -128,11 +158,13 @@ def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -
         Gone: it was deleted meanwhile.
         UserError: there is none.
     """
-    store = checkpoint.CheckpointStore(run / "checkpoints", say=say)
     if kimg is None:
-        newest = store.newest_held()
+        skipped: list[str] = []
+        newest = checkpoint.CheckpointStore(run / CHECKPOINTS_FOLDER, say=skipped.append).newest_held()
         if newest is None:
             raise UserError(f"{run}: has no checkpoint yet")
+        for line in skipped:
+            say(f"{line}; using the checkpoint at {int(newest.folder.name) / 1000:g} kimg")
         return newest
     there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None

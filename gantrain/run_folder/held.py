@@ -45,8 +45,10 @@ class Held:
             except FileNotFoundError:
                 continue
 
-    def __len__(self) -> int:
-        return len(self._files)
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file is open: the system cannot hold files, or has no room for more open ones. Reading by name still works."""
+        return not self._files
 
     def open(self, name: str, at_most: int | None = None) -> IO[bytes] | None:
         """A file at its beginning, independent of other readers; None for one that is not open.

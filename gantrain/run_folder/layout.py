@@ -8,6 +8,7 @@ SCORING_FOLDER = "scoring"  # of a run folder: checkpoints that are scored in th
 CONFIG_FILE = "config.yaml"  # of a run folder: the resolved configuration
 METRICS_FILE = "metrics.jsonl"  # of a run folder: its record
 AVERAGES_FOLDER = "averages"  # of a run: snapshots under numbers, averages rebuilt from them under names
+BEST = "best"  # instead of the name of an average
 BEST_FOLDER = "best"  # of a run: one folder per score, with the checkpoint that was best by it
 SUPERSEDED_FILE = "metrics.superseded.jsonl"  # of a run: lines of the record that a resume has removed
 NARROW = ".narrow"  # before the suffix of a picture: its variant for phones, with panels below each other

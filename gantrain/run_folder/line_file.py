@@ -46,10 +46,13 @@ class LineFile:
         self.path = path
         if path.exists():
             check_regular(path)  # a pipe takes lines that nobody reads
-        self._file: IO[bytes] = open(path, "ab+", buffering=0)  # noqa: SIM115
-        self._size = self._file.seek(0, os.SEEK_END)
-        if keep_bytes is not None:
-            self._size = end_of_lines(self._file, min(keep_bytes, self._size))  # a power cut may have lost part of it
+        try:
+            self._file: IO[bytes] = open(path, "ab+", buffering=0)  # noqa: SIM115
+            self._size = self._file.seek(0, os.SEEK_END)
+            if keep_bytes is not None:
+                self._size = end_of_lines(self._file, min(keep_bytes, self._size))  # a power cut may have lost part of it
+        except OSError as error:  # those of seeking and reading do not name the file: it may be a link into /proc
+            raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from error
 
     def move_rest(self, path: Path) -> None:
         """Move what is not kept to the end of another file, in pieces.

@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from gantrain.errors import UserError, brief, in_words
+from gantrain.errors import UserError, brief, counted, in_words
 from gantrain.regular_file import PIECE, NotAFile, TooLarge, open_regular, read_regular
 from gantrain.run_folder.held import Held, find_held, forget, keep_open
 from gantrain.run_folder.state_form import LARGEST_WHOLE, State, find_fault
@@ -100,7 +100,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if not os.path.lexists(path):
             raise Gone(f"{path}: has gone") from error
-        raise Damaged(f"{file}: does not exist, as after a deletion that was interrupted") from error
+        raise Damaged(f"{file}: does not exist, as after a copy or a deletion that was interrupted") from error
     except OSError as error:
         if is_missing(error):
             raise Damaged(f"{file}: the manifest cannot be read ({error.strerror})") from error
@@ -273,7 +273,7 @@ def hold(path: Path) -> Held:
         held = Held(path, [])
     if before is None or identity(path) != before:
         raise Gone(f"{path}: was deleted or replaced while it was read")
-    return keep_open(held) if len(held) else held
+    return held if held.is_empty else keep_open(held)
 
 
 def open_file(file: Path, at_most: int | None = None) -> IO[bytes]:
@@ -304,6 +304,28 @@ def verify(path: Path) -> None:
             if name.endswith(TENSORS):  # a checksum does not prove the format: the manifest may be forged too
                 require_tensors(path / name)
         state_in(path, manifest)
+
+
+def all_damaged(folder: Path, paths: Sequence[Path], what: str, also: str = "") -> UserError:
+    """The error that none of some checkpoints is whole. It names the newest one's file and what is wrong with it.
+
+    Args:
+        folder: in which they are.
+        paths: of the checkpoints, oldest first.
+        what: they are, such as "checkpoint".
+        also: another remedy than a copy, such as ", or delete this folder to start over".
+    """
+    try:
+        verify(paths[-1])
+        fault = paths[-1].name  # it has been restored meanwhile
+    except UserError as error:
+        fault = str(error).removeprefix(f"{folder}{os.sep}")
+    if len(paths) == 1:
+        return UserError(f"{folder}: its only {what} is damaged ({fault}); restore it from a copy{also}")
+    others = counted(len(paths) - 1, "other")
+    return UserError(
+        f"{folder}: all of its {len(paths)} {what}s are damaged (the newest: {fault}; and {others}); restore one of them from a copy{also}"
+    )
 
 
 def require_tensors(file: Path) -> None:

@@ -29,6 +29,7 @@ from gantrain.run_folder.changes import (
 )
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged, read_state, seal
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.lost_checkpoints import require_nothing_lost
 from gantrain.run_folder.manifest import is_missing, read_manifest
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.recognition import find_foreign, is_run_folder
@@ -59,7 +60,7 @@ def compare_with_run(run_dir: Path, config: Config) -> tuple[dict[str, Any], str
 
     Raises:
         UserError: the folder belongs to a run of another configuration; the differing keys are named. Or a new run would write among
-            files of another kind. Or another version of gantrain wrote some of it, or it cannot be read.
+            files of another kind, or its checkpoints are gone. Or another version of gantrain wrote some of it, or it cannot be read.
     """
     saved = run_dir / CONFIG_FILE
     if run_dir.exists() and not run_dir.is_dir():
@@ -69,6 +70,7 @@ def compare_with_run(run_dir: Path, config: Config) -> tuple[dict[str, Any], str
     if not paths:
         refuse_reserved(config.averagers)  # an older run with such an average resumes
         require_own_folder(run_dir, config)
+        require_nothing_lost(run_dir)
         return {}, ""  # nothing has been trained
     if not saved.is_file():
         raise UserError(f"run_dir: {run_dir} has checkpoints but no {CONFIG_FILE}; restore it, or use another run_dir")

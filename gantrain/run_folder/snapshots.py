@@ -18,12 +18,11 @@ from gantrain.config.config import FREE_NAME, RESERVED_NAMES
 from gantrain.errors import UserError
 from gantrain.lock import InUse
 from gantrain.run_folder import checkpoint
-from gantrain.run_folder.best_average import BEST
 from gantrain.run_folder.checkpoint import CheckpointStore, Damaged
 from gantrain.run_folder.contents import fitting, group_of, not_a_run
 from gantrain.run_folder.finite import NotFinite, count_nonfinite
-from gantrain.run_folder.layout import AVERAGES_FOLDER, CONFIG_FILE
-from gantrain.run_folder.manifest import Gone, require_names
+from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST, CONFIG_FILE
+from gantrain.run_folder.manifest import Gone, all_damaged, require_names
 from gantrain.run_folder.own_config import load_config
 from gantrain.run_folder.stores import require_known_formats
 
@@ -116,7 +115,7 @@ class Snapshots:
             except Damaged as error:
                 self.say(f"{error}; skipped")
         require_names(paths)
-        raise UserError(f"{self.run}: all of its {len(paths)} snapshots are damaged")
+        raise all_damaged(paths[-1].parent, paths, "snapshot")
 
     def _nearest(self, paths: Sequence[Path], at_kimg: float) -> int:
         """Images seen at the snapshot nearest to a time: as the batch grows, snapshots move off round numbers."""

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gantrain import randomness
+from gantrain.bounds import MOST_IMAGES
 from gantrain.config.config import Config
 from gantrain.distributed import from_main, main_first
 from gantrain.errors import UserError
@@ -23,8 +24,6 @@ from gantrain.run_folder.held import Held
 from gantrain.sampling.classes import Classes
 from gantrain.sampling.generators import find_average, prepare_generator
 from gantrain.sampling.latents import GeneratorModule
-
-MOST_IMAGES = 10**9  # of one command
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Choice:
         config, held, policy = find_average(self.run, average, kimg, self.batchnorm)
         known = Classes.at(held.folder, self.run)
         labels = known.parse(self.labels) if self.labels else range(known.count)
-        resolution = read_state(held.folder)["shape"][0]
-        return ImageSource(chosen, config, held, policy, torch.tensor(list(labels)), known, resolution)
+        resolution, channels, _ = read_state(held.folder)["shape"]
+        return ImageSource(chosen, config, held, policy, torch.tensor(list(labels)), known, resolution, channels)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class ImageSource:
         policy: of BatchNorm.
         classes: labels that are used in turn, int64.
         known: the classes of the run.
-        resolution: of its images.
+        resolution, channels: of its images.
     """
 
     choice: Choice
@@ -91,6 +90,12 @@ class ImageSource:
     classes: Tensor
     known: Classes
     resolution: int
+    channels: int
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image as uint8."""
+        return self.channels * self.resolution**2
 
     @property
     def path(self) -> Path:
@@ -141,9 +146,9 @@ def require_truncation(truncation: float | None, option: str = "--truncation") -
         raise UserError(f"{option}: must be above 0, got {truncation:g}")
 
 
-def require_count(num: int, option: str = "--num", least: int = 1) -> None:
-    """Refuse a number below `least`, or one that was mistyped: nobody draws so many images."""
+def require_count(num: int, option: str = "--num", least: int = 1, most: int = MOST_IMAGES) -> None:
+    """Refuse a number below `least` or above `most`, which was mistyped."""
     if num < least:
         raise UserError(f"{option}: must be at least {least}, got {num}")
-    if num > MOST_IMAGES:
-        raise UserError(f"{option}: must be at most {MOST_IMAGES:,}, got {num:,}")
+    if num > most:
+        raise UserError(f"{option}: must be at most {most:,}, got {num:,}; use a smaller number")

@@ -67,7 +67,7 @@ def choose_enlargement(resolution: int) -> int:
     return max(1, 48 // resolution)
 
 
-def require_scale(scale: int | None, resolution: int, columns: int, rows: int, most_side: int = MOST_PIXELS) -> None:
+def require_scale(scale: int | None, resolution: int, columns: int, rows: int, most_side: int = MOST_PIXELS, option: str = "--num") -> None:
     """Refuse an enlargement that is not a whole number of at least 1, or that makes too large a picture.
 
     Args:
@@ -75,6 +75,7 @@ def require_scale(scale: int | None, resolution: int, columns: int, rows: int, m
         resolution: of each image.
         columns, rows: of the images in the picture.
         most_side: largest width and height in pixels.
+        option: sets the number of images.
 
     Raises:
         UserError: with the largest factor that does.
@@ -87,7 +88,7 @@ def require_scale(scale: int | None, resolution: int, columns: int, rows: int, m
         if not fits(1):
             width, height = sides(1)
             raise UserError(
-                f"--num: {columns:,} x {rows:,} images make a picture of {width:,} x {height:,} pixels, which is too large;"
+                f"{option}: {columns:,} x {rows:,} images make a picture of {width:,} x {height:,} pixels, which is too large;"
                 " draw fewer images"
             )
     elif not fits(scale):

@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from gantrain.config.sections import Checkpoint
-from gantrain.errors import UserError
 from gantrain.evaluation.background import BackgroundEvaluation
 from gantrain.reporting.tracker import Tracker
 from gantrain.run_folder.background_writer import BackgroundWriter
 from gantrain.run_folder.checkpoint import CheckpointStore, NotWritten, keep_also, link_checkpoint, save_under
 from gantrain.run_folder.contents import forget_rebuilt_after
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER
-from gantrain.run_folder.manifest import require_names
+from gantrain.run_folder.lost_checkpoints import begin_again, mark_saved
+from gantrain.run_folder.manifest import all_damaged, require_names
 from gantrain.run_folder.ownership import forget_abandoned
 
 
@@ -63,9 +63,9 @@ class Keeper:
             return None
         found = self.newest(sys.maxsize)
         if found is None:
-            count, folder = len(self.checkpoints.paths()), self.checkpoints.folder
-            require_names(self.checkpoints.paths())
-            raise UserError(f"{folder}: all of its {count} checkpoints are damaged; delete this folder to start over")
+            paths = self.checkpoints.paths()
+            require_names(paths)
+            raise all_damaged(self.checkpoints.folder, paths, "checkpoint", f", or delete {self._run_dir} to start over")
         return found
 
     def tidy(self, nimg: int, path: Path | None, best: Mapping[str, int], held: int | None) -> None:
@@ -78,6 +78,8 @@ class Keeper:
         Raises:
             NotWritten: a best checkpoint could not be kept.
         """
+        if path is None and (note := begin_again(self._run_dir)):
+            self.tracker.say(f"note: {note}")
         for store in (self.checkpoints, self.snapshots, *self.best.values()):
             store.clear_drafts()
         for name, store in self.best.items():
@@ -85,6 +87,7 @@ class Keeper:
                 keep_also(path, store)
         self.checkpoints.held = held
         if path:
+            mark_saved(self._run_dir, nimg)  # an earlier version has not
             self.checkpoints.prune(nimg)  # killed after the last save of a run, before the one before it was deleted
         self.snapshots.forget_after(nimg)
         forget_rebuilt_after(self._run_dir, nimg)
@@ -128,6 +131,8 @@ class Keeper:
 
         def job() -> None:
             save_under(stores, nimg, tensors, state)
+            if not best_only:
+                mark_saved(self._run_dir, nimg)
             for name in best_of:
                 self.best[name].forget_after(nimg)  # this one is better than the best of an abandoned path
             if to_score:

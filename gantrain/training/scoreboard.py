@@ -8,7 +8,7 @@ from typing import Any
 from gantrain.averaging import LIVE
 from gantrain.evaluation.collapse import in_one_line
 from gantrain.evaluation.evaluator import Evaluator, Interrupted
-from gantrain.reporting.score_table import table
+from gantrain.reporting.score_table import SaidNotes, table
 from gantrain.reporting.time_left import SCORING
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.score_names import Scores, as_keys
@@ -54,6 +54,7 @@ class Scoreboard:
         self.scored_at = self.scores_of = -1
         self.collapsed: dict[str, str] = {}
         self.scoring: int | None = None
+        self._noted: SaidNotes | None = None  # on the main process, once there are scores
 
     def evaluate(self, swaps_now: bool) -> None:
         """Score everything, or start to in the background, unless that was done at this moment.
@@ -153,10 +154,17 @@ class Scoreboard:
         tracker.overview(nimg)
         if nimg < self.run.total:  # the last table is printed at the end
             title = f"at {nimg / 1000:g} kimg" if nimg < self.run.nimg else "average"
-            tracker.say(table(self.scores, title, self.evaluator.remarks.on_features))  # all of them stand at the start and at the end
+            tracker.say(table(self.scores, title, self._new_notes(protocol)))
         if self.collapsed:
             tracker.tell(nimg, "collapse", words=in_one_line(self.collapsed), averages=self.collapsed)
         self.pictures.show_orbit()
+
+    def _new_notes(self, protocol: Mapping[str, object]) -> list[str]:
+        """The notes on scores that have not been said; those of all evaluations stand at the start."""
+        if self._noted is None:
+            self._noted = SaidNotes(self.evaluator.remarks.notes)
+        notes = protocol.get("eval/notes", [])
+        return self._noted.new(notes if isinstance(notes, list) else [])
 
     def live(self) -> dict[str, float]:
         """The live weights' scores at this moment, for a swap; only the main process has them.

@@ -167,17 +167,3 @@ def size_of(network: nn.Module) -> Size:
         trained=sum(one.nbytes for one in parameters if one.requires_grad),
         recalibrated=bool(norms_of(network)),
     )
-
-
-def require_room_for_scores(config: Config, widths: tuple[int, int]) -> None:
-    """Refuse more features than main memory holds.
-
-    Args:
-        config: of the run.
-        widths: (features, logits) per image.
-
-    Raises:
-        UserError: names the key, the need and what there is.
-    """
-    needed = config.eval.num_samples * sum(widths) * FLOAT
-    require_memory(f"eval.num_samples: {config.eval.num_samples}", needed, main_memory(), "their features", "use fewer samples")

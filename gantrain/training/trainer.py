@@ -39,7 +39,6 @@ from gantrain.training.recovery import Recovery, dispensable
 from gantrain.training.run_state import RunState
 from gantrain.training.saving import KeyedPart, Saving
 from gantrain.training.scoreboard import Scoreboard
-from gantrain.training.sizes import require_room_for_scores
 from gantrain.training.swapper import Swapper
 from gantrain.training.update import Batch, Stats, discriminator_phase, generator_phase, penalties_due
 
@@ -196,7 +195,7 @@ class Trainer:
         """Resume from the newest undamaged checkpoint if there is one, and open the record and the views."""
         saving, facts = self.saving, self.facts
         saving.lock()
-        require_room_for_scores(self.config, self.evaluator.widths)  # it loads the extractor, which may fail here, but not after training
+        self.evaluator.remarks.require_room()  # it loads the extractor, which may fail here, but not after training
         rollback, path = saving.find()
         state = saving.load(path) if path else {}
         few = self.evaluator.remarks.too_few()
@@ -270,7 +269,7 @@ class Trainer:
                 tracker.say(f"\nlive weights at the swaps:\n{self.swapper.report()}")
             tracker.say(
                 f"\ndone: {folder} at {run.kimg:g} kimg; samples in {picture};"
-                f" scores of {self.scoreboard.samples} samples:\n{table(scores)}"
+                f" scores of {self.scoreboard.samples} samples:\n{table(scores, notes=self.evaluator.remarks.on_features)}"
             )
         if collapsed:
             tracker.say(f"warning: the run has collapsed: {collapsed}")

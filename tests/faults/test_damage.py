@@ -192,7 +192,8 @@ def test_where_none_is_whole_one_line_says_so(run, gantrain, tmp_path):
     (best,) = (copy / "best" / "eval.ema.digits_fid").iterdir()
     flip(0.5)(best / "g.safetensors")
     line = error_of(gantrain(*settings, check=False))
-    assert f"{copy / 'checkpoints'}: all of its 3 checkpoints are damaged; delete this folder to start over" in line
+    assert f"{copy / 'checkpoints'}: all of its 3 checkpoints are damaged (the newest: 0" in line
+    assert "g.safetensors: its SHA-256 differs" in line and f"restore one of them from a copy, or delete {copy} to start over" in line
     (copy / "rollback.json").write_text('{"to": 3}')
     assert f"{copy / 'rollback.json'}: is damaged; delete it to continue as if the run had not been rolled back" in error_of(
         gantrain(*settings, check=False)

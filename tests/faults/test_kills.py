@@ -28,7 +28,7 @@ import os, signal, sys
 from gantrain import cli
 from gantrain.evaluation import evaluator
 from gantrain.reporting.tracker import Tracker
-from gantrain.run_folder import checkpoint
+from gantrain.run_folder import checkpoint, replacing
 from gantrain.training import pictures, trainer
 place, left = sys.argv[1], int(sys.argv[2])
 owner, name = {
@@ -36,11 +36,11 @@ owner, name = {
     "scoring": (evaluator.Evaluator, "generate_features"),
     "drawing": (pictures, "save_side_by_side"),
     "writing": (checkpoint, "write_synced"),
-    "renaming": (checkpoint.os, "rename"),
+    "renaming": (replacing.os, "rename"),
     "linking": (checkpoint.os, "link"),
-    "pruning": (checkpoint.shutil, "rmtree"),
+    "pruning": (replacing.shutil, "rmtree"),
     "recording": (Tracker, "_write"),
-    "syncing": (checkpoint, "sync"),
+    "syncing": (replacing, "sync"),
 }[place]
 call = getattr(owner, name)
 def killed(*arguments, **kwargs):

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from spawning import Spawned
 from test_commands import newest, same_run
 
+from gantrain.interruption import ANSWER
+
 DIGITS = ROOT / "configs" / "digits.yaml"
 FAULTS = TESTS / "faults"
 LAUNCHED = [
@@ -102,7 +104,8 @@ def test_a_signal_finishes_the_update_saves_and_says_so(undisturbed, gantrain, t
     assert process.returncode == status, out + err
     stopped = next(line for line in told(run) if line["event"] == "interrupted")
     assert stopped["signal"] == number.name and stopped["nimg"] == int(newest(run).name) < 960
-    assert f"stopped by {number.name} at {stopped['nimg'] / 1000:g} kimg; run the same command to resume from here" in out and not err
+    assert f"stopped by {number.name} at {stopped['nimg'] / 1000:g} kimg; run the same command to resume from here" in out
+    assert err == (ANSWER.decode() if number == signal.SIGINT else "")  # only Ctrl-C is of somebody who looks on
     gantrain(*arguments(run))
     assert [line["nimg"] for line in told(run) if line["event"] == "resume"] == [stopped["nimg"]]
     same_run(undisturbed, run)
@@ -137,7 +140,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, out + err
-    assert err == "gantrain: error: interrupted; run the same command to resume from the last checkpoint, if there is one\n"
+    asked, stopped = err.splitlines()
+    assert asked == "gantrain: stopping; it saves first. Ctrl-C again stops at once, without saving"
+    assert stopped == "gantrain: error: interrupted; run the same command to resume from the last checkpoint, if there is one"
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from gantrain.averaging import Swa
 from gantrain.config.config import Config
 from gantrain.data.packed import is_other_format, read_head
 from gantrain.errors import UserError
+from gantrain.run_folder import held
 from gantrain.run_folder.best_average import find_best
 from gantrain.run_folder.checkpoint import CheckpointStore, link_checkpoint, read, read_manifest, read_state, verify, write
 from gantrain.run_folder.config_damage import find_damage
@@ -344,7 +345,7 @@ STATES = {
     "a folder": (lambda path: (path.unlink(), path.mkdir()), r"state.json: cannot be read \(Is a directory"),
     "endless": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), r"state.json: cannot be read \(it is a device"),
     "manifest": (lambda path: (path.parent / "manifest.json").write_bytes(b"{}"), "manifest.json: the manifest is not JSON"),
-    "no manifest": (lambda path: (path.parent / "manifest.json").unlink(), "manifest.json: does not exist, as after a deletion"),
+    "no manifest": (lambda path: (path.parent / "manifest.json").unlink(), "manifest.json: does not exist, as after a copy or a deletion"),
     "endless manifest": (
         lambda path: ((path.parent / "manifest.json").unlink(), (path.parent / "manifest.json").symlink_to("/dev/zero")),
         r"manifest.json: the manifest cannot be read \(it is a device",
@@ -361,6 +362,24 @@ def test_a_damage_of_the_state_says_its_own_words(how, run):
         with pytest.raises(Damaged, match=words) as caught:
             reads(path)
         assert how == "manifest" or "not JSON that this version wrote" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacks", slow_but(["pread"], ["pread", "descriptors"]))
+def test_a_checkpoint_that_cannot_be_held_open_is_no_damage(lacks, run, monkeypatch):
+    """Where the system has no `pread`, or no descriptors left when the files are opened for later."""
+
+    def refuse(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    if lacks == "pread":
+        monkeypatch.setattr(held, "AVAILABLE", False)
+    else:
+        monkeypatch.setattr(held, "open_regular", refuse)
+    store = CheckpointStore(run / "checkpoints")
+    newest = store.paths()[-1]
+    assert store.newest_held().is_empty and store.newest() == store.newest(until=10**9) == newest
+    assert Keeper(run, Config().checkpoint, [], SimpleNamespace(say=pytest.fail)).resumes_from(None) == newest
+    assert open_run(run)[1] == newest
 
 
 def test_the_best_score_with_a_damaged_checkpoint_says_which_damage(run, tmp_path):

@@ -113,7 +113,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(gantrain, tmp_path, marker)
         for name in ("g.safetensors", "state.json", "manifest.json"):
             whole = (path / name).read_bytes()
             (path / name).write_bytes(data)
-            assert "all of its 1 checkpoints are damaged" in error_of(
+            assert "its only checkpoint is damaged" in error_of(
                 gantrain("train", DIGITS, f"run_dir={run}", *TINY, *FEW, "checkpoint.keep_last=1", check=False)
             )
             (path / name).write_bytes(whole)
