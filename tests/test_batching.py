@@ -439,11 +439,13 @@ REFUSED = [
     (["batching={name: schedul}"], "batching.name: no batch policy 'schedul'; did you mean 'schedule'?"),
     (
         ["penalties={a: {name: r1}}", "performance.compile=true"],
-        "performance.compile does not work with penalties: torch.compile cannot differentiate twice, got True",
+        "performance.compile does not work with penalties.a: torch.compile cannot differentiate twice; set it to false, or use a penalty of"
+        " first order, such as fd_r1 for r1, got True",
     ),
     (
         ["penalties={a: {name: r1}}", "mixed_precision=fp16"],
-        "mixed_precision does not work with penalties, whose inner gradients would underflow; use bf16 or fp32, got 'fp16'",
+        "mixed_precision does not work with penalties.a, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
+        " order, such as fd_r1 for r1, got 'fp16'",
     ),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),

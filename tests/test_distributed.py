@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import own_terms
 import pytest
 import torch
 from conftest import ROOT, TESTS, TINY, lines_of
@@ -46,6 +47,13 @@ def runs(launch, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
     plain, norm = [*PLAIN, "optim.eps=1e-3"], ["batching.micro_batch=8", "optim.eps=1e-3"]
+    words = [
+        *plain,
+        "loss.name=own_terms:Paired",
+        "penalties={memory: {name: 'own_terms:Memory'}, r1: {name: r1, every: 3}}",
+        "optim.g_steps=2",
+        "optim.first=g",
+    ]
     never = [
         "eval.every_kimg=null",
         "checkpoint.every_kimg=9",
@@ -58,15 +66,22 @@ def runs(launch, tmp_path_factory):
         for method, when in (("evaluate", "eval.every_kimg=0.032"), ("save", "checkpoint.every_kimg=0.032"))
     ]
     cases = {
-        1: [twenty_updates(runs, "one", *plain), twenty_updates(runs, "bn-one", *norm), scores_of(runs, 1)],
+        1: [
+            twenty_updates(runs, "one", *plain),
+            twenty_updates(runs, "bn-one", *norm),
+            twenty_updates(runs, "words-one", *words),
+            scores_of(runs, 1),
+        ],
         2: [
             ["gradient", runs / "gradient"],
+            ["terms", runs / "terms"],
             ["helpers", runs / "helpers-2"],
             *statistics,
             scores_of(runs, 2),
             twenty_updates(runs, "bn-two", *norm),
             twenty_updates(runs, "two", *plain),
             twenty_updates(runs, "rounds", *plain, "batching.micro_batch=4"),
+            twenty_updates(runs, "words-two", *words),
         ],
         3: [["helpers", runs / "helpers-3"], scores_of(runs, 3)],
     }
@@ -118,6 +133,31 @@ def test_two_processes_have_the_gradient_of_one(runs):
             assert found.keys() == tensors.keys()
             for key, tensor in tensors.items():
                 torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [own_terms.Paired(), own_terms.PairedHinge()])
+def test_two_processes_with_every_word_are_one(runs, loss):
+    """Penalties with state of both players, an augmentation, paired labels, two G steps before D's: gradients and states of one batch."""
+    folder = done(runs, "terms", 2)
+    for b, k in [(6, 1), (3, 2)]:
+        g, d, own = player(networks()[0]), player(networks()[1]), own_terms.terms(**own_terms.EVERYTHING)
+        expected = own_terms.play(g, d, loss, own, 2 * b * k, 1) | own_terms.flat(own.states)
+        found = load_file(folder / f"{type(loss).__name__}-{b}-{k}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+def test_a_run_with_penalties_of_both_players_is_the_same_on_two_processes(runs):
+    """Twenty updates of two G steps and two D steps: weights, and what the penalties remember."""
+    newest = [checkpoint_of(runs, "words-one", 1), checkpoint_of(runs, "words-two", 2)]
+    one, two = map(weights_of, newest)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+    states = [json.loads((path / "state.json").read_text())["terms"]["penalties"]["memory"] for path in newest]
+    assert states[0]["images"] == states[1]["images"] == 20 * 4 * 16 and states[0]["mean"] == pytest.approx(states[1]["mean"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -51,12 +51,12 @@ class Watched(Trainer):
         phases, drawn = [], []
         original = trainer_module.discriminator_phase, latents.draw
 
-        def phase(G, D, loss, rounds, k, probe, penalties):
+        def phase(G, D, loss, rounds, k, probe, penalties, setting):
             pairs = list(rounds)
             phases.append(
                 {"k": k, "images": torch.cat([real[0] for real, _ in pairs]), "penalties": penalties, "measured": probe is not None}
             )
-            return original[0](G, D, loss, iter(pairs), k, probe, penalties)
+            return original[0](G, D, loss, iter(pairs), k, probe, penalties, setting)
 
         def draw(*arguments, **kwargs):
             drawn.append(original[1](*arguments, **kwargs)[0])
@@ -169,7 +169,7 @@ def test_lazy_penalties_come_every_so_many_steps_and_count_for_those_without(gro
     steps = [phase for seen in grown.seen for phase in seen["phases"]]
     lazy, always = grown.config.penalties["r1"], grown.config.penalties["always"]
     for i, phase in enumerate(steps):
-        assert phase["penalties"] == ([(lazy, 3.0)] if i % 3 == 0 else []) + [(always, 1.0)]
+        assert [one[:2] for one in phase["penalties"]] == ([(lazy, 3.0)] if i % 3 == 0 else []) + [(always, 1.0)]
 
 
 def test_noise_is_measured_every_third_update_at_a_step_without_a_lazy_penalty(grown):
@@ -588,16 +588,16 @@ def test_one_round_is_measured_against_a_second_and_the_game_is_the_runs(gantrai
     )
     d, g = update.discriminator_phase, update.generator_phase
 
-    def d_phase(G, D, loss, rounds, k, probe, penalties):
+    def d_phase(G, D, loss, rounds, k, probe, penalties, setting):
         seen.append(
-            (k, [(type(one).__name__, factor) for one, factor in penalties], {n: p.clone() for n, p in D.network.state_dict().items()})
+            (k, [(type(one.penalty).__name__, one.factor) for one in penalties], {n: p.clone() for n, p in D.network.state_dict().items()})
         )
-        return d(G, D, loss, rounds, k, probe, penalties)
+        return d(G, D, loss, rounds, k, probe, penalties, setting)
 
-    def g_phase(G, D, loss, rounds, k, probe):
+    def g_phase(G, D, loss, rounds, k, probe, penalties, setting):
         pairs = list(rounds)
         assert len(pairs) == 2 and all(real[0].shape == (16, 1, 16, 16) for real, _ in pairs)
-        return g(G, D, loss, iter(pairs), k, probe)
+        return g(G, D, loss, iter(pairs), k, probe, penalties, setting)
 
     monkeypatch.setattr(measuring, "discriminator_phase", d_phase)
     monkeypatch.setattr(measuring, "generator_phase", g_phase)

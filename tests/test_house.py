@@ -110,8 +110,9 @@ def test_the_loop_syncs_with_the_device_only_where_a_line_is_due():
     update = (ROOT / "gantrain" / "training" / "update.py").read_text()
     hot = []
     for file, names in {
-        "trainer": {"update"},
-        "inputs": {"real", "as_input", "latents"},
+        "trainer": {"update", "train_d", "train_g", "play"},
+        "inputs": {"real", "ahead", "of_g", "_next", "_needed_by_g", "_as_input", "latents"},
+        "terms": {"shown_as", "draws", "augmented", "due", "setting", "follow", "_observed", "_set"},
         "measurements": {"begin_update", "probe", "add", "count_update"},
         "players": {"set_rates", "set_lr", "average", "weight_norms"},
         "run_state": {"advance"},

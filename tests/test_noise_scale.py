@@ -39,7 +39,7 @@ from gantrain.batching.by_noise_scale import describe_estimate
 from gantrain.batching.noise_scale import as_numbers, unbiased
 from gantrain.config.loading import load
 from gantrain.data.stream import PositionSampler, permuted
-from gantrain.losses import Hinge
+from gantrain.losses import Hinge, Penalty
 from gantrain.training.facts import Facts
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase, step
@@ -341,7 +341,7 @@ def test_a_probe_measures_what_per_example_gradients_give(b, k, spectral_norm):
         same([one.trace, one.squared], [trace, squared])
 
 
-class Slope:
+class Slope(Penalty):
     """A penalty that differentiates D by its images: a backward pass within a forward."""
 
     def penalty(self, D, x_real, x_fake, y_real, y_fake):

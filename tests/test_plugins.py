@@ -240,7 +240,7 @@ class PropertyForDefault(BatchPolicy):
 LACKING = {
     "averager": ("averagers.a={name: 'wrong_plugins:Nothing'}", "'weight' or 'update'; every averager has one of them"),
     "loss": ("loss.name=wrong_plugins:Nothing", "'discriminator', which every loss has"),
-    "penalty": ("penalties.a={name: 'wrong_plugins:Nothing'}", "'penalty', which every penalty has"),
+    "penalty": ("penalties.a={name: 'wrong_plugins:Nothing'}", "'term' or 'penalty'; every penalty has one of them"),
     "architecture": ("model.name=wrong_plugins:Nothing", "'build', which every architecture has"),
     "data set": ("data.name=wrong_plugins:Nothing", "'build', which every data set has"),
     "metric": ("eval.metrics=['wrong_plugins:Nothing']", "'compute', which every metric has"),

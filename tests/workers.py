@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import own_terms
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from game import gradients, networks, player, rounds
@@ -44,6 +45,20 @@ def gradient(accelerator, folder: Path) -> None:
                 assert torch.equal(accelerator.gather(tensor[None])[0], tensor) or accelerator.is_main_process
             if accelerator.is_main_process:
                 save_file(tensors, folder / f"{name}-{b}-{k}.safetensors")
+
+
+def terms(accelerator, folder: Path) -> None:
+    """The gradients and states after two updates with every word, for two cuts, with one pair of DDP objects throughout."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    for loss in (own_terms.Paired(), own_terms.PairedHinge()):
+        for b, k in [(6, 1), (3, 2)]:
+            g, d = (player(n, accelerator) for n in networks())
+            own = own_terms.terms(**own_terms.EVERYTHING, over=(mean_of_processes(accelerator), world))
+            found = own_terms.play(g, d, loss, own, b, k, world=world, rank=rank) | own_terms.flat(own.states)
+            for tensor in found.values():  # every process holds the same
+                assert torch.equal(accelerator.gather(tensor[None])[0], tensor) or accelerator.is_main_process
+            if accelerator.is_main_process:
+                save_file(found, folder / f"{type(loss).__name__}-{b}-{k}.safetensors")
 
 
 def helpers(accelerator, folder: Path) -> None:
@@ -251,7 +266,7 @@ def exchanges(patch: MonkeyPatch, folder: Path, words: list[str]) -> int:
     return 0
 
 
-SMALL = {"gradient": gradient, "helpers": helpers, "noise_scale": noise_scale}
+SMALL = {"gradient": gradient, "terms": terms, "helpers": helpers, "noise_scale": noise_scale}
 WHOLE_RUNS = {
     "command": command,
     "spoil": spoil,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ from gantrain.sampling.latents import draw
 from gantrain.spectral_norm import frozen_power_iteration, refresh_spectral_norms
 from gantrain.text_table import align, join_columns
 from gantrain.training.players import Player
-from gantrain.training.update import Batch, discriminator_phase, generator_phase
+from gantrain.training.terms import Terms
+from gantrain.training.update import Batch, Latents, RealOfG, discriminator_phase, generator_phase
 
 
 def call(arguments: argparse.Namespace) -> None:
@@ -118,6 +120,8 @@ class Bench:
             scaler = torch.amp.GradScaler(self.device.type, enabled=c.mixed_precision == "fp16")
             players[key] = Player(network, wrapped, Still(network.parameters()), scaler)
         self.G, self.D = players["g"], players["d"]
+        self.terms = Terms(c, self.device)
+        self.terms.load(self.saved, rolls_back=False)
         self.real_batches = RealBatches(
             images,
             c.seed,
@@ -152,14 +156,16 @@ class Bench:
         probes = {"d": GradientProbe(self.D.network, per_layer), "g": GradientProbe(self.G.network, per_layer)}
         settings = NoiseScale(measure_every=1, window=updates, per_layer=per_layer)
         monitor = NoiseMonitor(settings, {key: probe.layers for key, probe in probes.items()})
-        always = [(one, 1.0) for one in c.penalties.values() if one.every == 1]
+        due = {"d": self.terms.due("d", None), "g": self.terms.due("g", None)}
+        where = {"d": self.terms.setting("d0", self.nimg), "g": self.terms.setting("g", self.nimg)}
         for i in bar(range(updates), updates):
             start = self.nimg + i * batch
             with frozen_power_iteration(self.G.network), frozen_power_iteration(self.D.network):
-                stats = discriminator_phase(self.G, self.D, c.loss, zip(self.real(), self.latents("d0", start)), k, probes["d"], always)
+                rounds = zip(self.real(), self.latents("d0", start))
+                stats = discriminator_phase(self.G, self.D, c.loss, rounds, k, probes["d"], due["d"], where["d"])
                 monitor.record("d", self.micro_batch, batch, stats["measured"])
-                real = self.real() if c.loss.generator_sees_real else [None] * k
-                stats = generator_phase(self.G, self.D, c.loss, zip(real, self.latents("g", start)), k, probes["g"])
+                of_g = zip(self.real_of_g(), self.latents("g", start))
+                stats = generator_phase(self.G, self.D, c.loss, of_g, k, probes["g"], due["g"], where["g"])
                 monitor.record("g", self.micro_batch, batch, stats["measured"])
         monitor.settle()
         return monitor
@@ -170,12 +176,21 @@ class Bench:
             x, y = self.real_batches.next()
             yield performance.lay_out(to_float(x), self.performance), y
 
-    def latents(self, purpose: str, start: int) -> Iterator[Batch]:
-        """The micro-batches of latents and labels of an update that starts at position `start` of the stream."""
+    def real_of_g(self) -> Iterator[RealOfG | None]:
+        """What the loss of G needs of further micro-batches of real images."""
+        loss = self.config.loss
+        if not (loss.generator_sees_real or loss.paired_labels):
+            return itertools.repeat(None, self.rounds)
+        return ((x if loss.generator_sees_real else None, y) for x, y in self.real())
+
+    def latents(self, purpose: str, start: int) -> Iterator[Latents]:
+        """The micro-batches of latents, labels and positions of an update that starts at position `start` of the stream."""
         b, g = self.micro_batch, self.G.network
         assert isinstance(g.dim_z, int) and isinstance(g.num_classes, int)
         for j in range(self.rounds):
-            yield draw(self.config.seed, purpose, start + j * b, b, g.dim_z, g.num_classes, self.device)
+            first = start + j * b
+            z, y = draw(self.config.seed, purpose, first, b, g.dim_z, g.num_classes, self.device)
+            yield z, y, torch.arange(first, first + b, device=self.device)
 
 
 def measure_run(

@@ -38,7 +38,7 @@ class Config:
         data: the data set.
         model: the architecture of both networks.
         loss: the losses of G and D.
-        penalties: penalties that are added to D's loss, by free names; `NAME: null` removes one.
+        penalties: terms that are added to the losses of D and G, by free names; `NAME: null` removes one.
         optim: the optimizer.
         batching: the batch policy, which decides how large the batch is.
         noise_scale: measurement of the gradient noise scale.
@@ -94,13 +94,8 @@ class Config:
             raise InvalidField(
                 f"averagers.{writing[1]}", writing[1], f"replaces the live weights with its average, as {writing[0]} does; keep only one"
             )
-        if self.penalties and self.performance.compile:
-            raise InvalidField("performance.compile", True, "does not work with penalties: torch.compile cannot differentiate twice")
-        if self.penalties and self.mixed_precision == "fp16":
-            raise InvalidField(
-                "mixed_precision", "fp16", "does not work with penalties, whose inner gradients would underflow; use bf16 or fp32"
-            )
         check_values(self)
+        check_penalties(self)
         check_batching(self)
         if self.swap.source is not None:
             check_swap(self)
@@ -150,6 +145,33 @@ def check_values(config: Config) -> None:
     for name, one in config.averagers.items():
         if not 0 <= one.start_kimg < float("inf"):
             raise InvalidField(f"averagers.{name}.start_kimg", one.start_kimg, "must be at least 0")
+
+
+def check_penalties(config: Config) -> None:
+    """Refuse penalties that cannot be computed for their player, or at this precision.
+
+    Raises:
+        InvalidField: with the full key.
+    """
+    for name, one in config.penalties.items():
+        if one.networks != "d" and type(one).term is Penalty.term:
+            raise InvalidField(
+                f"penalties.{name}.networks", one.networks, "needs a penalty with a method 'term': 'penalty' is for D's phase; use d"
+            )
+        if one.differentiates_twice and config.performance.compile:
+            raise InvalidField(
+                "performance.compile",
+                True,
+                f"does not work with penalties.{name}: torch.compile cannot differentiate twice; set it to false, or use a penalty of first"
+                " order, such as fd_r1 for r1",
+            )
+        if one.differentiates_twice and config.mixed_precision == "fp16":
+            raise InvalidField(
+                "mixed_precision",
+                "fp16",
+                f"does not work with penalties.{name}, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
+                " order, such as fd_r1 for r1",
+            )
 
 
 def check_batching(config: Config) -> None:

@@ -112,6 +112,7 @@ def notes(config: Config) -> list[str]:
         )
     for name, penalty in config.penalties.items():
         if penalty.every > 1 and config.noise_scale.measure_every is not None:
-            found.append(f"penalties.{name} is lazy: D's noise scale is measured at steps without it")
+            whose = {"d": "D's noise scale is", "g": "G's noise scale is", "gd": "both noise scales are"}[penalty.networks]
+            found.append(f"penalties.{name} is lazy: {whose} measured at steps without it")
     found += averager_notes(config)
     return found

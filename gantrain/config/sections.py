@@ -112,7 +112,9 @@ class Optim:
         lr_d: learning rate of the discriminator.
         betas: Adam's decay rates of the first and of the second moment.
         eps: Adam's epsilon.
-        d_steps: D updates, each on fresh data, before every G update.
+        d_steps: steps of D in every update, each on fresh images and latents.
+        g_steps: steps of G in every update, each on fresh latents; kimg count the images of an update, whatever this is.
+        first: the player whose steps come first in an update; "d" trains G against the D that has just been trained.
         orthogonal_g: weight of G's orthogonal regularisation (Brock et al. 2019, Eq. 3; published with 1e-4).
         orthogonal_d: weight of D's orthogonal regularisation.
         lr_tail: the learning rates late in a run.
@@ -123,6 +125,8 @@ class Optim:
     betas: tuple[float, float] = (0.0, 0.999)
     eps: float = 1e-8
     d_steps: int = 1
+    g_steps: int = 1
+    first: Literal["d", "g"] = "d"
     orthogonal_g: float = 0.0
     orthogonal_d: float = 0.0
     lr_tail: LrTail = field(default_factory=LrTail)
@@ -134,6 +138,8 @@ class Optim:
         check(self, "eps", 0 < self.eps < 1, "must be above 0 and below 1")
         check(self, "d_steps", self.d_steps >= 1, "must be at least 1")
         check(self, "d_steps", self.d_steps <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
+        check(self, "g_steps", self.g_steps >= 1, "must be at least 1")
+        check(self, "g_steps", self.g_steps <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
         check(self, "orthogonal_g", 0 <= self.orthogonal_g < float("inf"), "must be at least 0")
         check(self, "orthogonal_d", 0 <= self.orthogonal_d < float("inf"), "must be at least 0")
 

@@ -94,7 +94,8 @@ class Facts:
 
     def note_loss(self) -> None:
         """Note where a loss is not what its source has."""
-        if isinstance(self.context.config.loss, Relativistic) and self.images.num_classes > 1:
+        loss = self.context.config.loss
+        if isinstance(loss, Relativistic) and not loss.paired_labels and self.images.num_classes > 1:
             self.notes.append(
                 "loss: relativistic compares each real image with a generated one of a class drawn independently;"
                 " its source, R3GAN, compares images of one class"

@@ -28,7 +28,7 @@ from gantrain.training.keeper import Keeper
 from gantrain.training.results import require_scalar
 from gantrain.training.run_state import RunState
 
-WATCHED = ("loss/d", "loss/g", "loss/penalty", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
+WATCHED = ("loss/d", "loss/g", "loss/penalty", "loss/penalty_g", "grad_norm/d", "grad_norm/g", "weights/d", "weights/g")
 SKIPS_IN_A_ROW = 32  # fp16: the scaler halves the scale at every step that it skips; after so many, no scale will work
 
 

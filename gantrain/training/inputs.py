@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm import tqdm
 
 from gantrain import performance
@@ -28,7 +31,7 @@ from gantrain.training.context import Context
 from gantrain.training.guard import Sentry
 from gantrain.training.players import Players
 from gantrain.training.run_state import RunState
-from gantrain.training.update import Batch
+from gantrain.training.update import Batch, Latents, RealOfG
 
 SHOWN = 5  # unreadable images named on the console at a time
 
@@ -83,6 +86,7 @@ class Inputs:
         self.real_batches: RealBatches | None = None
         self.data_wait = 0.0
         self.changed = False
+        self._ahead: deque[Batch] = deque()  # micro-batches of the next D phase that G's phase has seen before it
         self._parts: list[str] | None = None  # sums of contents in the checkpoint that the run resumes from, see `sum_parts`
         self._unreadable: set[str] | None = None  # those that the record names; None until it has been read
 
@@ -94,6 +98,7 @@ class Inputs:
 
     def reopen(self) -> None:
         """Open the stream of real images at the run's position, after what rollbacks have skipped."""
+        self._ahead.clear()
         self.close()  # otherwise its threads and prefetched batches would live until garbage collection
         config = self.context.config
         position = (self.run.nimg + self.guard.watch.skipped) * config.optim.d_steps
@@ -107,33 +112,52 @@ class Inputs:
         if self.real_batches:
             self.real_batches.close()
 
-    def real(self, k: int, kept: list[Batch]) -> Iterator[Batch]:
+    def real(self, k: int, kept: list[RealOfG]) -> Iterator[Batch]:
         """This process's k real micro-batches of the next D phase.
 
         Args:
-            kept: if the loss of G sees real images, they are appended here as uint8.
+            kept: what the loss of G needs of them is appended here, images as uint8.
         """
         for _ in range(k):
-            began = time.perf_counter()
-            batch = self.stream.next()
-            self.data_wait += time.perf_counter() - began
-            if self.context.config.loss.generator_sees_real:
-                kept.append(batch)
-            yield self.as_input(batch)
+            batch = self._ahead.popleft() if self._ahead else self._next()
+            kept += self._needed_by_g(batch)
+            x, y = batch
+            yield self._as_input(x), y
 
-    def as_input(self, batch: Batch) -> Batch:
-        """Images and labels as the networks take them: uint8 `[b, C, H, W]` becomes float in [-1, 1]."""
-        x, y = to_float(batch[0]), batch[1]
-        return performance.lay_out(x, self.context.performance), y
+    def ahead(self, k: int) -> list[RealOfG]:
+        """What the loss of G needs of the next D phase's k real micro-batches, which `real` will return."""
+        loss = self.context.config.loss
+        if loss.generator_sees_real or loss.paired_labels:
+            self._ahead.extend(self._next() for _ in range(k))
+        return [needed for batch in self._ahead for needed in self._needed_by_g(batch)]
 
-    def latents(self, purpose: str, k: int) -> Iterator[Batch]:
-        """This process's k micro-batches of latents and labels, by position in the image stream."""
-        b, players = self.batching.micro_batch, self.players
+    def of_g(self, kept: Sequence[RealOfG], k: int) -> Iterator[RealOfG | None]:
+        """The k real micro-batches of a G phase as its networks take them; None if its loss needs none."""
+        return ((None if x is None else self._as_input(x), y) for x, y in kept) if kept else itertools.repeat(None, k)
+
+    def _next(self) -> Batch:
+        """The next micro-batch of the stream: uint8 images and labels."""
+        began = time.perf_counter()
+        batch = self.stream.next()
+        self.data_wait += time.perf_counter() - began
+        return batch
+
+    def _needed_by_g(self, batch: Batch) -> list[RealOfG]:
+        """What the loss of G needs of a real micro-batch: all of it, its labels, or nothing."""
+        loss = self.context.config.loss
+        return [batch] if loss.generator_sees_real else [(None, batch[1])] if loss.paired_labels else []
+
+    def _as_input(self, x: Tensor) -> Tensor:
+        """Images as the networks take them: uint8 `[b, C, H, W]` becomes float in [-1, 1]."""
+        return performance.lay_out(to_float(x), self.context.performance)
+
+    def latents(self, purpose: str, k: int) -> Iterator[Latents]:
+        """This process's k micro-batches of latents, labels and positions, by position in the image stream."""
+        b, players, device = self.batching.micro_batch, self.players, self.context.device
         for j in range(k):
             start = self.run.nimg + self.guard.watch.skipped + (j * self.context.world + self.context.rank) * b
-            yield latents.draw(
-                self.context.config.seed, purpose, start, b, players.dim_z, players.num_classes, self.context.device
-            )  # fmt: skip
+            z, y = latents.draw(self.context.config.seed, purpose, start, b, players.dim_z, players.num_classes, device)
+            yield z, y, torch.arange(start, start + b, device=device)
 
     def report_skipped(self) -> dict[str, int]:
         """Name the images that were unreadable since the last line, and count them for the record.

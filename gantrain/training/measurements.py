@@ -23,6 +23,7 @@ from gantrain.training.guard import Sentry
 from gantrain.training.inputs import Inputs
 from gantrain.training.players import Players
 from gantrain.training.run_state import RunState
+from gantrain.training.terms import Terms
 from gantrain.training.update import Stats
 
 resource: Any
@@ -32,6 +33,8 @@ except ImportError:  # Windows
     resource = None
 
 OF_D = ("loss/d", "loss/penalty", "logits/real", "logits/fake", "grad_norm/d")  # summed over the D steps of an update
+OF_G = ("loss/g", "loss/penalty_g", "grad_norm/g")  # over the G steps
+OF_SOME = "penalty/"  # prefix of statistics that not every step has
 
 
 class Line(NamedTuple):
@@ -50,6 +53,7 @@ class Measurements:
         players: G and D.
         batching: the batch as it is.
         inputs: count unreadable images, and how long updates have waited.
+        terms: the augmentation's numbers go into the line.
         guard: listened to before a line is written.
         orbit: its latest distances go into the line.
         probes: measure gradients, by player.
@@ -62,16 +66,17 @@ class Measurements:
     """
 
     def __init__(
-        self, context: Context, run: RunState, players: Players, batching: BatchController, inputs: Inputs, guard: Sentry,
-        orbit: OrbitRecorder, probes: dict[str, GradientProbe], noise: NoiseMonitor,
+        self, context: Context, run: RunState, players: Players, batching: BatchController, inputs: Inputs, terms: Terms,
+        guard: Sentry, orbit: OrbitRecorder, probes: dict[str, GradientProbe], noise: NoiseMonitor,
     ):  # fmt: skip
         self.context, self.run, self.players, self.batching = context, run, players, batching
-        self.inputs, self.guard, self.orbit, self.probes, self.noise = inputs, guard, orbit, probes, noise
+        self.terms, self.inputs, self.guard, self.orbit, self.probes, self.noise = terms, inputs, guard, orbit, probes, noise
         self.logged_at = 0
         self.progress: Progress
         self.forecast: Callable[[], Plan] | None = None
         self._sums: dict[str, Tensor] = {}  # of this process, on the device
         self._updates = 0  # in the sums
+        self._counts: dict[str, int] = {}  # of steps in the sums, of statistics that not every step has
         self._settled: list[tuple[str, float]] = []  # means of all processes' sums
 
     def start(self) -> None:
@@ -102,6 +107,8 @@ class Measurements:
         for name, value in stats.items():
             for sums in (seen, self._sums):
                 sums[name] = sums[name] + value if name in sums else value
+            if name.startswith(OF_SOME):
+                self._counts[name] = self._counts.get(name, 0) + 1
 
     def count_update(self) -> None:
         """Count an update whose phases have all been added."""
@@ -121,7 +128,8 @@ class Measurements:
         if not self._updates:
             return None
         d_steps = self.context.config.optim.d_steps
-        values: dict[str, Any] = {n: total / (self._updates * (d_steps if n in OF_D else 1)) for n, total in self.sums()}
+        values: dict[str, Any] = {name: total / self._steps(name) for name, total in self.sums()}
+        values |= self.terms.shown(self.run.nimg)
         values |= {**self.batching.numbers(), "updates": self.run.updates, "memory/gib": memory_gib(self.context.device)}
         values |= self.noise_scale()
         values |= {f"lr/{key}": rate for key, rate in self.players.rates.items()}
@@ -134,9 +142,14 @@ class Measurements:
         self.context.tracker.say(line)
         waited = self.inputs.data_wait / self.progress.seconds
         self.context.tracker.log(self.run.nimg, {**values, **times, "throughput/data_wait": waited})
-        self._sums, self._updates, self.inputs.data_wait = {}, 0, 0.0
+        self._sums, self._counts, self._updates, self.inputs.data_wait = {}, {}, 0, 0.0
         since, self.logged_at = self.logged_at, self.run.nimg
         return Line(since, values["loss/d"])
+
+    def _steps(self, name: str) -> int:
+        """The number of steps in the sum of a statistic."""
+        optim = self.context.config.optim
+        return self._counts.get(name) or self._updates * (optim.d_steps if name in OF_D else optim.g_steps if name in OF_G else 1)
 
     def sums(self) -> list[tuple[str, float]]:
         """The statistics since the last line by name, each the mean over all processes.
@@ -180,12 +193,14 @@ class Measurements:
 
     def state(self) -> dict[str, Any]:
         """The statistics since the last line as JSON values; call `settle` first."""
-        return {"stats": as_json(self._settled), "stats_count": self._updates, "logged_at": self.logged_at}
+        counts = {"stats_counts": dict(self._counts)} if self._counts else {}
+        return {"stats": as_json(self._settled), "stats_count": self._updates, "logged_at": self.logged_at, **counts}
 
     def load(self, snapshot: Snapshot, rolls_back: bool) -> None:
         """Restore the statistics since the last line; at a rollback there are none, and the next line is only of the new path."""
         self.logged_at = snapshot.state["logged_at"]
         stats, self._updates = ([], 0) if rolls_back else (snapshot.state["stats"], snapshot.state["stats_count"])
+        self._counts = {} if rolls_back else dict(snapshot.state.get("stats_counts", {}))
         self._sums = {name: torch.tensor(float(value), device=self.context.device) for name, value in stats}
 
 

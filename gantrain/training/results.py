@@ -5,10 +5,12 @@ Only types and shapes are looked at, which needs no device sync; values that are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from gantrain.augment import Augmentation
 from gantrain.losses import Loss, Penalty
 from gantrain.plugin_errors import refuse_result
 
@@ -51,3 +53,63 @@ def require_logits(logits: Any, count: int, discriminator: nn.Module) -> None:
     """
     if not (isinstance(logits, Tensor) and logits.dim() > 0 and len(logits) == count and logits.is_floating_point()):
         refuse_result(discriminator, "forward", f"logits [{count}]", logits)
+
+
+def require_term(found: Any, penalty: Penalty) -> None:
+    """Refuse anything but a penalty's value and what it has observed.
+
+    Raises:
+        WrongResult: names the class and its method.
+    """
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        refuse_result(penalty, "term", "the penalty, and a dict of what it has observed", found)
+    require_scalar(found[0], penalty, "penalty" if type(penalty).term is Penalty.term else "term")
+    require_observed(found[1], penalty, "term")
+
+
+def require_observed(found: Any, plugin: Penalty | Augmentation, method: str) -> None:
+    """Refuse anything but scalars by name.
+
+    Raises:
+        WrongResult: names the class and its method.
+    """
+    if not isinstance(found, Mapping):
+        refuse_result(plugin, method, "a dict of scalar tensors", found)
+    for name, value in found.items():
+        if not (isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()):
+            refuse_result(plugin, method, f"a scalar tensor of floating point as {name!r}", value)
+
+
+def require_state(found: Any, before: Mapping[str, Tensor], plugin: Penalty | Augmentation) -> None:
+    """Refuse a next state with other names than the state before.
+
+    Raises:
+        WrongResult: names the class and its method.
+    """
+    require_observed(found, plugin, "next_state")
+    if found.keys() != before.keys():
+        refuse_result(plugin, "next_state", f"a dict of {', '.join(sorted(before))}", sorted(found))
+
+
+def require_numbers(found: Any, plugin: Penalty | Augmentation, method: str) -> None:
+    """Refuse anything but numbers by name.
+
+    Raises:
+        WrongResult: names the class and its method.
+    """
+    if not isinstance(found, Mapping):
+        refuse_result(plugin, method, "a dict of numbers", found)
+    for name, value in found.items():
+        scalar = isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()
+        if not (scalar or (isinstance(value, (int, float)) and not isinstance(value, bool))):
+            refuse_result(plugin, method, f"a number as {name!r}", value)
+
+
+def require_augmented(found: Any, x: Tensor, augmentation: Augmentation) -> None:
+    """Refuse augmented images of another shape or type than the images.
+
+    Raises:
+        WrongResult: names the class and its method.
+    """
+    if not (isinstance(found, Tensor) and found.shape == x.shape and found.dtype == x.dtype):
+        refuse_result(augmentation, "apply", f"images {list(x.shape)} of {x.dtype}", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterable
 
 from accelerate import Accelerator
 
@@ -40,14 +41,15 @@ from gantrain.training.run_state import RunState
 from gantrain.training.saving import KeyedPart, Saving
 from gantrain.training.scoreboard import Scoreboard
 from gantrain.training.swapper import Swapper
-from gantrain.training.update import Batch, Stats, discriminator_phase, generator_phase, penalties_due
+from gantrain.training.terms import PlayerKey, Terms
+from gantrain.training.update import RealOfG, Stats, discriminator_phase, generator_phase
 
 
 class Trainer:
     """A run, from its configuration to its last checkpoint. The same configuration and folder resume it.
 
-    The parts, each of which knows only those before it: `run` (the clock), `players`, `guard`, `inputs`, `measurements`,
-    `saving`, `pictures`, `scoreboard`, `swapper`, `recovery`, `facts`.
+    The parts, each of which knows only those before it: `run` (the clock), `players`, `guard`, `inputs`, `terms`,
+    `measurements`, `saving`, `pictures`, `scoreboard`, `swapper`, `recovery`, `facts`.
 
     Args:
         config: the whole run.
@@ -86,7 +88,8 @@ class Trainer:
         self.orbit = orbit = OrbitRecorder(config.orbit, players.banks, context.run_dir, context.main, persistent)
         self.guard = guard = Sentry(context, run, keeper, self.interruption)
         self.inputs = inputs = Inputs(context, run, images, players, batching, guard)
-        self.measurements = measurements = Measurements(context, run, players, batching, inputs, guard, orbit, probes, noise)
+        self.terms = terms = Terms(config, context.device, mean_of_processes(self.accelerator), context.world)
+        self.measurements = measurements = Measurements(context, run, players, batching, inputs, terms, guard, orbit, probes, noise)
         self.saving = saving = Saving(context, run, players, measurements, guard, keeper, orbit)
         saving.claim, saving.traces = claim, found.traces if found else {}
         self.pictures = pictures = Pictures(context, run, players, batching, images, evaluator, orbit)
@@ -101,7 +104,17 @@ class Trainer:
         self.facts.notes += [found.edited] if found and found.edited else []
         if config.eval.reference is not None:
             self.facts.notes += [f"eval.reference: {note}" for note in evaluator.real.notes]
-        saving.parts = [inputs, KeyedPart("batching", batching), players, KeyedPart("swaps", swapper), scoreboard, run, measurements, guard]
+        saving.parts = [
+            inputs,
+            KeyedPart("batching", batching),
+            players,
+            KeyedPart("swaps", swapper),
+            scoreboard,
+            run,
+            measurements,
+            guard,
+            terms,
+        ]
         if not resumes:
             self.facts.note_batch()
 
@@ -157,9 +170,8 @@ class Trainer:
         return run.done
 
     def update(self) -> None:
-        """Grow the batch if it is time; D phases on fresh data, one G phase, then the averages."""
-        c, run, inputs, measurements = self.config, self.run, self.inputs, self.measurements
-        G, D = self.players.G, self.players.D
+        """Grow the batch if it is time; the phases of both players, then the averages."""
+        c, run, measurements = self.config, self.run, self.measurements
         grown = self.batching.ask(run.nimg)
         if grown:
             self.tracker.tell(run.nimg, "growth", **grown)
@@ -168,21 +180,44 @@ class Trainer:
         multiplier = c.optim.lr_tail.multiplier(run.nimg, run.nimg + images)
         self.players.set_rates(multiplier * self.swapper.lr_scale * self.batching.lr_scale * self.guard.watch.lr_scale)
         seen: Stats = {}  # for the guard
-        kept: list[Batch] = []  # the last D phase's real images, if the loss of G sees real ones
-        for s in range(c.optim.d_steps):
-            kept.clear()
-            penalties = penalties_due(c.penalties.values(), run.updates * c.optim.d_steps + s)
-            lazy = any(factor > 1 for _, factor in penalties)  # not applied in every step, so it is not part of the noise per step
-            probe = None if lazy else measurements.probe("d")
-            rounds = zip(inputs.real(k, kept), inputs.latents(f"d{s}", k))
-            measurements.add(discriminator_phase(G, D, c.loss, rounds, k, probe, penalties), "d", seen)
-        real = map(inputs.as_input, kept) if kept else [None] * k
-        stats = generator_phase(G, D, c.loss, zip(real, inputs.latents("g", k)), k, measurements.probe("g"))
-        measurements.add(stats, "g", seen)
+        kept: list[RealOfG] = []  # what the loss of G needs of the real images: of the last D phase, or of the first one after G's
+        if c.optim.first == "g":
+            kept += self.inputs.ahead(k)
+            self.train_g(k, kept, seen)
+        self.train_d(k, kept, seen)
+        if c.optim.first == "d":
+            self.train_g(k, kept, seen)
         measurements.count_update()
         run.advance(images)
         self.players.average(run.nimg)
         self.guard.send(seen | self.players.weight_norms())
+
+    def train_d(self, k: int, kept: list[RealOfG], seen: Stats) -> None:
+        """D's phases of an update, each on fresh data."""
+        c, inputs = self.config, self.inputs
+        for s in range(c.optim.d_steps):
+            kept.clear()
+            purpose = f"d{s}"
+            rounds = zip(inputs.real(k, kept), inputs.latents(purpose, k))
+            self.play(discriminator_phase, "d", self.run.updates * c.optim.d_steps + s, purpose, rounds, k, seen)
+
+    def train_g(self, k: int, kept: list[RealOfG], seen: Stats) -> None:
+        """G's phases of an update, each on fresh latents."""
+        c, inputs = self.config, self.inputs
+        for s in range(c.optim.g_steps):
+            purpose = f"g{s}" if s else "g"
+            rounds = zip(inputs.of_g(kept, k), inputs.latents(purpose, k))
+            self.play(generator_phase, "g", self.run.updates * c.optim.g_steps + s, purpose, rounds, k, seen)
+
+    def play(self, phase: Callable[..., Stats], player: PlayerKey, step: int, purpose: str, rounds: Iterable, k: int, seen: Stats) -> None:
+        """One phase: a step of a player, of this number and with random numbers of this purpose, on k rounds."""
+        terms, measurements, nimg = self.terms, self.measurements, self.run.nimg
+        due = terms.due(player, step)
+        lazy = any(one.factor > 1 for one in due)  # not applied in every step, so it is not part of the noise per step
+        probe = None if lazy else measurements.probe(player)
+        stats = phase(self.players.G, self.players.D, self.config.loss, rounds, k, probe, due, terms.setting(purpose, nimg))
+        terms.follow(stats, due, self.batching.batch_size, nimg)
+        measurements.add(stats, player, seen)
 
     # ---- start and end -----------------------------------------------------------------------------------------------
 

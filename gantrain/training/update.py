@@ -2,53 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gantrain.batching.noise_scale import GradientProbe
 from gantrain.losses import Loss, Penalty
+from gantrain.losses.objective import LogitsOf, PenaltyBatch
 from gantrain.spectral_norm import frozen_power_iteration, reuse_normed_weights
 from gantrain.training.players import Player
-from gantrain.training.results import require_gradient, require_images, require_logits, require_scalar
+from gantrain.training.results import (
+    require_gradient,
+    require_images,
+    require_logits,
+    require_observed,
+    require_scalar,
+    require_term,
+)
+from gantrain.training.terms import AUGMENT, OBSERVED, Due, PlayerKey, Setting
 
 Stats = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]  # (images or latents, labels) of one micro-batch
+Batch = tuple[Tensor, Tensor]  # (images, labels) of one micro-batch
+RealOfG = tuple[Tensor | None, Tensor]  # the same in G's phase, without the images if the loss of G only pairs labels
+# (z, labels, positions in the stream: int64 `[b]` on the device) of one micro-batch; positions may be left out if there is one round.
+Latents = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor]
+NOWHERE = Setting()
 
 
 def discriminator_phase(
-    G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[Batch, Batch]], k: int,
-    probe: GradientProbe | None = None, penalties: Sequence[tuple[Penalty, float]] = (),
+    G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[Batch, Latents]], k: int, probe: GradientProbe | None = None,
+    penalties: Sequence[Due | tuple[Penalty, float]] = (), setting: Setting = NOWHERE,
 ) -> Stats:  # fmt: skip
     """One optimizer step of D on k rounds.
 
     Args:
-        rounds: k pairs ((x_real `[b, C, H, W]` in [-1, 1], labels), (z `[b, dim_z]`, labels)).
+        rounds: k pairs ((x_real `[b, C, H, W]` in [-1, 1], labels), (z `[b, dim_z]`, labels, positions)).
         probe: of D, if this step's gradients are measured.
         penalties: added to the loss, each with its factor.
+        setting: of this phase.
     """
 
-    def term(batch: tuple[Batch, Batch]) -> tuple[Tensor, Stats]:
-        (x_real, y_real), (z, y_fake) = batch
+    def term(batch: tuple[Batch, Latents]) -> tuple[Tensor, Stats]:
+        (x_real, y_real), latents = batch
+        z, y_fake, positions = placed(latents)
+        y_fake = y_real if loss.paired_labels else y_fake
         with torch.no_grad():
             x_fake = G.network(z, y_fake)
         require_images(x_fake, x_real, G.network)
+        x_fake = x_fake.to(x_real.dtype)
         # One forward pass for both halves the number of kernel launches.
-        logits = D.wrapped(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+        shown = torch.cat([setting.augmented(x_real, "real", positions), setting.augmented(x_fake, "fake", positions)])
+        logits = D.wrapped(shown, torch.cat([y_real, y_fake]))
         require_logits(logits, 2 * len(x_real), D.network)
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         require_scalar(value, loss, "discriminator")
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
-        for penalty, factor in penalties:
-            with frozen_power_iteration(D.network):  # they iterate once per phase
-                amount = penalty.penalty(D.wrapped, x_real, x_fake, y_real, y_fake)
-            require_scalar(amount, penalty, "penalty")
-            value = value + factor * amount
-            stats["loss/penalty"] = stats.get("loss/penalty", 0.0) + factor * amount
+        stats |= observed_by(setting, logits_real)
+        scene = Scene(x_real, y_real, x_fake, y_fake, z, logits_real, logits_fake, positions)
+        value = penalised(value, stats, "d", G, D, penalties, scene, setting)
         require_gradient(value, loss, "discriminator")
         return value, stats
 
@@ -56,27 +72,45 @@ def discriminator_phase(
 
 
 def generator_phase(
-    G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[Batch | None, Batch]], k: int, probe: GradientProbe | None = None
-) -> Stats:
-    """One optimizer step of G on k rounds; the real batch may be None if the loss does not see real images."""
+    G: Player, D: Player, loss: Loss, rounds: Iterable[tuple[RealOfG | None, Latents]], k: int, probe: GradientProbe | None = None,
+    penalties: Sequence[Due | tuple[Penalty, float]] = (), setting: Setting = NOWHERE,
+) -> Stats:  # fmt: skip
+    """One optimizer step of G on k rounds.
 
-    def term(batch: tuple[Batch | None, Batch]) -> tuple[Tensor, Stats]:
-        real, (z, y_fake) = batch
+    Args:
+        rounds: k pairs (real, (z, labels, positions)). `real` is a batch of real images and labels if the loss sees them, (None, labels)
+            if it only pairs labels, and may be None if it does neither.
+        probe: of G, if this step's gradients are measured.
+        penalties: added to the loss, each with its factor.
+        setting: of this phase.
+    """
+
+    def term(batch: tuple[RealOfG | None, Latents]) -> tuple[Tensor, Stats]:
+        real, latents = batch
+        x_real, y_real = real or (None, None)
+        z, y_fake, positions = placed(latents)
+        if loss.paired_labels:
+            assert y_real is not None, "a loss that pairs labels needs those of real images"
+            y_fake = y_real
         x_fake = G.wrapped(z, y_fake)
-        if real is None:
-            logits = D.network(x_fake, y_fake)
+        if x_real is None or y_real is None:
+            y_real = None
+            logits = D.network(setting.augmented(x_fake, "fake", positions), y_fake)
             require_logits(logits, len(z), D.network)
             logits_real, logits_fake = None, full_precision(logits)
         else:
-            x_real, y_real = real
             require_images(x_fake, x_real, G.network)
-            logits = D.network(torch.cat([x_real, x_fake.to(x_real.dtype)]), torch.cat([y_real, y_fake]))
+            x_fake = x_fake.to(x_real.dtype)
+            shown = torch.cat([setting.augmented(x_real, "real", positions), setting.augmented(x_fake, "fake", positions)])
+            logits = D.network(shown, torch.cat([y_real, y_fake]))
             require_logits(logits, 2 * len(x_real), D.network)
             logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.generator(logits_real, logits_fake)
         require_scalar(value, loss, "generator")
         require_gradient(value, loss, "generator")
-        return value, {"loss/g": value}
+        stats = {"loss/g": value}
+        scene = Scene(x_real, y_real, x_fake, y_fake, z, logits_real, logits_fake, positions)
+        return penalised(value, stats, "g", G, D, penalties, scene, setting), stats
 
     trained = [p for p in D.network.parameters() if p.requires_grad]
     for parameter in trained:
@@ -86,6 +120,82 @@ def generator_phase(
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def placed(latents: Latents) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, labels, positions) of a micro-batch; positions that were left out count from 0, as in a batch of one round."""
+    if len(latents) == 3:
+        return latents
+    z, y = latents
+    return z, y, torch.arange(len(z), device=z.device)
+
+
+class Scene(NamedTuple):
+    """A micro-batch in the middle of a phase: what penalties see of it, as in `PenaltyBatch`, and the positions of its latents."""
+
+    x_real: Tensor | None
+    y_real: Tensor | None
+    x_fake: Tensor
+    y_fake: Tensor
+    z: Tensor
+    logits_real: Tensor | None
+    logits_fake: Tensor
+    positions: Tensor
+
+
+def observed_by(setting: Setting, logits_real: Tensor) -> Stats:
+    """What the augmentation observes in a phase of D, by the names under which `Terms` finds it."""
+    if setting.augmentation is None:
+        return {}
+    with torch.no_grad():
+        found = setting.augmentation.observe(logits_real.detach())
+    require_observed(found, setting.augmentation, "observe")
+    return {f"{OBSERVED}{AUGMENT}/{name}": value for name, value in found.items()}
+
+
+def penalised(
+    value: Tensor, stats: Stats, player: PlayerKey, G: Player, D: Player, penalties: Sequence[Due | tuple[Penalty, float]], scene: Scene,
+    setting: Setting,
+) -> Tensor:  # fmt: skip
+    """A player's loss with its penalties added, each of which is noted in the statistics.
+
+    The networks' spectral norms do not iterate in further forward passes: they iterate once a phase.
+    """
+    if not penalties:
+        return value
+    total = "loss/penalty" if player == "d" else "loss/penalty_g"
+    batch = seen_by_penalties(player, G, D, scene, setting)
+    with frozen_power_iteration(G.network), frozen_power_iteration(D.network):
+        for due in penalties:
+            one = due if isinstance(due, Due) else Due(*due)
+            draws = setting.draws(f"penalties/{one.key}", scene.positions)
+            found = one.penalty.term(dataclasses.replace(batch, draws=draws, state=one.state), player)
+            require_term(found, one.penalty)
+            amount, observed = found
+            value = value + one.factor * amount
+            stats[total] = stats.get(total, 0.0) + one.factor * amount
+            stats[one.shown_as(player)] = amount
+            stats |= {f"{OBSERVED}penalties/{one.key}/{name}": number for name, number in observed.items()}
+    return value
+
+
+def seen_by_penalties(player: PlayerKey, G: Player, D: Player, scene: Scene, setting: Setting) -> PenaltyBatch:
+    """A micro-batch for penalties, without their own random numbers and states."""
+    judge = D.wrapped if player == "d" else D.network
+
+    def logits_of(kind: Literal["real", "fake"]) -> LogitsOf:
+        return lambda x, y: full_precision(judge(setting.augmented(x, kind, scene.positions), y))
+
+    def images_of(z: Tensor, y: Tensor) -> Tensor:
+        if player == "g":
+            return G.wrapped(z, y)
+        with torch.no_grad():
+            return G.network(z, y)
+
+    return PenaltyBatch(
+        logits_of("real"), logits_of("fake"), images_of, scene.x_real, scene.y_real, scene.x_fake, scene.y_fake, scene.z,
+        scene.logits_real, scene.logits_fake, setting.draws("penalties", scene.positions), setting.nimg, {},
+    )  # fmt: skip
 
 
 def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int, probe: GradientProbe | None = None) -> Stats:
@@ -156,8 +266,3 @@ def add_orthogonal_gradient(player: Player) -> None:
         gram = w @ w.T
         gram.fill_diagonal_(0.0)
         weight.grad.add_((gram @ w).view_as(weight), alpha=4.0 * player.orthogonal)
-
-
-def penalties_due(penalties: Iterable[Penalty], d_step: int) -> list[tuple[Penalty, float]]:
-    """The penalties of D's step number `d_step`, each with its factor: one that is applied every n-th step is multiplied by n."""
-    return [(penalty, float(penalty.every)) for penalty in penalties if d_step % penalty.every == 0]
