@@ -24,14 +24,17 @@ class Optimizer(ABC):
     Attributes:
         momentum_entries: entries of its state that are a mean of past gradients or steps, which belong to the weights before a swap;
             `swap.optimizer: reset_momentum` sets them to 0.
-        copies: how many further values it keeps for each weight, to estimate the memory.
         normalizes: whether it divides the gradient by its size, as Adam does. Near an optimum, the variance of the weights then falls
             with the square root of the batch, and otherwise with the batch; `swap.growth: auto` depends on it.
     """
 
     momentum_entries: Sequence[str] = ("exp_avg", "momentum_buffer")
-    copies: int = 2
     normalizes: bool = True
+
+    @property
+    def copies(self) -> int:
+        """How many further numbers it keeps for each weight, to estimate the memory. By default 2, as Adam."""
+        return 2
 
     @abstractmethod
     def build(self, parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:

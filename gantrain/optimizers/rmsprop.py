@@ -40,6 +40,10 @@ class RmsProp(Optimizer):
         check_own(self, "eps", "momentum", "weight_decay")
         check_scheduled(self, "alpha", self.alpha, lambda number: 0 <= number < 1, "must be in [0, 1)")
 
+    @property
+    def copies(self) -> int:
+        return 1 + (self.momentum > 0) + self.centered
+
     def build(self, parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(
             list(parameters), lr=lr, alpha=value_at(self.alpha, 0), eps=eps if self.eps is None else self.eps, momentum=self.momentum,

@@ -27,13 +27,16 @@ class Sgd(Optimizer):
     nesterov: bool = False
     weight_decay: float = 0.0
 
-    copies = 1
     normalizes = False
 
     def __post_init__(self) -> None:
         require_numbers(self)
         check_own(self, "momentum", "weight_decay")
         check(self, "nesterov", not self.nesterov or self.momentum > 0, "needs momentum above 0, such as momentum=0.9")
+
+    @property
+    def copies(self) -> int:
+        return int(self.momentum > 0)
 
     def build(self, parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(

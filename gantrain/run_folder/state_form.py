@@ -188,7 +188,7 @@ OF_TRAINING: dict[str, Form] = {
 }  # fmt: skip
 # What later versions have, and what snapshots of averages, rebuilt averages and exported generators have.
 OF_SOME: dict[str, Form] = {
-    "gantrain": text, "metrics_bytes": whole(0), "orbit": ORBIT, "scores_of": whole(-1), "scoring": maybe(whole(0)),
+    "gantrain": text, "optimizers": by_name(list_of(by_name(finite))), "metrics_bytes": whole(0), "orbit": ORBIT, "scores_of": whole(-1), "scoring": maybe(whole(0)),
     "collapsed": by_name(text), "data_content": maybe(text), "data_parts": maybe(list_of(maybe(text))), "class_names": maybe(list_of(text)),
     "class_counts": maybe(list_of(whole(0))), "data_left_out": list_of(whole(0)),
     "config": by_name(anything),
