@@ -57,6 +57,13 @@ def falling(times: Sequence[int] = TIMES, factor: float = 1.0, names: Sequence[s
         yield scored(nimg, **{name: row | ({KID: 0.8 if nimg == 0 else 0.01 - 0.005 * i} if kid else {}) for name in names})
 
 
+def with_terms(lines: Iterator[dict]) -> Iterator[dict]:
+    """The same with penalties, one of them lazy and of both players, and an augmentation's probability."""
+    for i, line in enumerate(lines):
+        lazy = {"penalty/r1": 3.0 / 10**i, "penalty/memory/g": 2.0} if i % 4 == 0 else {}
+        yield {**line, "augment/p": i / 10, **lazy} if "loss/d" in line else line
+
+
 @pytest.fixture
 def record(tmp_path):
     """Make the record of a run from its lines; `settings` go into its configuration."""
@@ -134,6 +141,17 @@ def test_a_swaps_scores_are_within_the_range(record):
     shown = axis(figure.to_dict()["layout"], trace.to_plotly_json())
     assert [y for y in trace.y if y is not None] == [90.0, 0.1, 1.0]
     assert 10 ** shown["range"][0] < 0.1 and 10 ** shown["range"][1] > 90
+
+
+def test_penalties_and_the_augmentation_have_rows(record):
+    """Where a line has them; a run without them has no such rows."""
+    runs = [record(with_terms(falling())), record(falling(), "plain")]
+    for run, rows in zip(runs, ({"penalties", "augmentation"}, set())):
+        drawn = [trace for trace in stack(group_runs([run]), [FID]).data if trace.meta["row"] in ("penalties", "augmentation")]
+        assert {trace.meta["row"] for trace in drawn} == rows
+    traces = {trace.name: (list(trace.x), list(trace.y)) for trace in stack(group_runs(runs[:1]), []).data if trace.name}
+    assert traces["r1"] == ([0, 8, 16], [3.0, 0.0003, pytest.approx(3e-8)]) and traces["memory/g"][1] == [2.0, 2.0, 2.0]
+    assert traces["p"] == ([0, 4, 8, 12, 16], [0.0, 0.2, 0.4, 0.6, 0.8])
 
 
 def test_untrained_scores_that_would_flatten_the_rest_are_words(record):

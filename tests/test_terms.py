@@ -19,12 +19,14 @@ from own_terms import EVERYTHING, Memory, Paired, PairedHinge, Wobble, flat, pla
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gantrain.augment import Augmentation
+from gantrain.augment import Augmentation, Plain
 from gantrain.config.loading import load
 from gantrain.losses import R1, R2, Hinge, Penalty, Relativistic
 from gantrain.plugin_errors import WrongResult
+from gantrain.run_folder.forking import kept_terms
 from gantrain.training import terms as module, trainer as trainer_module
 from gantrain.training.inputs import Inputs
+from gantrain.training.measurements import Measurements
 from gantrain.training.terms import Due, Terms
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase
@@ -192,6 +194,30 @@ def test_without_states_a_checkpoint_has_no_key_for_them():
     own = terms(r1=R1())
     assert own.state() == {} and own.shown(0) == {} and own.augmentation is None
     assert terms(Wobble()).shown(0) == {"augment/p": pytest.approx(0.2)}
+
+
+def test_a_fork_keeps_what_plug_ins_of_the_same_kind_remember():
+    saved = {"penalties": {"a": {"mean": 1.0}, "b": {"mean": 2.0}, "c": {"mean": 3.0}}, "augment": {"p": 0.4}}
+    old = SimpleNamespace(penalties={"a": Memory(), "b": Memory(), "c": Memory()}, augment=Wobble())
+    new = SimpleNamespace(penalties={"a": Memory(weight=2.0), "b": R1(), "d": Memory()}, augment=Wobble(0.1))
+    assert kept_terms(saved, old, new) == {"penalties": {"a": {"mean": 1.0}}, "augment": {"p": 0.4}}
+    assert kept_terms(saved, old, SimpleNamespace(penalties={}, augment=Plain())) == {}
+
+
+def test_a_penalty_is_shown_as_its_mean_over_the_steps_that_had_it():
+    """And what each player's every step has, as the mean over that player's steps."""
+    optim = SimpleNamespace(d_steps=2, g_steps=3)
+    part = Measurements(SimpleNamespace(config=SimpleNamespace(optim=optim)), *[None] * 9)
+    for update in range(2):
+        for player_, steps in (("d", 2), ("g", 3)):
+            for step in range(steps):
+                lazy = {"penalty/a": torch.tensor(6.0)} if player_ == "g" and (update * 3 + step) % 4 == 0 else {}
+                part.add({f"loss/{player_}": torch.tensor(1.0), **lazy}, player_, {})
+        part.count_update()
+    assert {name: total.item() / part._steps(name) for name, total in part._sums.items()} == {"loss/d": 1, "loss/g": 1, "penalty/a": 6}
+    part._settled = []
+    saved = json.loads(json.dumps(part.state()))
+    assert saved["stats_counts"] == {"penalty/a": 2}
 
 
 # ---- real images for both phases -------------------------------------------------------------------------------------
