@@ -27,15 +27,15 @@ class Schedule:
     """
 
     from_: float = field(metadata={"key": "from"})
-    to: float | None = None
-    until_kimg: float | None = None
+    to: float | None = field(default=None, metadata={"range": "finite"})
+    until_kimg: float | None = field(default=None, metadata={"range": "at least start_kimg"})
     start_kimg: float = 0.0
     shape: Literal["linear", "cosine", "constant"] = "linear"
     warmup_kimg: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, "from_", is_finite(self.from_), "must be a finite number")
-        check(self, "shape", self.shape in ("linear", "cosine", "constant"), "must be one of linear, cosine, constant")
+        check(self, "from_", is_finite(self.from_), "must be finite")
+        check(self, "shape", self.shape in ("linear", "cosine", "constant"), "is not a shape; use linear, cosine or constant")
         if self.shape == "constant":
             unused = "must be left out with shape=constant, which stays at from; use shape=linear, with until_kimg=start_kimg for a jump"
             check(self, "to", self.to is None, unused)
@@ -43,7 +43,7 @@ class Schedule:
             check(self, "start_kimg", self.start_kimg == 0, unused)
         else:
             also = "; or set shape=constant"
-            check(self, "to", is_finite(self.to), f"must be a finite number, the value at until_kimg{also if self.to is None else ''}")
+            check(self, "to", is_finite(self.to), f"must be finite: it is the value at until_kimg{also if self.to is None else ''}")
             check(self, "start_kimg", is_finite(self.start_kimg) and self.start_kimg >= 0, "must be at least 0")
             until = is_finite(self.until_kimg) and self.until_kimg is not None and self.start_kimg <= self.until_kimg
             check(self, "until_kimg", until, f"must be a number of at least start_kimg ({self.start_kimg:g})")

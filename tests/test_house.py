@@ -13,7 +13,8 @@ from gantrain import averaging, batching, data, losses, metrics, models
 
 # A folder answers one question and imports only folders before it. What lies flat is ground: it imports ground alone.
 ORDER = [
-    {"averaging", "augment", "batching", "data", "losses", "metrics", "models", "optimizers", "theory"},  # libraries, which do not know each other
+    # Libraries, which do not know each other.
+    {"averaging", "augment", "batching", "data", "losses", "metrics", "models", "optimizers", "theory"},
     {"config"},
     {"run_folder"},
     {"sampling", "orbit"},

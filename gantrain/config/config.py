@@ -226,7 +226,7 @@ def check_swap(config: Config) -> None:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
-                "needs two averagers of name ema with different half_life_kimg, constant ones, that are updated after every update; add one",
+                "needs two averagers of name ema with different constant half_life_kimg that are updated after every update; add one",
             )
         require_one_law(config)
         if not source.has_known_window:

@@ -16,7 +16,9 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("optimizer", "optimiser", "adam", "opt"), ("optim",)),
     **dict.fromkeys(("beta", "beta1", "beta2", "adam_betas", "b1", "b2"), ("optim.betas",)),
     **dict.fromkeys(("weight_decay", "wd", "decay_rate"), ("optim.g.weight_decay", "optim.d.weight_decay")),
-    **dict.fromkeys(("clip", "grad_clip", "max_grad_norm", "clip_norm", "clip_grad_norm", "gradient_clip"), ("optim.clip_g", "optim.clip_d")),
+    **dict.fromkeys(
+        ("clip", "grad_clip", "max_grad_norm", "clip_norm", "clip_grad_norm", "gradient_clip"), ("optim.clip_g", "optim.clip_d")
+    ),
     **dict.fromkeys(("n_critic", "num_d_steps", "d_iters", "n_disc"), ("optim.d_steps",)),
     **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size"), ("batching.batch_size",)),
     **dict.fromkeys(("batch_gpu", "microbatch", "per_device_batch_size"), ("batching.micro_batch",)),
@@ -178,7 +180,7 @@ def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
 def hint_in_schedule(word: str, there: Sequence[str]) -> str:
     """The hint for a key that a schedule does not have."""
     meant = next((key for key, words in OF_SCHEDULES.items() if fold(word) in words), None)
-    return said([meant]) if meant in there else did_you_mean(word, there)
+    return said([meant]) if meant is not None and meant in there else did_you_mean(word, there)
 
 
 def hint_of_section(section: str, first: str, word: str, there: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ def schedule_notes(config: Config) -> list[str]:
             found.append(f"{key}.start_kimg={one.start_kimg:g} is not before total_kimg={total:g}: it will stay at {one.from_:g}")
         elif one.until_kimg > total:
             last = one.at(round(total * 1000))
-            found.append(f"{key}.until_kimg={one.until_kimg:g} is after total_kimg={total:g}: it will only reach {last:.4g}, not {one.to:g}")
+            found.append(f"{key}.until_kimg={one.until_kimg:g} is after total_kimg={total:g}: it will only reach {last:.4g}")
         elif key in RATES and one.to == 0 and one.until_kimg < total:
-            found.append(f"{key} is 0 from {one.until_kimg:g} kimg on, before total_kimg={total:g}: its player will not be trained any more")
+            found.append(f"{key} is 0 from {one.until_kimg:g} kimg on, before total_kimg={total:g}: its player then stands still")
     return found
