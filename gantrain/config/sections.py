@@ -111,8 +111,8 @@ class Optim:
     """The optimizers of both players, and the order of their steps.
 
     Attributes:
-        lr_g: learning rate of the generator, or a schedule of it.
-        lr_d: learning rate of the discriminator, or a schedule of it.
+        lr_g: learning rate of the generator.
+        lr_d: learning rate of the discriminator.
         betas: decay rates of the first and of the second moment, for both optimizers; the second may be a schedule.
         eps: added to the root of the second moment, for both optimizers.
         g: the generator's optimizer.
