@@ -127,10 +127,11 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
                 raise ConfigError(f"{source}: {key}={{}} removes nothing; write {key}.{one}=null for each entry to remove")
             require_removable(key, value, standing, source, merged)
             clash = next((k for k in of_key if key.startswith(f"{k}.") and not isinstance(select(merged, k), DictConfig)), None)
-            scheduled = clash is not None and key.removeprefix(f"{clash}.") in SCHEDULE_KEYS  # a schedule may replace a number
-            if clash is not None and source == "command line" and not scheduled:
-                raise ConfigError(f"{source}: {key}: {clash} is a single value ({select(merged, clash)!r}), not a section")
-            of_key[key] = source
+            was = None if clash is None else select(merged, clash)
+            number = isinstance(was, (int, float)) and not isinstance(was, bool)  # a schedule may take its place
+            if clash is not None and source == "command line" and not number:
+                raise ConfigError(f"{source}: {key}: {clash} is a single value ({was!r}), not a section")
+            of_key |= {clash: source, key: source} if clash is not None else {key: source}
         try:
             together = OmegaConf.merge(merged, layer)
             assert isinstance(together, DictConfig)
