@@ -331,7 +331,7 @@ def scheduled_leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
         ConfigError: it is none of these; says what is expected.
     """
     if isinstance(value, Mapping) and Schedule in typing.get_args(hint):
-        if "from" not in value:
+        if "from" not in value and all(key in SCHEDULE_KEYS for key in value):
             raise ConfigError(f"{sources(full)}: {full}.from is missing: a schedule begins with a value, such as {{from: 2e-4, ...}}")
         return section(Schedule, value, full, sources)
     items = next((typing.get_args(one) for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple), ())
