@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from gantrain.errors import InvalidField, UserError, one_line
+from gantrain.schedule import Schedule
 from gantrain.type_words import describe_type
 
 T = TypeVar("T")
@@ -227,6 +228,8 @@ def origin_of(cls: type) -> dict[str, Any]:
 def require_numbers(section: Any) -> None:
     """Refuse text, a tensor or a boolean where a dataclass has a field for a number, and anything but a bool where it has one for that.
 
+    A field that takes a number or a schedule is one for a number.
+
     A tensor may be changed later, text cannot be compared, and True would count as 1. Other types of fields are left alone.
 
     Raises:
@@ -237,7 +240,7 @@ def require_numbers(section: Any) -> None:
         for field in dataclasses.fields(section):
             hint, value = hints[field.name], getattr(section, field.name)
             kinds = set(typing.get_args(hint) or (hint,))
-            if kinds & {int, float, bool} and kinds <= {int, float, bool, type(None)} and not fits(value, hint):
+            if kinds & {int, float, bool} and kinds <= {int, float, bool, Schedule, type(None)} and not fits(value, hint):
                 raise InvalidField(field.name, value, f"must be {describe_type(hint)}")
 
 

@@ -87,9 +87,13 @@ def remedies_of(cls: type) -> dict[str, list[str]]:
 
     So the range that a list of keys shows is the one that a wrong value is refused with.
     """
+    import dataclasses  # --help does not need it
+
     listed: dict[str, list[str]] = {}
+    # A number stands for what has no default, such as the first value of a schedule.
+    given = {f.name: 0.0 for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING}
     with suppress(InvalidField):  # raised without `check`, which goes on after a value that it would refuse
-        type(cls.__name__, (cls,), {LISTED: listed})()
+        type(cls.__name__, (cls,), {LISTED: listed})(**given)
     return listed
 
 

@@ -7,8 +7,24 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null", Any: "a value"}
+from gantrain.schedule import Schedule
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null", Any: "a value",
+         Schedule: "a schedule"}  # fmt: skip
 PLURALS = {int: "whole numbers", float: "numbers", str: "strings"}
+
+
+def takes_schedule(hint: Any) -> bool:
+    """Whether a type allows a schedule, or lists with one."""
+    return hint is Schedule or any(takes_schedule(one) for one in typing.get_args(hint) if typing.get_origin(hint) is not Literal)
+
+
+def without_schedule(hint: Any) -> Any:
+    """A type without the schedules that it allows."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(without_schedule(one) for one in args if one is not Schedule)]  # noqa: UP007 - of a tuple
+    return tuple[tuple(map(without_schedule, args))] if origin is tuple else hint  # type: ignore[misc] # a type made at run time
 
 
 def describe_type(hint: Any) -> str:

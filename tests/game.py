@@ -8,7 +8,8 @@ import torch
 from plain_networks import PlainBigGAN
 
 from gantrain import randomness
-from gantrain.training.players import Player, make_adam
+from gantrain.optimizers import Adam
+from gantrain.training.players import Player
 
 CLASSES, DIM_Z = 3, 6
 
@@ -23,7 +24,7 @@ def player(network, accelerator=None, **kwargs) -> Player:
     wrapped = accelerator.prepare_model(network) if accelerator else network
     no_sync = {"no_sync": functools.partial(accelerator.no_sync, wrapped)} if accelerator else {}
     scaler = kwargs.pop("scaler", torch.amp.GradScaler("cpu", enabled=False))
-    return Player(network, wrapped, make_adam(network, 1e-3, (0.0, 0.99), 1e-8), scaler, **no_sync, **kwargs)
+    return Player(network, wrapped, Adam().build([*network.parameters()], 1e-3, (0.0, 0.99), 1e-8), scaler, **no_sync, **kwargs)
 
 
 def real(start: int, count: int):

@@ -898,13 +898,14 @@ def numbers_of_rules() -> list[tuple[str, str, str]]:
 def test_fields_of_rules_are_numbers(name, field, kind):
     """A tensor could change later; text and True are no numbers."""
     start = "true or false" if "bool" in kind else "a whole number" if "int" in kind else "a number"
+    start += " or a schedule" if kind == "Scheduled" else ""
     words = re.escape(f"{field}: must be {start}{' or null' if 'None' in kind else ''}, got ")
     wrong = [torch.tensor(1.0), "1", torch.tensor([True]), np.array([0.5, 1.0]), 1 if "bool" in kind else True]
     for value in wrong:
         with pytest.raises(InvalidField, match=words) as caught:
             AVERAGERS[name](**{field: value})
         assert "\n" not in str(caught.value)
-    if kind in ("int", "float", "bool"):
+    if kind in ("int", "float", "bool", "Scheduled"):
         with pytest.raises(InvalidField, match=words):
             AVERAGERS[name](**{field: None})
 

@@ -33,7 +33,7 @@ from gantrain.errors import UserError
 from gantrain.evaluation.references import open_reference
 from gantrain.metrics import features
 from gantrain.models.layers import Layers
-from gantrain.training.players import make_adam
+from gantrain.training.players import build_optimizer
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -141,7 +141,7 @@ def test_its_networks_have_the_published_size(name):
     with torch.device("meta"):
         networks = config.model.build(config.data.resolution, 3, classes)
     assert [sum(p.numel() for p in network.parameters()) for network in networks] == sizes
-    assert make_adam(networks[0].to_empty(device="cpu"), config.optim.lr_g, config.optim.betas, config.optim.eps).defaults["fused"]
+    assert build_optimizer(config.optim.g, networks[0].to_empty(device="cpu"), config.optim.lr_g, config.optim).defaults["fused"]
 
 
 # ---- by name, from anywhere ------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from gantrain import averaging, batching, data, losses, metrics, models
 
 # A folder answers one question and imports only folders before it. What lies flat is ground: it imports ground alone.
 ORDER = [
-    {"averaging", "augment", "batching", "data", "losses", "metrics", "models", "theory"},  # libraries, which do not know each other
+    # Libraries, which do not know each other.
+    {"averaging", "augment", "batching", "data", "losses", "metrics", "models", "optimizers", "theory"},
     {"config"},
     {"run_folder"},
     {"sampling", "orbit"},
@@ -114,7 +115,7 @@ def test_the_loop_syncs_with_the_device_only_where_a_line_is_due():
         "inputs": {"real", "ahead", "of_g", "_next", "_needed_by_g", "_as_input", "latents"},
         "terms": {"shown_as", "draws", "augmented", "due", "setting", "follow", "_observed", "_set"},
         "measurements": {"begin_update", "probe", "add", "count_update"},
-        "players": {"set_rates", "set_lr", "average", "weight_norms"},
+        "players": {"set_rates", "set_groups", "average", "weight_norms"},
         "run_state": {"advance"},
         "guard": {"send"},
     }.items():

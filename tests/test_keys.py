@@ -17,7 +17,19 @@ from gantrain.augment import AUGMENTATIONS
 from gantrain.averaging import AVERAGERS
 from gantrain.batching import BATCH_POLICIES
 from gantrain.config.config import Config
-from gantrain.config.keys import GENERAL, Key, Part, allowed_values, anchor_of, as_markdown, as_text, list_parts, meanings_of, select_parts
+from gantrain.config.keys import (
+    GENERAL,
+    SCHEDULES,
+    Key,
+    Part,
+    allowed_values,
+    anchor_of,
+    as_markdown,
+    as_text,
+    list_parts,
+    meanings_of,
+    select_parts,
+)
 from gantrain.config.loading import build, key_of, leaves, load, to_dict
 from gantrain.config.schema import may_change, may_differ, walk_sections
 from gantrain.data import DATASETS
@@ -25,12 +37,14 @@ from gantrain.errors import InvalidField, UserError, check, remedies_of
 from gantrain.losses import LOSSES, PENALTIES
 from gantrain.metrics import EXTRACTORS, METRICS
 from gantrain.models import ARCHITECTURES
+from gantrain.optimizers import OPTIMIZERS
 from gantrain.type_words import describe_type
 
 PARTS = list_parts()
 TABLES = {
     "data": DATASETS, "model": ARCHITECTURES, "loss": LOSSES, "penalties": PENALTIES, "batching": BATCH_POLICIES, "averagers": AVERAGERS,
-    "augment": AUGMENTATIONS, "eval.metrics": METRICS, "eval.features": EXTRACTORS,
+    "augment": AUGMENTATIONS, "optim.g": OPTIMIZERS, "optim.d": OPTIMIZERS,
+    "eval.metrics": METRICS, "eval.features": EXTRACTORS,
 }  # fmt: skip
 PLUGINS = [(path, name, cls) for path, table in TABLES.items() for name, cls in table.items()]
 
@@ -69,7 +83,11 @@ def test_every_key_of_the_defaults_is_listed_with_its_default():
             assert keys_under(section)[name].default == value
             continue
         plugin = config["data" if section == "data" else section.partition(".")[0]] if section in TABLES else None
-        plugin = {"data": "digits", "model": "biggan", "batching": "fixed"}.get(section) if plugin else None
+        plugin = (
+            {"data": "digits", "model": "biggan", "batching": "fixed", "optim.g": "adam", "optim.d": "adam"}.get(section)
+            if plugin
+            else None
+        )
         if value != {}:
             assert load_yaml(keys_under(section or GENERAL, plugin)[name].default) == value, full
 
@@ -87,7 +105,7 @@ def test_every_key_has_a_meaning_and_every_number_a_range(part):
 
 def test_sections_come_in_the_order_of_the_configuration():
     tops = dict.fromkeys(part.path.partition(".")[0] for part in PARTS)
-    assert list(tops) == [GENERAL, *(f.name for f in dataclasses.fields(Config) if any(part.path == f.name for part in PARTS))]
+    assert list(tops) == [GENERAL, *(f.name for f in dataclasses.fields(Config) if any(part.path == f.name for part in PARTS)), SCHEDULES]
 
 
 # ---- what is read off a class ----------------------------------------------------------------------------------------
@@ -197,7 +215,8 @@ def test_the_command_lists_all_keys_within_100_columns(gantrain, monkeypatch):
     assert max(map(len, text.splitlines())) <= 100
     assert text.endswith("Every other key must stay\nas it was; `gantrain fork` continues a run with other settings.\n")  # one paragraph
     for words in (
-        "  lr_g: 0.0002 ", "(a number above 0)", "Learning rate of the generator.", "averagers: lookahead", "  NAME.name: required",
+        "  lr_g: 0.0002 ", "(a number or a schedule above 0)", "Learning rate of the generator.", "averagers: lookahead",
+        "  NAME.name: required",
         "A key with * may change when a run is resumed", "  async*: false",
     ):  # fmt: skip
         assert words in text
@@ -206,8 +225,10 @@ def test_the_command_lists_all_keys_within_100_columns(gantrain, monkeypatch):
 @pytest.mark.parametrize(
     "asked,titles",
     [
-        ("optim", ["optim", "optim.lr_tail"]),
         ("optim.lr_tail", ["optim.lr_tail"]),
+        ("optim.g", ["optim.g", "optim.g: adam", "optim.g: adamw", "optim.g: sgd", "optim.g: rmsprop"]),
+        ("optim.d.rmsprop", ["optim.d", "optim.d: rmsprop"]),
+        ("schedules", ["schedules"]),
         ("averagers.ema", ["averagers", "averagers: ema"]),
         ("eval.features", ["eval.features", "eval.features: inception", "eval.features: digits"]),
         ("general", ["general"]),

@@ -29,10 +29,11 @@ from gantrain.errors import InvalidField, UserError
 from gantrain.losses import LOSSES, PENALTIES
 from gantrain.metrics import EXTRACTORS, METRICS
 from gantrain.models import ARCHITECTURES
+from gantrain.optimizers import OPTIMIZERS
 
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 TABLES = {
-    "averager": AVERAGERS, "loss": LOSSES, "penalty": PENALTIES, "augmentation": AUGMENTATIONS,
+    "averager": AVERAGERS, "loss": LOSSES, "penalty": PENALTIES, "augmentation": AUGMENTATIONS, "optimizer": OPTIMIZERS,
     "architecture": ARCHITECTURES, "data set": DATASETS, "metric": METRICS, "feature extractor": EXTRACTORS, "batch policy": BATCH_POLICIES,
 }  # fmt: skip
 OURS = [
@@ -41,6 +42,7 @@ OURS = [
     "loss={name: 'guide_plugins:Margin', margin: 2}",
     "penalties={drift: {name: 'guide_plugins:Drift'}}",
     "augment={name: 'guide_plugins:Mirrored'}",
+    "optim.g={name: 'guide_plugins:Signs', beta: {from: 0.5, to: 0.9, until_kimg: 0.2}}",
     "batching={name: 'guide_plugins:Doubling'}",
     "averagers.halves={name: 'guide_plugins:Halves'}",
     "eval.features={name: 'guide_plugins:Thumbnails'}",
@@ -248,6 +250,7 @@ LACKING = {
     "data set": ("data.name=wrong_plugins:Nothing", "'build', which every data set has"),
     "metric": ("eval.metrics=['wrong_plugins:Nothing']", "'compute', which every metric has"),
     "feature extractor": ("eval.features.name=wrong_plugins:Nothing", "'build', which every feature extractor has"),
+    "optimizer": ("optim.d.name=wrong_plugins:Nothing", "'build', which every optimizer has"),
     "batch policy": ("batching.name=wrong_plugins:Nothing", "'propose', which every batch policy has"),
 }
 

@@ -29,8 +29,8 @@ from gantrain.distributed import local_processes
 from gantrain.errors import UserError
 from gantrain.launch_environment import Place, process_rank, read_place
 from gantrain.models.architecture import build_networks
+from gantrain.optimizers import Adam
 from gantrain.process_watch import ProcessWatch
-from gantrain.training.players import make_adam
 from gantrain.training.sizes import batches_of, bytes_of_networks, require_room, sizes_of_networks
 
 GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -394,7 +394,7 @@ def test_the_estimate_of_the_memory_is_a_lower_bound(name, shape):
         (g, d), (averaged, _) = build_networks(config.model, *shape), build_networks(config.model, *shape)
     held = [tensor for network in (g, d, averaged) for tensor in (*network.parameters(), *network.buffers())]
     for network in (g, d):
-        optimizer = make_adam(network, 1e-4, config.optim.betas, config.optim.eps)
+        optimizer = Adam().build([*network.parameters()], 1e-4, config.optim.betas, config.optim.eps)
         for parameter in network.parameters():
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()

@@ -29,7 +29,7 @@ from gantrain.run_folder.manifest import LARGEST_MANIFEST, MANIFEST, Damaged, ho
 from gantrain.run_folder.ownership import read_rollback, write_rollback
 from gantrain.run_folder.state_form import find_fault
 from gantrain.sampling.sheets import MOST_PIXELS, require_scale
-from gantrain.training.players import require_entries
+from gantrain.training.optimizer_state import require_entries
 
 AVERAGE = {"first_nimg": 0, "previous_nimg": 16, "nimg": 16, "num_averaged": 1, "unseen": 0, "looks": [[16, 16, 2, 1]]}
 ESTIMATE = {"trace": 1.0, "squared": 2.0, "low": None, "high": None, "measurements": 3}

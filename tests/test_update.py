@@ -18,9 +18,10 @@ from gantrain.batching.noise_scale import GradientProbe
 from gantrain.config.loading import load
 from gantrain.losses import LOSSES, Hinge, Relativistic
 from gantrain.losses.penalties import R1, R2
+from gantrain.optimizers import Adam
 from gantrain.sampling import latents as latents_module
 from gantrain.spectral_norm import SpectralNorm, add_spectral_norm
-from gantrain.training.players import load_optimizer_tensors, make_adam, optimizer_tensors
+from gantrain.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import add_orthogonal_gradient, discriminator_phase, generator_phase
 
@@ -273,7 +274,7 @@ def test_adam_is_fused_and_is_adam():
     a = nn.Linear(4, 3).double()
     b = copy.deepcopy(a)
     ours, theirs = (
-        make_adam(a, 1e-2, (0.0, 0.99), 1e-8),
+        Adam().build([*a.parameters()], 1e-2, (0.0, 0.99), 1e-8),
         torch.optim.Adam(b.parameters(), lr=1e-2, betas=(0.0, 0.99), eps=1e-8, foreach=False),
     )
     assert ours.param_groups[0]["fused"]
@@ -290,7 +291,7 @@ def test_optimizer_state_goes_through_tensors_bit_for_bit():
     """Also with convolutions in channels_last order, whose moments must lie in memory as the weights do."""
     torch.manual_seed(0)
     a = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
-    first = make_adam(a, 1e-2, (0.5, 0.99), 1e-8)
+    first = Adam().build([*a.parameters()], 1e-2, (0.5, 0.99), 1e-8)
 
     def step(network, optimizer):
         optimizer.zero_grad()
@@ -300,7 +301,7 @@ def test_optimizer_state_goes_through_tensors_bit_for_bit():
 
     step(a, first)
     b = copy.deepcopy(a)
-    second = make_adam(b, 1e-2, (0.5, 0.99), 1e-8)
+    second = Adam().build([*b.parameters()], 1e-2, (0.5, 0.99), 1e-8)
     saved = {k: v.clone().contiguous() for k, v in optimizer_tensors(first, a).items()}
     load_optimizer_tensors(second, b, saved)
     assert second.state[b.weight]["exp_avg"].stride() == b.weight.stride() == first.state[a.weight]["exp_avg"].stride()

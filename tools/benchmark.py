@@ -92,7 +92,7 @@ from gantrain.reporting.wandb_run import WandbRun
 from gantrain.sampling.generators import generate
 from gantrain.training.guard import Pulse
 from gantrain.training.measurements import memory_gib
-from gantrain.training.players import Player, make_adam
+from gantrain.training.players import Player, build_optimizer
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase
 
@@ -501,14 +501,17 @@ class Game:
         self.rounds = config.batching.batch_size // b if rounds is None else rounds
         self.players = []
         networks = config.model.build(resolution, channels, classes)
-        for network, lr in zip(networks, (config.optim.lr_g, config.optim.lr_d)):
+        optim = config.optim
+        for network, rule, lr, clip in zip(networks, (optim.g, optim.d), (optim.lr_g, optim.lr_d), (optim.clip_g, optim.clip_d)):
             performance.place(network, switches, device)
             self.players.append(
                 Player(
                     network,
                     network,
-                    make_adam(network, lr, config.optim.betas, config.optim.eps),
+                    build_optimizer(rule, network, lr, optim),
                     torch.amp.GradScaler(device.type, enabled=False),
+                    rule=rule,
+                    clip=clip,
                 )
             )
         self.probes = [GradientProbe(network) for network in networks]
@@ -673,7 +676,7 @@ def orbit(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         recorder = OrbitRecorder(Orbit(every_kimg=1.0), banks, Path(folder), writes=True)
         recorder.open()
-        facts = {"batch_size": game.batch_size, "lr": {"g": config.optim.lr_g, "d": config.optim.lr_d}}
+        facts = {"batch_size": game.batch_size, "lr": {key: one.optimizer.param_groups[0]["lr"] for key, one in zip("gd", game.players)}}
 
         position = itertools.count()  # a moment is recorded once
 

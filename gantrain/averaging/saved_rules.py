@@ -9,6 +9,7 @@ from typing import Any
 from gantrain.averaging.average import Average
 from gantrain.averaging.rule import Averager
 from gantrain.errors import UserError
+from gantrain.schedule import Schedule
 
 FREE = {"networks", "offload", "update_every_kimg", "snapshot_every_kimg"}  # where an average is, and when it looks: not what it is
 PLAIN = (bool, int, float, str, type(None))
@@ -17,8 +18,14 @@ PLAIN = (bool, int, float, str, type(None))
 def describe_rule(averager: Averager) -> dict[str, Any]:
     """The class of a rule and its hyper-parameters, as JSON values; of a rule that is not a dataclass, the class alone."""
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(averager) if dataclasses.is_dataclass(averager) else ()
-    values = {f.name: getattr(averager, f.name) for f in fields if f.init and f.name not in FREE}
-    return {"name": type(averager).__name__, **{key: value for key, value in values.items() if key != "name" and isinstance(value, PLAIN)}}
+    values: dict[str, Any] = {f.name: getattr(averager, f.name) for f in fields if f.init and f.name not in FREE}
+    return {"name": type(averager).__name__, **plain_settings(values)}
+
+
+def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that are JSON values, and schedules as such."""
+    kept = {key: one for key, one in values.items() if key != "name" and isinstance(one, (*PLAIN, Schedule))}
+    return {key: dataclasses.asdict(one) if isinstance(one, Schedule) else one for key, one in kept.items()}
 
 
 def describe_rules(averages: Mapping[str, Average]) -> dict[str, dict[str, Any]]:

@@ -21,12 +21,13 @@ import numpy as np
 from gantrain.averaging.bank import AverageBank
 from gantrain.averaging.ema import Ema
 from gantrain.averaging.rule import Averager
+from gantrain.schedule import Schedule, bounds_of
 from gantrain.theory.ornstein_uhlenbeck import rate_of_two, variance_ratio
 
 
 def reads_orbit(averager: Averager) -> TypeGuard[Ema]:
-    """Whether the orbit's rate can be read off an average's distance: an EMA by half-life that looks after every update."""
-    return isinstance(averager, Ema) and averager.update_every_kimg is None
+    """Whether the orbit's rate can be read off an average's distance: an EMA by a constant half-life that looks after every update."""
+    return isinstance(averager, Ema) and averager.update_every_kimg is None and not isinstance(averager.half_life_kimg, Schedule)
 
 
 def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float | None, dict[str, Any]]:
@@ -36,8 +37,8 @@ def identified_rate(banks: Mapping[str, AverageBank], nimg: int) -> tuple[float 
     """
     shared = set.intersection(*(set(bank) for bank in banks.values()))
     emas = {name: a.averager for name, a in next(iter(banks.values())).averages.items() if reads_orbit(a.averager) and name in shared}
-    shortest = min(emas, key=lambda name: emas[name].half_life_kimg)
-    longest = max(emas, key=lambda name: emas[name].half_life_kimg)
+    shortest = min(emas, key=lambda name: bounds_of(emas[name].half_life_kimg))
+    longest = max(emas, key=lambda name: bounds_of(emas[name].half_life_kimg))
     mu = {name: math.log(2) / emas[name].half_life(nimg) for name in (shortest, longest)}
     distance = {name: float(sum(bank.distance(name) for bank in banks.values())) for name in mu}
     step = next(iter(banks.values()))[shortest].distance_of_looks

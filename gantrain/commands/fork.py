@@ -67,6 +67,9 @@ def describe_averages(fork: Fork, config: Config) -> str:
 def describe(fork: Fork, config: Config) -> str:
     """The fork in words: its origin, what happens to averages and rates, and how to train it."""
     lines = [f"{fork.folder}: {what_happened(fork.event)}", f"averages: {describe_averages(fork, config)}"]
+    anew = fork.event.get("optimizers", {}).get("begin", [])
+    if anew:
+        lines.append(f"optimizers: without a past: {', '.join(f'optim.{key}' for key in anew)}")
     was, now = fork.event["batch"]
     if was != now:
         lines.append(f"batch: the policy begins anew with {now} images (the checkpoint has {was})")

@@ -28,6 +28,7 @@ from gantrain.losses.penalties.jitter import largest_move, least_shift
 from gantrain.metrics import METRICS, Metric
 from gantrain.models import ARCHITECTURES, Architecture, BigGAN
 from gantrain.performance import Performance
+from gantrain.schedule import bounds_of
 
 FREE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED_NAMES = (LIVE, "all")
@@ -48,7 +49,7 @@ class Config:
         loss: the losses of G and D.
         penalties: terms that are added to the losses of D and G, by free names; `NAME: null` removes one.
         augment: the augmentation of all images that D sees, real and generated. Samples and scores never show it.
-        optim: the optimizer.
+        optim: the optimizers of G and D.
         batching: the batch policy, which decides how large the batch is.
         noise_scale: measurement of the gradient noise scale.
         averagers: averages that follow the weights, by free names; `NAME: null` removes one.
@@ -277,19 +278,36 @@ def check_swap(config: Config) -> None:
     if config.batching.max_batch is None:
         raise InvalidField("swap.growth", swap.growth, "above 1 needs batching.max_batch, the largest batch allowed")
     if swap.growth == AUTO:
-        lives = {one.half_life_kimg for one in averagers.values() if reads_orbit(one)}
+        lives = {bounds_of(one.half_life_kimg) for one in averagers.values() if reads_orbit(one)}
         if len(lives) < 2:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
-                "needs two averagers of name ema with different half_life_kimg that are updated after every update; add one",
+                "needs two averagers of name ema with different constant half_life_kimg that are updated after every update; add one",
             )
+        require_one_law(config)
         if not source.has_known_window:
             raise InvalidField(
                 "swap.growth",
                 swap.growth,
                 f"needs a source whose window is known in advance, such as ema, swa or power; that of {swap.source} is not",
             )
+
+
+def require_one_law(config: Config) -> None:
+    """Refuse a growth of its own accord where the batch acts differently on the two players that are swapped.
+
+    Raises:
+        InvalidField: for `swap.growth`.
+    """
+    optim, swap = config.optim, config.swap
+    if swap.networks == "gd" and optim.g.normalizes != optim.d.normalizes:
+        raise InvalidField(
+            "swap.growth",
+            swap.growth,
+            "needs optimizers of G and D that both divide the gradient by its size, as adam and rmsprop do, or both do not, as sgd;"
+            " set a number, or swap.networks=g",
+        )
 
 
 def check_guard(config: Config) -> None:

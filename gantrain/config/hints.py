@@ -16,6 +16,10 @@ ALSO_CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("d_lr", "lr_disc", "dlr"), ("optim.lr_d",)),
     **dict.fromkeys(("optimizer", "optimiser", "adam", "opt"), ("optim",)),
     **dict.fromkeys(("beta", "beta1", "beta2", "adam_betas", "b1", "b2"), ("optim.betas",)),
+    **dict.fromkeys(("weight_decay", "wd", "decay_rate"), ("optim.g.weight_decay", "optim.d.weight_decay")),
+    **dict.fromkeys(
+        ("clip", "grad_clip", "max_grad_norm", "clip_norm", "clip_grad_norm", "gradient_clip"), ("optim.clip_g", "optim.clip_d")
+    ),
     **dict.fromkeys(("n_critic", "num_d_steps", "d_iters", "n_disc"), ("optim.d_steps",)),
     **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size"), ("batching.batch_size",)),
     **dict.fromkeys(("batch_gpu", "microbatch", "per_device_batch_size"), ("batching.micro_batch",)),
@@ -125,6 +129,16 @@ IN_SECTION: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("interval", "lazy", "d_reg_every", "every_k", "freq"), ("every",)),
     },
 }
+# What the keys of a schedule are called elsewhere.
+OF_SCHEDULES: dict[str, tuple[str, ...]] = {
+    "from": ("init", "initial", "initial_value", "start_value", "first", "begin", "base", "value", "start_factor", "max", "peak", "from_"),
+    "to": ("end", "final", "final_value", "end_value", "target", "last", "min", "eta_min", "end_factor"),
+    "start_kimg": ("start", "delay", "after", "from_kimg", "begin_kimg", "start_step"),
+    "until_kimg": ("until", "end_kimg", "kimg", "to_kimg", "over", "length", "duration", "steps", "t_max", "total_iters", "decay_kimg",
+                   "total_kimg"),
+    "shape": ("kind", "type", "name", "curve", "mode", "decay", "schedule", "anneal"),
+    "warmup_kimg": ("warmup", "warm_up", "rampup", "ramp_up", "ramp", "warmup_steps", "rampup_kimg"),
+}  # fmt: skip
 DECAY = ("decay", "beta", "betas", "ema_decay", "ema_beta", "momentum", "alpha", "gamma")
 PER_UPDATE = (
     "; did you mean half_life_kimg? A decay d per update of B images has half_life_kimg = B / 1000 * ln(0.5) / ln(d);"
@@ -185,6 +199,12 @@ def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
     if here or (section and near(word, there)):
         return said(here) or did_you_mean(word, there)
     return said(same_name(word, known)) or said(called) or did_you_mean(word, there)
+
+
+def hint_in_schedule(word: str, there: Sequence[str]) -> str:
+    """The hint for a key that a schedule does not have."""
+    meant = next((key for key, words in OF_SCHEDULES.items() if fold(word) in words), None)
+    return said([meant]) if meant is not None and meant in there else did_you_mean(word, there)
 
 
 def hint_of_section(section: str, first: str, word: str, there: Sequence[str]) -> str:

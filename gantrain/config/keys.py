@@ -19,6 +19,7 @@ from gantrain.config.loading import key_of, plural
 from gantrain.config.plugins import name_of
 from gantrain.config.schema import Section, is_section, marks_of, walk_sections
 from gantrain.errors import UserError, did_you_mean, remedies_of, shown
+from gantrain.schedule import Schedule
 from gantrain.type_words import describe_type
 
 GENERAL = "general"  # heading of the keys outside all sections
@@ -28,6 +29,8 @@ LEGEND = (
     " continues a run with other settings."
 )
 OUTSIDE = "package.module:Class"
+SCHEDULES = "schedules"  # heading of the keys of a schedule
+OF_SCHEDULES = " It is the value of a key that takes a number or a schedule."
 INDENT, COLUMN = " " * 6, 40
 
 
@@ -115,8 +118,7 @@ def range_of(remedies: Sequence[str], nullable: bool) -> str:
 def default_of(f: dataclasses.Field) -> str:
     """A field's default as written in YAML."""
     value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-    assert value is not dataclasses.MISSING, f"{f.name} has no default"
-    return as_yaml(value)
+    return "required" if value is dataclasses.MISSING else as_yaml(value)
 
 
 def as_yaml(value: Any) -> str:
@@ -186,7 +188,8 @@ def list_parts() -> list[Part]:
             chosen = [one for one in sections if one.plugin is not None and one.path == key]
             if chosen:
                 parts += plugin_parts(chosen, f, meanings.get(f.name, ""))
-    order = [GENERAL, *(f.name for f in dataclasses.fields(Config))]
+    parts.append(Part(SCHEDULES, None, intro_of(Schedule) + OF_SCHEDULES, keys_of(Section(SCHEDULES, Schedule))))
+    order = [GENERAL, *(f.name for f in dataclasses.fields(Config)), SCHEDULES]
     return sorted(parts, key=lambda part: order.index(part.path.partition(".")[0]))
 
 

@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
-from gantrain.config.hints import hint_for, hint_for_value
-from gantrain.config.plain import key_of, leaves, sections_of, to_dict
+from gantrain.config.hints import hint_for, hint_for_value, hint_in_schedule
+from gantrain.config.plain import key_of, leaves, sections_of, to_dict, written
 from gantrain.config.plugins import find, require_values
 from gantrain.config.references import MOST_REFERENCES, MOST_TEXT, TextBudget, Unresolved, resolve
 from gantrain.config.yaml_files import (
@@ -40,12 +40,14 @@ from gantrain.errors import InvalidField, UserError, did_you_mean, one_line
 from gantrain.interruption import Stopped
 from gantrain.metrics import PROTOCOLS
 from gantrain.plugin_errors import explain_failure
+from gantrain.schedule import Schedule
 from gantrain.shipped import find_config
 from gantrain.strict_yaml import TextLoader
-from gantrain.type_words import PLURALS, describe_type
+from gantrain.type_words import PLURALS, describe_type, takes_schedule, without_schedule
 
 LONGEST_LIST = 80  # characters of a list that a message spells out
 MOST_OVERRIDES = 1000
+SCHEDULE_KEYS = tuple(key_of(f) for f in dataclasses.fields(Schedule))
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class Sources:
             inside = [source for other, source in self.of_key.items() if other.startswith(f"{key}.")]
             if inside:
                 return inside[-1]
-            if "." not in key:
+            if "." not in key and not key.endswith("]"):
                 return self.default
-            key = key.rpartition(".")[0]
+            key = key.rpartition("[" if key.endswith("]") else ".")[0]  # an item of a list, such as optim.betas[1]
         return self.of_key[key]
 
 
@@ -125,9 +127,11 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
                 raise ConfigError(f"{source}: {key}={{}} removes nothing; write {key}.{one}=null for each entry to remove")
             require_removable(key, value, standing, source, merged)
             clash = next((k for k in of_key if key.startswith(f"{k}.") and not isinstance(select(merged, k), DictConfig)), None)
-            if clash is not None and source == "command line":
-                raise ConfigError(f"{source}: {key}: {clash} is a single value ({select(merged, clash)!r}), not a section")
-            of_key[key] = source
+            was = None if clash is None else select(merged, clash)
+            number = isinstance(was, (int, float)) and not isinstance(was, bool)  # a schedule may take its place
+            if clash is not None and source == "command line" and not number:
+                raise ConfigError(f"{source}: {key}: {clash} is a single value ({was!r}), not a section")
+            of_key |= {clash: source, key: source} if clash is not None else {key: source}
         try:
             together = OmegaConf.merge(merged, layer)
             assert isinstance(together, DictConfig)
@@ -276,7 +280,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
             owner = f" of {values['name']}" if table_name and isinstance(values.get("name"), str) else ""
             if not path and isinstance(value, Mapping) and value:  # a section that does not exist: name a key in it
                 full, value = next((f"{key}.{inner}", one) for inner, one in leaves(value))
-            hint = hint_for(full, list(fields), default_keys())
+            hint = hint_in_schedule(key, SCHEDULE_KEYS) if cls is Schedule else hint_for(full, list(fields), default_keys())
             if not path and any(key in layer.anchored for layer in sources.layers):
                 hint = f"; a template for `<<` needs a name that begins with x-, such as x-{key}"
             raise ConfigError(f"{sources(full)}: {full}={quote_value(value)}: no such key{owner}{hint}")
@@ -290,8 +294,10 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
     try:
         return cls(**arguments)
     except InvalidField as error:
-        full = f"{path}.{error.field}" if path else error.field
-        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {quote_value(error.value)}") from None
+        keys = {f.name: key for key, f in fields.items()}
+        name = keys.get(error.field, error.field)
+        full = f"{path}.{name}" if path else name
+        raise ConfigError(f"{sources(full)}: {full} {error.remedy}, got {quote_value(written(error.value))}") from None
     except UserError as error:  # a plug-in's own words
         raise ConfigError(f"{sources(path)}: {path}: {error}" if path else str(error)) from None
     except (KeyboardInterrupt, Stopped):
@@ -304,7 +310,7 @@ def section(cls: type, values: Any, path: str, sources: Sources, table_name: boo
 
 
 def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources: Sources) -> Any:
-    """One field's value: a section, a plug-in, plug-ins by name, or a leaf of the declared type."""
+    """One field's value: a section, a plug-in, plug-ins by name, a schedule, or a leaf of the declared type."""
     if f.metadata.get("mapping"):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{sources(full)}: {full} must map free names to {plural(f.metadata['kind'])}, got {quote_value(value)}")
@@ -315,7 +321,23 @@ def field_value(f: dataclasses.Field, hint: Any, value: Any, full: str, sources:
         return plugin_value(f, f.default_factory, value, full, sources)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return section(hint, value, full, sources)
-    return leaf(hint, value, full, sources)
+    return scheduled_leaf(hint, value, full, sources) if takes_schedule(hint) else leaf(hint, value, full, sources)
+
+
+def scheduled_leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
+    """A number or a schedule, or a list of numbers some of which may be schedules, or null.
+
+    Raises:
+        ConfigError: it is none of these; says what is expected.
+    """
+    if isinstance(value, Mapping) and Schedule in typing.get_args(hint):
+        if "from" not in value and all(key in SCHEDULE_KEYS for key in value):
+            raise ConfigError(f"{sources(full)}: {full}.from is missing: a schedule begins with a value, such as {{from: 2e-4, ...}}")
+        return section(Schedule, value, full, sources)
+    items = next((typing.get_args(one) for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple), ())
+    if isinstance(value, list) and len(value) == len(items) and any(isinstance(one, Mapping) for one in value):
+        return tuple(scheduled_leaf(item, one, f"{full}[{i}]", sources) for i, (item, one) in enumerate(zip(items, value)))
+    return leaf(without_schedule(hint), value, full, sources, describe_type(hint))
 
 
 def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: str, sources: Sources) -> Any:
@@ -351,8 +373,11 @@ def plural(kind: str) -> str:
     return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
-def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
+def leaf(hint: Any, value: Any, full: str, sources: Sources, words: str = "") -> Any:
     """A value converted to its declared type by OmegaConf.
+
+    Args:
+        words: what is expected; "" describes the type.
 
     Raises:
         ConfigError: it cannot be converted; says what is expected.
@@ -361,9 +386,10 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
         return value
     if value is not None and not isinstance(value, str) and hint in (str, str | None):  # a name such as 12e3, which YAML reads as a number
         value = sources.texts.get(full, value)
+    words = words or describe_type(hint)
     wants_bool = bool in (hint, *typing.get_args(hint))
     if wants_bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf reads any number as true
-        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}")
+        raise ConfigError(f"{sources(full)}: {full} must be {words}, got {quote_value(value)}")
     try:
         holder = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
         with warnings.catch_warnings():
@@ -374,8 +400,8 @@ def leaf(hint: Any, value: Any, full: str, sources: Sources) -> Any:
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
         remedy = f"; write a value after {full}=" if value is None and sources(full) == "command line" else ""
         remedy = remedy or hint_for_value(full, value)
-        remedy = as_list(value) if describe_type(hint).startswith(f"a list of {PLURALS[str]}") else remedy
-        raise ConfigError(f"{sources(full)}: {full} must be {describe_type(hint)}, got {quote_value(value)}{remedy}") from None
+        remedy = as_list(value) if words.startswith(f"a list of {PLURALS[str]}") else remedy
+        raise ConfigError(f"{sources(full)}: {full} must be {words}, got {quote_value(value)}{remedy}") from None
 
 
 def as_list(value: Any) -> str:

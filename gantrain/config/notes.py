@@ -8,12 +8,14 @@ from typing import Any
 from gantrain.augment import Ada
 from gantrain.batching import BatchPolicy, ByNoiseScale, Fixed, Largest, NoiseScale, Schedule
 from gantrain.config.config import Config
-from gantrain.config.sections import AUTO, Guard, Orbit, Swap
+from gantrain.config.scheduled_keys import RATES, find_schedules, schedule_notes
+from gantrain.config.sections import AUTO, Guard, Optim, Orbit, Swap
 from gantrain.losses import Penalty, Wasserstein
 from gantrain.losses.penalties import LatentConsistency, LeCam, PathLength
 from gantrain.losses.penalties.consistency import Jittering
 from gantrain.losses.penalties.finite_differences import SIGMA_OF_BF16, FiniteDifference
 from gantrain.models import BigGAN
+from gantrain.optimizers import Adam, RmsProp, Sgd
 from gantrain.schedule import bounds_of
 
 STARTS = (
@@ -145,6 +147,40 @@ def late_effect(key: str) -> str:
     return "it will have no effect before the end" if key.endswith("every_kimg") else "it will have no effect"
 
 
+def optimizer_notes(config: Config) -> list[str]:
+    """Notes about settings of the optimizers without effect."""
+    optim, default = config.optim, Optim()
+    plain = {key: one for key, one in (("g", optim.g), ("d", optim.d)) if type(one) is Sgd}
+    own = {key for key, one in (("g", optim.g), ("d", optim.d)) if getattr(one, "betas", None) is not None or type(one) is RmsProp}
+    found = []
+    if optim.betas != default.betas and {*plain, *own} == {"g", "d"}:
+        found.append("optim.betas has no effect: the optimizers of G and D do not use it")
+    if optim.eps != default.eps and all(key in plain or getattr(one, "eps", None) for key, one in (("g", optim.g), ("d", optim.d))):
+        found.append("optim.eps has no effect: the optimizers of G and D do not use it")
+    if config.swap.source is not None and config.swap.growth == AUTO:
+        scheduled = [key for key in RATES if key in find_schedules(config)]
+        found += [f"{key} changes during the run, and swap.growth=auto assumes constant rates" for key in scheduled]
+    return found
+
+
+def momentum_notes(config: Config) -> list[str]:
+    """A note if a swap would reset a momentum that no player has."""
+    if config.swap.optimizer != "reset_momentum":
+        return []
+    found = {}
+    for key in config.swap.networks:
+        one: Any = getattr(config.optim, key)
+        if isinstance(one, Adam):
+            found["optim.betas[0]" if one.betas is None else f"optim.{key}.betas[0]"] = (one.betas or config.optim.betas)[0]
+        elif isinstance(one, (Sgd, RmsProp)):
+            found[f"optim.{key}.momentum"] = one.momentum
+        else:
+            return []
+    if any(found.values()):
+        return []
+    return [f"swap.optimizer=reset_momentum has nothing to reset: {' and '.join(found)} {'are' if len(found) > 1 else 'is'} 0"]
+
+
 def notes(config: Config) -> list[str]:
     """Notes about valid settings that have no effect, or an unexpected one."""
     total = config.total_kimg
@@ -161,8 +197,7 @@ def notes(config: Config) -> list[str]:
             " and at the end"
         )
     if config.swap.source is not None:
-        if config.swap.optimizer == "reset_momentum" and config.optim.betas[0] == 0:
-            found.append("swap.optimizer=reset_momentum has nothing to reset: optim.betas[0] is 0")
+        found += momentum_notes(config)
     elif config.swap != Swap():
         found.append("swap.source is null: the other settings of swap have no effect")
     if config.batching.grows_at_swaps and not config.swap.grows and config.guard.growth == 1:
@@ -181,4 +216,4 @@ def notes(config: Config) -> list[str]:
     found += penalty_notes(config)
     found += averager_notes(config)
     found += loss_notes(config)
-    return found
+    return found + optimizer_notes(config) + schedule_notes(config)

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from gantrain.config.plugins import name_of
+from gantrain.schedule import Schedule
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -31,9 +32,11 @@ def plain_value(f: dataclasses.Field, value: Any) -> Any:
 
 
 def written(value: Any) -> Any:
-    """A value as files have it: a tuple is a list there, and a member of an enumeration its name."""
+    """A value as files have it: a tuple is a list there, a schedule a mapping, and a member of an enumeration its name."""
     if isinstance(value, Enum):
         return value.name
+    if isinstance(value, Schedule):
+        return to_dict(value)
     if isinstance(value, (list, tuple)):
         return [written(one) for one in value]
     return {key: written(one) for key, one in value.items()} if type(value) is dict else value

@@ -29,12 +29,25 @@ from gantrain.interruption import Stopped
 from gantrain.losses import LOSS, PENALTY
 from gantrain.metrics import EXTRACTOR, METRIC
 from gantrain.models import ARCHITECTURE
+from gantrain.optimizers import OPTIMIZER
 from gantrain.plugin_errors import describe, describe_value, file_of, import_place, in_words, remember, show
 from gantrain.regular_file import check_regular
 from gantrain.type_words import describe_type
 
 CONTRACTS: dict[str, Contract[Any]] = {
-    contract.kind: contract for contract in (AVERAGER, LOSS, PENALTY, AUGMENTATION, ARCHITECTURE, DATA_SET, METRIC, EXTRACTOR, BATCH_POLICY)
+    contract.kind: contract
+    for contract in (
+        AVERAGER,
+        LOSS,
+        PENALTY,
+        AUGMENTATION,
+        ARCHITECTURE,
+        DATA_SET,
+        METRIC,
+        EXTRACTOR,
+        BATCH_POLICY,
+        OPTIMIZER,
+    )
 }
 
 MOST_SOURCE = 2**24  # bytes of a Python file

@@ -14,6 +14,7 @@ from typing import Any
 from gantrain.config.config import Config
 from gantrain.config.loading import key_of, leaves, to_dict
 from gantrain.field_marks import MAY_CHANGE, MAY_DIFFER
+from gantrain.type_words import takes_schedule
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def find_marked(mark: str) -> tuple[frozenset[str], tuple[str, ...]]:
                 prefixes.append(f"{key}.")
             elif f.metadata.get(mark):
                 keys.add(key)
+                prefixes += [f"{key}."] if takes_schedule(hint) else []
     return frozenset(keys), tuple(prefixes)
 
 

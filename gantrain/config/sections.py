@@ -14,6 +14,9 @@ from gantrain.config.plugins import adapt_plugins, find
 from gantrain.errors import InvalidField, UserError, check, shown
 from gantrain.field_marks import MAY_CHANGE, MAY_DIFFER
 from gantrain.metrics import EXTRACTORS, METRICS, PROTOCOLS, DigitsFeatures, FeatureExtractor, InceptionScore
+from gantrain.optimizers import OPTIMIZERS, Adam, Optimizer
+from gantrain.optimizers.optimizer import check_betas
+from gantrain.schedule import Scheduled, check_positive
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Swap:
         networks: "g" swaps the generator alone; "gd" also swaps the discriminator, whose average is then followed too. In a game
             that rotates, a swap of one player keeps the other's half of the motion.
         alpha: 1 replaces the live weights; a smaller value moves them this fraction of the way.
-        optimizer: what happens to the state of Adam: "keep", "reset_momentum" (its first moment, which belongs to the weights
-            before the swap) or "reset" (all of it). A second moment that is kept makes small steps for a while after the swap;
-            with a fresh one, the weights heat up again within a few steps.
+        optimizer: what happens to the state of the optimizers: "keep", "reset_momentum" (Adam's first moment or the momentum, which
+            belong to the weights before the swap) or "reset" (all of it). A second moment that is kept makes small steps for a while
+            after the swap; with a fresh one, the weights heat up again within a few steps.
         growth: factor by which the minibatch grows at each swap. "auto" takes g* from the distances of the live weights to two EMAs,
-            squared because under Adam at a fixed rate the variance falls only with the square root of the batch. Above 1 it needs
-            `batching: {name: on_swap, max_batch: ...}`.
+            squared because under Adam at a fixed rate the variance falls only with the square root of the batch, and not squared for
+            sgd. Above 1 it needs `batching: {name: on_swap, max_batch: ...}`.
         lr_scale: factor for both learning rates at each swap; those of several swaps multiply.
         after_kimg: the live weights are scored just before a swap, right after it, and again this many kimg later.
     """
@@ -105,13 +108,18 @@ def plugins(kind: str, table: dict[str, type], default: typing.Callable[[], dict
 
 @dataclass(frozen=True)
 class Optim:
-    """Adam for both players.
+    """The optimizers of both players, and the order of their steps.
 
     Attributes:
         lr_g: learning rate of the generator.
         lr_d: learning rate of the discriminator.
-        betas: Adam's decay rates of the first and of the second moment.
-        eps: Adam's epsilon.
+        betas: decay rates of the first and of the second moment, for both optimizers; the second may be a schedule.
+        eps: added to the root of the second moment, for both optimizers.
+        g: the generator's optimizer.
+        d: the discriminator's optimizer.
+        clip_g: the largest norm of G's gradient, all weights together, after orthogonal regularisation and before weight decay; a longer
+            one is scaled down to it. Null does not clip. The noise scale, the guard and `grad_norm` see the gradient before it.
+        clip_d: the largest norm of D's gradient.
         d_steps: steps of D in every update, each on fresh images and latents.
         g_steps: steps of G in every update, each on fresh latents; kimg count the images of an update, whatever this is.
         first: the player whose steps come first in an update; "d" trains G against the D that has just been trained.
@@ -120,10 +128,14 @@ class Optim:
         lr_tail: the learning rates late in a run.
     """
 
-    lr_g: float = 2e-4
-    lr_d: float = 2e-4
-    betas: tuple[float, float] = (0.0, 0.999)
+    lr_g: Scheduled = 2e-4
+    lr_d: Scheduled = 2e-4
+    betas: tuple[float, Scheduled] = (0.0, 0.999)
     eps: float = 1e-8
+    g: Optimizer = plugin("optimizer", OPTIMIZERS, Adam)
+    d: Optimizer = plugin("optimizer", OPTIMIZERS, Adam)
+    clip_g: float | None = None
+    clip_d: float | None = None
     d_steps: int = 1
     g_steps: int = 1
     first: Literal["d", "g"] = "d"
@@ -132,10 +144,13 @@ class Optim:
     lr_tail: LrTail = field(default_factory=LrTail)
 
     def __post_init__(self) -> None:
-        check(self, "lr_g", 0 < self.lr_g < float("inf"), "must be above 0")
-        check(self, "lr_d", 0 < self.lr_d < float("inf"), "must be above 0")
-        check(self, "betas", all(0 <= b < 1 for b in self.betas), "must both be in [0, 1)")
+        adapt_plugins(self)
+        check_positive(self, "lr_g")
+        check_positive(self, "lr_d")
+        check_betas(self)
         check(self, "eps", 0 < self.eps < 1, "must be above 0 and below 1")
+        for key, norm in (("clip_g", self.clip_g), ("clip_d", self.clip_d)):
+            check(self, key, norm is None or 0 < norm < float("inf"), "must be above 0, or null")
         check(self, "d_steps", self.d_steps >= 1, "must be at least 1")
         check(self, "d_steps", self.d_steps <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
         check(self, "g_steps", self.g_steps >= 1, "must be at least 1")

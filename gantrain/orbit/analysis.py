@@ -23,6 +23,7 @@ from gantrain.run_folder.layout import METRICS_FILE
 from gantrain.run_folder.line_file import stream_back
 from gantrain.run_folder.record import Evaluation, evaluation
 from gantrain.run_folder.record_lines import parse
+from gantrain.schedule import bounds_of
 from gantrain.theory.displacement import Parts, displacement_of, parts_of
 from gantrain.theory.orbit_fit import FEWEST_RECORDINGS, OrbitFit, fit_orbit
 from gantrain.theory.two_emas import TwoEmas, fit_two_emas
@@ -202,7 +203,7 @@ def compare_two_emas(config: Config, player: PlayerKey, motion: Motion, rows: np
     for name, averager in config.followed(player).items():
         if not reads_orbit(averager) or name not in motion.distances:
             continue
-        half_life = averager.half_life_kimg
+        half_life, _ = bounds_of(averager.half_life_kimg)
         settled = (
             start + FORGETS * half_life * 1000 <= motion.nimg[measured[0]]
             and averager.half_life(int(motion.nimg[measured[0]])) >= half_life * 1000

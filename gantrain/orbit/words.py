@@ -117,7 +117,7 @@ def format_two_emas(a: Analysis) -> list[str]:
     if a.two_emas is None:
         longest = (a.end - a.start) / 2 / FORGETS
         return [
-            f"two EMAs: needs two averagers named ema with different half_life_kimg, at most {longest:.3g} here,"
+            f"two EMAs: needs two averagers named ema with different constant half_life_kimg, at most {longest:.3g} here,"
             " that have passed their ramp_up when the measured half begins"
         ]
     names, two = " and ".join(a.ema_names), a.two_emas

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from plotly import graph_objects as go
 
+from gantrain.config.scheduled_keys import PREFIX as SCHEDULE
 from gantrain.palette import MARKS, PLAYERS, Style, style_of
 from gantrain.reporting.event_words import what_happened
 from gantrain.run_folder.record import Record
@@ -135,6 +136,26 @@ def batch_figure(record: Record) -> go.Figure:
         add(2, f"learning rate of {player}", kimg, rates, {"color": colour, "dash": "solid" if player == "D" else "dash"})
     figure.update_layout(yaxis={"type": "log"}, yaxis2={"rangemode": "tozero"}, yaxis3={"rangemode": "tozero", "exponentformat": "power"})
     add_marks(figure, record, panels=3)
+    return figure
+
+
+def schedules_in(record: Record) -> list[str]:
+    """The keys of training lines that are numbers of schedules, the learning rates left out."""
+    return [key for key in record.numbers.values if key.startswith(SCHEDULE)]
+
+
+def schedules_figure(record: Record) -> go.Figure:
+    """A panel over kimg for every scheduled key, the learning rates left out."""
+    keys, lines = schedules_in(record), record.numbers.rows(POINTS)
+    figure = make_panels([key.removeprefix(SCHEDULE) for key in keys])
+    for panel, key in enumerate(keys):
+        name = key.removeprefix(SCHEDULE)
+        figure.add_scatter(
+            x=[line["nimg"] / 1000 for line in lines], y=[drawable(line.get(key)) for line in lines], name=name, mode="lines",
+            line={"color": TEXT}, yaxis=axis_id(panel), showlegend=False,
+            hovertemplate=f"{name} %{{y:.5g}} at %{{x:g}} kimg<extra></extra>",
+        )  # fmt: skip
+    add_marks(figure, record, panels=len(keys))
     return figure
 
 

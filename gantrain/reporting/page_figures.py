@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from gantrain.config.scheduled_keys import PREFIX as SCHEDULE
 from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, channels, nth_style
 from gantrain.reporting.charts import batches, drawable, marks, styles_in
 from gantrain.reporting.comparison import Curve, Group, build_curves
@@ -285,7 +286,10 @@ OTHERS: tuple[Row, ...] = (
 
 
 def others_in(records: Sequence[Record]) -> list[Row]:
-    """The rows of training numbers that some record has: `OTHERS`, and those of penalties and of the augmentation, by their own names."""
+    """The rows of training numbers that some record has: `OTHERS`, and those of penalties, the augmentation and schedules, by own names.
+
+    Every schedule has a row to itself, since their units differ.
+    """
     found = [(title, keys, log) for title, keys, log in OTHERS if any(record.numbers.has(*keys) for record in records)]
     for title, prefix in (("penalties", "penalty/"), ("augmentation", "augment/")):
         names = dict.fromkeys(key for record in records for key in record.numbers.values if key.startswith(prefix))
@@ -293,6 +297,10 @@ def others_in(records: Sequence[Record]) -> list[Row]:
         values = np.concatenate(points) if points else np.zeros(0)
         keys = {key: (key.removeprefix(prefix), nth_style(i).colour, nth_style(i).dash) for i, key in enumerate(names)}
         found += [(title, keys, is_wide(values[np.isfinite(values)].tolist()))] if keys else []
+    scheduled = dict.fromkeys(key for record in records for key in record.numbers.values if key.startswith(SCHEDULE))
+    for key in scheduled:
+        name = key.removeprefix(SCHEDULE)
+        found.append((f"schedule of {name}", {key: (name, COLOURS[2], "solid")}, False))
     return found
 
 

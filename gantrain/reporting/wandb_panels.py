@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gantrain.reporting.charts import batch_figure, drawable, scores_figure
+from gantrain.reporting.charts import batch_figure, drawable, schedules_figure, schedules_in, scores_figure
 from gantrain.reporting.event_words import TOLD, what_happened
 from gantrain.run_folder.record import Record
 from gantrain.score_names import best_value
@@ -18,6 +18,8 @@ def overview(told: Record) -> tuple[dict[str, Any], dict[str, Rows], dict[str, A
     figures = {f"overview/{metric}": scores_figure(few, metric) for metric in few.metrics}
     if len(told.numbers) > 1:
         figures["overview/batch"] = batch_figure(told)
+    if len(told.numbers) > 1 and schedules_in(told):
+        figures["overview/schedules"] = schedules_figure(told)
     return figures, {"events": events_table(few)}, best_scores(few)
 
 

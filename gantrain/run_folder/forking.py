@@ -39,6 +39,8 @@ SHAPES = ("data.resolution", "data.channels", "data.labels")  # keys besides `mo
 # How images are read or shown, not which they are. `root` is not among them: a fork with another one is meant to train on what lies there.
 SAME_IMAGES = {f"data.{key}" for key in ("workers", "keep_in", "on_error", "download", "flip")}
 PLACES = {"offload"}  # keys of an average that say where its tensors are kept; their values do not depend on them
+# Keys of an optimizer that do not change what its state means.
+FREE_OF_OPTIMIZERS = {"betas", "eps", "weight_decay", "alpha", "nesterov"}
 NETWORKS = (("g", "averages"), ("d", "averages_d"))
 
 
@@ -199,12 +201,28 @@ def kept_terms(terms: Mapping[str, Any], old: Config, new: Config) -> dict[str, 
     """What penalties and the augmentation remember, of those that are of the same kind as before."""
     same = {name for name, one in new.penalties.items() if type(one) is type(old.penalties.get(name))}
     penalties = {name: one for name, one in terms.get("penalties", {}).items() if name in same}
-    augments = "augment" in terms and type(getattr(old, "augment", None)) is type(getattr(new, "augment", None))
+    augments = "augment" in terms and type(old.augment) is type(new.augment)
     return {**({"penalties": penalties} if penalties else {}), **({"augment": terms["augment"]} if augments else {})}
 
 
-def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """The tensors of the fork's checkpoint: all but those of averages that do not continue."""
+def new_optimizers(old: Config, new: Config) -> list[str]:
+    """The players whose optimizer begins anew: it is of another kind, or has settings that change what it remembers."""
+
+    def of(config: Config, key: str) -> tuple[type, dict[str, Any]]:
+        one = getattr(config.optim, key)
+        return type(one), {name: value for name, value in to_dict(one).items() if name not in FREE_OF_OPTIMIZERS}
+
+    return [key for key, _ in NETWORKS if of(old, key) != of(new, key)]
+
+
+def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]], anew: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The tensors of the fork's checkpoint: all but those of averages that do not continue.
+
+    Args:
+        snapshot: the origin's.
+        kept: see `kept_averages`.
+        anew: players whose optimizer begins without a past.
+    """
     gone = {
         group_of(name, network, slots)
         for network, key in NETWORKS
@@ -212,7 +230,8 @@ def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]]) -> dict[st
         if name not in kept[network]
         for slots in (False, True)
     }
-    return {group: named for group, named in snapshot.tensors.items() if group not in gone}
+    without_past: dict[str, dict[str, Any]] = {f"optimizer_{key}": {} for key in anew}
+    return {group: named for group, named in snapshot.tensors.items() if group not in gone} | without_past
 
 
 def refuse_nonfinite(origin: Origin, tensors: Mapping[str, Mapping[str, Any]]) -> None:
@@ -251,7 +270,9 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
     require_same_networks(changed)
     require_time(origin, old, new)
     kept = kept_averages(old, new, state)
-    saved = forked_state(state, old, new, nimg, kept)
+    saved, anew = forked_state(state, old, new, nimg, kept), new_optimizers(old, new)
+    if "optimizers" in saved:
+        saved["optimizers"] = {key: values for key, values in saved["optimizers"].items() if key not in anew}
     begin = [name for name in new.averagers if name not in kept["g"]]
     refuse_reserved(begin)
     require_late_start(new, begin, nimg)
@@ -260,8 +281,9 @@ def write_fork(origin: Origin, old: Config, new: Config, folder: Path) -> Fork:
         "changed": {key: list(values) for key, values in changed.items()},
         "batch": [state["batching"]["batch_size"], saved["batching"]["batch_size"]],
         "averages": {"kept": kept["g"], "begin": begin, "dropped": [name for name in state["averages"] if name not in new.averagers]},
+        **({"optimizers": {"begin": anew}} if anew else {}),
     }  # fmt: skip
-    tensors = forked_tensors(origin.snapshot, kept)
+    tensors = forked_tensors(origin.snapshot, kept, anew)
     refuse_nonfinite(origin, tensors)
     line = json.dumps(as_json(event), allow_nan=False) + "\n"
     saved["metrics_bytes"] = len(line.encode())

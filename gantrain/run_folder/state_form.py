@@ -193,6 +193,7 @@ OF_SOME: dict[str, Form] = {
     "class_counts": maybe(list_of(whole(0))), "data_left_out": list_of(whole(0)),
     "config": by_name(anything), "stats_counts": by_name(whole(1)),
     "terms": fields({"penalties": by_name(by_name(number)), "augment": by_name(number)}),
+    "optimizers": by_name(list_of(by_name(finite))),
     "gammas": by_name(positive), "sigma_rel": positive, "profile_error": number, "coefficients": by_name(finite), "chosen": CHOSEN,
 }  # fmt: skip
 ROLLBACK = fields(to=whole(0), guard=GUARD, batching=BATCHING, metrics_bytes=whole(0))

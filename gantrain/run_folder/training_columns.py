@@ -17,7 +17,7 @@ SHOWN = (
     *(f"noise_scale/{player}/{name}" for player in "GD" for name in ("b_simple", "b_simple_low", "b_simple_high", "measurements")),
     "throughput/img_per_s", "throughput/elapsed_s", "throughput/left_s",
 )  # fmt: skip
-NAMED = ("penalty/", "augment/")  # and all keys that begin like this: a run chooses their names
+NAMED = ("penalty/", "augment/", "schedule/")  # and all keys that begin like this: a run chooses their names
 EXCLUDES = "throughput/left_excludes"  # a text, of which only that of the last line is shown
 MISSING = math.inf  # in a column: the line does not have the key. A value that is not finite is nan there, since neither is drawn
 

@@ -14,6 +14,7 @@ from gantrain import lock, performance
 from gantrain.batching import BatchController
 from gantrain.config import loading
 from gantrain.config.notes import notes
+from gantrain.config.scheduled_keys import find_schedules
 from gantrain.data import ImageSet
 from gantrain.data.class_balance import describe_choice
 from gantrain.distributed import leaves_apples_gpu
@@ -148,9 +149,13 @@ class Facts:
         """
         context = self.context
         more: dict[str, Any] = {key: value for key, value in (("changed", changed), ("notes", self.notes)) if value}
+        schedules = {key: one.words for key, one in find_schedules(context.config).items()}
+        more |= {"schedules": schedules} if schedules else {}
         context.tracker.event(self.run.nimg, "resume" if path else "start", time=utc_now(), **self.describe_machine(), **more)
         context.tracker.say(self.headline(path))
         context.tracker.say(f"performance: {performance.describe(context.performance, context.config.performance, context.device)}")
+        if schedules:
+            context.tracker.say(f"schedules: {'; '.join(f'{key} {words}' for key, words in schedules.items())}")
         snapshots = self.describe_snapshots()
         if snapshots:
             context.tracker.say(f"snapshots: {snapshots}")

@@ -14,6 +14,7 @@ from gantrain.batching.state import proposal_of
 from gantrain.orbit.motion import number_regimes
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.time_left import CHECKPOINTS, ORBIT_LINES, ORBIT_PICTURES, SAMPLES, SCORING, SNAPSHOTS, SWAPS, Plan
+from gantrain.schedule import Schedule
 from gantrain.theory.orbit_fit import FEWEST_RECORDINGS
 from gantrain.training.context import Context
 from gantrain.training.players import Players
@@ -164,11 +165,16 @@ class Forecast:
         past, tail = self.orbit.heads, self.context.config.optim.lr_tail
         last: Mapping[str, Any] = past[-1] if past else {"nimg": -1, "lr": {"g": 1.0, "d": 1.0}}
         batch_at = lambda moment: next((b for _, stop, b in stretches if moment <= stop), self.batching.batch_size)  # noqa: E731
-        factor = lambda moment: tail.multiplier(max(0, moment - batch_at(moment)), moment)  # noqa: E731
-        before = factor(last["nimg"]) or 1.0
+
+        def factor(key: str, moment: int) -> float:
+            """What the rate of a player is multiplied by in the update that ends at a moment."""
+            start, rate = max(0, moment - batch_at(moment)), getattr(self.context.config.optim, f"lr_{key}")
+            return tail.multiplier(start, moment) * (rate.at(start) if isinstance(rate, Schedule) else 1.0)
+
+        before = {key: factor(key, last["nimg"]) or 1.0 for key in last["lr"]}
         found = []
         for moment in map(int, np.union1d(times, swaps)):
-            rates = {key: rate * factor(moment) / before for key, rate in last["lr"].items()}
+            rates = {key: rate * factor(key, moment) / before[key] for key, rate in last["lr"].items()}
             head = {"nimg": moment, "batch_size": batch_at(moment), "lr": rates}
             found += [head] if moment > last["nimg"] else []  # at most one per moment
             found += [{**head, "batch_size": batch_at(moment + 1), "swap": True}] if moment in swaps else []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gantrain.batching import BatchController, GradientProbe, NoiseMonitor
 from gantrain.batching.noise_scale import as_numbers
+from gantrain.config.scheduled_keys import find_schedules, values_of
 from gantrain.orbit.recorder import OrbitRecorder
 from gantrain.reporting.console import Progress
 from gantrain.reporting.time_left import Plan
@@ -71,6 +72,7 @@ class Measurements:
     ):  # fmt: skip
         self.context, self.run, self.players, self.batching = context, run, players, batching
         self.terms, self.inputs, self.guard, self.orbit, self.probes, self.noise = terms, inputs, guard, orbit, probes, noise
+        self.schedules = find_schedules(context.config)
         self.logged_at = 0
         self.progress: Progress
         self.forecast: Callable[[], Plan] | None = None
@@ -133,6 +135,7 @@ class Measurements:
         values |= {**self.batching.numbers(), "updates": self.run.updates, "memory/gib": memory_gib(self.context.device)}
         values |= self.noise_scale()
         values |= {f"lr/{key}": rate for key, rate in self.players.rates.items()}
+        values |= values_of(self.schedules, self.run.previous_nimg, values)  # of the last update, as the rates are
         self.orbit.flush()
         values |= self.orbit.latest
         values["reals_seen"] = self.run.nimg * d_steps

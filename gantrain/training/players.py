@@ -13,16 +13,21 @@ from torch import Tensor, nn
 
 from gantrain import performance
 from gantrain.averaging import LIVE, AverageBank
-from gantrain.averaging.average import Mismatch, write_buffers, write_weights
+from gantrain.averaging.average import write_buffers, write_weights
 from gantrain.averaging.batchnorm import named_statistics, write_statistics
 from gantrain.averaging.birth import begin, since_birth
+from gantrain.config.sections import Optim
 from gantrain.distributed import local_processes, mean_over_processes
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.models.architecture import build_networks, exempt_from_orthogonal
+from gantrain.optimizers import OPTIMIZERS, Adam, Optimizer, betas_at
+from gantrain.plugin_errors import refuse_result
 from gantrain.run_folder.checkpoint import Snapshot
 from gantrain.run_folder.contents import group_of
 from gantrain.sampling.latents import GeneratorModule
+from gantrain.schedule import Scheduled, bounds_of, value_at
 from gantrain.training.context import Context
+from gantrain.training.optimizer_state import load_optimizer_tensors, load_own_settings, optimizer_tensors, own_settings
 from gantrain.training.sizes import require_room
 
 
@@ -34,6 +39,8 @@ class Player:
         network: the plain module, which the other player's phase calls.
         wrapped: what this player's own phase calls: the module, or a DistributedDataParallel around it.
         optimizer: of its parameters.
+        rule: the optimizer as the configuration has it.
+        clip: the largest norm of its gradient; None does not clip.
         scaler: scales its loss under fp16; disabled otherwise.
         orthogonal: weight of orthogonal regularisation; 0 for none.
         exempt: parameters that orthogonal regularisation skips.
@@ -47,75 +54,48 @@ class Player:
     orthogonal: float = 0.0
     exempt: set[Tensor] = field(default_factory=set)
     no_sync: Callable[[], AbstractContextManager] = nullcontext
+    rule: Optimizer = field(default_factory=Adam)
+    clip: float | None = None
 
 
-def make_adam(network: nn.Module, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
-    """Adam over a network's parameters, fused where the device supports it."""
-    parameters = list(network.parameters())
-    fused = parameters[0].device.type in ("cuda", "cpu")
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameters."""
+def set_groups(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:
+    """Set the learning rate, or other hyper-parameters, of all parameters."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group.update(settings)
 
 
 @torch.no_grad()
-def reset_optimizer(optimizer: torch.optim.Optimizer, how: Literal["keep", "reset_momentum", "reset"]) -> None:
-    """Keep Adam's state, zero its first moments, or discard all of it."""
+def reset_optimizer(player: Player, how: Literal["keep", "reset_momentum", "reset"]) -> None:
+    """Keep the state of a player's optimizer, zero its momentum (Adam's first moments), or discard all of it."""
     if how == "reset":
-        optimizer.state.clear()
+        player.optimizer.state.clear()
     elif how == "reset_momentum":
-        for state in optimizer.state.values():
-            state["exp_avg"].zero_()
+        for state in player.optimizer.state.values():
+            for entry in player.rule.momentum_entries:
+                if isinstance(state.get(entry), Tensor):
+                    state[entry].zero_()
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """An optimizer's state as tensors named PARAMETER/ENTRY, for saving."""
-    return {
-        f"{name}/{entry}": value
-        for name, parameter in network.named_parameters()
-        for entry, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-@torch.no_grad()
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restore saved state. Each entry gets the memory layout of its parameter, as the optimizer itself would give it.
+def build_optimizer(rule: Optimizer, network: nn.Module, lr: Scheduled, optim: Optim) -> torch.optim.Optimizer:
+    """The optimizer of a network, with the learning rate at the start of the run.
 
     Raises:
-        Mismatch: an entry is missing, or is not one of these parameters.
+        UserError: an optimizer from outside builds something else, or sets what is not in its parameter groups.
     """
-    parameters = dict(network.named_parameters())
-    require_entries(parameters, tensors)
-    for full, value in tensors.items():
-        name, _, entry = full.rpartition("/")
-        parameter = parameters[name]
-        like = (
-            torch.empty_like(parameter, dtype=value.dtype)
-            if value.shape == parameter.shape and value.dim()
-            else torch.empty_like(value, device=parameter.device)
-        )
-        optimizer.state[parameter][entry] = like.copy_(value)
+    betas = betas_at(optim.betas, 0)
+    found = rule.build(list(network.parameters()), bounds_of(lr)[1], betas, optim.eps)  # not the 0 of a warm-up, which many refuse
+    if not isinstance(found, torch.optim.Optimizer):
+        refuse_result(rule, "build", "an optimizer of torch", found)
+    settings = rule.settings(0, betas)
+    if not isinstance(settings, Mapping) or not all(key in group for key in settings for group in found.param_groups):
+        refuse_result(rule, "settings", f"entries of param_groups ({', '.join(found.defaults)})", settings)
+    set_groups(found, {"lr": value_at(lr, 0)})
+    return found
 
 
-def require_entries(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a saved state of Adam that is not one of these parameters.
-
-    Raises:
-        Mismatch: names the first entry that is missing or wrong.
-    """
-    entries = {full.rpartition("/")[2] for full in tensors}
-    owners = dict.fromkeys(full.rpartition("/")[0] for full in tensors)
-    for full in (f"{name}/{entry}" for name in owners for entry in sorted(entries)):
-        if full not in tensors:
-            raise Mismatch(f"optimizer: entry {full!r} is missing")
-        name, _, entry = full.rpartition("/")
-        shape = () if entry == "step" else getattr(parameters.get(name), "shape", None)
-        if name not in parameters or tensors[full].shape != shape or not (tensors[full].is_floating_point() or tensors[full].is_complex()):
-            raise Mismatch(f"optimizer: entry {full!r} does not belong to any parameter")
+def given_to(player: Player) -> list[str]:
+    """Entries of parameter groups that gantrain sets before every step."""
+    return ["lr", *player.rule.settings(0, (0.0, 0.0))]
 
 
 class Players:
@@ -151,8 +131,8 @@ class Players:
         if context.performance.compile:
             generator.compile()
             discriminator.compile()
-        self.G = self._player(generator, c.optim.lr_g, c.optim.orthogonal_g)
-        self.D = self._player(discriminator, c.optim.lr_d, c.optim.orthogonal_d)
+        self.G = self._player("g", generator)
+        self.D = self._player("d", discriminator)
         self.by_key = {"g": self.G, "d": self.D}
         self.averaged: nn.Module = averaged.requires_grad_(False)
         sampled: GeneratorModule = self.averaged
@@ -165,16 +145,19 @@ class Players:
         self.added: list[str] = []
         self._weights = {key: [p.detach() for p in player.network.parameters()] for key, player in self.by_key.items()}
 
-    def _player(self, network: nn.Module, lr: float, orthogonal: float) -> Player:
+    def _player(self, key: Literal["g", "d"], network: nn.Module) -> Player:
         """A network with its optimizer, scaler and wrapper."""
         accelerator, config = self.context.accelerator, self.context.config
         wrapped = accelerator.prepare_model(network)
+        rule: Optimizer = getattr(config.optim, key)
         return Player(
             network=network,
             wrapped=wrapped,
-            optimizer=make_adam(network, lr, config.optim.betas, config.optim.eps),
+            optimizer=build_optimizer(rule, network, getattr(config.optim, f"lr_{key}"), config.optim),
+            rule=rule,
+            clip=getattr(config.optim, f"clip_{key}"),
             scaler=torch.amp.GradScaler(self.context.device.type, enabled=config.mixed_precision == "fp16"),
-            orthogonal=orthogonal,
+            orthogonal=getattr(config.optim, f"orthogonal_{key}"),
             exempt=exempt_from_orthogonal(network),
             no_sync=functools.partial(accelerator.no_sync, wrapped),
         )
@@ -184,11 +167,12 @@ class Players:
         """The learning rates of the last update, by player."""
         return {key: player.optimizer.param_groups[0]["lr"] for key, player in self.by_key.items()}
 
-    def set_rates(self, multiplier: float) -> None:
-        """Set both learning rates to the configured ones times `multiplier`."""
+    def set_rates(self, multiplier: float, nimg: int) -> None:
+        """Set both learning rates to the configured ones at `nimg` images times `multiplier`, and whatever else is scheduled."""
         optim = self.context.config.optim
-        set_lr(self.G.optimizer, optim.lr_g * multiplier)
-        set_lr(self.D.optimizer, optim.lr_d * multiplier)
+        betas = betas_at(optim.betas, nimg)
+        for player, lr in ((self.G, optim.lr_g), (self.D, optim.lr_d)):
+            set_groups(player.optimizer, {**player.rule.settings(nimg, betas), "lr": value_at(lr, nimg) * multiplier})
 
     def average(self, nimg: int) -> None:
         """Update every average with the weights at `nimg` images. No device sync."""
@@ -231,7 +215,9 @@ class Players:
 
     def state(self) -> dict[str, Any]:
         """The players' state other than `tensors`, as JSON values."""
+        settings = {key: own_settings(player.optimizer, given_to(player)) for key, player in self.by_key.items()}
         return {
+            **({"optimizers": settings} if any(settings.values()) else {}),
             "shape": list(self.shape),
             "averages": self.banks["g"].state(),
             "averages_d": self.banks["d"].state(),
@@ -246,7 +232,9 @@ class Players:
             write_weights({name: value for name, value in tensors.items() if name in names}, player.network)
             write_buffers(((name, value) for name, value in tensors.items() if name not in names), player.network)
             player.optimizer.state.clear()
-            load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{key}"])
+            strict = type(player.rule) in OPTIMIZERS.values()
+            load_optimizer_tensors(player.optimizer, player.network, snapshot.tensors[f"optimizer_{key}"], strict)
+            load_own_settings(player.optimizer, given_to(player), snapshot.state.get("optimizers", {}).get(key, []))
             if scaler:
                 player.scaler.load_state_dict(scaler)
         self.added = []

@@ -20,7 +20,6 @@ from gantrain.models.architecture import build_networks
 FLOAT = 4  # bytes
 EVALUATED = "eval.batch_size"
 SMALL = 2**23  # values of networks that are built in order to be counted
-TRAINED = 3  # more copies of each weight that is trained: its gradient, and Adam's two moments
 IN_FLIGHT = {True: 2, False: 1}  # copies of the images of one pass: real and generated ones in training, generated ones in evaluation
 
 
@@ -88,7 +87,9 @@ def count_copies(averagers: Mapping[str, Averager]) -> int:
 
 def bytes_of_networks(config: Config, generator: Size, discriminator: Size) -> tuple[int, int]:
     """(bytes of what is trained and of the generator that averages are loaded into, bytes of the averages)."""
-    playing = sum(one.held + TRAINED * one.trained for one in (generator, discriminator)) + generator.held
+    optim, playing = config.optim, generator.held
+    for one, optimizer in ((generator, optim.g), (discriminator, optim.d)):
+        playing += one.held + (1 + optimizer.copies) * one.trained  # with its gradient
     averages = count_copies(config.followed("g")) * generator.parameters + count_copies(config.followed("d")) * discriminator.parameters
     return playing, FLOAT * averages
 

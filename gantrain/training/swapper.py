@@ -118,7 +118,7 @@ class Swapper:
         self.watch(False)
         for key, bank in self.banks.items():
             bank.write_back(source, s.alpha)
-            reset_optimizer(self.players[key].optimizer, s.optimizer)
+            reset_optimizer(self.players[key], s.optimizer)
         self.settle()
         self.lr_scale *= s.lr_scale
         was = self.batching.batch_size
@@ -163,8 +163,10 @@ class Swapper:
             )
             return 1.0, {**read_off, "undecidable": f"growth undecidable: {why}"}
         holds = growth_that_holds(self.banks["g"], self.source, k, nimg, self.settings.alpha)
-        # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2.
-        return max(1.0, (holds * self.settings.lr_scale) ** 2), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
+        # Adam at a fixed rate: V ~ rate / sqrt(batch), so V falls by g* when the batch grows by (g* x the rate's factor)^2; without
+        # Adam's normalisation V ~ rate / batch.
+        power = 2 if self.players["g"].rule.normalizes else 1
+        return max(1.0, (holds * self.settings.lr_scale) ** power), {**read_off, "k_per_kimg": k * 1000, "g_star": holds}
 
     def _keep_score(
         self, record: dict[str, Any], moment: str, nimg: int, scores: MetricValues | None = None, **more: Any

@@ -94,7 +94,7 @@ class Setting:
 
 def augmentation_of(config: Config) -> Augmentation:
     """The augmentation of a run."""
-    return getattr(config, "augment", Plain())
+    return config.augment
 
 
 class Terms:

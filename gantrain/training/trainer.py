@@ -178,7 +178,7 @@ class Trainer:
         measurements.begin_update()
         k, images = self.batching.rounds, self.batching.batch_size
         multiplier = c.optim.lr_tail.multiplier(run.nimg, run.nimg + images)
-        self.players.set_rates(multiplier * self.swapper.lr_scale * self.batching.lr_scale * self.guard.watch.lr_scale)
+        self.players.set_rates(multiplier * self.swapper.lr_scale * self.batching.lr_scale * self.guard.watch.lr_scale, run.nimg)
         seen: Stats = {}  # for the guard
         kept: list[RealOfG] = []  # what the loss of G needs of the real images: of the last D phase, or of the first one after G's
         if c.optim.first == "g":

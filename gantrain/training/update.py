@@ -209,7 +209,7 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
 
     Processes exchange gradients once, in the last round. Spectral norms are iterated once, in the first round, which also
     normalises the other player's weights for all rounds. With a probe, `stats["measured"]` is its measurement of
-    the loss's gradient, before regularisation is added.
+    the loss's gradient, before regularisation is added. `grad_norm` is that of the regularised gradient, before it is clipped.
     """
     player.optimizer.zero_grad(set_to_none=True)
     if probe and probe.halves(k):
@@ -233,7 +233,10 @@ def step(player: Player, other: Player, term: Callable, rounds: Iterable, k: int
         total["measured"] = probe.measurement(k, scale)
     add_orthogonal_gradient(player)
     gradients = [p.grad for p in player.network.parameters() if p.grad is not None]
-    total["grad_norm/" + ("d" if "loss/d" in total else "g")] = nn.utils.get_total_norm(gradients)
+    norm = nn.utils.get_total_norm(gradients)
+    total["grad_norm/" + ("d" if "loss/d" in total else "g")] = norm
+    if player.clip is not None:
+        nn.utils.clip_grads_with_norm_(player.network.parameters(), player.clip, norm)
     player.scaler.step(player.optimizer)
     player.scaler.update()
     return total
