@@ -11,7 +11,7 @@ import torch
 from game import gradients, noise, real
 from torch import Tensor
 
-from gantrain.augment import Augmentation
+from gantrain.augment import Augmentation, Plain
 from gantrain.losses import R1, Hinge, Penalty, Relativistic
 from gantrain.losses.objective import PenaltyBatch
 from gantrain.randomness import Draws
@@ -107,7 +107,7 @@ class PairedHinge(Hinge):
 
 def terms(augment: Augmentation | None = None, over: tuple[Callable, int] | None = None, **penalties: Penalty) -> Terms:
     """Of a run with seed 3; `over` has the mean over processes and their number."""
-    config: Any = SimpleNamespace(penalties=penalties, seed=3, **({"augment": augment} if augment else {}))
+    config: Any = SimpleNamespace(penalties=penalties, seed=3, augment=augment or Plain())
     return Terms(config, torch.device("cpu"), *(over or ()))
 
 
