@@ -226,7 +226,7 @@ def test_a_penalty_is_shown_as_its_mean_over_the_steps_that_had_it():
 @pytest.mark.parametrize("loss, needs", [(Hinge(), None), (PairedHinge(), "labels"), (Paired(), "all"), (Relativistic(), "all")])
 def test_g_gets_of_the_real_images_what_its_loss_needs(loss, needs):
     """Those of the last D phase, or of the first one that comes after it; each is trained on once."""
-    config = SimpleNamespace(loss=loss)
+    config = SimpleNamespace(loss=loss, labels="uniform")
     inputs = Inputs(SimpleNamespace(config=config, performance=SimpleNamespace(channels_last=False)), None, None, None, None, None)
     batches = [(torch.full((1, 1, 2, 2), i, dtype=torch.uint8), torch.tensor([i])) for i in range(8)]
     inputs.real_batches = SimpleNamespace(next=iter(batches).__next__, skipped=[])
