@@ -56,6 +56,16 @@ class Memory(Penalty):
 
 
 @dataclass(frozen=True)
+class OldOfG:
+    """Asks for G's phase, and has no method for it."""
+
+    networks: str = "gd"
+
+    def penalty(self, D, x_real, x_fake, y_real, y_fake):
+        return D(x_real, y_real).mean()
+
+
+@dataclass(frozen=True)
 class Wobble(Augmentation):
     """Scales every image by its own factor, whose spread follows the sign of D's logits at real images.
 

@@ -447,6 +447,13 @@ REFUSED = [
         "mixed_precision does not work with penalties.a, whose inner gradients would underflow; use bf16 or fp32, or a penalty of first"
         " order, such as fd_r1 for r1, got 'fp16'",
     ),
+    (
+        ["penalties={a: {name: 'own_terms:OldOfG'}}"],
+        "penalties.a.networks needs a penalty with a method 'term': 'penalty' is for D's phase; use d, got 'gd'",
+    ),
+    (["penalties={a: {name: 'own_terms:Memory', every: -1}}"], "penalties.a.every must be at least 1, got -1"),
+    (["optim.g_steps=0"], "optim.g_steps must be at least 1, got 0"),
+    (["optim.first=G"], "optim.first must be one of d, g, got 'G'"),
     (["penalties={a: {name: r3}}"], "penalties.a.name: no penalty 'r3'"),
     (["penalties={a: {name: r1, gamma: 0}}"], "penalties.a.gamma must be above 0, got 0"),
     (["penalties={a: {name: r1, every: 0}}"], "penalties.a.every must be at least 1, got 0"),

@@ -13,7 +13,7 @@ from conftest import slow_but
 from gantrain.config import loading
 from gantrain.reporting.comparison import build_curves, describe_gaps, group_runs, require_comparable
 from gantrain.reporting.page import render_page
-from gantrain.reporting.page_figures import LONGEST_NAME, shorten, stack
+from gantrain.reporting.page_figures import LONGEST_NAME, others_in, shorten, stack
 from gantrain.reporting.page_tables import means_table
 from gantrain.run_folder.record import Record, read
 
@@ -55,6 +55,13 @@ def falling(times: Sequence[int] = TIMES, factor: float = 1.0, names: Sequence[s
         row = {FID: FALLING[i] * factor, IS: 2.0 + i / 10}
         yield trained(nimg)
         yield scored(nimg, **{name: row | ({KID: 0.8 if nimg == 0 else 0.01 - 0.005 * i} if kid else {}) for name in names})
+
+
+def with_terms(lines: Iterator[dict]) -> Iterator[dict]:
+    """The same with penalties, one of them lazy and of both players, and an augmentation's probability."""
+    for i, line in enumerate(lines):
+        lazy = {"penalty/r1": 3.0 / 10**i, "penalty/memory/g": 2.0} if i % 4 == 0 else {}
+        yield {**line, "augment/p": i / 10, **lazy} if "loss/d" in line else line
 
 
 @pytest.fixture
@@ -134,6 +141,22 @@ def test_a_swaps_scores_are_within_the_range(record):
     shown = axis(figure.to_dict()["layout"], trace.to_plotly_json())
     assert [y for y in trace.y if y is not None] == [90.0, 0.1, 1.0]
     assert 10 ** shown["range"][0] < 0.1 and 10 ** shown["range"][1] > 90
+
+
+def test_penalties_and_the_augmentation_have_rows(record):
+    """Where a line has them; a run without them has no such rows."""
+    rows = others_in([record(with_terms(falling()))])
+    drawn = [(title, list(keys), log) for title, keys, log in rows if title in ("penalties", "augmentation")]
+    assert drawn == [("penalties", ["penalty/memory/g", "penalty/r1"], True), ("augmentation", ["augment/p"], False)]
+    plain = record(falling(), "plain")
+    assert [title for title, *_ in others_in([plain])] == [title for title, *_ in rows if title not in ("penalties", "augmentation")]
+
+
+@pytest.mark.slow
+def test_penalties_are_drawn_where_they_were_applied(record):
+    traces = {trace.name: (list(trace.x), list(trace.y)) for trace in stack(group_runs([record(with_terms(falling()))]), []).data}
+    assert traces["r1"] == ([0, 8, 16], [3.0, 0.0003, pytest.approx(3e-8)]) and traces["memory/g"][1] == [2.0, 2.0, 2.0]
+    assert traces["p"] == ([0, 4, 8, 12, 16], [0.0, 0.2, 0.4, 0.6, 0.8])
 
 
 def test_untrained_scores_that_would_flatten_the_rest_are_words(record):

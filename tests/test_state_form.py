@@ -44,9 +44,9 @@ STATE = {
     "swaps": {"lr_scale": 1.0, "owed": False, "records": [{"nimg": 16, "batch": [16, 32], "scores": {"before": [["fid", "nan"]]}}]},
     "orbit": {"bytes": 0, "nimg": -1, "latest": []}, "scores": [["live", [["fid", 2.0]]]], "scored": 8, "scored_at": 16,
     "stats": [["loss/d", 0.5]], "stats_count": 1, "logged_at": 16, "data_fingerprint": "x", "data_listing": None, "class_names": None,
-    "class_counts": [4, 5],
+    "class_counts": [4, 5], "stats_counts": {"penalty/a": 3},
 }  # fmt: skip
-OPTIONAL = {"gantrain", "orbit", "class_names", "class_counts"}
+OPTIONAL = {"gantrain", "orbit", "class_names", "class_counts", "stats_counts"}
 NAMES = {"averages", "windows", "micro_batch", "fresh", "checks"}  # what they hold has names that a run chooses
 
 
@@ -89,6 +89,12 @@ def test_a_value_of_another_type_anywhere_in_a_state_is_named():
             holder_of(state, path)[path[-1]] = wrong
             fault = find_fault(state, True)
             assert was == "nan" or isinstance(was, likes.get(type(wrong), ())) or str(path[0]) in (fault or ""), (path, wrong, fault)
+
+
+def test_what_penalties_and_the_augmentation_remember_is_numbers():
+    assert find_fault({**STATE, "terms": {"penalties": {"a": {"mean": "nan", "images": 3}}, "augment": {"p": 0.5}}}, True) is None
+    for terms, key in (([], ""), ({"penalties": {"a": 1}}, ".penalties.a"), ({"augment": {"p": "x"}}, ".augment.p")):
+        assert find_fault({**STATE, "terms": terms}, True) == f"terms{key}"
 
 
 @pytest.fixture

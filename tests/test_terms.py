@@ -19,12 +19,15 @@ from own_terms import EVERYTHING, Memory, Paired, PairedHinge, Wobble, flat, pla
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gantrain.augment import Augmentation
+from gantrain.augment import Augmentation, Plain
+from gantrain.batching import GradientProbe
 from gantrain.config.loading import load
 from gantrain.losses import R1, R2, Hinge, Penalty, Relativistic
 from gantrain.plugin_errors import WrongResult
+from gantrain.run_folder.forking import kept_terms
 from gantrain.training import terms as module, trainer as trainer_module
 from gantrain.training.inputs import Inputs
+from gantrain.training.measurements import Measurements
 from gantrain.training.terms import Due, Terms
 from gantrain.training.trainer import Trainer
 from gantrain.training.update import discriminator_phase, generator_phase
@@ -41,14 +44,29 @@ def test_rounds_with_every_word_are_one_batch(loss):
     """Penalties with state of both players, one of them lazy, an augmentation that draws and follows D, paired labels, two G steps
     before D's: gradients after two updates, and all states, to float64 rounding."""
     found = []
-    for b, k in [(6, 1), (3, 2)]:
+    for b, k in [(4, 1), (2, 2)]:
         (g, d), own = (player(n) for n in networks()), terms(**EVERYTHING)
         found.append((play(g, d, loss, own, b, k), flat(own.states)))
     same(found[1][0], found[0][0])
     same(found[1][1], found[0][1])
     states = found[0][1]
-    assert states["penalties/memory/images"] == 36 and states["penalties/lazy/images"] == 12  # of 2 D and 4 G steps; of one, for two
+    assert states["penalties/memory/images"] == 24 and states["penalties/lazy/images"] == 8  # of 2 D and 4 G steps; of one, for two
     assert states["augment/p"] != pytest.approx(Wobble.strength, abs=1e-6) and states["penalties/memory/mean"] != 0.25
+
+
+@pytest.mark.parametrize("key", ["d", "g"])
+def test_a_measured_round_is_halved_with_its_positions(key):
+    """One round of 4 images with a probe is two rounds of 2: the same draws, labels, gradients and observations, to the bit."""
+    found = []
+    for b, k in [(4, 1), (2, 2)]:
+        (g, d), own = (player(n) for n in networks()), terms(**EVERYTHING)
+        network, phase = {"d": (d, discriminator_phase), "g": (g, generator_phase)}[key]
+        rounds = positioned(b, k, 0, loss=PairedHinge() if key == "g" else None)
+        stats = phase(g, d, PairedHinge(), rounds, k, GradientProbe(network.network), own.due(key, 0), own.setting("s", 0))
+        own.follow(stats, own.due(key, 0), 4, 0)
+        found.append(gradients(network.network) | flat(own.states) | stats)
+    assert found[0].keys() == found[1].keys() and "measured" in found[0]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_penalties_see_images_as_the_loss_sees_them():
@@ -194,6 +212,30 @@ def test_without_states_a_checkpoint_has_no_key_for_them():
     assert terms(Wobble()).shown(0) == {"augment/p": pytest.approx(0.2)}
 
 
+def test_a_fork_keeps_what_plug_ins_of_the_same_kind_remember():
+    saved = {"penalties": {"a": {"mean": 1.0}, "b": {"mean": 2.0}, "c": {"mean": 3.0}}, "augment": {"p": 0.4}}
+    old = SimpleNamespace(penalties={"a": Memory(), "b": Memory(), "c": Memory()}, augment=Wobble())
+    new = SimpleNamespace(penalties={"a": Memory(weight=2.0), "b": R1(), "d": Memory()}, augment=Wobble(0.1))
+    assert kept_terms(saved, old, new) == {"penalties": {"a": {"mean": 1.0}}, "augment": {"p": 0.4}}
+    assert kept_terms(saved, old, SimpleNamespace(penalties={}, augment=Plain())) == {}
+
+
+def test_a_penalty_is_shown_as_its_mean_over_the_steps_that_had_it():
+    """And what each player's every step has, as the mean over that player's steps."""
+    optim = SimpleNamespace(d_steps=2, g_steps=3)
+    part = Measurements(SimpleNamespace(config=SimpleNamespace(optim=optim)), *[None] * 9)
+    for update in range(2):
+        for player_, steps in (("d", 2), ("g", 3)):
+            for step in range(steps):
+                lazy = {"penalty/a": torch.tensor(6.0)} if player_ == "g" and (update * 3 + step) % 4 == 0 else {}
+                part.add({f"loss/{player_}": torch.tensor(1.0), **lazy}, player_, {})
+        part.count_update()
+    assert {name: total.item() / part._steps(name) for name, total in part._sums.items()} == {"loss/d": 1, "loss/g": 1, "penalty/a": 6}
+    part._settled = []
+    saved = json.loads(json.dumps(part.state()))
+    assert saved["stats_counts"] == {"penalty/a": 2}
+
+
 # ---- real images for both phases -------------------------------------------------------------------------------------
 
 
@@ -269,6 +311,17 @@ def test_a_wrong_result_of_an_augmentation_is_refused(part, value, words):
     other = type("Wrong", (Wobble,), {part: returning(value)})()
     with pytest.raises(WrongResult, match=f"Wrong: {words}"):
         play(g, d, Hinge(), terms(other), 2, 1, updates=1, g_steps=1)
+
+
+def test_a_loss_without_a_gradient_is_refused_beside_a_penalty_too():
+    @dataclass(frozen=True)
+    class Detached(Hinge):
+        def discriminator(self, logits_real, logits_fake):
+            return super().discriminator(logits_real, logits_fake).detach()
+
+    g, d = (player(n) for n in networks())
+    with pytest.raises(WrongResult, match="Detached: discriminator must return a tensor that depends on the logits"):
+        play(g, d, Detached(), terms(r1=R1(every=1)), 2, 1, updates=1, g_steps=1, first="d")
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------

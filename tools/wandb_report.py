@@ -98,7 +98,7 @@ def sections(names: Names) -> dict[str, list[Any]]:
             line("learning rates", ["lr/g", "lr/d"]),
         ],
         "Losses": [
-            line("losses", ["loss/d", "loss/g", "loss/penalty"]),
+            line("losses", ["loss/d", "loss/g", "loss/penalty", "loss/penalty_g"]),
             line("logits", ["logits/real", "logits/fake"]),
             line("gradient norms", ["grad_norm/d", "grad_norm/g"], log_y=True),
         ],

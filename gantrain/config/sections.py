@@ -139,6 +139,7 @@ class Optim:
         check(self, "d_steps", self.d_steps >= 1, "must be at least 1")
         check(self, "d_steps", self.d_steps <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
         check(self, "g_steps", self.g_steps >= 1, "must be at least 1")
+        check(self, "g_steps", self.g_steps <= MOST_STEPS, f"must be at most {MOST_STEPS:,}")
         check(self, "orthogonal_g", 0 <= self.orthogonal_g < float("inf"), "must be at least 0")
         check(self, "orthogonal_d", 0 <= self.orthogonal_d < float("inf"), "must be at least 0")
 

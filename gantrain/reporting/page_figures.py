@@ -132,18 +132,17 @@ def stack(groups: Sequence[Group], metrics: Sequence[str]) -> go.Figure:
         metrics: the scores to draw.
     """
     records = [record for group in groups for record in group.records]
-    others = [title for title, keys, _ in OTHERS if any(record.numbers.has(*keys) for record in records)]
+    others = others_in(records)
     marked = [record for record in records if record.events(*MARKS)]
     rows = [("", MARKS_HEIGHT)] if marked else []
-    rows += [(title_of(metric), SCORE_HEIGHT) for metric in metrics] + [(title, OTHER_HEIGHT) for title in others]
+    rows += [(title_of(metric), SCORE_HEIGHT) for metric in metrics] + [(title, OTHER_HEIGHT) for title, *_ in others]
     if not rows:
         return go.Figure()
     made = Stack(rows, an_average_at_a_time=len(groups) > 1)
     for metric in metrics:
         add_scores(made, groups, metric)
-    for title, keys, log in OTHERS:
-        if title in others:
-            add_training(made, groups, title, keys, log)
+    for title, keys, log in others:
+        add_training(made, groups, title, keys, log)
     for record in marked:
         add_marks(made, record, lines=len(records) == 1)
     return made.figure
@@ -270,7 +269,8 @@ def faint(colour: str, share: float) -> str:
 
 
 # Rows of training numbers: title, keys with (name, colour, dash), whether the axis is logarithmic.
-OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
+Row = tuple[str, dict[str, tuple[str, str, str]], bool]
+OTHERS: tuple[Row, ...] = (
     ("loss (D dashed)", {"loss/g": ("G", PLAYERS["G"], "solid"), "loss/d": ("D", PLAYERS["D"], "dash")}, False),
     (
         "batch (images) and rounds (dotted)",
@@ -282,6 +282,18 @@ OTHERS: tuple[tuple[str, dict[str, tuple[str, str, str]], bool], ...] = (
         {"noise_scale/G/b_simple": ("G", PLAYERS["G"], "solid"), "noise_scale/D/b_simple": ("D", PLAYERS["D"], "dash")}, True,
     ),
 )  # fmt: skip
+
+
+def others_in(records: Sequence[Record]) -> list[Row]:
+    """The rows of training numbers that some record has: `OTHERS`, and those of penalties and of the augmentation, by their own names."""
+    found = [(title, keys, log) for title, keys, log in OTHERS if any(record.numbers.has(*keys) for record in records)]
+    for title, prefix in (("penalties", "penalty/"), ("augmentation", "augment/")):
+        names = dict.fromkeys(key for record in records for key in record.numbers.values if key.startswith(prefix))
+        points = [record.numbers.points(key)[1] for record in records for key in names]
+        values = np.concatenate(points) if points else np.zeros(0)
+        keys = {key: (key.removeprefix(prefix), nth_style(i).colour, nth_style(i).dash) for i, key in enumerate(names)}
+        found += [(title, keys, is_wide(values[np.isfinite(values)].tolist()))] if keys else []
+    return found
 
 
 def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[str, tuple[str, str, str]], log: bool) -> None:
@@ -343,7 +355,7 @@ def add_range(
 def describe_bins(record: Record) -> list[str]:
     """Which rows of a run's chart are drawn in bins, and how long these are, in a sentence for each length; empty if none is."""
     counts = {metric: (sum(metric in row for row in map(first_row, record.comparable)), "evaluations") for metric in record.metrics}
-    for title, keys, _ in OTHERS:
+    for title, keys, _ in others_in([record]):
         drawn = [len(record.numbers.points(key)[0]) for key in keys if not key.startswith("batch/")]
         counts[title.partition(" (")[0]] = max(drawn, default=0), "lines of the record"
     rows: dict[str, list[str]] = {}

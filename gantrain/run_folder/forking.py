@@ -190,7 +190,17 @@ def forked_state(state: Mapping[str, Any], old: Config, new: Config, nimg: int, 
         changes["swaps"] = {"lr_scale": state["swaps"]["lr_scale"], "owed": False, "records": []}
     if "data" in sections:
         changes |= {"data_listing": None, "data_content": None}  # other images are meant
-    return {**state, **changes}
+    if "terms" in state:
+        changes["terms"] = kept_terms(state["terms"], old, new)
+    return {key: value for key, value in {**state, **changes}.items() if key != "stats_counts"}
+
+
+def kept_terms(terms: Mapping[str, Any], old: Config, new: Config) -> dict[str, Any]:
+    """What penalties and the augmentation remember, of those that are of the same kind as before."""
+    same = {name for name, one in new.penalties.items() if type(one) is type(old.penalties.get(name))}
+    penalties = {name: one for name, one in terms.get("penalties", {}).items() if name in same}
+    augments = "augment" in terms and type(getattr(old, "augment", None)) is type(getattr(new, "augment", None))
+    return {**({"penalties": penalties} if penalties else {}), **({"augment": terms["augment"]} if augments else {})}
 
 
 def forked_tensors(snapshot: Snapshot, kept: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:

@@ -98,7 +98,10 @@ TYPES: dict[str, Check] = {
     "batch/size": is_positive,
     "batch/rounds": is_positive,
     "batch/micro_batch": is_positive,
-    **dict.fromkeys(("loss/", "logits/", "grad_norm/", "lr/", "noise_scale/", "singular/", "orbit/", "memory/", "throughput/"), is_number),
+    **dict.fromkeys(
+        ("loss/", "logits/", "grad_norm/", "lr/", "noise_scale/", "singular/", "orbit/", "memory/", "throughput/", "penalty/", "augment/"),
+        is_number,
+    ),
     "throughput/left_excludes": is_text,
     "updates": is_number,
     "reals_seen": is_number,

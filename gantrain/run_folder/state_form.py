@@ -191,7 +191,8 @@ OF_SOME: dict[str, Form] = {
     "gantrain": text, "metrics_bytes": whole(0), "orbit": ORBIT, "scores_of": whole(-1), "scoring": maybe(whole(0)),
     "collapsed": by_name(text), "data_content": maybe(text), "data_parts": maybe(list_of(maybe(text))), "class_names": maybe(list_of(text)),
     "class_counts": maybe(list_of(whole(0))), "data_left_out": list_of(whole(0)),
-    "config": by_name(anything),
+    "config": by_name(anything), "stats_counts": by_name(whole(1)),
+    "terms": fields({"penalties": by_name(by_name(number)), "augment": by_name(number)}),
     "gammas": by_name(positive), "sigma_rel": positive, "profile_error": number, "coefficients": by_name(finite), "chosen": CHOSEN,
 }  # fmt: skip
 ROLLBACK = fields(to=whole(0), guard=GUARD, batching=BATCHING, metrics_bytes=whole(0))

@@ -17,6 +17,7 @@ SHOWN = (
     *(f"noise_scale/{player}/{name}" for player in "GD" for name in ("b_simple", "b_simple_low", "b_simple_high", "measurements")),
     "throughput/img_per_s", "throughput/elapsed_s", "throughput/left_s",
 )  # fmt: skip
+NAMED = ("penalty/", "augment/")  # and all keys that begin like this: a run chooses their names
 EXCLUDES = "throughput/left_excludes"  # a text, of which only that of the last line is shown
 MISSING = math.inf  # in a column: the line does not have the key. A value that is not finite is nan there, since neither is drawn
 
@@ -100,6 +101,8 @@ class ColumnsBuilder:
     _places: array = field(default_factory=lambda: array("q"))
     _nimg: array = field(default_factory=lambda: array("q"))
     _values: dict[str, array] = field(default_factory=dict)
+    _keys: list[str] = field(default_factory=lambda: list(SHOWN))
+    _known: set[str] = field(default_factory=lambda: set(SHOWN))  # all keys that were there, shown or not
     _fractional: set[str] = field(default_factory=set)
     _excludes: str = ""
 
@@ -116,7 +119,10 @@ class ColumnsBuilder:
         before = len(self._places)
         self._places.append(place)
         self._nimg.append(line["nimg"])
-        for key in SHOWN:
+        if new := line.keys() - self._known:
+            self._known |= new
+            self._keys += sorted(key for key in new if key.startswith(NAMED))
+        for key in self._keys:
             value = line.get(key, MISSING)
             column = self._values.get(key)
             if value is MISSING:

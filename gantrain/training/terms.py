@@ -20,7 +20,12 @@ from gantrain.training.results import require_augmented, require_numbers, requir
 
 PlayerKey = Literal["d", "g"]
 OBSERVED = "observed/"  # prefix of what penalties and the augmentation have observed, among a phase's statistics
-AUGMENT = "augment"
+PENALTIES, AUGMENT = "penalties/", "augment"  # keys of their states: penalties/NAME and augment
+
+
+def observed_as(key: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a plug-in has observed, by the names that it has among a phase's statistics."""
+    return {f"{OBSERVED}{key}//{name}": value for name, value in values.items()}
 
 
 class Due(NamedTuple):
@@ -106,7 +111,7 @@ class Terms:
         self.config, self.device, self.mean, self.world = config, device, mean, world
         augmentation = augmentation_of(config)
         self.augmentation = None if type(augmentation) is Plain else augmentation
-        self.plugins: dict[str, Penalty | Augmentation] = {f"penalties/{name}": one for name, one in config.penalties.items()}
+        self.plugins: dict[str, Penalty | Augmentation] = {f"{PENALTIES}{name}": one for name, one in config.penalties.items()}
         if self.augmentation is not None:
             self.plugins[AUGMENT] = self.augmentation
         self.states = {key: self._begin(key) for key in self.plugins}
@@ -132,7 +137,7 @@ class Terms:
         for name, one in self.config.penalties.items():
             now = one.every == 1 if step is None else step % one.every == 0
             if player in one.networks and now:
-                found.append(Due(one, float(one.every), name, self.states[f"penalties/{name}"]))
+                found.append(Due(one, float(one.every), name, self.states[f"{PENALTIES}{name}"]))
         return found
 
     def setting(self, purpose: str, nimg: int) -> Setting:
@@ -153,7 +158,7 @@ class Terms:
         """
         observed = self._observed(stats)
         for one in due:
-            key = f"penalties/{one.key}"
+            key = f"{PENALTIES}{one.key}"
             if self.states[key]:
                 seen = images * one.penalty.every
                 self._set(key, one.penalty.next_state(self.states[key], observed.get(key, {}), seen))
@@ -163,14 +168,14 @@ class Terms:
     def _observed(self, stats: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Means over all processes of what was observed, by plug-in and name; those of a plug-in without a state are dropped."""
         found = {name.removeprefix(OBSERVED): stats.pop(name) for name in [*stats] if name.startswith(OBSERVED)}
-        names = sorted(name for name in found if self.states[name.rpartition("/")[0]])
+        names = sorted(name for name in found if self.states[name.partition("//")[0]])
         if not names:
             return {}
         values = torch.stack([found[name].to(widest_float(self.device)) for name in names])
         values = self.mean(values) if self.world > 1 else values
         by_plugin: dict[str, dict[str, Tensor]] = {}
         for name, value in zip(names, values.unbind()):
-            key, _, what = name.rpartition("/")
+            key, _, what = name.partition("//")
             by_plugin.setdefault(key, {})[what] = value
         return by_plugin
 

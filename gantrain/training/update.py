@@ -23,7 +23,7 @@ from gantrain.training.results import (
     require_scalar,
     require_term,
 )
-from gantrain.training.terms import AUGMENT, OBSERVED, Due, PlayerKey, Setting
+from gantrain.training.terms import AUGMENT, PENALTIES, Due, PlayerKey, Setting, observed_as
 
 Stats = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # (images, labels) of one micro-batch
@@ -61,12 +61,11 @@ def discriminator_phase(
         logits_real, logits_fake = full_precision(logits).chunk(2)
         value = loss.discriminator(logits_real, logits_fake)
         require_scalar(value, loss, "discriminator")
+        require_gradient(value, loss, "discriminator")
         stats = {"loss/d": value, "logits/real": logits_real.mean(), "logits/fake": logits_fake.mean()}
         stats |= observed_by(setting, logits_real)
         scene = Scene(x_real, y_real, x_fake, y_fake, z, logits_real, logits_fake, positions)
-        value = penalised(value, stats, "d", G, D, penalties, scene, setting)
-        require_gradient(value, loss, "discriminator")
-        return value, stats
+        return penalised(value, stats, "d", G, D, penalties, scene, setting), stats
 
     return step(D, G, term, rounds, k, probe)
 
@@ -150,7 +149,7 @@ def observed_by(setting: Setting, logits_real: Tensor) -> Stats:
     with torch.no_grad():
         found = setting.augmentation.observe(logits_real.detach())
     require_observed(found, setting.augmentation, "observe")
-    return {f"{OBSERVED}{AUGMENT}/{name}": value for name, value in found.items()}
+    return observed_as(AUGMENT, found)
 
 
 def penalised(
@@ -171,11 +170,11 @@ def penalised(
             draws = setting.draws(f"penalties/{one.key}", scene.positions)
             found = one.penalty.term(dataclasses.replace(batch, draws=draws, state=one.state), player)
             require_term(found, one.penalty)
-            amount, observed = found
+            amount, observed = found[0].to(value.dtype), found[1]
             value = value + one.factor * amount
             stats[total] = stats.get(total, 0.0) + one.factor * amount
             stats[one.shown_as(player)] = amount
-            stats |= {f"{OBSERVED}penalties/{one.key}/{name}": number for name, number in observed.items()}
+            stats |= observed_as(f"{PENALTIES}{one.key}", observed)
     return value
 
 
