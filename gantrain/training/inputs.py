@@ -73,7 +73,6 @@ class Inputs:
         guard: knows how many images of the stream rollbacks have skipped.
 
     Attributes:
-        label_counts: how often each class is drawn for generated images, see `latents.draw_labels`.
         real_batches: the stream of real images; None until `reopen`.
         data_wait: seconds that updates have waited for real images since the last training line.
         changed: whether the run was resumed on other images, as the user has said.
@@ -84,13 +83,18 @@ class Inputs:
     ):  # fmt: skip
         self.context, self.run, self.images, self.players = context, run, images, players
         self.batching, self.guard = batching, guard
-        self.label_counts = latents.choose_label_counts(context.config.labels, images.class_counts, images.num_classes, images.name)
         self.real_batches: RealBatches | None = None
         self.data_wait = 0.0
         self.changed = False
         self._ahead: deque[Batch] = deque()  # micro-batches of the next D phase that G's phase has seen before it
         self._parts: list[str] | None = None  # sums of contents in the checkpoint that the run resumes from, see `sum_parts`
         self._unreadable: set[str] | None = None  # those that the record names; None until it has been read
+
+    @functools.cached_property
+    def label_counts(self) -> tuple[int, ...] | None:
+        """How often each class is drawn for generated images, see `latents.draw_labels`."""
+        images = self.images
+        return latents.choose_label_counts(self.context.config.labels, images.class_counts, images.num_classes, images.name)
 
     @property
     def stream(self) -> RealBatches:
