@@ -16,7 +16,19 @@ from conftest import ROOT, error_of
 from gantrain.averaging import AVERAGERS
 from gantrain.batching import BATCH_POLICIES
 from gantrain.config.config import Config
-from gantrain.config.keys import GENERAL, SCHEDULES, Key, Part, allowed_values, anchor_of, as_markdown, as_text, list_parts, meanings_of, select_parts
+from gantrain.config.keys import (
+    GENERAL,
+    SCHEDULES,
+    Key,
+    Part,
+    allowed_values,
+    anchor_of,
+    as_markdown,
+    as_text,
+    list_parts,
+    meanings_of,
+    select_parts,
+)
 from gantrain.config.loading import build, key_of, leaves, load, to_dict
 from gantrain.config.schema import may_change, may_differ, walk_sections
 from gantrain.data import DATASETS
@@ -70,7 +82,11 @@ def test_every_key_of_the_defaults_is_listed_with_its_default():
             assert keys_under(section)[name].default == value
             continue
         plugin = config["data" if section == "data" else section.partition(".")[0]] if section in TABLES else None
-        plugin = {"data": "digits", "model": "biggan", "batching": "fixed", "optim.g": "adam", "optim.d": "adam"}.get(section) if plugin else None
+        plugin = (
+            {"data": "digits", "model": "biggan", "batching": "fixed", "optim.g": "adam", "optim.d": "adam"}.get(section)
+            if plugin
+            else None
+        )
         if value != {}:
             assert load_yaml(keys_under(section or GENERAL, plugin)[name].default) == value, full
 
@@ -198,7 +214,8 @@ def test_the_command_lists_all_keys_within_100_columns(gantrain, monkeypatch):
     assert max(map(len, text.splitlines())) <= 100
     assert text.endswith("Every other key must stay\nas it was; `gantrain fork` continues a run with other settings.\n")  # one paragraph
     for words in (
-        "  lr_g: 0.0002 ", "(a number or a schedule above 0)", "Learning rate of the generator.", "averagers: lookahead", "  NAME.name: required",
+        "  lr_g: 0.0002 ", "(a number or a schedule above 0)", "Learning rate of the generator.", "averagers: lookahead",
+        "  NAME.name: required",
         "A key with * may change when a run is resumed", "  async*: false",
     ):  # fmt: skip
         assert words in text
