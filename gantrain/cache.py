@@ -111,3 +111,8 @@ def state_of_file(path: str | bytes | os.PathLike, descriptor: int | None = None
         return None
     where = os.fsencode(os.path.abspath(path))
     return f"{where!r} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def is_digest(value: object) -> bool:
+    """Whether a value that was read from a file is a SHA-256 as this package writes it: 64 hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

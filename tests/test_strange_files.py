@@ -26,6 +26,7 @@ from conftest import every_third, slow_but
 from PIL import Image
 from test_data import CPU, cats_and_dogs, noise, write_cifar10, write_images, write_zip
 
+from gantrain.cache import keep_file
 from gantrain.data import Archive, Cifar10, Folder, Packed, audit, decoding, intake, listing as listings, pack, prepare, room
 from gantrain.data.decoding import decoded_image, traits_of
 from gantrain.data.unpacking import unpack
@@ -193,6 +194,15 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path, monkeypatch, kind):
     assert feature_cache.cached("0") is None
     make_special(tmp_path / "looked-0.json", kind)
     assert intake.seen_before("looked-0.json", 1) is None and image_files.kept_digest("looked-0.json") is None
+
+
+def test_a_kept_digest_that_is_none_is_not_believed(tmp_path, monkeypatch):
+    """Whatever wrote it with a checksum that fits: half a character of text, say, which nothing can encode."""
+    monkeypatch.setenv("GANTRAIN_CACHE", str(tmp_path))
+    for text in ("\ud800" + "0" * 63, "F" * 64, "0" * 63, 7):
+        keep_file("looked.json", json.dumps({"content": text, "sums": "00" * 8, "skipped": {}}).encode())
+        keep_file("digest.json", json.dumps(text).encode())
+        assert intake.seen_before("looked.json", 1) is None and image_files.kept_digest("digest.json") is None
 
 
 def image_files_of(path: Path):

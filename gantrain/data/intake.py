@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from gantrain.cache import keep_file, kept_file
+from gantrain.cache import is_digest, keep_file, kept_file
 from gantrain.data.class_balance import describe_mixture
 from gantrain.data.decoding import words_of_traits
 from gantrain.data.imageset import DATA_SET, DECODER, DataSource, ImageSet, PlainDataset, printable
@@ -340,7 +340,7 @@ def seen_before(name: str, count: int) -> tuple[str, np.ndarray, dict[int, str]]
         skipped = {int(index): words for index, words in known["skipped"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    whole = isinstance(content, str) and len(sums) == count and all(isinstance(w, str) and 0 <= i < count for i, w in skipped.items())
+    whole = is_digest(content) and len(sums) == count and all(isinstance(w, str) and 0 <= i < count for i, w in skipped.items())
     return (content, sums, skipped) if whole else None
 
 

@@ -27,7 +27,7 @@ import torch
 from gantrain import lock
 from gantrain.array_header import read_header
 from gantrain.atomic_file import write_atomically
-from gantrain.cache import keep_file, kept_file, state_of_file
+from gantrain.cache import is_digest, keep_file, kept_file, state_of_file
 from gantrain.data.block_record import DONE, line_of, read_done, read_gaps
 from gantrain.data.folder import seen_from
 from gantrain.data.imageset import ImageSet, Source, sum_array
@@ -184,9 +184,9 @@ def is_head(head: Any) -> bool:
             head["format"] == FORMAT
             and all(type(n) is int and n > 0 for n in numbers)
             and all(isinstance(text, str) for text in texts)
-            and all(isinstance(head[key], list) for key in ("classes", "sha256"))
-            and len(head["classes"]) > 0
+            and all(isinstance(head[key], list) and head[key] for key in ("classes", "sha256"))
             and len(head["sha256"]) == -(-numbers[0] // BLOCK)
+            and all(map(is_digest, head["sha256"]))
         )
     except (AttributeError, KeyError, TypeError):
         return False

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gantrain import randomness
-from gantrain.cache import keep_file, kept_file, state_of_file
+from gantrain.cache import is_digest, keep_file, kept_file, state_of_file
 from gantrain.data.archive import ZipDecoder, label_members, opened_zip, read_zip
 from gantrain.data.classes import Labelled, note_splits
 from gantrain.data.decoding import LARGE_IMAGE, Traits, Undecodable, file_bytes, opened_image, reason, render, traits_of, words_of_traits
@@ -276,7 +276,7 @@ def kept_digest(seen: str) -> str | None:
         known = json.loads(kept_file(seen, KEPT_BYTES) or "")
     except (ValueError, RecursionError):
         return None
-    return known if isinstance(known, str) and len(known) == 64 else None
+    return known if is_digest(known) else None
 
 
 def key_of(files: Sequence[str], state: Callable[[str], str | None]) -> str:
