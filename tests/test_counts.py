@@ -48,7 +48,8 @@ def test_large_counts_that_somebody_may_mean_are_taken():
     ("key", "most"),
     [
         ("eval.num_samples", bounds.MOST_IMAGES), ("eval.recalibration_batches", bounds.MOST_GRADIENTS),
-        ("eval.resamples", bounds.MOST_RESAMPLES), ("optim.d_steps", bounds.MOST_STEPS), ("model.power_iterations", bounds.MOST_STEPS),
+        ("eval.resamples", bounds.MOST_RESAMPLES), ("optim.d_steps", bounds.MOST_STEPS), ("optim.g_steps", bounds.MOST_STEPS),
+        ("model.power_iterations", bounds.MOST_STEPS),
         ("data.resolution", bounds.MOST_SIDE),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from conftest import slow_but
 from gantrain.config import loading
 from gantrain.reporting.comparison import build_curves, describe_gaps, group_runs, require_comparable
 from gantrain.reporting.page import render_page
-from gantrain.reporting.page_figures import LONGEST_NAME, shorten, stack
+from gantrain.reporting.page_figures import LONGEST_NAME, others_in, shorten, stack
 from gantrain.reporting.page_tables import means_table
 from gantrain.run_folder.record import Record, read
 
@@ -145,11 +145,16 @@ def test_a_swaps_scores_are_within_the_range(record):
 
 def test_penalties_and_the_augmentation_have_rows(record):
     """Where a line has them; a run without them has no such rows."""
-    runs = [record(with_terms(falling())), record(falling(), "plain")]
-    for run, rows in zip(runs, ({"penalties", "augmentation"}, set())):
-        drawn = [trace for trace in stack(group_runs([run]), [FID]).data if trace.meta["row"] in ("penalties", "augmentation")]
-        assert {trace.meta["row"] for trace in drawn} == rows
-    traces = {trace.name: (list(trace.x), list(trace.y)) for trace in stack(group_runs(runs[:1]), []).data if trace.name}
+    rows = others_in([record(with_terms(falling()))])
+    drawn = [(title, list(keys), log) for title, keys, log in rows if title in ("penalties", "augmentation")]
+    assert drawn == [("penalties", ["penalty/memory/g", "penalty/r1"], True), ("augmentation", ["augment/p"], False)]
+    plain = record(falling(), "plain")
+    assert [title for title, *_ in others_in([plain])] == [title for title, *_ in rows if title not in ("penalties", "augmentation")]
+
+
+@pytest.mark.slow
+def test_penalties_are_drawn_where_they_were_applied(record):
+    traces = {trace.name: (list(trace.x), list(trace.y)) for trace in stack(group_runs([record(with_terms(falling()))]), []).data}
     assert traces["r1"] == ([0, 8, 16], [3.0, 0.0003, pytest.approx(3e-8)]) and traces["memory/g"][1] == [2.0, 2.0, 2.0]
     assert traces["p"] == ([0, 4, 8, 12, 16], [0.0, 0.2, 0.4, 0.6, 0.8])
 

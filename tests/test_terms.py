@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gantrain.augment import Augmentation, Plain
+from gantrain.batching import GradientProbe
 from gantrain.config.loading import load
 from gantrain.losses import R1, R2, Hinge, Penalty, Relativistic
 from gantrain.plugin_errors import WrongResult
@@ -43,14 +44,29 @@ def test_rounds_with_every_word_are_one_batch(loss):
     """Penalties with state of both players, one of them lazy, an augmentation that draws and follows D, paired labels, two G steps
     before D's: gradients after two updates, and all states, to float64 rounding."""
     found = []
-    for b, k in [(6, 1), (3, 2)]:
+    for b, k in [(4, 1), (2, 2)]:
         (g, d), own = (player(n) for n in networks()), terms(**EVERYTHING)
         found.append((play(g, d, loss, own, b, k), flat(own.states)))
     same(found[1][0], found[0][0])
     same(found[1][1], found[0][1])
     states = found[0][1]
-    assert states["penalties/memory/images"] == 36 and states["penalties/lazy/images"] == 12  # of 2 D and 4 G steps; of one, for two
+    assert states["penalties/memory/images"] == 24 and states["penalties/lazy/images"] == 8  # of 2 D and 4 G steps; of one, for two
     assert states["augment/p"] != pytest.approx(Wobble.strength, abs=1e-6) and states["penalties/memory/mean"] != 0.25
+
+
+@pytest.mark.parametrize("key", ["d", "g"])
+def test_a_measured_round_is_halved_with_its_positions(key):
+    """One round of 4 images with a probe is two rounds of 2: the same draws, labels, gradients and observations, to the bit."""
+    found = []
+    for b, k in [(4, 1), (2, 2)]:
+        (g, d), own = (player(n) for n in networks()), terms(**EVERYTHING)
+        network, phase = {"d": (d, discriminator_phase), "g": (g, generator_phase)}[key]
+        rounds = positioned(b, k, 0, loss=PairedHinge() if key == "g" else None)
+        stats = phase(g, d, PairedHinge(), rounds, k, GradientProbe(network.network), own.due(key, 0), own.setting("s", 0))
+        own.follow(stats, own.due(key, 0), 4, 0)
+        found.append(gradients(network.network) | flat(own.states) | stats)
+    assert found[0].keys() == found[1].keys() and "measured" in found[0]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_penalties_see_images_as_the_loss_sees_them():
@@ -295,6 +311,17 @@ def test_a_wrong_result_of_an_augmentation_is_refused(part, value, words):
     other = type("Wrong", (Wobble,), {part: returning(value)})()
     with pytest.raises(WrongResult, match=f"Wrong: {words}"):
         play(g, d, Hinge(), terms(other), 2, 1, updates=1, g_steps=1)
+
+
+def test_a_loss_without_a_gradient_is_refused_beside_a_penalty_too():
+    @dataclass(frozen=True)
+    class Detached(Hinge):
+        def discriminator(self, logits_real, logits_fake):
+            return super().discriminator(logits_real, logits_fake).detach()
+
+    g, d = (player(n) for n in networks())
+    with pytest.raises(WrongResult, match="Detached: discriminator must return a tensor that depends on the logits"):
+        play(g, d, Detached(), terms(r1=R1(every=1)), 2, 1, updates=1, g_steps=1, first="d")
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
