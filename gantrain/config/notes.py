@@ -149,5 +149,6 @@ def notes(config: Config) -> list[str]:
         if penalty.every > 1 and config.noise_scale.measure_every is not None:
             whose = {"d": "D's noise scale is", "g": "G's noise scale is", "gd": "both noise scales are"}[penalty.networks]
             found.append(f"penalties.{name} is lazy: {whose} measured at steps without it")
+    found += [*optimizer_notes(config), *schedule_notes(config)]
     found += averager_notes(config)
-    return found + optimizer_notes(config) + schedule_notes(config)
+    return found
