@@ -170,9 +170,10 @@ def test_a_plug_in_from_outside_may_have_schedules(tmp_path, monkeypatch):
 
 
 def test_a_change_of_a_schedule_is_a_change_of_its_keys():
+    fall = {"from": 1e-3, "to": 1e-4, "until_kimg": 20.0, "start_kimg": 10.0, "shape": "cosine"}
     there, here = load(None, [f"optim.lr_g={FALL}"]), load(None, [f"optim.lr_g={FALL}", "optim.lr_g.to=1e-5"])
     assert differing_keys(there, here) == {"optim.lr_g.to": (1e-4, 1e-5)}
-    assert differing_keys(Config(), there)["optim.lr_g.from"] == ("absent", 1e-3)
+    assert differing_keys(Config(), there) == {"optim.lr_g": (2e-4, {**fall, "warmup_kimg": 0.0})}
 
 
 # ---- what a run says of them -----------------------------------------------------------------------------------------

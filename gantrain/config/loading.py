@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
 from gantrain.config.hints import hint_for, hint_for_value, hint_in_schedule
-from gantrain.config.plain import key_of, leaves, sections_of, to_dict, written
+from gantrain.config.plain import SCHEDULE_KEYS, fold_schedules, key_of, leaves, sections_of, to_dict, written
 from gantrain.config.plugins import find, require_values
 from gantrain.config.references import MOST_REFERENCES, MOST_TEXT, TextBudget, Unresolved, resolve
 from gantrain.config.yaml_files import (
@@ -47,7 +47,6 @@ from gantrain.type_words import PLURALS, describe_type, takes_schedule, without_
 
 LONGEST_LIST = 80  # characters of a list that a message spells out
 MOST_OVERRIDES = 1000
-SCHEDULE_KEYS = tuple(key_of(f) for f in dataclasses.fields(Schedule))
 
 
 @dataclass(frozen=True)
@@ -232,8 +231,12 @@ def to_yaml(config: Config) -> str:
 
 
 def differing_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """Full keys at which two configurations differ, with both values ("absent" if one has no such key)."""
+    """Full keys at which two configurations differ, with both values ("absent" if one has no such key).
+
+    Where one has a schedule and the other a number, that is one key.
+    """
     flat_a, flat_b = dict(leaves(to_dict(a))), dict(leaves(to_dict(b)))
+    flat_a, flat_b = fold_schedules(flat_a, flat_b), fold_schedules(flat_b, flat_a)
     keys = [*flat_a, *(k for k in flat_b if k not in flat_a)]
     return {k: (flat_a.get(k, "absent"), flat_b.get(k, "absent")) for k in keys if flat_a.get(k, "absent") != flat_b.get(k, "absent")}
 

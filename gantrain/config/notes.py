@@ -214,6 +214,7 @@ def notes(config: Config) -> list[str]:
             " and swap.growth=auto assumes constant rates"
         )
     found += penalty_notes(config)
-    found += averager_notes(config)
     found += loss_notes(config)
-    return found + optimizer_notes(config) + schedule_notes(config)
+    found += [*optimizer_notes(config), *schedule_notes(config)]
+    found += averager_notes(config)
+    return found

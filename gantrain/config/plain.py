@@ -60,3 +60,18 @@ def sections_of(key: str) -> list[str]:
     """The sections that a full key is in, outermost first: "a", "a.b" of "a.b.c"."""
     parts = key.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+SCHEDULE_KEYS = tuple(map(key_of, dataclasses.fields(Schedule)))
+
+
+def fold_schedules(flat: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by full key, with a schedule as one value where the other configuration has a number in its place."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        whole, _, part = key.rpartition(".")
+        if part in SCHEDULE_KEYS and whole in other:
+            found.setdefault(whole, {}).update({} if value is None else {part: value})
+        else:
+            found[key] = value
+    return found

@@ -69,6 +69,7 @@ def reset_optimizer(player: Player, how: Literal["keep", "reset_momentum", "rese
     """Keep the state of a player's optimizer, zero its momentum (Adam's first moments), or discard all of it."""
     if how == "reset":
         player.optimizer.state.clear()
+        load_own_settings(player.optimizer, given_to(player), [])
     elif how == "reset_momentum":
         for state in player.optimizer.state.values():
             for entry in player.rule.momentum_entries:
