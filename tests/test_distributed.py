@@ -47,12 +47,22 @@ def runs(launch, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     # An epsilon well above the gradients' rounding: with beta_1 = 0 Adam would turn rounding into whole steps.
     plain, norm = [*PLAIN, "optim.eps=1e-3"], ["batching.micro_batch=8", "optim.eps=1e-3", "labels=data"]
+    # A penalty of both players that remembers: none of gantrain's own is both.
     words = [
         *plain,
-        "loss.name=own_terms:Paired",
+        "loss.name=relativistic",
+        "augment={name: diffaugment}",
         "penalties={memory: {name: 'own_terms:Memory'}, r1: {name: r1, every: 3}}",
         "optim.g_steps=2",
         "optim.first=g",
+    ]
+    adaptive = [
+        *plain,
+        "augment={name: ada, target: -0.9, every: 16, length_kimg: 1}",
+        "penalties.lecam={name: lecam, start_kimg: 0.05, half_life_kimg: 0.1}",
+        "penalties.r1={name: r1, every: 3, gamma: {from: 1.0, to: 0.1, until_kimg: 0.3}}",
+        "optim.lr_g={from: 4.0e-4, to: 1.0e-4, until_kimg: 0.3, shape: cosine}",
+        "labels=data",
     ]
     never = [
         "eval.every_kimg=null",
@@ -70,6 +80,7 @@ def runs(launch, tmp_path_factory):
             twenty_updates(runs, "one", *plain),
             twenty_updates(runs, "bn-one", *norm),
             twenty_updates(runs, "words-one", *words),
+            twenty_updates(runs, "adaptive-one", *adaptive),
             scores_of(runs, 1),
         ],
         2: [
@@ -82,6 +93,8 @@ def runs(launch, tmp_path_factory):
             twenty_updates(runs, "two", *plain),
             twenty_updates(runs, "rounds", *plain, "batching.micro_batch=4"),
             twenty_updates(runs, "words-two", *words),
+            twenty_updates(runs, "adaptive-two", *adaptive),
+            twenty_updates(runs, "adaptive-rounds", *adaptive, "batching.micro_batch=4"),
         ],
         3: [["helpers", runs / "helpers-3"], scores_of(runs, 3)],
     }
@@ -168,6 +181,21 @@ def test_a_run_with_penalties_of_both_players_is_the_same_on_two_processes(runs)
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
     states = [json.loads((path / "state.json").read_text())["terms"]["penalties"]["memory"] for path in newest]
     assert states[0]["images"] == states[1]["images"] == 20 * 4 * 16 and states[0]["mean"] == pytest.approx(states[1]["mean"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["two", "rounds"])
+def test_a_run_with_ada_and_lecam_is_the_same_on_two_processes(runs, other):
+    """Twenty updates of two D steps, in one round and in two: weights, averages, p to the bit, and LeCam's means."""
+    newest = [checkpoint_of(runs, "adaptive-one", 1), checkpoint_of(runs, f"adaptive-{other}", 2)]
+    one, two = map(weights_of, newest)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+    ours, theirs = (json.loads((path / "state.json").read_text())["terms"] for path in newest)
+    assert ours["augment"] == theirs["augment"] and ours["augment"]["p"] > 0.1
+    assert theirs["penalties"]["lecam"] == pytest.approx(ours["penalties"]["lecam"], rel=1e-4)
+    assert ours["penalties"]["lecam"]["weight"] == pytest.approx(1 - 0.5**6.4, rel=1e-12)  # 2 x 320 images of D, half-lives of 100
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from conftest import ROOT, TINY, lines_of, slow_but
 from game import gradients, networks, noise, player, real
 from own_terms import EVERYTHING, Memory, Paired, PairedHinge, Wobble, flat, play, positioned, terms
@@ -22,10 +25,11 @@ from torch import Tensor
 from gantrain.augment import Augmentation, Plain
 from gantrain.batching import GradientProbe
 from gantrain.config.loading import load
-from gantrain.losses import R1, R2, Hinge, Penalty, Relativistic
+from gantrain.losses import LOSSES, R1, R2, Hinge, Penalty, Relativistic
 from gantrain.plugin_errors import WrongResult
 from gantrain.run_folder.forking import kept_terms
-from gantrain.training import terms as module, trainer as trainer_module
+from gantrain.schedule import value_at
+from gantrain.training import trainer as trainer_module
 from gantrain.training.inputs import Inputs
 from gantrain.training.measurements import Measurements
 from gantrain.training.terms import Due, Terms
@@ -326,19 +330,20 @@ def test_a_loss_without_a_gradient_is_refused_beside_a_penalty_too():
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
-AUGMENT: list[str] = []  # overrides; without any, `augmented` has the runs use `Wobble`
-# A lazy penalty with a state and a weight that falls by images.
-LAZY = ["penalties={memory: {name: 'own_terms:Memory', every: 4, networks: d, until: 300}}"]
-OF_G = ["optim.d_steps=1", "optim.g_steps=2", "optim.first=g", "loss.name=own_terms:Paired"]
+# Of 20 updates of 16 images. p rises by 0.032 at each step of D that takes at least one of the 16 real images to be real.
+ADA = ["augment={name: ada, target: -0.9, every: 16, length_kimg: 0.5}"]
+FOLDED = ["augment={name: diffaugment}"]
+RATES = [
+    "optim.lr_g={from: 4.0e-4, to: 1.0e-4, until_kimg: 0.3, shape: cosine}", "optim.lr_d={from: 4.0e-4, shape: constant, warmup_kimg: 0.1}",
+]  # fmt: skip
+R1_LAZY = "r1: {name: r1, every: 4, gamma: {from: 1.0, to: 0.1, until_kimg: 0.3}}"
+LECAM = "lecam: {name: lecam, start_kimg: 0.05, half_life_kimg: 0.1}"
+LAZY = [f"penalties={{{R1_LAZY}, {LECAM}}}", *RATES]
+OF_G = ["optim.d_steps=1", "optim.g_steps=2", "optim.first=g"]
+PAIRED = [*OF_G, "loss.name=relativistic"]
+LENGTHS = [f"penalties={{{R1_LAZY}, {LECAM}, lengths: {{name: path_length, every: 3, half_life_kimg: 0.1}}}}", *RATES]
 SHORT = [*TINY, "eval.every_kimg=null", "eval.metrics=[fid]", "tracking.samples_every_kimg=null"]
 DIGITS = ROOT / "configs" / "digits.yaml"
-
-
-@pytest.fixture
-def augmented(monkeypatch):
-    """Runs have an augmentation."""
-    if not AUGMENT:
-        monkeypatch.setattr(module, "augmentation_of", lambda config: Wobble())
 
 
 def newest(run: Path) -> Path:
@@ -366,10 +371,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [LAZY, OF_G + LAZY, [*OF_G, "penalties={memory: {name: 'own_terms:Memory', every: 3, networks: g}}"]])
-def test_a_killed_run_resumes_to_the_bit(gantrain, augmented, tmp_path, monkeypatch, words):
-    """Killed between two checkpoints and between two applications of the penalty; the record has the same lines, too."""
-    words = ["train", DIGITS, *SHORT, *AUGMENT, *words, "batching.micro_batch=8"]
+@pytest.mark.parametrize("words", [[*ADA, *LAZY], [*FOLDED, *PAIRED, *LAZY], [*ADA, *OF_G, *LENGTHS]], ids=["ada", "paired", "lengths"])
+def test_a_killed_run_resumes_to_the_bit(gantrain, tmp_path, monkeypatch, words):
+    """Killed between two checkpoints and between two applications of the lazy penalty; the record has the same lines, too."""
+    words = ["train", DIGITS, *SHORT, *words, "batching.micro_batch=8"]
     gantrain(*words, f"run_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patch:
         update = Trainer.update
@@ -385,18 +390,22 @@ def test_a_killed_run_resumes_to_the_bit(gantrain, augmented, tmp_path, monkeypa
     assert newest(tmp_path / "killed").name == f"{160:012d}"
     gantrain(*words, f"run_dir={tmp_path / 'killed'}")
     alike(newest(tmp_path / "killed"), newest(tmp_path / "whole"))
-    shown = ("loss/", "penalty/", "augment/", "logits/")
+    shown = ("loss/", "penalty/", "augment/", "logits/", "lr/", "schedule/")
     own = [
         [{k: v for k, v in line.items() if k.startswith(shown)} for line in lines_of(run) if "loss/d" in line]
         for run in (tmp_path / "killed", tmp_path / "whole")
     ]
-    assert own[0] == own[1] and all("augment/p" in line for line in own[0]) and any("penalty/memory" in line for line in own[0])
+    assert own[0] == own[1] and all("penalty/r1" in line and "schedule/penalties.r1.gamma" in line for line in own[0])
+    assert own[0][-1]["penalty/lecam"] > 0 and len({line["lr/g"] for line in own[0]}) == len(own[0])
+    ada = words[len(SHORT) + 2] == ADA[0]
+    assert not ada or own[0][-1]["augment/p"] > 0
+    assert ("penalty/lengths" in own[0][-1]) == ("lengths" in state_of(newest(tmp_path / "whole"))["terms"]["penalties"])
 
 
 @pytest.mark.slow
-def test_an_update_plays_its_phases_in_order_on_fresh_data(augmented, tmp_path, monkeypatch):
+def test_an_update_plays_its_phases_in_order_on_fresh_data(tmp_path, monkeypatch):
     """Two updates of two G steps before two D steps: no latents twice, every real position once, and G sees those of D's first step."""
-    words = [*SHORT, *AUGMENT, *OF_G, "optim.d_steps=2", f"run_dir={tmp_path}", "batching.micro_batch=8"]
+    words = [*SHORT, *FOLDED, *PAIRED, "optim.d_steps=2", f"run_dir={tmp_path}", "batching.micro_batch=8"]
     trainer = Trainer(load(DIGITS, words))
     trainer.start()
     seen: list[tuple[str, Tensor, Tensor, Tensor, str]] = []
@@ -425,14 +434,15 @@ def test_an_update_plays_its_phases_in_order_on_fresh_data(augmented, tmp_path, 
 
 
 @pytest.mark.slow
-def test_noise_scale_swap_and_growth_with_every_word(gantrain, augmented, tmp_path):
+@pytest.mark.parametrize("augment", [ADA, FOLDED], ids=["ada", "diffaugment"])
+def test_noise_scale_swap_and_growth_with_every_word(gantrain, tmp_path, augment):
     """D is measured at steps without the lazy penalty; swaps and growth leave alone what penalties and augmentation remember."""
     run = tmp_path / "run"
     words = [
         "noise_scale.measure_every=1", "batching={name: on_swap, batch_size: 16, micro_batch: 8, max_batch: 64}",
         "swap={source: ema, start_kimg: 0.1, every_kimg: 0.1, after_kimg: 0.05, growth: 2}", "optim.d_steps=1",
     ]  # fmt: skip
-    gantrain("train", DIGITS, *SHORT, *AUGMENT, *LAZY, *words, f"run_dir={run}")
+    gantrain("train", DIGITS, *SHORT, *augment, *LAZY, *words, f"run_dir={run}")
     lines = lines_of(run)
     sizes = [line["to"] for line in lines if line.get("event") == "growth"]
     assert sizes == [32, 64] and sum(line.get("event") == "swap" and line["moment"] == "at" for line in lines) == 2
@@ -440,16 +450,24 @@ def test_noise_scale_swap_and_growth_with_every_word(gantrain, augmented, tmp_pa
     for player_ in "DG":
         assert trained[-1][f"noise_scale/{player_}/measurements"] > 0 and math.isfinite(trained[-1][f"noise_scale/{player_}/tr_sigma"])
     assert [trained[0][f"noise_scale/{key}/measurements"] for key in "DG"] == [3, 5]  # of five updates, before the first swap
-    ends = [line["nimg"] for line in trained]
-    state = state_of(newest(run))
-    applied = [i for i in range(state["updates"]) if i % 4 == 0]
-    remembered = state["terms"]["penalties"]["memory"]["images"]
-    assert 4 * 16 * len(applied) < remembered <= 4 * 64 * len(applied) and remembered % 64 == 0 and ends[-1] >= 320
-    assert all(0.01 < line["augment/p"] < 1 for line in trained) and len({line["augment/p"] for line in trained}) > 1
+    state, config = state_of(newest(run)), load(run / "config.yaml")
+    # Half of the weight of the past is forgotten every 100 images, whatever the batch: no update is counted twice or left out.
+    lecam = state["terms"]["penalties"]["lecam"]
+    assert list(state["terms"]["penalties"]) == ["lecam"]
+    assert lecam["weight"] == pytest.approx(1 - 0.5 ** (int(newest(run).name) / 100), rel=1e-12)
+    assert ("augment" in state["terms"]) == (augment is ADA)
+    if augment is ADA:
+        shown = [line["augment/p"] for line in trained]
+        assert 0 < shown[-1] < 1 and len(set(shown)) == len(shown) and shown[-1] == pytest.approx(state["terms"]["augment"]["p"])
+    for line in trained:  # by images: where the batch has grown, the numbers are those of the place in the run
+        before = line["nimg"] - line["batch/size"]
+        assert line["lr/g"] == pytest.approx(config.optim.lr_g.at(before))
+        assert line["schedule/penalties.r1.gamma"] == pytest.approx(config.penalties["r1"].gamma.at(before))
 
 
 @pytest.mark.slow
-def test_a_rollback_restores_what_was_remembered(gantrain, augmented, tmp_path, monkeypatch):
+@pytest.mark.parametrize("augment", [ADA, FOLDED], ids=["ada", "diffaugment"])
+def test_a_rollback_restores_what_was_remembered(gantrain, tmp_path, monkeypatch, augment):
     """To the checkpoint's, though the steps after it had changed it; and it goes on from there as a run does that begins there."""
     run, seen = tmp_path / "run", []
     discriminator, loaded = Hinge.discriminator, Terms.load
@@ -466,24 +484,31 @@ def test_a_rollback_restores_what_was_remembered(gantrain, augmented, tmp_path, 
 
     monkeypatch.setattr(Hinge, "discriminator", spoilt)
     monkeypatch.setattr(Terms, "load", load_)
-    gantrain("train", DIGITS, *SHORT, *AUGMENT, *LAZY, "optim.d_steps=1", "guard.on_nonfinite=rollback", f"run_dir={run}")
+    gantrain("train", DIGITS, *SHORT, *augment, *LAZY, "optim.d_steps=1", "guard.on_nonfinite=rollback", f"run_dir={run}")
     ((rolls_back, nimg, before, after, saved),) = seen
-    assert rolls_back and nimg == 160 and before["penalties/memory/images"] > after["penalties/memory/images"] == 3 * 64
-    assert before["augment/p"] != after["augment/p"] == saved["augment"]["p"] and all(value.isfinite() for value in after.values())
-    assert after["penalties/memory/mean"] == saved["penalties"]["memory"]["mean"]
-    assert state_of(newest(run))["terms"]["penalties"]["memory"]["images"] == 5 * 64
+    assert rolls_back and nimg == 160 and all(value.isfinite() for value in after.values())
+    for name in ("real", "fake", "weight"):
+        assert after[f"penalties/lecam/{name}"] == saved["penalties"]["lecam"][name]
+    assert before["penalties/lecam/weight"].isnan() or before["penalties/lecam/weight"] > after["penalties/lecam/weight"]
+    if augment is ADA:
+        assert before["augment/p"] != after["augment/p"] == saved["augment"]["p"] > 0
+    end = state_of(newest(run))["terms"]["penalties"]["lecam"]
+    assert end["weight"] == pytest.approx(1 - 0.5**3.2, rel=1e-12) and all(math.isfinite(value) for value in end.values())
     assert [line["to"] for line in lines_of(run) if line.get("event") == "rollback"] == [160]
 
 
 @pytest.mark.slow
-def test_the_noise_of_a_checkpoint_is_that_of_the_run(gantrain, augmented, tmp_path, monkeypatch):
-    """`noise-scale RUN` augments with the checkpoint's state, adds the penalties of every step of both players with theirs, pairs
-    labels, leaves lazy penalties out, and changes nothing."""
+@pytest.mark.parametrize("words", [[*ADA, *OF_G], [*FOLDED, *PAIRED]], ids=["ada", "paired"])
+def test_the_noise_of_a_checkpoint_is_that_of_the_run(gantrain, tmp_path, monkeypatch, words):
+    """`noise-scale RUN` augments with the checkpoint's state, adds the penalties of every step with theirs and with the numbers that
+    schedules have there, pairs labels, leaves lazy penalties out, and changes nothing."""
     from gantrain.commands import noise_scale as measuring
 
     run, seen = tmp_path / "run", []
-    words = [*OF_G, "penalties={always: {name: 'own_terms:Memory'}, lazy: {name: 'own_terms:Memory', every: 4}}"]
-    gantrain("train", DIGITS, *SHORT, *AUGMENT, *words, f"run_dir={run}")
+    always = "always: {name: r2, every: 1, gamma: {from: 1.0, to: 0.5, until_kimg: 0.64}}"
+    words = [*words, f"penalties={{{R1_LAZY}, {LECAM}, {always}}}", *RATES]
+    gantrain("train", DIGITS, *SHORT, *words, f"run_dir={run}")
+    files = {path: path.read_bytes() for path in newest(run).iterdir()}
     state = state_of(newest(run))["terms"]
 
     def noting(key, phase):
@@ -500,9 +525,58 @@ def test_the_noise_of_a_checkpoint_is_that_of_the_run(gantrain, augmented, tmp_p
     said = gantrain("noise-scale", run, "--updates", 8).stdout
     assert "gradients of 8 updates of 32 images" in said and [key for key, *_ in seen] == ["d", "g"] * 8
     for key, due, setting, _, found in seen:
-        assert [(one.name, one.factor) for one in due] == [("always", 1.0)] and setting.nimg == 320 and setting.augmentation is not None
-        assert {name: value.item() for name, value in due[0].state.items()} == state["penalties"]["always"]
-        assert {name: value.item() for name, value in setting.state.items()} == state["augment"]
-        assert found[f"penalty/always/{key}"] > 0 and found["measured"].isfinite().all()
+        assert [(one.name, one.factor) for one in due] == ([("lecam", 1.0), ("always", 1.0)] if key == "d" else [])
+        assert setting.nimg == 320 and setting.augmentation is not None and found["measured"].isfinite().all()
+        assert {name: value.item() for name, value in setting.state.items()} == state.get("augment", {})
+        if key == "d":
+            assert {name: value.item() for name, value in due[0].state.items()} == state["penalties"]["lecam"]
+            assert found["penalty/always"] > 0 and value_at(due[1].penalty.gamma, setting.nimg) == 0.75
     positions = torch.cat([positions for key, _, _, positions, _ in seen if key == "d"])
     assert positions.tolist() == list(range(320, 320 + 8 * 32))
+    assert {path: path.read_bytes() for path in newest(run).iterdir()} == files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", ["{name: r1, every: 1}", "{name: fd_r1, every: 1, sigma: 0.05}"], ids=["r1", "fd_r1"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_in_bf16_and_channels_last(tmp_path, loss, penalty):
+    words = ["mixed_precision=bf16", "performance.channels_last=true", "total_kimg=0.032", "checkpoint.every_kimg=9"]
+    trainer = Trainer(load(DIGITS, [*SHORT, *words, f"loss.name={loss}", f"penalties.p={penalty}", f"run_dir={tmp_path}"]))
+    trainer.train()
+    line = [line for line in lines_of(tmp_path) if "loss/d" in line][-1]
+    assert (
+        line["nimg"] == 32
+        and line["penalty/p"] > 0
+        and all(math.isfinite(line[f"{what}/{key}"]) for what in ("loss", "grad_norm") for key in "dg")
+    )
+    for player_ in trainer.players.by_key.values():
+        assert all(tensor.isfinite().all() for tensor in player_.network.state_dict().values())
+        filters = [tensor for tensor in player_.network.parameters() if tensor.dim() == 4]
+        assert filters and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in filters)
+
+
+@pytest.fixture(scope="module")
+def inductor():
+    """Skips where torch.compile cannot build a program, or takes more than a minute for the smallest."""
+    code = "import torch; torch.compile(lambda x: (x.sin() + 1).sum())(torch.ones(3, requires_grad=True)).backward()"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip("torch.compile takes more than 60 s here")
+    if done.returncode:
+        pytest.skip(f"torch.compile does not work here: {done.stderr.strip().splitlines()[-1]}")
+
+
+@pytest.mark.slow
+def test_what_is_of_first_order_works_compiled(gantrain, inductor, tmp_path):
+    """Finite differences and DiffAugment with compiled networks: the statistics of a run that is not compiled, up to rounding."""
+    words = [*FOLDED, "penalties.p={name: fd_r1, every: 1, sigma: 0.05}", "total_kimg=0.032", "optim.d_steps=1", "checkpoint.every_kimg=9"]
+    lines = []
+    for on in ("false", "true"):
+        torch._dynamo.utils.counters.clear()
+        gantrain("train", DIGITS, *SHORT, *words, f"performance.compile={on}", f"run_dir={tmp_path / on}")
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == (on == "true")
+        torch.compiler.reset()
+        lines.append([line for line in lines_of(tmp_path / on) if "loss/d" in line][-1])
+    for name in ("loss/d", "loss/g", "penalty/p", "grad_norm/d", "grad_norm/g"):
+        assert lines[1][name] == pytest.approx(lines[0][name], rel=0.01), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import runpy
 import subprocess
@@ -22,8 +23,11 @@ from conftest import ROOT, TINY, here, lines_of
 from PIL import Image
 from safetensors.torch import load_file
 
+from gantrain.augment import AUGMENTATIONS
 from gantrain.data import Packed, prepare
+from gantrain.losses import LOSSES, PENALTIES
 from gantrain.metrics.features import DigitsClassifier, InceptionFeatures
+from gantrain.optimizers import OPTIMIZERS
 from gantrain.palette import COLOURS, LIVE_COLOUR, PLAYERS, channels
 
 
@@ -247,6 +251,43 @@ def test_benchmark_compares_the_guard_with_an_update(tmp_path):
     assert [row["variant"] for row in rows] == ["looking at one update", "one update of the game"] and all(
         min(row["seconds"]) > 0 for row in rows
     )
+
+
+@pytest.mark.slow
+def test_benchmark_compares_words_with_the_update_as_configured(tmp_path):
+    """Every loss, penalty, augmentation and optimizer that gantrain has; lazy ones over the updates that they take to come round."""
+    words = ["tools/benchmark.py", "words", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "batching.batch_size=8"]
+    said = run_here(*words, "--json", tmp_path / "b.json")
+    record = json.loads((tmp_path / "b.json").read_text())
+    plain, *rows = record["rows"]
+    found = {row["variant"]: row for row in rows}
+    assert plain["variant"] == "as configured" and len(plain["seconds"]) == 2 * math.ceil(len(rows) / 4) and not record["left_out"]
+    for kind, registry in (("loss", LOSSES), ("penalty", PENALTIES), ("augmentation", AUGMENTATIONS), ("optimizer", OPTIMIZERS)):
+        texts = [str(row["overrides"]) for row in rows if row["kind"] == kind]
+        assert all(any(f"name: {name}" in text for text in texts) for name in registry.keys() - {"hinge", "none", "adam"})
+    assert {row["kind"] for row in rows} == {"loss", "penalty", "augmentation", "model", "optimizer", "clipping"}
+    assert [found[f"r1, every {n}"]["updates"] for n in (1, 16)] == [1, 16]  # of three D steps
+    assert [found[f"path_length, every {n}"]["updates"] for n in (1, 4)] == [1, 4]
+    for row in rows:
+        assert len(row["seconds"]) == 2 and row["more"]["min"] <= row["more"]["median"] <= row["more"]["max"]
+        assert f"{row['variant']} " in said and f"{row['more']['median']:+.1%}" in said
+    assert found["r1, every 1"]["median"] > found["r1, every 16"]["median"]
+
+
+@pytest.mark.slow
+def test_benchmark_says_which_words_it_leaves_out(tmp_path, capsys):
+    words = ["tools/benchmark.py", "words", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 1, "batching.batch_size=8"]
+    said = run_here(*words, "loss.name=relativistic", "--only", "san", "--only", "augmentation", "--json", tmp_path / "b.json")
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert [row["variant"] for row in record["rows"]] == ["as configured", "diffaugment", "ada, p 0.2"]
+    assert (
+        set(record["left_out"]) == {"san", "ada, adaptive at p 0.2"}
+        and "does not work with loss.name=relativistic" in record["left_out"]["san"]
+    )
+    assert "san: left out: " in said
+    with pytest.raises(SystemExit) as ended:
+        run_here(*words, "--only", "r3")
+    assert ended.value.code == 2 and "--only: there is nothing of this name to add" in capsys.readouterr().err
 
 
 @pytest.mark.slow

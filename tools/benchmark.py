@@ -11,6 +11,7 @@
     python tools/benchmark.py orbit configs/cifar10_biggan.yaml
     python tools/benchmark.py rounds configs/cifar10_biggan.yaml
     python tools/benchmark.py guard configs/cifar10_biggan.yaml
+    python tools/benchmark.py words configs/cifar10_biggan.yaml
     python tools/benchmark.py tracker configs/digits.yaml
 
 `train` times whole updates, each variant in a process of its own, beside the same convolutions and matrix products alone, which are
@@ -37,8 +38,15 @@ costs a training.
 `rounds` sets a batch of one micro-batch beside one of several: time an image, and the peak memory of a process that trains with
 it.
 
-`guard` times what looks at an update's losses, gradients and weights, beside an update. The last five, and `sample`, need no data:
-images are random.
+`guard` times what looks at an update's losses, gradients and weights, beside an update.
+
+`words` times an update with each loss, penalty (at every step, and at the interval that it has by default), augmentation and
+optimizer, with SAN's head and with clipping, each alone added to the configuration, and prints what it adds as a share of the update
+as configured. All are timed in one process at the same weights, which do not move: learning rates are 0. A penalty that is applied at
+every n-th step is timed over as many updates as it takes to come round. The update as configured is timed again before every fourth
+variant, which is compared with the nearest one before it. `--only` chooses kinds or words.
+
+The last six, and `sample`, need no data: images are random.
 
 `tracker` times updates, each with a line of the record, without W&B and with one whose every call raises or hangs.
 
@@ -72,12 +80,13 @@ from typing import Any
 import command
 import torch
 from accelerate import Accelerator
+from random_game import Game
 from roofline import Roofline
 from timing import Variant, answer, in_turns, machine, seconds_cold, seconds_of, versions
+from update_words import KINDS, PLAIN, Word, WordGame, words_of
 
 from gantrain import performance
 from gantrain.averaging import AverageBank, Ema
-from gantrain.batching import GradientProbe
 from gantrain.config.config import Config
 from gantrain.config.loading import load
 from gantrain.config.sections import Orbit
@@ -92,9 +101,7 @@ from gantrain.reporting.wandb_run import WandbRun
 from gantrain.sampling.generators import generate
 from gantrain.training.guard import Pulse
 from gantrain.training.measurements import memory_gib
-from gantrain.training.players import Player, build_optimizer
 from gantrain.training.trainer import Trainer
-from gantrain.training.update import discriminator_phase, generator_phase
 
 QUIET = ["tracking.wandb.mode=disabled"]
 UPDATE = "one update of the game"
@@ -484,54 +491,6 @@ def tracker(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
-class Game:
-    """Both players of a configuration, and random images in place of data.
-
-    Args:
-        rounds: micro-batches an update; None is the configuration's.
-    """
-
-    def __init__(self, config: Config, arguments: argparse.Namespace, rounds: int | None = None):
-        self.config = config
-        self.device = device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        resolution, channels, classes = config.data.resolution, arguments.channels, arguments.classes
-        switches = performance.pick(config.performance, device)
-        performance.set_up(switches, device)
-        self.micro_batch = b = config.batching.micro_batch or config.batching.batch_size
-        self.rounds = config.batching.batch_size // b if rounds is None else rounds
-        self.players = []
-        networks = config.model.build(resolution, channels, classes)
-        optim = config.optim
-        for network, rule, lr, clip in zip(networks, (optim.g, optim.d), (optim.lr_g, optim.lr_d), (optim.clip_g, optim.clip_d)):
-            performance.place(network, switches, device)
-            self.players.append(
-                Player(
-                    network,
-                    network,
-                    build_optimizer(rule, network, lr, optim),
-                    torch.amp.GradScaler(device.type, enabled=False),
-                    rule=rule,
-                    clip=clip,
-                )
-            )
-        self.probes = [GradientProbe(network) for network in networks]
-        real = performance.lay_out(torch.rand(b, channels, resolution, resolution, device=device).mul(2).sub(1), switches)
-        self.real = real, torch.zeros(b, dtype=torch.int64, device=device)
-        self.noise = torch.randn(b, networks[0].dim_z, device=device), torch.zeros(b, dtype=torch.int64, device=device)
-
-    @property
-    def batch_size(self) -> int:
-        return self.micro_batch * self.rounds
-
-    def update(self, measured: bool = False) -> None:
-        """All D steps and the G step; one of D's and G's gradients measured if asked, as in training."""
-        loss, k = self.config.loss, self.rounds
-        g, d = self.probes if measured else (None, None)
-        for s in range(self.config.optim.d_steps):
-            discriminator_phase(*self.players, loss, [(self.real, self.noise)] * k, k, d if s == 0 else None)
-        generator_phase(*self.players, loss, [(self.real if loss.generator_sees_real else None, self.noise)] * k, k, g)
-
-
 def noise_scale(arguments: argparse.Namespace) -> dict[str, Any]:
     """What measuring the gradient noise scale costs."""
     config = load(arguments.config, arguments.overrides)
@@ -718,6 +677,51 @@ def guard(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"rows": beside_an_update(variants, config, arguments, "losses, gradients and weights finite on one process")}
 
 
+def words(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What each word adds to an update."""
+    config = load(arguments.config, arguments.overrides)
+    found, refused = words_of(arguments.config, arguments.overrides, config, arguments.only)
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UserError(reasons or f"--only: there is nothing of this name to add; use {', '.join(KINDS)}, or a name such as r1")
+    game = WordGame(config, arguments)
+    plain = Word(PLAIN, PLAIN, "", config, 1)
+    for word in (plain, *found):
+        game.time(word, 1)  # everything is allocated, and every optimizer has its state
+    times: dict[str, list[float]] = {word.name: [] for word in found}
+    shares: dict[str, list[float]] = {word.name: [] for word in found}
+    base: list[float] = []
+    for _ in range(arguments.turns):
+        for i, word in enumerate(found):
+            if i % 4 == 0:
+                base.append(game.time(plain, plain.cycle))
+            times[word.name].append(game.time(word, word.cycle))
+            shares[word.name].append(times[word.name][-1] / base[-1] - 1)
+    optim = config.optim
+    print(
+        f"\n{arguments.config}: batch {config.batching.batch_size}, {optim.d_steps} D and {optim.g_steps} G steps; {machine()};"
+        f" {arguments.turns} turns"
+    )
+    width = max(len(name) for name in (PLAIN, *times))
+    print(f"{'':{width}}  {'ms/update':>10} {'min':>9} {'max':>9} {'more':>8} {'min':>8} {'max':>8} {'updates':>8}")
+    print(f"{PLAIN:{width}}  {statistics.median(base) * 1e3:10.2f} {min(base) * 1e3:9.2f} {max(base) * 1e3:9.2f}")
+    rows: list[dict[str, Any]] = [{"variant": PLAIN, **spread(base)}]
+    for word in found:
+        taken, share = times[word.name], shares[word.name]
+        more = {"median": statistics.median(share), "min": min(share), "max": max(share)}
+        rows.append({
+            "variant": word.name, "kind": word.kind, "overrides": word.overrides, "updates": word.cycle, **spread(taken), "more": more,
+        })  # fmt: skip
+        print(
+            f"{word.name:{width}}  {statistics.median(taken) * 1e3:10.2f} {min(taken) * 1e3:9.2f} {max(taken) * 1e3:9.2f}"
+            f" {more['median']:+8.1%} {more['min']:+8.1%} {more['max']:+8.1%} {word.cycle:8}"
+        )
+    for name, reason in refused.items():
+        print(f"{name}: left out: {reason}")
+    print("more: what it adds, as a share of the update as configured that was timed last before it; updates: timed as one, a turn")
+    return {"rows": rows, "left_out": refused}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
@@ -772,6 +776,11 @@ def main() -> None:
     watch = kinds.add_parser("guard", parents=[shared, images], help="what the guard looks at beside an update")
     watch.add_argument("--repeats", type=command.positive, default=5, help="looks a turn (default: 5)")
     watch.set_defaults(call=guard)
+    each = kinds.add_parser("words", parents=[shared, images], help="each loss, penalty, augmentation and optimizer beside an update")
+    each.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help=f"a kind ({', '.join(KINDS)}) or a name, such as r1; may be given often"
+    )
+    each.set_defaults(call=words, turns=3)
     several = kinds.add_parser("rounds", parents=[shared, images], help="time and memory of a batch in rounds")
     several.add_argument("--rounds", type=command.positive, default=16, help="of the larger batch (default: 16)")
     several.set_defaults(call=rounds)
