@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import redirect_stdout
 from statistics import median
 
@@ -23,9 +24,9 @@ from conftest import ROOT, TINY, here, lines_of
 from PIL import Image
 from safetensors.torch import load_file
 
-from gantrain.augment import AUGMENTATIONS
+from gantrain.augment import AUGMENTATIONS, Ada, DiffAugment
 from gantrain.data import Packed, prepare
-from gantrain.losses import LOSSES, PENALTIES
+from gantrain.losses import LOSSES, PENALTIES, R1
 from gantrain.metrics.features import DigitsClassifier, InceptionFeatures
 from gantrain.optimizers import OPTIMIZERS
 from gantrain.palette import COLOURS, LIVE_COLOUR, PLAYERS, channels
@@ -271,7 +272,26 @@ def test_benchmark_compares_words_with_the_update_as_configured(tmp_path):
     for row in rows:
         assert len(row["seconds"]) == 2 and row["more"]["min"] <= row["more"]["median"] <= row["more"]["max"]
         assert f"{row['variant']} " in said and f"{row['more']['median']:+.1%}" in said
-    assert found["r1, every 1"]["median"] > found["r1, every 16"]["median"]
+
+
+@pytest.mark.slow
+def test_what_is_timed_is_an_update_with_the_word(monkeypatch, tmp_path):
+    """Three D steps and one of G: a lazy penalty as often as in the long run, the augmentation at real and at generated images."""
+    called = Counter()
+
+    def counted(cls, name, key):
+        method = getattr(cls, name)
+        monkeypatch.setattr(cls, name, lambda self, *rest: called.update([key(self)]) or method(self, *rest))
+
+    counted(R1, "term", lambda penalty: f"r1, every {penalty.every}")
+    counted(DiffAugment, "apply", lambda augmentation: "diffaugment")
+    counted(Ada, "transform", lambda augmentation: f"ada, p {augmentation.p}")
+    words = ["tools/benchmark.py", "words", "configs/digits.yaml", "model.ch=2", "--channels", 1, "--turns", 2, "batching.batch_size=8"]
+    run_here(*words, "batching.micro_batch=4", "--only", "r1", "--only", "augmentation", "--json", tmp_path / "b.json")
+    # One update to warm up, and in each of two turns as many as the word needs; each of two rounds.
+    assert called == {"r1, every 16": 2 * (1 + 2 * 3), "r1, every 1": 2 * 3 * 3} | dict.fromkeys(
+        ["diffaugment", "ada, p 0.2", "ada, p None"], 2 * 7 * 3
+    )
 
 
 @pytest.mark.slow
