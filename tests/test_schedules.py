@@ -103,6 +103,8 @@ MISTAKES = [
     ("optim.betas=[0, {from: .9, to: .99, until_kimg: 3, foo: 1}]", "optim.betas[1].foo=1: no such key; known: from, shape"),
     ("optim.betas=[{from: .9, to: .99, until_kimg: 3}, 0.9]", "optim.betas[0] must be a number, got {'from': 0.9"),
     ("optim.betas=[0, .9, {from: 1}]", "optim.betas must be a list of 2 numbers, got [0, 0.9, {"),
+    ("optim.betas[1]=.9", "'optim.betas[1]' is not a key; write the whole list, as optim.betas=[...]"),
+    ("optim.betas[1].to=.9", "'optim.betas[1].to' is not a key; write the whole list, as optim.betas=[...]"),
     ("optim.g.betas=[0, {from: 1, to: .99, until_kimg: 3}]", "optim.g.betas[1].from must be in [0, 1), got 1.0"),
     ("optim.eps={from: 1, to: 2, until_kimg: 3}", "optim.eps must be a number, got {'from': 1"),
     ("optim.d_steps.from=2", "optim.d_steps must be a whole number, got {'from': 2}"),
@@ -252,5 +254,8 @@ def test_growth_of_its_own_accord_needs_two_constant_half_lives():
     """The source itself may have a schedule."""
     with pytest.raises(ConfigError, match="swap.growth needs two averagers of name ema with different constant half_life_kimg"):
         load(None, [*AUTO, SCHEDULED, TWO[0]])
-    config = load(None, [*AUTO, SCHEDULED, *TWO, "optim.lr_g={from: 1e-3, shape: constant}"])
-    assert isinstance(config, Config) and "optim.lr_g changes during the run, and swap.growth=auto assumes constant rates" in notes(config)
+    note = "optim.lr_g changes during the run, and swap.growth=auto assumes constant rates"
+    for rate, said in (("from: 1e-3, shape: constant", False), ("from: 1e-3, to: 0, until_kimg: 200", True),
+                       ("from: 1e-3, shape: constant, warmup_kimg: 1", True)):  # fmt: skip
+        config = load(None, [*AUTO, SCHEDULED, *TWO, f"optim.lr_g={{{rate}}}"])
+        assert isinstance(config, Config) and (note in notes(config)) is said
