@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gantrain.contracts import Contract
-from gantrain.errors import UserError, one_line
+from gantrain.errors import UserError
 from gantrain.models.san import find_heads
-from gantrain.plugin_errors import refuse_result
+from gantrain.plugin_errors import describe_value, refuse_result
 
 
 class Architecture(ABC):
@@ -124,7 +124,7 @@ def label_counts_of(generator: Any) -> Sequence[int] | None:
         return tuple(map(int, numbers))
     raise UserError(
         f"label_counts: must be the number of images of each class, whole numbers for num_classes={generator.num_classes},"
-        f" got {one_line(repr(counts))[:80]}"
+        f" got {describe_value(counts)}"
     )
 
 
