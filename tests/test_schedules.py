@@ -7,6 +7,7 @@ import math
 import random
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from gantrain.config.notes import notes
 from gantrain.config.scheduled_keys import find_schedules, values_of
 from gantrain.config.yaml_files import ConfigError
 from gantrain.errors import InvalidField, UserError
-from gantrain.reporting import charts
+from gantrain.reporting import charts, page
 from gantrain.run_folder.training_columns import columns_of
 from gantrain.schedule import Schedule, bounds_of, value_at
 
@@ -176,6 +177,21 @@ def test_a_change_of_a_schedule_is_a_change_of_its_keys():
     there, here = load(None, [f"optim.lr_g={FALL}"]), load(None, [f"optim.lr_g={FALL}", "optim.lr_g.to=1e-5"])
     assert differing_keys(there, here) == {"optim.lr_g.to": (1e-4, 1e-5)}
     assert differing_keys(Config(), there) == {"optim.lr_g": (2e-4, {**fall, "warmup_kimg": 0.0})}
+
+
+def test_a_report_says_how_runs_differ_in_schedules_and_optimizers():
+    words = [
+        f"optim.lr_g={FALL}",
+        "optim.betas=[0, {from: 0.9, shape: constant}]",
+        "optim.d={name: rmsprop, alpha: {from: 0.9, shape: constant}}",
+    ]
+    plain, other = (SimpleNamespace(name=name, records=[SimpleNamespace(full_config=config)])
+                    for name, config in (("a", Config()), ("b", load(None, words))))  # fmt: skip
+    constant = "{from: 0.9, to: null, until_kimg: null, start_kimg: 0.0, shape: constant, warmup_kimg: 0.0}"
+    assert page.group_head(other, [plain, other])["differs"] == [
+        "optim.lr_g: 0.0002 → {from: 0.001, to: 0.0001, until_kimg: 20.0, start_kimg: 10.0, shape: cosine, warmup_kimg: 0.0}",
+        f"optim.betas: [0.0, 0.999] → [0.0, {constant}]", "optim.d.name: adam → rmsprop",
+    ]  # fmt: skip
 
 
 # ---- what a run says of them -----------------------------------------------------------------------------------------
