@@ -287,6 +287,8 @@ REFUSED = [
     ("optim.g={name: sgd, nesterov: true}", "optim.g.nesterov needs momentum above 0, such as momentum=0.9, got True"),
     ("optim.g={name: sgd, momentum: 1}", r"optim.g.momentum must be in \[0, 1\), got 1.0"),
     ("optim.d={name: rmsprop, alpha: 1}", r"optim.d.alpha must be in \[0, 1\), got 1.0"),
+    ("optim.d={name: rmsprop, centered: true, alpha: 0}", "optim.d.centered needs alpha above 0 at all times, got True"),
+    ("optim.d={name: rmsprop, centered: true, alpha: {from: .9, shape: constant, warmup_kimg: 1}}", "optim.d.centered needs alpha above 0"),
     ("optim.d={name: adam, betas: [0.5, 1]}", r"optim.d.betas must both be in \[0, 1\), got \[0.5, 1.0\]"),
     ("optim.d={name: adamw, weight_decay: -1}", "optim.d.weight_decay must be at least 0, got -1.0"),
     ("optim.d={name: adam, eps: 0}", "optim.d.eps must be above 0 and below 1, or null, got 0.0"),
