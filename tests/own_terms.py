@@ -12,7 +12,7 @@ from game import gradients, noise, real
 from torch import Tensor
 
 from gantrain.augment import Augmentation, Plain
-from gantrain.losses import R1, Hinge, Penalty, Relativistic
+from gantrain.losses import R1, Hinge, Penalty
 from gantrain.losses.objective import PenaltyBatch
 from gantrain.randomness import Draws
 from gantrain.training.terms import Terms
@@ -89,13 +89,6 @@ class Wobble(Augmentation):
 
     def shown(self, state: Mapping[str, Tensor], nimg: int) -> dict[str, Tensor | float]:
         return {"p": state["p"]}
-
-
-@dataclass(frozen=True)
-class Paired(Relativistic):
-    """Pairs labels, in both phases."""
-
-    paired_labels = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from game import gradients, networks, player, rounds
 from safetensors.torch import load_file
 
 from gantrain.data import Digits, pack
-from gantrain.losses import R1, R2, Hinge
+from gantrain.losses import R1, R2, Hinge, Relativistic
 from gantrain.training.update import discriminator_phase, generator_phase
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -161,7 +161,7 @@ def test_two_processes_have_the_gradient_of_one_where_d_returns_its_logits_twice
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [own_terms.Paired(), own_terms.PairedHinge()])
+@pytest.mark.parametrize("loss", [Relativistic(), own_terms.PairedHinge()])
 def test_two_processes_with_every_word_are_one(runs, loss):
     """Penalties with state of both players, an augmentation, paired labels, two G steps before D's: gradients and states of one batch."""
     folder = done(runs, "terms", 2)

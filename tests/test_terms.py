@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 from conftest import ROOT, TINY, lines_of, slow_but
 from game import gradients, networks, noise, player, real
-from own_terms import EVERYTHING, Memory, Paired, PairedHinge, Wobble, flat, play, positioned, terms
+from own_terms import EVERYTHING, Memory, PairedHinge, Wobble, flat, play, positioned, terms
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,7 +42,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("loss", slow_but([PairedHinge()], [Paired(), PairedHinge()]), ids=["relativistic", "hinge"])
+@pytest.mark.parametrize("loss", slow_but([PairedHinge()], [Relativistic(), PairedHinge()]), ids=["relativistic", "hinge"])
 def test_rounds_with_every_word_are_one_batch(loss):
     """Penalties with state of both players, one of them lazy, an augmentation that draws and follows D, paired labels, two G steps
     before D's: gradients after two updates, and all states, to float64 rounding."""
@@ -93,7 +92,7 @@ def test_penalties_see_images_as_the_loss_sees_them():
 
     own = terms(Wobble(), looks=Looks())
     g, d = (player(n) for n in networks())
-    play(g, d, Paired(), own, 5, 1, updates=1, g_steps=1)
+    play(g, d, Relativistic(), own, 5, 1, updates=1, g_steps=1)
     assert [one[0] for one in seen] == ["g", "d"]
     for _, first, second, loss_real, fake, loss_fake, crossed in seen:
         torch.testing.assert_close(first, loss_real)
@@ -137,14 +136,14 @@ def test_the_step_of_r3gan_is_that_of_the_paper():
     value = torch.log1p(torch.exp(at_fake - at_real)).mean()
     (value + penalty).backward()
     g, d, own = player(G), player(D), terms(r1=R1(gamma, every=1), r2=R2(gamma, every=1))
-    stats = discriminator_phase(g, d, Paired(), positioned(6, 1, 0), 1, None, own.due("d", 0), own.setting("d0", 0))
+    stats = discriminator_phase(g, d, Relativistic(), positioned(6, 1, 0), 1, None, own.due("d", 0), own.setting("d0", 0))
     same(gradients(D), gradients(judge))
     assert stats["loss/d"].item() == pytest.approx(value.item()) and stats["loss/penalty"].item() == pytest.approx(penalty.item())
     assert stats["penalty/r1"] + stats["penalty/r2"] == pytest.approx(penalty.item())
     judge.load_state_dict(D.state_dict())  # D has moved
     judge.requires_grad_(False)
     torch.log1p(torch.exp(judge(x, y) - judge(mirror(z, y), y))).mean().backward()
-    generator_phase(g, d, Paired(), positioned(6, 1, 0, loss=Paired()), 1, None, own.due("g", 0), own.setting("g", 0))
+    generator_phase(g, d, Relativistic(), positioned(6, 1, 0, loss=Relativistic()), 1, None, own.due("g", 0), own.setting("g", 0))
     same(gradients(G), gradients(mirror))
 
 
@@ -243,7 +242,7 @@ def test_a_penalty_is_shown_as_its_mean_over_the_steps_that_had_it():
 # ---- real images for both phases -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss, needs", [(Hinge(), None), (PairedHinge(), "labels"), (Paired(), "all"), (Relativistic(), "all")])
+@pytest.mark.parametrize("loss, needs", [(Hinge(), None), (PairedHinge(), "labels"), (Relativistic(), "all")])
 def test_g_gets_of_the_real_images_what_its_loss_needs(loss, needs):
     """Those of the last D phase, or of the first one that comes after it; each is trained on once."""
     config = SimpleNamespace(loss=loss, labels="uniform")
@@ -570,12 +569,14 @@ def inductor():
 @pytest.mark.slow
 def test_what_is_of_first_order_works_compiled(gantrain, inductor, tmp_path):
     """Finite differences and DiffAugment with compiled networks: the statistics of a run that is not compiled, up to rounding."""
+    from torch._dynamo.utils import counters  # takes seconds to import
+
     words = [*FOLDED, "penalties.p={name: fd_r1, every: 1, sigma: 0.05}", "total_kimg=0.032", "optim.d_steps=1", "checkpoint.every_kimg=9"]
     lines = []
     for on in ("false", "true"):
-        torch._dynamo.utils.counters.clear()
+        counters.clear()
         gantrain("train", DIGITS, *SHORT, *words, f"performance.compile={on}", f"run_dir={tmp_path / on}")
-        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == (on == "true")
+        assert (counters["stats"]["unique_graphs"] > 0) == (on == "true")
         torch.compiler.reset()
         lines.append([line for line in lines_of(tmp_path / on) if "loss/d" in line][-1])
     for name in ("loss/d", "loss/g", "penalty/p", "grad_norm/d", "grad_norm/g"):

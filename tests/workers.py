@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from gantrain.batching import GradientProbe
 from gantrain.distributed import finish, from_main, make_accelerator, mean_of_processes, mean_over_processes, sum_over_processes
-from gantrain.losses import R1, R2, Hinge
+from gantrain.losses import R1, R2, Hinge, Relativistic
 from gantrain.training.update import discriminator_phase, generator_phase
 
 
@@ -55,7 +55,7 @@ def gradient(accelerator, folder: Path) -> None:
 def terms(accelerator, folder: Path) -> None:
     """The gradients and states after two updates with every word, for two cuts, with one pair of DDP objects throughout."""
     world, rank = accelerator.num_processes, accelerator.process_index
-    for loss in (own_terms.Paired(), own_terms.PairedHinge()):
+    for loss in (Relativistic(), own_terms.PairedHinge()):
         for b, k in [(6, 1), (3, 2)]:
             g, d = (player(n, accelerator) for n in networks())
             own = own_terms.terms(**own_terms.EVERYTHING, over=(mean_of_processes(accelerator), world))
