@@ -73,6 +73,11 @@ class Schedule:
         return min(self.from_, to), max(self.from_, to)
 
     @property
+    def changes(self) -> bool:
+        """Whether it ever has another value than `from`."""
+        return self.warmup_kimg > 0 or self.bounds[0] != self.bounds[1]
+
+    @property
     def words(self) -> str:
         """It in words, such as "from 0.0002 to 5e-05 between 0 and 20000 kimg (cosine)"."""
         warm = f"warm-up from 0 over {self.warmup_kimg:g} kimg" if self.warmup_kimg else ""

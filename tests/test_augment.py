@@ -34,7 +34,7 @@ from gantrain.randomness import Draws
 from gantrain.schedule import Schedule
 from gantrain.training.update import discriminator_phase
 
-ALL = dict.fromkeys(ada.GROUPS, True)
+ALL = dict.fromkeys(ada.GROUPS, 1.0)
 MANY = 20_000
 P = 0.3
 
@@ -116,7 +116,7 @@ def test_an_augmentation_is_differentiable_twice(augmentation):
 
 def test_the_gradient_of_a_gradient_reaches_d_through_the_pipe():
     """R1's: against the same network behind a matrix that the pipe was measured to be."""
-    x, pipe = images_of(1, 1, 4, 4, dtype=torch.float64), Ada(p=1.0, color=False)
+    x, pipe = images_of(1, 1, 4, 4, dtype=torch.float64), Ada(p=1.0, color=0.0)
     basis = torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4)
     draws = Draws(0, "a", torch.zeros(16, dtype=torch.int64))
     matrix = pipe.apply(basis, draws, {}, 0).view(16, 16).T
@@ -153,6 +153,15 @@ def test_images_that_no_transform_was_drawn_for_stay_as_they_are_to_the_bit():
     moved = moves.flip | (moves.quarters > 0) | (moves.down != 0) | (moves.right != 0)
     same = (Ada().apply(x, draws, at_p(p), 0) == x).flatten(1).all(dim=1)
     assert torch.equal(same, ~(moved | geometry.touched | color.touched)) and 20 < same.sum() < 100
+
+
+def test_a_group_can_have_a_share_of_p():
+    """Its draws are those that p itself would have at that share; R3GAN has half of p for colors."""
+    x, draws, off = images_of(64, 3, 8, 8), draws_of(64), dict.fromkeys(ada.GROUPS, 0.0)
+    for group in ada.GROUPS:
+        half, whole = (Ada(**{**off, group: share}) for share in (0.5, 1.0))
+        assert torch.equal(half.apply(x, draws, at_p(0.6), 0), whole.apply(x, draws, at_p(0.3), 0))
+        assert not torch.equal(half.apply(x, draws, at_p(0.6), 0), whole.apply(x, draws, at_p(0.6), 0))
 
 
 def test_a_device_that_must_not_be_waited_for_transforms_all_images_and_keeps_those_that_are_touched(monkeypatch):
@@ -239,7 +248,7 @@ def test_whole_steps_are_as_likely_as_published():
 def test_below_p_of_08_the_untouched_image_is_the_most_frequent_one():
     """Why augmentations do not leak (section 3): the odds of the four directions are 1 - 3p/4 against p/4 each, for any p below 1."""
     image, p = images_of(1, 1, 4, 4), 0.79
-    seen = Ada(geometric=False, color=False).apply(image.expand(4000, -1, -1, -1), draws_of(4000), at_p(p), 0)
+    seen = Ada(geometric=0.0, color=0.0).apply(image.expand(4000, -1, -1, -1), draws_of(4000), at_p(p), 0)
     turned = [torch.rot90(way, k, (2, 3)) for way in (image, image.flip(3)) for k in range(4)]
     counts = np.array([(seen == one).flatten(1).all(dim=1).sum() for one in turned])
     # 4 pixels are never moved: half a pixel rounds to none.
@@ -270,7 +279,7 @@ def test_blits_are_those_of_numpy(size):
 
 def test_images_that_are_only_mirrored_and_turned_have_the_same_pixels():
     x, draws = images_of(64, 3, 8, 8), draws_of(64)
-    y = Ada(geometric=False, color=False).apply(x, draws, at_p(0.9), 0)
+    y = Ada(geometric=0.0, color=0.0).apply(x, draws, at_p(0.9), 0)
     still = (draw_blits(draws, 0.9, 8, 8).down == 0) & (draw_blits(draws, 0.9, 8, 8).right == 0)
     assert torch.equal(y[still].flatten(2).sort().values, x[still].flatten(2).sort().values) and 5 < still.sum() < 40
     assert all(torch.isin(mine, theirs).all() for mine, theirs in zip(y, x))
@@ -503,7 +512,7 @@ def test_a_given_p_observes_nothing_and_is_shown():
     assert Ada(p=0.3).shown({}, 0) == {"p": 0.3} and Plain().shown({}, 0) == {}
     for bad, words in (({"p": 1.5}, "p: must be in"), ({"p": Schedule(0, 2, until_kimg=1)}, "p: must be in"), ({"target": 1.0}, "target: "),
                        ({"length_kimg": 0.0}, "length_kimg: "), ({"every": 0}, "every: "),
-                       (dict.fromkeys(ada.GROUPS, False), "blit: must be true if")):  # fmt: skip
+                       (dict.fromkeys(ada.GROUPS, 0.0), "blit: must be above 0 if"), ({"color": 1.5}, "color: must be in")):  # fmt: skip
         with pytest.raises(InvalidField, match=words):
             Ada(**bad)
 

@@ -157,6 +157,7 @@ REFUSALS = [
     (["optim.seed=1"], r"optim.seed=1: no such key; did you mean seed\?"),
     (["augment={name: ada, every: 1000000000000000000000}"], r"augment.every must be at most 1,000,000,000, got 10"),
     (["augment={name: ada, every: 0}"], r"augment.every must be at least 1, got 0"),
+    (["augment={name: ada, cutout: true}"], r"augment.cutout must be a number, got True; 1 switches the group on, 0 off"),
     (["augment={name: diffaugment, color: false, translation: false, cutout: false}"], r"augment.cutout must be true if .*use name=none"),
     (
         ["augment.name=ada", "loss.name=relativistic"],

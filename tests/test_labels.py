@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from gantrain.distributed import make_accelerator
 from gantrain.errors import UserError
 from gantrain.evaluation.evaluator import Evaluator
 from gantrain.losses import Hinge
+from gantrain.models.architecture import label_counts_of
 from gantrain.reporting.comparison import require_comparable
 from gantrain.reporting.page_tables import protocol_in_words
 from gantrain.run_folder.record import Evaluation, stated
@@ -157,6 +159,13 @@ def test_a_generator_of_a_run_with_labels_of_the_data_says_so_itself(toy):
     generator.label_counts = (95, 5)  # as `load_generator` sets it
     assert [choose_labels(generator, asked) for asked in (None, "uniform", "data")] == ["data", "uniform", "data"]
     assert choose_labels(toy[1].tensors[0], None) == "uniform"
+    for counts in (torch.tensor([95, 5]), np.array([95.0, 5.0]), [95, 5]):
+        generator.label_counts = counts
+        assert label_counts_of(generator) == (95, 5) and choose_labels(generator, None) == "data"
+    for counts in ([0.95, 0.05], [1, 2, 3], [0, 0], [-1, 2], [math.nan, 1], [math.inf, 1], torch.eye(2), 7, {"a": 1}, "ab"):
+        generator.label_counts = counts
+        with pytest.raises(UserError, match="label_counts: must be the number of images of each class, .* num_classes=2, got "):
+            choose_labels(generator, None)
 
 
 @pytest.mark.parametrize(

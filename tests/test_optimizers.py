@@ -180,6 +180,21 @@ def test_what_is_remembered_goes_through_a_checkpoint_to_the_bit(rule):
         assert entries == expected_entries(rule) and (rule is OUTSIDE) == bool(own_settings(whole.optimizer, given_to(whole)))
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_step_that_fp16_skips_leaves_nothing_behind(name):
+    """The scale is too large at first as a rule. Memory is filled beforehand, so that whoever reads what was never written shows it."""
+    plain, skipped = made(RULES[name]), made(RULES[name])
+    skipped.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    junk = [torch.full_like(p, 1e30) for p in plain.network.parameters() for _ in range(64)]
+    del junk
+    for factor in (math.inf, 1.0, 1.0):
+        x = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)
+        for one in (plain, skipped) if factor == 1 else (skipped,):
+            step(one, made(Adam()), lambda x, one=one, factor=factor: (factor * (one.network(x) - 1).square().mean(), {}), [x], 1)
+    for p, q in zip(plain.network.parameters(), skipped.network.parameters()):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-12, atol=0)
+
+
 def expected_entries(rule: Optimizer) -> set[str]:
     """What is saved for each weight."""
     if isinstance(rule, Adam):
@@ -272,6 +287,8 @@ REFUSED = [
     ("optim.g={name: sgd, nesterov: true}", "optim.g.nesterov needs momentum above 0, such as momentum=0.9, got True"),
     ("optim.g={name: sgd, momentum: 1}", r"optim.g.momentum must be in \[0, 1\), got 1.0"),
     ("optim.d={name: rmsprop, alpha: 1}", r"optim.d.alpha must be in \[0, 1\), got 1.0"),
+    ("optim.d={name: rmsprop, centered: true, alpha: 0}", "optim.d.centered needs alpha above 0 at all times, got True"),
+    ("optim.d={name: rmsprop, centered: true, alpha: {from: .9, shape: constant, warmup_kimg: 1}}", "optim.d.centered needs alpha above 0"),
     ("optim.d={name: adam, betas: [0.5, 1]}", r"optim.d.betas must both be in \[0, 1\), got \[0.5, 1.0\]"),
     ("optim.d={name: adamw, weight_decay: -1}", "optim.d.weight_decay must be at least 0, got -1.0"),
     ("optim.d={name: adam, eps: 0}", "optim.d.eps must be above 0 and below 1, or null, got 0.0"),

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from gantrain.config.notes import notes
 from gantrain.config.scheduled_keys import find_schedules, values_of
 from gantrain.config.yaml_files import ConfigError
 from gantrain.errors import InvalidField, UserError
-from gantrain.reporting import charts
+from gantrain.reporting import charts, page
 from gantrain.run_folder.training_columns import columns_of
 from gantrain.schedule import Schedule, bounds_of, value_at
 
@@ -103,6 +104,8 @@ MISTAKES = [
     ("optim.betas=[0, {from: .9, to: .99, until_kimg: 3, foo: 1}]", "optim.betas[1].foo=1: no such key; known: from, shape"),
     ("optim.betas=[{from: .9, to: .99, until_kimg: 3}, 0.9]", "optim.betas[0] must be a number, got {'from': 0.9"),
     ("optim.betas=[0, .9, {from: 1}]", "optim.betas must be a list of 2 numbers, got [0, 0.9, {"),
+    ("optim.betas[1]=.9", "'optim.betas[1]' is not a key; write the whole list, as optim.betas=[...]"),
+    ("optim.betas[1].to=.9", "'optim.betas[1].to' is not a key; write the whole list, as optim.betas=[...]"),
     ("optim.g.betas=[0, {from: 1, to: .99, until_kimg: 3}]", "optim.g.betas[1].from must be in [0, 1), got 1.0"),
     ("optim.eps={from: 1, to: 2, until_kimg: 3}", "optim.eps must be a number, got {'from': 1"),
     ("optim.d_steps.from=2", "optim.d_steps must be a whole number, got {'from': 2}"),
@@ -174,6 +177,21 @@ def test_a_change_of_a_schedule_is_a_change_of_its_keys():
     there, here = load(None, [f"optim.lr_g={FALL}"]), load(None, [f"optim.lr_g={FALL}", "optim.lr_g.to=1e-5"])
     assert differing_keys(there, here) == {"optim.lr_g.to": (1e-4, 1e-5)}
     assert differing_keys(Config(), there) == {"optim.lr_g": (2e-4, {**fall, "warmup_kimg": 0.0})}
+
+
+def test_a_report_says_how_runs_differ_in_schedules_and_optimizers():
+    words = [
+        f"optim.lr_g={FALL}",
+        "optim.betas=[0, {from: 0.9, shape: constant}]",
+        "optim.d={name: rmsprop, alpha: {from: 0.9, shape: constant}}",
+    ]
+    plain, other = (SimpleNamespace(name=name, records=[SimpleNamespace(full_config=config)])
+                    for name, config in (("a", Config()), ("b", load(None, words))))  # fmt: skip
+    constant = "{from: 0.9, to: null, until_kimg: null, start_kimg: 0.0, shape: constant, warmup_kimg: 0.0}"
+    assert page.group_head(other, [plain, other])["differs"] == [
+        "optim.lr_g: 0.0002 → {from: 0.001, to: 0.0001, until_kimg: 20.0, start_kimg: 10.0, shape: cosine, warmup_kimg: 0.0}",
+        f"optim.betas: [0.0, 0.999] → [0.0, {constant}]", "optim.d.name: adam → rmsprop",
+    ]  # fmt: skip
 
 
 # ---- what a run says of them -----------------------------------------------------------------------------------------
@@ -252,5 +270,8 @@ def test_growth_of_its_own_accord_needs_two_constant_half_lives():
     """The source itself may have a schedule."""
     with pytest.raises(ConfigError, match="swap.growth needs two averagers of name ema with different constant half_life_kimg"):
         load(None, [*AUTO, SCHEDULED, TWO[0]])
-    config = load(None, [*AUTO, SCHEDULED, *TWO, "optim.lr_g={from: 1e-3, shape: constant}"])
-    assert isinstance(config, Config) and "optim.lr_g changes during the run, and swap.growth=auto assumes constant rates" in notes(config)
+    note = "optim.lr_g changes during the run, and swap.growth=auto assumes constant rates"
+    for rate, said in (("from: 1e-3, shape: constant", False), ("from: 1e-3, to: 0, until_kimg: 200", True),
+                       ("from: 1e-3, shape: constant, warmup_kimg: 1", True)):  # fmt: skip
+        config = load(None, [*AUTO, SCHEDULED, *TWO, f"optim.lr_g={{{rate}}}"])
+        assert isinstance(config, Config) and (note in notes(config)) is said

@@ -677,7 +677,7 @@ REFUSED = [
     (["swap.growth=much"], "swap.growth must be a number of at least 1, or auto, got 'much'"),
     (
         ["swap.growth=auto", "averagers.ema=null", "averagers.ema_long=null"],
-        "swap.growth needs two averagers of name ema with different half_life_kimg",
+        "swap.growth needs two averagers of name ema with different constant half_life_kimg",
     ),
     (["swap.alpha=0"], "swap.alpha must be above 0 and at most 1, got 0"),
     (["swap.networks=dg"], "swap.networks must be one of g, gd, got 'dg'"),

@@ -31,24 +31,25 @@ class Ada(Augmentation):
         target: mean sign of D's logits at augmented real images to which p is adapted; it is 1 if D takes all of them to be real.
         length_kimg: how long p would take from 0 to 1 if it always rose.
         every: interval in images between two adjustments of p.
-        blit: mirror, turn by quarters and move by whole pixels.
-        geometric: scale, rotate, stretch and move.
-        color: change brightness, contrast, the sign of the luma, hue and saturation.
-        filter: amplify bands of frequencies.
-        noise: add noise.
-        cutout: set a rectangle of half the image's size to 0, which is mid-grey.
+        blit: mirror, turn by quarters and move by whole pixels: the probability of each transform, as a share of p; 0 switches the group
+            off.
+        geometric: scale, rotate, stretch and move; likewise.
+        color: change brightness, contrast, the sign of the luma, hue and saturation; likewise.
+        filter: amplify bands of frequencies; likewise.
+        noise: add noise; likewise.
+        cutout: set a rectangle of half the image's size to 0, which is mid-grey; likewise.
     """
 
     p: Scheduled | None = None
     target: float = 0.6
     length_kimg: float = 500.0
     every: int = 256
-    blit: bool = True
-    geometric: bool = True
-    color: bool = True
-    filter: bool = False
-    noise: bool = False
-    cutout: bool = False
+    blit: float = 1.0
+    geometric: float = 1.0
+    color: float = 1.0
+    filter: float = 0.0
+    noise: float = 0.0
+    cutout: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = (0.0, 1.0) if self.p is None else bounds_of(self.p)
@@ -57,12 +58,10 @@ class Ada(Augmentation):
         check(self, "length_kimg", 0 < self.length_kimg < float("inf"), "must be above 0")
         check(self, "every", self.every >= 1, "must be at least 1")
         check(self, "every", self.every <= MOST_IMAGES, f"must be at most {MOST_IMAGES:,}")
-        check(
-            self,
-            "blit",
-            any(getattr(self, group) for group in GROUPS),
-            f"must be true if {', '.join(GROUPS[1:])} are not; or use name=none",
-        )
+        for group in GROUPS:
+            check(self, group, 0 <= getattr(self, group) <= 1, "must be in [0, 1], a share of p")
+        some = any(getattr(self, group) for group in GROUPS)
+        check(self, "blit", some, f"must be above 0 if {', '.join(GROUPS[1:])} are all 0; or use name=none")
 
     @property
     def reads_sign(self) -> bool:
@@ -79,17 +78,17 @@ class Ada(Augmentation):
         """The pipe: the groups that are switched on, in the published order."""
         height, width = x.shape[2:]
         if self.blit:
-            x = apply_blits(x, draw_blits(draws, p, height, width))
+            x = apply_blits(x, draw_blits(draws, self.blit * p, height, width))
         if self.geometric:
-            x = apply_warp(x, draw_warp(draws, p, height, width))
+            x = apply_warp(x, draw_warp(draws, self.geometric * p, height, width))
         if self.color:
-            x = apply_colors(x, draw_colors(draws, p, x.shape[1]))
+            x = apply_colors(x, draw_colors(draws, self.color * p, x.shape[1]))
         if self.filter:
-            x = apply_gains(x, *draw_gains(draws, p))
+            x = apply_gains(x, *draw_gains(draws, self.filter * p))
         if self.noise:
-            x = add_noise(x, draws, p)
+            x = add_noise(x, draws, self.noise * p)
         if self.cutout:
-            x = cut_out(x, draws, p)
+            x = cut_out(x, draws, self.cutout * p)
         return x
 
     def initial_state(self) -> dict[str, float]:

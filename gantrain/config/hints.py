@@ -164,6 +164,10 @@ NO_KEY: dict[str, str] = {
 OTHER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels": (lambda value: isinstance(value, bool) or value is None, "; data.labels=false trains without classes"),
     "data.labels": (lambda value: value in ("uniform", "data"), "; labels={} at the top level chooses the labels of generated images"),
+    **{
+        f"augment.{group}": (lambda value: isinstance(value, bool), "; 1 switches the group on, 0 off")
+        for group in ("blit", "geometric", "color", "filter", "noise", "cutout")
+    },
 }
 
 

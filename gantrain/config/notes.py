@@ -163,7 +163,7 @@ def optimizer_notes(config: Config) -> list[str]:
     if optim.eps != default.eps and all(key in plain or getattr(one, "eps", None) for key, one in (("g", optim.g), ("d", optim.d))):
         found.append("optim.eps has no effect: the optimizers of G and D do not use it")
     if config.swap.source is not None and config.swap.growth == AUTO:
-        scheduled = [key for key in RATES if key in find_schedules(config)]
+        scheduled = [key for key, one in find_schedules(config).items() if key in RATES and one.changes]
         found += [f"{key} changes during the run, and swap.growth=auto assumes constant rates" for key in scheduled]
     return found
 

@@ -143,7 +143,9 @@ def parse_override(text: str, loader: type[StrictLoader] = StrictLoader) -> dict
         raise ConfigError(f"command line: {text!r} is not an override; write section.key=value{more}")
     parts = key.split(".")
     if not all(re.fullmatch(r"[\w-]+", part) for part in parts):
-        raise ConfigError(f"command line: {key!r} is not a key; write section.key=value, with words between the dots")
+        item = re.fullmatch(r"([\w.-]+)\[\d+\][\w.-]*", key)  # as messages and records name one, such as optim.betas[1]
+        more = f"write the whole list, as {item[1]}=[...]" if item else "write section.key=value, with words between the dots"
+        raise ConfigError(f"command line: {key!r} is not a key; {more}")
     if len(parts) > DEEPEST:
         raise ConfigError(f"command line: {key!r} is not a key; it has {len(parts)} words")
     nested = parse_yaml(f"value: {value}" if not value.startswith("\n") else value, f"command line: {key}", loader)

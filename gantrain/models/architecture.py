@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from gantrain.contracts import Contract
 from gantrain.errors import UserError
 from gantrain.models.san import find_heads
-from gantrain.plugin_errors import refuse_result
+from gantrain.plugin_errors import describe_value, refuse_result
 
 
 class Architecture(ABC):
@@ -106,9 +107,25 @@ def accepts_mixtures(generator: Any) -> bool:
 
 
 def label_counts_of(generator: Any) -> Sequence[int] | None:
-    """Images per class of the data, if labels are to be drawn like them: the attribute `label_counts`; None, by default, is uniformly."""
-    counts: Sequence[int] | None = getattr(generator, "label_counts", None)
-    return counts
+    """Images per class of the data, if labels are to be drawn like them: the attribute `label_counts`; None, by default, is uniformly.
+
+    Raises:
+        UserError: they are not whole numbers, one for each class.
+    """
+    counts: Any = getattr(generator, "label_counts", None)
+    if counts is None:
+        return None
+    try:  # a list, a tensor such as that of bincount, or an array
+        found = torch.as_tensor(counts).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    numbers = found if isinstance(found, list) and len(found) == generator.num_classes else []
+    if any(numbers) and all(isinstance(one, (int, float)) and one >= 0 and float(one).is_integer() for one in numbers):
+        return tuple(map(int, numbers))
+    raise UserError(
+        f"label_counts: must be the number of images of each class, whole numbers for num_classes={generator.num_classes},"
+        f" got {describe_value(counts)}"
+    )
 
 
 def exempt_from_orthogonal(network: nn.Module) -> set[Tensor]:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from gantrain.contracts import require_numbers
+from gantrain.errors import check
 from gantrain.optimizers.optimizer import Optimizer, check_own
-from gantrain.schedule import Scheduled, check_scheduled, value_at
+from gantrain.schedule import Schedule, Scheduled, bounds_of, check_scheduled, value_at
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class RmsProp(Optimizer):
         eps: added to the root of the mean squared gradient; null takes `optim.eps`.
         momentum: decay factor of the momentum m <- momentum m + gradient / root, which is what the learning rate multiplies; 0 switches it
             off.
-        centered: divide by the standard deviation of the gradient, not by the root of its mean square (Graves 2013).
+        centered: divide by the standard deviation of the gradient, not by the root of its mean square (Graves 2013). A weight whose
+            gradient never changes becomes nan in time, since torch subtracts two rounded numbers; needs `alpha` above 0.
         weight_decay: weight of an L2 penalty whose gradient, `weight_decay` times the weights, is added to the clipped gradient.
     """
 
@@ -39,6 +41,8 @@ class RmsProp(Optimizer):
         require_numbers(self)
         check_own(self, "eps", "momentum", "weight_decay")
         check_scheduled(self, "alpha", self.alpha, lambda number: 0 <= number < 1, "must be in [0, 1)")
+        starts_at_0 = isinstance(self.alpha, Schedule) and self.alpha.warmup_kimg > 0
+        check(self, "centered", not (self.centered and (starts_at_0 or bounds_of(self.alpha)[0] == 0)), "needs alpha above 0 at all times")
 
     @property
     def copies(self) -> int:

@@ -15,7 +15,10 @@ from gantrain.optimizers.optimizer import Optimizer, check_own, is_fusable
 
 @dataclass(frozen=True)
 class Sgd(Optimizer):
-    """Stochastic gradient descent, by torch, fused where the device supports it. `optim.betas` and `optim.eps` have no effect on it.
+    """Stochastic gradient descent, by torch. `optim.betas` and `optim.eps` have no effect on it.
+
+    It is fused without momentum only: if fp16's scaler skips the first step, torch's fused kernel leaves the momentum uninitialised, and
+    the next step adds whatever was in that memory.
 
     Attributes:
         momentum: decay factor of the momentum m <- momentum m + gradient, which is what the learning rate multiplies; 0 switches it off.
@@ -41,5 +44,5 @@ class Sgd(Optimizer):
     def build(self, parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             list(parameters), lr=lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
-            fused=is_fusable(parameters),
+            fused=self.momentum == 0 and is_fusable(parameters),
         )  # fmt: skip

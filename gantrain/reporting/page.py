@@ -32,6 +32,7 @@ from gantrain.reporting.event_words import changes_of
 from gantrain.reporting.page_figures import describe_bins, describe_marks, stack
 from gantrain.reporting.page_tables import means_table, swap_table, tables
 from gantrain.reporting.run_warnings import find_collapse, find_warnings, marks_of
+from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.layout import is_narrow, narrow_variant
 from gantrain.run_folder.provenance import utc_now
 from gantrain.run_folder.record import CUT_SHORT, DAMAGED, DONE, EMPTY, FORKED, GAVE_UP, INTERRUPTED, MAYBE, RUNNING, Record
@@ -205,7 +206,12 @@ def took(record: Record) -> str:
 def group_head(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     """A group's name and seeds, and how its configuration differs from the first group's."""
     found: dict[str, str] = {}
-    for key, (there, here) in differences(groups[0].records[0], group.records[0]).items():
+    differ = differences(groups[0].records[0], group.records[0])
+    # Of a plug-in in whose place there is another, the names say enough: each has keys of its own.
+    replaced = tuple(key.removesuffix("name") for key, pair in differ.items() if key.endswith(".name") and "absent" not in pair)
+    for key, (there, here) in differ.items():
+        if "absent" in (there, here) and key.startswith(replaced):
+            continue
         if "absent" in (there, here):  # for example, an averager that only one of them has; listed once
             section = key.rpartition(".")[0]
             found[section] = f"{section} (in {group.name if there == 'absent' else groups[0].name} only)"
@@ -230,6 +236,8 @@ def drawn_as(groups: Sequence[Group]) -> str:
 
 def in_yaml(value: Any) -> str:
     """A value as YAML spells it."""
+    if isinstance(value, (Mapping, list)):  # a schedule, or a list with one
+        return spell(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
