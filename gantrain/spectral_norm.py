@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,11 @@ class SpectralNorm(_SpectralNorm):
     `reuse_normed_weights` is active, the normed weight is kept and reused.
     """
 
-    holding = False
-    kept: Tensor | None = None
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Of the instance from the start: torch.compile compiles anew when an attribute of the class becomes one of the instance.
+        self.holding = False
+        self.kept: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normed weight; in training mode after one more power iteration."""

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from gantrain.config.loading import ConfigError, load
 from gantrain.config.notes import notes
 from gantrain.errors import InvalidField, UserError
-from gantrain.losses import PENALTIES, PENALTY, R1, R2, Hinge
+from gantrain.losses import PENALTIES, PENALTY, R1, R2, Hinge, NonSaturating
 from gantrain.losses.penalties import (
     DRAGAN,
     WGANGP,
@@ -620,6 +620,7 @@ def test_a_weight_may_follow_a_schedule(name, player, settings):
         ),
         (["penalties={p: {name: fd_r2, sigma: 0.05}}", "mixed_precision=bf16"], []),
         (["penalties={p: {name: fd_r1}}", "mixed_precision=fp16"], []),
+        (["penalties={p: {name: path_length}}"], ["penalties.p: G has BatchNorm, so an image depends on all latents of its micro-batch"]),
         (["penalties={p: {name: lecam}}", "total_kimg=50"], ["penalties.p.start_kimg=64 is not before total_kimg=50"]),
     ],
 )
@@ -645,6 +646,25 @@ def test_the_logits_of_the_loss_are_those_that_d_would_compute_again(kwargs, sha
         found.append(play(g, d, Hinge(), terms(Wobble(), **penalties), 4, 2, updates=1))
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("san", [False, True])
+def test_first_order_penalties_go_with_compiled_networks(san):
+    """Same gradients, and few enough variants of each network: beyond 8, torch would run the others uncompiled."""
+    penalties = {name: dataclasses.replace(PENALTIES[name](), every=1) for name in ("fd_r1", "lecam", "bcr", "zcr")}
+    penalties |= {"fd_r1": FiniteDifferenceR1(every=1, share=0.5), "lecam": LeCam(start_kimg=0)}
+    found, graphs = [], {"g": [], "d": []}
+    for compiles in (False, True):
+        torch.compiler.reset()
+        both = networks(san=san)
+        for network, kept in zip(both, graphs.values()):
+            if compiles:
+                network.compile(backend=lambda graph, inputs, kept=kept: kept.append(graph) or graph.forward)
+        found.append(play(*map(player, both), NonSaturating(), terms(**penalties), 4, 2, g_steps=1))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    assert all(0 < len(kept) <= 6 for kept in graphs.values())
 
 
 @pytest.mark.slow

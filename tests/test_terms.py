@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -314,6 +314,23 @@ def test_a_wrong_result_of_an_augmentation_is_refused(part, value, words):
     other = type("Wrong", (Wobble,), {part: returning(value)})()
     with pytest.raises(WrongResult, match=f"Wrong: {words}"):
         play(g, d, Hinge(), terms(other), 2, 1, updates=1, g_steps=1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_a_penalty_that_passes_d_a_part_of_the_images_is_told_so(count):
+    """Which transforms are theirs cannot be known. Without an augmentation there are none, and nothing is asked."""
+
+    @dataclass(frozen=True)
+    class Part(Penalty):
+        def penalty(self, D, x_real, x_fake, y_real, y_fake):
+            return D(torch.cat([x_real] * 2)[:count], torch.cat([y_real] * 2)[:count]).mean()
+
+    for augmentation in (None, Wobble()):
+        g, d = (player(n) for n in networks())
+        with (
+            nullcontext() if augmentation is None else pytest.raises(ValueError, match=f"D was passed {count} images, and with .* the 4 of")
+        ):
+            play(g, d, Hinge(), terms(augmentation, part=Part()), 4, 1, updates=1, g_steps=1)
 
 
 def test_a_loss_without_a_gradient_is_refused_beside_a_penalty_too():

@@ -77,6 +77,11 @@ def penalty_notes(config: Config) -> list[str]:
                 f"penalties.{name}.sigma={penalty.sigma:g} is small for mixed_precision=bf16: the rounding of a logit may outweigh"
                 f" its change; {SIGMA_OF_BF16:g} or more is safer"
             )
+        if isinstance(penalty, PathLength) and isinstance(config.model, BigGAN):  # others need not have BatchNorm
+            found.append(
+                f"penalties.{name}: G has BatchNorm, so an image depends on all latents of its micro-batch, and its path length does too;"
+                " path_length was published for generators without it"
+            )
     return found
 
 

@@ -25,7 +25,9 @@ class SlicedHead(nn.Module):
     that nothing but its own loss turns it.
     """
 
-    splits = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits = False
 
     def forward(self, h: Tensor, w: Tensor) -> Tensor:
         """Logits of features `[N, C]` along the directions of w, `[N, C]` or `[1, C]`, in the precision of w.

@@ -82,10 +82,18 @@ class Setting:
             x: images `[m N, C, H, W]`; the i-th of every N is transformed in the same way.
             kind: real and generated images have independent transforms.
             positions: int64 `[N]`.
+
+        Raises:
+            ValueError: there is an augmentation, and the images are not a multiple of N, as when a penalty passes D a part of them.
         """
         if self.augmentation is None:
             return x
-        repeats = len(x) // len(positions)
+        repeats, rest = divmod(len(x), len(positions))
+        if rest or not repeats:
+            raise ValueError(
+                f"D was passed {len(x)} images, and with an augmentation it takes the {len(positions)} of the micro-batch, a multiple of"
+                " them, or every n-th by `batch.d_real(x, y, n)`"
+            )
         positions = positions.repeat(repeats) if repeats > 1 else positions
         found = self.augmentation.apply(x, self.draws(f"augment/{kind}", positions), self.state, self.nimg)
         require_augmented(found, x, self.augmentation)

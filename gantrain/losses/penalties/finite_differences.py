@@ -46,7 +46,8 @@ class FiniteDifference(Penalty):
             smaller it is: use 0.05 or more in bf16.
         every: the penalty is applied at every n-th step of D and multiplied by n; published: 1, at n times the cost.
         share: the share of images at which it is computed, one n-th. Where n divides micro_batch, only these images are passed
-            through D; otherwise all are, and nothing is saved.
+            through D; otherwise all are, and nothing is saved. Which images these are depends on `micro_batch` only where an earlier,
+            smaller batch was not a multiple of n.
         reuse_logits: whether the logits of the loss serve as D(x). Turn it off for a D in which the images of a batch affect each other,
             as by minibatch standard deviation; it then costs a forward and a backward pass more.
     """
