@@ -249,7 +249,20 @@ def test_code_of_a_data_set_that_fails_is_named_wherever_images_are_read(tmp_pat
 @pytest.mark.parametrize("kind", [MemoryError, UserError])
 def test_what_a_data_set_says_in_its_own_words_stays(kind):
     with pytest.raises(kind, match="^in words$"):
-        plugin_errors.refuse_failure("image 3 of mine", kind("in words"))
+        plugin_errors.refuse_failure("image 3", "mine", kind("in words"))
+
+
+def test_a_plug_in_that_fails_at_an_image_is_named_with_the_image(tmp_path, monkeypatch):
+    """Else nobody finds the damaged file among a million."""
+    (file := tmp_path / "mine.py").write_text(text := DECODER.format(what="raise OSError('cut short')"))
+    monkeypatch.setattr(plugin_errors, "find_place", lambda error: (str(file), 3, "decode"))
+    monkeypatch.setattr(plugin_errors, "name_at", lambda place: "data set 'mine:Mine'")
+    exec(compile(text, str(file), "exec"), space := {"torch": torch})
+    images = ImageSet("mine", torch.zeros(8).long(), ["a"], 1, 8, decode=space["decode"])
+    with pytest.raises(
+        UserError, match=r"^data set 'mine:Mine' failed at .*mine.py, line 3, in decode, for image 3 \(OSError: cut short\);"
+    ):
+        images.ask(images.decode, 3)
 
 
 def test_the_place_of_a_failure_is_that_of_the_users_code():
