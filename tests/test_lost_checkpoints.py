@@ -114,8 +114,13 @@ def test_a_reader_says_that_checkpoints_are_gone(config, tmp_path):
         open_run(run)
     record(run, [START, saves(320), event(2432, "end")])
     words = "metrics.jsonl goes to 2.432 kimg, but there is no checkpoint in .*run/checkpoints; restore the checkpoints from a copy"
-    with pytest.raises(UserError, match=f"{words}$"):
+    for kimg in (None, 0.32):
+        with pytest.raises(UserError, match=f"{words}$"):
+            open_run(run, kimg)
+    (run / "checkpoints").symlink_to("/nosuch/disk")
+    with pytest.raises(UserError, match=r"run/checkpoints \(a link to /nosuch/disk, which does not exist\); restore"):
         open_run(run)
+    (run / "checkpoints").unlink()
     (run / "best" / "fid" / f"{320:012d}").mkdir(parents=True)
     with pytest.raises(UserError, match=f"{words}, or pass --kimg 0.32 for the last one in .*run/best$"):
         open_run(run)

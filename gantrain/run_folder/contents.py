@@ -176,9 +176,11 @@ def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -
         return newest
     there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
+    if not there:
+        raise no_checkpoint(run)
     if path is None:
         found = ", ".join(f"{nimg / 1000:g}" for nimg in sorted(there))
-        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found or 'none'}")
+        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found}")
     return hold(path)
 
 

@@ -89,7 +89,9 @@ def describe_loss(run: Path) -> str:
     past = read_past(run)
     if not past.nimg or not (past.saved or os.path.lexists(run / SAVED_FILE)):
         return ""
-    return f"{run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {run / CHECKPOINTS_FOLDER}"
+    folder = run / CHECKPOINTS_FOLDER
+    link = f" (a link to {os.readlink(folder)}, which does not exist)" if folder.is_symlink() and not folder.exists() else ""
+    return f"{run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {folder}{link}"
 
 
 def last_best(run: Path) -> str | None:
