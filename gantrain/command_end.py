@@ -12,7 +12,6 @@ import types
 from typing import NoReturn
 
 from gantrain import command_signals, plugin_errors, streams
-from gantrain.commands.arguments import refuse_missing
 from gantrain.errors import USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, PREEMPTED, Stopped, exit_status
 from gantrain.launch_environment import is_launched, process_rank
@@ -25,7 +24,8 @@ STATUSES = {OSError: USER_ERROR, KeyboardInterrupt: INTERRUPTED}
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit status. The other processes of a group hear how it ends."""
-    from gantrain.home import settle_home  # --help does not need it
+    from gantrain.commands.arguments import refuse_missing  # --help does not need them
+    from gantrain.home import settle_home
 
     plugin_errors.State.training = False
     if arguments.verb == "train":

@@ -182,7 +182,7 @@ def test_a_folder_with_more_files_than_may_be_open_is_read_by_name(run, monkeypa
         raise OSError(24, "Too many open files", str(path))
 
     monkeypatch.setattr(held, "open_regular", full)
-    assert len(open_held(run)[1]) == 0 and read_all(run) == 1000
+    assert open_held(run)[1].is_empty and read_all(run) == 1000
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------
