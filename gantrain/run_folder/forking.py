@@ -131,7 +131,7 @@ def require_same_networks(changed: Mapping[str, tuple[Any, Any]]) -> None:
         if key.startswith("model.") or (key in SHAPES and "absent" not in (old, new)):
             raise UserError(
                 f"{key}: is {spell(old)} in the checkpoint and {spell(new)} in the fork, but its networks cannot change;"
-                f" remove it, or train a new run with {key}={spell(new)}"
+                f" set {key}={spell(old)} for the fork, or train a new run with {key}={spell(new)}"
             )
 
 
