@@ -17,6 +17,7 @@ from gantrain import command_end, home, plugin_errors
 from gantrain.averaging import AVERAGERS, Average
 from gantrain.batching.state import BatchState, proposal_of
 from gantrain.config.loading import load
+from gantrain.config.config import Config
 from gantrain.config.plugins import find
 from gantrain.data import ImageSet, intake, likeness
 from gantrain.data.imageset import collate
@@ -383,3 +384,5 @@ def test_a_property_in_the_place_of_a_method_is_named():
 
     with pytest.raises(UserError, match="loss 'Margin': discriminator must be a method, and cannot be read .*missing 2 required"):
         LOSS.adapt(Margin())
+    with pytest.raises(UserError, match="^loss: loss 'Margin': discriminator must be a method"):  # a run names the key, too
+        Config(loss=Margin())
