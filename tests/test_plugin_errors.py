@@ -16,8 +16,8 @@ from conftest import ROOT, TINY, lines_of, slow_but
 from gantrain import command_end, home, plugin_errors
 from gantrain.averaging import AVERAGERS, Average
 from gantrain.batching.state import BatchState, proposal_of
-from gantrain.config.loading import load
 from gantrain.config.config import Config
+from gantrain.config.loading import load
 from gantrain.config.plugins import find
 from gantrain.data import ImageSet, intake, likeness
 from gantrain.data.imageset import collate
