@@ -19,6 +19,7 @@ REFERENCE_HELP = (
 )
 CONFIG_HELP = "a YAML file, or the name of a configuration that ships with gantrain, such as digits (`gantrain configs` lists them)"
 OVERRIDES_HELP = "any number of section.key=value; values are parsed as YAML"
+EMPTY = re.compile(r"--[a-z][a-z-]*=")  # an option without its value, as of a variable of the shell that is not set
 EVAL_OVERRIDES_HELP = "changes to the run's eval or data section"
 
 
@@ -42,6 +43,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if "" in words:  # as of a variable of the shell that is not set; as a path it would mean the working directory
         before = words[: words.index("")]
         top.error(f"an argument is empty{f' (after {before[-1]})' if before else ''}; give it a value, or leave it out")
+    if empty := next((word for word in words if EMPTY.fullmatch(word)), None):
+        top.error(f"{empty} has an empty value; give it a value, or leave it out")
     arguments, rest = top.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}{hint_at_override(rest) if hasattr(arguments, 'overrides') else ''}")

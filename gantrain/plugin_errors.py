@@ -92,10 +92,11 @@ def name_in(error: BaseException) -> str | None:
     return next((name for name in reversed(names) if name), None)
 
 
-def explain_failure(error: BaseException) -> PluginFailed | None:
+def explain_failure(error: BaseException, item: str = "") -> PluginFailed | None:
     """The error to raise instead of one that has come from the code of a plug-in; None if it has not.
 
-    What a plug-in refuses with a `UserError` has its own words, and interruptions are not errors.
+    What a plug-in refuses with a `UserError` has its own words, and interruptions are not errors. `item` is what was asked for, such as
+    "image 3".
     """
     if isinstance(error, (UserError, KeyboardInterrupt, Stopped)):
         return None
@@ -103,26 +104,27 @@ def explain_failure(error: BaseException) -> PluginFailed | None:
     if place is None:
         return None
     show(error)
-    return PluginFailed(f"{name_in(error) or name_at(place)} failed at {in_words(place)} ({describe(error)})")
+    return PluginFailed(f"{name_in(error) or name_at(place)} failed at {in_words(place)}{item and f', for {item}'} ({describe(error)})")
 
 
-def refuse_failure(what: str, error: Exception) -> NoReturn:
+def refuse_failure(item: str, name: str, error: Exception) -> NoReturn:
     """Refuse what a data set's code has raised, which may be in any file: what it imports is not known as a plug-in's.
 
     Args:
-        what: it was doing, for code that no plug-in is known by, such as "image 3 of mine".
+        item: what was asked for, such as "image 3".
+        name: of the data set, for code that no plug-in is known by.
         error: what it has raised.
 
     Raises:
-        PluginFailed: names the plug-in, or `what`, and the file and line.
+        PluginFailed: names the plug-in or the data set, the item, and the file and line.
         Exception: `error` itself, if it says what the user has to know, or memory is short.
     """
     if isinstance(error, UserError) or explain_allocation(error):
         raise error
-    failed = explain_failure(error)
+    failed = explain_failure(error, item)
     if failed is None:
         show(error)
-        failed = PluginFailed(f"data: {what} failed at {in_words(own_place(error))} ({describe(error)})")
+        failed = PluginFailed(f"data: {item} of {name} failed at {in_words(own_place(error))} ({describe(error)})")
     raise failed from error
 
 

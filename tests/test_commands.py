@@ -480,6 +480,7 @@ def test_completion_without_shtab_is_refused_in_one_line(gantrain, monkeypatch):
         ),
         (["sample", "runs/none", "lr=3"], "unrecognized arguments: lr=3"),
         (["reference", "", "--out", "x.npz"], "an argument is empty (after reference); give it a value, or leave it out; see"),
+        (["sample", "runs/none", "--out="], "--out= has an empty value; give it a value, or leave it out; see"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(gantrain, arguments, words):

@@ -17,7 +17,7 @@ from gantrain.evaluation.of_runs import RunScorer
 from gantrain.models.architecture import build_networks
 from gantrain.run_folder import as_trained, checkpoint
 from gantrain.run_folder.as_trained import config_at
-from gantrain.run_folder.contents import open_run
+from gantrain.run_folder.contents import open_checkpoint, open_held, open_run
 from gantrain.run_folder.own_config import write_config
 from gantrain.run_folder.trained_with import to_state
 from gantrain.sampling.choice import Choice
@@ -137,6 +137,21 @@ def test_every_reader_reads_what_was_trained_and_what_is_overridden(run, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == len(set(lines)) and all("was edited: " in line for line in lines)
     assert "mixed_precision" in lines[0] and "mixed_precision" not in lines[-1]  # which was overridden
+
+
+def test_an_override_stays_where_its_section_was_exchanged(run):
+    """The data set of another name is read as it was trained, but not without what is asked for now."""
+    edit(run, "data={name: folder, root: x, resolution: 16}")
+    data = open_held(run, overrides=["data.keep_in=disk", "eval.num_samples=99"])[0].data
+    assert (data.keep_in, type(data).__name__) == ("disk", "Digits")
+    with pytest.raises(UserError, match=r"was edited: data.name .digits there, folder now.*data\.root.*; restore these values"):
+        open_held(run, overrides=["data.root=elsewhere"])
+
+
+def test_a_fork_says_nothing_of_reading_what_was_trained(run, capfd):
+    """It takes the edited values, and lists them as changes."""
+    edit(run, "seed=7")
+    assert open_checkpoint(run).folder.name == f"{320:012d}" and capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -396,7 +396,7 @@ def test_a_fork_with_changes_goes_its_own_way_and_can_be_forked_again(run, strai
 
 
 FORK_REFUSALS = [
-    (["model.ch=4"], "model.ch: is 2 in the checkpoint and 4 in the fork, but its networks cannot change; remove it, or train a new run"),
+    (["model.ch=4"], "model.ch: is 2 in the checkpoint and 4 in the fork, but its networks cannot change; set model.ch=2 for the fork, or"),
     (["data.resolution=32"], "data.resolution: is 16 in the checkpoint and 32 in the fork"),
     (["data.labels=false"], "data.labels: is true in the checkpoint and false in the fork"),
     (["total_kimg=0.1"], "total_kimg: must be above 0.128, the time of the checkpoint, or nothing is left to train, got 0.1"),

@@ -13,6 +13,7 @@ from gantrain.config.config import Config
 from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.run_folder.claim import claim_folder
+from gantrain.run_folder.contents import open_run
 from gantrain.run_folder.lost_checkpoints import SAVED_FILE, Past, begin_again, mark_saved, read_past
 from gantrain.run_folder.own_config import write_config
 
@@ -103,6 +104,26 @@ def test_a_run_notes_its_first_checkpoint_in_its_folder(config, tmp_path):
         claim_folder(config)
     assert begin_again(run).startswith(f"{run} has a record of 0.16 kimg and no checkpoint: the run begins again at 0")
     assert not (run / SAVED_FILE).exists() and begin_again(tmp_path) == ""
+
+
+def test_a_reader_says_that_checkpoints_are_gone(config, tmp_path):
+    """That there is none "yet" would send the user away to wait."""
+    run = tmp_path / "run"
+    record(run, [START, losses(48)])
+    with pytest.raises(UserError, match="run: has no checkpoint yet$"):
+        open_run(run)
+    record(run, [START, saves(320), event(2432, "end")])
+    words = "metrics.jsonl goes to 2.432 kimg, but there is no checkpoint in .*run/checkpoints; restore the checkpoints from a copy"
+    for kimg in (None, 0.32):
+        with pytest.raises(UserError, match=f"{words}$"):
+            open_run(run, kimg)
+    (run / "checkpoints").symlink_to("/nosuch/disk")
+    with pytest.raises(UserError, match=r"run/checkpoints \(a link to /nosuch/disk, which does not exist\); restore"):
+        open_run(run)
+    (run / "checkpoints").unlink()
+    (run / "best" / "fid" / f"{320:012d}").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{words}, or pass --kimg 0.32 for the last one in .*run/best$"):
+        open_run(run)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, lines_of, slow_but
 from gantrain import command_end, home, plugin_errors
 from gantrain.averaging import AVERAGERS, Average
 from gantrain.batching.state import BatchState, proposal_of
+from gantrain.config.config import Config
 from gantrain.config.loading import load
 from gantrain.config.plugins import find
 from gantrain.data import ImageSet, intake, likeness
@@ -249,7 +250,20 @@ def test_code_of_a_data_set_that_fails_is_named_wherever_images_are_read(tmp_pat
 @pytest.mark.parametrize("kind", [MemoryError, UserError])
 def test_what_a_data_set_says_in_its_own_words_stays(kind):
     with pytest.raises(kind, match="^in words$"):
-        plugin_errors.refuse_failure("image 3 of mine", kind("in words"))
+        plugin_errors.refuse_failure("image 3", "mine", kind("in words"))
+
+
+def test_a_plug_in_that_fails_at_an_image_is_named_with_the_image(tmp_path, monkeypatch):
+    """Else nobody finds the damaged file among a million."""
+    (file := tmp_path / "mine.py").write_text(text := DECODER.format(what="raise OSError('cut short')"))
+    monkeypatch.setattr(plugin_errors, "find_place", lambda error: (str(file), 3, "decode"))
+    monkeypatch.setattr(plugin_errors, "name_at", lambda place: "data set 'mine:Mine'")
+    exec(compile(text, str(file), "exec"), space := {"torch": torch})
+    images = ImageSet("mine", torch.zeros(8).long(), ["a"], 1, 8, decode=space["decode"])
+    with pytest.raises(
+        UserError, match=r"^data set 'mine:Mine' failed at .*mine.py, line 3, in decode, for image 3 \(OSError: cut short\);"
+    ):
+        images.ask(images.decode, 3)
 
 
 def test_the_place_of_a_failure_is_that_of_the_users_code():
@@ -370,3 +384,5 @@ def test_a_property_in_the_place_of_a_method_is_named():
 
     with pytest.raises(UserError, match="loss 'Margin': discriminator must be a method, and cannot be read .*missing 2 required"):
         LOSS.adapt(Margin())
+    with pytest.raises(UserError, match="^loss: loss 'Margin': discriminator must be a method"):  # a run names the key, too
+        Config(loss=Margin())

@@ -226,6 +226,8 @@ def adapt_plugins(section: Any) -> None:
             return contract.adapt(one)
         except InvalidField as error:
             raise InvalidField(f"{key}.{error.field}", error.value, error.remedy) from None
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
 
     for f in dataclasses.fields(section):
         if "table" not in f.metadata:

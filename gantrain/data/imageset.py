@@ -297,7 +297,7 @@ class ImageSet(Dataset):
         try:
             return part(index)
         except Exception as error:
-            refuse_failure(f"image {index} of {self.name}", error)
+            refuse_failure(f"image {index}", self.name, error)
 
     def stand_in(self, index: int, error: UserError) -> tuple[Tensor | UserError, int]:
         """Returns (another image of the same class, or an error if none is readable; the label).

@@ -123,7 +123,7 @@ def item_of(dataset: PlainDataset, index: int, name: str) -> tuple[Any, Any]:
     try:
         item: Any = dataset[index]
     except Exception as error:
-        refuse_failure(f"item {index} of {name}", error)
+        refuse_failure(f"item {index}", name, error)
     if not (isinstance(item, Sequence) and len(item) >= 2):
         raise UserError(f"data: item {index} of {name} must be (image, label), got {describe_value(item)}")
     return item[0], item[1]
@@ -321,7 +321,7 @@ def look_name(images: ImageSet) -> str:
         except OSError:  # missing or unreadable: reading it later reports the error
             one = "unreadable"
         except Exception as error:
-            refuse_failure(f"image {index} of {images.name}", error)
+            refuse_failure(f"image {index}", images.name, error)
         if one is None:
             return ""
         state.update(f"{one}\n".encode())

@@ -26,6 +26,7 @@ from gantrain.data.imageset import ImageSet, collate
 from gantrain.data.worker_processes import PREFETCH, SteadyWorkers, bytes_of_batch, require_workers
 from gantrain.errors import UserError
 from gantrain.interruption import SIGNALS
+from gantrain.plugin_errors import PluginError
 
 T = TypeVar("T")
 AHEAD = 4  # how many micro-batches are gathered in advance
@@ -207,12 +208,15 @@ class RealBatches:
 
         Raises:
             UserError: an image does not decode; the message names it.
+            PluginError: the code of the data set has failed.
         """
         turn, self.turn = self.turn, self.turn + 1
         if self._loaded is not None:
             batch = self._loaded.next()
             if isinstance(batch, UserError):
                 # Raise a new error: the traceback of the old one would keep the workers alive.
+                if isinstance(batch, PluginError):  # a mistake in code, which no other image mends
+                    raise type(batch)(str(batch))
                 raise UserError(f"{batch}; replace it and run the same command again, or set data.on_error=skip")
             x, y, skipped = batch
             self.skipped += skipped

@@ -13,6 +13,7 @@ from typing import Any
 
 from gantrain.config import loading
 from gantrain.config.config import Config
+from gantrain.config.plain import leaves
 from gantrain.errors import UserError
 from gantrain.launch_environment import process_rank
 from gantrain.run_folder.changes import describe_changes, find_changes
@@ -53,7 +54,8 @@ def config_at(path: Path, run: Path, config: Config, overrides: Iterable[str] = 
     words = f"{run / CONFIG_FILE} was edited: {describe_changes(edited)}"
     moment = f"the checkpoint at {int(path.name) / 1000:g} kimg"
     try:
-        restored = loading.build(put_back(loading.to_dict(config), loading.to_dict(trained), edited))
+        now = loading.to_dict(config)
+        restored = loading.build(with_overrides(put_back(now, loading.to_dict(trained), edited), now, given))
     except UserError as error:
         raise UserError(f"{words}, and {moment} cannot be read with the other keys ({error}); restore these values") from error
     tell(f"{words}; {moment} is read with what it was trained with ('there')")
@@ -85,6 +87,26 @@ def put_back(now: Mapping[str, Any], before: Mapping[str, Any], keys: Collection
             values[key] = put_back(one, other, keys, f"{full}.")
         elif key in before:
             values[key] = other
+    return values
+
+
+def with_overrides(values: Values, now: Mapping[str, Any], given: Collection[str]) -> Values:
+    """Nested values with the overridden ones, also where an entry was exchanged whole.
+
+    Args:
+        values: changed in place, and returned.
+        now: with the overrides, as `to_dict` gives them.
+        given: full keys that are overridden.
+    """
+    for key, value in leaves(now):
+        if key in given:
+            *sections, name = key.split(".")
+            inner = values
+            for section in sections:
+                if not isinstance(inner.get(section), dict):
+                    inner[section] = {}
+                inner = inner[section]
+            inner[name] = value
     return values
 
 

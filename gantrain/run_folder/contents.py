@@ -20,6 +20,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
+from gantrain.run_folder.lost_checkpoints import no_checkpoint
 from gantrain.run_folder.manifest import Damaged, Gone, hold
 from gantrain.run_folder.own_config import load_config, require_whole_config
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
@@ -151,6 +152,13 @@ def open_held(
     return look_again(opened)
 
 
+def open_checkpoint(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> Held:
+    """The checkpoint of `open_held` alone, for a caller that compares the run's configuration with it; arguments and errors as there."""
+    configuration_of(Path(run))
+    require_known_formats(Path(run))
+    return look_again(lambda: hold_checkpoint(Path(run), kimg, say))
+
+
 def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -> Held:
     """Open a checkpoint of `open_run`.
 
@@ -162,15 +170,17 @@ def hold_checkpoint(run: Path, kimg: float | None, say: Callable[[str], None]) -
         skipped: list[str] = []
         newest = checkpoint.CheckpointStore(run / CHECKPOINTS_FOLDER, say=skipped.append).newest_held()
         if newest is None:
-            raise UserError(f"{run}: has no checkpoint yet")
+            raise no_checkpoint(run)
         for line in skipped:
             say(f"{line}; using the checkpoint at {int(newest.folder.name) / 1000:g} kimg")
         return newest
     there = checkpoints_of(run)
     path = there.get(round(kimg * 1000)) if math.isfinite(kimg) else None
+    if not there:
+        raise no_checkpoint(run)
     if path is None:
         found = ", ".join(f"{nimg / 1000:g}" for nimg in sorted(there))
-        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found or 'none'}")
+        raise UserError(f"{run}: has no checkpoint at {kimg:g} kimg; it has {found}")
     return hold(path)
 
 

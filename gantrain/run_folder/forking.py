@@ -21,7 +21,7 @@ from gantrain.run_folder import checkpoint
 from gantrain.run_folder.change_words import spell
 from gantrain.run_folder.changes import refuse_reserved, require_late_start
 from gantrain.run_folder.checkpoint import CheckpointStore, Snapshot, link_checkpoint
-from gantrain.run_folder.contents import group_of, look_again, open_held
+from gantrain.run_folder.contents import group_of, look_again, open_checkpoint
 from gantrain.run_folder.finite import NotFinite, count_nonfinite
 from gantrain.run_folder.held import Held
 from gantrain.run_folder.json_values import as_json
@@ -91,7 +91,7 @@ def open_origin(run: Path, kimg: float | None = None) -> Origin:
 def read_origin(run: Path, kimg: float | None) -> Origin:
     """What `open_origin` returns; raises `Gone` if the run deletes the checkpoint meanwhile."""
     rollback = read_rollback(run)
-    held = held_newest_kept(run, rollback) if kimg is None else open_held(run, kimg)[1]
+    held = held_newest_kept(run, rollback) if kimg is None else open_checkpoint(run, kimg)
     snapshot, seal = checkpoint.read(held.folder), checkpoint.read_manifest(held.folder)["seal"]
     apply_rollback(snapshot, rollback)
     return Origin(run, held.folder, seal, snapshot)
@@ -111,7 +111,7 @@ def held_newest_kept(run: Path, rollback: dict[str, Any] | None) -> Held:
     store = CheckpointStore(run / "checkpoints")
     later = [int(path.name) for path in store.paths() if rollback and is_abandoned(path, rollback)]
     found = store.newest_held(until=min(later) - 1) if later else None
-    return found or open_held(run)[1]
+    return found or open_checkpoint(run)
 
 
 def apply_rollback(snapshot: Snapshot, rollback: dict[str, Any] | None) -> None:
@@ -133,7 +133,7 @@ def require_same_networks(changed: Mapping[str, tuple[Any, Any]]) -> None:
         if key.startswith("model.") or (key in SHAPES and "absent" not in (old, new)):
             raise UserError(
                 f"{key}: is {spell(old)} in the checkpoint and {spell(new)} in the fork, but its networks cannot change;"
-                f" remove it, or train a new run with {key}={spell(new)}"
+                f" set {key}={spell(old)} for the fork, or train a new run with {key}={spell(new)}"
             )
 
 

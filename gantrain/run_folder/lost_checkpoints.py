@@ -62,15 +62,42 @@ def require_nothing_lost(run: Path) -> None:
     Raises:
         UserError: names the record, how far it goes, and the remedies; or the record cannot be read.
     """
+    lost = describe_loss(run)
+    if not lost:
+        return
+    best = last_best(run)
+    fork = "" if best is None else f" continue from {run / BEST_FOLDER} by `gantrain fork {run} --kimg {best} --out NEW`,"
+    raise UserError(f"run_dir: {lost}; restore the checkpoints from a copy,{fork} use another run_dir, or delete {run} to start over")
+
+
+def no_checkpoint(run: Path) -> UserError:
+    """The error for reading a run without checkpoints: it has none yet, or they are gone."""
+    lost = describe_loss(run)
+    if not lost:
+        return UserError(f"{run}: has no checkpoint yet")
+    best = last_best(run)
+    also = "" if best is None else f", or pass --kimg {best} for the last one in {run / BEST_FOLDER}"
+    return UserError(f"{lost}; restore the checkpoints from a copy{also}")
+
+
+def describe_loss(run: Path) -> str:
+    """That the checkpoints of a run without any are gone, in words; "" if it had none.
+
+    Raises:
+        UserError: the record cannot be read.
+    """
     past = read_past(run)
     if not past.nimg or not (past.saved or os.path.lexists(run / SAVED_FILE)):
-        return
-    best = [int(path.name) for folder in best_folders(run) for path in CheckpointStore(folder).paths()]
-    fork = f" continue from {run / BEST_FOLDER} by `gantrain fork {run} --kimg {max(best) / 1000:g} --out NEW`," if best else ""
-    raise UserError(
-        f"run_dir: {run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {run / CHECKPOINTS_FOLDER};"
-        f" restore the checkpoints from a copy,{fork} use another run_dir, or delete {run} to start over"
-    )
+        return ""
+    folder = run / CHECKPOINTS_FOLDER
+    link = f" (a link to {os.readlink(folder)}, which does not exist)" if folder.is_symlink() and not folder.exists() else ""
+    return f"{run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {folder}{link}"
+
+
+def last_best(run: Path) -> str | None:
+    """The latest checkpoint in `best/`, as --kimg takes it; None if there is none."""
+    found = [int(path.name) for folder in best_folders(run) for path in CheckpointStore(folder).paths()]
+    return f"{max(found) / 1000:g}" if found else None
 
 
 def read_past(run: Path) -> Past:

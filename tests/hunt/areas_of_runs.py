@@ -172,7 +172,7 @@ def exchange_folders(dice: random.Random, path: Path, paths: list[Path]) -> bool
         other.rename(path)
         aside.rename(other)
     else:
-        shutil.copytree(other, path)
+        shutil.copytree(other, path, symlinks=True)  # which may lead to /dev/zero
         shutil.rmtree(aside)
     return False
 
@@ -203,7 +203,7 @@ def leftovers(dice: random.Random, path: Path, paths: list[Path]) -> bool:
     name = dice.choice([f".writing-{path.name}", f".old-{path.name}", f"{path.name}.old", "000000000640", ".writing-mine", "notes.txt"])
     there = path.parent / name
     if not there.exists():
-        dice.choice([there.mkdir, there.touch, lambda: shutil.copytree(path, there)])()
+        dice.choice([there.mkdir, there.touch, lambda: shutil.copytree(path, there, symlinks=True)])()
     return False
 
 

@@ -123,6 +123,11 @@ def configurations(dice: random.Random, world: Path, folder: Path) -> Case:
     return Case("load_config", {"path": "hunt.yaml", "overrides": overrides}, names)
 
 
+def as_written(overrides: list[str], key: str) -> list[str]:
+    """The values of a key in overrides."""
+    return [one.partition("=")[2] for one in overrides if one.startswith(f"{key}=")]
+
+
 def starts(dice: random.Random, world: Path, folder: Path) -> Case:
     """Whole starts of a training with odd values, each small enough for any machine or too large for all."""
     for source in ("sets", "statistics"):
@@ -130,7 +135,7 @@ def starts(dice: random.Random, world: Path, folder: Path) -> Case:
     values = some_settings(dice, small=True)
     roots = {"data.root": dice.choice(["sets/classes", "sets/packed", "sets/stored-listed.zip", "sets", ""])} if dice.random() < 0.2 else {}
     overrides = [*SMALL, *as_overrides({**values, **roots}), "run_dir=run"]
-    files = [f"{value}: " for full, value in values.items() if full == "eval.reference"]  # which is named alone
+    files = [f"{value}: " for value in as_written(overrides, "eval.reference")]  # which is named alone
     names = ["command line", "digits.yaml", "run/", *files, *names_of_keys()]
     return Case("start", {"path": str(ROOT / "configs" / "digits.yaml"), "overrides": overrides}, names)
 
@@ -201,7 +206,8 @@ def command_lines(dice: random.Random, world: Path, folder: Path) -> Case:
         argv += [filled(dice, word) for word in option]
     if verb == "prepare" and "--out" not in argv and dice.random() < 0.8:
         argv += ["--out", "new"]
-    return Case("command", {"argv": argv}, [verb, *(word for word in argv if word), "command line", "run/", "run:", *names_of_keys()])
+    words = {spelling for word in argv for spelling in (word, word.lstrip("-")) if spelling}
+    return Case("command", {"argv": argv}, [verb, *sorted(words), "command line", "run/", "run:", *names_of_keys()])
 
 
 def filled(dice: random.Random, word: str) -> str:
