@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import pytest
 import spawning
 
 
