@@ -260,6 +260,7 @@ def forgetful(run: Path, old: Path) -> Path:
     return old
 
 
+@pytest.mark.slow
 def test_a_run_knows_its_class_names_without_its_data(run, gantrain, tmp_path):
     """The generator, the record, the sheets, the list, labels, an exported generator, and a run from before names were kept."""
     names = ("Birds", "Flags", "caf\\xe9")

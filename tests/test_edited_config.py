@@ -15,7 +15,7 @@ from gantrain.config.loading import load
 from gantrain.errors import UserError
 from gantrain.evaluation.of_runs import RunScorer
 from gantrain.models.architecture import build_networks
-from gantrain.run_folder import as_trained, checkpoint
+from gantrain.run_folder import checkpoint, notes
 from gantrain.run_folder.as_trained import config_at
 from gantrain.run_folder.contents import open_checkpoint, open_held, open_run
 from gantrain.run_folder.own_config import write_config
@@ -53,7 +53,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(made, tmp_path) -> Path:
-    as_trained._told.clear()
+    notes._said.clear()
     shutil.copytree(made, tmp_path / "run")
     return tmp_path / "run"
 

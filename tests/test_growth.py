@@ -552,6 +552,7 @@ def test_the_noise_scale_of_a_checkpoint_is_that_of_its_gradients(plain, gantrai
     assert f"{plain} at 0.32 kimg, {whose}: gradients of 8 updates of 16 images = 4 x 4; also in {tmp_path / 'n.json'}" in said
 
 
+@pytest.mark.slow
 def test_it_suggests_a_batch_with_what_another_costs(plain, gantrain):
     said = gantrain("noise-scale", plain, "--updates", 32, "--per-layer").stdout
     written = sorted((plain / "evaluations").glob("noise_scale-*.json"))[-1]

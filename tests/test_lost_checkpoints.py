@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY, error_of, slow_but
 
 from gantrain.config.config import Config
 from gantrain.config.loading import load
 from gantrain.errors import UserError
+from gantrain.run_folder.checkpoint import CheckpointStore
 from gantrain.run_folder.claim import claim_folder
 from gantrain.run_folder.contents import open_run
-from gantrain.run_folder.lost_checkpoints import SAVED_FILE, Past, begin_again, mark_saved, read_past
+from gantrain.run_folder.lost_checkpoints import SAVED_FILE, Past, begin_again, describe_loss, mark_saved, read_past
 from gantrain.run_folder.own_config import write_config
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -124,6 +126,16 @@ def test_a_reader_says_that_checkpoints_are_gone(config, tmp_path):
     (run / "best" / "fid" / f"{320:012d}").mkdir(parents=True)
     with pytest.raises(UserError, match=f"{words}, or pass --kimg 0.32 for the last one in .*run/best$"):
         open_run(run)
+
+
+def test_a_whole_draft_of_the_only_checkpoint_is_no_loss(tmp_path):
+    """A kill may have come before it had its name; training gives it that. Half a draft is a loss."""
+    record(tmp_path, [START, saves(320), event(2432, "end")])
+    path = CheckpointStore(tmp_path / "checkpoints", keep_last=1).save(320, {"g": {"w": torch.ones(2)}}, {})
+    path.rename(path.with_name(f".writing-{path.name}"))
+    assert describe_loss(tmp_path) == ""
+    (path.with_name(f".writing-{path.name}") / "g.safetensors").write_bytes(b"half")
+    assert "there is no checkpoint" in describe_loss(tmp_path)
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def without_plotly_js(monkeypatch):
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
 
 
-@pytest.mark.parametrize("examples", [0, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [0, pytest.param(150, marks=pytest.mark.slow)])
 def test_no_line_of_a_record_ends_a_reader(folder, without_plotly_js, examples):
     @given(RECORDS)
     @settings(

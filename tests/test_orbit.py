@@ -1408,6 +1408,7 @@ def analysed(recorded) -> tuple[Path, str, dict]:
     return target, done.stdout, json.loads(target.with_suffix(".json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_picture(analysed):
     target, said, _ = analysed
     picture = np.asarray(Image.open(target).convert("L")).astype(float)

@@ -54,6 +54,7 @@ def test_a_run_says_what_was_picked_and_what_was_asked_for(gantrain, tmp_path):
     assert start["switches"] == {"auto": True, "channels_last": True, "compile": False, "tf32": False, "keep_memory": True}
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_tensor():
     """Counted in page faults: a tensor that is mapped anew has one for each of its pages, 4 or 64 KiB."""
     text = """

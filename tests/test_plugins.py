@@ -115,6 +115,7 @@ def test_outside_plugins_train_and_resume(run):
     assert any(line.get("loss/penalty", 0) > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_outside_plugins_goes_on_as_if_it_had_not_stopped(gantrain, run, words, tmp_path):
     from safetensors.torch import load_file
 

@@ -489,6 +489,7 @@ def test_every_evaluation_looks_and_scores_stay_as_they_are():
         assert describe_collapse(network, 0, CPU, 64) == ""
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_says_so_and_ends_as_ordered(gantrain, tmp_path):
     """Learning rates of 1e6: an event at each evaluation after 0 kimg, and the last line; the exit status stays 0."""
     words = ["optim.lr_g=1e6", "optim.lr_d=1e6", "tracking.samples_every_kimg=null", "total_kimg=0.048", "eval.every_kimg=0.032"]

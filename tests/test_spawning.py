@@ -6,9 +6,11 @@ import os
 import signal
 import time
 
+import pytest
 import spawning
 
 
+@pytest.mark.slow
 def test_processes_that_end_in_one_moment_are_all_heard_of():
     for _ in range(3):
         ranks = [spawning.Spawned(["-c", f"import sys; sys.exit({status})"], os.environ) for status in (3, 4, 5, 6)]

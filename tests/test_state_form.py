@@ -228,13 +228,16 @@ def test_an_option_takes_a_whole_number_of_64_bits_in_ascii(words, number, capsy
     with pytest.raises(SystemExit):
         parse([*argv[:-1], f"{argv[-1]}={number}"])
     said = capsys.readouterr().err
+    if not number:
+        assert f"{argv[-1]}= has an empty value; give it a value, or leave it out" in said
+        return
     assert said.count("\n") == 1 and f"argument {argv[-1]}: " in said, said
     assert "must be a whole number of at most 9223372036854775807" in said or "invalid whole number value" in said
 
 
 def test_an_option_takes_a_number_in_ascii(capsys):
     assert parse(["sample", "run", "--kimg", "1e1"]).kimg == 10
-    for number in ("\u0661", "x", "", "1" * 400 + "x"):
+    for number in ("\u0661", "x", "1" * 400 + "x"):
         with pytest.raises(SystemExit):
             parse(["sample", "run", f"--kimg={number}"])
         assert "argument --kimg: invalid number value" in capsys.readouterr().err

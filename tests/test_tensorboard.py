@@ -127,6 +127,7 @@ def test_an_orbits_picture_is_shown(tmp_path):
 # ---- resumes ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_it_at_a_resume_has_its_past(tmp_path, gantrain):
     run = tmp_path / "run"
     gantrain("train", DIGITS, f"run_dir={run}", *SMALL, "total_kimg=0.16")
@@ -136,6 +137,7 @@ def test_a_run_that_gets_it_at_a_resume_has_its_past(tmp_path, gantrain):
     assert {step for tag, step in shown(run).images if tag == "samples/live"} == {0, 160, 240}
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_behind_the_checkpoint_is_not_shown_twice(copied, gantrain):
     """The newest checkpoint is gone, so the run resumes from the one before and writes its last lines again."""
     newest = max((copied / "checkpoints").iterdir())
@@ -290,6 +292,7 @@ class FullDisk:
         return getattr(self.file, name)
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_costs_one_line_and_no_line_of_the_record(tmp_path, monkeypatch, gantrain, capfd):
     """No traceback of a thread either."""
     kept = EventFile._write

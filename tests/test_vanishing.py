@@ -316,7 +316,9 @@ def test_readers_of_a_run_that_trains(tmp_path, gantrain):
                 shutil.rmtree(tmp_path / "fork", ignore_errors=True)
             done = gantrain(*command, check=False)
             early = command[0] == "orbit" and "the analysis needs" in done.stderr  # on a slow machine the run is not far yet
-            assert done.returncode == 0 or early, (command[0], done.stdout, done.stderr)
+            # The live weights may have scored best, and the run keeps only the best of an average.
+            gone = "best" in command and "no longer has the weights of its best score" in done.stderr
+            assert done.returncode == 0 or early or gone, (command[0], done.stdout, done.stderr)
         assert training.poll() is None
     finally:
         training.kill()

@@ -6,7 +6,6 @@ would be wrong, and nothing would say so. Training refuses such an edit; all els
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,13 @@ from gantrain.config import loading
 from gantrain.config.config import Config
 from gantrain.config.plain import leaves
 from gantrain.errors import UserError
-from gantrain.launch_environment import process_rank
 from gantrain.run_folder.changes import describe_changes, find_changes
 from gantrain.run_folder.checkpoint import read_state
 from gantrain.run_folder.layout import CONFIG_FILE
+from gantrain.run_folder.notes import note_once
 from gantrain.run_folder.trained_with import KEY, config_in, to_state
-from gantrain.streams import print_safely
 
 Values = dict[str, Any]
-
-_told: set[str] = set()  # the notes of this process: a command may read a checkpoint several times
 
 
 def config_at(path: Path, run: Path, config: Config, overrides: Iterable[str] = ()) -> Config:
@@ -58,7 +54,7 @@ def config_at(path: Path, run: Path, config: Config, overrides: Iterable[str] = 
         restored = loading.build(with_overrides(put_back(now, loading.to_dict(trained), edited), now, given))
     except UserError as error:
         raise UserError(f"{words}, and {moment} cannot be read with the other keys ({error}); restore these values") from error
-    tell(f"{words}; {moment} is read with what it was trained with ('there')")
+    note_once(f"{words}; {moment} is read with what it was trained with ('there')")
     return restored
 
 
@@ -108,10 +104,3 @@ def with_overrides(values: Values, now: Mapping[str, Any], given: Collection[str
                 inner = inner[section]
             inner[name] = value
     return values
-
-
-def tell(line: str) -> None:
-    """Say a line on standard error, once in this process, on the main process."""
-    if process_rank() == 0 and line not in _told:
-        print_safely(f"gantrain: note: {line}", sys.stderr)
-    _told.add(line)

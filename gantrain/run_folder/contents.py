@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +13,6 @@ from gantrain.averaging import LIVE
 from gantrain.averaging.average import Mismatch
 from gantrain.config.config import FREE_NAME, Config
 from gantrain.errors import UserError, did_you_mean
-from gantrain.launch_environment import process_rank
 from gantrain.regular_file import open_regular
 from gantrain.run_folder import checkpoint
 from gantrain.run_folder.as_trained import config_at
@@ -22,16 +20,15 @@ from gantrain.run_folder.held import Held, find_held, folders_in
 from gantrain.run_folder.layout import AVERAGES_FOLDER, BEST_FOLDER, CONFIG_FILE, METRICS_FILE
 from gantrain.run_folder.lost_checkpoints import no_checkpoint
 from gantrain.run_folder.manifest import Damaged, Gone, hold
+from gantrain.run_folder.notes import note_once
 from gantrain.run_folder.own_config import load_config, require_whole_config
 from gantrain.run_folder.recognition import holds_checkpoints, is_run_config, not_a_run
 from gantrain.run_folder.replacing import delete, settle_replaced
 from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders, require_known_formats
-from gantrain.streams import print_safely
 
 BY_DEFAULT = re.compile(r"sigma_rel_[0-9.e+-]+_at_[0-9.e+-]+")  # as `default_name` makes them
 
 T = TypeVar("T")
-_noted: set[str] = set()  # what `note_once` has said
 
 
 @contextlib.contextmanager
@@ -108,13 +105,6 @@ def look_again(read: Callable[[], T]) -> T:
             f"{gone}, {checkpoint.TRIES} times in a row: the run replaces its files faster than they can be read; run the same command"
             " again, or when the run has ended"
         ) from gone
-
-
-def note_once(line: str) -> None:
-    """Say a line about a run on standard error, once, on the main process."""
-    if line not in _noted and process_rank() == 0:
-        _noted.add(line)
-        print_safely(f"gantrain: note: {line}", sys.stderr)
 
 
 def open_run(run: str | Path, kimg: float | None = None, say: Callable[[str], None] = note_once) -> tuple[Config, Path]:

@@ -18,6 +18,7 @@ from gantrain.errors import UserError
 from gantrain.run_folder.checkpoint import CheckpointStore
 from gantrain.run_folder.layout import BEST_FOLDER, METRICS_FILE, SUPERSEDED_FILE
 from gantrain.run_folder.record_lines import goes_back, stream
+from gantrain.run_folder.replacing import whole_drafts
 from gantrain.run_folder.stores import CHECKPOINTS_FOLDER, best_folders
 
 SAVED_FILE = ".saved"  # of a run folder: a checkpoint beyond 0 was complete
@@ -81,15 +82,17 @@ def no_checkpoint(run: Path) -> UserError:
 
 
 def describe_loss(run: Path) -> str:
-    """That the checkpoints of a run without any are gone, in words; "" if it had none.
+    """That the checkpoints of a run without any are gone, in words; "" if it had none, or its training will put a whole draft in place.
 
     Raises:
-        UserError: the record cannot be read.
+        UserError: the record or a draft cannot be read.
     """
     past = read_past(run)
     if not past.nimg or not (past.saved or os.path.lexists(run / SAVED_FILE)):
         return ""
     folder = run / CHECKPOINTS_FOLDER
+    if whole_drafts(folder):
+        return ""
     link = f" (a link to {os.readlink(folder)}, which does not exist)" if folder.is_symlink() and not folder.exists() else ""
     return f"{run / METRICS_FILE} goes to {past.nimg / 1000:g} kimg, but there is no checkpoint in {folder}{link}"
 

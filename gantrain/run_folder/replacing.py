@@ -140,6 +140,16 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def whole_drafts(folder: Path) -> list[Path]:
+    """Drafts of checkpoints that `settle` would put in place.
+
+    Raises:
+        OtherFormat, Unreadable: one cannot be examined.
+    """
+    drafts = sorted(folder.glob(f"{WRITING}{BY_TIME}"))
+    return [draft for draft in drafts if not os.path.lexists(folder / draft.name.removeprefix(WRITING)) and is_whole(draft)]
+
+
 def settle_replaced(folder: Path) -> None:
     """Complete replacements that a kill has interrupted between their two renames: the new folder if it is whole, else the old one.
 
@@ -178,11 +188,11 @@ def settle(folder: Path) -> None:
         OtherFormat, Unreadable: a folder cannot be examined, or not be renamed.
     """
     settle_replaced(folder)
+    whole = whole_drafts(folder)
     for draft in sorted(folder.glob(f"{WRITING}{BY_TIME}")):
-        target = folder / draft.name.removeprefix(WRITING)
-        if not os.path.lexists(target) and is_whole(draft):
+        if draft in whole:
             with suppress(OSError):  # it stays a draft
-                put_in_place(draft, target)
+                put_in_place(draft, folder / draft.name.removeprefix(WRITING))
         else:
             remove(draft)
     for aside in sorted(folder.glob(f"{REPLACED}*")):
