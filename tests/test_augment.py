@@ -503,7 +503,13 @@ def test_signs_are_those_of_the_logits_and_nan_has_none():
     assert float(rule.observe(torch.tensor([3.0, -0.1, 0.0, 0.2]))["sign"]) == 0.25
     assert float(rule.observe(torch.tensor([float("nan"), 1.0]))["sign"]) == 0.5
     assert float(rule.observe(torch.tensor([float("inf"), -float("inf")]))["sign"]) == 0.0
-    assert rule.shown(at_p(0.25), 0) == {"p": torch.tensor(0.25).double(), "sign_real": torch.tensor(0.0).double()}
+
+
+def test_the_mean_sign_is_shown_once_there_is_one():
+    rule = Ada(target=0.5, length_kimg=1.0, every=100)
+    first, second = follow(rule, [1.0, 0.9], images=50)
+    assert rule.shown(first, 50) == {"p": torch.tensor(0.0).double()}
+    assert {name: float(value) for name, value in rule.shown(second, 100).items()} == pytest.approx({"p": 0.1, "sign_real": 0.95})
 
 
 def test_a_given_p_observes_nothing_and_is_shown():

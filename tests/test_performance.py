@@ -19,8 +19,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gantrain import performance
+from gantrain.augment import gates
 from gantrain.config.loading import load
 from gantrain.data import Digits, pack
+from gantrain.losses import PENALTIES
 from gantrain.performance import Performance
 from gantrain.training.guard import Pulse
 from gantrain.training.trainer import Trainer
@@ -191,9 +193,43 @@ def test_nothing_is_waited_for_between_two_lines_of_the_record(tmp_path, monkeyp
     assert not waits.found
 
 
+WORDS = {
+    "every penalty": [
+        f"penalties={{{', '.join(f'{name}: {{name: {name}, every: 1}}' for name in PENALTIES)}}}",
+        "optim.g={name: rmsprop}",
+        "optim.d={name: adamw}",
+        "optim.clip_g=1",
+        "optim.clip_d=1",
+    ],
+    "augmentation and schedules": [
+        "augment={name: ada, noise: 1, filter: 1, cutout: 1, every: 16}",
+        "penalties={r1: {name: fd_r1, gamma: {from: 1, to: 0, until_kimg: 9}}}",
+        "optim.lr_g={from: 1e-3, to: 0, until_kimg: 9}",
+        "optim.g_steps=2",
+        "model.san=true",
+    ],
+    "diffaugment": ["augment={name: diffaugment}", "loss={name: relativistic}", "optim.first=g"],
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_no_word_of_an_update_is_waited_for(words, tmp_path, monkeypatch):
+    """As on a device that has to be waited for: the CPU looks at which images an augmentation touches."""
+    monkeypatch.setattr(gates, "waits", lambda device: True)
+    trainer = begun(tmp_path, *QUIETLY, *WORDS[words])
+    with monkeypatch.context() as patch, Waits(patch) as waits:
+        for _ in range(3):
+            trainer.guard.listen()
+            assert not trainer.maintain()
+            trainer.update()
+    trainer.close()
+    assert not waits.found
+
+
 @ON_GPU
-def test_an_update_waits_for_nothing_on_a_gpu(tmp_path):
-    trainer = begun(tmp_path, *QUIETLY)
+@pytest.mark.parametrize("words", [[], *WORDS.values()])
+def test_an_update_waits_for_nothing_on_a_gpu(tmp_path, words):
+    trainer = begun(tmp_path, *QUIETLY, *words)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -122,4 +122,5 @@ class Ada(Augmentation):
     def shown(self, state: Mapping[str, Tensor], nimg: int) -> dict[str, Tensor | float]:
         if self.p is not None:
             return {"p": value_at(self.p, nimg)}
-        return {"p": state["p"], "sign_real": state["sign_real"]}
+        begun = float(state["since"]) > 0  # there is no mean sign before the first interval has passed
+        return {"p": state["p"], **({"sign_real": state["sign_real"]} if begun else {})}
