@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from gantrain import command_signals, streams
-from gantrain.command_end import call, complain, leave
+from gantrain.command_end import call, complain, forget_interrupt, leave
 from gantrain.errors import OF_THE_MACHINE, USER_ERROR, UserError
 from gantrain.interruption import INTERRUPTED, Stopped, exit_status
 from gantrain.parser import parse
@@ -52,6 +52,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         complain(f"{error.filename or 'a file of the run'}: {error.strerror}; fix this and run the same command again")
         return USER_ERROR
     except KeyboardInterrupt:
+        forget_interrupt()
         if not command_signals.State.explained:
             complain(f"interrupted{how_to_resume(arguments.verb)}", INTERRUPTED)
         return INTERRUPTED

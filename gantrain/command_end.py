@@ -73,6 +73,15 @@ def unencodable(error: BaseException) -> UserError | None:
     )
 
 
+def forget_interrupt() -> None:
+    """Let Python exit with a status after a KeyboardInterrupt that was caught.
+
+    One that passes through code from a string, such as that of a dataclass which is being defined, leaves a mark in CPython, at which
+    the process later kills itself by SIGINT whatever its status. Running such code again removes the mark.
+    """
+    exec("")
+
+
 def note(line: str) -> None:
     """Say a line about the environment on standard error, once for all processes."""
     if process_rank() == 0:

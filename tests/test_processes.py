@@ -586,6 +586,13 @@ def test_a_data_set_that_fails_in_training_ends_the_command(tmp_path, workers, e
 # ---- signals outside of commands, and whole groups -------------------------------------------------------------------
 
 
+def test_ctrl_c_inside_code_from_a_string_has_the_status_of_any_other():
+    """Dataclasses are made of such code while modules are imported; Python would kill itself by SIGINT after it."""
+    code = "from gantrain import cli; cli.call = lambda arguments: exec('raise KeyboardInterrupt'); cli.main(['configs'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == command_signals.INTERRUPTED and done.stderr.startswith("gantrain: error: interrupted")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("seconds", [0.04, 0.06, 0.1, 0.3, 0.8, 1.5, 2.5])
