@@ -105,7 +105,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word), [k for k in known if k != word], n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else "; nothing is known here"
+    return f"; known: {', '.join(known)}" if known else "; it has no keys that could be set"
 
 
 def in_words(size: int, down: bool = False) -> str:

@@ -31,6 +31,22 @@ def written(tmp_path, text: str):
     return path
 
 
+def test_a_plugin_that_the_command_line_replaces_takes_its_own_defaults_along(tmp_path):
+    """The file in a run folder spells out every value; what somebody has chosen stays."""
+    own = ["penalties={le: {name: lecam}, r: {name: r1, gamma: 3}}", "augment={name: ada}", "model.ch=8"]
+    path = written(tmp_path, configuration.to_yaml(load(None, own)))
+    for override, of, expected in (
+        ("penalties.le.name=cr", lambda c: c.penalties["le"], "cr"),
+        ("augment.name=diffaugment", lambda c: c.augment, "diffaugment"),
+        ("optim.d.name=rmsprop", lambda c: c.optim.d, "rmsprop"),
+    ):
+        found = of(load(path, [override]))
+        assert found == type(found)() and expected in override
+    other = load(path, ["penalties.r.name=fd_r1", "penalties.le.name=lecam"])
+    assert (other.penalties["r"].gamma, other.penalties["r"].every) == (3, 4) and other.penalties["le"] == load(path).penalties["le"]
+    assert load(path, ["penalties.r.name=r2", "penalties.r.every=5"]).penalties["r"].every == 5
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_configuration_loads_and_loads_back_equal(path, tmp_path):
     config = load(path)
@@ -144,6 +160,16 @@ REFUSALS = [
     (
         ["device=cuda"],
         r"device='cuda': no such key; Accelerate chooses the device: set ACCELERATE_TORCH_DEVICE=cuda:1 or ACCELERATE_USE_CPU=1",
+    ),
+    (['penalties={"": {name: r1}}'], r"penalties. must have only letters, digits, '_', '-' in its name"),
+    (["penalties={zcr/d: {name: r1}}"], r"penalties.zcr/d must have only letters, digits, '_', '-' in its name, got 'zcr/d'"),
+    (["penalties={a.b: {name: r1}}"], r"penalties.a.b must have only letters, digits"),
+    (["data.name=cifar10", "data.num_images=100"], r"data.num_images=100: no such key of cifar10; known: "),
+    (["penalties={pl: {name: path_length, networks: d}}"], r"penalties.pl.networks='d': no such key of path_length; known: "),
+    (["loss.margin=2"], r"loss.margin=2: no such key; it has no keys that could be set"),
+    (
+        ["optim.eps={from: 1, to: 2, until_kimg: 3}"],
+        r"optim.eps must be .*; it takes no schedule \(`gantrain config --keys schedules` says",
     ),
     (["performance.gpus=2"], r"no such key; Accelerate chooses the device: .* `accelerate launch --num_processes N"),
     (["augment=ada"], r"augment must be a section such as \{name: none\}, got 'ada'"),

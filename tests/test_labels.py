@@ -310,6 +310,8 @@ def test_scores_of_different_mixtures_are_not_compared(tmp_path):
     assert stated(records[0].evaluations[0]) == stated(records[1].evaluations[0])
     with pytest.raises(UserError, match="c: its scores are not comparable with those of a .eval/labels is 'data' here and 'uniform' there"):
         require_comparable(records)
+    with pytest.raises(UserError, match="in the same way with `gantrain evaluate`, such as `gantrain evaluate c labels=uniform`$"):
+        require_comparable(records)
     assert "; labels=data" in protocol_in_words(data) and "labels" not in protocol_in_words(old)
 
 

@@ -362,15 +362,20 @@ class Wrong:
     how: str = "build"
 
     def build(self, parameters, lr, betas, eps):
-        return None if self.how == "build" else torch.optim.SGD(parameters, lr=lr)
+        return None if self.how == "build" else torch.optim.SGD(parameters[: 1 if self.how == "part" else None], lr=lr)
 
     def settings(self, nimg, betas):
         return {"beta": 1.0} if self.how == "settings" else {}
 
 
 def test_what_an_optimizer_from_outside_returns_is_checked():
-    for how, words in (("build", "an optimizer of torch"), ("settings", "entries of param_groups")):
-        with pytest.raises(WrongResult, match=f"Wrong.*{how}.* must .*{words}"):
+    part = "build must return an optimizer of all parameters, such as bias"
+    for how, words in (
+        ("build", "build must .*an optimizer of torch"),
+        ("settings", "settings must .*entries of param_groups"),
+        ("part", part),
+    ):
+        with pytest.raises(WrongResult, match=f"Wrong.*{words}"):
             build_optimizer(OPTIMIZER.adapt(Wrong(how)), nn.Linear(1, 1), 0.1, Optim())
 
 

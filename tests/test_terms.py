@@ -316,6 +316,13 @@ def test_a_wrong_result_of_an_augmentation_is_refused(part, value, words):
         play(g, d, Hinge(), terms(other), 2, 1, updates=1, g_steps=1)
 
 
+def test_an_augmentation_through_which_g_learns_nothing_is_refused():
+    g, d = (player(n) for n in networks())
+    other = type("Cut", (Wobble,), {"apply": lambda self, x, draws, state, nimg: x.detach() * 0.5})()
+    with pytest.raises(WrongResult, match="Cut: apply must return images that depend on the images differentiably, as G is trained"):
+        play(g, d, Hinge(), terms(other), 2, 1, updates=1, g_steps=1)
+
+
 @pytest.mark.parametrize("count", [1, 3, 6])
 def test_a_penalty_that_passes_d_a_part_of_the_images_is_told_so(count):
     """Which transforms are theirs cannot be known. Without an augmentation there are none, and nothing is asked."""

@@ -101,6 +101,9 @@ class Config:
                     name,
                     f"must have only letters, digits, '_', '.', '-', and must not be {' or '.join(RESERVED_NAMES)}",
                 )
+        for name in self.penalties:
+            if "." in name or not FREE_NAME.fullmatch(name):  # it is a part of keys, here and in the record
+                raise InvalidField(f"penalties.{name}", name, "must have only letters, digits, '_', '-' in its name")
         writing = [name for name, one in self.averagers.items() if one.writes_back]
         if len(writing) > 1:
             raise InvalidField(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gantrain.errors import did_you_mean
@@ -172,7 +172,9 @@ OTHER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def hint_for_value(key: str, value: Any) -> str:
-    """A hint for a value that does not fit its key, but another one of that name; empty if there is none."""
+    """A hint for a value that does not fit its key: it is a schedule, or one for another key of that name; empty if there is none."""
+    if isinstance(value, Mapping) and "from" in value:
+        return "; it takes no schedule (`gantrain config --keys schedules` says which keys do)"
     belongs, words = OTHER_VALUES.get(key, (lambda value: False, ""))
     return words.format(value) if belongs(value) else ""
 
@@ -196,13 +198,13 @@ def hint_for(key: str, there: Sequence[str], known: Sequence[str]) -> str:
         found = [one for one in dict.fromkeys(meant) if one in known] or same_name(word, known)
         return said(found) if found else said(also_called(first)) or did_you_mean(first, there)
     alike = [one for one in there if fold(one) == fold(word)]
-    if alike or first == "averagers":  # each average has keys of its own, which those of other sections do not stand for
+    if alike or first in ("averagers", "penalties"):  # each has keys of its own, which those of other sections do not stand for
         return said(alike) or did_you_mean(word, there)
     called = also_called(word)
     here = [one for one in called if one.rpartition(".")[0] == section and section]
     if here or (section and near(word, there)):
         return said(here) or did_you_mean(word, there)
-    return said(same_name(word, known)) or said(called) or did_you_mean(word, there)
+    return said([one for one in same_name(word, known) if one != key]) or said(called) or did_you_mean(word, there)
 
 
 def hint_in_schedule(word: str, there: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gantrain.config import yaml_files
 from gantrain.config.config import Config
 from gantrain.config.hints import hint_for, hint_for_value, hint_in_schedule
-from gantrain.config.plain import SCHEDULE_KEYS, fold_schedules, key_of, leaves, sections_of, to_dict, written
+from gantrain.config.plain import SCHEDULE_KEYS, fold_schedules, key_of, leaves, plain_default, sections_of, to_dict, written
 from gantrain.config.plugins import find, require_values
 from gantrain.config.references import MOST_REFERENCES, MOST_TEXT, TextBudget, Unresolved, resolve
 from gantrain.config.yaml_files import (
@@ -356,13 +356,29 @@ def plugin_value(f: dataclasses.Field, default: type | None, value: Any, full: s
         cls = default if name is None and default is not None else find(kind, table, name)
     except UserError as error:
         raise ConfigError(f"{sources(full + '.name')}: {full}.name: {error}") from None
-    made = section(cls, value, full, sources, table_name=True)
+    made = section(cls, without_defaults(f, value, full, sources), full, sources, table_name=True)
     if isinstance(name, str) and ":" in name:
         try:
             require_values(made, kind, name)
         except UserError as error:
             raise ConfigError(f"{sources(full)}: {full}: {error}") from None
     return made
+
+
+def without_defaults(f: dataclasses.Field, value: Mapping[str, Any], full: str, sources: Sources) -> Mapping[str, Any]:
+    """A plug-in's section without what the file has of another plug-in that the command line replaces: the values that it has by default.
+
+    The configuration in a run folder spells out all values, and only those that somebody has chosen may mean something to the new one.
+    """
+    before = select(OmegaConf.create(dict(sources.layers[0].values)), f"{full}.name") if sources.layers else None
+    if before is None or before == value.get("name") or sources(f"{full}.name") != "command line":
+        return value
+    try:
+        was = find(f.metadata["kind"], f.metadata["table"], before)
+    except UserError:
+        return value  # it is no longer there to be asked
+    own = {key_of(one): plain_default(one) for one in dataclasses.fields(was) if one.init}
+    return {k: v for k, v in value.items() if k == "name" or sources(f"{full}.{k}") == "command line" or k not in own or own[k] != v}
 
 
 def default_keys() -> list[str]:

@@ -42,6 +42,11 @@ def written(value: Any) -> Any:
     return {key: written(one) for key, one in value.items()} if type(value) is dict else value
 
 
+def plain_default(f: dataclasses.Field) -> Any:
+    """The default of a field as files have it; `dataclasses.MISSING` if it has none."""
+    return plain_value(f, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+
+
 def key_of(f: dataclasses.Field) -> str:
     """The name of a field in files."""
     return f.metadata.get("key", f.name)

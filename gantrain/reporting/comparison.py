@@ -127,9 +127,10 @@ def require_comparable(records: Sequence[Record]) -> None:
         different = {k: (a, b) for (k, a), b in zip(stated(reference).items(), stated(last).values()) if a != b}
         if different:
             key, (a, b) = next(iter(different.items()))
+            hint = f", such as `gantrain evaluate {record.run} labels={a}`" if key == "labels" and a in ("uniform", "data") else ""
             raise UserError(
                 f"{record.run}: its scores are not comparable with those of {first.run} (eval/{key} is {b!r} here and {a!r} there);"
-                f" write separate reports, or score both in the same way with `gantrain evaluate`"
+                f" write separate reports, or score both in the same way with `gantrain evaluate`{hint}"
             )
 
 

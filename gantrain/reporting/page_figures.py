@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gantrain.config.scheduled_keys import PREFIX as SCHEDULE
-from gantrain.palette import COLOURS, LIVE_COLOUR, MARKS, PLAYERS, Style, channels, nth_style
+from gantrain.palette import COLOURS, DASHES, LIVE_COLOUR, MARKS, PLAYERS, Style, channels, nth_style
 from gantrain.reporting.charts import batches, drawable, marks, styles_in
 from gantrain.reporting.comparison import Curve, Group, build_curves
 from gantrain.reporting.drawn_pictures import pick_evenly
@@ -285,6 +285,9 @@ OTHERS: tuple[Row, ...] = (
 )  # fmt: skip
 
 
+OF_SOME_RUNS = ("penalty/", "augment/", SCHEDULE)  # prefixes of numbers that a run has by its configuration
+
+
 def others_in(records: Sequence[Record]) -> list[Row]:
     """The rows of training numbers that some record has: `OTHERS`, and those of penalties, the augmentation and schedules, by own names.
 
@@ -295,7 +298,7 @@ def others_in(records: Sequence[Record]) -> list[Row]:
         names = dict.fromkeys(key for record in records for key in record.numbers.values if key.startswith(prefix))
         points = [record.numbers.points(key)[1] for record in records for key in names]
         values = np.concatenate(points) if points else np.zeros(0)
-        keys = {key: (key.removeprefix(prefix), nth_style(i).colour, nth_style(i).dash) for i, key in enumerate(names)}
+        keys = {key: (key.removeprefix(prefix), nth_style(i).colour, DASHES[i % len(DASHES)]) for i, key in enumerate(names)}
         found += [(title, keys, is_wide(values[np.isfinite(values)].tolist()))] if keys else []
     scheduled = dict.fromkeys(key for record in records for key in record.numbers.values if key.startswith(SCHEDULE))
     for key in scheduled:
@@ -309,6 +312,8 @@ def add_training(made: Stack, groups: Sequence[Group], title: str, keys: dict[st
     for i, group in enumerate(groups):
         for record in group.records:
             for key, (name, colour, dash) in keys.items():
+                if key.startswith(OF_SOME_RUNS) and not record.numbers.has(key):
+                    continue
                 name = name if len(groups) == 1 else f"{group.name} {name}"
                 colour = colour if len(groups) == 1 else nth_style(i).colour
                 style: dict[str, Any] = {

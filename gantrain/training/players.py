@@ -87,6 +87,10 @@ def build_optimizer(rule: Optimizer, network: nn.Module, lr: Scheduled, optim: O
     found = rule.build(list(network.parameters()), bounds_of(lr)[1], betas, optim.eps)  # not the 0 of a warm-up, which many refuse
     if not isinstance(found, torch.optim.Optimizer):
         refuse_result(rule, "build", "an optimizer of torch", found)
+    taken = {p for group in found.param_groups for p in group["params"]}
+    left = [name for name, p in network.named_parameters() if p.requires_grad and p not in taken]
+    if left:
+        refuse_result(rule, "build", f"an optimizer of all parameters, such as {left[0]}", found)
     settings = rule.settings(0, betas)
     if not isinstance(settings, Mapping) or not all(key in group for key in settings for group in found.param_groups):
         refuse_result(rule, "settings", f"entries of param_groups ({', '.join(found.defaults)})", settings)

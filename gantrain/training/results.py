@@ -106,10 +106,12 @@ def require_numbers(found: Any, plugin: Penalty | Augmentation, method: str) -> 
 
 
 def require_augmented(found: Any, x: Tensor, augmentation: Augmentation) -> None:
-    """Refuse augmented images of another shape or type than the images.
+    """Refuse augmented images of another shape or type than the images, or through which G would learn nothing.
 
     Raises:
         WrongResult: names the class and its method.
     """
     if not (isinstance(found, Tensor) and found.shape == x.shape and found.dtype == x.dtype):
         refuse_result(augmentation, "apply", f"images {list(x.shape)} of {x.dtype}", found)
+    if x.requires_grad and not found.requires_grad:
+        refuse_result(augmentation, "apply", "images that depend on the images differentiably, as G is trained through them", found)
